@@ -1,0 +1,18 @@
+"""The solvable model: sample data, build the meta-system, solve it, evaluate the solution."""
+
+from negmaml.linear.evaluate import sampled_test_loss
+from negmaml.linear.sample import Data, sample
+from negmaml.linear.simulate import Simulation, simulate
+from negmaml.linear.solve import Solution, minimiser
+from negmaml.linear.system import meta_system
+
+__all__ = [
+    "Data",
+    "Simulation",
+    "Solution",
+    "meta_system",
+    "minimiser",
+    "sample",
+    "sampled_test_loss",
+    "simulate",
+]

@@ -1,0 +1,46 @@
+"""The paper's protocol: test loss on fresh, simulated tasks.
+
+Its mean is `negmaml.adaptation.expected_test_loss`; what it adds is the noise of a test set.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from negmaml.linear.sample import contract, sample
+from negmaml.linear.system import is_one_step, meta_system, one_step_system
+from negmaml.problem import MixedLinearRegression
+from negmaml.rules import Rule, parameter
+
+TEST_TASKS = 100
+TEST_POINTS = 50
+
+
+def sampled_test_loss(key, problem: MixedLinearRegression, omega, adapt: Rule):
+    """Test loss of `omega` on 100 fresh tasks of n_r adaptation and 50 test points each.
+
+    Half the mean squared error on the test points after adapting. All weights and all rates see
+    the same tasks.
+
+    Arguments:
+        omega: weights, shape (..., p).
+        adapt: the rule used on each task.
+
+    Returns an array of shape omega.shape[:-1] + rule shape. Source: Bernacchia 2021, section 5.
+    """
+    test = dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
+    data = sample(key, test)
+    if is_one_step(adapt):
+        # The residual e0 - alpha e1 is linear in the rate, so the loss is a quadratic in it.
+        system = one_step_system(data)
+        e0 = system.a - contract("...p,np->...n", omega, system.A)
+        e1 = system.c - contract("...p,np->...n", omega, system.B)
+        c0, c1, c2 = (jnp.mean(x, -1) for x in (e0**2, e0 * e1, e1**2))
+        rate = jnp.asarray(parameter(adapt))
+        c0, c1, c2 = (c.reshape(c.shape + (1,) * rate.ndim) for c in (c0, c1, c2))
+        return (c0 - 2 * rate * c1 + rate**2 * c2) / 2
+    Phi, r = meta_system(data, adapt)
+    batch = omega.shape[:-1]
+    flat = omega.reshape(-1, omega.shape[-1])
+    errors = r - jnp.moveaxis(contract("...np,bp->...bn", Phi, flat), -2, 0)
+    return jnp.mean(errors**2, -1).reshape(*batch, *errors.shape[1:-1]) / 2

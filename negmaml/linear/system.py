@@ -1,0 +1,87 @@
+r"""From data to the meta-system: the meta-loss is 1/(2N) |Phi omega - r|^2.
+
+Adapting with filters b, q and predicting on validation data leaves the residual
+
+    X_v theta - y_v = X_v b(S) omega - (y_v - X_v q(S) X_t^T y_t / n_t),      S = X_t^T X_t / n_t.
+
+Since q(S) X_t^T = X_t^T q(K) with the n_t x n_t kernel matrix K = X_t X_t^T / n_t, one matrix
+
+    C = X_v q(S) X_t^T / n_t = X_v X_t^T q(K) / n_t                        (n_v x n_t)
+
+gives both sides for every rule:
+
+    Phi = X_v - C X_t,      r = y_v - C y_t.
+
+For one gradient step C = alpha X_v X_t^T / n_t, so both are linear in alpha.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from negmaml.linear.sample import Data, contract
+from negmaml.rules import GradientDescent, Rule, batch_shape, outer, parameter
+
+
+class OneStepSystem(NamedTuple):
+    """Phi = A - alpha B, r = a - alpha c, rows of all tasks stacked: A, B (N, p), a, c (N,)."""
+
+    A: jax.Array
+    B: jax.Array
+    a: jax.Array
+    c: jax.Array
+
+
+def is_one_step(rule: Rule) -> bool:
+    """Whether the meta-system is linear in the rule's parameter."""
+    return isinstance(rule, GradientDescent) and rule.steps == 1
+
+
+def meta_system(data: Data, rule: Rule):
+    r"""(Phi, r) of the meta-loss 1/(2N) |Phi omega - r|^2 after adapting with `rule`.
+
+        Phi_i = X_v b(S_i)      r_i = y_v - X_v q(S_i) X_t^T y_t / n_t
+
+    Arguments:
+        data: tasks, as from `sample`.
+        rule: any rule; a batch of parameters shares the data.
+
+    Returns Phi of shape rule shape + (m n_v, p) and r of shape rule shape + (m n_v,), tasks
+    stacked in order. Source: Bernacchia 2021, appendix; THEORY of this package for the filters.
+    """
+    if is_one_step(rule):
+        parts = one_step_system(data)
+        rate, _ = outer(parameter(rule), parts.A)
+        return parts.A - rate * parts.B, parts.a - rate[..., 0] * parts.c
+    C = _response(data, rule)
+    Phi = data.X_v - contract("...ivt,itp->...ivp", C, data.X_t)
+    r = data.y_v - contract("...ivt,it->...iv", C, data.y_t)
+    shape = batch_shape(rule)
+    return Phi.reshape(*shape, -1, Phi.shape[-1]), r.reshape(*shape, -1)
+
+
+def one_step_system(data: Data) -> OneStepSystem:
+    """The two coefficients of Phi and r in the rate of one gradient step."""
+    P = contract("ivp,itp->ivt", data.X_v, data.X_t) / data.y_t.shape[1]
+    B = contract("ivt,itp->ivp", P, data.X_t)
+    c = contract("ivt,it->iv", P, data.y_t)
+    p = B.shape[-1]
+    return OneStepSystem(data.X_v.reshape(-1, p), B.reshape(-1, p), data.y_v.ravel(), c.ravel())
+
+
+def _response(data: Data, rule: Rule):
+    """C of this module, rule shape + (m, n_v, n_t), by an eigendecomposition shared by all rates.
+
+    Of S or K whichever is smaller; no derivative passes through it, since inputs depend on no
+    parameter.
+    """
+    X_t, n_t, p = data.X_t, data.X_t.shape[1], data.X_t.shape[2]
+    if n_t <= p:
+        x, V = jnp.linalg.eigh(contract("isp,itp->ist", X_t, X_t) / n_t)
+        left, right = contract("ivp,itp,itk->ivk", data.X_v, X_t, V), V
+    else:
+        x, V = jnp.linalg.eigh(contract("itp,itq->ipq", X_t, X_t) / n_t)
+        left, right = contract("ivp,ipk->ivk", data.X_v, V), contract("itp,ipk->itk", X_t, V)
+    filtered = rule.q(jnp.maximum(x, 0)) / n_t
+    return contract("ivk,...ik,itk->...ivt", left, filtered, right)

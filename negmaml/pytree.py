@@ -1,0 +1,61 @@
+"""Frozen dataclasses that are JAX pytrees.
+
+`jax.tree_util.register_dataclass` rebuilds an object by calling its class, which runs the
+checks of `__post_init__` on whatever a transformation puts into the leaves: cotangents of
+sigma are often negative and perfectly good. Here a value is checked when a user builds the
+object and never again.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+T = TypeVar("T")
+
+
+def static() -> Any:
+    """A field that is part of the tree's structure: a new value compiles anew."""
+    return dataclasses.field(metadata={"static": True})
+
+
+def pytree(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass whose fields are traced, but for those marked `static`."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    metadata = tuple(f.name for f in fields if f.metadata.get("static"))
+    leaves = tuple(f.name for f in fields if f.name not in metadata)
+
+    def flatten(self):
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
+        return children, tuple(getattr(self, name) for name in metadata)
+
+    def unflatten(values, children):
+        self = object.__new__(cls)
+        for name, value in (*zip(metadata, values, strict=True), *zip(leaves, children, strict=True)):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+def concrete(value) -> np.ndarray | None:
+    """The value as a NumPy array, or None while JAX traces it (nothing to check then)."""
+    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
+
+
+def check_finite(name: str, value, meaning: str) -> None:
+    """Raise unless every number of the pytree `value` is real and finite; the sign is free."""
+    for leaf in jax.tree.leaves(value):
+        numbers = concrete(leaf)
+        if numbers is None:
+            continue
+        if numbers.dtype.kind not in "iuf" and not jax.numpy.issubdtype(numbers.dtype, np.floating):
+            raise TypeError(f"{name} must hold real numbers, got {leaf!r} ({meaning})")
+        if not np.all(np.isfinite(numbers.astype(float))):
+            raise ValueError(
+                f"{name} must be finite, got {leaf!r}; {meaning}: any sign and zero are allowed, "
+                "NaN and infinity are not"
+            )

@@ -1,0 +1,27 @@
+"""Closed-form predictions for mixed linear regression; every real argument is differentiable."""
+
+from negmaml.adaptation import expected_test_loss, shrinkage
+from negmaml.theory.expansions import (
+    distance,
+    overparameterized,
+    test_loss,
+    underparameterized,
+)
+from negmaml.theory.general import general_inputs
+from negmaml.theory.rates import best_adapt_rate, best_train_rate, stationary_train_rates
+from negmaml.wishart import wishart_moment, wishart_quadrature
+
+__all__ = [
+    "best_adapt_rate",
+    "best_train_rate",
+    "distance",
+    "expected_test_loss",
+    "general_inputs",
+    "overparameterized",
+    "shrinkage",
+    "stationary_train_rates",
+    "test_loss",
+    "underparameterized",
+    "wishart_moment",
+    "wishart_quadrature",
+]

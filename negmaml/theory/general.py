@@ -1,0 +1,105 @@
+r"""Theorem 3: inputs and task weights that are not isotropic and need not be Gaussian.
+
+A network in its lazy regime is linear in its parameters, with features
+k(x) = grad_omega f(x, omega_0) as inputs; the moments of k then predict the effect of the
+inner rate on the network.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml.problem import check_count
+from negmaml.pytree import check_finite
+from negmaml.rules import outer
+
+
+def general_inputs(
+    covariance,
+    weight_covariance,
+    train_rate,
+    adapt_rate,
+    *,
+    m: int,
+    n_t: int,
+    n_v: int,
+    n_r: int,
+    sigma,
+    fourth_moment=None,
+):
+    r"""Theorem 3: expected test loss when p > n_v m for general inputs, omega_0 = w0 = 0.
+
+        H(alpha, n) = Sigma (I - alpha Sigma)^2 + alpha^2/n (F - Sigma^3)
+        L = 1/2 tr(Sigma_w H_r) + sigma^2/2 (1 + alpha_r^2/n_r tr Sigma^2)
+          + n_v m/2 tr(H_r H_t)/tr(H_t)^2 { tr(Sigma_w H_t) + sigma^2 (1 + alpha_t^2/n_t tr Sigma^2) }
+
+    to leading order in n_v m / p. At Sigma = I, Sigma_w = nu^2/p I it is Theorem 1.
+
+    Arguments:
+        covariance: Sigma = E x x^T, shape (p, p).
+        weight_covariance: Sigma_w = E w w^T, shape (p, p).
+        train_rate, adapt_rate: rates of one inner gradient step, any shape and sign.
+        m, n_t, n_v, n_r, sigma: as in `MixedLinearRegression`.
+        fourth_moment: F = E[(x^T Sigma x) x x^T], shape (p, p); Gaussian inputs when left out,
+            F = Sigma tr(Sigma^2) + 2 Sigma^3.
+
+    Returns an array of shape train_rate.shape + adapt_rate.shape. Raises ValueError for sizes
+    below 1, matrices that are not (p, p), non-finite rates, and unless p > n_v m. Source:
+    Bernacchia 2021, Theorem 3.
+    """
+    m, n_t, n_v, n_r = (
+        check_count(name, n) for name, n in dict(m=m, n_t=n_t, n_v=n_v, n_r=n_r).items()
+    )
+    for name, rate in (("train_rate", train_rate), ("adapt_rate", adapt_rate)):
+        check_finite(name, rate, "an inner learning rate")
+    sigma_x, sigma_w = jnp.asarray(covariance), jnp.asarray(weight_covariance)
+    rows = n_v * m
+    p = _check_matrices(sigma_x, sigma_w, fourth_moment, rows)
+
+    square = _matmul(sigma_x, sigma_x)
+    cube = _matmul(square, sigma_x)
+    power = jnp.trace(square)
+    excess = power * sigma_x + cube if fourth_moment is None else jnp.asarray(fourth_moment) - cube
+
+    # H(alpha, n) = Sigma - 2 alpha Sigma^2 + alpha^2 (Sigma^3 + excess/n): a quadratic in alpha, so
+    # every trace is a small table of data-only numbers times powers of the rates.
+    basis_t = jnp.stack([sigma_x, -2 * square, cube + excess / n_t])
+    basis_r = jnp.stack([sigma_x, -2 * square, cube + excess / n_r])
+    t, r = (_powers(rate) for rate in (train_rate, adapt_rate))
+    h_t = t @ jnp.trace(basis_t, axis1=1, axis2=2)
+    weights_t, weights_r = (b @ _traces(c, sigma_w[None])[:, 0] for b, c in ((t, basis_t), (r, basis_r)))
+    cross = jnp.tensordot(t @ _traces(basis_t, basis_r), r, ((-1,), (-1,)))
+    noise_t, noise_r = (sigma**2 * (1 + x[..., 2] / n * power) for x, n in ((t, n_t), (r, n_r)))
+
+    trained, adapted = outer((weights_t + noise_t) / h_t**2, weights_r + noise_r)
+    return adapted / 2 + rows / 2 * cross * trained
+
+
+def _powers(rate):
+    """(1, rate, rate^2) along a new last axis."""
+    rate = jnp.asarray(rate, jnp.result_type(float, rate))
+    return jnp.stack([jnp.ones_like(rate), rate, rate**2], -1)
+
+
+def _matmul(a, b):
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _traces(a, b):
+    """tr(a_i b_j) for stacks of matrices."""
+    return jnp.einsum("ixy,jyx->ij", a, b, precision=lax.Precision.HIGHEST)
+
+
+def _check_matrices(sigma_x, sigma_w, fourth_moment, rows: int) -> int:
+    p = sigma_x.shape[0] if sigma_x.ndim else 0
+    named = dict(covariance=sigma_x, weight_covariance=sigma_w, fourth_moment=fourth_moment)
+    for name, matrix in named.items():
+        if matrix is not None and jnp.shape(matrix) != (p, p):
+            raise ValueError(
+                f"{name} must have shape (p, p) with the p of covariance, got {jnp.shape(matrix)} "
+                f"where covariance has {sigma_x.shape}"
+            )
+    if p <= rows:
+        raise ValueError(
+            f"Theorem 3 needs p > n_v m, got p={p} and n_v m={rows}; use fewer tasks or points"
+        )
+    return p
