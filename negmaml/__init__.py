@@ -2,8 +2,10 @@
 
 from negmaml import linear, theory
 from negmaml.linear import Simulation, simulate
+from negmaml.meta import Tasks, adapt, maml
 from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
+from negmaml.verify import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -14,7 +16,12 @@ __all__ = [
     "Proximal",
     "Rule",
     "Simulation",
+    "Tasks",
+    "Verification",
+    "adapt",
     "linear",
+    "maml",
     "simulate",
     "theory",
+    "verify",
 ]

@@ -9,7 +9,7 @@ from jax import lax
 
 from negmaml.adaptation import expected_test_loss
 from negmaml.linear.evaluate import sampled_test_loss
-from negmaml.linear.sample import Data, sample, working_dtype
+from negmaml.linear.sample import Data, contract, sample, working_dtype
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections
 from negmaml.linear.system import is_one_step, meta_system, one_step_system
 from negmaml.problem import MixedLinearRegression, check_count
@@ -55,7 +55,7 @@ def simulate(
     the data of a run, so curves over rates are smooth and their differences have small errors.
 
     Arguments:
-        key: a JAX key. Run i uses fold_in(key, i): the first runs of a longer simulation are
+        key: a JAX key. Run i has a key folded from its index: the first runs of a longer simulation are
             those of a shorter one.
         train: inner rule of meta-training; its parameter may have any shape.
         adapt: inner rule on test tasks; any shape.
@@ -98,14 +98,19 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @partial(jax.jit, static_argnames=("runs", "evaluation", "split"))
 def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -> Simulation:
+    train_key, test_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+
     @jax.checkpoint  # reverse mode keeps keys, not data
     def one_run(index):
-        run_key = jax.random.fold_in(key, index)
-        solution = _meta_train(_training_data(run_key, problem, split), problem, train, meta_ridge)
+        data = sample(jax.random.fold_in(train_key, index), problem)
+        if split == "train-train":
+            data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
+        solution = _meta_train(data, problem, train, meta_ridge)
         distance = jnp.sum((solution.omega - problem.w0) ** 2, -1)
         losses = None
         if evaluation == "sampled":
-            losses = sampled_test_loss(jax.random.fold_in(run_key, 1), problem, solution.omega, adapt)
+            run_key = jax.random.fold_in(test_key, index)
+            losses = sampled_test_loss(run_key, problem, solution.omega, adapt)
         return losses, distance, solution.reliable
 
     # Blocks of equal size; the few surplus runs of the last one are drawn and dropped.
@@ -122,11 +127,6 @@ def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -
     return Simulation(losses, distance, reliable)
 
 
-def _training_data(run_key, problem: MixedLinearRegression, split: str) -> Data:
-    data = sample(jax.random.fold_in(run_key, 0), problem)
-    return Data(data.X_t, data.y_t, data.X_t, data.y_t) if split == "train-train" else data
-
-
 def _meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -> Solution:
     """omega* of one run at every rate, by the amortised route where it is safe."""
     m, rows, p = data.X_v.shape
@@ -135,7 +135,9 @@ def _meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) 
     # one task alone can have a filter that vanishes on part of its spectrum.
     if is_one_step(train) and m > 1 and max(N, p) >= 1.5 * min(N, p):
         start = jnp.broadcast_to(problem.omega0, (p,))
-        data = Data(data.X_t, data.y_t - data.X_t @ start, data.X_v, data.y_v - data.X_v @ start)
+        y_t = data.y_t - contract("itp,p->it", data.X_t, start)
+        y_v = data.y_v - contract("ivp,p->iv", data.X_v, start)
+        data = Data(data.X_t, y_t, data.X_v, y_v)
         rates = parameter(train)
         delta, reliable = one_step_corrections(one_step_system(data), rates.ravel(), ridge)
         return Solution(

@@ -107,18 +107,20 @@ def one_step_corrections(system: OneStepSystem, rates, ridge) -> Solution:
     """
     A, B, a, c = system
     N, p = A.shape
-    powers = jnp.stack([jnp.ones_like(rates), -rates, rates**2], -1)
     if p > N:
-        G = _quadratic(contract("kp,lp->kl", jnp.vstack([A, B]), jnp.vstack([A, B])), N, N)
-        b = powers[:, :2] @ jnp.stack([a, c])
-    else:
-        left = jnp.hstack([A, B])
-        right = jnp.hstack([A, a[:, None], B, c[:, None]])
-        joint = _quadratic(contract("nk,nl->kl", left, right), p, p + 1)
-        G, b = joint[..., :p], contract("rj,jk->rk", powers, joint[..., p])
+        AA, BB = contract("kp,lp->kl", A, A), contract("kp,lp->kl", B, B)
+        AB = contract("kp,lp->kl", A, B)
+        G, b = jnp.stack([AA, AB + AB.T, BB]), jnp.stack([a, c])
+    else:  # two products with everything that multiplies A^T or B^T, and no block twice
+        AtA, Ata, AtB, Atc = jnp.split(_transposed_product(A, A, a, B, c), (p, p + 1, 2 * p + 1), 1)
+        Bta, BtB, Btc = jnp.split(_transposed_product(B, a, B, c), (1, p + 1), 1)
+        G, b = jnp.stack([AtA, AtB + AtB.T, BtB]), jnp.stack([Ata, Atc + Bta, Btc])[..., 0]
+    powers = jnp.stack([jnp.ones_like(rates), -rates, rates**2], -1)
     G = contract("rj,jkl->rkl", powers, G) + ridge * jnp.eye(G.shape[-1], dtype=G.dtype)
-    L = jnp.linalg.cholesky(G)
-    z = jax.vmap(lambda L, b: jax.scipy.linalg.cho_solve((L, True), b))(L, b)
+    b = contract("rj,jk->rk", powers[:, : len(b)], b)
+    L = lax.linalg.cholesky(G, symmetrize_input=False)
+    z = lax.linalg.triangular_solve(L, b[..., None], left_side=True, lower=True)
+    z = lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)[..., 0]
     if p > N:
         z = contract("rn,np->rp", z, A) - rates[:, None] * contract("rn,np->rp", z, B)
     diagonal = jnp.diagonal(L, axis1=-2, axis2=-1)
@@ -127,8 +129,7 @@ def one_step_corrections(system: OneStepSystem, rates, ridge) -> Solution:
     return Solution(z, well & jnp.all(jnp.isfinite(z), -1))
 
 
-def _quadratic(joint, rows: int, columns: int):
-    """The three coefficients in (1, -alpha, alpha^2) from the 2 x 2 blocks of a joint product."""
-    upper, lower = joint[:rows], joint[rows:]
-    cross = upper[:, columns:] + lower[:, :columns]
-    return jnp.stack([upper[:, :columns], cross, lower[:, columns:]])
+def _transposed_product(left, *right):
+    """left^T [right_1 right_2 ...], vectors as single columns."""
+    columns = jnp.hstack([x if x.ndim == 2 else x[:, None] for x in right])
+    return contract("nk,nl->kl", left, columns)

@@ -3,6 +3,7 @@
 from negmaml.adaptation import expected_test_loss, shrinkage
 from negmaml.theory.expansions import (
     distance,
+    expansion_parameter,
     overparameterized,
     test_loss,
     underparameterized,
@@ -15,6 +16,7 @@ __all__ = [
     "best_adapt_rate",
     "best_train_rate",
     "distance",
+    "expansion_parameter",
     "expected_test_loss",
     "general_inputs",
     "overparameterized",

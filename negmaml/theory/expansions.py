@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from negmaml.adaptation import expected_test_loss, shrinkage
 from negmaml.problem import MixedLinearRegression
-from negmaml.rules import GradientDescent, Rule
+from negmaml.rules import GradientDescent, Rule, parameter
 from negmaml.wishart import normalized_moment
 
 
@@ -96,12 +96,7 @@ def distance(problem: MixedLinearRegression, train: Rule):
     See the head of this module for both equations. Raises ValueError at p = n_v m and for a
     rule other than one gradient step.
     """
-    if not (isinstance(train, GradientDescent) and train.steps == 1):
-        raise ValueError(
-            f"train must be GradientDescent with steps=1 for an expansion, got {train!r}; "
-            "use negmaml.simulate for other rules"
-        )
-    rate = jnp.asarray(train.rate)
+    rate = _one_step_rate(train)
     if problem.p > problem.rows:
         return _distance_over(problem, rate)
     if problem.p < problem.rows:
@@ -110,6 +105,37 @@ def distance(problem: MixedLinearRegression, train: Rule):
         f"p = n_v m = {problem.p}: the expansions hold far from it on either side and the mean "
         "itself is infinite there; change p, m or n_v"
     )
+
+
+def expansion_parameter(problem: MixedLinearRegression, train: Rule):
+    r"""The small number both theorems expand in: the relative fluctuation of the Gram matrix.
+
+    With G the smaller of Phi^T Phi and Phi Phi^T, k x k with mean g I,
+
+        rho = E tr (G - g I)^2 / (k g^2)
+            = ([(n_v+1) g3 + p g4] / (n_v h_t^2) - 1) / m                          p < N
+            = [(n_v+1) g3/h_t^2 + (m-1) n_v] / p + g4/h_t^2 - 1                    p > N
+
+    with g3, g4, h_t as in Theorem 2; at alpha_t = 0 it is (min(p, N) + 1) / max(p, N). The
+    distance E|omega* - w0|^2 by expansion is off by a relative error of order rho. Exact,
+    whatever its size; of the rule's shape. Raises ValueError unless `train` is one gradient step.
+    """
+    rate = _one_step_rate(train)
+    p, n_v, m = problem.p, problem.n_v, problem.m
+    _, _, g3, g4 = (_polynomial(c, rate) for c in _g_coefficients(problem.n_t, p))
+    h_squared = shrinkage(rate, problem.n_t, p) ** 2
+    if problem.overparameterized:
+        return ((n_v + 1) * g3 / h_squared + (m - 1) * n_v) / p + g4 / h_squared - 1
+    return (((n_v + 1) * g3 + p * g4) / (n_v * h_squared) - 1) / m
+
+
+def _one_step_rate(train: Rule):
+    if not (isinstance(train, GradientDescent) and train.steps == 1):
+        raise ValueError(
+            f"train must be GradientDescent with steps=1 for an expansion, got {train!r}; "
+            "use negmaml.simulate for other rules"
+        )
+    return jnp.asarray(parameter(train))
 
 
 def _require_regime(problem: MixedLinearRegression, overparameterized: bool) -> None:

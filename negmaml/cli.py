@@ -1,0 +1,274 @@
+"""The command line: reproduce, predict, verify, info."""
+
+import json
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import negmaml
+from negmaml import theory
+from negmaml.problem import MixedLinearRegression
+from negmaml.reproduce import PROBLEMS, RUNS, Panel, experiment, to_dataset
+from negmaml.rules import GradientDescent, cast
+
+Figure = Literal["all", "overparameterized", "underparameterized"]
+console = Console()
+
+
+@dataclass(frozen=True)
+class ProblemOptions:
+    """Mixed linear regression: sizes, variances and offsets."""
+
+    p: int = 60
+    """Dimension of inputs and weights."""
+    m: int = 3
+    """Tasks in meta-training."""
+    n_t: int = 30
+    """Training points of a task."""
+    n_v: int = 2
+    """Validation points of a task."""
+    n_r: int = 20
+    """Adaptation points of a test task."""
+    sigma: float = 1.0
+    """Standard deviation of the label noise."""
+    nu: float = 0.5
+    """Standard deviation of the tasks' weights."""
+    w0: float = 0.0
+    """Mean of every task weight."""
+    omega0: float = 0.0
+    """Every coordinate of the start of meta-training."""
+
+
+Problem = Annotated[ProblemOptions, tyro.conf.arg(name="")]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status: 0 well, 1 roads disagree, 2 bad input."""
+    commands = {"reproduce": reproduce, "predict": predict, "verify": verify, "info": info}
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="negmaml",
+            args=list(arguments),
+            description=negmaml.__doc__,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except (ValueError, TypeError, OSError, MissingExtraError) as error:
+        print(f"negmaml: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("negmaml: interrupted; nothing half-written was left behind", file=sys.stderr)
+        return 130
+
+
+class MissingExtraError(RuntimeError):
+    """A package that comes with an extra is not installed."""
+
+
+def reproduce(
+    out: Path = Path("reproduction"),
+    seed: int = 0,
+    runs: int = RUNS,
+    figure: Figure = "all",
+    evaluation: Literal["expected", "sampled"] = "expected",
+    quick: bool = False,
+) -> int:
+    """Reproduce the paper's figures: simulation against theory.
+
+    Args:
+        out: folder for reproduction.png, .svg and .nc (opens with xarray); made if missing.
+        seed: seed of all random numbers.
+        runs: runs a point in panels b; panels a show a tenth of them, as in the paper.
+        figure: which of the paper's two problems.
+        evaluation: exact mean over test tasks, or the paper's 100 sampled tasks of 50 points.
+        quick: a tenth of the runs.
+    """
+    imports = threading.Thread(target=_import_figures, daemon=True)
+    imports.start()  # while XLA compiles
+    _check_writable(out)
+    runs = runs // 10 if quick else runs
+    names = list(PROBLEMS) if figure == "all" else [figure]
+    key = jax.random.key(seed)
+    experiments = {}
+    columns = TextColumn("{task.description:<34}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=len(names) + 1)
+        for name in names:
+            progress.update(bar, description=f"simulating the {name}")
+            # A problem's numbers do not depend on which figures were asked for.
+            problem_key = jax.random.fold_in(key, list(PROBLEMS).index(name))
+            experiments[name] = experiment(name, problem_key, runs, evaluation)
+            progress.advance(bar)
+        progress.update(bar, description="drawing")
+        imports.join()
+        paths = _write(experiments, out, dict(seed=str(seed), runs=str(runs), evaluation=evaluation))
+    console.print(_agreement_table(experiments))
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
+def _import_figures() -> None:
+    """Import what drawing and storing needs; an error shows where the import is used."""
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+        import scipy.io
+        import xarray  # noqa: F401
+    except ModuleNotFoundError:
+        pass
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the work, not after it."""
+    for package in ("matplotlib", "xarray", "scipy"):
+        _require(package, "figures")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--out must be a folder that can be written, got {str(folder)!r} "
+            f"({error.strerror}); choose another with --out"
+        ) from error
+
+
+def _require(package: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise MissingExtraError(
+            f"{package} is needed here and not installed; pip install 'negmaml[{extra}]'"
+        )
+
+
+def _write(experiments: dict[str, dict[str, Panel]], out: Path, settings: dict) -> list[Path]:
+    from negmaml import figures
+
+    described = {name: json.dumps(asdict(PROBLEMS[name])) for name in experiments}
+    dataset = to_dataset(experiments, {**_provenance(), **settings, **described})
+    path, partial = out / "reproduction.nc", out / ".reproduction.partial.nc"
+    dataset.to_netcdf(partial, engine="scipy")
+    partial.replace(path)
+    return [*figures.save(figures.reproduction(dataset), out, "reproduction"), path]
+
+
+def _agreement_table(experiments: dict[str, dict[str, Panel]]) -> Table:
+    table = Table(title="theory against simulation")
+    for heading in ("problem", "panel", "best rate, theory", "best rate, found"):
+        table.add_column(heading)
+    table.add_column("loss: median |difference|", justify="right")
+    table.add_column("worst", justify="right")
+    for name, panels in experiments.items():
+        for letter, panel in panels.items():
+            relative = abs(panel.theory / panel.mean - 1)
+            rate = {"a": "alpha_r", "b": "alpha_t"}[letter]
+            table.add_row(
+                name,
+                f"{letter}, over {rate}",
+                f"{panel.predicted:+.3f}",
+                f"{panel.found:+.3f} ± {panel.found_error:.3f}",
+                f"{sorted(relative)[len(relative) // 2]:.2%}",
+                f"{max(relative):.2%}",
+            )
+    return table
+
+
+def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2) -> int:
+    """Predict the test loss of one-step MAML, and the best rates.
+
+    Args:
+        problem: the problem.
+        train_rate: alpha_t, the inner rate of meta-training, of any sign.
+        adapt_rate: alpha_r, the inner rate at test time, of any sign.
+    """
+    task = MixedLinearRegression(**asdict(problem))
+    with jax.enable_x64(True):
+        task, train, adapt = cast(
+            (task, GradientDescent(train_rate), GradientDescent(adapt_rate)), jnp.float64
+        )
+        best_train = GradientDescent(theory.best_train_rate(task, adapt))
+        best_adapt = GradientDescent(theory.best_adapt_rate(task, best_train))
+        theorem = "Theorem 1 (p > n_v m)" if task.overparameterized else "Theorem 2 (p < n_v m)"
+        rows = {
+            f"test loss at alpha_t = {train_rate:g}, alpha_r = {adapt_rate:g}": theory.test_loss(
+                task, train, adapt
+            ),
+            "best alpha_r for that alpha_t": theory.best_adapt_rate(task, train),
+            "best alpha_t": best_train.rate,
+            "best alpha_r at the best alpha_t": best_adapt.rate,
+            "test loss at both best rates": theory.test_loss(task, best_train, best_adapt),
+            "expansion parameter (small is accurate)": theory.expansion_parameter(task, train),
+        }
+        table = Table("quantity", "value", title=theorem)
+        for name, value in rows.items():
+            table.add_row(name, f"{float(value):.6g}")
+    console.print(table)
+    return 0
+
+
+def verify(
+    problem: Problem,
+    train_rate: float = -0.2,
+    adapt_rate: float = 0.2,
+    steps: int = 1,
+    runs: int = 1000,
+    seed: int = 0,
+) -> int:
+    """Check five roads to the test loss against each other; fails when they disagree.
+
+    Args:
+        problem: the problem.
+        train_rate: alpha_t, the inner rate of meta-training, of any sign.
+        adapt_rate: alpha_r, the inner rate at test time, of any sign.
+        steps: inner gradient steps of meta-training.
+        runs: simulated runs.
+        seed: seed of all random numbers.
+    """
+    result = negmaml.verify(
+        MixedLinearRegression(**asdict(problem)),
+        GradientDescent(train_rate, steps),
+        GradientDescent(adapt_rate),
+        jax.random.key(seed),
+        runs,
+    )
+    print(result)
+    return 0 if result.agrees else 1
+
+
+def info() -> int:
+    """Print versions, devices, dtype and precision."""
+    table = Table("what", "value")
+    for name, value in _provenance().items():
+        table.add_row(name, value)
+    console.print(table)
+    return 0
+
+
+def _provenance() -> dict[str, str]:
+    """What a stored result says of its making."""
+    import jaxlib
+    import numpy
+
+    return {
+        "negmaml": negmaml.__version__,
+        "python": sys.version.split()[0],
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": numpy.__version__,
+        "devices": ", ".join(str(device) for device in jax.devices()),
+        "simulation dtype": str(jnp.result_type(float)),
+        "theory dtype": "float64",
+        "matmul precision of statistics": "highest",
+    }

@@ -1,0 +1,76 @@
+"""Figures: read results, draw them; nothing is computed here."""
+
+from pathlib import Path
+
+INK, POINTS, CURVE, MARK = "#222222", "#2a6f97", "#d1495b", "#6c757d"
+LABELS = {"a": r"adaptation rate $\alpha_r$", "b": r"training rate $\alpha_t$"}
+OPTIMA = {"a": r"best $\alpha_r$", "b": r"best $\alpha_t$"}
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "negmaml",  # the same data give the same file
+}
+
+
+def reproduction(dataset):
+    """The paper's figures from the dataset of `negmaml reproduce`: a row a problem.
+
+    Points are simulated means with standard errors, curves the theory, dashed lines the best
+    rate predicted. Returns a matplotlib Figure.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    problems = dataset["problem"].values
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.75 * len(problems)), layout="constrained")
+        axes = figure.subplots(len(problems), 2, squeeze=False)
+        for row, problem in zip(axes, problems, strict=True):
+            for axis, panel in zip(row, ("a", "b"), strict=True):
+                _draw_panel(axis, dataset.sel(problem=problem, panel=panel), panel)
+            row[0].set_ylabel("test loss")
+            row[0].set_title(str(problem), loc="left", color=INK, fontweight="bold")
+        axes[0, 0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_panel(axis, data, panel: str) -> None:
+    runs = data.sizes[f"run_{panel}"]
+    axis.plot(data["curve_rate"], data["theory"], color=CURVE, lw=1.6, label="theory", zorder=2)
+    axis.errorbar(
+        data["rate"], data["loss_mean"], data["loss_error"], fmt="o", ms=3.2, lw=1,
+        color=POINTS, label="simulation", zorder=3,
+    )  # fmt: skip
+    low, high = float(data["curve_rate"][0]), float(data["curve_rate"][-1])
+    best = float(data["best_rate_predicted"])
+    label = f"{OPTIMA[panel]} = {best:.2f}"
+    if low <= best <= high:
+        axis.axvline(best, color=MARK, ls="--", lw=1, zorder=1)
+        axis.annotate(
+            label, (best, 0.93), xycoords=("data", "axes fraction"), xytext=(4, 0),
+            textcoords="offset points", color=MARK, fontsize=8,
+        )  # fmt: skip
+    else:  # off the axis: an arrow points to it
+        side = 0.02 if best < low else 0.98
+        axis.annotate(
+            label, (side, 0.12), xytext=(0.5, 0.12), xycoords="axes fraction", va="center",
+            ha="center", color=MARK, fontsize=8, arrowprops={"arrowstyle": "->", "color": MARK},
+        )  # fmt: skip
+    axis.set_xlim(low, high)
+    axis.set_xlabel(LABELS[panel])
+    axis.set_title(f"{runs} runs a point", loc="right", fontsize=8, color=MARK)
+
+
+def save(figure, folder: Path, stem: str) -> list[Path]:
+    """Write a figure as PNG and SVG, each complete or not there at all; returns the paths."""
+    paths = []
+    for suffix, options in (("png", {"dpi": 160}), ("svg", {"metadata": {"Date": None}})):
+        path = folder / f"{stem}.{suffix}"
+        partial_path = folder / f".{stem}.partial.{suffix}"
+        figure.savefig(partial_path, **options)
+        partial_path.replace(path)
+        paths.append(path)
+    return paths

@@ -1,0 +1,167 @@
+"""The paper's two experiments, computed: simulation, theory and how well they agree.
+
+Bernacchia 2021, figures 2 and 3: panel a is the test loss over the adaptation rate alpha_r at
+alpha_t = 0.2, panel b over the training rate alpha_t at alpha_r = 0.2.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml import theory
+from negmaml.linear.simulate import simulate
+from negmaml.problem import MixedLinearRegression, check_count
+from negmaml.rules import GradientDescent, cast
+
+PROBLEMS = {
+    "overparameterized": MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5),
+    "underparameterized": MixedLinearRegression(
+        p=30, m=40, n_t=5, n_v=25, n_r=10, sigma=0.2, nu=0.2
+    ),
+}
+RATES = np.round(np.linspace(-0.6, 0.6, 25), 2)
+CURVE_RATES = np.linspace(-0.65, 0.65, 261)
+FIXED_RATE = 0.2
+RUNS = 1000  # a point in panels b; panels a show the first tenth of the runs, as in the paper
+FIXED_INDEX = int(np.argmin(np.abs(RATES - FIXED_RATE)))
+# The best training rate may lie outside the figure, so a few more rates bracket the predicted one.
+SEARCH_FACTORS = np.linspace(0.25, 1.75, 7)
+
+
+class Panel(NamedTuple):
+    """One panel of a figure.
+
+    rates, losses: the varied rate, and the simulated test loss of each run, (rates, runs).
+    curve_rates, curve: the theory.
+    predicted, found, found_error: the best rate by theory, by simulation, and the standard
+        error of the latter.
+    """
+
+    rates: np.ndarray
+    losses: np.ndarray
+    curve_rates: np.ndarray
+    curve: np.ndarray
+    predicted: float
+    found: float
+    found_error: float
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean test loss over runs at each rate."""
+        return self.losses.mean(-1)
+
+    @property
+    def error(self) -> np.ndarray:
+        """Standard error of `mean`."""
+        return self.losses.std(-1, ddof=1) / self.losses.shape[-1] ** 0.5
+
+    @property
+    def theory(self) -> np.ndarray:
+        """The theory at `rates`."""
+        return np.interp(self.rates, self.curve_rates, self.curve)
+
+
+def experiment(name: str, key, runs: int = RUNS, evaluation: str = "expected") -> dict[str, Panel]:
+    """Panels "a" and "b" of one of `PROBLEMS`.
+
+    One simulation serves both: all rates share the data of a run, and panel a is the first tenth
+    of its runs at alpha_t = 0.2. Raises ValueError for an unknown name or fewer than 20 runs
+    (panel a needs two for an error bar).
+    """
+    if name not in PROBLEMS:
+        raise ValueError(f"name must be one of {', '.join(PROBLEMS)}, got {name!r}")
+    if check_count("runs", runs) < 20:
+        raise ValueError(f"runs must be at least 20, two a point in panels a, got {runs!r}")
+    problem = PROBLEMS[name]
+    with jax.enable_x64(True):
+        curves, best_adapt, best_train = map(np.asarray, _predict(cast(problem, jnp.float64)))
+    search = best_train * SEARCH_FACTORS
+    train = GradientDescent(jnp.asarray(np.concatenate([RATES, search]), jnp.float32))
+    adapt = GradientDescent(jnp.asarray(RATES, jnp.float32))
+    result = simulate(key, cast(problem, jnp.float32), train, adapt, runs, evaluation=evaluation)
+    losses = np.asarray(result.test_loss, np.float64)
+
+    panel_a = losses[FIXED_INDEX, :, : runs // 10]
+    panel_b = losses[: RATES.size, FIXED_INDEX]
+    found_a = _with_jackknife(partial(_best_by_parabola, RATES), panel_a)
+    found_b = _with_jackknife(partial(_best_on_grid, search), losses[RATES.size :, FIXED_INDEX])
+    return {
+        "a": Panel(RATES, panel_a, CURVE_RATES, curves[0], float(best_adapt), *found_a),
+        "b": Panel(RATES, panel_b, CURVE_RATES, curves[1], float(best_train), *found_b),
+    }
+
+
+@jax.jit
+def _predict(problem):
+    """Both theory curves, and the best rates."""
+    fixed, varied = GradientDescent(FIXED_RATE), GradientDescent(CURVE_RATES)
+    curves = (
+        theory.test_loss(problem, fixed, varied),
+        theory.test_loss(problem, varied, fixed),
+    )
+    best_adapt = theory.best_adapt_rate(problem, fixed)
+    return jnp.stack(curves), best_adapt, theory.best_train_rate(problem, fixed)
+
+
+def _best_by_parabola(rates, mean) -> float:
+    """The minimum of a loss that is a quadratic in the rate, as it is in alpha_r."""
+    c2, c1, _ = np.polyfit(rates, mean, 2)
+    return -c1 / (2 * c2)
+
+
+def _best_on_grid(rates, mean) -> float:
+    """The minimum of the parabola through the lowest point and its neighbours."""
+    order = np.argsort(rates)
+    rates, mean = rates[order], mean[order]
+    i = int(np.clip(np.argmin(mean), 1, len(rates) - 2))
+    return _best_by_parabola(rates[i - 1 : i + 2], mean[i - 1 : i + 2])
+
+
+def _with_jackknife(estimate: Callable, losses, groups: int = 10) -> tuple[float, float]:
+    """An estimate from mean losses (rates, runs), and its standard error over groups of runs."""
+    runs = np.arange(losses.shape[-1])
+    leave_out = np.array(
+        [estimate(losses[:, runs % groups != g].mean(-1)) for g in range(groups)]
+    )
+    error = np.sqrt((groups - 1) * np.mean((leave_out - leave_out.mean()) ** 2))
+    return estimate(losses.mean(-1)), float(error)
+
+
+def to_dataset(experiments: dict[str, dict[str, Panel]], attributes: dict[str, str]):
+    """Everything the figures show, as a labelled xarray.Dataset.
+
+    Dimensions: problem, panel, rate, curve_rate. The losses of single runs are kept, on `run_a`
+    and `run_b`, since panels differ in their number of runs.
+    """
+    import xarray as xr
+
+    panels = [list(pair.values()) for pair in experiments.values()]
+
+    def each(get):
+        return np.array([[get(panel) for panel in pair] for pair in panels])
+
+    by_panel = ("problem", "panel")
+    variables = {
+        "loss_mean": ((*by_panel, "rate"), each(lambda x: x.mean)),
+        "loss_error": ((*by_panel, "rate"), each(lambda x: x.error)),
+        "theory": ((*by_panel, "curve_rate"), each(lambda x: x.curve)),
+        "theory_at_rate": ((*by_panel, "rate"), each(lambda x: x.theory)),
+        "best_rate_predicted": (by_panel, each(lambda x: x.predicted)),
+        "best_rate_found": (by_panel, each(lambda x: x.found)),
+        "best_rate_found_error": (by_panel, each(lambda x: x.found_error)),
+    }
+    for letter, varied in (("a", "alpha_r"), ("b", "alpha_t")):
+        losses = np.array([pair[letter].losses for pair in experiments.values()], np.float32)
+        note = {"long_name": f"test loss of single runs over {varied}"}
+        variables[f"loss_{letter}"] = (("problem", "rate", f"run_{letter}"), losses, note)
+    coordinates = {
+        "problem": list(experiments),
+        "panel": ["a", "b"],
+        "rate": RATES,
+        "curve_rate": CURVE_RATES,
+    }
+    return xr.Dataset(variables, coordinates, attributes)
