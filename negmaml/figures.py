@@ -33,7 +33,7 @@ def reproduction(dataset):
                 _draw_panel(axis, dataset.sel(problem=problem, panel=panel), panel)
             row[0].set_ylabel("test loss")
             row[0].set_title(str(problem), loc="left", color=INK, fontweight="bold")
-        axes[0, 0].legend(frameon=False, fontsize=8)
+        axes[0, 1].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
@@ -53,11 +53,12 @@ def _draw_panel(axis, data, panel: str) -> None:
             label, (best, 0.93), xycoords=("data", "axes fraction"), xytext=(4, 0),
             textcoords="offset points", color=MARK, fontsize=8,
         )  # fmt: skip
-    else:  # off the axis: an arrow points to it
-        side = 0.02 if best < low else 0.98
+    else:  # off the axis: say which way
+        left = best < low
+        text = f"← {label}" if left else f"{label} →"
         axis.annotate(
-            label, (side, 0.12), xytext=(0.5, 0.12), xycoords="axes fraction", va="center",
-            ha="center", color=MARK, fontsize=8, arrowprops={"arrowstyle": "->", "color": MARK},
+            text, (0.02 if left else 0.98, 0.93), xycoords="axes fraction",
+            ha="left" if left else "right", color=MARK, fontsize=8,
         )  # fmt: skip
     axis.set_xlim(low, high)
     axis.set_xlabel(LABELS[panel])

@@ -41,19 +41,29 @@ def sample(key, problem: MixedLinearRegression) -> Data:
     The inputs are the same for every sigma, nu and w0 at a given key. Returns `Data` in the
     dtype of the problem's numbers.
     """
-    m, n_t, n_v, p = problem.m, problem.n_t, problem.n_v, problem.p
     dtype = working_dtype(problem)
-    problem = cast(problem, dtype)
-    # One draw for everything: a second generator in a program costs 0.15 s of compilation.
-    shapes = ((m, n_t, p), (m, n_v, p), (m, p), (m, n_t), (m, n_v))
-    normals = jax.random.normal(key, (sum(map(prod, shapes)),), dtype)
+    return assemble(draw(key, problem, dtype), cast(problem, dtype))
+
+
+def draw(key, problem: MixedLinearRegression, dtype):
+    """The standard normals of one run, flat: one generator call for all of them."""
+    return jax.random.normal(key, (sum(map(prod, _shapes(problem))),), dtype)
+
+
+def assemble(normals, problem: MixedLinearRegression) -> Data:
+    """The data that the normals of `draw` stand for."""
     parts, start = [], 0
-    for shape in shapes:
+    for shape in _shapes(problem):
         parts.append(normals[start : start + prod(shape)].reshape(shape))
         start += prod(shape)
     X_t, X_v, direction, noise_t, noise_v = parts
-
-    w = problem.w0 + problem.nu / p**0.5 * direction
+    w = problem.w0 + problem.nu / problem.p**0.5 * direction
     y_t = contract("inp,ip->in", X_t, w) + problem.sigma * noise_t
     y_v = contract("inp,ip->in", X_v, w) + problem.sigma * noise_v
     return Data(X_t, y_t, X_v, y_v)
+
+
+def _shapes(problem: MixedLinearRegression) -> tuple[tuple[int, ...], ...]:
+    """Training inputs, validation inputs, task directions, and both label noises."""
+    m, n_t, n_v, p = problem.m, problem.n_t, problem.n_v, problem.p
+    return (m, n_t, p), (m, n_v, p), (m, p), (m, n_t), (m, n_v)

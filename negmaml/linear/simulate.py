@@ -9,7 +9,7 @@ from jax import lax
 
 from negmaml.adaptation import expected_test_loss
 from negmaml.linear.evaluate import sampled_test_loss
-from negmaml.linear.sample import Data, contract, sample, working_dtype
+from negmaml.linear.sample import Data, assemble, contract, draw, working_dtype
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections
 from negmaml.linear.system import is_one_step, meta_system, one_step_system
 from negmaml.problem import MixedLinearRegression, check_count
@@ -20,8 +20,8 @@ EVALUATIONS = ("expected", "sampled")
 SPLITS = ("train-validation", "train-train")
 
 # Normals drawn by one step of the loop over runs: enough to use vector units and threads, few
-# enough to stay in cache (the generator slows by half below 2^14 and again above 2^20).
-BLOCK_NORMALS = 2**17
+# enough to stay in cache (2^16 and 2^21 are both 10-20% slower).
+BLOCK_NORMALS = 2**19
 
 
 class Simulation(NamedTuple):
@@ -98,33 +98,50 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @partial(jax.jit, static_argnames=("runs", "evaluation", "split"))
 def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -> Simulation:
-    train_key, test_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-
-    @jax.checkpoint  # reverse mode keeps keys, not data
-    def one_run(index):
-        data = sample(jax.random.fold_in(train_key, index), problem)
+    def one_run(index, normals):
+        data = assemble(normals, problem)
         if split == "train-train":
             data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
         solution = _meta_train(data, problem, train, meta_ridge)
         distance = jnp.sum((solution.omega - problem.w0) ** 2, -1)
         losses = None
         if evaluation == "sampled":
-            run_key = jax.random.fold_in(test_key, index)
-            losses = sampled_test_loss(run_key, problem, solution.omega, adapt)
+            test_key = jax.random.fold_in(key, 2 * index + 1)
+            losses = sampled_test_loss(test_key, problem, solution.omega, adapt)
         return losses, distance, solution.reliable
 
-    # Blocks of equal size; the few surplus runs of the last one are drawn and dropped.
-    drawn = problem.m * (problem.n_t + problem.n_v) * problem.p
-    blocks = -(-runs // max(1, BLOCK_NORMALS // drawn))
-    size = -(-runs // blocks)
-    results = lax.map(jax.vmap(one_run), jnp.arange(blocks * size).reshape(blocks, size))
+    def draw_run(index):
+        return draw(jax.random.fold_in(key, 2 * index), problem, problem.sigma.dtype)
+
+    @jax.checkpoint  # reverse mode keeps indices, not data
+    def block(indices):
+        # A loop of its own keeps XLA from merging the last stage of the generator into every use
+        # of its numbers, where it would be compiled and run once for each use.
+        normals = lax.map(jax.vmap(draw_run), indices)
+        return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
+
+    blocks, pieces, size = _block_shape(runs, problem)
+    indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
+    results = lax.map(block, indices)
     losses, distance, reliable = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(blocks * size, *x.shape[2:])[:runs], 0, -1), results
+        lambda x: jnp.moveaxis(x.reshape(indices.size, *x.shape[2:])[:runs], 0, -1), results
     )
     if evaluation == "expected":
         losses = expected_test_loss(problem, distance, adapt)
         losses = jnp.moveaxis(losses, len(batch_shape(train)), -1)
     return Simulation(losses, distance, reliable)
+
+
+def _block_shape(runs: int, problem: MixedLinearRegression) -> tuple[int, int, int]:
+    """(blocks, pieces, runs in a piece): at least `runs` in all, the surplus below one block.
+
+    A block is computed at once and drawn in two pieces.
+    """
+    drawn = problem.m * (problem.n_t + problem.n_v) * problem.p
+    blocks = -(-runs // max(1, BLOCK_NORMALS // drawn))
+    in_block = -(-runs // blocks)
+    pieces = min(2, in_block)
+    return blocks, pieces, -(-in_block // pieces)
 
 
 def _meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -> Solution:

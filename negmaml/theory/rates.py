@@ -73,9 +73,7 @@ def best_train_rate(problem: MixedLinearRegression, adapt: Rule | None = None):
         scale = problem.n_t / (problem.n_t + problem.p)
         grid = scale * t / (1 - t**2)
         best = grid[jnp.argmin(jax.vmap(objective)(grid))]
-        for _ in range(4):
-            best = best - slope(best) / curvature(best)
-        return best
+        return jax.lax.fori_loop(0, 4, lambda _, x: x - slope(x) / curvature(x), best)
 
     return jax.lax.custom_root(
         slope, jnp.zeros((), dtype), search, lambda linear, y: y / linear(jnp.ones_like(y))
