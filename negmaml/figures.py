@@ -26,8 +26,9 @@ def reproduction(dataset):
 
     problems = dataset["problem"].values
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.75 * len(problems)), layout="constrained")
+        figure = Figure(figsize=(7.2, 2.75 * len(problems)), dpi=160)
         axes = figure.subplots(len(problems), 2, squeeze=False)
+        figure.subplots_adjust(0.09, 0.17 / len(problems), 0.98, 1 - 0.1 / len(problems), 0.24, 0.42)
         for row, problem in zip(axes, problems, strict=True):
             for axis, panel in zip(row, ("a", "b"), strict=True):
                 _draw_panel(axis, dataset.sel(problem=problem, panel=panel), panel)
@@ -68,7 +69,7 @@ def _draw_panel(axis, data, panel: str) -> None:
 def save(figure, folder: Path, stem: str) -> list[Path]:
     """Write a figure as PNG and SVG, each complete or not there at all; returns the paths."""
     paths = []
-    for suffix, options in (("png", {"dpi": 160}), ("svg", {"metadata": {"Date": None}})):
+    for suffix, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
         path = folder / f"{stem}.{suffix}"
         partial_path = folder / f".{stem}.partial.{suffix}"
         figure.savefig(partial_path, **options)

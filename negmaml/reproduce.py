@@ -4,7 +4,8 @@ Bernacchia 2021, figures 2 and 3: panel a is the test loss over the adaptation r
 alpha_t = 0.2, panel b over the training rate alpha_t at alpha_r = 0.2.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml import theory
-from negmaml.linear.simulate import simulate
+from negmaml.linear.simulate import Simulation, compile_simulation
 from negmaml.problem import MixedLinearRegression, check_count
 from negmaml.rules import GradientDescent, cast
 
@@ -65,28 +66,53 @@ class Panel(NamedTuple):
         return np.interp(self.rates, self.curve_rates, self.curve)
 
 
-def experiment(name: str, key, runs: int = RUNS, evaluation: str = "expected") -> dict[str, Panel]:
-    """Panels "a" and "b" of one of `PROBLEMS`.
+def experiments(
+    names: Sequence[str], key, runs: int = RUNS, evaluation: str = "expected"
+) -> Iterator[tuple[str, dict[str, Panel]]]:
+    """Yields (name, {"a": Panel, "b": Panel}) for each of `PROBLEMS` that is named.
 
-    One simulation serves both: all rates share the data of a run, and panel a is the first tenth
-    of its runs at alpha_t = 0.2. Raises ValueError for an unknown name or fewer than 20 runs
-    (panel a needs two for an error bar).
+    One simulation serves both panels: all rates share the data of a run, and panel a is the first
+    tenth of its runs at alpha_t = 0.2. A problem's numbers do not depend on which are asked for.
+    Raises ValueError for an unknown name or fewer than 20 runs (panel a needs two for an error bar).
     """
-    if name not in PROBLEMS:
-        raise ValueError(f"name must be one of {', '.join(PROBLEMS)}, got {name!r}")
+    if unknown := [name for name in names if name not in PROBLEMS]:
+        raise ValueError(f"names must be among {', '.join(PROBLEMS)}, got {unknown[0]!r}")
     if check_count("runs", runs) < 20:
         raise ValueError(f"runs must be at least 20, two a point in panels a, got {runs!r}")
-    problem = PROBLEMS[name]
-    with jax.enable_x64(True):
-        curves, best_adapt, best_train = map(np.asarray, _predict(cast(problem, jnp.float64)))
-    search = best_train * SEARCH_FACTORS
-    train = GradientDescent(jnp.asarray(np.concatenate([RATES, search]), jnp.float32))
-    adapt = GradientDescent(jnp.asarray(RATES, jnp.float32))
-    result = simulate(key, cast(problem, jnp.float32), train, adapt, runs, evaluation=evaluation)
-    losses = np.asarray(result.test_loss, np.float64)
+    with ThreadPoolExecutor() as threads:  # compilation is most of the work, and runs in parallel
+        prepared = [
+            threads.submit(
+                _prepare,
+                PROBLEMS[name],
+                jax.random.fold_in(key, list(PROBLEMS).index(name)),
+                runs,
+                evaluation,
+            )
+            for name in names
+        ]
+        wait(prepared)
+        for name, future in zip(names, prepared, strict=True):
+            yield name, _panels(*future.result())
 
-    panel_a = losses[FIXED_INDEX, :, : runs // 10]
+
+def _prepare(problem: MixedLinearRegression, key, runs: int, evaluation: str):
+    """Theory, and the compiled simulation."""
+    with jax.enable_x64(True):
+        prediction = tuple(map(np.asarray, _predict(cast(problem, jnp.float64))))
+    _, _, best_train = prediction
+    train = np.concatenate([RATES, best_train * SEARCH_FACTORS]).astype(np.float32)
+    rules = GradientDescent(train), GradientDescent(RATES.astype(np.float32))
+    problem = cast(problem, np.float32)
+    return prediction, compile_simulation(key, problem, *rules, runs, evaluation=evaluation)
+
+
+def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel]:
+    """Run the simulation and cut both panels out of it."""
+    curves, best_adapt, best_train = prediction
+    losses = np.asarray(simulation().test_loss, np.float64)
+    panel_a = losses[FIXED_INDEX, :, : losses.shape[-1] // 10]
     panel_b = losses[: RATES.size, FIXED_INDEX]
+    search = best_train * SEARCH_FACTORS
     found_a = _with_jackknife(partial(_best_by_parabola, RATES), panel_a)
     found_b = _with_jackknife(partial(_best_on_grid, search), losses[RATES.size :, FIXED_INDEX])
     return {

@@ -133,7 +133,7 @@ def _theory_road(problem, train, adapt, mean: float, error: float) -> Road:
         return _skipped(name, str(reason).split(", got")[0].split(";")[0])
     value = float(expected_test_loss(problem, distance, adapt))
     rho = float(theory.expansion_parameter(problem, train))
-    if rho >= 1:
+    if rho >= 0.5:  # the terms left out would be as large as those kept
         return _skipped(name, f"no expansion at this size: its parameter is {rho:.2g}")
     omitted = distance * rho / (1 - rho)  # exact for the label noise at alpha_t = 0
     truncation = float(expected_test_loss(problem, distance + omitted, adapt)) - value

@@ -2,7 +2,7 @@
 
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.sample import Data, sample
-from negmaml.linear.simulate import Simulation, simulate
+from negmaml.linear.simulate import Simulation, compile_simulation, simulate
 from negmaml.linear.solve import Solution, minimiser
 from negmaml.linear.system import meta_system
 
@@ -10,6 +10,7 @@ __all__ = [
     "Data",
     "Simulation",
     "Solution",
+    "compile_simulation",
     "meta_system",
     "minimiser",
     "sample",

@@ -1,5 +1,7 @@
 """Exact simulation: draw runs, solve each for omega*, evaluate; every rate sees the same runs."""
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -78,6 +80,31 @@ def simulate(
     >>> result.test_loss.shape
     (3, 1000)
     """
+    return _simulate(*_checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split))
+
+
+def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
+    """`simulate` in two stages: compile now, run when the returned function is called.
+
+    Takes the arguments of `simulate`. Several programs may compile at once in threads; run them
+    one after another, since XLA on CPU can deadlock when two threads run batched linear algebra.
+    """
+    bound = inspect.signature(simulate).bind(*arguments, **options)
+    bound.apply_defaults()
+    checked = _checked(**bound.arguments)
+    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    executable = _simulate.lower(*checked).compile(options)
+    return lambda: executable(*checked[:DYNAMIC])
+
+
+# LLVM at its first level takes half the time of the default and the program runs as fast: the work
+# is in library calls (products, factorisations) and in straight loops that vectorise anyway.
+CPU_OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
+DYNAMIC = 5  # key, problem, train, adapt and meta_ridge; what follows is static
+
+
+def _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split) -> tuple:
+    """The arguments of `_simulate`, all of one dtype, or a clear error."""
     runs = check_count("runs", runs)
     _check_choice("evaluation", evaluation, EVALUATIONS)
     _check_choice("split", split, SPLITS)
@@ -87,8 +114,7 @@ def simulate(
     for rule in (train, adapt):
         parameter(rule)  # one array, or a clear error
     dtype = working_dtype(problem, train, adapt, meta_ridge)
-    problem, train, adapt, meta_ridge = cast((problem, train, adapt, meta_ridge), dtype)
-    return _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split)
+    return key, *cast((problem, train, adapt, meta_ridge), dtype), runs, evaluation, split
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
