@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,12 @@ Problem = Annotated[ProblemOptions, tyro.conf.arg(name="")]
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status: 0 well, 1 roads disagree, 2 bad input."""
-    commands = {"reproduce": reproduce, "predict": predict, "verify": verify, "info": info}
+    commands: dict[str, Any] = {
+        "reproduce": reproduce,
+        "predict": predict,
+        "verify": verify,
+        "info": info,
+    }
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands,
@@ -119,8 +124,8 @@ def _import_figures() -> None:
     """Import what drawing and storing needs; an error shows where the import is used."""
     try:
         import matplotlib.backends.backend_agg
-        import matplotlib.figure
-        import scipy.io
+        import matplotlib.figure  # noqa: F401
+        import scipy.io  # noqa: F401
         import xarray  # noqa: F401
     except ModuleNotFoundError:
         pass
@@ -171,7 +176,8 @@ def _agreement_table(results: dict[str, dict[str, Panel]]) -> Table:
             gap = np.abs(panel.theory / panel.mean - 1)
             found = f"{panel.found:+.3f}({1000 * panel.found_error:.0f})"
             gaps = f"{np.median(gap):.2%}", f"{gap.max():.2%}"
-            table.add_row(name.removesuffix("parameterized"), rate, f"{panel.predicted:+.3f}", found, *gaps)
+            label = name.removesuffix("parameterized")
+            table.add_row(label, rate, f"{panel.predicted:+.3f}", found, *gaps)
     table.caption = "in brackets the standard error of the last digits"
     return table
 

@@ -1,11 +1,12 @@
 """Figures: read results, draw them; nothing is computed here."""
 
 from pathlib import Path
+from typing import Any
 
 INK, POINTS, CURVE, MARK = "#222222", "#2a6f97", "#d1495b", "#6c757d"
 LABELS = {"a": r"adaptation rate $\alpha_r$", "b": r"training rate $\alpha_t$"}
 OPTIMA = {"a": r"best $\alpha_r$", "b": r"best $\alpha_t$"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -28,7 +29,9 @@ def reproduction(dataset):
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.75 * len(problems)), dpi=160)
         axes = figure.subplots(len(problems), 2, squeeze=False)
-        figure.subplots_adjust(0.09, 0.17 / len(problems), 0.98, 1 - 0.1 / len(problems), 0.24, 0.42)
+        figure.subplots_adjust(
+            0.09, 0.17 / len(problems), 0.98, 1 - 0.1 / len(problems), 0.24, 0.42
+        )
         for row, problem in zip(axes, problems, strict=True):
             for axis, panel in zip(row, ("a", "b"), strict=True):
                 _draw_panel(axis, dataset.sel(problem=problem, panel=panel), panel)

@@ -43,8 +43,8 @@ def adapt(loss: Loss, params, support, rule: Rule):
     """
     if not isinstance(rule, GradientDescent):
         raise TypeError(
-            f"rule must be GradientDescent for a general loss, got {type(rule).__name__}, which acts "
-            "through the spectrum of a linear model; use it with simulate and theory"
+            f"rule must be GradientDescent for a general loss, got {type(rule).__name__}, which "
+            "acts through the spectrum of a linear model; use it with simulate and theory"
         )
     rates = _per_leaf(rule.rate, params)
     gradient = jax.grad(loss)
@@ -54,7 +54,9 @@ def adapt(loss: Loss, params, support, rule: Rule):
         return jax.tree.map(lambda t, move: (t - move).astype(t.dtype), theta, moves), None
 
     params = jax.tree.map(jnp.asarray, params)
-    return step(params, None)[0] if rule.steps == 1 else lax.scan(step, params, length=rule.steps)[0]
+    if rule.steps == 1:
+        return step(params, None)[0]
+    return lax.scan(step, params, length=rule.steps)[0]
 
 
 def maml(loss: Loss, rule: Rule) -> Callable[[Any, Tasks], jax.Array]:
@@ -76,10 +78,10 @@ def maml(loss: Loss, rule: Rule) -> Callable[[Any, Tasks], jax.Array]:
 
 def _per_leaf(rate, params):
     """One rate for each leaf of `params`."""
-    structure = jax.tree.structure(params)
-    if jax.tree.structure(rate) == structure:
+    structure: Any = jax.tree.structure(params)
+    if structure == jax.tree.structure(rate):
         return rate
-    if jax.tree.structure(rate) == jax.tree.structure(0.0) and jnp.ndim(rate) == 0:
+    if jax.tree_util.all_leaves([rate]) and jnp.ndim(rate) == 0:
         return jax.tree.map(lambda _: rate, params)
     raise ValueError(
         f"rate must be a scalar or a pytree like the parameters ({structure}), got {rate!r}"

@@ -87,7 +87,7 @@ class MixedLinearRegression:
 def check_count(name: str, value) -> int:
     """`value` as an int, if it is an integer of at least 1; raises otherwise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer of at least 1, got {value!r}; pass {name}=int(...)")
+        raise TypeError(f"{name} must be an integer of at least 1, got {value!r}; use int(...)")
     if value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     return int(value)

@@ -7,7 +7,7 @@ object and never again.
 """
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ def static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
 def pytree(cls: type[T]) -> type[T]:
     """Make `cls` a frozen dataclass whose fields are traced, but for those marked `static`."""
     cls = dataclasses.dataclass(frozen=True)(cls)
@@ -33,7 +34,7 @@ def pytree(cls: type[T]) -> type[T]:
 
     def unflatten(values, children):
         self = object.__new__(cls)
-        for name, value in (*zip(metadata, values, strict=True), *zip(leaves, children, strict=True)):
+        for name, value in zip(metadata + leaves, (*values, *children), strict=True):
             object.__setattr__(self, name, value)
         return self
 

@@ -30,7 +30,7 @@ FIXED_RATE = 0.2
 RUNS = 1000  # a point in panels b; panels a show the first tenth of the runs, as in the paper
 FIXED_INDEX = int(np.argmin(np.abs(RATES - FIXED_RATE)))
 # The best training rate may lie outside the figure, so a few more rates bracket the predicted one.
-SEARCH_FACTORS = np.linspace(0.25, 1.75, 7)
+SEARCH_STEPS = np.linspace(-1, 1, 9)
 
 
 class Panel(NamedTuple):
@@ -73,7 +73,7 @@ def experiments(
 
     One simulation serves both panels: all rates share the data of a run, and panel a is the first
     tenth of its runs at alpha_t = 0.2. A problem's numbers do not depend on which are asked for.
-    Raises ValueError for an unknown name or fewer than 20 runs (panel a needs two for an error bar).
+    Raises ValueError for an unknown name or fewer than 20 runs: panel a needs two.
     """
     if unknown := [name for name in names if name not in PROBLEMS]:
         raise ValueError(f"names must be among {', '.join(PROBLEMS)}, got {unknown[0]!r}")
@@ -100,7 +100,7 @@ def _prepare(problem: MixedLinearRegression, key, runs: int, evaluation: str):
     with jax.enable_x64(True):
         prediction = tuple(map(np.asarray, _predict(cast(problem, jnp.float64))))
     _, _, best_train = prediction
-    train = np.concatenate([RATES, best_train * SEARCH_FACTORS]).astype(np.float32)
+    train = np.concatenate([RATES, _search_rates(best_train)]).astype(np.float32)
     rules = GradientDescent(train), GradientDescent(RATES.astype(np.float32))
     problem = cast(problem, np.float32)
     return prediction, compile_simulation(key, problem, *rules, runs, evaluation=evaluation)
@@ -112,7 +112,7 @@ def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel
     losses = np.asarray(simulation().test_loss, np.float64)
     panel_a = losses[FIXED_INDEX, :, : losses.shape[-1] // 10]
     panel_b = losses[: RATES.size, FIXED_INDEX]
-    search = best_train * SEARCH_FACTORS
+    search = _search_rates(best_train)
     found_a = _with_jackknife(partial(_best_by_parabola, RATES), panel_a)
     found_b = _with_jackknife(partial(_best_on_grid, search), losses[RATES.size :, FIXED_INDEX])
     return {
@@ -133,6 +133,11 @@ def _predict(problem):
     return jnp.stack(curves), best_adapt, theory.best_train_rate(problem, fixed)
 
 
+def _search_rates(predicted):
+    """Rates around a predicted optimum, wide enough for the simulated one."""
+    return predicted + max(0.2, 0.5 * abs(predicted)) * SEARCH_STEPS
+
+
 def _best_by_parabola(rates, mean) -> float:
     """The minimum of a loss that is a quadratic in the rate, as it is in alpha_r."""
     c2, c1, _ = np.polyfit(rates, mean, 2)
@@ -150,9 +155,7 @@ def _best_on_grid(rates, mean) -> float:
 def _with_jackknife(estimate: Callable, losses, groups: int = 10) -> tuple[float, float]:
     """An estimate from mean losses (rates, runs), and its standard error over groups of runs."""
     runs = np.arange(losses.shape[-1])
-    leave_out = np.array(
-        [estimate(losses[:, runs % groups != g].mean(-1)) for g in range(groups)]
-    )
+    leave_out = np.array([estimate(losses[:, runs % groups != g].mean(-1)) for g in range(groups)])
     error = np.sqrt((groups - 1) * np.mean((leave_out - leave_out.mean()) ** 2))
     return estimate(losses.mean(-1)), float(error)
 
@@ -171,7 +174,7 @@ def to_dataset(experiments: dict[str, dict[str, Panel]], attributes: dict[str, s
         return np.array([[get(panel) for panel in pair] for pair in panels])
 
     by_panel = ("problem", "panel")
-    variables = {
+    variables: dict[str, tuple] = {
         "loss_mean": ((*by_panel, "rate"), each(lambda x: x.mean)),
         "loss_error": ((*by_panel, "rate"), each(lambda x: x.error)),
         "theory": ((*by_panel, "curve_rate"), each(lambda x: x.curve)),

@@ -115,8 +115,8 @@ def parameter(rule: Rule):
     leaves = jax.tree.leaves(rule)
     if len(leaves) != 1:
         raise ValueError(
-            f"the linear model takes a scalar or one array as the parameter of a rule, got {rule!r}; "
-            "for a batch of rates pass a NumPy or JAX array"
+            f"the linear model takes a scalar or one array as the parameter of a rule, "
+            f"got {rule!r}; for a batch of rates pass a NumPy or JAX array"
         )
     return leaves[0]
 

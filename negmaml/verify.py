@@ -99,7 +99,7 @@ def verify(
     """
     for name, rule in (("train", train), ("adapt", adapt)):
         if batch_shape(rule) != ():
-            raise ValueError(f"{name} must have a scalar parameter, got {rule!r}; verify one at a time")
+            raise ValueError(f"{name} must have one scalar parameter, got {rule!r}")
     if runs < 2:
         raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
     with jax.enable_x64(True):
@@ -139,7 +139,8 @@ def _theory_road(problem, train, adapt, mean: float, error: float) -> Road:
     truncation = float(expected_test_loss(problem, distance + omitted, adapt)) - value
     excess = max(abs(value - mean) - truncation, 0.0) / error
     note = f"next order up to {truncation:.1e}"
-    return Road(name, value, 0.0, mean, "z", excess * np.sign(value - mean), Z_LIMIT, truncation, note)
+    z = float(np.copysign(excess, value - mean)) if excess else 0.0
+    return Road(name, value, 0.0, mean, "z", z, Z_LIMIT, truncation, note)
 
 
 def _sampled_road(expected, sampled) -> Road:
@@ -166,8 +167,16 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
     relative = float(np.max(np.abs(losses - references) / references))
     note = "" if bool(converged.all()) else f"not converged in {MAX_STEPS} steps"
     mean, error = _mean_and_error(losses)
-    descent = Road(names[0], mean, error, float(references.mean()), "relative", relative,
-                   EXACT_LIMIT, note=note)
+    descent = Road(
+        names[0],
+        mean,
+        error,
+        float(references.mean()),
+        "relative",
+        relative,
+        EXACT_LIMIT,
+        note=note,
+    )
     size, exact_size = (float(jnp.linalg.norm(g)) for g in (gradient, exact))
     relative = float(jnp.linalg.norm(gradient - exact)) / exact_size
     return descent, Road(names[1], size, 0.0, exact_size, "relative", relative, EXACT_LIMIT)
@@ -185,7 +194,7 @@ def _squared_error(omega, data):
 
 @jax.jit
 def _descend(key, problem, train):
-    """Meta-train one run by descent; also solve it exactly, and both meta-gradients at the start."""
+    """Meta-train one run by descent; solve it exactly; both meta-gradients at the start."""
     data = sample(key, problem)
     tasks = Tasks(support=(data.X_t, data.y_t), query=(data.X_v, data.y_v))
     objective = maml(_squared_error, train)

@@ -114,13 +114,11 @@ def _gauss(moments: list[Fraction]) -> tuple[np.ndarray, np.ndarray]:
     for k in range(1, order):
         following = [Fraction(0)] * (2 * order)
         for l in range(k, 2 * order - k):
-            following[l] = (
-                current[l + 1] - alpha[-1] * current[l] - beta[-1] * previous[l]
-            )
+            following[l] = current[l + 1] - alpha[-1] * current[l] - beta[-1] * previous[l]
         alpha.append(following[k + 1] / following[k] - current[k] / current[k - 1])
         beta.append(following[k] / current[k - 1])
         previous, current = current, following
     off_diagonal = np.sqrt([float(b) for b in beta[1:]])
-    jacobi = np.diag([float(a) for a in alpha]) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
-    nodes, vectors = np.linalg.eigh(jacobi)
+    jacobi = np.diag([float(a) for a in alpha]) + np.diag(off_diagonal, -1)
+    nodes, vectors = np.linalg.eigh(jacobi)  # reads the lower triangle
     return nodes, float(beta[0]) * vectors[0] ** 2

@@ -6,7 +6,7 @@ import pytest
 
 from negmaml import cli
 
-SMALL = "--p 12 --m 2 --n-t 6 --n-v 1 --n-r 4".split()
+SMALL = ["--p", "12", "--m", "2", "--n-t", "6", "--n-v", "1", "--n-r", "4"]
 
 
 def test_info_names_versions_and_devices(capsys):
@@ -32,7 +32,7 @@ def test_predict_takes_negative_rates_in_any_notation(capsys):
         (["reproduce", "--runs", "5"], "runs"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_status_two(arguments, named, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_clear_line(arguments, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.run(arguments) == 2
     error = capsys.readouterr().err
@@ -90,7 +90,7 @@ def test_interruption_leaves_no_file(tmp_path, capsys, monkeypatch):
 def test_failing_to_draw_leaves_earlier_results_whole(tmp_path, monkeypatch):
     from negmaml import figures
 
-    arguments = ["reproduce", "--runs", "20", "--figure", "overparameterized", "--out", str(tmp_path)]
+    arguments = ["reproduce", "--runs=20", "--figure=overparameterized", "--out", str(tmp_path)]
     assert cli.run(arguments) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"reproduction.nc", "reproduction.png", "reproduction.svg"}

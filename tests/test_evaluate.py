@@ -70,20 +70,21 @@ def test_shape_is_that_of_the_weights_then_the_rule(batch, shape, steps):
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_axes_of_weights_and_rates_are_not_swapped(x64, steps):
-    key, rates, omega = jax.random.key(4), np.array([-0.6, 0.0, 0.5]), OMEGA[0]
-    table = sampled_test_loss(key, PROBLEM, omega, nm.GradientDescent(rates, steps=steps))
-    for i, j in np.ndindex(3, 3):
-        single = sampled_test_loss(key, PROBLEM, omega[i], nm.GradientDescent(rates[j], steps=steps))
-        np.testing.assert_allclose(table[i, j], single, rtol=1e-11)
+    key, rates = jax.random.key(4), np.array([-0.6, 0.0, 0.5])
+    table = sampled_test_loss(key, PROBLEM, OMEGA, nm.GradientDescent(rates, steps=steps))
+    for k, rate in enumerate(rates):
+        Phi, r = dense_system(sample(key, TEST), nm.GradientDescent(rate, steps=steps))
+        expected = np.mean((OMEGA @ Phi.T - r) ** 2, -1) / 2
+        np.testing.assert_allclose(table[..., k], expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_mean_over_keys_is_the_expected_test_loss(rule):
-    omega = OMEGA[0, 1].astype(np.float32)
-    keys = jax.random.split(jax.random.key(5), 60)
-    losses = jax.jit(jax.vmap(lambda key: linear.sampled_test_loss(key, PROBLEM, omega, rule)))(keys)
-    expected = expected_test_loss(PROBLEM, np.sum((omega - PROBLEM.w0) ** 2), rule)
-    assert abs(z_score(np.asarray(losses, float), float(expected))) < 4
+def test_mean_over_keys_is_the_expected_test_loss(x64, rule):
+    losses = [
+        sampled_test_loss(jax.random.key(seed), PROBLEM, OMEGA, rule)[0, 1] for seed in range(60)
+    ]
+    expected = expected_test_loss(PROBLEM, np.sum((OMEGA[0, 1] - PROBLEM.w0) ** 2), rule)
+    assert abs(z_score(np.array(losses), float(expected))) < 4
 
 
 def test_sizes_of_meta_training_do_not_enter(x64):

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +57,8 @@ def simulate(
     the data of a run, so curves over rates are smooth and their differences have small errors.
 
     Arguments:
-        key: a JAX key. Run i has a key folded from its index: the first runs of a longer simulation are
-            those of a shorter one.
+        key: a JAX key. Run i has a key folded from its index: the first runs of a longer simulation
+            are those of a shorter one.
         train: inner rule of meta-training; its parameter may have any shape.
         adapt: inner rule on test tasks; any shape.
         runs: number of independent runs, static, at least 1.
@@ -92,14 +92,17 @@ def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
     bound = inspect.signature(simulate).bind(*arguments, **options)
     bound.apply_defaults()
     checked = _checked(**bound.arguments)
-    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
-    executable = _simulate.lower(*checked).compile(options)
+    xla_options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    executable = _simulate.lower(*checked).compile(xla_options)
     return lambda: executable(*checked[:DYNAMIC])
 
 
 # LLVM at its first level takes half the time of the default and the program runs as fast: the work
 # is in library calls (products, factorisations) and in straight loops that vectorise anyway.
-CPU_OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
+CPU_OPTIONS: dict[str, Any] = {
+    "xla_backend_optimization_level": 1,
+    "xla_llvm_disable_expensive_passes": True,
+}
 DYNAMIC = 5  # key, problem, train, adapt and meta_ridge; what follows is static
 
 
@@ -183,7 +186,6 @@ def _meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) 
         data = Data(data.X_t, y_t, data.X_v, y_v)
         rates = parameter(train)
         delta, reliable = one_step_corrections(one_step_system(data), rates.ravel(), ridge)
-        return Solution(
-            (start + delta).reshape(*rates.shape, p), reliable.reshape(rates.shape)
-        )
-    return minimiser(*meta_system(data, train), problem.omega0, ridge)
+        return Solution((start + delta).reshape(*rates.shape, p), reliable.reshape(rates.shape))
+    Phi, r = meta_system(data, train)
+    return minimiser(Phi, r, problem.omega0, ridge)

@@ -60,7 +60,7 @@ def minimiser(Phi, r, omega0=0.0, meta_ridge=0.0) -> Solution:
 def _correction(Phi, residual, ridge):
     """omega* - omega_0 for one system, and its reliability."""
     N, p = Phi.shape
-    tall = Phi if N >= p else Phi.T
+    tall = Phi if p <= N else Phi.T
     stacked = jnp.vstack([tall, jnp.sqrt(ridge) * jnp.eye(tall.shape[1], dtype=Phi.dtype)])
     R = jnp.linalg.qr(lax.stop_gradient(stacked), mode="r")
 
@@ -73,7 +73,7 @@ def _correction(Phi, residual, ridge):
 
     # custom_linear_solve differentiates through `gram`, not through the factorisation: exact
     # derivatives of every order, and none of sqrt(ridge), which is infinite at zero.
-    if N >= p:
+    if p <= N:
         b = contract("np,n->p", Phi, residual)
         delta = lax.custom_linear_solve(gram, b, solve, symmetric=True)
     else:

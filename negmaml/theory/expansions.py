@@ -71,9 +71,7 @@ def underparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
     return test_loss(problem, GradientDescent(train_rate), GradientDescent(adapt_rate), "expansion")
 
 
-def test_loss(
-    problem: MixedLinearRegression, train: Rule, adapt: Rule, method: str = "expansion"
-):
+def test_loss(problem: MixedLinearRegression, train: Rule, adapt: Rule, method: str = "expansion"):
     r"""Predicted test loss of a model meta-trained with `train` and adapted with `adapt`.
 
     Arguments:
@@ -139,12 +137,12 @@ def _one_step_rate(train: Rule):
 
 
 def _require_regime(problem: MixedLinearRegression, overparameterized: bool) -> None:
-    if (problem.p > problem.rows) != overparameterized or problem.p == problem.rows:
-        needed, other = (">", "underparameterized") if overparameterized else ("<", "overparameterized")
-        remedy = "neither theorem holds here" if problem.p == problem.rows else f"use theory.{other}"
-        raise ValueError(
-            f"this theorem needs p {needed} n_v m, got p={problem.p} and n_v m={problem.rows}; {remedy}"
-        )
+    p, rows = problem.p, problem.rows
+    if p > rows if overparameterized else p < rows:
+        return
+    sign, other = (">", "underparameterized") if overparameterized else ("<", "overparameterized")
+    remedy = "neither theorem holds here" if p == rows else f"use theory.{other}"
+    raise ValueError(f"this theorem needs p {sign} n_v m, got p={p} and n_v m={rows}; {remedy}")
 
 
 def _distance_over(problem: MixedLinearRegression, rate):

@@ -30,7 +30,8 @@ def general_inputs(
 
         H(alpha, n) = Sigma (I - alpha Sigma)^2 + alpha^2/n (F - Sigma^3)
         L = 1/2 tr(Sigma_w H_r) + sigma^2/2 (1 + alpha_r^2/n_r tr Sigma^2)
-          + n_v m/2 tr(H_r H_t)/tr(H_t)^2 { tr(Sigma_w H_t) + sigma^2 (1 + alpha_t^2/n_t tr Sigma^2) }
+          + n_v m/2 tr(H_r H_t)/tr(H_t)^2
+            { tr(Sigma_w H_t) + sigma^2 (1 + alpha_t^2/n_t tr Sigma^2) }
 
     to leading order in n_v m / p. At Sigma = I, Sigma_w = nu^2/p I it is Theorem 1.
 
@@ -53,7 +54,7 @@ def general_inputs(
         check_finite(name, rate, "an inner learning rate")
     sigma_x, sigma_w = jnp.asarray(covariance), jnp.asarray(weight_covariance)
     rows = n_v * m
-    p = _check_matrices(sigma_x, sigma_w, fourth_moment, rows)
+    _check_matrices(sigma_x, sigma_w, fourth_moment, rows)
 
     square = _matmul(sigma_x, sigma_x)
     cube = _matmul(square, sigma_x)
@@ -66,7 +67,8 @@ def general_inputs(
     basis_r = jnp.stack([sigma_x, -2 * square, cube + excess / n_r])
     t, r = (_powers(rate) for rate in (train_rate, adapt_rate))
     h_t = t @ jnp.trace(basis_t, axis1=1, axis2=2)
-    weights_t, weights_r = (b @ _traces(c, sigma_w[None])[:, 0] for b, c in ((t, basis_t), (r, basis_r)))
+    weights_t = t @ _traces(basis_t, sigma_w[None])[:, 0]
+    weights_r = r @ _traces(basis_r, sigma_w[None])[:, 0]
     cross = jnp.tensordot(t @ _traces(basis_t, basis_r), r, ((-1,), (-1,)))
     noise_t, noise_r = (sigma**2 * (1 + x[..., 2] / n * power) for x, n in ((t, n_t), (r, n_r)))
 
@@ -89,7 +91,7 @@ def _traces(a, b):
     return jnp.einsum("ixy,jyx->ij", a, b, precision=lax.Precision.HIGHEST)
 
 
-def _check_matrices(sigma_x, sigma_w, fourth_moment, rows: int) -> int:
+def _check_matrices(sigma_x, sigma_w, fourth_moment, rows: int) -> None:
     p = sigma_x.shape[0] if sigma_x.ndim else 0
     named = dict(covariance=sigma_x, weight_covariance=sigma_w, fourth_moment=fourth_moment)
     for name, matrix in named.items():
@@ -102,4 +104,3 @@ def _check_matrices(sigma_x, sigma_w, fourth_moment, rows: int) -> int:
         raise ValueError(
             f"Theorem 3 needs p > n_v m, got p={p} and n_v m={rows}; use fewer tasks or points"
         )
-    return p
