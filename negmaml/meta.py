@@ -79,10 +79,19 @@ def maml(loss: Loss, rule: Rule) -> Callable[[Any, Tasks], jax.Array]:
 def _per_leaf(rate, params):
     """One rate for each leaf of `params`."""
     structure: Any = jax.tree.structure(params)
-    if structure == jax.tree.structure(rate):
-        return rate
     if jax.tree_util.all_leaves([rate]) and jnp.ndim(rate) == 0:
-        return jax.tree.map(lambda _: rate, params)
-    raise ValueError(
-        f"rate must be a scalar or a pytree like the parameters ({structure}), got {rate!r}"
-    )
+        rate = jax.tree.map(lambda _: rate, params)
+    leaves = zip(jax.tree.leaves(rate), jax.tree.leaves(params), strict=False)
+    if structure != jax.tree.structure(rate) or not all(_stretches(*pair) for pair in leaves):
+        raise ValueError(
+            "rate must be a scalar or a pytree like the parameters, with leaves that broadcast to "
+            f"theirs ({structure}), got {rate!r}"
+        )
+    return rate
+
+
+def _stretches(rate, leaf) -> bool:
+    """Whether `rate` broadcasts to the shape of `leaf` without changing it."""
+    shape, target = jnp.shape(rate), jnp.shape(leaf)
+    kept = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(r in (1, t) for r, t in kept)

@@ -63,7 +63,7 @@ class MixedLinearRegression:
             size = check_count(name, getattr(self, name))
             object.__setattr__(self, name, size)
         for name in ("sigma", "nu"):
-            _check_deviation(name, getattr(self, name))
+            check_deviation(name, getattr(self, name))
         for name in ("w0", "omega0"):
             _check_vector(name, getattr(self, name), self.p)
 
@@ -93,7 +93,8 @@ def check_count(name: str, value) -> int:
     return int(value)
 
 
-def _check_deviation(name: str, value) -> None:
+def check_deviation(name: str, value) -> None:
+    """Raise unless `value` is a finite scalar of at least 0."""
     if np.ndim(value) != 0:
         raise ValueError(
             f"{name} must be a scalar, got shape {np.shape(value)}; "

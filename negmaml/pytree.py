@@ -49,10 +49,10 @@ def concrete(value) -> np.ndarray | None:
 
 def check_finite(name: str, value, meaning: str) -> None:
     """Raise unless every number of the pytree `value` is real and finite; the sign is free."""
-    for leaf in jax.tree.leaves(value):
-        numbers = concrete(leaf)
-        if numbers is None:
+    for leaf in jax.tree.leaves(value, is_leaf=lambda x: x is None):
+        if isinstance(leaf, jax.core.Tracer):
             continue
+        numbers = np.asarray(leaf)
         if numbers.dtype.kind not in "iuf" and not jax.numpy.issubdtype(numbers.dtype, np.floating):
             raise TypeError(f"{name} must hold real numbers, got {leaf!r} ({meaning})")
         if not np.all(np.isfinite(numbers.astype(float))):

@@ -74,7 +74,6 @@ def normalized_moment(n: int, p: int, exponents: tuple[int, ...]) -> float:
     return float(Fraction(wishart_moment(n, p, exponents), scale))
 
 
-@lru_cache(maxsize=256)
 def wishart_quadrature(n: int, p: int, order: int = 10) -> tuple[np.ndarray, np.ndarray]:
     r"""Gauss quadrature of the mean spectral measure of S = X^T X / n at finite n and p.
 
@@ -90,7 +89,12 @@ def wishart_quadrature(n: int, p: int, order: int = 10) -> tuple[np.ndarray, np.
     Returns float64 arrays (nodes, weights) of length order, or order + 1 with an atom. Raises
     TypeError or ValueError for sizes below 1.
     """
-    n, p, order = check_count("n", n), check_count("p", p), check_count("order", order)
+    return _quadrature(check_count("n", n), check_count("p", p), check_count("order", order))
+
+
+@lru_cache(maxsize=256)
+def _quadrature(n: int, p: int, order: int) -> tuple[np.ndarray, np.ndarray]:
+    """Moments in rational numbers, less the atom, to a Gauss rule."""
     moments = [Fraction(wishart_moment(n, p, (k,)), n**k * p) for k in range(2 * order)]
     atom = max(Fraction(0), 1 - Fraction(n, p))
     nodes, weights = _gauss([moments[0] - atom, *moments[1:]])

@@ -129,7 +129,8 @@ def test_shrinkage_is_the_mean_of_a_squared_trace(rate):
 def test_the_loss_has_the_shape_of_the_distance_and_then_of_the_rule(shape, distance_shape, steps):
     problem = nm.MixedLinearRegression(p=P, m=1, n_t=1, n_v=1, n_r=4, sigma=SIGMA, nu=NU)
     rule = nm.GradientDescent(jnp.full(shape, 0.1), steps)
-    assert expected_test_loss(problem, jnp.ones(distance_shape), rule).shape == distance_shape + shape
+    loss = jax.eval_shape(expected_test_loss, problem, jnp.ones(distance_shape), rule)
+    assert loss.shape == distance_shape + shape
 
 
 def test_without_adaptation_the_loss_is_noise_plus_spread_plus_distance():
@@ -141,6 +142,7 @@ def test_without_adaptation_the_loss_is_noise_plus_spread_plus_distance():
 def test_the_gradient_in_the_strength_is_the_finite_difference(rule, x64):
     problem = nm.MixedLinearRegression(p=P, m=1, n_t=1, n_v=1, n_r=4, sigma=SIGMA, nu=NU)
 
+    @jax.jit
     def loss(strength):
         return expected_test_loss(problem, DISTANCE, rule(strength))
 

@@ -169,7 +169,8 @@ def derivatives(Phi, r, ridge):
     def value(Phi, r, ridge):
         return size_and_slope(linear.minimiser(Phi, r, OMEGA0, ridge).omega)
 
-    return *jax.grad(value, (0, 1, 2))(Phi, r, ridge), jax.grad(jax.grad(value, 2), 2)(Phi, r, ridge)
+    second = jax.grad(jax.grad(value, 2), 2)(Phi, r, ridge)
+    return *jax.grad(value, (0, 1, 2))(Phi, r, ridge), second
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.5])

@@ -105,7 +105,7 @@ def test_bad_sizes_are_rejected_by_name(function, name, size, error):
     arguments = {"n": 3, "p": 3, name: size}
     if function is not wishart_quadrature:
         arguments["exponents"] = (1,)
-    with pytest.raises(error, match=f"^{name} must be"):
+    with pytest.raises(error, match=rf"^{name} must be"):
         function(**arguments)
 
 
@@ -113,20 +113,20 @@ def test_bad_sizes_are_rejected_by_name(function, name, size, error):
     ("k", "error"), ((-1, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError))
 )
 def test_bad_exponents_are_rejected(k, error):
-    with pytest.raises(error, match="exponents must be"):
+    with pytest.raises(error, match=r"exponents must be"):
         wishart_moment(3, 3, (1, k))
 
 
 @pytest.mark.parametrize(("order", "error"), ((0, ValueError), (-1, ValueError), (2.5, TypeError)))
 def test_bad_orders_are_rejected(order, error):
-    with pytest.raises(error, match="^order must be"):
+    with pytest.raises(error, match=r"^order must be"):
         wishart_quadrature(3, 3, order)
 
 
 @pytest.mark.parametrize("bad", ((6.0, 4, 3), (6, 4.0, 3), (6, 4, 3.0)))
 def test_a_float_size_is_rejected_after_the_equal_integer_was_accepted(bad):
     wishart_quadrature(6, 4, 3)
-    with pytest.raises(TypeError, match="must be an integer"):
+    with pytest.raises(TypeError, match=r"must be an integer"):
         wishart_quadrature(*bad)
 
 
@@ -140,7 +140,9 @@ def test_a_normalized_moment_divides_by_n_and_p(exponents):
 @pytest.mark.parametrize("k", range(1, 8))
 def test_moments_of_large_square_matrices_approach_the_catalan_numbers(k):
     # Marchenko-Pastur at ratio one; the correction is of order k^2/n.
-    assert normalized_moment(10**7, 10**7, (k,)) == pytest.approx(comb(2 * k, k) / (k + 1), rel=1e-5)
+    assert normalized_moment(10**7, 10**7, (k,)) == pytest.approx(
+        comb(2 * k, k) / (k + 1), rel=1e-5
+    )
 
 
 SHAPES = ((1, 1), (1, 12), (5, 30), (12, 12), (40, 7))
@@ -190,5 +192,5 @@ def test_the_quadrature_of_smooth_functions_agrees_with_simulation(n, p, functio
 
 def test_a_caller_cannot_change_the_cached_quadrature():
     nodes, _ = wishart_quadrature(5, 3)
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match=r"read-only"):
         nodes[0] = 7.0

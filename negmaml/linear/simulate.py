@@ -24,6 +24,7 @@ SPLITS = ("train-validation", "train-train")
 # Normals drawn by one step of the loop over runs: enough to use vector units and threads, few
 # enough to stay in cache (2^16 and 2^21 are both 10-20% slower).
 BLOCK_NORMALS = 2**19
+ACCELERATOR_BLOCK_NORMALS = 2**24  # 64 MiB: there large kernels count, not the cache
 
 
 class Simulation(NamedTuple):
@@ -167,7 +168,9 @@ def _block_shape(runs: int, problem: MixedLinearRegression) -> tuple[int, int, i
     A block is computed at once and drawn in two pieces.
     """
     drawn = problem.m * (problem.n_t + problem.n_v) * problem.p
-    blocks = -(-runs // max(1, BLOCK_NORMALS // drawn))
+    on_cpu = jax.default_backend() == "cpu"
+    allowed = BLOCK_NORMALS if on_cpu else ACCELERATOR_BLOCK_NORMALS
+    blocks = -(-runs // max(1, allowed // drawn))
     in_block = -(-runs // blocks)
     pieces = min(2, in_block)
     return blocks, pieces, -(-in_block // pieces)

@@ -8,7 +8,7 @@ inner rate on the network.
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml.problem import check_count
+from negmaml.problem import check_count, check_deviation
 from negmaml.pytree import check_finite
 from negmaml.rules import outer
 
@@ -44,14 +44,15 @@ def general_inputs(
             F = Sigma tr(Sigma^2) + 2 Sigma^3.
 
     Returns an array of shape train_rate.shape + adapt_rate.shape. Raises ValueError for sizes
-    below 1, matrices that are not (p, p), non-finite rates, and unless p > n_v m. Source:
-    Bernacchia 2021, Theorem 3.
+    below 1, matrices that are not (p, p), non-finite rates, a bad sigma, and unless p > n_v m.
+    Source: Bernacchia 2021, Theorem 3.
     """
     m, n_t, n_v, n_r = (
         check_count(name, n) for name, n in dict(m=m, n_t=n_t, n_v=n_v, n_r=n_r).items()
     )
     for name, rate in (("train_rate", train_rate), ("adapt_rate", adapt_rate)):
         check_finite(name, rate, "an inner learning rate")
+    check_deviation("sigma", sigma)
     sigma_x, sigma_w = jnp.asarray(covariance), jnp.asarray(weight_covariance)
     rows = n_v * m
     _check_matrices(sigma_x, sigma_w, fourth_moment, rows)

@@ -1,5 +1,7 @@
 """Which rate to use: optima of the expansions, in training and at test time."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -68,12 +70,20 @@ def best_train_rate(problem: MixedLinearRegression, adapt: Rule | None = None):
     curvature = jax.grad(slope)
 
     def search(slope, _):
-        # t in (-1, 1) covers the line; tasks have their structure at rates of order n_t/(n_t + p).
-        t = jnp.linspace(-1, 1, 4003, dtype=dtype)[1:-1]
-        scale = problem.n_t / (problem.n_t + problem.p)
-        grid = scale * t / (1 - t**2)
+        # Minima lie near zero without noise and near -n_t/(n_v + 1 + p) when noise dominates, so
+        # rates 1% apart from far below the scale of the spectrum to n_t leave none out, and start
+        # Newton where the curvature is positive.
+        smallest, largest = 1e-6 * problem.n_t / (problem.n_t + problem.p), 10 * problem.n_t
+        count = round(math.log(largest / smallest) / 0.01)
+        rates = jnp.geomspace(smallest, largest, count, dtype=dtype)
+        grid = jnp.concatenate([-rates, jnp.zeros(1, dtype), rates])
         best = grid[jnp.argmin(jax.vmap(objective)(grid))]
-        return jax.lax.fori_loop(0, 4, lambda _, x: x - slope(x) / curvature(x), best)
+
+        def polish(_, rate):
+            bend = curvature(rate)
+            return jnp.where(bend > 0, rate - slope(rate) / jnp.where(bend > 0, bend, 1.0), rate)
+
+        return jax.lax.fori_loop(0, 6, polish, best)
 
     return jax.lax.custom_root(
         slope, jnp.zeros((), dtype), search, lambda linear, y: y / linear(jnp.ones_like(y))
