@@ -112,13 +112,13 @@ def parameter(rule: Rule):
     Raises ValueError when it is a pytree of several arrays: weights of the linear model have
     one rate.
     """
-    leaves = jax.tree.leaves(rule)
-    if len(leaves) != 1:
+    structure: Any = jax.tree.structure(rule)
+    if structure.num_nodes != 2:  # the rule, and one leaf
         raise ValueError(
             f"the linear model takes a scalar or one array as the parameter of a rule, "
             f"got {rule!r}; for a batch of rates pass a NumPy or JAX array"
         )
-    return leaves[0]
+    return jax.tree.leaves(rule)[0]
 
 
 def batch_shape(rule: Rule) -> tuple[int, ...]:

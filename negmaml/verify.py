@@ -125,6 +125,11 @@ def _mean_and_error(values) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / values.size**0.5)
 
 
+def _ratio(difference: float, scale: float) -> float:
+    """difference / scale, where no difference is 0 on every scale."""
+    return difference / scale if scale else (np.inf if difference else 0.0)
+
+
 def _theory_road(problem, train, adapt, mean: float, error: float) -> Road:
     name = "theory, expansion"
     try:
@@ -137,9 +142,9 @@ def _theory_road(problem, train, adapt, mean: float, error: float) -> Road:
         return _skipped(name, f"no expansion at this size: its parameter is {rho:.2g}")
     omitted = distance * rho / (1 - rho)  # exact for the label noise at alpha_t = 0
     truncation = float(expected_test_loss(problem, distance + omitted, adapt)) - value
-    excess = max(abs(value - mean) - truncation, 0.0) / error
+    excess = max(abs(value - mean) - truncation, 0.0)
     note = f"next order up to {truncation:.1e}"
-    z = float(np.copysign(excess, value - mean)) if excess else 0.0
+    z = _ratio(float(np.copysign(excess, value - mean)), error)
     return Road(name, value, 0.0, mean, "z", z, Z_LIMIT, truncation, note)
 
 
@@ -147,7 +152,7 @@ def _sampled_road(expected, sampled) -> Road:
     """Sampled minus expected evaluation of the same runs: the paired difference is the test."""
     mean, error = _mean_and_error(sampled)
     gap, gap_error = _mean_and_error(sampled - expected)
-    z = gap / gap_error if gap_error else 0.0
+    z = _ratio(gap, gap_error)
     return Road("exact solve, sampled", mean, error, float(expected.mean()), "z", z, Z_LIMIT)
 
 
@@ -164,7 +169,7 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
         np.asarray(expected_test_loss(problem, jnp.sum((omega - problem.w0) ** 2, -1), adapt))
         for omega in (descended, solved)
     )
-    relative = float(np.max(np.abs(losses - references) / references))
+    relative = _ratio(float(np.max(np.abs(losses - references))), float(references.min()))
     note = "" if bool(converged.all()) else f"not converged in {MAX_STEPS} steps"
     mean, error = _mean_and_error(losses)
     descent = Road(
@@ -178,7 +183,7 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
         note=note,
     )
     size, exact_size = (float(jnp.linalg.norm(g)) for g in (gradient, exact))
-    relative = float(jnp.linalg.norm(gradient - exact)) / exact_size
+    relative = _ratio(float(jnp.linalg.norm(gradient - exact)), exact_size)
     return descent, Road(names[1], size, 0.0, exact_size, "relative", relative, EXACT_LIMIT)
 
 

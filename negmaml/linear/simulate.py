@@ -32,8 +32,9 @@ class Simulation(NamedTuple):
 
     test_loss: train shape + adapt shape + (runs,).
     distance: |omega* - w0|^2, train shape + (runs,).
-    reliable: train shape + (runs,), False where a run is not finite or its system is singular
-        to working precision. Nothing is removed: mask with it, or move to float64.
+    reliable: train shape + (runs,), False where a run is not finite, its system is singular to
+        working precision, or Phi has lost more than half its digits to cancellation. Nothing is
+        removed: mask with it, or move to float64.
     """
 
     test_loss: jax.Array
@@ -191,4 +192,7 @@ def _meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) 
         delta, reliable = one_step_corrections(one_step_system(data), rates.ravel(), ridge)
         return Solution((start + delta).reshape(*rates.shape, p), reliable.reshape(rates.shape))
     Phi, r = meta_system(data, train)
-    return minimiser(Phi, r, problem.omega0, ridge)
+    omega, reliable = minimiser(Phi, r, problem.omega0, ridge)
+    # Phi = X_v - C X_t: a filter that all but vanishes on the spectrum leaves rounding noise of X_v.
+    half_the_digits = jnp.finfo(Phi.dtype).eps ** 0.5 * jnp.max(jnp.abs(data.X_v))
+    return Solution(omega, reliable & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))

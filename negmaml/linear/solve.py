@@ -74,12 +74,16 @@ def _correction(Phi, residual, ridge):
     # custom_linear_solve differentiates through `gram`, not through the factorisation: exact
     # derivatives of every order, and none of sqrt(ridge), which is infinite at zero.
     if p <= N:
-        b = contract("np,n->p", Phi, residual)
-        delta = lax.custom_linear_solve(gram, b, solve, symmetric=True)
+        # Phi^T residual is rounded before it meets 1/cond^2, so start from a first solution and
+        # solve for the rest of the residual, taken through Phi. The sum equals G^-1 Phi^T residual
+        # for any first solution, so that is a constant to derivatives.
+        first = lax.stop_gradient(_solve_factored(R, contract("np,n->p", Phi, residual)))
+        rest = residual - contract("np,p->n", Phi, first)
+        b = contract("np,n->p", Phi, rest) - ridge * first
+        delta = first + lax.custom_linear_solve(gram, b, solve, symmetric=True)
     else:
-        delta = contract(
-            "np,n->p", Phi, lax.custom_linear_solve(gram, residual, solve, symmetric=True)
-        )
+        z = lax.custom_linear_solve(gram, residual, solve, symmetric=True)
+        delta = contract("np,n->p", Phi, z)
     diagonal = jnp.abs(jnp.diagonal(R))
     floor = max(N, p) * jnp.finfo(Phi.dtype).eps
     reliable = (diagonal.min() > floor * diagonal.max()) & jnp.all(jnp.isfinite(delta))
