@@ -193,6 +193,6 @@ def _meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) 
         return Solution((start + delta).reshape(*rates.shape, p), reliable.reshape(rates.shape))
     Phi, r = meta_system(data, train)
     omega, reliable = minimiser(Phi, r, problem.omega0, ridge)
-    # Phi = X_v - C X_t: a filter that all but vanishes on the spectrum leaves rounding noise of X_v.
+    # Phi = X_v - C X_t: a filter that all but vanishes leaves only the rounding noise of X_v.
     half_the_digits = jnp.finfo(Phi.dtype).eps ** 0.5 * jnp.max(jnp.abs(data.X_v))
     return Solution(omega, reliable & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))
