@@ -160,9 +160,9 @@ def _write(panels: dict[str, dict[str, Panel]], out: Path, settings: dict) -> li
 
     described = {name: json.dumps(asdict(PROBLEMS[name])) for name in panels}
     dataset = to_dataset(panels, {**_provenance(), **settings, **described})
-    path, partial = out / "reproduction.nc", out / ".reproduction.partial.nc"
-    dataset.to_netcdf(partial, engine="scipy")
-    partial.replace(path)
+    path = out / "reproduction.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
     return [*figures.save(figures.reproduction(dataset), out, "reproduction"), path]
 
 

@@ -1,5 +1,7 @@
 """Figures: read results, draw them; nothing is computed here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +72,21 @@ def _draw_panel(axis, data, panel: str) -> None:
 
 
 def save(figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG and SVG, each complete or not there at all; returns the paths."""
+    """Write a figure as PNG and SVG; returns the paths."""
     paths = []
     for suffix, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
-        path = folder / f"{stem}.{suffix}"
-        partial_path = folder / f".{stem}.partial.{suffix}"
-        figure.savefig(partial_path, **options)
-        partial_path.replace(path)
-        paths.append(path)
+        paths.append(folder / f"{stem}.{suffix}")
+        with whole_file(paths[-1]) as partial:
+            figure.savefig(partial, **options)
     return paths
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write to; the file appears as `path` when complete, and not at all on failure."""
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -112,6 +112,13 @@ def test_saving_leaves_whole_files_only(dataset, tmp_path):
     assert all(path.stat().st_size > 10_000 for path in paths)
 
 
+def test_failing_to_save_leaves_no_file(tmp_path):
+    with pytest.raises(OSError, match="disk"), figures.whole_file(tmp_path / "x.nc") as partial:
+        partial.write_text("half")
+        raise OSError("disk full")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("names", "runs"), [(["nonsense"], 100), (["overparameterized"], 10)])
 def test_bad_requests_are_refused(names, runs):
     with pytest.raises(ValueError, match="must be"):

@@ -76,9 +76,11 @@ def simulate(
     Raises ValueError or TypeError for runs < 1, a negative or non-finite meta_ridge, and unknown
     `evaluation` or `split`.
 
+    >>> import negmaml
     >>> problem = MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
     >>> rates = jnp.array([-0.5, 0.0, 0.5])
-    >>> result = simulate(jax.random.key(0), problem, GradientDescent(rates), GradientDescent(0.2))
+    >>> train, adapt = negmaml.GradientDescent(rates), negmaml.GradientDescent(0.2)
+    >>> result = simulate(jax.random.key(0), problem, train, adapt)
     >>> result.test_loss.shape
     (3, 1000)
     """

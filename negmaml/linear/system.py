@@ -48,7 +48,8 @@ def meta_system(data: Data, rule: Rule):
         rule: any rule; a batch of parameters shares the data.
 
     Returns Phi of shape rule shape + (m n_v, p) and r of shape rule shape + (m n_v,), tasks
-    stacked in order. Source: Bernacchia 2021, appendix; THEORY of this package for the filters.
+    stacked in order. Source: Bernacchia 2021 for one gradient step; the derivation
+    for the others is at the head of this module.
     """
     if is_one_step(rule):
         parts = one_step_system(data)

@@ -20,7 +20,7 @@ def stationary_train_rates(p: int, n_t: int):
     2021, below Theorem 1.
 
     >>> [round(rate, 4) for rate in stationary_train_rates(p=60, n_t=30)]
-    [-1.0111, 0.4945]
+    [-1.0112, 0.4945]
     """
     p, n_t = check_count("p", p), check_count("n_t", n_t)
     half = (n_t + 1) / (2 * p)
