@@ -4,7 +4,6 @@ import jax
 import pytest
 from hypothesis import settings
 
-jax.config.update("jax_numpy_dtype_promotion", "standard")
 settings.register_profile("negmaml", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("negmaml")
 
