@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import negmaml as nm
+from negmaml.linear.sample import normals_per_run
 from negmaml.reproduce import FIXED_RATE, PROBLEMS, RATES
 
 RUNS = 1000
@@ -38,8 +39,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|")
     for name, problem in PROBLEMS.items():
         many, one = best_seconds([simulation(problem, r) for r in (RATES, [FIXED_RATE])])
-        points = problem.m * (problem.n_t + problem.n_v)
-        normals = RUNS * (points * (problem.p + 1) + problem.m * problem.p) / 1e6
+        normals = RUNS * normals_per_run(problem) / 1e6
         print(
             f"| {name} | {normals:.1f} M | {many:.3f} | {one:.3f} | {many / one:.2f} "
             f"| {normals / many:.0f} |"

@@ -139,6 +139,16 @@ def chunks(problem, runs):
     return [min(size, runs - start) for start in range(0, runs, size)]
 
 
+def stacked_system(x_t, y_t, x_v, y_v):
+    """(features, targets), each constant and linear in the training rate, tasks stacked.
+
+    For NumPy arrays and torch tensors alike, of shapes (batch, m, points, p or 1).
+    """
+    overlap = x_v @ x_t.swapaxes(-1, -2) / x_t.shape[-2]
+    pairs = (x_v, overlap @ x_t), (y_v, overlap @ y_t)
+    return [[part.reshape(len(part), -1, part.shape[-1]) for part in pair] for pair in pairs]
+
+
 def numpy_batched(seed):
     """A chunk of runs at a time, in stacked matrix products and one stacked solve per rate."""
     import numpy as np
@@ -149,11 +159,7 @@ def numpy_batched(seed):
         x_t, x_v = rng.standard_normal((batch, m, n_t, p)), rng.standard_normal((batch, m, n_v, p))
         y_t = x_t @ w + sigma * rng.standard_normal((batch, m, n_t, 1))
         y_v = x_v @ w + sigma * rng.standard_normal((batch, m, n_v, 1))
-        overlap = x_v @ x_t.swapaxes(-1, -2) / n_t
-        features = x_v, overlap @ x_t
-        targets = y_v, overlap @ y_t
-        stack = (batch, m * n_v, -1)
-        return [a.reshape(stack) for a in features], [a.reshape(stack) for a in targets]
+        return stacked_system(x_t, y_t, x_v, y_v)
 
     def distance(features, targets, rate):
         phi, r = features[0] - rate * features[1], targets[0] - rate * targets[1]
@@ -184,15 +190,11 @@ def torch_batched(seed):
         def normal(*shape):
             return torch.randn(batch, problem.m, *shape, generator=generator)
 
-        p, m, n_t, n_v, _, sigma, nu = problem
+        p, _, n_t, n_v, _, sigma, nu = problem
         w = nu / math.sqrt(p) * normal(p, 1)
         x_t, x_v = normal(n_t, p), normal(n_v, p)
         y_t, y_v = x_t @ w + sigma * normal(n_t, 1), x_v @ w + sigma * normal(n_v, 1)
-        overlap = x_v @ x_t.mT / n_t
-        features = x_v, overlap @ x_t
-        targets = y_v, overlap @ y_t
-        stack = (batch, m * n_v, -1)
-        return [a.reshape(stack) for a in features], [a.reshape(stack) for a in targets]
+        return stacked_system(x_t, y_t, x_v, y_v)
 
     def distance(features, targets, rate):
         phi, r = features[0] - rate * features[1], targets[0] - rate * targets[1]

@@ -9,10 +9,11 @@ data point a noisy reading of it,
 from numbers import Integral
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml.pytree import check_finite, concrete, pytree, static
+from negmaml.pytree import check_finite, pytree, static
 
 
 @pytree
@@ -63,7 +64,7 @@ class MixedLinearRegression:
             size = check_count(name, getattr(self, name))
             object.__setattr__(self, name, size)
         for name in ("sigma", "nu"):
-            check_deviation(name, getattr(self, name))
+            check_nonnegative(name, getattr(self, name), "a standard deviation")
         for name in ("w0", "omega0"):
             _check_vector(name, getattr(self, name), self.p)
 
@@ -93,17 +94,16 @@ def check_count(name: str, value) -> int:
     return int(value)
 
 
-def check_deviation(name: str, value) -> None:
+def check_nonnegative(name: str, value, meaning: str) -> None:
     """Raise unless `value` is a finite scalar of at least 0."""
     if np.ndim(value) != 0:
         raise ValueError(
             f"{name} must be a scalar, got shape {np.shape(value)}; "
-            f"use jax.vmap over the problem for several values of {name}"
+            f"use jax.vmap for several values of {name}"
         )
-    check_finite(name, value, "a standard deviation")
-    number = concrete(value)
-    if number is not None and number < 0:
-        raise ValueError(f"{name} is a standard deviation and must be at least 0, got {value!r}")
+    check_finite(name, value, meaning)
+    if not isinstance(value, jax.core.Tracer) and value < 0:
+        raise ValueError(f"{name} must be at least 0 ({meaning}), got {value!r}")
 
 
 def _check_vector(name: str, value, p: int) -> None:

@@ -42,11 +42,6 @@ def pytree(cls: type[T]) -> type[T]:
     return cls
 
 
-def concrete(value) -> np.ndarray | None:
-    """The value as a NumPy array, or None while JAX traces it (nothing to check then)."""
-    return None if isinstance(value, jax.core.Tracer) else np.asarray(value)
-
-
 def check_finite(name: str, value, meaning: str) -> None:
     """Raise unless every number of the pytree `value` is real and finite; the sign is free."""
     for leaf in jax.tree.leaves(value, is_leaf=lambda x: x is None):

@@ -47,7 +47,12 @@ def sample(key, problem: MixedLinearRegression) -> Data:
 
 def draw(key, problem: MixedLinearRegression, dtype):
     """The standard normals of one run, flat: one generator call for all of them."""
-    return jax.random.normal(key, (sum(map(prod, _shapes(problem))),), dtype)
+    return jax.random.normal(key, (normals_per_run(problem),), dtype)
+
+
+def normals_per_run(problem: MixedLinearRegression) -> int:
+    """How many numbers `draw` draws."""
+    return sum(map(prod, _shapes(problem)))
 
 
 def assemble(normals, problem: MixedLinearRegression) -> Data:

@@ -11,11 +11,10 @@ from jax import lax
 
 from negmaml.adaptation import expected_test_loss
 from negmaml.linear.evaluate import sampled_test_loss
-from negmaml.linear.sample import Data, assemble, contract, draw, working_dtype
+from negmaml.linear.sample import Data, assemble, contract, draw, normals_per_run, working_dtype
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections
 from negmaml.linear.system import is_one_step, meta_system, one_step_system
-from negmaml.problem import MixedLinearRegression, check_count
-from negmaml.pytree import check_finite, concrete
+from negmaml.problem import MixedLinearRegression, check_count, check_nonnegative
 from negmaml.rules import Rule, batch_shape, cast, parameter
 
 EVALUATIONS = ("expected", "sampled")
@@ -115,9 +114,7 @@ def _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split) ->
     runs = check_count("runs", runs)
     _check_choice("evaluation", evaluation, EVALUATIONS)
     _check_choice("split", split, SPLITS)
-    check_finite("meta_ridge", meta_ridge, "a strength of at least 0")
-    if (value := concrete(meta_ridge)) is not None and (value.ndim or value < 0):
-        raise ValueError(f"meta_ridge must be a scalar of at least 0, got {meta_ridge!r}")
+    check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     for rule in (train, adapt):
         parameter(rule)  # one array, or a clear error
     dtype = working_dtype(problem, train, adapt, meta_ridge)
@@ -170,10 +167,9 @@ def _block_shape(runs: int, problem: MixedLinearRegression) -> tuple[int, int, i
 
     A block is computed at once and drawn in two pieces.
     """
-    drawn = problem.m * (problem.n_t + problem.n_v) * problem.p
     on_cpu = jax.default_backend() == "cpu"
     allowed = BLOCK_NORMALS if on_cpu else ACCELERATOR_BLOCK_NORMALS
-    blocks = -(-runs // max(1, allowed // drawn))
+    blocks = -(-runs // max(1, allowed // normals_per_run(problem)))
     in_block = -(-runs // blocks)
     pieces = min(2, in_block)
     return blocks, pieces, -(-in_block // pieces)

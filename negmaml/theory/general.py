@@ -8,7 +8,7 @@ inner rate on the network.
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml.problem import check_count, check_deviation
+from negmaml.problem import check_count, check_nonnegative
 from negmaml.pytree import check_finite
 from negmaml.rules import outer
 
@@ -52,7 +52,7 @@ def general_inputs(
     )
     for name, rate in (("train_rate", train_rate), ("adapt_rate", adapt_rate)):
         check_finite(name, rate, "an inner learning rate")
-    check_deviation("sigma", sigma)
+    check_nonnegative("sigma", sigma, "a standard deviation")
     sigma_x, sigma_w = jnp.asarray(covariance), jnp.asarray(weight_covariance)
     rows = n_v * m
     _check_matrices(sigma_x, sigma_w, fourth_moment, rows)
