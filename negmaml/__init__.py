@@ -1,8 +1,19 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
 from negmaml import linear, theory
+from negmaml.inner import InnerOptimizer, adapt
 from negmaml.linear import Simulation, simulate
-from negmaml.meta import Tasks, adapt, maml
+from negmaml.meta import (
+    LearnedRates,
+    Tasks,
+    anil,
+    fomaml,
+    imaml,
+    maml,
+    maml_value_and_grad,
+    meta_sgd,
+    reptile,
+)
 from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
 from negmaml.verify import Verification, verify
@@ -12,6 +23,8 @@ __version__ = "0.1.0"
 __all__ = [
     "GradientDescent",
     "GradientFlow",
+    "InnerOptimizer",
+    "LearnedRates",
     "MixedLinearRegression",
     "Proximal",
     "Rule",
@@ -19,8 +32,14 @@ __all__ = [
     "Tasks",
     "Verification",
     "adapt",
+    "anil",
+    "fomaml",
+    "imaml",
     "linear",
     "maml",
+    "maml_value_and_grad",
+    "meta_sgd",
+    "reptile",
     "simulate",
     "theory",
     "verify",

@@ -1,18 +1,49 @@
-"""Adaptation and the meta-objective for any JAX loss and parameter pytree.
+r"""Meta-gradients for any JAX loss and parameter pytree.
 
-These know no problem: `loss(params, data)` is any scalar function of the user's.
+These know no problem: `loss(params, data)` is any scalar function of the user's. Every
+algorithm is a function (params, tasks) -> (value, gradient), the mean over tasks of
+
+    value = loss(theta_i, query_i),      theta_i = adapt(params; support_i),
+
+and they differ in the gradient. With theta_{k+1} = theta_k - rate * g_k and H_k the Hessian of
+the inner loss at theta_k, the exact one is a recursion backwards through the inner steps,
+
+    v_K = grad loss(theta_K, query),      v_k = v_{k+1} - H_k (rate * v_{k+1}),      gradient = v_0.
+
+First-order MAML stops at v_K. `negmaml.inner` has the forward steps, this module the recursion,
+by forward-over-reverse differentiation: each step needs its theta_k alone, and one Hessian-vector
+product. What the functions return are pytrees themselves, with the rule's rates for leaves, so a
+new rate does not recompile a program that takes one as an argument.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
-from negmaml.rules import GradientDescent, Rule
+from negmaml.inner import (
+    InnerRule,
+    Loss,
+    adapt,
+    check_params,
+    check_scalar,
+    merge,
+    prepare,
+    run,
+    scalar,
+    split,
+    stepped_rates,
+    unstep,
+)
+from negmaml.lowrank import factored_loss, wide_weights
+from negmaml.problem import check_count
+from negmaml.rules import GradientDescent, Proximal
 
-Loss = Callable[[Any, Any], jax.Array]
+METHODS = ("mixed", "reverse", "remat", "low-rank")
 
 
 class Tasks(NamedTuple):
@@ -22,76 +53,462 @@ class Tasks(NamedTuple):
     query: Any
 
 
-def adapt(loss: Loss, params, support, rule: Rule):
-    r"""Parameters after adapting to the data of one task.
+class LearnedRates(NamedTuple):
+    """Meta-parameters of Meta-SGD: where adaptation starts, and its rates (of any sign)."""
 
-        theta_0 = params,      theta_{k+1} = theta_k - rate * grad loss(theta_k, support)
-
-    Arguments:
-        loss: scalar function of (params, data).
-        params: any pytree of floating point arrays.
-        support: the task's data, what `loss` takes.
-        rule: `GradientDescent`; its rate a scalar or a pytree like `params`, of any sign.
-
-    Returns a pytree like `params`. Differentiable, so that jax.grad through it is the
-    meta-gradient; vmap it for many tasks. Raises TypeError for another rule, ValueError for a
-    rate whose structure is not that of `params`.
-
-    >>> square = lambda w, target: (w - target) ** 2 / 2
-    >>> float(adapt(square, 0.0, 1.0, GradientDescent(-0.5)))  # away from the target
-    -0.5
-    """
-    if not isinstance(rule, GradientDescent):
-        raise TypeError(
-            f"rule must be GradientDescent for a general loss, got {type(rule).__name__}, which "
-            "acts through the spectrum of a linear model; use it with simulate and theory"
-        )
-    rates = _per_leaf(rule.rate, params)
-    gradient = jax.grad(loss)
-
-    def step(theta, _):
-        moves = jax.tree.map(jnp.multiply, rates, gradient(theta, support))
-        return jax.tree.map(lambda t, move: (t - move).astype(t.dtype), theta, moves), None
-
-    params = jax.tree.map(jnp.asarray, params)
-    if rule.steps == 1:
-        return step(params, None)[0]
-    return lax.scan(step, params, length=rule.steps)[0]
+    params: Any
+    rate: Any
 
 
-def maml(loss: Loss, rule: Rule) -> Callable[[Any, Tasks], jax.Array]:
+def maml(
+    loss: Loss, rule: InnerRule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
+) -> Callable[[Any, Tasks], Any]:
     r"""The objective of model-agnostic meta-learning; jax.grad of it is the meta-gradient.
 
         L_meta(params) = mean_i loss(adapt(params; support_i), query_i)
 
-    Returns a function of (params, tasks) -> scalar. Source: Finn, Abbeel and Levine, ICML 2017.
+    Differentiable in everything: parameters, rates, data. `maml_value_and_grad` has the same
+    arguments and returns the gradient faster. Also the way to test: with the rule of the test and
+    fresh tasks it is the test loss. Source: Finn, Abbeel and Levine, ICML 2017.
     """
 
-    def objective(params, tasks: Tasks):
-        def one_task(support, query):
-            return loss(adapt(loss, params, support, rule), query)
-
-        return jnp.mean(jax.vmap(one_task)(tasks.support, tasks.query))
-
-    return objective
+    return _algorithm(_objective, loss, rule, mask, batch_size, has_aux)
 
 
-def _per_leaf(rate, params):
-    """One rate for each leaf of `params`."""
-    structure: Any = jax.tree.structure(params)
-    if jax.tree_util.all_leaves([rate]) and jnp.ndim(rate) == 0:
-        rate = jax.tree.map(lambda _: rate, params)
-    leaves = zip(jax.tree.leaves(rate), jax.tree.leaves(params), strict=False)
-    if structure != jax.tree.structure(rate) or not all(_stretches(*pair) for pair in leaves):
-        raise ValueError(
-            "rate must be a scalar or a pytree like the parameters, with leaves that broadcast to "
-            f"theirs ({structure}), got {rate!r}"
+def maml_value_and_grad(
+    loss: Loss,
+    rule: InnerRule,
+    *,
+    mask=None,
+    batch_size: int | None = None,
+    method: str | None = None,
+    has_aux: bool = False,
+) -> Callable[[Any, Tasks], tuple]:
+    r"""Value and exact, second-order meta-gradient of `maml`: (params, tasks) -> (value, gradient).
+
+    Arguments:
+        loss: scalar function of (params, data of one task); an rng key or other state of a task
+            travels in its data.
+        rule: as in `adapt`; any sign of rate.
+        mask: which leaves adapt on a task, as in `adapt`; the gradient is that of all of them.
+        batch_size: tasks computed at once, all when left out; blocks of them follow one another.
+            Small blocks save time and memory where the adapted parameters of all tasks exceed the
+            cache of a CPU. It changes the result by rounding only.
+        method: "mixed" (the recursion above: forward-over-reverse, memory of the parameters of
+            each step), "reverse" (reverse-over-reverse through stored steps), "remat" (the same
+            with steps recomputed) or "low-rank" (adapted weights of wide dense layers are never
+            formed: `negmaml.lowrank`). When left out: "low-rank" where the loss has such layers
+            and the rule is one step at a scalar rate a leaf, else "mixed"; "reverse" for
+            `Proximal`, whose derivative is implicit.
+        has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
+            with the aux of the query losses, stacked over tasks.
+
+    Raises ValueError for an unknown method, an empty batch, support and query of different
+    numbers of tasks, and what `adapt` raises. Source: Finn, Abbeel and Levine, ICML 2017; the
+    mixed mode, Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation", ICML 2025.
+    """
+    if method not in (None, *METHODS):
+        raise ValueError(f"method must be one of {METHODS} or None, got {method!r}")
+    return _algorithm(_exact, loss, rule, mask, batch_size, has_aux, method)
+
+
+def fomaml(
+    loss: Loss, rule: InnerRule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
+):
+    r"""First-order MAML: (params, tasks) -> (value, gradient), the gradient at the adapted point.
+
+        gradient = mean_i  d loss(theta, query_i) / d theta  at theta = theta_i
+
+    which is the gradient of the `maml` objective with jax.lax.stop_gradient around every inner
+    gradient, d theta_i / d params = I. At rate zero it is exact. Arguments and errors as in
+    `maml_value_and_grad`. Source: Finn, Abbeel and Levine, ICML 2017, section 5.2.
+    """
+    return _algorithm(_first_order, loss, rule, mask, batch_size, has_aux)
+
+
+def anil(
+    loss: Loss, rule: InnerRule, head, *, batch_size: int | None = None, has_aux: bool = False
+):
+    """Almost no inner loop: MAML whose inner steps move the `head` only.
+
+    `head` is the mask of `adapt`, a pytree of booleans like the parameters or a prefix of it;
+    everything else as in `maml_value_and_grad`. Source: Raghu et al., ICLR 2020.
+    """
+    return maml_value_and_grad(loss, rule, mask=head, batch_size=batch_size, has_aux=has_aux)
+
+
+def reptile(
+    loss: Loss, rule: InnerRule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
+):
+    r"""Reptile: (params, tasks) -> (value, gradient), the sum of the inner gradients.
+
+        gradient = mean_i sum_k grad loss(theta_{i,k}, support_i)        (gradient descent)
+
+    For one scalar rate it is (params - theta_i)/rate, with the limit at rate zero and the sign
+    that descends for a negative one; for `InnerOptimizer` it is params - theta_i. The value is
+    that of the other algorithms, the loss on the query after adapting, which the gradient does
+    not use. Arguments and errors as in `maml_value_and_grad`; TypeError for `Proximal`. Source:
+    Nichol, Achiam and Schulman 2018.
+    """
+    return _algorithm(_reptile, loss, rule, mask, batch_size, has_aux)
+
+
+def imaml(
+    loss: Loss, rule: Proximal, *, mask=None, batch_size: int | None = None, has_aux: bool = False
+):
+    r"""Implicit MAML: (params, tasks) -> (value, gradient) of the proximal inner problem.
+
+        theta_i:  grad loss(theta, support_i) + strength (theta - params) = 0
+        gradient = mean_i (I + H_i/strength)^{-1} grad loss(theta_i, query_i)
+
+    by Newton's method and conjugate gradients; memory does not grow with the inner work. Arguments
+    and errors as in `maml_value_and_grad`; TypeError unless `rule` is `Proximal`. Source:
+    Rajeswaran et al., NeurIPS 2019.
+    """
+    if not isinstance(rule, Proximal):
+        raise TypeError(f"rule must be Proximal(strength) for imaml, got {rule!r}")
+    return maml_value_and_grad(loss, rule, mask=mask, batch_size=batch_size, has_aux=has_aux)
+
+
+def meta_sgd(
+    loss: Loss,
+    *,
+    steps: int = 1,
+    mask=None,
+    batch_size: int | None = None,
+    has_aux: bool = False,
+):
+    r"""Learned rates: (LearnedRates(params, rate), tasks) -> (value, LearnedRates of gradients).
+
+    The rate of `GradientDescent(rate, steps)` is a meta-parameter like any other, unconstrained:
+    descent may take it through zero to negative values. Its form is any of `adapt`: a scalar, one
+    a step, or a pytree like the parameters, a leaf or an element each. Arguments and errors as in
+    `maml_value_and_grad`. Source: Li et al. 2017.
+    """
+    rule = GradientDescent(0.0, steps)  # of it, only the number of steps is used
+    return _algorithm(_learned, loss, rule, mask, batch_size, has_aux)
+
+
+class _Algorithm(NamedTuple):
+    """An algorithm and what it is made with; hashable, so that jit knows equal ones again.
+
+    block: (algorithm, rule, params, tasks) -> (sums over tasks, aux stacked over tasks).
+    """
+
+    block: Callable
+    loss: Loss
+    frozen_mask: Any
+    batch_size: int | None
+    has_aux: bool
+    method: str | None
+
+    def __call__(self, rule, params, tasks):
+        block = partial(self.block, self, rule, params)
+        sums, aux = _mean_over_tasks(block, tasks, self.batch_size)
+        value, *gradient = sums
+        value = (value, aux) if self.has_aux else value
+        return (value, *gradient) if gradient else value
+
+    @property
+    def mask(self):
+        """The pytree of booleans that was given."""
+        return (
+            None if self.frozen_mask is None else self.frozen_mask[0].unflatten(self.frozen_mask[1])
         )
-    return rate
 
 
-def _stretches(rate, leaf) -> bool:
-    """Whether `rate` broadcasts to the shape of `leaf` without changing it."""
-    shape, target = jnp.shape(rate), jnp.shape(leaf)
-    kept = zip(reversed(shape), reversed(target), strict=False)
-    return len(shape) <= len(target) and all(r in (1, t) for r, t in kept)
+def _algorithm(block, loss, rule, mask, batch_size, has_aux, method=None):
+    """The pytree (params, tasks) -> result, whose leaves are the numbers of the rule."""
+    if batch_size is not None:
+        batch_size = check_count("batch_size", batch_size)
+    if mask is not None:
+        leaves, treedef = jax.tree.flatten(mask)
+        mask = treedef, tuple(leaves)
+    return Partial(_Algorithm(block, loss, mask, batch_size, has_aux, method), rule)
+
+
+def check_tasks(tasks) -> int:
+    """How many tasks there are; raises unless every leaf leads with that many, at least one."""
+    if not isinstance(tasks, tuple) or len(tasks) != 2:
+        raise TypeError(f"tasks must be Tasks(support, query), got {type(tasks).__name__}")
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tuple(tasks))]
+    counts = {shape[0] if shape else 0 for shape in shapes}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(
+            "every leaf of tasks.support and tasks.query must lead with the same task axis, of "
+            f"at least one task; got shapes {shapes}"
+        )
+    return counts.pop()
+
+
+def _mean_over_tasks(block: Callable, tasks, batch_size: int | None):
+    """The mean over tasks of what `block` sums, computed `batch_size` tasks at a time."""
+    count = check_tasks(tasks)
+    size = count if batch_size is None else min(batch_size, count)
+    whole = count // size * size
+    if size == count:
+        sums, aux = block(tasks)
+        return jax.tree.map(lambda total: total / count, sums), aux
+    blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), tasks)
+    shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
+
+    def add(total, tasks):
+        sums, aux = block(tasks)
+        return jax.tree.map(jnp.add, total, sums), aux
+
+    sums, aux = lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), blocks)
+    aux = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), aux)
+    if whole < count:
+        sums, rest = add(sums, jax.tree.map(lambda x: x[whole:], tasks))
+        aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), aux, rest)
+    return jax.tree.map(lambda total: total / count, sums), aux
+
+
+def _objective(algorithm: _Algorithm, rule, params, tasks, remat: bool = False):
+    """The sum of the query losses after adapting."""
+
+    def one_task(support, query):
+        inner = scalar(algorithm.loss, algorithm.has_aux)
+        theta = adapt(inner, params, support, rule, mask=algorithm.mask, remat=remat)
+        return check_scalar(algorithm.loss(theta, query), algorithm.has_aux)
+
+    losses, aux = jax.vmap(one_task)(*tasks)
+    return (jnp.sum(losses),), aux
+
+
+def _exact(algorithm: _Algorithm, rule, params, tasks):
+    """The second-order gradient, by the method asked for or the best that applies."""
+    params = check_params(params)
+    method = algorithm.method
+    if isinstance(rule, Proximal):
+        if method not in (None, "reverse"):
+            raise ValueError(f"method must be 'reverse' or None for Proximal, got {method!r}")
+        method = "reverse"
+    if method in (None, "low-rank"):
+        wide = _wide(algorithm, rule, params, tasks)
+        method = "low-rank" if wide or method else "mixed"
+    if method == "mixed":
+        (value, gradient, _), aux = _mixed(algorithm, rule, params, tasks)
+        return (value, gradient), aux
+    if method == "low-rank":
+        total = partial(_factored, algorithm, rule, wide)
+    else:
+        total = partial(_objective, algorithm, rule, remat=method == "remat")
+
+    def loss(params):
+        (value,), aux = total(params, tasks)
+        return value, aux
+
+    (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return (value, gradient), aux
+
+
+def _first_order(algorithm: _Algorithm, rule, params, tasks):
+    """The gradient of the query loss at the adapted parameters."""
+    params = check_params(params)
+
+    def one_task(support, query):
+        inner = scalar(algorithm.loss, algorithm.has_aux)
+        return _at_query(algorithm, adapt(inner, params, support, rule, mask=algorithm.mask), query)
+
+    (value, aux), gradient = jax.vmap(one_task)(*tasks)
+    return _sum((value, gradient)), aux
+
+
+def _reptile(algorithm: _Algorithm, rule, params, tasks):
+    """The sum of the inner gradients, or the way an optimizer went."""
+    params = check_params(params)
+    transitions = prepare(rule, params, algorithm.mask)
+    moving, frozen = split(params, algorithm.mask)
+
+    def one_task(support, query):
+        gradient = jax.grad(_on_moving(algorithm, frozen, support))
+        theta, (visited, _) = run(transitions, gradient, moving)
+        if isinstance(rule, GradientDescent):
+            visited = visited if rule.steps > 1 else jax.tree.map(lambda x: x[None], visited)
+            way = jax.tree.map(lambda g: jnp.sum(g, 0), lax.map(gradient, visited))
+        else:
+            way = jax.tree.map(jnp.subtract, moving, theta)
+        value, aux = check_scalar(algorithm.loss(merge(theta, frozen), query), algorithm.has_aux)
+        return (value, merge(way, jax.tree.map(jnp.zeros_like, frozen))), aux
+
+    sums, aux = jax.vmap(one_task)(*tasks)
+    return _sum(sums), aux
+
+
+def _learned(algorithm: _Algorithm, rule, meta, tasks):
+    """Value, and gradients in the parameters and in the rates."""
+    if not isinstance(meta, LearnedRates):
+        raise TypeError(f"params must be LearnedRates(params, rate), got {type(meta).__name__}")
+    params, learned = (
+        check_params(meta.params),
+        GradientDescent(check_params(meta.rate), rule.steps),
+    )
+    (value, gradient, rate), aux = _mixed(algorithm, learned, params, tasks)
+    return (value, LearnedRates(gradient, rate)), aux
+
+
+def _sum(tree):
+    """The sum over the task axis of every leaf."""
+    return jax.tree.map(lambda x: jnp.sum(x, 0), tree)
+
+
+def _on_moving(algorithm: _Algorithm, frozen, support):
+    """The loss on the support as a function of the leaves that adapt."""
+    inner = scalar(algorithm.loss, algorithm.has_aux)
+    return lambda theta: inner(merge(theta, frozen), support)
+
+
+def _at_query(algorithm: _Algorithm, theta, query):
+    """((value, aux), gradient) of the loss on the query."""
+
+    def loss(theta):
+        return check_scalar(algorithm.loss(theta, query), algorithm.has_aux)
+
+    return jax.value_and_grad(loss, has_aux=True)(theta)
+
+
+def _mixed(algorithm: _Algorithm, rule, params, tasks):
+    """Sums of value, gradient in the parameters and in the rate, by the backward recursion."""
+    moving, frozen = split(params, algorithm.mask)
+    rate = rule.rate if isinstance(rule, GradientDescent) else ()
+
+    def rates_of(rate):
+        own = GradientDescent(rate, rule.steps) if isinstance(rule, GradientDescent) else rule
+        return prepare(own, params, algorithm.mask).rates
+
+    transitions = prepare(rule, params, algorithm.mask)
+    inner = jax.grad(scalar(algorithm.loss, algorithm.has_aux))
+
+    def one_task(support, query):
+        theta, visited = run(transitions, jax.grad(_on_moving(algorithm, frozen, support)), moving)
+        (value, aux), slope = _at_query(algorithm, merge(theta, frozen), query)
+
+        def of_support(full):
+            return inner(full, support)
+
+        gradient, rates = _backwards(
+            transitions, of_support, frozen, visited, slope, algorithm.mask
+        )
+        return (value, gradient, rates), aux
+
+    (value, gradient, rates), aux = jax.vmap(one_task)(*tasks)
+    value, gradient, rates = _sum((value, gradient, rates))
+    (of_rate,) = jax.vjp(rates_of, rate)[1](rates)
+    return (value, gradient, of_rate), aux
+
+
+def _backwards(transitions, gradient, frozen, visited, slope, mask):
+    """The recursion at the head of this module, for any update that is driven by gradients.
+
+    Arguments:
+        gradient: of the loss on the support, a function of all parameters.
+        visited: (parameters, state) that each step started from.
+        slope: the gradient at the adapted parameters, of all parameters.
+
+    Returns the gradient in the parameters and in `transitions.rates`. With the update
+    (theta', s') = u(rates, g, s, theta), g = gradient(theta), a step maps the cotangents of
+    (theta', s') to those of its arguments by the transpose of u, and that of g to theta by the
+    Hessian, which is symmetric, so one forward derivative of `gradient` serves. Frozen
+    parameters enter through g alone.
+    """
+    still = jax.tree.map(jnp.zeros_like, frozen)
+    rates, treedef = jax.tree.flatten(transitions.rates)
+
+    def back(carry, step):
+        of_theta, of_state, of_frozen, of_fixed = carry
+        (theta, state), stepped = step
+        floats, rebuild = _floats(state)
+        g, hessian = jax.linearize(gradient, merge(theta, frozen))
+
+        def update(rates, g, floats, theta):
+            theta, state = transitions.update(rates, g, rebuild(floats), theta)
+            return theta, _floats(state)[0]
+
+        arguments = unstep(transitions, stepped), split(g, mask)[0], floats, theta
+        of_rates, of_g, of_state, of_theta = jax.vjp(update, *arguments)[1]((of_theta, of_state))
+        through, past = split(hessian(merge(of_g, still)), mask)
+        of_theta = jax.tree.map(jnp.add, of_theta, through)
+        of_frozen = jax.tree.map(jnp.add, of_frozen, past)
+        marked = list(zip(jax.tree.leaves(of_rates), transitions.stepped, strict=True))
+        fixed = [rate for rate, stepped in marked if not stepped]
+        of_fixed = [total + rate for total, rate in zip(of_fixed, fixed, strict=True)]
+        return (of_theta, of_state, of_frozen, of_fixed), [r for r, stepped in marked if stepped]
+
+    of_theta, of_frozen = split(slope, mask)
+    state = jax.eval_shape(transitions.init, of_theta)
+    of_state = [jnp.zeros(x.shape, x.dtype) for x in _floats(state)[0]]
+    fixed = [r for r, stepped in zip(rates, transitions.stepped, strict=True) if not stepped]
+    first = (of_theta, of_state, of_frozen, [jnp.zeros_like(rate) for rate in fixed])
+    stepped = stepped_rates(transitions)
+    if transitions.steps == 1:
+        last, of_stepped = back(first, (visited, [rate[0] for rate in stepped]))
+        of_stepped = [rate[None] for rate in of_stepped]
+    else:
+        last, of_stepped = lax.scan(back, first, (visited, stepped), reverse=True)
+    of_theta, of_state, of_frozen, of_fixed = last
+    if of_state:  # the state starts from the parameters
+        pull = jax.vjp(lambda theta: _floats(transitions.init(theta))[0], of_theta)[1]
+        of_theta = jax.tree.map(jnp.add, of_theta, pull(of_state)[0])
+    parts = iter(of_stepped), iter(of_fixed)
+    of_rates = [next(parts[0 if stepped else 1]) for stepped in transitions.stepped]
+    return merge(of_theta, of_frozen), treedef.unflatten(of_rates)
+
+
+def _floats(state):
+    """The floating leaves of an optimizer's state, and the function that puts others in place."""
+    leaves, treedef = jax.tree.flatten(state)
+    real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def rebuild(floats):
+        own = iter(floats)
+        marked = zip(leaves, real, strict=True)
+        return treedef.unflatten([next(own) if r else leaf for leaf, r in marked])
+
+    return [leaf for leaf, r in zip(leaves, real, strict=True) if r], rebuild
+
+
+def _wide(algorithm: _Algorithm, rule, params, tasks) -> frozenset[int]:
+    """The weights that the low-rank method keeps factored."""
+    if not isinstance(rule, GradientDescent) and algorithm.method == "low-rank":
+        raise ValueError(f"method 'low-rank' needs a GradientDescent rule, got {rule!r}")
+    if not isinstance(rule, GradientDescent) or (rule.steps > 1 and algorithm.method is None):
+        return frozenset()
+    transitions = prepare(rule, params, algorithm.mask)
+    rates = iter(zip(jax.tree.leaves(transitions.rates), transitions.stepped, strict=True))
+    scalars = []
+    for moves in _moving_leaves(params, algorithm.mask):
+        rate, stepped = next(rates) if moves else (jnp.zeros(3), False)
+        scalars.append(jnp.size(rate) == (rule.steps if stepped else 1))
+    task = jax.tree.map(lambda x: x[0], tuple(tasks))
+    loss = scalar(algorithm.loss, algorithm.has_aux)
+    on_support, on_query = (wide_weights(loss, params, data, scalars) for data in task)
+    return on_support & on_query
+
+
+def _moving_leaves(params, mask) -> list[bool]:
+    """For each leaf of the parameters, whether it adapts."""
+    moving = split(jax.tree.map(lambda _: True, params), mask)[0]
+    return [leaf is not None for leaf in jax.tree.leaves(moving, is_leaf=lambda x: x is None)]
+
+
+def _factored(algorithm: _Algorithm, rule, wide, params, tasks):
+    """The sum of the query losses, with wide weights adapted in factored form."""
+    transitions = prepare(rule, params, algorithm.mask)
+    moving = _moving_leaves(params, algorithm.mask)
+    own = iter(zip(jax.tree.leaves(transitions.rates), transitions.stepped, strict=True))
+    rates = [next(own) if moves else None for moves in moving]
+
+    def rate(i: int, k: int):
+        value, stepped = rates[i]
+        value = value[k] if stepped else value
+        return value.reshape(()) if i in wide else value
+
+    def loss(params, data):
+        return check_scalar(algorithm.loss(params, data), algorithm.has_aux)
+
+    def one_task(support, query):
+        return factored_loss(loss, params, rate, rule.steps, support, query, wide, moving)
+
+    losses, aux = jax.vmap(one_task)(*tasks)
+    return (jnp.sum(losses),), aux

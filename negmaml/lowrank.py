@@ -1,0 +1,242 @@
+r"""Inner steps on wide dense layers without forming the adapted weights.
+
+A dense layer z = x W has the gradient h^T d, with h the inputs of the layer on the support (n rows)
+and d the derivative of the loss in z. After an inner step,
+
+    x W' = x W - rate (x h^T) d,
+
+costs n products of vectors for each of its rows and one product with W, shared by all tasks,
+where forming W' costs and moves as many numbers as W has, for every task. It is exact, and as it
+is written in h and d, so are derivatives of any order. K steps add up K such terms.
+
+The user's loss is not rewritten but interpreted: its jaxpr is walked, products with a wide weight
+are computed in the factored form, everything else as it stands. A weight that is also used in
+another way (weight decay, tied or convolution weights, inside scan or a custom derivative) keeps
+its dense form, so the result is right for any loss.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Literal
+
+# The work of a dense update over that of a factored one, at which the factored one is chosen;
+# benchmarks/meta_gradients.py measures both sides of it.
+WORTH = 8
+
+
+class _Weight(NamedTuple):
+    """What stands for a wide weight while a jaxpr is walked: its leaf, and whether transposed."""
+
+    leaf: int
+    transposed: bool = False
+
+
+class _Product(NamedTuple):
+    """A product with a weight: x contracted along `axis` with the weight, x first or second."""
+
+    weight: _Weight  # seen as (in, out)
+    x: int  # which operand x is, 0 or 1
+    axis: int
+
+
+def wide_weights(loss: Callable, params, data, moving: list[bool]) -> frozenset[int]:
+    """Leaves of `params` that move, enter products only, and are far larger than their factors.
+
+    With r rows of inputs a dense update works on in * out numbers, the factored one on
+    r (in + out).
+    """
+    closed = jax.make_jaxpr(loss)(params, data)
+    variables = closed.jaxpr.invars[: len(moving)]
+    marks = {
+        variable: _Weight(i)
+        for i, variable in enumerate(variables)
+        if moving[i] and len(variable.aval.shape) == 2
+    }
+    rows: dict[int, int] = {}
+    elsewhere: set[int] = set()
+    _count_uses(closed.jaxpr, marks, rows, elsewhere)
+
+    def worth(i: int) -> bool:
+        shape = variables[i].aval.shape
+        return i not in elsewhere and prod(shape) >= WORTH * rows[i] * sum(shape)
+
+    return frozenset(filter(worth, rows))
+
+
+def factored_loss(loss: Callable, params, rates, steps: int, support, query, wide, moving):
+    """loss(theta_K, query) after `steps` inner steps with the weights `wide` kept factored.
+
+    Arguments:
+        loss: function of (params, data) that returns (scalar, aux).
+        rates: function (leaf, step) -> rate, a scalar for the leaves that are wide.
+        wide, moving: indices of leaves, and for each leaf whether it adapts.
+    """
+    theta = jax.tree.leaves(params)
+    dense = [i for i, moves in enumerate(moving) if moves and i not in wide]
+    factors: dict[int, list] = {i: [] for i in wide}
+    on_support = _Traced(loss, params, support, wide)
+
+    def inner(some, shifts, theta, factors):
+        recorder = _Recorder(factors, theta, shifts)
+        value, _ = on_support(_replace(theta, dense, some), support, recorder)
+        return value, recorder.inputs
+
+    for k in range(steps):
+        some = [theta[i] for i in dense]
+        blank = _Recorder(factors, theta, None)
+        jax.eval_shape(lambda theta, r=blank: on_support(theta, support, r), theta)
+        shifts = [jnp.zeros(shape, dtype) for shape, dtype in blank.shapes]
+        (gradients, slopes), inputs = jax.grad(inner, (0, 1), has_aux=True)(
+            some, shifts, theta, factors
+        )
+        moved = [
+            (t - rates(i, k) * g).astype(t.dtype)
+            for i, t, g in zip(dense, some, gradients, strict=True)
+        ]
+        factors = {i: list(pairs) for i, pairs in factors.items()}
+        for (weight, h), d in zip(inputs, slopes, strict=True):
+            left, right = (d, h) if weight.transposed else (h, d)
+            factors[weight.leaf].append((-rates(weight.leaf, k) * left, right))
+        theta = _replace(theta, dense, moved)
+    return _Traced(loss, params, query, wide)(theta, query, _Recorder(factors, theta, ()))
+
+
+def _replace(leaves: list, indices: list[int], values: list) -> list:
+    leaves = list(leaves)
+    for i, value in zip(indices, values, strict=True):
+        leaves[i] = value
+    return leaves
+
+
+class _Recorder:
+    """Multiplies by factored weights; notes the inputs of each product and shifts its result.
+
+    The derivative in the shift is d of the head of this module, the inputs are h. Without shifts
+    it notes shapes alone.
+    """
+
+    def __init__(self, factors: dict[int, list], leaves: list, shifts):
+        self.factors, self.leaves, self.shifts = factors, leaves, shifts
+        self.inputs: list = []
+        self.shapes: list = []
+
+    def __call__(self, weight: _Weight, x, precision, dtype):
+        """x W + shift for x of shape (..., in)."""
+
+        def times(x, matrix, axis):
+            contract = (((x.ndim - 1,), (axis,)), ((), ()))
+            return lax.dot_general(
+                x, matrix, contract, precision=precision, preferred_element_type=dtype
+            )
+
+        axis = 1 if weight.transposed else 0
+        z = times(x, self.leaves[weight.leaf], axis)
+        for pair in self.factors[weight.leaf]:
+            first, second = reversed(pair) if weight.transposed else pair
+            z = z + times(times(x, first, 1), second, 0).astype(z.dtype)
+        self.shapes.append(((prod(z.shape[:-1]), z.shape[-1]), z.dtype))
+        self.inputs.append((weight, x.reshape(-1, x.shape[-1])))
+        if self.shifts:
+            z = z + self.shifts[len(self.inputs) - 1].reshape(z.shape)
+        return z
+
+
+class _Traced:
+    """The jaxpr of a loss on data of one shape, to be walked with any `_Recorder`."""
+
+    def __init__(self, loss: Callable, params, data, wide):
+        self.closed, shape = jax.make_jaxpr(loss, return_shape=True)(params, data)
+        self.result, self.wide = jax.tree.structure(shape), wide
+
+    def __call__(self, leaves: list, data, recorder: _Recorder):
+        values = [_Weight(i) if i in self.wide else leaf for i, leaf in enumerate(leaves)]
+        recorder.leaves = leaves
+        outputs = _walk(
+            self.closed.jaxpr, self.closed.consts, [*values, *jax.tree.leaves(data)], recorder
+        )
+        return self.result.unflatten(outputs)
+
+
+def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
+    """Evaluate a jaxpr in which some values are `_Weight`s that enter products only."""
+    values = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(atom) for atom in equation.invars]
+        weights = [x if isinstance(x, _Weight) else None for x in inputs]
+        if not any(weights):
+            functions, parameters = equation.primitive.get_bind_params(equation.params)
+            results = equation.primitive.bind(*functions, *inputs, **parameters)
+            results = results if equation.primitive.multiple_results else [results]
+        elif product := _as_product(equation, weights):
+            results = [_multiply(equation.params, product, inputs[product.x], recorder)]
+        elif flipped := _as_transpose(equation, weights):
+            results = [flipped]
+        else:
+            inner = equation.params["jaxpr"]
+            results = _walk(inner.jaxpr, inner.consts, inputs, recorder)
+        values |= dict(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _multiply(parameters, product: _Product, x, recorder: _Recorder):
+    """A dot_general with a weight, by products of the last axis of x."""
+    x = jnp.moveaxis(x, product.axis, -1)
+    dtype = parameters["preferred_element_type"]
+    z = recorder(product.weight, x, parameters["precision"], dtype)
+    return jnp.moveaxis(z, -1, 0) if product.x == 1 else z
+
+
+def _count_uses(jaxpr, marks, rows: dict[int, int], elsewhere: set[int]) -> None:
+    """Add up the rows each marked weight is multiplied with; note weights used in another way."""
+    marks = dict(marks)
+
+    def look(atom):
+        return None if isinstance(atom, Literal) else marks.get(atom)
+
+    for equation in jaxpr.eqns:
+        weights = [look(atom) for atom in equation.invars]
+        if not any(weights):
+            continue
+        if product := _as_product(equation, weights):
+            shape = equation.invars[product.x].aval.shape
+            leaf = product.weight.leaf
+            rows[leaf] = rows.get(leaf, 0) + prod(shape) // max(shape[product.axis], 1)
+        elif flipped := _as_transpose(equation, weights):
+            marks[equation.outvars[0]] = flipped
+        elif equation.primitive.name in ("jit", "pjit"):
+            inner = equation.params["jaxpr"].jaxpr
+            pairs = zip(inner.invars, weights, strict=True)
+            _count_uses(inner, {v: w for v, w in pairs if w}, rows, elsewhere)
+        else:
+            elsewhere |= {weight.leaf for weight in weights if weight}
+    elsewhere |= {weight.leaf for atom in jaxpr.outvars if (weight := look(atom))}
+
+
+def _as_product(equation, weights) -> _Product | None:
+    """The equation as a product of one weight with an array along one axis, if it is one."""
+    if equation.primitive.name != "dot_general" or all(weights):
+        return None
+    contract, batch = equation.params["dimension_numbers"]
+    which = 0 if weights[0] else 1
+    if batch != ((), ()) or len(contract[0]) != 1:
+        return None
+    weight = weights[which]
+    seen = _Weight(weight.leaf, weight.transposed != (contract[which][0] == 1))
+    return _Product(seen, 1 - which, contract[1 - which][0])
+
+
+def _as_transpose(equation, weights) -> _Weight | None:
+    """The weight that a transposition of a weight makes, if it is one."""
+    if equation.primitive.name != "transpose" or equation.params["permutation"] != (1, 0):
+        return None
+    return _Weight(weights[0].leaf, not weights[0].transposed)

@@ -1,0 +1,397 @@
+"""Every meta-gradient against the plain nested definition, by autodiff and by differences."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import negmaml as nm
+
+SHAPES = {"w": (2, 3), "b": (3,), "v": (3, 1)}
+HEAD = {"w": False, "b": False, "v": True}
+
+
+def loss(params, data):
+    x, y = data
+    hidden = jnp.tanh(x @ params["w"] + params["b"])
+    return jnp.mean((jnp.sin(hidden @ params["v"])[:, 0] - y) ** 2)
+
+
+def setting(count=5, points=4):
+    """Parameters and tasks, the same whenever they are asked for."""
+    rng = np.random.default_rng(3)
+    params = {name: jnp.asarray(rng.standard_normal(s)) for name, s in SHAPES.items()}
+    parts = [
+        (rng.standard_normal((count, points, 2)), rng.standard_normal((count, points)))
+        for _ in range(2)
+    ]
+    return params, nm.Tasks(*jax.tree.map(jnp.asarray, parts))
+
+
+def task(tasks, i):
+    return jax.tree.map(lambda x: x[i], tasks)
+
+
+def nested(params, tasks, rates, mask=None, stop=lambda g: g):
+    """The objective by Python loops over tasks, steps and leaves; rates: one tree a step."""
+    mask = mask or dict.fromkeys(SHAPES, True)
+    total = 0.0
+    for i in range(len(tasks.query[1])):
+        support, query = task(tasks, i)
+        theta = params
+        for rate in rates:
+            g = stop(jax.grad(loss)(theta, support))
+            theta = {k: theta[k] - rate[k] * g[k] if mask[k] else theta[k] for k in theta}
+        total += loss(theta, query)
+    return total / len(tasks.query[1])
+
+
+def same(computed, expected, rtol=1e-10, atol=1e-12):
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), computed, expected)
+
+
+def every(rate):
+    return dict.fromkeys(SHAPES, rate)
+
+
+def elements(scale):
+    return {
+        name: scale * np.linspace(-1, 1, int(np.prod(s))).reshape(s) for name, s in SHAPES.items()
+    }
+
+
+# (rate of the rule, its steps, one tree of rates a step)
+RATES = {
+    "negative": (-0.3, 1, [every(-0.3)]),
+    "zero": (0.0, 1, [every(0.0)]),
+    "positive": (0.4, 1, [every(0.4)]),
+    "three steps": (-0.1, 3, [every(-0.1)] * 3),
+    "one a step": (jnp.array([0.2, -0.3]), 2, [every(0.2), every(-0.3)]),
+    "one a leaf": ({"w": 0.1, "b": -0.2, "v": 0.0}, 2, [{"w": 0.1, "b": -0.2, "v": 0.0}] * 2),
+    "one an element": (elements(0.3), 1, [elements(0.3)]),
+    "elements and steps": (
+        jax.tree.map(lambda a: np.stack([a, -2 * a]), elements(0.2)),
+        2,
+        [elements(0.2), elements(-0.4)],
+    ),
+}
+
+
+@pytest.fixture(params=RATES.values(), ids=RATES.keys())
+def rates(request):
+    return request.param
+
+
+@pytest.mark.parametrize("method", ("mixed", "reverse", "remat", "low-rank", None))
+def test_maml_is_the_gradient_of_the_nested_definition(rates, method, x64):
+    rate, steps, each = rates
+    params, tasks = setting()
+    value_and_grad = nm.maml_value_and_grad(loss, nm.GradientDescent(rate, steps), method=method)
+    computed = jax.jit(value_and_grad)(params, tasks)
+    same(computed, jax.jit(jax.value_and_grad(lambda p: nested(p, tasks, each)))(params))
+
+
+@pytest.mark.parametrize("steps", (1, 3))
+@pytest.mark.parametrize("rate", (-0.4, 0.0, 0.3))
+def test_maml_is_the_finite_difference_of_its_value(rate, steps, x64):
+    params, tasks = setting()
+    value_and_grad = jax.jit(nm.maml_value_and_grad(loss, nm.GradientDescent(rate, steps)))
+    flat, unravel = ravel_pytree(params)
+    gradient = ravel_pytree(value_and_grad(params, tasks)[1])[0]
+    shifts = 1e-5 * np.eye(flat.size)
+    up, down = (
+        np.array([value_and_grad(unravel(flat + s), tasks)[0] for s in sign * shifts])
+        for sign in (1, -1)
+    )
+    np.testing.assert_allclose(gradient, (up - down) / 2e-5, rtol=1e-6, atol=1e-8)
+
+
+def test_first_order_stops_the_gradient_of_every_inner_gradient(rates, x64):
+    rate, steps, each = rates
+    params, tasks = setting()
+    computed = jax.jit(nm.fomaml(loss, nm.GradientDescent(rate, steps)))(params, tasks)
+
+    def stopped(params):
+        return nested(params, tasks, each, stop=jax.lax.stop_gradient)
+
+    same(computed, jax.jit(jax.value_and_grad(stopped))(params))
+
+
+def test_first_order_differs_from_second_order_unless_the_rate_is_zero(x64):
+    params, tasks = setting()
+    for rate, equal in ((-0.3, False), (0.0, True), (0.3, False)):
+        rule = nm.GradientDescent(rate)
+        first, second = (
+            ravel_pytree(f(loss, rule)(params, tasks)[1])[0]
+            for f in (nm.fomaml, nm.maml_value_and_grad)
+        )
+        assert (float(jnp.max(jnp.abs(first - second))) < 1e-14) is equal
+
+
+def test_anil_adapts_the_head_and_differentiates_everything(rates, x64):
+    rate, steps, each = rates
+    params, tasks = setting()
+    computed = jax.jit(nm.anil(loss, nm.GradientDescent(rate, steps), HEAD))(params, tasks)
+    expected = jax.jit(jax.value_and_grad(lambda p: nested(p, tasks, each, HEAD)))(params)
+    same(computed, expected)
+    assert float(jnp.max(jnp.abs(computed[1]["w"]))) > 1e-4
+    adapted = nm.adapt(loss, params, task(tasks, 0).support, nm.GradientDescent(0.3), mask=HEAD)
+    np.testing.assert_array_equal(adapted["w"], params["w"])
+    assert float(jnp.max(jnp.abs(adapted["v"] - params["v"]))) > 1e-3
+
+
+def test_a_mask_may_be_a_prefix_of_the_parameters(x64):
+    params, tasks = setting()
+    nested_params = {"body": {"w": params["w"], "b": params["b"]}, "head": params["v"]}
+
+    def nested_loss(p, data):
+        return loss({**p["body"], "v": p["head"]}, data)
+
+    mask = {"body": False, "head": True}
+    rule = nm.GradientDescent(-0.4, 2)
+    computed = nm.anil(nested_loss, rule, mask)(nested_params, tasks)
+    expected = nm.anil(loss, rule, HEAD)(params, tasks)
+    same(computed[1]["body"]["w"], expected[1]["w"])
+    same(computed[1]["head"], expected[1]["v"])
+
+
+def test_reptile_sums_the_gradients_along_the_way(x64):
+    params, tasks = setting()
+    for rate in (-0.1, 0.0, 0.2):
+        expected = jax.tree.map(jnp.zeros_like, params)
+        for i in range(5):
+            theta = params
+            for _ in range(3):
+                g = jax.grad(loss)(theta, task(tasks, i).support)
+                expected = jax.tree.map(lambda e, x: e + x / 5, expected, g)
+                theta = jax.tree.map(lambda t, x, rate=rate: t - rate * x, theta, g)
+        rule = nm.GradientDescent(rate, 3)
+        value, gradient = nm.reptile(loss, rule)(params, tasks)
+        same(gradient, expected)
+        assert float(value) == pytest.approx(float(nm.maml(loss, rule)(params, tasks)), rel=1e-12)
+
+
+def test_reptile_with_an_optimizer_is_the_way_it_went(x64):
+    params, tasks = setting()
+    rule = nm.InnerOptimizer(optax.adam(0.01), 4)
+    _, gradient = nm.reptile(loss, rule)(params, tasks)
+    adapted = jax.vmap(lambda s: nm.adapt(loss, params, s, rule))(tasks.support)
+    same(gradient, jax.tree.map(lambda p, t: p - jnp.mean(t, 0), params, adapted))
+
+
+@pytest.mark.parametrize("method", ("mixed", "reverse", "remat"))
+@pytest.mark.parametrize(
+    "optimizer",
+    (optax.sgd(-0.1), optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(0.05, eps_root=1e-8)),
+    ids=("sgd", "momentum", "adam"),
+)
+def test_the_meta_gradient_through_an_optimizer_is_that_of_its_updates(optimizer, method, x64):
+    params, tasks = setting(count=2)
+
+    def unrolled(params):
+        total = 0.0
+        for i in range(2):
+            support, query = task(tasks, i)
+            theta, state = params, optimizer.init(params)
+            for _ in range(3):
+                updates, state = optimizer.update(jax.grad(loss)(theta, support), state, theta)
+                theta = optax.apply_updates(theta, updates)
+            total += loss(theta, query)
+        return total / 2
+
+    value_and_grad = nm.maml_value_and_grad(loss, nm.InnerOptimizer(optimizer, 3), method=method)
+    computed = jax.jit(value_and_grad)(params, tasks)
+    same(computed, jax.jit(jax.value_and_grad(unrolled))(params), rtol=1e-8)
+
+
+def test_learned_rates_get_the_gradient_of_the_nested_definition(rates, x64):
+    rate, steps, _ = rates
+    params, tasks = setting()
+    meta = nm.LearnedRates(params, jax.tree.map(jnp.asarray, rate))
+
+    def objective(meta):
+        return nm.maml(loss, nm.GradientDescent(meta.rate, steps))(meta.params, tasks)
+
+    computed = jax.jit(nm.meta_sgd(loss, steps=steps))(meta, tasks)
+    same(computed, jax.jit(jax.value_and_grad(objective))(meta))
+
+
+@pytest.mark.parametrize("rate", (-0.3, 0.0, 0.2))
+def test_the_gradient_in_the_rate_is_the_finite_difference(rate, x64):
+    params, tasks = setting()
+    value_and_grad = jax.jit(nm.meta_sgd(loss, steps=2))
+    gradient = value_and_grad(nm.LearnedRates(params, rate), tasks)[1].rate
+    up, down = (
+        float(value_and_grad(nm.LearnedRates(params, rate + s), tasks)[0]) for s in (1e-5, -1e-5)
+    )
+    assert float(gradient) == pytest.approx((up - down) / 2e-5, rel=1e-7)
+
+
+ALGORITHMS = {
+    "maml": nm.maml_value_and_grad,
+    "low-rank": partial(nm.maml_value_and_grad, method="low-rank"),
+    "reverse": partial(nm.maml_value_and_grad, method="reverse"),
+    "fomaml": nm.fomaml,
+    "anil": partial(nm.anil, head=HEAD),
+    "reptile": nm.reptile,
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_task_batch_size_changes_rounding_only(name, x64):
+    params, tasks = setting()
+    rule = nm.GradientDescent(-0.3)
+    whole = jax.jit(ALGORITHMS[name](loss, rule))(params, tasks)
+    for size in (1, 2, 5, 9):
+        same(jax.jit(ALGORITHMS[name](loss, rule, batch_size=size))(params, tasks), whole, 1e-12)
+
+
+def test_a_batch_size_serves_the_objective_and_learned_rates_too(x64):
+    params, tasks = setting()
+    rule = nm.GradientDescent(0.2)
+    same(nm.maml(loss, rule, batch_size=2)(params, tasks), nm.maml(loss, rule)(params, tasks))
+    meta = nm.LearnedRates(params, 0.2)
+    same(nm.meta_sgd(loss, batch_size=2)(meta, tasks), nm.meta_sgd(loss)(meta, tasks))
+
+
+def noisy_loss(params, data):
+    """A stateful loss: each task brings its key, and reports what it drew."""
+    (x, y), key = data
+    kept = jax.random.bernoulli(key, 0.7, (3,))
+    hidden = jnp.tanh(x @ params["w"] + params["b"]) * kept
+    return jnp.mean((hidden @ params["v"])[:, 0] ** 2 - y), {"kept": kept}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("size", (None, 2))
+def test_keys_travel_with_the_tasks_and_auxiliary_output_comes_back(name, size, x64):
+    params, tasks = setting()
+    keys = jax.random.split(jax.random.key(0), 10).reshape(2, 5)
+    tasks = nm.Tasks(*((part, k) for part, k in zip(tasks, keys, strict=True)))
+    algorithm = ALGORITHMS[name](
+        noisy_loss, nm.GradientDescent(-0.2), has_aux=True, batch_size=size
+    )
+    (value, aux), gradient = jax.jit(algorithm)(params, tasks)
+    expected = jax.vmap(lambda key: jax.random.bernoulli(key, 0.7, (3,)))(keys[1])
+    np.testing.assert_array_equal(aux["kept"], expected)
+    assert jnp.isfinite(value) and jax.tree.structure(gradient) == jax.tree.structure(params)
+
+
+def square_loss(w, data):
+    X, y = data
+    return jnp.mean((X @ w - y) ** 2) / 2
+
+
+@pytest.mark.parametrize("strength", (-0.7, 0.3, 2.0))
+def test_the_proximal_point_of_a_linear_model_is_its_spectral_filter(strength, x64):
+    rng = np.random.default_rng(0)
+    X, y, omega = (jnp.asarray(rng.standard_normal(s)) for s in ((8, 5), (8,), (5,)))
+    S = X.T @ X / 8
+    expected = jnp.linalg.solve(S + strength * jnp.eye(5), X.T @ y / 8 + strength * omega)
+    computed = jax.jit(lambda w: nm.adapt(square_loss, w, (X, y), nm.Proximal(strength)))(omega)
+    np.testing.assert_allclose(computed, expected, rtol=1e-8)
+
+
+def test_implicit_maml_is_the_finite_difference_of_its_value(x64):
+    params, tasks = setting(count=2)
+    value_and_grad = jax.jit(nm.imaml(loss, nm.Proximal(1.5)))
+    flat, unravel = ravel_pytree(params)
+    gradient = ravel_pytree(value_and_grad(params, tasks)[1])[0]
+    shifts = 1e-4 * np.eye(flat.size)
+    up, down = (
+        np.array([value_and_grad(unravel(flat + s), tasks)[0] for s in sign * shifts])
+        for sign in (1, -1)
+    )
+    np.testing.assert_allclose(gradient, (up - down) / 2e-4, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("strength", (-0.7, 0.5))
+def test_implicit_maml_on_the_linear_model_is_the_gradient_of_its_meta_system(strength, x64):
+    problem = nm.MixedLinearRegression(p=4, m=3, n_t=6, n_v=5, n_r=2, sigma=0.5, nu=1.0)
+    data = nm.linear.sample(jax.random.key(0), problem)
+    tasks, omega = nm.Tasks(data[:2], data[2:]), jnp.linspace(-1, 2, 4)
+    value, gradient = nm.imaml(square_loss, nm.Proximal(strength))(omega, tasks)
+    Phi, r = nm.linear.meta_system(data, nm.Proximal(strength))
+    residual = Phi @ omega - r
+    np.testing.assert_allclose(gradient, Phi.T @ residual / problem.rows, rtol=1e-7)
+    assert float(value) == pytest.approx(float(residual @ residual) / (2 * problem.rows), rel=1e-8)
+
+
+def test_other_inner_rules_of_sgd_are_gradient_descent(x64):
+    params, tasks = setting()
+    one = nm.maml_value_and_grad(loss, nm.InnerOptimizer(optax.sgd(-0.2), 2))(params, tasks)
+    same(one, nm.maml_value_and_grad(loss, nm.GradientDescent(-0.2, 2))(params, tasks))
+
+
+def test_a_new_rate_or_new_data_does_not_recompile():
+    params, tasks = setting()
+    traces = []
+
+    def counted(params, data):
+        traces.append(1)
+        return loss(params, data)
+
+    @jax.jit
+    def step(value_and_grad, params, tasks):
+        return value_and_grad(params, tasks)
+
+    for rate in (0.1, -0.2, 0.0, 3):
+        step(nm.maml_value_and_grad(counted, nm.GradientDescent(float(rate))), params, tasks)
+        seen = len(traces) if rate == 0.1 else seen
+    step(nm.maml_value_and_grad(counted, nm.GradientDescent(0.5)), *setting())
+    assert len(traces) == seen
+    assert step._cache_size() == 1
+
+
+def test_float32_and_bfloat16_parameters_get_gradients_of_their_own_type():
+    params, tasks = setting()
+    for dtype in (jnp.float32, jnp.bfloat16):
+        cast = jax.tree.map(lambda x, d=dtype: x.astype(d), (params, tasks))
+        for method in ("mixed", "reverse", "low-rank"):
+            rule = nm.GradientDescent(-0.1, 2)
+            gradient = nm.maml_value_and_grad(loss, rule, method=method)(*cast)[1]
+            assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(dtype)}
+
+
+def test_bad_input_is_named():
+    params, tasks = setting()
+    rule = nm.GradientDescent(0.1)
+    fine = nm.maml_value_and_grad(loss, rule)
+    with pytest.raises(ValueError, match="same task axis"):
+        fine(params, nm.Tasks(tasks.support, jax.tree.map(lambda x: x[:3], tasks.query)))
+    with pytest.raises(ValueError, match="at least one task"):
+        fine(params, jax.tree.map(lambda x: x[:0], tasks))
+    with pytest.raises(TypeError, match=r"Tasks\(support, query\)"):
+        fine(params, tasks.support[0])
+    with pytest.raises(TypeError, match=r"floating point.*int32.*\['n'\]"):
+        fine({**params, "n": jnp.array(3)}, tasks)
+    with pytest.raises(ValueError, match="loss must return one real number"):
+        nm.maml_value_and_grad(lambda p, d: d[1], rule)(params, tasks)
+    with pytest.raises(ValueError, match="has_aux=True"):
+        nm.maml_value_and_grad(lambda p, d: (loss(p, d), 1), rule)(params, tasks)
+    with pytest.raises(ValueError, match="rate must be finite"):
+        nm.GradientDescent(float("nan"))
+    with pytest.raises(ValueError, match="mask must be a pytree of booleans"):
+        nm.anil(loss, rule, {"w": True})(params, tasks)
+    with pytest.raises(ValueError, match="mask must hold booleans"):
+        nm.anil(loss, rule, {"w": 1, "b": 0, "v": 1})(params, tasks)
+    with pytest.raises(ValueError, match="batch_size"):
+        nm.maml_value_and_grad(loss, rule, batch_size=0)
+    with pytest.raises(ValueError, match="method must be one of"):
+        nm.maml_value_and_grad(loss, rule, method="forward")
+    with pytest.raises(ValueError, match="low-rank"):
+        nm.maml_value_and_grad(loss, nm.InnerOptimizer(optax.sgd(0.1)), method="low-rank")(
+            params, tasks
+        )
+    with pytest.raises(TypeError, match="Proximal"):
+        nm.imaml(loss, rule)
+    with pytest.raises(TypeError, match="LearnedRates"):
+        nm.meta_sgd(loss)(params, tasks)
+    with pytest.raises(TypeError, match="GradientTransformation"):
+        nm.InnerOptimizer(0.1)
+    with pytest.raises(ValueError, match="one rate an element or one a step"):
+        nm.adapt(lambda w, _: w @ w, jnp.ones(3), 0.0, nm.GradientDescent(jnp.ones(3), 3))
