@@ -1,11 +1,11 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
 from negmaml import linear, theory
+from negmaml.batching import Tasks
 from negmaml.inner import InnerOptimizer, adapt
 from negmaml.linear import Simulation, simulate
 from negmaml.meta import (
     LearnedRates,
-    Tasks,
     anil,
     fomaml,
     imaml,

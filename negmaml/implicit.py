@@ -38,8 +38,11 @@ def proximal_point(
     def residual(theta):
         return gradient(theta) + strength * (theta - start)
 
-    def solve(linear, right):
+    def iterate(linear, right):
         return cg(linear, right, tol=tolerance, maxiter=cg_steps)[0]
+
+    def solve(linear, right):  # a Hessian is its own transpose; cg alone has no reverse mode here
+        return lax.custom_linear_solve(linear, right, iterate, symmetric=True)
 
     def newton(residual, theta):
         def unfinished(carry):

@@ -14,8 +14,7 @@ import optax
 from jax import lax
 
 from negmaml.implicit import proximal_point
-from negmaml.problem import check_count
-from negmaml.pytree import pytree, static
+from negmaml.pytree import check_count, pytree, static
 from negmaml.rules import GradientDescent, Proximal
 
 Loss = Callable[[Any, Any], Any]
@@ -137,7 +136,7 @@ def stepped_rates(transitions: Transitions) -> list:
 
 def unstep(transitions: Transitions, stepped: list):
     """The rates of one step: those that `stepped` has for it, and those of every step."""
-    leaves, treedef = jax.tree.flatten(transitions.rates)
+    leaves, treedef = jax.tree_util.tree_flatten(transitions.rates)
     own = iter(stepped)
     marked = zip(leaves, transitions.stepped, strict=True)
     return treedef.unflatten([next(own) if s else leaf for leaf, s in marked])
@@ -181,7 +180,7 @@ def _descend(rates, gradient, state, theta):
 
 def per_leaf(rule: GradientDescent, params):
     """One rate for each leaf of `params`, with a leading step axis where the rule has one."""
-    rate, steps, structure = rule.rate, rule.steps, jax.tree.structure(params)
+    rate, steps, structure = rule.rate, rule.steps, jax.tree_util.tree_structure(params)
     if jax.tree_util.all_leaves([rate]):  # one array
         if jnp.ndim(rate) == 0:
             return jax.tree.map(lambda _: rate, params)
@@ -266,10 +265,12 @@ def scalar(loss: Loss, has_aux: bool = False) -> Callable:
 def check_scalar(result, has_aux: bool):
     """(value, aux) of a loss; aux is None when it has none."""
     value, aux = result if has_aux else (result, None)
-    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+    types = jax.tree.map(jax.typeof, value)
+    alone = jax.tree_util.all_leaves([value])
+    if not (alone and types.shape == () and jnp.issubdtype(types.dtype, jnp.floating)):
         raise ValueError(
             f"loss must return one real number for the data of one task, got "
-            f"{jax.tree.map(jnp.shape, value)}; average over points with jnp.mean, and set "
+            f"{types}; average over points with jnp.mean, and set "
             "has_aux=True if it returns (value, aux)"
         )
     return value, aux

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 # The work of a dense update over that of a factored one, at which the factored one is chosen;
 # benchmarks/meta_gradients.py measures both sides of it.
@@ -151,7 +151,7 @@ class _Traced:
 
     def __init__(self, loss: Callable, params, data, wide):
         self.closed, shape = jax.make_jaxpr(loss, return_shape=True)(params, data)
-        self.result, self.wide = jax.tree.structure(shape), wide
+        self.result, self.wide = jax.tree_util.tree_structure(shape), wide
 
     def __call__(self, leaves: list, data, recorder: _Recorder):
         values = [_Weight(i) if i in self.wide else leaf for i, leaf in enumerate(leaves)]
@@ -174,9 +174,7 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
         inputs = [read(atom) for atom in equation.invars]
         weights = [x if isinstance(x, _Weight) else None for x in inputs]
         if not any(weights):
-            functions, parameters = equation.primitive.get_bind_params(equation.params)
-            results = equation.primitive.bind(*functions, *inputs, **parameters)
-            results = results if equation.primitive.multiple_results else [results]
+            results = _evaluate(equation, inputs)
         elif product := _as_product(equation, weights):
             results = [_multiply(equation.params, product, inputs[product.x], recorder)]
         elif flipped := _as_transpose(equation, weights):
@@ -186,6 +184,14 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
             results = _walk(inner.jaxpr, inner.consts, inputs, recorder)
         values |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _evaluate(equation, inputs) -> list:
+    """One equation on arrays."""
+    pairs = zip(equation.invars, inputs, strict=True)
+    own = {atom: x for atom, x in pairs if not isinstance(atom, Literal)}
+    jaxpr = Jaxpr([], list(own), equation.outvars, [equation], equation.effects)
+    return jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*own.values())
 
 
 def _multiply(parameters, product: _Product, x, recorder: _Recorder):

@@ -5,15 +5,10 @@ algorithm is a function (params, tasks) -> (value, gradient), the mean over task
 
     value = loss(theta_i, query_i),      theta_i = adapt(params; support_i),
 
-and they differ in the gradient. With theta_{k+1} = theta_k - rate * g_k and H_k the Hessian of
-the inner loss at theta_k, the exact one is a recursion backwards through the inner steps,
-
-    v_K = grad loss(theta_K, query),      v_k = v_{k+1} - H_k (rate * v_{k+1}),      gradient = v_0.
-
-First-order MAML stops at v_K. `negmaml.inner` has the forward steps, this module the recursion,
-by forward-over-reverse differentiation: each step needs its theta_k alone, and one Hessian-vector
-product. What the functions return are pytrees themselves, with the rule's rates for leaves, so a
-new rate does not recompile a program that takes one as an argument.
+and they differ in the gradient. What the functions return are pytrees themselves, with the rule's
+rates for leaves, so a new rate does not recompile a program that takes one as an argument. The
+inner steps are in `negmaml.inner`, the ways through them in `negmaml.mixed` (forward over
+reverse) and `negmaml.lowrank` (wide dense layers).
 """
 
 from collections.abc import Callable
@@ -25,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from negmaml.batching import Tasks, mean_over_tasks
 from negmaml.inner import (
     InnerRule,
     Loss,
@@ -36,21 +32,13 @@ from negmaml.inner import (
     run,
     scalar,
     split,
-    stepped_rates,
-    unstep,
 )
 from negmaml.lowrank import factored_loss, wide_weights
-from negmaml.problem import check_count
+from negmaml.mixed import backwards
+from negmaml.pytree import check_count
 from negmaml.rules import GradientDescent, Proximal
 
 METHODS = ("mixed", "reverse", "remat", "low-rank")
-
-
-class Tasks(NamedTuple):
-    """A batch of tasks: pytrees whose leaves lead with the task axis."""
-
-    support: Any
-    query: Any
 
 
 class LearnedRates(NamedTuple):
@@ -94,12 +82,12 @@ def maml_value_and_grad(
         batch_size: tasks computed at once, all when left out; blocks of them follow one another.
             Small blocks save time and memory where the adapted parameters of all tasks exceed the
             cache of a CPU. It changes the result by rounding only.
-        method: "mixed" (the recursion above: forward-over-reverse, memory of the parameters of
-            each step), "reverse" (reverse-over-reverse through stored steps), "remat" (the same
-            with steps recomputed) or "low-rank" (adapted weights of wide dense layers are never
-            formed: `negmaml.lowrank`). When left out: "low-rank" where the loss has such layers
-            and the rule is one step at a scalar rate a leaf, else "mixed"; "reverse" for
-            `Proximal`, whose derivative is implicit.
+        method: "mixed" (forward-over-reverse, memory of the parameters of each step:
+            `negmaml.mixed`), "reverse" (reverse-over-reverse through stored steps), "remat"
+            (the same with steps recomputed) or "low-rank" (adapted weights of wide dense layers
+            are never formed: `negmaml.lowrank`). When left out: "low-rank" where the loss has
+            such layers and the rule is one step at a scalar rate a leaf, else "mixed";
+            "reverse" for `Proximal`, whose derivative is implicit.
         has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
             with the aux of the query losses, stacked over tasks.
 
@@ -204,7 +192,7 @@ class _Algorithm(NamedTuple):
 
     def __call__(self, rule, params, tasks):
         block = partial(self.block, self, rule, params)
-        sums, aux = _mean_over_tasks(block, tasks, self.batch_size)
+        sums, aux = mean_over_tasks(block, tasks, self.batch_size)
         value, *gradient = sums
         value = (value, aux) if self.has_aux else value
         return (value, *gradient) if gradient else value
@@ -225,43 +213,6 @@ def _algorithm(block, loss, rule, mask, batch_size, has_aux, method=None):
         leaves, treedef = jax.tree.flatten(mask)
         mask = treedef, tuple(leaves)
     return Partial(_Algorithm(block, loss, mask, batch_size, has_aux, method), rule)
-
-
-def check_tasks(tasks) -> int:
-    """How many tasks there are; raises unless every leaf leads with that many, at least one."""
-    if not isinstance(tasks, tuple) or len(tasks) != 2:
-        raise TypeError(f"tasks must be Tasks(support, query), got {type(tasks).__name__}")
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tuple(tasks))]
-    counts = {shape[0] if shape else 0 for shape in shapes}
-    if len(counts) != 1 or counts == {0}:
-        raise ValueError(
-            "every leaf of tasks.support and tasks.query must lead with the same task axis, of "
-            f"at least one task; got shapes {shapes}"
-        )
-    return counts.pop()
-
-
-def _mean_over_tasks(block: Callable, tasks, batch_size: int | None):
-    """The mean over tasks of what `block` sums, computed `batch_size` tasks at a time."""
-    count = check_tasks(tasks)
-    size = count if batch_size is None else min(batch_size, count)
-    whole = count // size * size
-    if size == count:
-        sums, aux = block(tasks)
-        return jax.tree.map(lambda total: total / count, sums), aux
-    blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), tasks)
-    shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
-
-    def add(total, tasks):
-        sums, aux = block(tasks)
-        return jax.tree.map(jnp.add, total, sums), aux
-
-    sums, aux = lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), blocks)
-    aux = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), aux)
-    if whole < count:
-        sums, rest = add(sums, jax.tree.map(lambda x: x[whole:], tasks))
-        aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), aux, rest)
-    return jax.tree.map(lambda total: total / count, sums), aux
 
 
 def _objective(algorithm: _Algorithm, rule, params, tasks, remat: bool = False):
@@ -387,9 +338,7 @@ def _mixed(algorithm: _Algorithm, rule, params, tasks):
         def of_support(full):
             return inner(full, support)
 
-        gradient, rates = _backwards(
-            transitions, of_support, frozen, visited, slope, algorithm.mask
-        )
+        gradient, rates = backwards(transitions, of_support, frozen, visited, slope, algorithm.mask)
         return (value, gradient, rates), aux
 
     (value, gradient, rates), aux = jax.vmap(one_task)(*tasks)
@@ -398,106 +347,32 @@ def _mixed(algorithm: _Algorithm, rule, params, tasks):
     return (value, gradient, of_rate), aux
 
 
-def _backwards(transitions, gradient, frozen, visited, slope, mask):
-    """The recursion at the head of this module, for any update that is driven by gradients.
-
-    Arguments:
-        gradient: of the loss on the support, a function of all parameters.
-        visited: (parameters, state) that each step started from.
-        slope: the gradient at the adapted parameters, of all parameters.
-
-    Returns the gradient in the parameters and in `transitions.rates`. With the update
-    (theta', s') = u(rates, g, s, theta), g = gradient(theta), a step maps the cotangents of
-    (theta', s') to those of its arguments by the transpose of u, and that of g to theta by the
-    Hessian, which is symmetric, so one forward derivative of `gradient` serves. Frozen
-    parameters enter through g alone.
-    """
-    still = jax.tree.map(jnp.zeros_like, frozen)
-    rates, treedef = jax.tree.flatten(transitions.rates)
-
-    def back(carry, step):
-        of_theta, of_state, of_frozen, of_fixed = carry
-        (theta, state), stepped = step
-        floats, rebuild = _floats(state)
-        g, hessian = jax.linearize(gradient, merge(theta, frozen))
-
-        def update(rates, g, floats, theta):
-            theta, state = transitions.update(rates, g, rebuild(floats), theta)
-            return theta, _floats(state)[0]
-
-        arguments = unstep(transitions, stepped), split(g, mask)[0], floats, theta
-        of_rates, of_g, of_state, of_theta = jax.vjp(update, *arguments)[1]((of_theta, of_state))
-        through, past = split(hessian(merge(of_g, still)), mask)
-        of_theta = jax.tree.map(jnp.add, of_theta, through)
-        of_frozen = jax.tree.map(jnp.add, of_frozen, past)
-        marked = list(zip(jax.tree.leaves(of_rates), transitions.stepped, strict=True))
-        fixed = [rate for rate, stepped in marked if not stepped]
-        of_fixed = [total + rate for total, rate in zip(of_fixed, fixed, strict=True)]
-        return (of_theta, of_state, of_frozen, of_fixed), [r for r, stepped in marked if stepped]
-
-    of_theta, of_frozen = split(slope, mask)
-    state = jax.eval_shape(transitions.init, of_theta)
-    of_state = [jnp.zeros(x.shape, x.dtype) for x in _floats(state)[0]]
-    fixed = [r for r, stepped in zip(rates, transitions.stepped, strict=True) if not stepped]
-    first = (of_theta, of_state, of_frozen, [jnp.zeros_like(rate) for rate in fixed])
-    stepped = stepped_rates(transitions)
-    if transitions.steps == 1:
-        last, of_stepped = back(first, (visited, [rate[0] for rate in stepped]))
-        of_stepped = [rate[None] for rate in of_stepped]
-    else:
-        last, of_stepped = lax.scan(back, first, (visited, stepped), reverse=True)
-    of_theta, of_state, of_frozen, of_fixed = last
-    if of_state:  # the state starts from the parameters
-        pull = jax.vjp(lambda theta: _floats(transitions.init(theta))[0], of_theta)[1]
-        of_theta = jax.tree.map(jnp.add, of_theta, pull(of_state)[0])
-    parts = iter(of_stepped), iter(of_fixed)
-    of_rates = [next(parts[0 if stepped else 1]) for stepped in transitions.stepped]
-    return merge(of_theta, of_frozen), treedef.unflatten(of_rates)
-
-
-def _floats(state):
-    """The floating leaves of an optimizer's state, and the function that puts others in place."""
-    leaves, treedef = jax.tree.flatten(state)
-    real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-
-    def rebuild(floats):
-        own = iter(floats)
-        marked = zip(leaves, real, strict=True)
-        return treedef.unflatten([next(own) if r else leaf for leaf, r in marked])
-
-    return [leaf for leaf, r in zip(leaves, real, strict=True) if r], rebuild
-
-
 def _wide(algorithm: _Algorithm, rule, params, tasks) -> frozenset[int]:
     """The weights that the low-rank method keeps factored."""
     if not isinstance(rule, GradientDescent) and algorithm.method == "low-rank":
         raise ValueError(f"method 'low-rank' needs a GradientDescent rule, got {rule!r}")
     if not isinstance(rule, GradientDescent) or (rule.steps > 1 and algorithm.method is None):
         return frozenset()
-    transitions = prepare(rule, params, algorithm.mask)
-    rates = iter(zip(jax.tree.leaves(transitions.rates), transitions.stepped, strict=True))
-    scalars = []
-    for moves in _moving_leaves(params, algorithm.mask):
-        rate, stepped = next(rates) if moves else (jnp.zeros(3), False)
-        scalars.append(jnp.size(rate) == (rule.steps if stepped else 1))
+    rates = _leaf_rates(rule, params, algorithm.mask)
+    one_number = [r is not None and jnp.size(r[0]) == (rule.steps if r[1] else 1) for r in rates]
     task = jax.tree.map(lambda x: x[0], tuple(tasks))
     loss = scalar(algorithm.loss, algorithm.has_aux)
-    on_support, on_query = (wide_weights(loss, params, data, scalars) for data in task)
+    on_support, on_query = (wide_weights(loss, params, data, one_number) for data in task)
     return on_support & on_query
 
 
-def _moving_leaves(params, mask) -> list[bool]:
-    """For each leaf of the parameters, whether it adapts."""
+def _leaf_rates(rule, params, mask) -> list:
+    """(rate, whether it leads with a step axis) of each leaf of the parameters; None if frozen."""
+    transitions = prepare(rule, params, mask)
+    own = zip(jax.tree.leaves(transitions.rates), transitions.stepped, strict=True)
     moving = split(jax.tree.map(lambda _: True, params), mask)[0]
-    return [leaf is not None for leaf in jax.tree.leaves(moving, is_leaf=lambda x: x is None)]
+    flags = jax.tree.leaves(moving, is_leaf=lambda x: x is None)
+    return [next(own) if moves else None for moves in flags]
 
 
 def _factored(algorithm: _Algorithm, rule, wide, params, tasks):
     """The sum of the query losses, with wide weights adapted in factored form."""
-    transitions = prepare(rule, params, algorithm.mask)
-    moving = _moving_leaves(params, algorithm.mask)
-    own = iter(zip(jax.tree.leaves(transitions.rates), transitions.stepped, strict=True))
-    rates = [next(own) if moves else None for moves in moving]
+    rates = _leaf_rates(rule, params, algorithm.mask)
 
     def rate(i: int, k: int):
         value, stepped = rates[i]
@@ -508,6 +383,7 @@ def _factored(algorithm: _Algorithm, rule, wide, params, tasks):
         return check_scalar(algorithm.loss(params, data), algorithm.has_aux)
 
     def one_task(support, query):
+        moving = [r is not None for r in rates]
         return factored_loss(loss, params, rate, rule.steps, support, query, wide, moving)
 
     losses, aux = jax.vmap(one_task)(*tasks)

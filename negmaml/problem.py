@@ -6,14 +6,13 @@ data point a noisy reading of it,
     w ~ N(w0, nu^2/p I_p)      x ~ N(0, I_p)      y | x, w ~ N(x.w, sigma^2)
 """
 
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml.pytree import check_finite, pytree, static
+from negmaml.pytree import check_count, check_finite, pytree, static
 
 
 @pytree
@@ -83,15 +82,6 @@ class MixedLinearRegression:
         """|omega0 - w0|^2, the squared distance meta-training starts from."""
         difference = jnp.asarray(self.omega0) - jnp.asarray(self.w0)
         return jnp.sum(jnp.broadcast_to(difference, (self.p,)) ** 2)
-
-
-def check_count(name: str, value) -> int:
-    """`value` as an int, if it is an integer of at least 1; raises otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer of at least 1, got {value!r}; use int(...)")
-    if value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-    return int(value)
 
 
 def check_nonnegative(name: str, value, meaning: str) -> None:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses that are JAX pytrees.
+"""Frozen dataclasses that are JAX pytrees, and the checks of their fields.
 
 `jax.tree_util.register_dataclass` rebuilds an object by calling its class, which runs the
 checks of `__post_init__` on whatever a transformation puts into the leaves: cotangents of
@@ -7,6 +7,7 @@ object and never again.
 """
 
 import dataclasses
+from numbers import Integral
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -40,6 +41,15 @@ def pytree(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
+
+
+def check_count(name: str, value) -> int:
+    """`value` as an int, if it is an integer of at least 1; raises otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer of at least 1, got {value!r}; use int(...)")
+    if value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return int(value)
 
 
 def check_finite(name: str, value, meaning: str) -> None:

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml.problem import check_count
-from negmaml.pytree import check_finite, pytree, static
+from negmaml.pytree import check_count, check_finite, pytree, static
 
 
 @pytree

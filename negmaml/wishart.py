@@ -22,7 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from negmaml.problem import check_count
+from negmaml.pytree import check_count
 
 
 def wishart_moment(n: int, p: int, exponents: tuple[int, ...]) -> int:

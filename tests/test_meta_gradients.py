@@ -70,7 +70,7 @@ RATES = {
     "zero": (0.0, 1, [every(0.0)]),
     "positive": (0.4, 1, [every(0.4)]),
     "three steps": (-0.1, 3, [every(-0.1)] * 3),
-    "one a step": (jnp.array([0.2, -0.3]), 2, [every(0.2), every(-0.3)]),
+    "one a step": (np.array([0.2, -0.3]), 2, [every(0.2), every(-0.3)]),
     "one a leaf": ({"w": 0.1, "b": -0.2, "v": 0.0}, 2, [{"w": 0.1, "b": -0.2, "v": 0.0}] * 2),
     "one an element": (elements(0.3), 1, [elements(0.3)]),
     "elements and steps": (
@@ -95,19 +95,22 @@ def test_maml_is_the_gradient_of_the_nested_definition(rates, method, x64):
     same(computed, jax.jit(jax.value_and_grad(lambda p: nested(p, tasks, each)))(params))
 
 
+def differences(objective, params, step=1e-4):
+    """The gradient by differences of fourth order, flat."""
+    flat, unravel = ravel_pytree(params)
+    shifts = step * jnp.array([-2, -1, 1, 2])[:, None, None] * jnp.eye(flat.size)
+    values = jax.jit(jax.vmap(jax.vmap(lambda s: objective(unravel(flat + s)))))(shifts)
+    return jnp.array([1, -8, 8, -1]) @ values / (12 * step)
+
+
 @pytest.mark.parametrize("steps", (1, 3))
-@pytest.mark.parametrize("rate", (-0.4, 0.0, 0.3))
+@pytest.mark.parametrize("rate", (-0.1, 0.0, 0.1))
 def test_maml_is_the_finite_difference_of_its_value(rate, steps, x64):
     params, tasks = setting()
-    value_and_grad = jax.jit(nm.maml_value_and_grad(loss, nm.GradientDescent(rate, steps)))
-    flat, unravel = ravel_pytree(params)
-    gradient = ravel_pytree(value_and_grad(params, tasks)[1])[0]
-    shifts = 1e-5 * np.eye(flat.size)
-    up, down = (
-        np.array([value_and_grad(unravel(flat + s), tasks)[0] for s in sign * shifts])
-        for sign in (1, -1)
-    )
-    np.testing.assert_allclose(gradient, (up - down) / 2e-5, rtol=1e-6, atol=1e-8)
+    rule = nm.GradientDescent(rate, steps)
+    gradient = jax.jit(nm.maml_value_and_grad(loss, rule))(params, tasks)[1]
+    expected = differences(lambda params: nm.maml(loss, rule)(params, tasks), params)
+    np.testing.assert_allclose(ravel_pytree(gradient)[0], expected, rtol=1e-6, atol=1e-9)
 
 
 def test_first_order_stops_the_gradient_of_every_inner_gradient(rates, x64):
@@ -220,15 +223,15 @@ def test_learned_rates_get_the_gradient_of_the_nested_definition(rates, x64):
     same(computed, jax.jit(jax.value_and_grad(objective))(meta))
 
 
-@pytest.mark.parametrize("rate", (-0.3, 0.0, 0.2))
+@pytest.mark.parametrize("rate", (-0.1, 0.0, 0.2))
 def test_the_gradient_in_the_rate_is_the_finite_difference(rate, x64):
     params, tasks = setting()
-    value_and_grad = jax.jit(nm.meta_sgd(loss, steps=2))
-    gradient = value_and_grad(nm.LearnedRates(params, rate), tasks)[1].rate
-    up, down = (
-        float(value_and_grad(nm.LearnedRates(params, rate + s), tasks)[0]) for s in (1e-5, -1e-5)
+    meta = nm.LearnedRates(params, rate)
+    gradient = jax.jit(nm.meta_sgd(loss, steps=2))(meta, tasks)[1].rate
+    expected = differences(
+        lambda rate: nm.maml(loss, nm.GradientDescent(rate, 2))(params, tasks), rate, 1e-5
     )
-    assert float(gradient) == pytest.approx((up - down) / 2e-5, rel=1e-7)
+    np.testing.assert_allclose(gradient, expected[0], rtol=1e-7)
 
 
 ALGORITHMS = {
@@ -298,15 +301,10 @@ def test_the_proximal_point_of_a_linear_model_is_its_spectral_filter(strength, x
 
 def test_implicit_maml_is_the_finite_difference_of_its_value(x64):
     params, tasks = setting(count=2)
-    value_and_grad = jax.jit(nm.imaml(loss, nm.Proximal(1.5)))
-    flat, unravel = ravel_pytree(params)
-    gradient = ravel_pytree(value_and_grad(params, tasks)[1])[0]
-    shifts = 1e-4 * np.eye(flat.size)
-    up, down = (
-        np.array([value_and_grad(unravel(flat + s), tasks)[0] for s in sign * shifts])
-        for sign in (1, -1)
-    )
-    np.testing.assert_allclose(gradient, (up - down) / 2e-4, rtol=1e-5, atol=1e-7)
+    rule = nm.Proximal(1.5)
+    gradient = jax.jit(nm.imaml(loss, rule))(params, tasks)[1]
+    expected = differences(lambda params: nm.maml(loss, rule)(params, tasks), params, 1e-3)
+    np.testing.assert_allclose(ravel_pytree(gradient)[0], expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("strength", (-0.7, 0.5))
@@ -339,9 +337,10 @@ def test_a_new_rate_or_new_data_does_not_recompile():
     def step(value_and_grad, params, tasks):
         return value_and_grad(params, tasks)
 
-    for rate in (0.1, -0.2, 0.0, 3):
-        step(nm.maml_value_and_grad(counted, nm.GradientDescent(float(rate))), params, tasks)
-        seen = len(traces) if rate == 0.1 else seen
+    step(nm.maml_value_and_grad(counted, nm.GradientDescent(0.1)), params, tasks)
+    seen = len(traces)
+    for rate in (-0.2, 0.0, 3.0):
+        step(nm.maml_value_and_grad(counted, nm.GradientDescent(rate)), params, tasks)
     step(nm.maml_value_and_grad(counted, nm.GradientDescent(0.5)), *setting())
     assert len(traces) == seen
     assert step._cache_size() == 1

@@ -1,0 +1,52 @@
+"""Batches of tasks, and means over them a block at a time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Tasks(NamedTuple):
+    """A batch of tasks: pytrees whose leaves lead with the task axis."""
+
+    support: Any
+    query: Any
+
+
+def check_tasks(tasks) -> int:
+    """How many tasks there are; raises unless every leaf leads with that many, at least one."""
+    if not isinstance(tasks, tuple) or len(tasks) != 2:
+        raise TypeError(f"tasks must be Tasks(support, query), got {type(tasks).__name__}")
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tuple(tasks))]
+    counts = {shape[0] if shape else 0 for shape in shapes}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(
+            "every leaf of tasks.support and tasks.query must lead with the same task axis, of "
+            f"at least one task; got shapes {shapes}"
+        )
+    return counts.pop()
+
+
+def mean_over_tasks(block: Callable, tasks, batch_size: int | None):
+    """The mean over tasks of what `block` sums, computed `batch_size` tasks at a time."""
+    count = check_tasks(tasks)
+    size = count if batch_size is None else min(batch_size, count)
+    whole = count // size * size
+    if size == count:
+        sums, aux = block(tasks)
+        return jax.tree.map(lambda total: total / count, sums), aux
+    blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), tasks)
+    shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
+
+    def add(total, tasks):
+        sums, aux = block(tasks)
+        return jax.tree.map(jnp.add, total, sums), aux
+
+    sums, aux = lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), blocks)
+    aux = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), aux)
+    if whole < count:
+        sums, rest = add(sums, jax.tree.map(lambda x: x[whole:], tasks))
+        aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), aux, rest)
+    return jax.tree.map(lambda total: total / count, sums), aux
