@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -137,7 +138,15 @@ def squared_error(params, data):
     return jnp.mean((x @ weight + bias - y) ** 2)
 
 
-def cross_entropy(params, data):
+def native_convolution(x, kernel):
+    """XLA's own."""
+    from jax import lax
+
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+
+def cross_entropy(params, data, convolution=native_convolution):
     """Mean cross entropy of the convolutional network."""
     import jax
     import optax
@@ -146,8 +155,7 @@ def cross_entropy(params, data):
     x, y = data
     *blocks, weight, bias = params
     for kernel, scale, shift in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True):
-        layout = ("NHWC", "HWIO", "NHWC")
-        x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        x = convolution(x, kernel)
         x = jax.nn.relu(scale * normalise(x) + shift)
         x = lax.reduce_window(x, -math.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     logits = x.reshape(len(x), -1) @ weight + bias
@@ -206,13 +214,15 @@ def plain_map(workload, loss, rate):
     return jax.value_and_grad(objective)
 
 
-def package(workload, loss, rate):
-    """negmaml.maml, differentiated by its user."""
-    import jax
-
+def package(workload, loss, rate, method=None, batch_size=None):
+    """negmaml with what its documentation advises."""
     import negmaml as nm
 
-    value_and_grad = jax.value_and_grad(nm.maml(loss, nm.GradientDescent(rate)))
+    if workload == "conv4":
+        loss = partial(cross_entropy, convolution=nm.convolution)
+        batch_size = batch_size or 1
+    rule = nm.GradientDescent(rate)
+    value_and_grad = nm.maml_value_and_grad(loss, rule, method=method, batch_size=batch_size)
     return lambda params, support, query: value_and_grad(params, nm.Tasks(support, query))
 
 
@@ -224,7 +234,10 @@ def negmaml_roads():
 
     A road that chooses its options by workload finds the workload's name in its first argument.
     """
-    return {"negmaml": package}
+    methods = ("mixed", "reverse")
+    return {"negmaml": package} | {
+        f"negmaml-{method}": partial(package, method=method) for method in methods
+    }
 
 
 def jax_roads():

@@ -3,6 +3,7 @@
 from negmaml import linear, theory
 from negmaml.batching import Tasks
 from negmaml.inner import InnerOptimizer, adapt
+from negmaml.layers import convolution
 from negmaml.linear import Simulation, simulate
 from negmaml.meta import (
     LearnedRates,
@@ -33,6 +34,7 @@ __all__ = [
     "Verification",
     "adapt",
     "anil",
+    "convolution",
     "fomaml",
     "imaml",
     "linear",

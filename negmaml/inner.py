@@ -136,7 +136,8 @@ def stepped_rates(transitions: Transitions) -> list:
 
 def unstep(transitions: Transitions, stepped: list):
     """The rates of one step: those that `stepped` has for it, and those of every step."""
-    leaves, treedef = jax.tree_util.tree_flatten(transitions.rates)
+    leaves = jax.tree.leaves(transitions.rates)
+    treedef: Any = jax.tree.structure(transitions.rates)
     own = iter(stepped)
     marked = zip(leaves, transitions.stepped, strict=True)
     return treedef.unflatten([next(own) if s else leaf for leaf, s in marked])
@@ -180,7 +181,8 @@ def _descend(rates, gradient, state, theta):
 
 def per_leaf(rule: GradientDescent, params):
     """One rate for each leaf of `params`, with a leading step axis where the rule has one."""
-    rate, steps, structure = rule.rate, rule.steps, jax.tree_util.tree_structure(params)
+    rate, steps = rule.rate, rule.steps
+    structure: Any = jax.tree.structure(params)
     if jax.tree_util.all_leaves([rate]):  # one array
         if jnp.ndim(rate) == 0:
             return jax.tree.map(lambda _: rate, params)

@@ -17,16 +17,16 @@ its dense form, so the result is right for any loss.
 
 from collections.abc import Callable
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-# The work of a dense update over that of a factored one, at which the factored one is chosen;
-# benchmarks/meta_gradients.py measures both sides of it.
-WORTH = 8
+# The work of a dense update over that of a factored one, from which on the factored one is chosen.
+# On a CPU the two draw level at 1 to 1.5 (benchmarks/modes.py).
+WORTH = 2
 
 
 class _Weight(NamedTuple):
@@ -44,11 +44,11 @@ class _Product(NamedTuple):
     axis: int
 
 
-def wide_weights(loss: Callable, params, data, moving: list[bool]) -> frozenset[int]:
-    """Leaves of `params` that move, enter products only, and are far larger than their factors.
+def wide_weights(loss: Callable, params, data, moving: list[bool], steps: int) -> frozenset[int]:
+    """Leaves of `params` that move, enter products only, and are larger than their factors.
 
-    With r rows of inputs a dense update works on in * out numbers, the factored one on
-    r (in + out).
+    With r rows of inputs a dense update works on in * out numbers, the factored ones of all steps
+    on steps * r (in + out).
     """
     closed = jax.make_jaxpr(loss)(params, data)
     variables = closed.jaxpr.invars[: len(moving)]
@@ -63,7 +63,7 @@ def wide_weights(loss: Callable, params, data, moving: list[bool]) -> frozenset[
 
     def worth(i: int) -> bool:
         shape = variables[i].aval.shape
-        return i not in elsewhere and prod(shape) >= WORTH * rows[i] * sum(shape)
+        return i not in elsewhere and prod(shape) >= WORTH * steps * rows[i] * sum(shape)
 
     return frozenset(filter(worth, rows))
 
@@ -151,7 +151,8 @@ class _Traced:
 
     def __init__(self, loss: Callable, params, data, wide):
         self.closed, shape = jax.make_jaxpr(loss, return_shape=True)(params, data)
-        self.result, self.wide = jax.tree_util.tree_structure(shape), wide
+        self.result: Any = jax.tree.structure(shape)
+        self.wide = wide
 
     def __call__(self, leaves: list, data, recorder: _Recorder):
         values = [_Weight(i) if i in self.wide else leaf for i, leaf in enumerate(leaves)]

@@ -86,8 +86,9 @@ def maml_value_and_grad(
             `negmaml.mixed`), "reverse" (reverse-over-reverse through stored steps), "remat"
             (the same with steps recomputed) or "low-rank" (adapted weights of wide dense layers
             are never formed: `negmaml.lowrank`). When left out: "low-rank" where the loss has
-            such layers and the rule is one step at a scalar rate a leaf, else "mixed";
-            "reverse" for `Proximal`, whose derivative is implicit.
+            layers whose weights are twice as large as their factors, in + out numbers a row and
+            step; else "reverse" for one step, and "mixed" for several, which then needs less
+            memory and no more time. `Proximal` has an implicit derivative, "reverse" only.
         has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
             with the aux of the query losses, stacked over tasks.
 
@@ -237,7 +238,8 @@ def _exact(algorithm: _Algorithm, rule, params, tasks):
         method = "reverse"
     if method in (None, "low-rank"):
         wide = _wide(algorithm, rule, params, tasks)
-        method = "low-rank" if wide or method else "mixed"
+        dense = "reverse" if rule.steps == 1 else "mixed"
+        method = "low-rank" if wide or method else dense
     if method == "mixed":
         (value, gradient, _), aux = _mixed(algorithm, rule, params, tasks)
         return (value, gradient), aux
@@ -351,13 +353,15 @@ def _wide(algorithm: _Algorithm, rule, params, tasks) -> frozenset[int]:
     """The weights that the low-rank method keeps factored."""
     if not isinstance(rule, GradientDescent) and algorithm.method == "low-rank":
         raise ValueError(f"method 'low-rank' needs a GradientDescent rule, got {rule!r}")
-    if not isinstance(rule, GradientDescent) or (rule.steps > 1 and algorithm.method is None):
+    if not isinstance(rule, GradientDescent):
         return frozenset()
     rates = _leaf_rates(rule, params, algorithm.mask)
     one_number = [r is not None and jnp.size(r[0]) == (rule.steps if r[1] else 1) for r in rates]
     task = jax.tree.map(lambda x: x[0], tuple(tasks))
     loss = scalar(algorithm.loss, algorithm.has_aux)
-    on_support, on_query = (wide_weights(loss, params, data, one_number) for data in task)
+    on_support, on_query = (
+        wide_weights(loss, params, data, one_number, rule.steps) for data in task
+    )
     return on_support & on_query
 
 

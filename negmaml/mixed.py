@@ -32,7 +32,7 @@ def backwards(transitions, gradient, frozen, visited, slope, mask):
     parameters enter through g alone.
     """
     still = jax.tree.map(jnp.zeros_like, frozen)
-    rates, treedef = jax.tree_util.tree_flatten(transitions.rates)
+    rates = jax.tree.leaves(transitions.rates)
 
     def back(carry, step):
         of_theta, of_state, of_frozen, of_fixed = carry
@@ -72,17 +72,21 @@ def backwards(transitions, gradient, frozen, visited, slope, mask):
         of_theta = jax.tree.map(jnp.add, of_theta, pull(of_state)[0])
     parts = iter(of_stepped), iter(of_fixed)
     of_rates = [next(parts[0 if stepped else 1]) for stepped in transitions.stepped]
-    return merge(of_theta, of_frozen), treedef.unflatten(of_rates)
+    return merge(of_theta, of_frozen), jax.tree.unflatten(
+        jax.tree.structure(transitions.rates), of_rates
+    )
 
 
 def _floats(state):
     """The floating leaves of an optimizer's state, and the function that puts others in place."""
-    leaves, treedef = jax.tree_util.tree_flatten(state)
+    leaves = jax.tree.leaves(state)
     real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
     def rebuild(floats):
         own = iter(floats)
         marked = zip(leaves, real, strict=True)
-        return treedef.unflatten([next(own) if r else leaf for leaf, r in marked])
+        return jax.tree.unflatten(
+            jax.tree.structure(state), [next(own) if r else leaf for leaf, r in marked]
+        )
 
     return [leaf for leaf, r in zip(leaves, real, strict=True) if r], rebuild
