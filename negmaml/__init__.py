@@ -17,11 +17,13 @@ from negmaml.meta import (
 )
 from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
+from negmaml.train import Fit, fit
 from negmaml.verify import Verification, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Fit",
     "GradientDescent",
     "GradientFlow",
     "InnerOptimizer",
@@ -35,6 +37,7 @@ __all__ = [
     "adapt",
     "anil",
     "convolution",
+    "fit",
     "fomaml",
     "imaml",
     "linear",
