@@ -1,9 +1,9 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
-from negmaml import linear, theory
+from negmaml import linear, tasks, theory
 from negmaml.batching import Tasks
+from negmaml.devices import map_over_devices
 from negmaml.inner import InnerOptimizer, adapt
-from negmaml.layers import convolution
 from negmaml.linear import Simulation, simulate
 from negmaml.meta import (
     LearnedRates,
@@ -15,6 +15,7 @@ from negmaml.meta import (
     meta_sgd,
     reptile,
 )
+from negmaml.patches import convolution
 from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
 from negmaml.train import Fit, fit
@@ -43,9 +44,11 @@ __all__ = [
     "linear",
     "maml",
     "maml_value_and_grad",
+    "map_over_devices",
     "meta_sgd",
     "reptile",
     "simulate",
+    "tasks",
     "theory",
     "verify",
 ]

@@ -19,12 +19,17 @@ def check_tasks(tasks) -> int:
     """How many tasks there are; raises unless every leaf leads with that many, at least one."""
     if not isinstance(tasks, tuple) or len(tasks) != 2:
         raise TypeError(f"tasks must be Tasks(support, query), got {type(tasks).__name__}")
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tuple(tasks))]
+    return leading_axis("tasks.support and tasks.query", tuple(tasks))
+
+
+def leading_axis(name: str, tree) -> int:
+    """The common length of the leading axes, at least one; ValueError if there is none."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     counts = {shape[0] if shape else 0 for shape in shapes}
     if len(counts) != 1 or counts == {0}:
         raise ValueError(
-            "every leaf of tasks.support and tasks.query must lead with the same task axis, of "
-            f"at least one task; got shapes {shapes}"
+            f"every leaf of {name} must lead with the same axis, of at least one entry; "
+            f"got shapes {shapes}"
         )
     return counts.pop()
 

@@ -7,6 +7,7 @@ object and never again.
 """
 
 import dataclasses
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, TypeVar, dataclass_transform
 
@@ -41,6 +42,11 @@ def pytree(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
+
+
+def as_pytree(function: Callable):
+    """`function` itself if it is a pytree, else a pytree that holds it."""
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
 def check_count(name: str, value) -> int:

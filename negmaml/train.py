@@ -19,7 +19,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from negmaml.inner import check_params
-from negmaml.pytree import check_count, pytree, static
+from negmaml.pytree import as_pytree, check_count, pytree, static
 
 TRAINING, EVALUATION = 0, 1  # what the key is folded with
 
@@ -121,11 +121,11 @@ def fit(
         optimizer = Partial(_Given(optimizer))
     run = Run(
         key,
-        _partial(value_and_grad),
-        _partial(sample_tasks),
+        as_pytree(value_and_grad),
+        as_pytree(sample_tasks),
         optimizer,
-        None if evaluate is None else _partial(evaluate),
-        _partial(evaluation_tasks or sample_tasks),
+        None if evaluate is None else as_pytree(evaluate),
+        as_pytree(evaluation_tasks or sample_tasks),
         evaluate_every,
     )
     state = _start(optimizer, params)
@@ -215,9 +215,10 @@ def _blank(shape):
     )
 
 
+@jax.jit
 def _start(optimizer: Partial, params) -> State:
     """The state of a run before its first step."""
-    current = params, jax.jit(lambda o, p: o().init(p))(optimizer, params), jnp.asarray(0)
+    current = params, optimizer().init(params), jnp.asarray(0)
     return State(*current, jnp.asarray(True), current)
 
 
@@ -237,10 +238,6 @@ class _Given(NamedTuple):
 
     def __call__(self):
         return self.value
-
-
-def _partial(function: Callable) -> Partial:
-    return function if isinstance(function, Partial) else Partial(function)
 
 
 def _check_evaluation(evaluate, evaluate_every) -> None:

@@ -360,9 +360,9 @@ def test_bad_input_is_named():
     params, tasks = setting()
     rule = nm.GradientDescent(0.1)
     fine = nm.maml_value_and_grad(loss, rule)
-    with pytest.raises(ValueError, match="same task axis"):
+    with pytest.raises(ValueError, match="lead with the same axis"):
         fine(params, nm.Tasks(tasks.support, jax.tree.map(lambda x: x[:3], tasks.query)))
-    with pytest.raises(ValueError, match="at least one task"):
+    with pytest.raises(ValueError, match="at least one entry"):
         fine(params, jax.tree.map(lambda x: x[:0], tasks))
     with pytest.raises(TypeError, match=r"Tasks\(support, query\)"):
         fine(params, tasks.support[0])

@@ -1,4 +1,4 @@
-"""Layers that are fast where XLA's are not."""
+"""Convolution by patches, fast where XLA's is not."""
 
 import jax.numpy as jnp
 

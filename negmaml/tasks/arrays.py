@@ -1,0 +1,155 @@
+"""Tasks out of the user's own arrays: groups of rows, and episodes of labelled images.
+
+Rows are sorted by group once, on the host. A draw takes rows of a group without replacement: as
+many random priorities as the largest group has rows, of which those beyond the group's own size
+lose. So groups of any sizes are drawn from in one compiled program.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from negmaml.batching import Tasks, leading_axis
+from negmaml.pytree import check_count, pytree, static
+
+
+@pytree
+class Grouped:
+    r"""Every group of rows is a task: schools, patients, users, of any numbers of rows.
+
+    Called with a key it gives `Tasks` of `m` different groups, with n_t support and n_v query rows
+    each, all different; leaves (m, n_t, ...) and (m, n_v, ...).
+
+    Arguments:
+        data: pytree of arrays with one entry a row, such as (x, y).
+        groups: the group of each row, shape (rows,), integers or strings.
+        m, n_t, n_v: tasks, support rows and query rows of a draw.
+
+    Raises ValueError when leaves disagree in length, when there are fewer than m groups, and when
+    a group has fewer than n_t + n_v rows, naming it.
+
+    >>> x, groups = jnp.arange(7.0), [0, 0, 0, 1, 1, 1, 1]
+    >>> Grouped(x, groups, m=2, n_t=2, n_v=1)(jax.random.key(0)).support.shape
+    (2, 2)
+    """
+
+    data: Any
+    starts: Any
+    counts: Any
+    m: int = static()
+    n_t: int = static()
+    n_v: int = static()
+    longest: int = static()
+
+    def __init__(self, data, groups, *, m: int, n_t: int, n_v: int):
+        m, n_t, n_v = (check_count(n, v) for n, v in (("m", m), ("n_t", n_t), ("n_v", n_v)))
+        _set(self, *_sort(data, groups, "groups", n_t + n_v, "n_t + n_v"), m=m, n_t=n_t, n_v=n_v)
+        if m > len(self.counts):
+            raise ValueError(f"m must be at most the number of groups, {len(self.counts)}, got {m}")
+
+    def __call__(self, key) -> Tasks:
+        for_groups, for_rows = jax.random.split(key)
+        chosen = _without_replacement(for_groups, len(self.counts), self.m)
+        keys = jax.random.split(for_rows, self.m)
+        rows = jax.vmap(lambda key, group: _rows(self, key, group, self.n_t + self.n_v))(
+            keys, chosen
+        )
+        support, query = rows[:, : self.n_t], rows[:, self.n_t :]
+        return Tasks(*(jax.tree.map(lambda x, r=r: x[r], self.data) for r in (support, query)))
+
+
+@pytree
+class Episodes:
+    r"""N-way K-shot episodes: tell apart `ways` classes after seeing `shots` images of each.
+
+    Called with a key it gives `Tasks` of `m` episodes: support (images, labels) of leading shape
+    (m, ways * shots), query of (m, ways * queries). Each episode draws different classes, numbers
+    them 0 ... ways - 1 anew, and draws different images of each.
+
+    Arguments:
+        images: array or pytree with one entry an image.
+        labels: the class of each image, shape (rows,).
+        ways, shots, queries: classes an episode, support and query images a class.
+        m: episodes of a draw.
+
+    Keep classes apart for testing: Episodes(images[labels < 6], labels[labels < 6], ...) and the
+    rest. Raises ValueError when there are fewer than `ways` classes, and when a class has fewer
+    than shots + queries images, naming it. Source: Vinyals et al., NeurIPS 2016.
+    """
+
+    data: Any
+    starts: Any
+    counts: Any
+    m: int = static()
+    ways: int = static()
+    shots: int = static()
+    queries: int = static()
+    longest: int = static()
+
+    def __init__(self, images, labels, *, ways: int, shots: int, queries: int, m: int):
+        sizes = {"ways": ways, "shots": shots, "queries": queries, "m": m}
+        sizes = {name: check_count(name, value) for name, value in sizes.items()}
+        needed = sizes["shots"] + sizes["queries"]
+        _set(self, *_sort(images, labels, "labels", needed, "shots + queries"), **sizes)
+        if ways > len(self.counts):
+            raise ValueError(
+                f"ways must be at most the number of classes, {len(self.counts)}, got {ways}"
+            )
+
+    def __call__(self, key) -> Tasks:
+        return jax.vmap(self._episode)(jax.random.split(key, self.m))
+
+    def _episode(self, key) -> Tasks:
+        for_classes, for_rows = jax.random.split(key)
+        classes = _without_replacement(for_classes, len(self.counts), self.ways)
+        keys = jax.random.split(for_rows, self.ways)
+        number = self.shots + self.queries
+        rows = jax.vmap(lambda key, group: _rows(self, key, group, number))(keys, classes)
+        names = jnp.broadcast_to(jnp.arange(self.ways)[:, None], rows.shape)
+
+        def part(start: int, stop: int):
+            taken = rows[:, start:stop].ravel()
+            images = jax.tree.map(lambda x: x[taken], self.data)
+            return images, names[:, start:stop].ravel()
+
+        return Tasks(part(0, self.shots), part(self.shots, number))
+
+
+def _set(distribution, data, starts, counts, **sizes) -> None:
+    fields = {"data": data, "starts": starts, "counts": counts, "longest": int(counts.max())}
+    for name, value in (fields | sizes).items():
+        object.__setattr__(distribution, name, value)
+
+
+def _sort(data, groups, name: str, needed: int, expression: str):
+    """The data with the rows of each group together; where each group starts; its size."""
+    rows, groups = leading_axis("data", data), np.asarray(groups)
+    if groups.shape != (rows,):
+        raise ValueError(f"{name} must have one entry a row, shape ({rows},), got {groups.shape}")
+    values, counts = np.unique(groups, return_counts=True)
+    small = [f"{v} ({c})" for v, c in zip(values, counts, strict=True) if c < needed]
+    if small:
+        raise ValueError(
+            f"{len(small)} of {len(values)} values in {name} have fewer than {expression} = "
+            f"{needed} rows: {', '.join(small[:5])}; leave their rows out or ask for fewer"
+        )
+    order = np.argsort(groups, kind="stable")
+    data = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[order]), data)
+    return data, jnp.asarray(np.cumsum(counts) - counts), jnp.asarray(counts)
+
+
+def _rows(distribution, key, group, number: int):
+    """`number` different rows of a group."""
+    within = _without_replacement(key, distribution.longest, number, distribution.counts[group])
+    return distribution.starts[group] + within
+
+
+def _without_replacement(key, longest: int, number: int, count=None):
+    """`number` different integers below `count`, itself at most `longest`."""
+    priority = jax.random.uniform(key, (longest,))
+    if count is not None:
+        priority = jnp.where(jnp.arange(longest) < count, priority, -1.0)
+    return lax.top_k(priority, number)[1]

@@ -1,0 +1,48 @@
+"""Quadratic regression, linear in no parameter."""
+
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml.batching import Tasks
+from negmaml.problem import check_nonnegative
+from negmaml.pytree import check_count, pytree, static
+
+
+@pytree
+class Quadratic:
+    r"""y | x ~ N((w.x + b)^2, sigma^2), a task for each w and b.
+
+        w ~ N(0, nu^2/p I_p)     b ~ N(0, nu^2)     x ~ N(0, I_p)
+
+    Called with a key it gives `Tasks` of `m` tasks: support (X, y) of shapes (m, n_t, p) and
+    (m, n_t), query with n_v points. Raises TypeError or ValueError for a size below 1, and for
+    sigma or nu that are negative or not finite.
+    """
+
+    p: int = static()
+    m: int = static()
+    n_t: int = static()
+    n_v: int = static()
+    sigma: Any
+    nu: Any
+
+    def __post_init__(self):
+        for name in ("p", "m", "n_t", "n_v"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
+        for name in ("sigma", "nu"):
+            check_nonnegative(name, getattr(self, name), "a standard deviation")
+
+    def __call__(self, key) -> Tasks:
+        p, m, n = self.p, self.m, self.n_t + self.n_v
+        shapes = ((m, p), (m, 1), (m, n, p), (m, n))
+        ends = np.cumsum([prod(shape) for shape in shapes])
+        normals = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+        w, b, x, noise = (z.reshape(s) for z, s in zip(normals, shapes, strict=True))
+        inner = jnp.einsum("mnp,mp->mn", x, w, precision="highest") / p**0.5
+        y = self.nu**2 * (inner + b) ** 2 + self.sigma * noise
+        cut = self.n_t
+        return Tasks((x[:, :cut], y[:, :cut]), (x[:, cut:], y[:, cut:]))
