@@ -175,7 +175,7 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
         inputs = [read(atom) for atom in equation.invars]
         weights = [x if isinstance(x, _Weight) else None for x in inputs]
         if not any(weights):
-            results = _evaluate(equation, inputs)
+            results = _evaluate(equation, inputs, jaxpr.debug_info)
         elif product := _as_product(equation, weights):
             results = [_multiply(equation.params, product, inputs[product.x], recorder)]
         elif flipped := _as_transpose(equation, weights):
@@ -187,11 +187,12 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _evaluate(equation, inputs) -> list:
+def _evaluate(equation, inputs, debug_info) -> list:
     """One equation on arrays."""
+    debug_info = debug_info._replace(arg_names=None, result_paths=None)
     pairs = zip(equation.invars, inputs, strict=True)
     own = {atom: x for atom, x in pairs if not isinstance(atom, Literal)}
-    jaxpr = Jaxpr([], list(own), equation.outvars, [equation], equation.effects)
+    jaxpr = Jaxpr([], list(own), equation.outvars, [equation], equation.effects, debug_info)
     return jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*own.values())
 
 

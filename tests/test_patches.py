@@ -1,0 +1,43 @@
+"""The convolution by patches is XLA's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import negmaml as nm
+
+
+@pytest.mark.parametrize("padding", ("SAME", "VALID"))
+@pytest.mark.parametrize("stride", (1, 2, 3))
+@pytest.mark.parametrize("window", ((3, 3), (2, 5), (1, 1)))
+def test_it_is_the_native_convolution(window, stride, padding, x64):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 9, 10, 3)))
+    kernel = jnp.asarray(rng.standard_normal((*window, 3, 4)))
+
+    def native(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def patches(x, kernel):
+        return nm.convolution(x, kernel, stride=stride, padding=padding)
+
+    np.testing.assert_allclose(patches(x, kernel), native(x, kernel), rtol=1e-12, atol=1e-12)
+    slopes = (
+        jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), (0, 1))(x, kernel)
+        for f in (patches, native)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), *slopes)
+
+
+def test_bad_input_is_named():
+    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1))
+    with pytest.raises(ValueError, match=r"got \(1, 4, 4, 2\) and \(3, 3, 1, 1\)"):
+        nm.convolution(x, jnp.ones((3, 3, 1, 1)))
+    with pytest.raises(ValueError, match="padding must be 'SAME' or 'VALID', got 'same'"):
+        nm.convolution(x, kernel, padding="same")
+    with pytest.raises(ValueError, match="stride must be an integer of at least 1"):
+        nm.convolution(x, kernel, stride=0)

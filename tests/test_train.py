@@ -1,0 +1,219 @@
+"""The outer loop reaches what it should reach, whole, in parts, and for many seeds at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.tree_util import Partial
+
+import negmaml as nm
+from tests.helpers import z_score
+
+SINUSOIDS = nm.tasks.Sinusoid(m=4, n_t=5, n_v=5)
+ADAM = optax.adam(1e-2)
+
+
+def loss(params, data):
+    x, y = data
+    hidden = jnp.tanh(x @ params["w"] + params["b"])
+    return jnp.mean((hidden @ params["v"] - y) ** 2)
+
+
+def network():
+    keys = jax.random.split(jax.random.key(1), 2)
+    return {
+        "w": jax.random.normal(keys[0], (1, 8)),
+        "b": jnp.zeros(8),
+        "v": jax.random.normal(keys[1], (8, 1)) / 3,
+    }
+
+
+VALUE_AND_GRAD = nm.maml_value_and_grad(loss, nm.GradientDescent(-0.02))
+
+
+def run(key=0, steps=12, value_and_grad=VALUE_AND_GRAD, optimizer=ADAM, **options):
+    key = jax.random.key(key) if isinstance(key, int) else key
+    return nm.fit(key, network(), value_and_grad, SINUSOIDS, optimizer, steps, **options)
+
+
+def same(first, second, rtol=0.0):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), first, second)
+
+
+def test_fit_is_the_loop_over_optax_updates():
+    result = run(steps=3)
+    params, state, losses = network(), ADAM.init(network()), []
+    for i in range(3):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), i)
+        value, gradient = VALUE_AND_GRAD(params, SINUSOIDS(key))
+        updates, state = ADAM.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(value)
+    same(result.params, params, 1e-5)
+    same(result.optimizer_state, state, 1e-5)
+    same(result.loss, jnp.stack(losses), 1e-5)
+    assert int(result.step) == 3 and bool(result.finite)
+    assert result.aux is None and result.evaluation is None
+
+
+def square_loss(w, data):
+    X, y = data
+    return jnp.mean((X @ w - y) ** 2) / 2
+
+
+PROBLEM = nm.MixedLinearRegression(p=4, m=12, n_t=6, n_v=4, n_r=6, sigma=0.5, nu=0.7, w0=0.3)
+
+
+@pytest.mark.parametrize("rate", (-0.3, 0.0, 0.2))
+def test_training_on_mixed_linear_regression_meets_the_exact_minimiser_and_its_loss(rate, x64):
+    """One draw of tasks a seed; the expected loss of what is learned, against simulation."""
+    rule, adapt = nm.GradientDescent(rate), nm.GradientDescent(0.2)
+    value_and_grad = nm.maml_value_and_grad(square_loss, rule)
+    steps, optimizer = 800, optax.sgd(0.15, momentum=0.9, nesterov=True)
+
+    def train(key):
+        tasks = nm.tasks.Linear(PROBLEM)(key)
+        return nm.fit(key, jnp.zeros(4), value_and_grad, lambda _: tasks, optimizer, steps).params
+
+    keys = jax.random.split(jax.random.key(5), 100)
+    learned = jax.jit(jax.vmap(train))(keys)
+    for key, omega in zip(keys[:3], learned, strict=False):
+        Phi, r = nm.linear.meta_system(nm.linear.sample(key, PROBLEM), rule)
+        np.testing.assert_allclose(omega, np.linalg.lstsq(Phi, r)[0], rtol=1e-6, atol=1e-8)
+    distance = jnp.sum((learned - 0.3) ** 2, axis=-1)
+    trained = nm.theory.expected_test_loss(PROBLEM, distance, adapt)
+    exact = nm.simulate(jax.random.key(6), PROBLEM, rule, adapt, runs=4000).test_loss
+    assert abs(z_score(np.asarray(trained), float(exact.mean()))) < 4
+
+
+def test_evaluation_uses_another_rule_and_tasks_that_no_step_sees():
+    evaluate = nm.maml(loss, nm.GradientDescent(0.01))
+    result = run(steps=10, evaluate=evaluate, evaluate_every=4)
+    assert result.evaluation.shape == (2,)
+    for step, value in zip((4, 8), result.evaluation, strict=True):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), step - 1)
+        expected = evaluate(run(steps=step).params, SINUSOIDS(key))
+        assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    same(result.params, run(steps=10).params)  # looking changes nothing
+    more = nm.tasks.Sinusoid(m=30, n_t=5, n_v=5)
+    other = run(steps=4, evaluate=evaluate, evaluate_every=4, evaluation_tasks=more).evaluation
+    assert abs(float(other[0] - result.evaluation[0])) > 1e-3
+
+
+def test_auxiliary_output_is_kept_by_step():
+    def with_aux(params, data):
+        return loss(params, data), {"largest": jnp.max(jnp.abs(data[1]))}
+
+    algorithm = nm.maml_value_and_grad(with_aux, nm.GradientDescent(-0.02), has_aux=True)
+    result = run(steps=5, value_and_grad=algorithm)
+    assert result.aux["largest"].shape == (5, 4)
+    same(result.loss, run(steps=5).loss, 1e-5)
+
+
+def exploding(params, _):
+    """Finite for four steps of sgd(1.0) from zero, then not."""
+    return jnp.where(params > 3.5, jnp.nan, -params), jnp.asarray(-1.0)
+
+
+def nothing(key):
+    return key
+
+
+def test_a_run_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_parameters():
+    result = nm.fit(jax.random.key(0), 0.0, exploding, nothing, optax.sgd(1.0), 9)
+    assert not bool(result.finite)
+    assert float(result.params) == 3.0 and int(result.step) == 3
+    np.testing.assert_array_equal(result.loss, [0, -1, -2, -3, np.nan, *[np.nan] * 4])
+
+
+def test_a_gradient_that_is_not_finite_stops_too():
+    def bad_gradient(params, _):
+        return params, jnp.where(params < -1.5, jnp.inf, 1.0)
+
+    result = nm.fit(jax.random.key(0), 0.0, bad_gradient, nothing, optax.sgd(1.0), 5)
+    assert float(result.params) == -2.0 and int(result.step) == 2 and not bool(result.finite)
+
+
+def test_a_run_that_starts_badly_returns_the_start():
+    result = nm.fit(jax.random.key(0), 9.0, exploding, nothing, optax.sgd(1.0), 2)
+    assert float(result.params) == 9.0 and int(result.step) == 0 and not bool(result.finite)
+
+
+def test_one_seed_that_diverges_stops_no_other():
+    starts = jnp.array([0.0, -20.0])
+    result = jax.vmap(
+        lambda start: nm.fit(jax.random.key(0), start, exploding, nothing, optax.sgd(1.0), 9)
+    )(starts)
+    np.testing.assert_array_equal(result.finite, [False, True])
+    np.testing.assert_array_equal(result.params, [3.0, -11.0])
+
+
+def test_fit_vmaps_over_seeds_inner_rates_and_learning_rates():
+    def one(key, rate, learning_rate):
+        algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate))
+        return run(key, 4, algorithm, optax.adam(learning_rate))
+
+    keys, rates = jax.random.split(jax.random.key(2), 3), jnp.array([-0.1, 0.0, 0.1])
+    many = jax.jit(jax.vmap(one))(keys, rates, jnp.array([1e-3, 1e-2, 0.0]))
+    for i, learning_rate in enumerate((1e-3, 1e-2, 0.0)):
+        alone = one(keys[i], float(rates[i]), learning_rate)
+        same(jax.tree.map(lambda x, i=i: x[i], many.params), alone.params, 1e-5)
+    same(jax.tree.map(lambda x: x[2], many.params), network(), 1e-6)
+
+
+def test_new_rates_learning_rates_and_seeds_do_not_recompile():
+    traces = []
+
+    def noted(params, data):
+        traces.append(1)
+        return loss(params, data)
+
+    def go(seed, rate, learning_rate):
+        algorithm = nm.maml_value_and_grad(noted, nm.GradientDescent(rate))
+        optimizer = Partial(optax.adam, learning_rate)
+        return run(seed, 3, algorithm, optimizer)
+
+    go(0, 0.1, 1e-3)
+    before = len(traces)
+    for seed, rate, learning_rate in ((1, 0.1, 1e-3), (0, -0.2, 1e-3), (0, 0.0, 1e-2)):
+        go(seed, rate, learning_rate)
+    assert len(traces) == before
+
+
+def test_equal_optimizers_given_twice_compile_once():
+    traces = []
+
+    def noted(params, _):
+        traces.append(1)
+        return params, jnp.ones(())
+
+    def go(start):
+        nm.fit(jax.random.key(0), start, noted, nothing, ADAM, 3)
+        return len(traces)
+
+    assert go(1.0) == go(2.0)
+
+
+def test_learned_rates_train():
+    algorithm = nm.meta_sgd(loss)
+    meta = nm.LearnedRates(network(), jax.tree.map(lambda x: jnp.full(x.shape, 0.01), network()))
+    result = nm.fit(jax.random.key(0), meta, algorithm, SINUSOIDS, optax.adam(1e-2), 20)
+    moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), result.params.rate, meta.rate)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    assert min(float(jnp.min(x)) for x in jax.tree.leaves(result.params.rate)) < 0
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
+        run(steps=0)
+    with pytest.raises(TypeError, match="floating point"):
+        nm.fit(jax.random.key(0), jnp.array(3), exploding, nothing, ADAM, 2)
+    with pytest.raises(TypeError, match=r"optax\.GradientTransformation"):
+        run(optimizer=0.1)
+    with pytest.raises(ValueError, match="evaluate and evaluate_every go together"):
+        run(evaluate=nm.maml(loss, nm.GradientDescent(0.1)))
+    with pytest.raises(ValueError, match="evaluate_every must be an integer"):
+        run(evaluate=nm.maml(loss, nm.GradientDescent(0.1)), evaluate_every=0)
+    with pytest.raises(TypeError, match="leave them out inside jit"):
+        jax.vmap(lambda key: run(key, progress=True))(jax.random.split(jax.random.key(0), 2))
