@@ -15,21 +15,38 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-ENDS = {"verify", "reproduce", "figures", "cli", "__main__"}
+ENDS = {"verify", "reproduce", "figures", "cli", "examples", "__main__"}
+SOLVABLE = {"theory", "linear", "adaptation", "problem", "wishart", "tasks"}
+GENERAL = {"batching", "checkpoint", "devices", "implicit", "inner", "lowrank", "meta", "mixed"}
+GENERAL |= {"patches", "train"}
 FORBIDDEN = {
-    "theory": {"linear", "meta", *ENDS},
-    "linear": {"theory", "meta", *ENDS},
-    "problem": {"theory", "linear", "meta", *ENDS},
-    "rules": {"theory", "linear", "meta", *ENDS},
-    "wishart": {"theory", "linear", "meta", *ENDS},
-    "pytree": {"theory", "linear", "meta", *ENDS},
-    "adaptation": {"theory", "linear", "meta", *ENDS},
-    "meta": {"theory", "linear", "adaptation", "problem", "wishart", *ENDS},
-    "verify": {"reproduce", "figures", "cli", "__main__"},
-    "reproduce": {"figures", "cli", "__main__"},
+    "theory": {"linear", "tasks", *GENERAL, *ENDS},
+    "linear": {"theory", "tasks", *GENERAL, *ENDS},
+    "problem": {"theory", "linear", "tasks", *GENERAL, *ENDS},
+    "wishart": {"theory", "linear", "tasks", *GENERAL, *ENDS},
+    "adaptation": {"theory", "linear", "tasks", *GENERAL, *ENDS},
+    "rules": {"theory", "linear", "tasks", *GENERAL, *ENDS},
+    "pytree": {*SOLVABLE, *GENERAL, *ENDS},
+    "tasks": {"theory", *(GENERAL - {"batching"}), *ENDS},
+    **{general: {*SOLVABLE, *ENDS} for general in GENERAL},
+    "inner": {*SOLVABLE, *ENDS, "meta", "train"},
+    "meta": {*SOLVABLE, *ENDS, "train", "devices"},
+    "verify": {"reproduce", "figures", "cli", "examples", "__main__"},
+    "reproduce": {"figures", "cli", "examples", "__main__"},
 }
 PARTS = {name.split(".")[1] for name in MODULES if "." in name}
-OPTIONAL = ("matplotlib", "xarray", "scipy.io", "tyro", "rich", "dask")
+OPTIONAL = (
+    "orbax",
+    "sklearn",
+    "flax",
+    "equinox",
+    "matplotlib",
+    "xarray",
+    "scipy.io",
+    "tyro",
+    "rich",
+    "dask",
+)
 
 
 def imported(source, module, is_package=False):
@@ -81,8 +98,10 @@ def test_no_import_runs_against_the_arrows(name):
     assert not wrong, f"{name} imports {', '.join(sorted(wrong))}"
 
 
-@pytest.mark.parametrize("name", [m for m in MODULES if "." in m and m != "negmaml.cli"])
-def test_only_the_command_line_imports_the_package_as_a_whole(name):
+@pytest.mark.parametrize(
+    "name", [m for m in MODULES if "." in m and m != "negmaml.cli" and "examples" not in m]
+)
+def test_only_the_command_line_and_examples_import_the_package_as_a_whole(name):
     inside = {n for n in imports_of(name) if n == "negmaml" or n.startswith("negmaml.")}
     inside = {n for n in inside if n == "negmaml" or n.count(".") == 1}
     allowed = {f"negmaml.{part}" for part in PARTS} | {"negmaml"}

@@ -37,17 +37,17 @@ def task(tasks, i):
 
 
 def nested(params, tasks, rates, mask=None, stop=lambda g: g):
-    """The objective by Python loops over tasks, steps and leaves; rates: one tree a step."""
+    """The objective as it is defined, with loops over steps and leaves; rates: a tree a step."""
     mask = mask or dict.fromkeys(SHAPES, True)
-    total = 0.0
-    for i in range(len(tasks.query[1])):
-        support, query = task(tasks, i)
+
+    def one_task(support, query):
         theta = params
         for rate in rates:
             g = stop(jax.grad(loss)(theta, support))
             theta = {k: theta[k] - rate[k] * g[k] if mask[k] else theta[k] for k in theta}
-        total += loss(theta, query)
-    return total / len(tasks.query[1])
+        return loss(theta, query)
+
+    return jnp.mean(jax.vmap(one_task)(*tasks))
 
 
 def same(computed, expected, rtol=1e-10, atol=1e-12):
@@ -86,13 +86,13 @@ def rates(request):
     return request.param
 
 
-@pytest.mark.parametrize("method", ("mixed", "reverse", "remat", "low-rank", None))
-def test_maml_is_the_gradient_of_the_nested_definition(rates, method, x64):
+def test_maml_is_the_gradient_of_the_nested_definition(rates, x64):
     rate, steps, each = rates
     params, tasks = setting()
-    value_and_grad = nm.maml_value_and_grad(loss, nm.GradientDescent(rate, steps), method=method)
-    computed = jax.jit(value_and_grad)(params, tasks)
-    same(computed, jax.jit(jax.value_and_grad(lambda p: nested(p, tasks, each)))(params))
+    expected = jax.jit(jax.value_and_grad(lambda p: nested(p, tasks, each)))(params)
+    for method in ("mixed", "reverse", "remat", "low-rank", None):
+        rule = nm.GradientDescent(rate, steps)
+        same(jax.jit(nm.maml_value_and_grad(loss, rule, method=method))(params, tasks), expected)
 
 
 def differences(objective, params, step=1e-4):
@@ -129,7 +129,7 @@ def test_first_order_differs_from_second_order_unless_the_rate_is_zero(x64):
     for rate, equal in ((-0.3, False), (0.0, True), (0.3, False)):
         rule = nm.GradientDescent(rate)
         first, second = (
-            ravel_pytree(f(loss, rule)(params, tasks)[1])[0]
+            ravel_pytree(jax.jit(f(loss, rule))(params, tasks)[1])[0]
             for f in (nm.fomaml, nm.maml_value_and_grad)
         )
         assert (float(jnp.max(jnp.abs(first - second))) < 1e-14) is equal
@@ -173,9 +173,9 @@ def test_reptile_sums_the_gradients_along_the_way(x64):
                 expected = jax.tree.map(lambda e, x: e + x / 5, expected, g)
                 theta = jax.tree.map(lambda t, x, rate=rate: t - rate * x, theta, g)
         rule = nm.GradientDescent(rate, 3)
-        value, gradient = nm.reptile(loss, rule)(params, tasks)
+        value, gradient = jax.jit(nm.reptile(loss, rule))(params, tasks)
         same(gradient, expected)
-        assert float(value) == pytest.approx(float(nm.maml(loss, rule)(params, tasks)), rel=1e-12)
+        assert float(value) == pytest.approx(float(jax.jit(nm.maml(loss, rule))(params, tasks)))
 
 
 def test_reptile_with_an_optimizer_is_the_way_it_went(x64):
@@ -186,29 +186,28 @@ def test_reptile_with_an_optimizer_is_the_way_it_went(x64):
     same(gradient, jax.tree.map(lambda p, t: p - jnp.mean(t, 0), params, adapted))
 
 
-@pytest.mark.parametrize("method", ("mixed", "reverse", "remat"))
 @pytest.mark.parametrize(
     "optimizer",
     (optax.sgd(-0.1), optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(0.05, eps_root=1e-8)),
     ids=("sgd", "momentum", "adam"),
 )
-def test_the_meta_gradient_through_an_optimizer_is_that_of_its_updates(optimizer, method, x64):
+def test_the_meta_gradient_through_an_optimizer_is_that_of_its_updates(optimizer, x64):
     params, tasks = setting(count=2)
 
     def unrolled(params):
-        total = 0.0
-        for i in range(2):
-            support, query = task(tasks, i)
+        def one_task(support, query):
             theta, state = params, optimizer.init(params)
             for _ in range(3):
                 updates, state = optimizer.update(jax.grad(loss)(theta, support), state, theta)
                 theta = optax.apply_updates(theta, updates)
-            total += loss(theta, query)
-        return total / 2
+            return loss(theta, query)
 
-    value_and_grad = nm.maml_value_and_grad(loss, nm.InnerOptimizer(optimizer, 3), method=method)
-    computed = jax.jit(value_and_grad)(params, tasks)
-    same(computed, jax.jit(jax.value_and_grad(unrolled))(params), rtol=1e-8)
+        return jnp.mean(jax.vmap(one_task)(*tasks))
+
+    expected = jax.jit(jax.value_and_grad(unrolled))(params)
+    for method in ("mixed", "reverse", "remat"):
+        algorithm = nm.maml_value_and_grad(loss, nm.InnerOptimizer(optimizer, 3), method=method)
+        same(jax.jit(algorithm)(params, tasks), expected, rtol=1e-8)
 
 
 def test_learned_rates_get_the_gradient_of_the_nested_definition(rates, x64):
@@ -249,16 +248,20 @@ def test_the_task_batch_size_changes_rounding_only(name, x64):
     params, tasks = setting()
     rule = nm.GradientDescent(-0.3)
     whole = jax.jit(ALGORITHMS[name](loss, rule))(params, tasks)
-    for size in (1, 2, 5, 9):
+    for size in (2, 9):
         same(jax.jit(ALGORITHMS[name](loss, rule, batch_size=size))(params, tasks), whole, 1e-12)
 
 
 def test_a_batch_size_serves_the_objective_and_learned_rates_too(x64):
     params, tasks = setting()
     rule = nm.GradientDescent(0.2)
-    same(nm.maml(loss, rule, batch_size=2)(params, tasks), nm.maml(loss, rule)(params, tasks))
     meta = nm.LearnedRates(params, 0.2)
-    same(nm.meta_sgd(loss, batch_size=2)(meta, tasks), nm.meta_sgd(loss)(meta, tasks))
+    small, whole = (
+        jax.jit(lambda n=n: (nm.maml(loss, rule, batch_size=n)(params, tasks),
+                             nm.meta_sgd(loss, batch_size=n)(meta, tasks)))()
+        for n in (2, None)
+    )  # fmt: skip
+    same(small, whole)
 
 
 def noisy_loss(params, data):
@@ -270,14 +273,11 @@ def noisy_loss(params, data):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("size", (None, 2))
-def test_keys_travel_with_the_tasks_and_auxiliary_output_comes_back(name, size, x64):
+def test_keys_travel_with_the_tasks_and_auxiliary_output_comes_back(name, x64):
     params, tasks = setting()
     keys = jax.random.split(jax.random.key(0), 10).reshape(2, 5)
     tasks = nm.Tasks(*((part, k) for part, k in zip(tasks, keys, strict=True)))
-    algorithm = ALGORITHMS[name](
-        noisy_loss, nm.GradientDescent(-0.2), has_aux=True, batch_size=size
-    )
+    algorithm = ALGORITHMS[name](noisy_loss, nm.GradientDescent(-0.2), has_aux=True, batch_size=2)
     (value, aux), gradient = jax.jit(algorithm)(params, tasks)
     expected = jax.vmap(lambda key: jax.random.bernoulli(key, 0.7, (3,)))(keys[1])
     np.testing.assert_array_equal(aux["kept"], expected)
@@ -352,7 +352,8 @@ def test_float32_and_bfloat16_parameters_get_gradients_of_their_own_type():
         cast = jax.tree.map(lambda x, d=dtype: x.astype(d), (params, tasks))
         for method in ("mixed", "reverse", "low-rank"):
             rule = nm.GradientDescent(-0.1, 2)
-            gradient = nm.maml_value_and_grad(loss, rule, method=method)(*cast)[1]
+            algorithm = nm.maml_value_and_grad(loss, rule, method=method)
+            gradient = jax.eval_shape(algorithm, *cast)[1]
             assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(dtype)}
 
 

@@ -1,0 +1,10 @@
+"""First experiments, each a short module to read, run and change.
+
+    python -m negmaml.examples.sinusoid          negative, zero and positive training rates
+    python -m negmaml.examples.learned_rates     rates as meta-parameters, of either sign
+    python -m negmaml.examples.digits            few-shot classification of handwritten digits
+    python -m negmaml.examples.flax_model        the same machinery on a Flax module
+    python -m negmaml.examples.equinox_model     and on an Equinox module
+
+Every one takes --help, and --steps and --seeds to run small. They need the extra "examples".
+"""

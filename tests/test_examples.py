@@ -1,0 +1,43 @@
+"""The examples run, and say at small size what they say at full size."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("flax")
+pytest.importorskip("equinox")
+
+
+def example(name):
+    return importlib.import_module(f"negmaml.examples.{name}")
+
+
+def test_sinusoid_compares_training_rates_of_both_signs():
+    module = example("sinusoid")
+    result = module.main(steps=300, seeds=2, test_tasks=100)
+    assert result.test_loss.shape == (3, 2)
+    assert np.isfinite(result.test_loss).all()
+    assert result.train_rates.tolist() == [-0.02, 0.0, 0.01]
+    assert (result.test_loss[2] < 5).all()  # a network that says zero has 3.4 and more untrained
+    assert len(np.unique(result.test_loss)) == 6
+    assert "-0.02" in module.report(result)
+
+
+def test_learned_rates_change_sign_and_help():
+    result = example("learned_rates").main(steps=400, test_tasks=200)
+    assert result.learned < result.fixed
+    assert 0.1 < result.negative["[1][0]"] < 0.9
+
+
+def test_digits_are_told_apart_better_after_adapting():
+    result = example("digits").main(steps=150, test_episodes=60)
+    assert result.after > 0.8 > 0.45 > result.before
+    assert result.after > result.untrained
+
+
+@pytest.mark.parametrize("name", ("flax_model", "equinox_model"))
+def test_models_of_other_libraries_train(name):
+    before, after = example(name).main(steps=300)
+    assert after < 0.9 * before
