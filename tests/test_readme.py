@@ -16,12 +16,13 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) 
 
 def negmaml_commands():
     """The commands of the package itself, without the installation before them."""
-    return [command.split("&&")[-1].strip() for command in COMMANDS if "negmaml " in command]
+    last = [command.split("&&")[-1].strip() for command in COMMANDS]
+    return [command for command in last if re.search(r"negmaml( |\.examples)", command)]
 
 
 def test_there_is_something_to_test():
     assert len(PYTHON) >= 4
-    assert len(negmaml_commands()) >= 5
+    assert len(negmaml_commands()) >= 7
 
 
 def test_code_blocks_run_in_order():
@@ -31,9 +32,12 @@ def test_code_blocks_run_in_order():
 @pytest.mark.parametrize("command", negmaml_commands())
 def test_command_runs(command, tmp_path):
     program, *arguments = shlex.split(command)
-    assert program.endswith("negmaml")
+    if program.endswith("negmaml"):
+        arguments = ["-m", "negmaml", *arguments]
+    else:
+        assert program == "python"
     done = subprocess.run(
-        [sys.executable, "-m", "negmaml", *arguments],
+        [sys.executable, *arguments],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
