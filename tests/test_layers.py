@@ -28,7 +28,7 @@ FORBIDDEN = {
     "rules": {"theory", "linear", "tasks", *GENERAL, *ENDS},
     "pytree": {*SOLVABLE, *GENERAL, *ENDS},
     "tasks": {"theory", *(GENERAL - {"batching"}), *ENDS},
-    **{general: {*SOLVABLE, *ENDS} for general in GENERAL},
+    **{general: {*SOLVABLE, *ENDS} for general in sorted(GENERAL)},
     "inner": {*SOLVABLE, *ENDS, "meta", "train"},
     "meta": {*SOLVABLE, *ENDS, "train", "devices"},
     "verify": {"reproduce", "figures", "cli", "examples", "__main__"},
