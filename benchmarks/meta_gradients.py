@@ -26,6 +26,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -330,6 +331,7 @@ def work(workload, road, seconds, path):
     params, support, query, inner, outer = load(path, workload)
     value_and_grad = jax_roads()[road](workload, LOSSES[workload], inner)
     compiled = jax.jit(value_and_grad)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     loss, gradient = jax.block_until_ready(compiled(params, support, query))
     first = time.perf_counter() - start
@@ -341,6 +343,7 @@ def work(workload, road, seconds, path):
     return {
         "ms": statistics.median(call_times(function, seconds)) / steps,
         "first": first,
+        "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
         "loss": float(loss),
         "norm": norm,
         "version": f"JAX {jax.__version__}",
@@ -417,7 +420,7 @@ def agrees(result, reference):
 def row(road, result, reference, best):
     """One line of the table; `best` is the time of the fastest torch road, if any ran."""
     if "skipped" in result:
-        return [road, "", result["skipped"], *[""] * 5]
+        return [road, "", result["skipped"], *[""] * 6]
     low, high = result["range"]
     return [
         road,
@@ -426,6 +429,7 @@ def row(road, result, reference, best):
         number(1000 / result["ms"]),
         f"{result['ms'] / best:.3g}" if best else "",
         f"{result['first']:.2f}",
+        f"{result['mib']:.0f}",
         f"{disagreement(result, reference):.0e}",
         "agrees" if agrees(result, reference) else "DISAGREES",
     ]
@@ -443,7 +447,8 @@ def table(results):
     reference = ran.get(median_road(norms))
     best = min((ran[road]["ms"] for road in TORCH_ROADS if road in ran), default=None)
     head = ["road", "threads", "ms, median (range)", "a second", "ms / best torch", "first call, s"]
-    lines = [[*head, "difference", "loss and norm"], ["---"] + ["---:"] * 6 + ["---"]]
+    head += ["MiB"]
+    lines = [[*head, "difference", "loss and norm"], ["---"] + ["---:"] * 7 + ["---"]]
     lines += [row(road, result, reference, best) for road, result in results.items()]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return text, all(agrees(result, reference) for result in ran.values())
@@ -463,7 +468,9 @@ def preamble(options):
         "each a process of its own; median of the rounds' medians.\n"
         "One meta-step with sampling and Adam (sinusoid), or one meta-gradient (wide, conv4).\n"
         "The first call is that of the meta-gradient alone and compiles in JAX; imports are in no "
-        "time.\nThe torch roads have one thread or as many as cores, whichever is faster in the "
+        "time.\n"
+        "MiB: how far the first call raised the peak memory of the process, compilation included.\n"
+        "The torch roads have one thread or as many as cores, whichever is faster in the "
         "process.\n"
     )
 

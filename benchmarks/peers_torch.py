@@ -18,6 +18,7 @@ frees the graph; this is how the examples of learn2learn and higher are written.
 import argparse
 import json
 import math
+import resource
 import statistics
 import time
 import warnings
@@ -273,6 +274,7 @@ def measure(workload, peer, seconds, path):
         meta_loss = PEERS[peer](module, forward, criterion, inner)
     except ModuleNotFoundError as error:
         return {"skipped": f"{error.name} is not installed"}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     loss = float(meta_loss(*tasks))
     first = time.perf_counter() - start
@@ -282,6 +284,7 @@ def measure(workload, peer, seconds, path):
     return {
         "ms": ms,
         "first": first,
+        "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
         "loss": loss,
         "norm": norm,
         "version": f"torch {torch.__version__}",

@@ -88,7 +88,7 @@ def maml_value_and_grad(
             are never formed: `negmaml.lowrank`). When left out: "low-rank" where the loss has
             layers whose weights are twice as large as their factors, in + out numbers a row and
             step; else "reverse" for one step, and "mixed" for several, which then needs less
-            memory and no more time. `Proximal` has an implicit derivative, "reverse" only.
+            memory and about the same time. `Proximal` has an implicit derivative, "reverse" only.
         has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
             with the aux of the query losses, stacked over tasks.
 
