@@ -1,14 +1,9 @@
 """Closed-form predictions for mixed linear regression; every real argument is differentiable."""
 
 from negmaml.adaptation import expected_test_loss, shrinkage
-from negmaml.theory.expansions import (
-    distance,
-    expansion_parameter,
-    overparameterized,
-    test_loss,
-    underparameterized,
-)
+from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
 from negmaml.theory.general import general_inputs
+from negmaml.theory.predict import distance, task_error, test_loss
 from negmaml.theory.rates import best_adapt_rate, best_train_rate, stationary_train_rates
 from negmaml.wishart import wishart_moment, wishart_quadrature
 
@@ -22,6 +17,7 @@ __all__ = [
     "overparameterized",
     "shrinkage",
     "stationary_train_rates",
+    "task_error",
     "test_loss",
     "underparameterized",
     "wishart_moment",

@@ -26,6 +26,8 @@ N/(p - N - 1) = N/(p - N) (1 + 1/(p - N) + ...).
 s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the ridge governs.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -36,85 +38,128 @@ from negmaml.theory.saddle import Tasks, derivative, solve
 LARGEST_RIDGED_POLE = 0.5
 
 
-def moments(tasks: Tasks, ridged: bool):
-    """(E|omega* - w0|^2, tau^2, the pole x s of the distance) with finite-size corrections."""
-    kappa = solve(tasks, ridged)
-    distance, task_error, balance = leading(tasks, kappa)
-    distance_1, task_error_1 = first_order(tasks, kappa)
+class Moments(NamedTuple):
+    """distance: E|omega* - w0|^2. task_error: tau^2. limit: the distance to leading order. pole: x s."""
+
+    distance: jax.Array
+    task_error: jax.Array
+    limit: jax.Array
+    pole: jax.Array
+
+
+def moments(tasks: Tasks, ridged: bool) -> Moments:
+    """The theory's means, with finite-size corrections; infinite where they do not exist."""
+    point, velocity = around(tasks, solve(tasks, ridged))
+    limit, task_error, balance = leading(tasks, point, velocity)
+    distance_1, task_error_1 = first_order(tasks, point, velocity)
     at_threshold = (tasks.p == tasks.n_v * tasks.m) & (tasks.ridge == 0)
     infinite = jnp.where(at_threshold, jnp.inf, 1)
-    distance, pole = _resummed(distance, distance_1, balance**2, tasks.ridge > 0)
+    distance, pole = _resummed(limit, distance_1, balance**2, tasks.ridge > 0)
     task_error, _ = _resummed(task_error, task_error_1, balance**2, tasks.ridge > 0)
-    return distance * infinite, task_error * tasks.unit**2 * infinite, pole
+    task_error = task_error * tasks.unit**2
+    return Moments(distance * infinite, task_error * infinite, limit, pole)
 
 
-def leading(tasks: Tasks, kappa):
+class Point(NamedTuple):
+    """What the theory needs at kappa: t, g and u with two derivatives of each, all scalars."""
+
+    kappa: jax.Array
+    t: jax.Array
+    g: jax.Array
+    g1: jax.Array
+    g2: jax.Array
+    u: jax.Array
+    u1: jax.Array
+    u2: jax.Array
+
+
+def around(tasks: Tasks, kappa) -> tuple[Point, Point]:
+    """The `Point` at kappa and its derivative in kappa.
+
+    The integrals over the spectrum are taken here, once: g' = -int mu/(B + kappa)^2 and so on,
+    u' = p int mu V B/(B + kappa)^2 and so on. All else is arithmetic of scalars.
+    """
+    p, inverse = tasks.p, 1 / (tasks.B + kappa)
+    powers, noises = [inverse], [tasks.V * tasks.B * inverse**2]
+    for j in (1, 2, 3):
+        powers.append(-j * powers[-1] * inverse)
+        noises.append(-(j + 1) * noises[-1] * inverse)
+    g, g1, g2, g3 = (tasks.mean(values) for values in powers)
+    u1, u2, u3 = (p * tasks.mean(values) for values in noises[:3])
+    point = Point(kappa, tasks.t(kappa), g, g1, g2, tasks.noise(kappa), u1, u2)
+    return point, Point(jnp.ones_like(kappa), p * (g + kappa * g1), g1, g2, g3, u1, u2, u3)
+
+
+def ridge_felt(m, point: Point):
+    """(K, K') of K = m kappa - (m - 1)/g."""
+    return m * point.kappa - (m - 1) / point.g, m + (m - 1) * point.g1 / point.g**2
+
+
+def leading(tasks: Tasks, point: Point, velocity: Point):
     """Distance and task error of the limit, and (t'K - tK')/(tK)'; equations at the module's head."""
-    m, D2 = tasks.m, tasks.offset
-    (g, dg), (t, dt), (K, dK), (u, du) = (
-        derivative(f, kappa) for f in (tasks.g, tasks.t, tasks.K, tasks.noise)
-    )
+    n_v, m, D2 = tasks.n_v, tasks.m, tasks.offset
+    (t, g, u), (dt, dg, du) = ((x.t, x.g, x.u) for x in (point, velocity))
+    K, dK = ridge_felt(m, point)
     slope = dt * K + t * dK
     distance = m * (dt * u + t * du) + D2 * K**2 * (g * dt - dg * t)
-    task_error = tasks.n_v * (u * dK - du * K + D2 / m * K**2 * (g * dK + dg * K))
+    task_error = n_v * (u * dK - du * K + D2 / m * K**2 * (g * dK + dg * K))
     return distance / slope, task_error / slope, (dt * K - t * dK) / slope
 
 
-def first_order(tasks: Tasks, kappa):
+def first_order(tasks: Tasks, point: Point, velocity: Point):
     r"""The terms of relative order 1/p of distance and task error.
 
-    With psi = dF/deta and chi = dF/dkappa along the saddle point at fixed ridge,
+    With psi = dF/deta along the saddle point at fixed ridge, chi = dF/dkappa / (tK)' and
+    X = dF/drho - n_v K chi,
 
-        distance:    { (t psi)' - D2/p (t K)^2 (chi/(tK)')' } / (tK)'
-        task error:  { n_v (psi K' - psi' K)/m + (tK)' psi_rho/m
-                       - D2/(p m) K^2 (X' t - X t') } / (tK)',  X = dF/drho - n_v K chi/(tK)'
+        distance:    { (t psi)' - D2/p (t K)^2 chi' } / (tK)'
+        task error:  { n_v (psi K' - psi' K) + (tK)' psi_rho - D2/p K^2 (X' t - X t') } / (m (tK)')
     """
     p, m, n_v, D2 = tasks.p, tasks.m, tasks.n_v, tasks.offset
-    zero = jnp.zeros_like(kappa)
-
-    def F(kappa, rho, eta):
-        g, u1, u2 = (f(tasks, kappa) for f in (Tasks.g, _u1, _u2))
-        E = n_v / (1 - rho) ** 2 - p
-        c = p * g + eta * u1
-        a = eta * u2 - p * _g2(tasks, kappa)
-        det = a * E - (p * g) ** 2
-        A = E + 2 * kappa * p * g + kappa**2 * a
-        logs = (m - 1) / 2 * _log(det) + _log((m - 1) * p * det + m * c**2 * A) / 2
-        return logs - m * _log(c) + m * jnp.log1p(-rho)
-
-    def psi(kappa, rho):
-        """dF/deta at fixed ridge t K and fixed weight rho t of the fresh rows.
-
-        With eta, t becomes t - eta y, y = u - kappa u', and K becomes K + eta (m-1) u'/(p g^2).
-        """
-        g, u1 = tasks.g(kappa), _u1(tasks, kappa)
-        t, dt = derivative(tasks.t, kappa)
-        K, dK = derivative(tasks.K, kappa)
-        t = t + n_v * rho / (1 - rho)
-        t_eta = kappa * u1 - tasks.noise(kappa)
-        K_eta = (m - 1) * u1 / (p * g**2)
-        slope = dt * K + t * dK
-        kappa_eta = -(t_eta * K + t * K_eta) / slope
-        rho_eta = -rho * (t_eta * dK - dt * K_eta) / slope
-        tangents = (kappa_eta, rho_eta, jnp.ones_like(kappa))
-        return jax.jvp(F, (kappa, rho, zero), tangents)[1]
-
-    def along(kappa):
-        """psi, chi/(tK)' and X as functions of kappa at rho = 0."""
-        slope = derivative(lambda k: tasks.t(k) * tasks.K(k), kappa)[1]
-        chi, F_rho = jax.jvp(F, (kappa, zero, zero), (zero + 1, zero, zero))[1], None
-        F_rho = jax.jvp(F, (kappa, zero, zero), (zero, zero + 1, zero))[1]
-        rate = chi / slope
-        return psi(kappa, zero), rate, F_rho - n_v * tasks.K(kappa) * rate
-
-    (source, _, X), (d_source, d_rate, dX) = derivative(along, kappa)
-    psi_rho = derivative(lambda rho: psi(kappa, rho), zero)[1]
-    (t, dt), (K, dK) = (derivative(f, kappa) for f in (tasks.t, tasks.K))
+    rho = jnp.zeros_like(point.kappa)
+    (psi, _, X), (dpsi, dchi, dX) = jax.jvp(
+        lambda at: sources(tasks, at, rho), (point,), (velocity,)
+    )
+    psi_rho = derivative(lambda rho: sources(tasks, point, rho)[0], rho)[1]
+    (t, dt), (K, dK) = (point.t, velocity.t), ridge_felt(m, point)
     slope = dt * K + t * dK
-    distance = dt * source + t * d_source - D2 / p * (t * K) ** 2 * d_rate
-    task_error = n_v * (source * dK - d_source * K) + slope * psi_rho
-    task_error = task_error - D2 / p * K**2 * (dX * t - X * dt)
-    return distance / slope, task_error / m / slope
+    distance = dt * psi + t * dpsi - D2 / p * (t * K) ** 2 * dchi
+    task_error = n_v * (psi * dK - dpsi * K) + slope * psi_rho - D2 / p * K**2 * (dX * t - X * dt)
+    return distance / slope, task_error / (m * slope)
+
+
+def sources(tasks: Tasks, point: Point, rho):
+    """psi, chi and X of `first_order`: the derivatives of F at eta = 0."""
+    p, m, n_v = tasks.p, tasks.m, tasks.n_v
+    x, t, g, g1, g2, u, u1, u2 = point
+    E, E_rho = n_v / (1 - rho) ** 2 - p, 2 * n_v / (1 - rho) ** 3
+    det = p * g1 * E - (p * g) ** 2
+    A = E + 2 * x * p * g + x**2 * p * g1
+    M = (m - 1) * p * det + m * (p * g) ** 2 * A
+
+    def slope_of_F(det_, M_):
+        return (m - 1) / 2 * det_ / det + M_ / M / 2
+
+    det_x = p * g2 * E - 2 * p**2 * g * g1
+    A_x = p * (2 * g + 4 * x * g1 + x**2 * g2)
+    M_x = (m - 1) * p * det_x + m * p**2 * g * (2 * g1 * A + g * A_x)
+    F_x = slope_of_F(det_x, M_x) - m * g1 / g
+    det_rho = p * g1 * E_rho
+    F_rho = slope_of_F(det_rho, (m - 1) * p * det_rho + m * (p * g) ** 2 * E_rho) - m / (1 - rho)
+    det_eta = E * u2
+    M_eta = (m - 1) * p * det_eta + m * p * g * (2 * u1 * A + p * g * x**2 * u2)
+    F_eta = slope_of_F(det_eta, M_eta) - m * u1 / (p * g)
+
+    # At fixed ridge t K and fixed weight rho t of the fresh rows, kappa and rho move with eta: it
+    # turns t into t - eta (u - x u') and K into K + eta (m - 1) u'/(p g^2).
+    t, dt = t + n_v * rho / (1 - rho), p * (g + x * g1)
+    K, dK = ridge_felt(m, point)
+    t_eta, K_eta = x * u1 - u, (m - 1) * u1 / (p * g**2)
+    slope = dt * K + t * dK
+    x_eta = -(t_eta * K + t * K_eta) / slope
+    rho_eta = -rho * (t_eta * dK - dt * K_eta) / slope
+    chi = F_x / slope
+    return F_eta + F_x * x_eta + F_rho * rho_eta, chi, F_rho - n_v * K * chi
 
 
 def _resummed(leading, first, fade, ridged):
@@ -125,22 +170,3 @@ def _resummed(leading, first, fade, ridged):
     beyond = pole >= 1
     factor = 1 + x / (1 - jnp.where(beyond, 0, pole))
     return jnp.where(beyond, jnp.inf, leading * factor), pole
-
-
-def _g2(tasks: Tasks, kappa):
-    """-g' = int mu/(B + kappa)^2."""
-    return tasks.weights @ (tasks.B + kappa) ** -2
-
-
-def _u1(tasks: Tasks, kappa):
-    """u' = p int mu V B/(B + kappa)^2."""
-    return tasks.p * (tasks.weights @ (tasks.V * tasks.B / (tasks.B + kappa) ** 2))
-
-
-def _u2(tasks: Tasks, kappa):
-    """u'' = -2 p int mu V B/(B + kappa)^3."""
-    return -2 * tasks.p * (tasks.weights @ (tasks.V * tasks.B / (tasks.B + kappa) ** 3))
-
-
-def _log(x):
-    return jnp.log(jnp.abs(x))

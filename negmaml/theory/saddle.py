@@ -57,13 +57,17 @@ class Tasks(NamedTuple):
         """The residual's covariance on the nodes."""
         return jnp.sum(self.a**2, 0)
 
+    def mean(self, values):
+        """int mu f of values on the nodes; a sum, which XLA fuses with what it sums."""
+        return jnp.sum(self.weights * values, -1)
+
     def g(self, kappa):
         """int mu/(B + kappa)."""
-        return self.weights @ (1 / (self.B + kappa))
+        return self.mean(1 / (self.B + kappa))
 
     def t(self, kappa):
         """Rows of a task not used up by the fit."""
-        return self.n_v - self.p * (self.weights @ (self.B / (self.B + kappa)))
+        return self.n_v - self.p * self.mean(self.B / (self.B + kappa))
 
     def K(self, kappa):
         """The ridge felt by the sum over tasks."""
@@ -71,7 +75,7 @@ class Tasks(NamedTuple):
 
     def noise(self, kappa):
         """u = sigma^2 + p int mu V kappa/(B + kappa), a task's residual beyond its fit."""
-        return self.sigma**2 + self.p * kappa * (self.weights @ (self.V / (self.B + kappa)))
+        return self.sigma**2 + self.p * kappa * self.mean(self.V / (self.B + kappa))
 
 
 def tasks(sizes, sigma, nu, offset, ridge, rule: Rule, spectrum: Spectrum) -> Tasks:
@@ -95,9 +99,8 @@ def derivative(function, x):
 def solve(tasks: Tasks, ridged: bool):
     """kappa, differentiable in everything `tasks` holds; `ridged` says whether ridge may be > 0.
 
-    The root is found without derivatives. Two steps of Newton's method from there do not move it,
-    but carry its derivatives: the first step is the implicit function theorem, dkappa = -dR/R' for
-    R = t K - ridge, and the second makes the second derivative right as well.
+    The search itself is not differentiated: by the implicit function theorem the derivatives of
+    kappa are those of the equation t K = ridge that it solves.
     """
     frozen = lax.stop_gradient(tasks)
     root = _ridgeless(frozen)
@@ -105,11 +108,12 @@ def solve(tasks: Tasks, ridged: bool):
         positive = frozen.ridge > 0
         safe = frozen._replace(ridge=jnp.where(positive, frozen.ridge, 1))
         root = jnp.where(positive, _ridged(safe, root), root)
-    kappa = root = lax.stop_gradient(root)
-    for _ in range(2):
-        value, slope = derivative(lambda k: tasks.t(k) * tasks.K(k), kappa)
-        kappa = kappa - (value - tasks.ridge) / slope
-    return root + (kappa - lax.stop_gradient(kappa))
+    return lax.custom_root(
+        lambda kappa: tasks.t(kappa) * tasks.K(kappa) - tasks.ridge,
+        lax.stop_gradient(root),
+        lambda _, found: found,
+        lambda linear, y: y / linear(jnp.ones_like(y)),
+    )
 
 
 def _ridgeless(tasks: Tasks):
@@ -119,7 +123,7 @@ def _ridgeless(tasks: Tasks):
     filter, so Newton's method is at home. kappa g lies between the values of constant filters at
     the smallest and the largest B, which brackets the root.
     """
-    p, m, n_v, weights, B = tasks.p, tasks.m, tasks.n_v, tasks.weights, tasks.B
+    p, m, n_v, B, mean = tasks.p, tasks.m, tasks.n_v, tasks.B, tasks.mean
     tiny = jnp.finfo(B.dtype).tiny
     used = jnp.minimum(n_v / p, 1 / m)
     none = used >= 1  # a single task with more points than dimensions: kappa = 0
@@ -128,13 +132,13 @@ def _ridgeless(tasks: Tasks):
     def residual(y):
         kappa = jnp.exp(y)
         inverse = 1 / (B + kappa)
-        free, taken = kappa * (weights @ inverse), weights @ (B * inverse)
-        slope = kappa * (weights @ (B * inverse**2)) / (free * taken)
+        free, taken = kappa * mean(inverse), mean(B * inverse)
+        slope = kappa * mean(B * inverse**2) / (free * taken)
         return _log(free) - _log(taken) - odds, slope
 
     low = odds + jnp.log(jnp.maximum(jnp.min(B), tiny * 1e6))
     high = odds + _log(jnp.max(B))
-    y = _find_root(residual, low, high, odds + _log(weights @ B))
+    y = _find_root(residual, low, high, odds + _log(mean(B)))
     return jnp.where(none, 0, jnp.exp(y))
 
 
@@ -144,36 +148,33 @@ def _ridged(tasks: Tasks, start):
     t and K are taken as differences from `start`, where one of them is zero, so that none of their
     digits cancels.
     """
-    p, m, n_v, ridge, weights, B = (
-        tasks.p, tasks.m, tasks.n_v, tasks.ridge, tasks.weights, tasks.B
-    )  # fmt: skip
+    p, m, n_v, ridge, B, mean = tasks.p, tasks.m, tasks.n_v, tasks.ridge, tasks.B, tasks.mean
     tiny = jnp.finfo(B.dtype).tiny
     at_start = 1 / jnp.maximum(B + start, tiny)
-    g = weights @ at_start
+    g = mean(at_start)
     over = p > n_v * m
     t_start = jnp.where(over, 0, n_v - jnp.minimum(p / m, n_v))
     K_start = jnp.where(over, jnp.maximum(m * start - (m - 1) / g, 0), 0)
 
-    def slopes(inverse, g):
-        t = p * (weights @ (B * at_start * inverse))
-        return t, m - (m - 1) * (weights @ (at_start * inverse)) / (g * weights @ at_start)
+    def slopes(inverse, g_here):
+        t = p * mean(B * at_start * inverse)
+        return t, m - (m - 1) * mean(at_start * inverse) / (g_here * g)
 
     def residual(z):
         step = jnp.exp(z)
         inverse = 1 / (B + start + step)
-        g_here = weights @ inverse
+        g_here = mean(inverse)
         t, K = slopes(inverse, g_here)
         t, K = t_start + step * t, K_start + step * K
-        dt = p * (weights @ (B * inverse**2))
-        dK = m - (m - 1) * (weights @ inverse**2) / g_here**2
+        dt = p * mean(B * inverse**2)
+        dK = m - (m - 1) * mean(inverse**2) / g_here**2
         return _log(t) + _log(K) - jnp.log(ridge), step * (dt / t + dK / K)
 
     dt, dK = slopes(at_start, g)
     linear = ridge / jnp.maximum(dt * K_start + t_start * dK, tiny)
     square = jnp.sqrt(ridge / jnp.maximum(dt * dK, tiny))
-    mean = weights @ B
-    # There K >= kappa/2 and t >= n_v/2, since 1/g <= kappa + mean and t >= n_v - p mean/kappa.
-    high = _log(2 * (m - 1) * mean + 2 * p * mean / n_v + 4 * ridge / n_v)
+    # There K >= kappa/2 and t >= n_v/2, since 1/g <= kappa + mean B and t >= n_v - p mean B/kappa.
+    high = _log(2 * (m - 1 + p / n_v) * mean(B) + 4 * ridge / n_v)
     low = jnp.full_like(high, jnp.log(tiny) / 2)
     return start + jnp.exp(_find_root(residual, low, high, _log(jnp.minimum(linear, square))))
 

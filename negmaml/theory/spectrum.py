@@ -25,7 +25,10 @@ from negmaml.wishart import wishart_quadrature
 
 INTERVALS = 64  # of theta
 MEASURES = ("auto", "exact", "marchenko-pastur")
-EXACT_UP_TO = 3  # the smaller of n and p up to which "auto" takes the exact moments
+# The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve
+# the measure itself, and for steep filters (a high power of x) where its tail beyond the edge of the
+# Marchenko-Pastur law counts.
+EXACT_UP_TO, EXACT_UP_TO_STEEP = 3, 16
 
 
 class Spectrum(NamedTuple):
@@ -35,16 +38,18 @@ class Spectrum(NamedTuple):
     weights: jax.Array
 
 
-def spectrum(n: int, p: int, measure: str, dtype) -> Spectrum:
-    """The quadrature of S for sizes n, p.
+def spectrum(n: int, p: int, measure: str, dtype, steep: bool = False) -> Spectrum | None:
+    """The quadrature of S for sizes n, p; None where `marchenko_pastur` of these sizes serves.
 
     `measure` is "exact" (Gauss rule of the exact moments), "marchenko-pastur" (with its 1/p term),
-    or "auto": exact up to min(n, p) = 3, else Marchenko-Pastur. Raises ValueError for another.
+    or "auto": exact up to min(n, p) = 3, for `steep` filters 16, else Marchenko-Pastur. Raises
+    ValueError for another.
     """
     if measure not in MEASURES:
         raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
-    if measure == "marchenko-pastur" or (measure == "auto" and min(n, p) > EXACT_UP_TO):
-        return marchenko_pastur(n, p, dtype)
+    small = min(n, p) <= (EXACT_UP_TO_STEEP if steep else EXACT_UP_TO)
+    if measure == "marchenko-pastur" or (measure == "auto" and not small):
+        return None
     nodes, weights = wishart_quadrature(n, p)
     if p > n:  # the atom comes first there and last here
         nodes, weights = np.roll(nodes, -1), np.roll(weights, -1)
