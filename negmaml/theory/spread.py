@@ -8,16 +8,17 @@ roots, let the bar denote the mean over the spectrum and
 The same integral over order parameters as for the mean, now with one copy of the system for each
 rule, gives to leading order (docs/proportional.md)
 
-    Cov(G_1, G_2) = 2 t_1 t_2 Xi,      Cov(D_1, D_2) = d/dridge_1 d/dridge_2 Cov(G_1, G_2)
+    Cov(G_1, G_2) = 2 t_1 t_2 { m p kappa_1 kappa_2 <V^2 R> + w^T H^{-1} w - q }
+    Cov(D_1, D_2) = d/dridge_1 d/dridge_2 Cov(G_1, G_2)
 
-    Xi = m p kappa_1 kappa_2 <V^2 R> - D2^2/p K_1^2 K_2^2 g_1 g_2 + w^T H^{-1} w
-    w  = ( -D2/p K_1 K_2 ; m times: p <V beta R>, sigma^2 + p kappa_1 kappa_2 <V R> )
-    H  = [ -(m-1)/(p g_1 g_2)   -1    0  ...]
-         [ -1   -p <R>     -p <beta R>      ]   (one such block for each task)
-         [ 0    -p <beta R>   n_v - p <beta^2 R> ]
+    w  = ( -D2/p r ; m times: p <V beta R>, sigma^2 + p kappa_1 kappa_2 <V R> )
+    q  = D2^2/p r^2 g_1 g_2,    r = ridge_1 ridge_2/(t_1 t_2), the ridges in r held fixed
+    H  = [ -(m-1)/(p g_1 g_2)   -1              0              ... ]
+         [ -1                   -p <R>          -p <beta R>        ]   one such block for
+         [  0                   -p <beta R>     n_v - p <beta^2 R> ]   each task
 
-where G is the regularised training loss of a run, whose derivative in the ridge is the distance D.
-The relative variance of D is of order 1/p. Near the threshold the exact inverse-Wishart variance at
+where G is such that its derivative in the ridge is the distance D (for omega_0 = w0 the training loss
+with its penalty). The relative variance of D is of order 1/p. Near the threshold the exact inverse-Wishart variance at
 alpha_t = 0 exceeds this by a factor gap/(gap - 3), gap = |p - n_v m|: hence 1/(1 - 3 x s), with x s
 the pole of the mean.
 """
@@ -128,9 +129,8 @@ def _pair(sizes, numbers, spectrum, ridged, first, second):
     kappas = [solve(one, ridged) for one in ones]
     slopes = [_ridge_slope(one, kappa) for one, kappa in zip(ones, kappas, strict=True)]
 
-    def covariance_of_loss(kappa_1, kappa_2):
-        t_1, t_2 = ones[0].t(kappa_1), ones[1].t(kappa_2)
-        return 2 * t_1 * t_2 * _xi(*ones, kappa_1, kappa_2)
+    def covariance_of_loss(*at):
+        return _covariance_of_loss(ones, kappas, at)
 
     mixed = jax.grad(jax.grad(covariance_of_loss, 0), 1)(*kappas)
     found = [means(sizes, numbers, spectrum, ridged, rule) for rule in (first, second)]
@@ -155,23 +155,32 @@ def _growth(means, ridged):
     return jnp.where(rest > 0, growth / jnp.sqrt(jnp.where(rest > 0, rest, 1)), jnp.inf)
 
 
-def _xi(one: Tasks, two: Tasks, kappa_1, kappa_2):
-    """Xi of this module's head."""
+def _covariance_of_loss(pair: list[Tasks], roots, kappas):
+    """Cov(G_1, G_2) at `kappas`; the start's source is that of the `roots`, and does not move."""
+    one, two = pair
     p, m, n_v, D2 = one.p, one.m, one.n_v, one.offset
+    kappa_1, kappa_2 = kappas
     R = 1 / ((one.B + kappa_1) * (two.B + kappa_2))
     beta, V = one.b * two.b, jnp.sum(one.a * two.a, 0)
-    kappas = kappa_1 * kappa_2
-    (g_1, K_1), (g_2, K_2) = (
-        (x.g(kappa), x.K(kappa)) for x, kappa in ((one, kappa_1), (two, kappa_2))
-    )
-    w_0 = -D2 / p * K_1 * K_2
-    w_1, w_2 = p * one.mean(V * beta * R), one.sigma * two.sigma + p * kappas * one.mean(V * R)
+    product = kappa_1 * kappa_2
+    g_1, g_2 = one.g(kappa_1), two.g(kappa_2)
+    w_1, w_2 = p * one.mean(V * beta * R), one.sigma * two.sigma + p * product * one.mean(V * R)
     a_11, a_12 = -p * one.mean(R), -p * one.mean(beta * R)
     a_22 = n_v - p * one.mean(beta**2 * R)
     det = a_11 * a_22 - a_12**2
-    # Eliminate the tasks' blocks, then the parameter that couples them.
-    inner = (a_22 * w_1**2 - 2 * a_12 * w_1 * w_2 + a_11 * w_2**2) / det
-    coupled = w_0 + m * (a_22 * w_1 - a_12 * w_2) / det
-    couple = -(m - 1) / (p * g_1 * g_2) - m * a_22 / det
-    direct = m * p * kappas * one.mean(V**2 * R) - D2**2 / p * (K_1 * K_2) ** 2 * g_1 * g_2
-    return direct + m * inner + coupled**2 / couple
+    # Eliminate the tasks' blocks of H, then the parameter C that couples them.
+    inner = m * (a_22 * w_1**2 - 2 * a_12 * w_1 * w_2 + a_11 * w_2**2) / det
+    coupled = m * (a_22 * w_1 - a_12 * w_2) / det
+    H_C = -(m - 1) / (p * g_1 * g_2) - m * a_22 / det
+    noise = m * p * product * one.mean(V**2 * R) + inner + coupled**2 / H_C
+
+    # The start's source is ridge^2 = (t K)^2, held fixed. ridge^2/t is K^2 (2 t_root - t) to first
+    # order, which is all that one derivative in each kappa sees, and regular at t = 0.
+    t_1, t_2 = one.t(kappa_1), two.t(kappa_2)
+    (s_1, K_1), (s_2, K_2) = (
+        lax.stop_gradient((x.t(root), x.K(root))) for x, root in zip(pair, roots, strict=True)
+    )
+    start = D2 / p * K_1 * K_2
+    mirrored = (2 * s_1 - t_1) * (2 * s_2 - t_2)
+    cross = -2 * start * s_1 * s_2 * coupled / H_C
+    return 2 * (t_1 * t_2 * noise + cross + start**2 * mirrored * (1 / H_C - p * g_1 * g_2))
