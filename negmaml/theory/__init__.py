@@ -4,18 +4,29 @@ from negmaml.adaptation import expected_test_loss, shrinkage
 from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
 from negmaml.theory.general import general_inputs
 from negmaml.theory.predict import distance, task_error, test_loss
-from negmaml.theory.rates import best_adapt_rate, best_train_rate, stationary_train_rates
+from negmaml.theory.rates import (
+    best_adapt_rate,
+    best_meta_ridge,
+    best_rates,
+    best_train_rate,
+    stationary_train_rates,
+)
+from negmaml.theory.spread import runs_needed, standard_deviation
 from negmaml.wishart import wishart_moment, wishart_quadrature
 
 __all__ = [
     "best_adapt_rate",
+    "best_meta_ridge",
+    "best_rates",
     "best_train_rate",
     "distance",
     "expansion_parameter",
     "expected_test_loss",
     "general_inputs",
     "overparameterized",
+    "runs_needed",
     "shrinkage",
+    "standard_deviation",
     "stationary_train_rates",
     "task_error",
     "test_loss",
