@@ -15,7 +15,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-ENDS = {"verify", "reproduce", "figures", "cli", "__main__"}
+ENDS = {"verify", "reproduce", "phases", "figures", "cli", "__main__"}
 FORBIDDEN = {
     "theory": {"linear", "meta", *ENDS},
     "linear": {"theory", "meta", *ENDS},
@@ -25,8 +25,9 @@ FORBIDDEN = {
     "pytree": {"theory", "linear", "meta", *ENDS},
     "adaptation": {"theory", "linear", "meta", *ENDS},
     "meta": {"theory", "linear", "adaptation", "problem", "wishart", *ENDS},
-    "verify": {"reproduce", "figures", "cli", "__main__"},
-    "reproduce": {"figures", "cli", "__main__"},
+    "verify": {"reproduce", "phases", "figures", "cli", "__main__"},
+    "reproduce": {"phases", "figures", "cli", "__main__"},
+    "phases": {"verify", "reproduce", "figures", "cli", "__main__"},
 }
 PARTS = {name.split(".")[1] for name in MODULES if "." in name}
 OPTIONAL = ("matplotlib", "xarray", "scipy.io", "tyro", "rich", "dask")

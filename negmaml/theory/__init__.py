@@ -3,6 +3,7 @@
 from negmaml.adaptation import expected_test_loss, shrinkage
 from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
 from negmaml.theory.general import general_inputs
+from negmaml.theory.optima import Phase, phase_diagram
 from negmaml.theory.predict import distance, task_error, test_loss
 from negmaml.theory.rates import (
     best_adapt_rate,
@@ -15,6 +16,7 @@ from negmaml.theory.spread import runs_needed, standard_deviation
 from negmaml.wishart import wishart_moment, wishart_quadrature
 
 __all__ = [
+    "Phase",
     "best_adapt_rate",
     "best_meta_ridge",
     "best_rates",
@@ -24,6 +26,7 @@ __all__ = [
     "expected_test_loss",
     "general_inputs",
     "overparameterized",
+    "phase_diagram",
     "runs_needed",
     "shrinkage",
     "standard_deviation",

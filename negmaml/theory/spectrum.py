@@ -58,12 +58,12 @@ def spectrum(n: int, p: int, measure: str, dtype, steep: bool = False) -> Spectr
     return Spectrum(jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype))
 
 
-def marchenko_pastur(n, p, dtype) -> Spectrum:
+def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
     """The quadrature of this module's head; n and p may be traced and real."""
-    theta = np.pi * np.arange(INTERVALS + 1) / INTERVALS
-    ends = np.zeros(INTERVALS + 1)
+    theta = np.pi * np.arange(intervals + 1) / intervals
+    ends = np.zeros(intervals + 1)
     ends[[0, -1]] = 0.5
-    trapezoid = (1 - ends) / INTERVALS
+    trapezoid = (1 - ends) / intervals
     # sin^2(theta) = 4 sin^2 cos^2 of theta/2; the floor lets numerator and x vanish together at
     # the hard edge (c = 1, theta = pi), where their ratio is 1.
     sine2 = np.sin(theta / 2) ** 2
