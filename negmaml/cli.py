@@ -1,4 +1,4 @@
-"""The command line: reproduce, predict, verify, info."""
+"""The command line: reproduce, phases, predict, verify, info."""
 
 import json
 import sys
@@ -58,6 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status: 0 well, 1 roads disagree, 2 bad input."""
     commands: dict[str, Any] = {
         "reproduce": reproduce,
+        "phases": phases,
         "predict": predict,
         "verify": verify,
         "info": info,
@@ -116,6 +117,32 @@ def reproduce(
         imports.join()
         paths = _write(done, out, dict(seed=str(seed), runs=str(runs), evaluation=evaluation))
     console.print(_agreement_table(done))
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
+def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
+    """Draw phase diagrams of the best training rate, double descent, and rate against ridge.
+
+    Args:
+        out: folder for phases.png, .svg and .nc (opens with xarray); made if missing.
+        seed: seed of the simulated points.
+        runs: runs a simulated point.
+    """
+    _check_writable(out)
+    from negmaml import figures
+    from negmaml.phases import phases as compute
+
+    with console.status("computing"):
+        dataset = compute(jax.random.key(seed), runs)
+    dataset.attrs |= {**_provenance(), "seed": str(seed), "runs": str(runs)}
+    path = out / "phases.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
+    paths = [*figures.save(figures.phases(dataset), out, "phases"), path]
+    for name in ("best_by_data", "best_by_noise"):
+        share = float((dataset[name] < 0).mean())
+        console.print(f"{name}: best training rate negative in {share:.1%} of the map")
     console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
     return 0
 
@@ -197,7 +224,6 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
         )
         best_train = GradientDescent(theory.best_train_rate(task, adapt))
         best_adapt = GradientDescent(theory.best_adapt_rate(task, best_train))
-        theorem = "Theorem 1 (p > n_v m)" if task.overparameterized else "Theorem 2 (p < n_v m)"
         rows = {
             f"test loss at alpha_t = {train_rate:g}, alpha_r = {adapt_rate:g}": theory.test_loss(
                 task, train, adapt
@@ -206,9 +232,11 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
             "best alpha_t": best_train.rate,
             "best alpha_r at the best alpha_t": best_adapt.rate,
             "test loss at both best rates": theory.test_loss(task, best_train, best_adapt),
-            "expansion parameter (small is accurate)": theory.expansion_parameter(task, train),
+            "standard deviation of that over runs": theory.standard_deviation(
+                task, best_train, best_adapt
+            ).test_loss,
         }
-        table = Table("quantity", "value", title=theorem)
+        table = Table("quantity", "value", title="proportional theory")
         for name, value in rows.items():
             table.add_row(name, f"{float(value):.6g}")
     console.print(table)

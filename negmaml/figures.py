@@ -90,3 +90,70 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def phases(dataset):
+    """The four panels of `negmaml phases`. Returns a matplotlib Figure."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 5.6), dpi=100)
+        axes = figure.subplots(2, 2)
+        figure.subplots_adjust(0.08, 0.09, 0.97, 0.94, 0.32, 0.38)
+        maps = (
+            ("best_by_data", "n_t_over_p", r"$n_t/p$"),
+            ("best_by_noise", "sigma_over_nu", r"$\sigma/\nu$"),
+        )
+        for axis, (name, coordinate, label) in zip(axes[0], maps, strict=True):
+            _draw_map(figure, axis, dataset, name, coordinate, label)
+        _draw_descent(axes[1, 0], dataset)
+        _draw_ridge(axes[1, 1], dataset)
+    return figure
+
+
+def _draw_map(figure, axis, dataset, name: str, coordinate: str, label: str) -> None:
+    from matplotlib.colors import SymLogNorm
+
+    norm = SymLogNorm(linthresh=0.01, vmin=-10, vmax=10)
+    x, y, values = dataset["rows_over_p"].values, dataset[coordinate].values, dataset[name].values
+    drawn = axis.pcolormesh(x, y, values, norm=norm, cmap="RdBu_r", rasterized=True)
+    lines = axis.contour(
+        x, y, values, levels=[-3, -1, -0.3, -0.1, -0.03, 0], colors=INK, linewidths=0.6,
+        linestyles="solid",
+    )  # fmt: skip
+    axis.clabel(lines, fontsize=6, fmt="%g")
+    axis.axvline(1, color=MARK, ls="--", lw=1)
+    axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$", ylabel=label)
+    axis.set_title(r"best training rate $\alpha_t$", loc="left", fontsize=9)
+    figure.colorbar(drawn, ax=axis, ticks=[-10, -1, -0.1, 0, 0.1, 1, 10], format="%g")
+
+
+def _draw_descent(axis, dataset) -> None:
+    for i, color in zip(range(dataset.sizes["rate"]), (POINTS, MARK, CURVE), strict=True):
+        one = dataset.isel(rate=i)
+        axis.plot(one["curve"], one["descent_theory"], color=color, lw=1.4)
+        axis.errorbar(
+            one["point"], one["descent_mean"], one["descent_error"], fmt="o", ms=3, lw=1,
+            color=color, label=rf"$\alpha_t$ = {float(one['rate']):g}",
+        )  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$", ylim=(0.05, 30))
+    axis.set_ylabel(r"$E|\omega^*-w_0|^2$")
+    axis.set_title("double descent: theory, simulation", loc="left", fontsize=9)
+    axis.legend(frameon=False, fontsize=7)
+
+
+def _draw_ridge(axis, dataset) -> None:
+    styles = {
+        "neither": (MARK, ":", "neither"),
+        "rate": (POINTS, "-", "best rate"),
+        "ridge": (CURVE, "-", "best ridge, rate 0"),
+        "both": (INK, "--", "both"),
+    }
+    for name, (color, line, label) in styles.items():
+        x, y = dataset["ridge_rows_over_p"], dataset[f"lowest_{name}"]
+        axis.plot(x, y, color=color, ls=line, lw=1.4, label=label)
+    axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$", ylim=(0.02, 10))
+    axis.set_ylabel(r"$E|\omega^*-w_0|^2$")
+    axis.set_title("does a ridge replace the rate?", loc="left", fontsize=9)
+    axis.legend(frameon=False, fontsize=7)

@@ -83,7 +83,7 @@ def verify(
     r"""Compute the test loss of one problem along five roads and compare them, in float64.
 
     1. exact solve, expected evaluation: `simulate`, the reference of the next two;
-    2. theory: `theory.test_loss` by expansion, allowed the size of its next order;
+    2. theory: `theory.distance` by expansion, allowed the size of its next order;
     3. exact solve, sampled evaluation: the paper's protocol, on the first 100 of these runs;
     4. meta-training by gradient descent (optax, autodiff meta-gradient) until converged, against
        the exact solve on the same data;
@@ -133,7 +133,7 @@ def _ratio(difference: float, scale: float) -> float:
 def _theory_road(problem, train, adapt, mean: float, error: float) -> Road:
     name = "theory, expansion"
     try:
-        distance = theory.distance(problem, train)
+        distance = theory.distance(problem, train, "expansion")
     except ValueError as reason:
         return _skipped(name, str(reason).split(", got")[0].split(";")[0])
     value = float(expected_test_loss(problem, distance, adapt))

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory import distance, expansion_parameter, overparameterized, underparameterized
-from negmaml.theory.expansions import _g_coefficients, _polynomial
+from negmaml.theory import expansion_parameter, overparameterized, underparameterized
+from negmaml.theory.expansions import _g_coefficients, _polynomial, distance
 from tests.helpers import OVER, RATES, UNDER, z_score
 
 SQUARE = nm.MixedLinearRegression(p=12, m=4, n_t=5, n_v=3, n_r=5, sigma=1.0, nu=1.0)
 both = pytest.mark.parametrize("problem", (OVER, UNDER), ids=("over", "under"))
 loss = jax.jit(
     lambda problem, train, adapt: nm.theory.test_loss(
-        problem, nm.GradientDescent(train), nm.GradientDescent(adapt)
+        problem, nm.GradientDescent(train), nm.GradientDescent(adapt), "expansion"
     )
 )
 
@@ -213,7 +213,7 @@ def test_any_adaptation_rule_follows_an_expanded_training(problem):
     train = nm.GradientDescent(-0.2)
     for adapt in (nm.GradientDescent(0.1, 3), nm.GradientFlow(-0.2), nm.Proximal(1.5)):
         expected = nm.theory.expected_test_loss(problem, distance(problem, train), adapt)
-        assert nm.theory.test_loss(problem, train, adapt) == expected
+        assert nm.theory.test_loss(problem, train, adapt, method="expansion") == expected
 
 
 @pytest.mark.parametrize("adapt_shape", ((), (3,), (2, 1)))
@@ -278,7 +278,7 @@ def test_new_rates_and_variances_do_not_retrace(problem):
     @jax.jit
     @chex.assert_max_traces(n=1)
     def counted(problem, train, adapt):
-        return nm.theory.test_loss(problem, train, adapt)
+        return nm.theory.test_loss(problem, train, adapt, method="expansion")
 
     values = [
         float(counted(dataclasses.replace(problem, sigma=sigma), *map(nm.GradientDescent, rates)))

@@ -15,7 +15,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-ENDS = {"verify", "reproduce", "figures", "cli", "examples", "__main__"}
+ENDS = {"verify", "reproduce", "phases", "figures", "cli", "examples", "__main__"}
 SOLVABLE = {"theory", "linear", "adaptation", "problem", "wishart", "tasks"}
 GENERAL = {"batching", "checkpoint", "devices", "implicit", "inner", "lowrank", "meta", "mixed"}
 GENERAL |= {"patches", "train"}
@@ -31,8 +31,9 @@ FORBIDDEN = {
     **{general: {*SOLVABLE, *ENDS} for general in sorted(GENERAL)},
     "inner": {*SOLVABLE, *ENDS, "meta", "train"},
     "meta": {*SOLVABLE, *ENDS, "train", "devices"},
-    "verify": {"reproduce", "figures", "cli", "examples", "__main__"},
-    "reproduce": {"figures", "cli", "examples", "__main__"},
+    "verify": {"reproduce", "phases", "figures", "cli", "examples", "__main__"},
+    "reproduce": {"phases", "figures", "cli", "examples", "__main__"},
+    "phases": {"verify", "reproduce", "figures", "cli", "examples", "__main__"},
 }
 PARTS = {name.split(".")[1] for name in MODULES if "." in name}
 OPTIONAL = (

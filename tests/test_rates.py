@@ -1,7 +1,8 @@
-"""Which rate to use: stationary and best rates."""
+"""Which rate to use, by the expansions: stationary and best rates."""
 
 import dataclasses
 from decimal import Decimal, localcontext
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml.theory import best_adapt_rate, best_train_rate, distance, stationary_train_rates
+from negmaml.theory import stationary_train_rates
+from negmaml.theory.expansions import distance
 from tests.helpers import OVER, RATES, UNDER
+
+best_adapt_rate = partial(nm.theory.best_adapt_rate, method="expansion")
+best_train_rate = partial(nm.theory.best_train_rate, method="expansion")
 
 both = pytest.mark.parametrize("problem", (OVER, UNDER), ids=("over", "under"))
 GRID = np.concatenate([-np.logspace(-3, 4, 4001)[::-1], [0.0], np.logspace(-3, 4, 4001)])
@@ -31,7 +36,8 @@ best_adapt = jax.jit(lambda problem, rate: best_adapt_rate(problem, nm.GradientD
 
 @jax.jit
 def loss(problem, train, adapt):
-    return nm.theory.test_loss(problem, nm.GradientDescent(train), nm.GradientDescent(adapt))
+    rules = nm.GradientDescent(train), nm.GradientDescent(adapt)
+    return nm.theory.test_loss(problem, *rules, method="expansion")
 
 
 adapt_slope = jax.jit(jax.grad(loss, 2))
@@ -238,7 +244,9 @@ def test_noise_makes_the_best_train_rate_negative(sigma, x64):
     assert float(best_train(dataclasses.replace(UNDER, sigma=sigma, nu=0.0))) < 0
 
 
-@pytest.mark.parametrize("function", (best_train_rate, best_adapt_rate))
+@pytest.mark.parametrize(
+    "function", (nm.theory.best_train_rate, nm.theory.best_adapt_rate, best_train_rate)
+)
 def test_a_square_system_is_refused(function):
     problem = nm.MixedLinearRegression(p=6, m=2, n_t=5, n_v=3, n_r=5, sigma=1.0, nu=1.0)
     with pytest.raises(ValueError, match=r"p = n_v m"):

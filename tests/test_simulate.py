@@ -372,21 +372,21 @@ def simulated(request):
 class TestAgainstTheory:
     def test_expansion_meets_simulation_within_its_next_order(self, simulated):
         problem, mean, error = simulated
-        distance = theory.distance(problem, THEORY_RATES)
+        distance = theory.distance(problem, THEORY_RATES, "expansion")
         rho = theory.expansion_parameter(problem, THEORY_RATES)
         assert (rho < 0.5).all()
-        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT)
+        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, "expansion")
         beyond = expected_test_loss(problem, distance * (1 + rho / (1 - rho)), THEORY_ADAPT)
         assert (np.abs(mean - predicted) < 4 * error + (beyond - predicted)).all()
 
     def test_expansion_is_within_a_few_percent(self, simulated):
         problem, mean, error = simulated
-        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT)
+        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, "expansion")
         assert (np.abs(mean - predicted) < 4 * error + 0.05 * mean).all()
 
     def test_expansion_ranks_the_training_rates(self, simulated):
         problem, mean, _ = simulated
-        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT)
+        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, "expansion")
         np.testing.assert_array_equal(np.argsort(mean, 0), np.argsort(predicted, 0))
 
     @pytest.mark.slow

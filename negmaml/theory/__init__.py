@@ -1,27 +1,37 @@
 """Closed-form predictions for mixed linear regression; every real argument is differentiable."""
 
 from negmaml.adaptation import expected_test_loss, shrinkage
-from negmaml.theory.expansions import (
-    distance,
-    expansion_parameter,
-    overparameterized,
-    test_loss,
-    underparameterized,
-)
+from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
 from negmaml.theory.general import general_inputs
-from negmaml.theory.rates import best_adapt_rate, best_train_rate, stationary_train_rates
+from negmaml.theory.optima import Phase, phase_diagram
+from negmaml.theory.predict import distance, task_error, test_loss
+from negmaml.theory.rates import (
+    best_adapt_rate,
+    best_meta_ridge,
+    best_rates,
+    best_train_rate,
+    stationary_train_rates,
+)
+from negmaml.theory.spread import runs_needed, standard_deviation
 from negmaml.wishart import wishart_moment, wishart_quadrature
 
 __all__ = [
+    "Phase",
     "best_adapt_rate",
+    "best_meta_ridge",
+    "best_rates",
     "best_train_rate",
     "distance",
     "expansion_parameter",
     "expected_test_loss",
     "general_inputs",
     "overparameterized",
+    "phase_diagram",
+    "runs_needed",
     "shrinkage",
+    "standard_deviation",
     "stationary_train_rates",
+    "task_error",
     "test_loss",
     "underparameterized",
     "wishart_moment",

@@ -45,7 +45,7 @@ def overparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
     p > n_v m. Source: Bernacchia 2021, Theorem 1.
     """
     _require_regime(problem, overparameterized=True)
-    return test_loss(problem, GradientDescent(train_rate), GradientDescent(adapt_rate), "expansion")
+    return _test_loss(problem, train_rate, adapt_rate)
 
 
 def underparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
@@ -68,24 +68,7 @@ def underparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
     p < n_v m. Source: Bernacchia 2021, Theorem 2.
     """
     _require_regime(problem, overparameterized=False)
-    return test_loss(problem, GradientDescent(train_rate), GradientDescent(adapt_rate), "expansion")
-
-
-def test_loss(problem: MixedLinearRegression, train: Rule, adapt: Rule, method: str = "expansion"):
-    r"""Predicted test loss of a model meta-trained with `train` and adapted with `adapt`.
-
-    Arguments:
-        train: one gradient step, any shape and sign of rate.
-        adapt: any rule; its effect is exact (`expected_test_loss`).
-        method: "expansion", Theorem 1 when p > n_v m and Theorem 2 when p < n_v m.
-
-    Returns an array of shape train shape + adapt shape, like `negmaml.simulate` without its
-    runs. Raises ValueError at p = n_v m, where neither theorem holds, for another `method`, and
-    for a `train` that is not one gradient step.
-    """
-    if method != "expansion":
-        raise ValueError(f"method must be 'expansion', got {method!r}")
-    return expected_test_loss(problem, distance(problem, train), adapt)
+    return _test_loss(problem, train_rate, adapt_rate)
 
 
 def distance(problem: MixedLinearRegression, train: Rule):
@@ -127,11 +110,16 @@ def expansion_parameter(problem: MixedLinearRegression, train: Rule):
     return (((n_v + 1) * g3 + p * g4) / (n_v * h_squared) - 1) / m
 
 
+def _test_loss(problem: MixedLinearRegression, train_rate, adapt_rate):
+    found = distance(problem, GradientDescent(train_rate))
+    return expected_test_loss(problem, found, GradientDescent(adapt_rate))
+
+
 def _one_step_rate(train: Rule):
     if not (isinstance(train, GradientDescent) and train.steps == 1):
         raise ValueError(
             f"train must be GradientDescent with steps=1 for an expansion, got {train!r}; "
-            "use negmaml.simulate for other rules"
+            "use method='proportional' for other rules"
         )
     return jnp.asarray(parameter(train))
 

@@ -1,13 +1,17 @@
-"""Which rate to use: optima of the expansions, in training and at test time."""
+"""Which rate, time, strength and ridge to use: optima in training and at test time."""
 
 import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
+from negmaml.adaptation import expected_test_loss
 from negmaml.problem import MixedLinearRegression, check_count
-from negmaml.rules import GradientDescent, Rule
-from negmaml.theory.expansions import distance
+from negmaml.rules import GradientDescent, Rule, batch_shape, parameter
+from negmaml.theory import expansions
+from negmaml.theory.optima import minimise, parameter_grid, stationary, with_parameter
+from negmaml.theory.predict import distance, evaluate, is_zero
 
 
 def stationary_train_rates(p: int, n_t: int):
@@ -28,43 +32,152 @@ def stationary_train_rates(p: int, n_t: int):
     return negative, -n_t / p / negative  # their product is -n_t/p: no cancellation
 
 
-def best_adapt_rate(problem: MixedLinearRegression, train: Rule):
-    r"""The rate of one adaptation step that minimises the test loss after `train`.
+def best_adapt_rate(
+    problem: MixedLinearRegression,
+    train: Rule,
+    adapt: Rule | None = None,
+    meta_ridge=0.0,
+    method: str = "proportional",
+):
+    r"""The parameter of `adapt` that minimises the test loss after `train`.
 
-    The loss is a quadratic in alpha_r: with E = nu^2 + D, D = E|omega* - w0|^2,
+    For one gradient step (the default) the loss is a quadratic in alpha_r: with
+    E = nu^2 + E|omega* - w0|^2,
 
         alpha_r = E / ( E (1 + (p+1)/n_r) + sigma^2 p/n_r ),
 
-    between 0 (noise alone) and 1/(1 + (p+1)/n_r) (no noise). Returns an array of the shape of
-    the training rate; when E = sigma = 0 every rate is optimal and the noiseless value is
-    returned. Raises ValueError as `theory.distance` does. Source: Bernacchia 2021, section 4.
+    between 0 (noise alone) and 1/(1 + (p+1)/n_r) (no noise). For other rules, the lowest minimum
+    over both signs, found on a grid.
+
+    Arguments:
+        train: rule of meta-training; other rules than one step in `adapt` need it scalar.
+        adapt: a rule of the family wanted; its parameter is ignored, its steps are kept.
+        meta_ridge, method: as in `theory.test_loss`.
+
+    Returns an array of the shape of the training rule; when E = sigma = 0 every rate is optimal
+    and the noiseless value is returned. Raises ValueError where the distance is infinite at
+    p = n_v m. Source: Bernacchia 2021, section 4; negmaml.
     """
+    _require_finite(problem, meta_ridge)
+    found = distance(problem, train, method, meta_ridge)
+    if adapt is None or (isinstance(adapt, GradientDescent) and adapt.steps == 1):
+        return _best_step(problem, problem.nu**2 + found)
+    if jnp.ndim(found):
+        raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
+
+    def loss(value):
+        return expected_test_loss(problem, found, with_parameter(adapt, value))
+
+    best = minimise(loss, parameter_grid(adapt, problem.n_r, problem.p))
+    return stationary(loss, best)
+
+
+def _best_step(problem: MixedLinearRegression, spread):
     p, n_r = problem.p, problem.n_r
-    spread = problem.nu**2 + distance(problem, train)
     noise = jnp.asarray(problem.sigma) ** 2 * p / n_r
     nothing = (spread == 0) & (noise == 0)
     spread = jnp.where(nothing, 1.0, spread)
     return spread / (spread * (1 + (p + 1) / n_r) + noise)
 
 
-def best_train_rate(problem: MixedLinearRegression, adapt: Rule | None = None):
-    r"""The rate of one inner step in meta-training that minimises the test loss, globally.
+def best_train_rate(
+    problem: MixedLinearRegression,
+    adapt: Rule | None = None,
+    train: Rule | None = None,
+    meta_ridge=0.0,
+    method: str = "proportional",
+):
+    r"""The parameter of `train` (a rate, time or strength) that minimises the test loss, globally.
 
     The adaptation rule multiplies the distance E|omega* - w0|^2 by a positive number, so the
-    optimum is the same for every `adapt`, which may be left out. When p > n_v m it is
-    alpha_t^- of `stationary_train_rates`. When p < n_v m it is the lowest minimum over the whole
-    line of the rational function of Theorem 2, found on a grid and polished by Newton's method;
-    its derivatives in sigma and nu are those of the stationarity condition.
+    optimum is the same for every `adapt`, which may be left out. The lowest minimum over both
+    signs is found on a grid and closed in on; its derivatives are those of the stationarity
+    condition.
 
-    Returns a scalar. Raises ValueError at p = n_v m. Source: Bernacchia 2021, section 4.
+    Arguments:
+        train: a rule of the family wanted, one gradient step when left out; its parameter is
+            ignored, its steps are kept.
+        meta_ridge, method: as in `theory.test_loss`. By "expansion", one gradient step without
+            ridge: alpha_t^- of `stationary_train_rates` when p > n_v m, the minimum of Theorem 2
+            when p < n_v m.
+
+    Returns a scalar. Raises ValueError at p = n_v m without ridge, where every mean is infinite.
+    Source: Bernacchia 2021, section 4; negmaml.
     """
     del adapt
+    _require_finite(problem, meta_ridge)
+    if method == "expansion":
+        return _best_by_expansion(problem)
+    train = GradientDescent(0.0) if train is None else train
+
+    def objective(value):
+        return _finite_distance(problem, with_parameter(train, value), meta_ridge)
+
+    found = minimise(objective, parameter_grid(train, problem.n_t, problem.p))
+    return stationary(objective, found)
+
+
+def best_rates(
+    problem: MixedLinearRegression,
+    train: Rule | None = None,
+    adapt: Rule | None = None,
+    meta_ridge=0.0,
+):
+    """(best parameter in training, best parameter at test time), jointly.
+
+    What is best in training does not depend on `adapt`, so the joint optimum is
+    `best_train_rate` and then `best_adapt_rate` after it. Arguments and errors as there.
+    """
+    train = GradientDescent(0.0) if train is None else train
+    best = best_train_rate(problem, None, train, meta_ridge)
+    return best, best_adapt_rate(problem, with_parameter(train, best), adapt, meta_ridge)
+
+
+def best_meta_ridge(problem: MixedLinearRegression, train: Rule):
+    r"""The meta_ridge >= 0 that minimises the test loss after `train`, a rule with one parameter.
+
+    The lowest minimum on a grid from 1e-6 to 1e6 times n_v m, or 0 where that is lower still.
+    Returns a scalar with the derivatives of the stationarity condition (none at 0).
+    """
+    if batch_shape(train) != ():
+        raise ValueError(f"train must have one scalar parameter, got {train!r}")
+    numbers = problem.sigma, problem.nu, problem.offset_squared, parameter(train)
+    dtype = jnp.result_type(float, *numbers)
+
+    def objective(logarithm):
+        return _finite_distance(problem, train, jnp.exp(logarithm))
+
+    middle = math.log(problem.rows)
+    grid = jnp.linspace(middle - math.log(1e6), middle + math.log(1e6), 61, dtype=dtype)
+    found = minimise(jax.vmap(objective), grid)
+    ridge = jnp.exp(stationary(objective, found))
+    none = _finite_distance(problem, train, jnp.zeros((), dtype))
+    if problem.p == problem.rows:
+        return ridge
+    return jnp.where(objective(lax.stop_gradient(found)) < none, ridge, 0)
+
+
+def _finite_distance(problem: MixedLinearRegression, train: Rule, meta_ridge):
+    """The distance, or its limit where finite sizes make it infinite: that is still ordered."""
+    found = evaluate(problem, train, meta_ridge, "auto")
+    return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
+
+
+def _require_finite(problem: MixedLinearRegression, meta_ridge) -> None:
+    if problem.p == problem.rows and is_zero(meta_ridge):
+        raise ValueError(
+            f"p = n_v m = {problem.p}: without meta_ridge every mean is infinite there; give a "
+            "meta_ridge, or change p, m or n_v"
+        )
+
+
+def _best_by_expansion(problem: MixedLinearRegression):
     dtype = jnp.result_type(float, problem.sigma, problem.nu)
     if problem.overparameterized:
         return jnp.asarray(stationary_train_rates(problem.p, problem.n_t)[0], dtype)
 
     def objective(rate):
-        return distance(problem, GradientDescent(rate))
+        return expansions.distance(problem, GradientDescent(rate))
 
     slope = jax.grad(objective)
     curvature = jax.grad(slope)
@@ -83,8 +196,8 @@ def best_train_rate(problem: MixedLinearRegression, adapt: Rule | None = None):
             bend = curvature(rate)
             return jnp.where(bend > 0, rate - slope(rate) / jnp.where(bend > 0, bend, 1.0), rate)
 
-        return jax.lax.fori_loop(0, 6, polish, best)
+        return lax.fori_loop(0, 6, polish, best)
 
-    return jax.lax.custom_root(
+    return lax.custom_root(
         slope, jnp.zeros((), dtype), search, lambda linear, y: y / linear(jnp.ones_like(y))
     )

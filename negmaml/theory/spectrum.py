@@ -1,0 +1,80 @@
+r"""Quadrature of the mean spectrum of one task's S = X^T X / n at finite size.
+
+On x(theta) = (1 - sqrt c)^2 + 4 sqrt(c) cos^2(theta/2), c = p/n, 0 <= theta <= pi, the
+Marchenko-Pastur law is smooth in theta, and the trapezoidal rule in theta converges geometrically:
+
+    int mu(dx) f(x) = 2/pi int_0^pi sin^2(theta)/x f(x) dtheta + (1 - n/p)_+ f(0)
+
+Real matrices of finite size add 1/p times (Bai and Silverstein 2010, theorem 9.10)
+
+    f(x(0))/4 + f(x(pi))/4 - 1/(2 pi) int_0^pi f(x(theta)) dtheta,
+
+after which the error is of order 1/p^2 for every smooth filter (fourth moment at n = 5, p = 30:
+539.84 exactly, 533.8 with this term, 469 without it). For the smallest sizes the ten-node Gauss
+rule of the exact moments (`negmaml.wishart`) is better still; for larger ones it resolves filters
+that vary within the spectrum less well.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml.wishart import wishart_quadrature
+
+INTERVALS = 64  # of theta
+MEASURES = ("auto", "exact", "marchenko-pastur")
+# The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve
+# the measure itself, and for steep filters (a high power of x) where its tail beyond the edge of the
+# Marchenko-Pastur law counts.
+EXACT_UP_TO, EXACT_UP_TO_STEEP = 3, 16
+
+
+class Spectrum(NamedTuple):
+    """nodes (k,) and weights (k,), which sum to one; the last node is zero and has the atom."""
+
+    nodes: jax.Array
+    weights: jax.Array
+
+
+def spectrum(n: int, p: int, measure: str, dtype, steep: bool = False) -> Spectrum | None:
+    """The quadrature of S for sizes n, p; None where `marchenko_pastur` of these sizes serves.
+
+    `measure` is "exact" (Gauss rule of the exact moments), "marchenko-pastur" (with its 1/p term),
+    or "auto": exact up to min(n, p) = 3, for `steep` filters 16, else Marchenko-Pastur. Raises
+    ValueError for another.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
+    small = min(n, p) <= (EXACT_UP_TO_STEEP if steep else EXACT_UP_TO)
+    if measure == "marchenko-pastur" or (measure == "auto" and not small):
+        return None
+    nodes, weights = wishart_quadrature(n, p)
+    if p > n:  # the atom comes first there and last here
+        nodes, weights = np.roll(nodes, -1), np.roll(weights, -1)
+    else:
+        nodes, weights = np.append(nodes, 0.0), np.append(weights, 0.0)
+    return Spectrum(jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype))
+
+
+def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
+    """The quadrature of this module's head; n and p may be traced and real."""
+    theta = np.pi * np.arange(intervals + 1) / intervals
+    ends = np.zeros(intervals + 1)
+    ends[[0, -1]] = 0.5
+    trapezoid = (1 - ends) / intervals
+    # sin^2(theta) = 4 sin^2 cos^2 of theta/2; the floor lets numerator and x vanish together at
+    # the hard edge (c = 1, theta = pi), where their ratio is 1.
+    sine2 = np.sin(theta / 2) ** 2
+    cosine2 = np.maximum(np.cos(theta / 2), 1e-9) ** 2
+    arrays = (jnp.asarray(a, dtype) for a in (trapezoid, ends, sine2, cosine2))
+    trapezoid, ends, sine2, cosine2 = arrays
+
+    n, p = jnp.asarray(n, dtype), jnp.asarray(p, dtype)
+    root = jnp.sqrt(p / n)
+    x = (1 - root) ** 2 + 4 * root * cosine2
+    weights = 8 * trapezoid * sine2 * cosine2 / x + (ends - trapezoid) / (2 * p)
+    # What the rule leaves of the mass is at zero: the atom, and for c near one the part of the
+    # pole of 1/x that the rule does not resolve.
+    return Spectrum(jnp.append(x, 0.0), jnp.append(weights, 1 - jnp.sum(weights)))
