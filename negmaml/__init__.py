@@ -1,6 +1,6 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
-from negmaml import linear, theory
+from negmaml import linear, sweeps, theory
 from negmaml.inner import InnerOptimizer, adapt
 from negmaml.linear import Simulation, simulate
 from negmaml.meta import (
@@ -16,9 +16,9 @@ from negmaml.meta import (
 )
 from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
+from negmaml.sweeps import sweep
 from negmaml.verify import Verification, verify
-
-__version__ = "0.1.0"
+from negmaml.version import __version__
 
 __all__ = [
     "GradientDescent",
@@ -41,6 +41,8 @@ __all__ = [
     "meta_sgd",
     "reptile",
     "simulate",
+    "sweep",
+    "sweeps",
     "theory",
     "verify",
 ]
