@@ -18,7 +18,7 @@ from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
 from negmaml.sweeps import sweep
 from negmaml.verify import Verification, verify
-from negmaml.version import __version__
+from negmaml.version import __version__ as __version__
 
 __all__ = [
     "GradientDescent",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from negmaml.sweeps import cluster as clusters
@@ -36,7 +36,7 @@ class Work:
         """What a store of it says."""
         return stores.manifest(
             fingerprint(self.function), __version__, self.root, self.grid, self.outputs,
-            jax.config.jax_enable_x64,
+            _x64(),
         )  # fmt: skip
 
     def runner(self, block: Sequence[int], memory: int | None, devices) -> Runner:
@@ -113,7 +113,7 @@ def sweep(
     if store is None:
         return _in_memory(work, memory, block, devices, progress)
     store = str(store)
-    connected, close = clusters.connect(client) if client is not None else (None, False)
+    connected, ours = clusters.connect(client) if client is not None else (None, None)
     try:
         with stores.locked(store):
             return _stored(
@@ -123,8 +123,8 @@ def sweep(
         stop.add_note(f"finished blocks are in {store!r}; the same call goes on from there")
         raise
     finally:
-        if close:
-            connected.close()
+        if ours is not None:
+            ours.close()
 
 
 def prepare(
@@ -185,9 +185,10 @@ def _attributes(work: Work) -> dict[str, Any]:
     function, grid = fingerprint(work.function), work.manifest()["axes"]
     values = {name: axis["values"] for name, axis in grid.items()}
     plain = {n: [v[0] for v in rows] if "," not in n else rows for n, rows in values.items()}
-    seeds = list(work.grid.seeds)
-    return {**provenance(__version__), "function": function, "root": work.root,
-            "grid": str(plain), "seeds": str(seeds)}  # fmt: skip
+    seeds = work.grid.seeds
+    counted = seeds == tuple(range(len(seeds)))
+    return {**provenance(__version__), "function": function, "root": work.root, "grid": str(plain),
+            "seeds": f"0 to {len(seeds) - 1}" if counted else str(list(seeds))}  # fmt: skip
 
 
 def _stored(work, url, memory, block, devices, client, extend, accept_changes, progress):
@@ -204,7 +205,7 @@ def _stored(work, url, memory, block, devices, client, extend, accept_changes, p
     else:
         job = clusters.Job(
             f"negmaml-{uuid.uuid4().hex[:8]}", work.function, work.grid, work.outputs, work.root,
-            store.block, memory, jax.config.jax_enable_x64, store.url,
+            store.block, memory, _x64(), store.url,
         )  # fmt: skip
         cells = clusters.spread(client, job, todo)
     try:
@@ -242,7 +243,10 @@ def _opened(
     store.repair()
     if changes:
         store.accept(asked, "; ".join(changes))
-    return replace(work, grid=store.extend(asked) if more else store.grid()), store, None
+    work = replace(work, grid=store.extend(asked) if more else store.grid())
+    if more:
+        store.describe({name: _attributes(work)[name] for name in ("grid", "seeds")})
+    return work, store, None
 
 
 def _labelled(store: stores.Store, asked: Grid):
@@ -258,6 +262,10 @@ def _labelled(store: stores.Store, asked: Grid):
     if (stored := store.grid().seeds) != asked.seeds:
         dataset = dataset.isel(seed=[stored.index(seed) for seed in asked.seeds])
     return dataset
+
+
+def _x64() -> bool:
+    return jnp.result_type(float) == jnp.float64
 
 
 def _here(runner: Runner, store: stores.Store, todo):

@@ -37,17 +37,18 @@ class Job:
 
 
 def connect(client):
-    """(a Dask client, whether to close it): a client as it is, or a client of an address."""
+    """(a Dask client, and the same to close if it was made here from an address)."""
     if not isinstance(client, str):
-        return client, False
+        return client, None
     distributed = require("distributed", "cluster")
     try:
-        return distributed.Client(client, timeout=10), True
+        made = distributed.Client(client, timeout=5)
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"no scheduler answers at {client!r} ({error}); start one with `dask scheduler`, or "
             "leave it out to compute here"
         ) from error
+    return made, made
 
 
 def compute_block(job: Job, region: Region) -> int:

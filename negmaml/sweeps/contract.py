@@ -67,7 +67,9 @@ def _signature(function) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     kinds = inspect.Parameter
     if not parameters or parameters[0].kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD):
         raise TypeError(f"function must take a key first: function(key, **point), got {function!r}")
-    named = [p for p in parameters[1:] if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+    named = [
+        p for p in parameters[1:] if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    ]
     requires = tuple(p.name for p in named if p.default is kinds.empty)
     if any(p.kind is kinds.VAR_KEYWORD for p in parameters):
         return None, requires
@@ -80,7 +82,9 @@ def cell_shapes(function, grid: Grid, group: Mapping[str, Any]) -> dict[str, jax
     scalar = jax.ShapeDtypeStruct((), jax.numpy.result_type(float))
     key = jax.eval_shape(lambda: jax.random.key(0))
     call = partial(function, **group, **grid.whole_values())
-    shapes = jax.eval_shape(lambda key, points: call(key, **points), key, dict.fromkeys(names, scalar))
+    shapes = jax.eval_shape(
+        lambda key, points: call(key, **points), key, dict.fromkeys(names, scalar)
+    )
     if not isinstance(shapes, dict) or not shapes:
         raise TypeError(f"function must return a dict of arrays, got {type(shapes).__name__}")
     return {str(name): shapes[name] for name in sorted(shapes)}

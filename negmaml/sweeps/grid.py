@@ -179,7 +179,7 @@ def parse_grid(
     for argument, given in (("static", static or ()), ("whole", whole), ("common", common)):
         for name in given:
             if name not in (known := names if accepted is None else accepted):
-                raise ValueError(f"{argument}: no axis {name!r}{_near(name, known)}")
+                raise ValueError(f"{argument}: no axis {name!r}{near(name, known)}")
     kinds = frozenset(n for a in axes for n in a.names if _is_static(a.column(n), n, static))
     return Grid(
         tuple(_canonical(axis, kinds) for axis in axes),
@@ -214,7 +214,7 @@ def _axes(grid, accepted, required) -> list[Axis]:
             raise ValueError(f"grid: {name!r} is reserved ({', '.join(RESERVED)}); rename the axis")
         if accepted is not None and name not in accepted:
             raise ValueError(
-                f"grid: unknown axis {name!r}{_near(name, accepted)}; the function takes "
+                f"grid: unknown axis {name!r}{near(name, accepted)}; the function takes "
                 + ", ".join(accepted)
             )
     _check_distinct("the names of the grid", names)
@@ -311,7 +311,7 @@ def _check_distinct(what: str, values: Sequence) -> None:
         seen.add(value)
 
 
-def _near(name: str, names: Iterable[str]) -> str:
+def near(name: str, names: Iterable[str]) -> str:
     """ "; did you mean ...?" with the nearest valid name, or nothing."""
     close = get_close_matches(name, list(names), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -44,9 +44,7 @@ class LinearModel:
 
     def __init__(self, evaluation: str = "expected"):
         if evaluation not in ("expected", "sampled"):
-            raise ValueError(
-                f"evaluation must be one of 'expected', 'sampled', got {evaluation!r}"
-            )
+            raise ValueError(f"evaluation must be one of 'expected', 'sampled', got {evaluation!r}")
         object.__setattr__(self, "evaluation", evaluation)
 
     accepts = (*SIZES, "sigma", "nu", "w0", "omega0", "meta_ridge", *RATES, *STEPS)

@@ -47,9 +47,7 @@ class Plan:
 
     def rows(self) -> dict[str, str]:
         """The plan in words."""
-        dims = " x ".join(
-            f"{d} {n}" for d, n in zip(self.grid.dims, self.grid.shape, strict=True)
-        )
+        dims = " x ".join(f"{d} {n}" for d, n in zip(self.grid.dims, self.grid.shape, strict=True))
         return {
             "cells": f"{self.grid.cells:,} ({dims})",
             "shape groups": str(self.groups),
@@ -96,7 +94,7 @@ def block_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
     block, left = [], max(1, cells)
     for size in reversed(shape):
         chunk = min(size, left)
-        block.append(-(-size // -(-size // chunk)))  # even chunks
+        block.append(math.ceil(size / math.ceil(size / chunk)))  # even chunks
         left //= block[-1]
         left = max(1, left)
     return tuple(reversed(block))

@@ -14,7 +14,7 @@ def provenance(version: str) -> dict[str, str]:
     """Versions, device, dtype, precision, revision and command, as text."""
     import jaxlib
 
-    precision = jax.config.jax_default_matmul_precision or "default"
+    precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
     return {
         "negmaml": version,
         "python": sys.version.split()[0],

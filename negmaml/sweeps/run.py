@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from negmaml.sweeps.contract import Output
 from negmaml.sweeps.grid import Grid
@@ -74,8 +74,9 @@ class Runner:
         statics = self.groups[group]
         if hasattr(self.function, "batch_cells"):
             return self.function.batch_cells(**statics) * len(self.devices)
-        program = self._traced(group, 1).jaxpr
-        return max(1, int(self.memory / max(1, _intermediate_bytes(program.jaxpr))))
+        devices = len(self.devices)
+        program = self._traced(group, devices).jaxpr
+        return max(1, int(self.memory * devices / max(1, _intermediate_bytes(program.jaxpr))))
 
     def _traced(self, group: int, batch: int):
         """The jitted program of a batch of cells, traced."""
@@ -105,7 +106,7 @@ class Runner:
         root = jax.ShapeDtypeStruct((), self.root.dtype)
         if len(devices) > 1:
             over, all_ = PartitionSpec("cells"), PartitionSpec()
-            mesh = jax.make_mesh((len(devices),), ("cells",), devices=devices)
+            mesh = Mesh(np.array(devices), ("cells",))
             specs = (all_, over, over, over, over, all_)
             cells = jax.shard_map(cells, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
         return jax.jit(cells).trace(root, word, word, word, dict.fromkeys(names, number), whole)
@@ -175,9 +176,8 @@ def _arguments(address, seeds, numbers: Mapping[str, np.ndarray], cells):
 
 def _even(cells: int, limit: int, quantum: int) -> int:
     """A batch of at most `limit` that cuts `cells` evenly, in multiples of `quantum`."""
-    limit = max(1, limit // quantum) * quantum
-    batches = -(-cells // limit)
-    return -(-(-(-cells // batches)) // quantum) * quantum
+    batches = math.ceil(cells / (max(1, limit // quantum) * quantum))
+    return math.ceil(cells / batches / quantum) * quantum
 
 
 def _finite(out, shape):

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,10 +150,14 @@ class Store:
     def describe(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes of the dataset."""
         self.group.attrs.update(dict(attributes))
+        _consolidate(self.group)
 
     def repair(self) -> None:
-        """Bring every array to the shape in the manifest, which is changed last."""
+        """Undo an extension that was cut off: the manifest is what it changes last."""
         stored = _grid_of(self.manifest)
+        labels = {name: values for name, (_, values) in coordinates(stored).items()}
+        if any(n not in self.group or self.group[n].shape != v.shape for n, v in labels.items()):
+            _write_coordinates(self.group, stored)
         for name, shape in _shapes(stored, self.manifest["outputs"]).items():
             if self.group[name].shape != shape:
                 self.group[name].resize(shape)
@@ -218,7 +223,7 @@ def open_store(url: str) -> Store | None:
     if path is not None and not (path / "zarr.json").is_file():
         raise StoreError(f"store {url!r} exists and is no zarr store{remedy}")
     try:
-        group = zarr.open_group(str(path or url), mode="r+", zarr_format=3)
+        group = zarr.open_group(str(path or url), mode="r+", zarr_format=3, use_consolidated=False)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -243,6 +248,7 @@ def create(
         _write_arrays(group, manifest, grid, block)
         whole = {**attributes, MANIFEST: json.dumps({**manifest, "block": list(block)})}
         group.attrs.put({**whole, "coordinates": " ".join(_labels(grid))})
+        _consolidate(group)
         if path is not None and aside is not None:
             if path.is_dir():
                 path.rmdir()  # empty: `open_store` has looked
@@ -256,7 +262,16 @@ def create(
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
-    return Store(url, zarr.open_group(str(path or url), mode="r+", zarr_format=3))
+    opened = zarr.open_group(str(path or url), mode="r+", zarr_format=3, use_consolidated=False)
+    return Store(url, opened)
+
+
+def _consolidate(group) -> None:
+    """Copy the metadata of all arrays to one place, where readers find a consistent set."""
+    zarr = require("zarr", "sweep")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that version 3 of zarr has yet to adopt this officially
+        zarr.consolidate_metadata(group.store)
 
 
 def _write_arrays(group, manifest: Mapping[str, Any], grid: Grid, block: Sequence[int]) -> None:
@@ -319,7 +334,7 @@ def locked(url: str):
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(lock, "a+")
+        handle = open(lock, "a+")  # noqa: SIM115
     except OSError as error:
         raise OSError(
             error.errno,
