@@ -1,6 +1,6 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
-from negmaml import linear, tasks, theory
+from negmaml import linear, sweeps, tasks, theory
 from negmaml.batching import Tasks
 from negmaml.devices import map_over_devices
 from negmaml.inner import InnerOptimizer, adapt
@@ -18,10 +18,10 @@ from negmaml.meta import (
 from negmaml.patches import convolution
 from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
+from negmaml.sweeps import sweep
 from negmaml.train import Fit, fit
 from negmaml.verify import Verification, verify
-
-__version__ = "0.1.0"
+from negmaml.version import __version__ as __version__
 
 __all__ = [
     "Fit",
@@ -48,6 +48,8 @@ __all__ = [
     "meta_sgd",
     "reptile",
     "simulate",
+    "sweep",
+    "sweeps",
     "tasks",
     "theory",
     "verify",

@@ -1,4 +1,4 @@
-"""The command line: reproduce, phases, predict, verify, info."""
+"""The command line: reproduce, phases, predict, sweep, heatmap, curves, verify, info."""
 
 import json
 import sys
@@ -18,10 +18,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import negmaml
-from negmaml import theory
+from negmaml import sweep_commands, theory
 from negmaml.problem import MixedLinearRegression
 from negmaml.reproduce import PROBLEMS, RUNS, Panel, experiments, to_dataset
 from negmaml.rules import GradientDescent, cast
+from negmaml.sweeps.extras import MissingExtraError
 
 Figure = Literal["all", "overparameterized", "underparameterized"]
 console = Console()
@@ -60,6 +61,9 @@ def run(arguments: Sequence[str]) -> int:
         "reproduce": reproduce,
         "phases": phases,
         "predict": predict,
+        "sweep": sweep_commands.sweep,
+        "heatmap": sweep_commands.heatmap,
+        "curves": sweep_commands.curves,
         "verify": verify,
         "info": info,
     }
@@ -74,13 +78,10 @@ def run(arguments: Sequence[str]) -> int:
     except (ValueError, TypeError, OSError, MissingExtraError) as error:
         print(f"negmaml: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("negmaml: interrupted; nothing half-written was left behind", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        notes = getattr(stop, "__notes__", ["nothing half-written was left behind"])
+        print(f"negmaml: interrupted; {'; '.join(notes)}", file=sys.stderr)
         return 130
-
-
-class MissingExtraError(RuntimeError):
-    """A package that comes with an extra is not installed."""
 
 
 def reproduce(

@@ -71,6 +71,55 @@ def _draw_panel(axis, data, panel: str) -> None:
     axis.set_title(f"{runs} runs a point", loc="right", fontsize=8, color=MARK)
 
 
+def heat_map(x, y, values, labels: tuple[str, str, str], signed: bool):
+    """A table over two axes; `values` has a row for each y. Signed values get a colour a sign."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.figure import Figure
+
+    rows, columns = np.argsort(y), np.argsort(x)
+    x, y, values = x[columns], y[rows], values[np.ix_(rows, columns)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 3.4), dpi=160, layout="constrained")
+        axis = figure.subplots()
+        options: dict[str, Any] = {"cmap": "viridis"}
+        if signed and np.isfinite(values).any():
+            bound = np.nanmax(np.abs(values)) or 1.0
+            options = {"cmap": "RdBu", "norm": TwoSlopeNorm(0.0, -bound, bound)}
+        drawn = axis.imshow(values, origin="lower", aspect="auto", **options)
+        for ticks, at in ((axis.set_xticks, x), (axis.set_yticks, y)):
+            every = max(1, len(at) // 10)
+            ticks(range(0, len(at), every), [f"{value:.3g}" for value in at[::every]])
+        axis.set_xlabel(labels[0])
+        axis.set_ylabel(labels[1])
+        figure.colorbar(drawn, label=labels[2])
+    return figure
+
+
+def curves(x, lines: dict, labels: tuple[str, str]):
+    """Means over one axis with a band of two standard errors: {label: (means, errors)}."""
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    order = np.argsort(x)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 3.2), dpi=160, layout="constrained")
+        axis = figure.subplots()
+        for label, (means, errors) in lines.items():
+            means, errors = means[order], errors[order]
+            (line,) = axis.plot(x[order], means, lw=1.6, label=label)
+            axis.fill_between(
+                x[order], means - 2 * errors, means + 2 * errors, color=line.get_color(), alpha=0.25
+            )
+        axis.set_xlabel(labels[0])
+        axis.set_ylabel(labels[1])
+        if len(lines) > 1:
+            axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def save(figure, folder: Path, stem: str) -> list[Path]:
     """Write a figure as PNG and SVG; returns the paths."""
     paths = []

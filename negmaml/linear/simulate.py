@@ -132,7 +132,7 @@ def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -
         data = assemble(normals, problem)
         if split == "train-train":
             data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
-        solution = _meta_train(data, problem, train, meta_ridge)
+        solution = meta_train(data, problem, train, meta_ridge)
         distance = jnp.sum((solution.omega - problem.w0) ** 2, -1)
         losses = None
         if evaluation == "sampled":
@@ -167,15 +167,18 @@ def _block_shape(runs: int, problem: MixedLinearRegression) -> tuple[int, int, i
 
     A block is computed at once and drawn in two pieces.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    allowed = BLOCK_NORMALS if on_cpu else ACCELERATOR_BLOCK_NORMALS
-    blocks = -(-runs // max(1, allowed // normals_per_run(problem)))
+    blocks = -(-runs // max(1, block_normals() // normals_per_run(problem)))
     in_block = -(-runs // blocks)
     pieces = min(2, in_block)
     return blocks, pieces, -(-in_block // pieces)
 
 
-def _meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -> Solution:
+def block_normals() -> int:
+    """Normals that one step of a loop over runs draws, on the default device."""
+    return BLOCK_NORMALS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_NORMALS
+
+
+def meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -> Solution:
     """omega* of one run at every rate, by the amortised route where it is safe."""
     m, rows, p = data.X_v.shape
     N = m * rows

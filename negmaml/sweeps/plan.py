@@ -1,0 +1,119 @@
+"""Cutting a grid into blocks: hyper-rectangles of cells, each a chunk of the store."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from negmaml.sweeps.contract import Output
+from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.run import Runner, program_memory
+
+BLOCK_SECONDS = 2.0  # what a kill loses at most, and long next to the milliseconds of a write
+Region = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will do; `str` of it is the report of a dry run.
+
+    block: cells of a block along each dim. seconds_per_cell and batch: of the largest group.
+    """
+
+    grid: Grid
+    outputs: tuple[Output, ...]
+    block: tuple[int, ...]
+    groups: int
+    batch: int
+    batch_bytes: int
+    seconds_per_cell: float
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return math.prod(-(-n // k) for n, k in zip(self.grid.shape, self.block, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the result, uncompressed."""
+        return self.grid.cells * sum(output.nbytes for output in self.outputs)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time to compute everything, had every group the cost of the largest."""
+        return self.grid.cells * self.seconds_per_cell
+
+    def rows(self) -> dict[str, str]:
+        """The plan in words."""
+        dims = " x ".join(f"{d} {n}" for d, n in zip(self.grid.dims, self.grid.shape, strict=True))
+        return {
+            "cells": f"{self.grid.cells:,} ({dims})",
+            "shape groups": str(self.groups),
+            "blocks": f"{self.blocks:,} of up to {math.prod(self.block):,} cells",
+            "batch": f"{self.batch:,} cells, {self.batch_bytes / 2**20:.1f} MiB",
+            "result": f"{self.nbytes / 2**20:.1f} MiB",
+            "estimated time": f"at most {self.seconds:.1f} s, and compiling {self.groups} programs",
+        }
+
+
+def default_block(runner: Runner, cells: int | None) -> tuple[tuple[int, ...], float, int]:
+    """(block shape, seconds a cell, group probed): blocks of about two seconds, or of `cells`.
+
+    The probe runs the group of the largest sizes.
+    """
+    group = max(range(len(runner.groups)), key=lambda g: _size(runner.groups[g]))
+    if cells is None:
+        in_memory = runner.memory // 4 // sum(output.nbytes + 1 for output in runner.outputs)
+        runner.block = block_shape(runner.grid.shape, max(1, min(in_memory, 2**16)))
+    else:
+        runner.block = block_shape(runner.grid.shape, cells)
+    seconds = runner.probe(group)
+    if cells is None and seconds * math.prod(runner.block) > BLOCK_SECONDS:
+        fewer = max(1, int(BLOCK_SECONDS / seconds))
+        block = block_shape(runner.grid.shape, fewer)
+        if runner.program(group)[0] > runner.grid.group_cells(block):
+            runner.programs.clear()  # the batch no longer fits the block
+        runner.block = block
+    return runner.block, seconds, group
+
+
+def make_plan(runner: Runner, cells: int | None) -> Plan:
+    """Choose blocks, from a probe, and describe the work."""
+    block, seconds, group = default_block(runner, cells)
+    batch, program, _ = runner.program(group)
+    return Plan(
+        runner.grid, runner.outputs, block, len(runner.groups), batch, program_memory(program),
+        seconds,
+    )  # fmt: skip
+
+
+def block_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
+    """About `cells` cells: whole seeds first, then the axes from the last to the first."""
+    block, left = [], max(1, cells)
+    for size in reversed(shape):
+        chunk = min(size, left)
+        block.append(math.ceil(size / math.ceil(size / chunk)))  # even chunks
+        left //= block[-1]
+        left = max(1, left)
+    return tuple(reversed(block))
+
+
+def regions(shape: Sequence[int], block: Sequence[int]) -> Iterator[Region]:
+    """Every block as slices over the dims of the grid, in order."""
+    starts = (range(0, size, chunk) for size, chunk in zip(shape, block, strict=True))
+    for corner in product(*starts):
+        yield tuple(
+            slice(start, min(start + chunk, size))
+            for start, chunk, size in zip(corner, block, shape, strict=True)
+        )
+
+
+def index_of(region: Region, wanted: np.ndarray) -> list[np.ndarray]:
+    """Positions over the dims of the cells of a region where `wanted` holds."""
+    return [at + part.start for at, part in zip(np.nonzero(wanted), region, strict=True)]
+
+
+def _size(group: dict) -> float:
+    return math.prod(float(v) for v in group.values() if isinstance(v, int))

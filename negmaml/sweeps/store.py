@@ -1,0 +1,356 @@
+"""The store: a zarr group of preallocated labelled arrays, one chunk a block.
+
+It opens with `xarray.open_zarr` at any time. What makes that safe: a new store is built aside and
+renamed into place; every chunk is one file, written aside and renamed; `done` is written after the
+data it speaks of; and the attribute `negmaml_sweep` says what the store is a sweep of, so that
+another sweep is refused. Local stores are locked by the process that writes.
+"""
+
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from negmaml.sweeps.contract import Output
+from negmaml.sweeps.extras import require
+from negmaml.sweeps.grid import Axis, Grid
+from negmaml.sweeps.plan import Region
+
+MANIFEST = "negmaml_sweep"
+FORMAT = 1
+
+
+class StoreError(ValueError):
+    """The store is not one that this sweep can write to."""
+
+
+def local_path(url: str) -> Path | None:
+    """The path of a local store, None for a URL."""
+    if "://" not in url:
+        return Path(url)
+    return Path(url.removeprefix("file://")) if url.startswith("file://") else None
+
+
+def manifest(
+    function: str, version: str, root: int, grid: Grid, outputs: Sequence[Output], x64: bool
+) -> dict[str, Any]:
+    """What a store is a sweep of, as JSON: everything that its numbers depend on."""
+    axes = [(axis, role) for role, axes in (("cell", grid.axes), ("whole", grid.whole))
+            for axis in axes]  # fmt: skip
+    return {
+        "format": FORMAT,
+        "function": function,
+        "version": version,
+        "root": root,
+        "x64": x64,
+        "axes": {
+            ",".join(axis.names): {
+                "role": role,
+                "dim": axis.dim,
+                "static": [name for name in axis.names if name in grid.static],
+                "values": [list(row) for row in axis.values],
+            }
+            for axis, role in axes
+        },
+        "common": sorted(grid.common),
+        "seeds": list(grid.seeds),
+        "outputs": {o.name: [o.dtype, list(o.dims), list(o.shape)] for o in outputs},
+    }
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(what cannot be reconciled, what can be added), each in words."""
+    wrong, more = [], []
+    for field in ("format", "root", "x64", "common", "outputs"):
+        if stored[field] != asked[field]:
+            wrong.append(f"{field}: store has {stored[field]}, asked {asked[field]}")
+    for name in [*stored["axes"], *(n for n in asked["axes"] if n not in stored["axes"])]:
+        old, new = (m["axes"].get(name) for m in (stored, asked))
+        if old is None or new is None:
+            has = "no" if old is None else "an"
+            wrong.append(f"axis {name}: store has {has} axis of that name")
+            continue
+        for field in ("role", "dim", "static"):
+            if old[field] != new[field]:
+                wrong.append(f"axis {name}: {field} is {old[field]}, asked {new[field]}")
+        if old["values"] == new["values"]:
+            continue
+        change = _change(f"axis {name}", old["values"], new["values"])
+        if change[1] and old["role"] == "whole":
+            wrong.append(
+                f"{change[0]}, an axis handled whole; sweep the new values into a store of "
+                "their own and join both with xarray.concat: they share their random numbers"
+            )
+        elif change[1] and old["dim"] is not None:
+            more.append(change[0])
+        else:
+            wrong.append(change[0])
+    if stored["seeds"] != asked["seeds"]:
+        change = _change("seeds", stored["seeds"], asked["seeds"])
+        (more if change[1] else wrong).append(change[0])
+    return wrong, more
+
+
+def _change(what: str, old: list, new: list) -> tuple[str, bool]:
+    """How two lists of values differ, and whether the new one has all of the old."""
+
+    def text(values):
+        shown = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in values]
+        return f"{len(shown)} ({', '.join(map(str, shown[:4]))}{', ...' if len(shown) > 4 else ''})"
+
+    added, lost = [v for v in new if v not in old], [v for v in old if v not in new]
+    if not added and not lost:
+        return f"{what}: the same values in another order; keep the order of the store", False
+    parts = [f"{word} {text(v)}" for word, v in (("adds", added), ("lacks", lost)) if v]
+    return f"{what}: asked {' and '.join(parts)}", not lost
+
+
+class Store:
+    """An open store; make one with `create` or `open_store`."""
+
+    def __init__(self, url: str, group):
+        self.url, self.group = url, group
+        self.manifest: dict[str, Any] = json.loads(group.attrs[MANIFEST])
+        self.block: tuple[int, ...] = tuple(self.manifest["block"])
+        self.names = (*self.manifest["outputs"], "finite")
+
+    def done(self, region: Region | None = None) -> np.ndarray:
+        """Which cells are stored."""
+        return np.asarray(self.group["done"][... if region is None else region])
+
+    def write(self, region: Region, wanted: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        """Store the cells of a region where `wanted` holds; their flag comes last."""
+        try:
+            for name in self.names:
+                self._put(name, region, wanted, values[name])
+            self._put("done", region, wanted, np.ones(len(values["finite"]), bool))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot write to the store {self.url!r} ({error.strerror or error}); what it "
+                "holds is whole, and the same command goes on from there once this is mended",
+            ) from error
+
+    def _put(self, name: str, region: Region, wanted: np.ndarray, values: np.ndarray) -> None:
+        array = self.group[name]
+        if wanted.all():
+            array[region] = values.reshape(*wanted.shape, *values.shape[1:])
+        else:
+            block = np.asarray(array[region])
+            block[wanted] = values
+            array[region] = block
+
+    def describe(self, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of the dataset."""
+        self.group.attrs.update(dict(attributes))
+        _consolidate(self.group)
+
+    def repair(self) -> None:
+        """Undo an extension that was cut off: the manifest is what it changes last."""
+        stored = _grid_of(self.manifest)
+        labels = {name: values for name, (_, values) in coordinates(stored).items()}
+        if any(n not in self.group or self.group[n].shape != v.shape for n, v in labels.items()):
+            _write_coordinates(self.group, stored)
+        for name, shape in _shapes(stored, self.manifest["outputs"]).items():
+            if self.group[name].shape != shape:
+                self.group[name].resize(shape)
+
+    def extend(self, asked: Mapping[str, Any]) -> Grid:
+        """Append seeds and values of axes; returns the grid in the order of the store."""
+        merged = dict(self.manifest)
+        merged["seeds"] = _append(merged["seeds"], asked["seeds"])
+        merged["axes"] = {
+            name: axis | {"values": _append(axis["values"], asked["axes"][name]["values"])}
+            for name, axis in merged["axes"].items()
+        }
+        grid = _grid_of(merged)
+        for name, shape in _shapes(grid, merged["outputs"]).items():
+            self.group[name].resize(shape)
+        _write_coordinates(self.group, grid)
+        self.describe({MANIFEST: json.dumps(merged)})
+        self.manifest = merged
+        return grid
+
+    def accept(self, asked: Mapping[str, Any], note: str) -> None:
+        """Take on the asked function and version, leaving a note."""
+        changed = {field: asked[field] for field in ("function", "version")}
+        notes = [*self.group.attrs.get("history", []), note]
+        self.manifest |= changed
+        self.describe({MANIFEST: json.dumps(self.manifest), "history": notes})
+
+    def grid(self) -> Grid:
+        """The grid in the order of the store."""
+        return _grid_of(self.manifest)
+
+
+def _append(old: list, new: list) -> list:
+    return [*old, *(value for value in new if value not in old)]
+
+
+def _grid_of(stored: Mapping[str, Any]) -> Grid:
+    axes: dict[str, list[Axis]] = {"cell": [], "whole": []}
+    static = set()
+    for names, axis in stored["axes"].items():
+        rows = tuple(tuple(row) for row in axis["values"])
+        axes[axis["role"]].append(Axis(axis["dim"], tuple(names.split(",")), rows))
+        static |= set(axis["static"])
+    return Grid(
+        tuple(axes["cell"]), tuple(axes["whole"]), tuple(stored["seeds"]), frozenset(static),
+        frozenset(stored["common"]),
+    )  # fmt: skip
+
+
+def _shapes(grid: Grid, outputs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of every array with the dims of the cells."""
+    shapes = {name: (*grid.shape, *shape) for name, (_, _, shape) in outputs.items()}
+    return shapes | {"finite": grid.shape, "done": grid.shape}
+
+
+def open_store(url: str) -> Store | None:
+    """The store at `url`; None if there is nothing yet. Raises StoreError if it is not ours."""
+    zarr = require("zarr", "sweep")
+    path = local_path(url)
+    if path is not None and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
+        return None
+    remedy = "; give an empty or new path, or the store of an earlier sweep"
+    if path is not None and not (path / "zarr.json").is_file():
+        raise StoreError(f"store {url!r} exists and is no zarr store{remedy}")
+    try:
+        group = zarr.open_group(str(path or url), mode="r+", zarr_format=3, use_consolidated=False)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"store {url!r} cannot be read as zarr ({error}){remedy}") from error
+    if MANIFEST not in group.attrs:
+        if group.attrs.get("negmaml_sweep_creating"):
+            return None  # a remote store whose making was interrupted
+        raise StoreError(f"store {url!r} is a zarr store, but of no sweep{remedy}")
+    return Store(url, group)
+
+
+def create(
+    url: str, manifest: Mapping[str, Any], grid: Grid, block: Sequence[int], attributes: Mapping
+) -> Store:
+    """A new store: built aside and renamed into place, or marked until it is whole (URLs)."""
+    zarr = require("zarr", "sweep")
+    path = local_path(url)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial") if path else None
+    try:
+        group = zarr.open_group(str(aside or url), mode="w", zarr_format=3)
+        group.attrs["negmaml_sweep_creating"] = True
+        _write_arrays(group, manifest, grid, block)
+        whole = {**attributes, MANIFEST: json.dumps({**manifest, "block": list(block)})}
+        group.attrs.put({**whole, "coordinates": " ".join(_labels(grid))})
+        _consolidate(group)
+        if path is not None and aside is not None:
+            if path.is_dir():
+                path.rmdir()  # empty: `open_store` has looked
+            os.rename(aside, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"store {url!r} cannot be made ({error.strerror or error}); choose another path, or "
+            "mend its permissions or its disk",
+        ) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+    opened = zarr.open_group(str(path or url), mode="r+", zarr_format=3, use_consolidated=False)
+    return Store(url, opened)
+
+
+def _consolidate(group) -> None:
+    """Copy the metadata of all arrays to one place, where readers find a consistent set."""
+    zarr = require("zarr", "sweep")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that version 3 of zarr has yet to adopt this officially
+        zarr.consolidate_metadata(group.store)
+
+
+def _write_arrays(group, manifest: Mapping[str, Any], grid: Grid, block: Sequence[int]) -> None:
+    for name, (dtype, dims, shape) in manifest["outputs"].items():
+        inexact = np.dtype(dtype).kind in "fc"
+        group.create_array(
+            name,
+            shape=(*grid.shape, *shape),
+            chunks=(*block, *(max(1, n) for n in shape)),
+            dtype=dtype,
+            fill_value=np.nan if inexact else 0,
+            dimension_names=(*grid.dims, *dims),
+        )
+    for name in ("finite", "done"):
+        group.create_array(
+            name, shape=grid.shape, chunks=tuple(block), dtype="bool", fill_value=False,
+            dimension_names=grid.dims,
+        )  # fmt: skip
+    _write_coordinates(group, grid)
+
+
+def _write_coordinates(group, grid: Grid) -> None:
+    for name, (dims, values) in coordinates(grid).items():
+        array = group.create_array(
+            name, shape=values.shape, chunks=tuple(max(1, n) for n in values.shape),
+            dtype=values.dtype if values.dtype.kind != "U" else str,
+            dimension_names=dims, overwrite=True,
+        )  # fmt: skip
+        array[...] = values
+
+
+def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """(dims, values) of every name of the grid, and of the seed."""
+    found = {}
+    for axis in (*grid.axes, *grid.whole):
+        for name in axis.names:
+            column = np.array(axis.column(name))
+            found[name] = ((axis.dim,), column) if axis.dim else ((), column[0])
+    return {**found, "seed": (("seed",), np.array(grid.seeds, np.int64))}
+
+
+def _labels(grid: Grid) -> list[str]:
+    """Coordinates that index no dim of their own name."""
+    return [name for name, (dims, _) in coordinates(grid).items() if dims != (name,)]
+
+
+@contextmanager
+def locked(url: str):
+    """Hold the store for writing; the lock of a killed process is gone with it.
+
+    Raises StoreError when another process has it. URLs have no lock: two sweeps there write
+    the same whole chunks.
+    """
+    path = local_path(url)
+    if path is None:
+        yield
+        return
+    import fcntl
+
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(lock, "a+")  # noqa: SIM115
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"store {url!r} cannot be written ({error.strerror}); choose another path, or mend "
+            "its permissions",
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            raise StoreError(
+                f"store {url!r} is being written by another sweep ({handle.read().strip()}); "
+                "wait for it, or choose another store"
+            ) from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {os.uname().nodename}")
+        handle.flush()
+        yield

@@ -1,0 +1,118 @@
+"""Reading a finished or running sweep: means over seeds, best values along an axis, a summary."""
+
+import ast
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from negmaml.sweeps.extras import require
+from negmaml.sweeps.grid import near
+from negmaml.sweeps.store import MANIFEST, StoreError, local_path
+
+OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def load(url: str):
+    """The dataset of a store, with `done`; also while a sweep writes it."""
+    xr = require("xarray", "sweep")
+    require("zarr", "sweep")
+    try:
+        dataset = xr.open_zarr(str(local_path(url) or url), chunks=None, consolidated=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no store at {url!r}") from error
+    if MANIFEST not in dataset.attrs:
+        raise StoreError(f"store {url!r} is of no sweep")
+    return dataset
+
+
+def select(dataset, chosen: Mapping[str, str]):
+    """The dataset at the value nearest to each of `chosen`; errors name what there is."""
+    for name, text in chosen.items():
+        if name not in dataset.dims:
+            raise ValueError(f"--select: no axis {name!r}{near(name, map(str, dataset.dims))}")
+        values = dataset[name].values
+        if values.dtype.kind in "US" or values.dtype == object:
+            at = np.flatnonzero(values == text)
+        else:
+            at = np.flatnonzero(np.isclose(values.astype(float), float(text)))
+        if not at.size:
+            raise ValueError(f"--select: axis {name!r} has no value {text}; it has {values}")
+        dataset = dataset.isel({name: int(at[0])})
+    return dataset
+
+
+def mean(dataset, variable: str, keep: Sequence[str]):
+    """(mean, standard error) of a variable over seeds, of the finite cells that are done.
+
+    Raises ValueError when a dim is left besides `keep`.
+    """
+    names = [str(name) for name in dataset.data_vars if name not in ("done", "finite")]
+    if variable not in names:
+        raise ValueError(
+            f"--value: no variable {variable!r}{near(variable, names)}; there are {names}"
+        )
+    valid = dataset["finite"] & dataset["done"] if "done" in dataset else dataset["finite"]
+    values = dataset[variable].astype(float).where(valid)
+    if extra := [d for d in values.dims if d not in keep and d != "seed"]:
+        raise ValueError(f"choose a value of {', '.join(extra)} with --select {extra[0]}=...")
+    if lacking := [d for d in keep if d not in values.dims]:
+        raise ValueError(f"{variable} does not vary over {', '.join(lacking)}")
+    count = values.notnull().sum("seed")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return values.mean("seed"), values.std("seed") / np.sqrt(np.maximum(count - 1, 1))
+
+
+def best(values, axis: str):
+    """Where along an axis the values are least; NaN where there are none."""
+    found = values.fillna(np.inf).idxmin(axis)
+    return found.where(values.notnull().any(axis))
+
+
+def quantity(dataset, expression: str):
+    """A coordinate, or a product or quotient of coordinates such as n_v*m/p, over one dim."""
+
+    def value(node):
+        if isinstance(node, ast.Name):
+            if node.id not in dataset.coords:
+                raise ValueError(
+                    f"no coordinate {node.id!r}{near(node.id, map(str, dataset.coords))}"
+                )
+            return dataset[node.id].astype(float)
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(f"{expression!r} must be names joined by * and /")
+
+    try:
+        found = value(ast.parse(expression, mode="eval").body)
+    except SyntaxError as error:
+        raise ValueError(f"{expression!r} must be names joined by * and /") from error
+    if len(found.dims) != 1:
+        raise ValueError(f"{expression} varies along {found.dims or 'no dim'}, it has to be one")
+    return found
+
+
+def rows(dataset) -> list[tuple[str, str]]:
+    """A summary: cells, how many are not finite or not reliable, and the range of every mean."""
+    cells = int(np.prod([dataset.sizes[d] for d in dataset["finite"].dims]))
+    done = dataset["done"].values if "done" in dataset else np.ones(dataset["finite"].shape, bool)
+    diverged = int((done & ~dataset["finite"].values).sum())
+    found: list[tuple[str, Any]] = [
+        ("cells done", f"{int(done.sum()):,} of {cells:,}"),
+        ("not finite", f"{diverged:,} ({diverged / max(1, done.sum()):.2%})"),
+    ]
+    for name, array in dataset.data_vars.items():
+        if name in ("done", "finite"):
+            continue
+        if array.dtype == bool:
+            share = float(array.where(dataset["finite"]).mean())
+            found.append((f"{name}, share true", f"{share:.4f}"))
+        else:
+            over = [d for d in array.dims if d != "seed"]
+            means, _ = mean(dataset, str(name), over)
+            text = f"{float(means.min()):.5g} to {float(means.max()):.5g}"
+            found.append((f"{name}, mean over seeds", text))
+    if "wall_seconds" in dataset.attrs:
+        found.append(("wall time, s", f"{dataset.attrs['wall_seconds']:.1f}"))
+    return found
