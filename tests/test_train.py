@@ -87,6 +87,26 @@ def test_training_on_mixed_linear_regression_meets_the_exact_minimiser_and_its_l
     assert abs(z_score(np.asarray(trained), float(exact.mean()))) < 4
 
 
+def test_training_meets_the_theory(x64):
+    """Within four standard errors and 1%, the error of the theory at this size."""
+    problem = nm.MixedLinearRegression(p=30, m=3, n_t=15, n_v=3, n_r=10, sigma=0.5, nu=0.7)
+    train, adapt = nm.GradientDescent(-0.2), nm.GradientDescent(0.2)
+    value_and_grad = nm.maml_value_and_grad(square_loss, train)
+
+    def distance(key):
+        tasks = nm.tasks.Linear(problem)(key)
+        optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
+        fitted = nm.fit(key, jnp.zeros(30), value_and_grad, lambda _: tasks, optimizer, 500)
+        return jnp.sum(fitted.params**2)
+
+    distances = jax.jit(jax.vmap(distance))(jax.random.split(jax.random.key(8), 200))
+    losses = np.asarray(nm.theory.expected_test_loss(problem, distances, adapt))
+    predicted = float(nm.theory.test_loss(problem, train, adapt))
+    error = losses.std(ddof=1) / losses.size**0.5
+    assert abs(losses.mean() - predicted) < 4 * error + 0.01 * predicted
+    assert error < 0.02 * predicted
+
+
 def test_evaluation_uses_another_rule_and_tasks_that_no_step_sees():
     evaluate = nm.maml(loss, nm.GradientDescent(0.01))
     result = run(steps=10, evaluate=evaluate, evaluate_every=4)
