@@ -95,7 +95,7 @@ def test_training_meets_the_theory(x64):
 
     def distance(key):
         tasks = nm.tasks.Linear(problem)(key)
-        optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
+        optimizer = optax.sgd(0.02, momentum=0.95, nesterov=True)
         fitted = nm.fit(key, jnp.zeros(30), value_and_grad, lambda _: tasks, optimizer, 500)
         return jnp.sum(fitted.params**2)
 
