@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from negmaml.theory.saddle import Tasks, derivative, solve
 
@@ -49,15 +50,30 @@ class Moments(NamedTuple):
 
 def moments(tasks: Tasks, ridged: bool) -> Moments:
     """The theory's means, with finite-size corrections; infinite where they do not exist."""
-    point, velocity = around(tasks, solve(tasks, ridged))
+    kappa = solve(tasks, ridged)
+    tasks, kappa = in_units_of(kappa, tasks)
+    point, velocity = around(tasks, kappa)
     limit, task_error, balance = leading(tasks, point, velocity)
     distance_1, task_error_1 = first_order(tasks, point, velocity)
     at_threshold = (tasks.p == tasks.n_v * tasks.m) & (tasks.ridge == 0)
-    infinite = jnp.where(at_threshold, jnp.inf, 1)
     distance, pole = _resummed(limit, distance_1, balance**2, tasks.ridge > 0)
     task_error, _ = _resummed(task_error, task_error_1, balance**2, tasks.ridge > 0)
     task_error = task_error * tasks.unit**2
-    return Moments(distance * infinite, task_error * infinite, limit, pole)
+    distance, task_error = (jnp.where(at_threshold, jnp.inf, x) for x in (distance, task_error))
+    return Moments(distance, task_error, limit, pole)
+
+
+def in_units_of(kappa, tasks: Tasks) -> tuple[Tasks, jax.Array]:
+    """Tasks and kappa in units in which kappa is one, so that no power of it overflows."""
+    root = jnp.sqrt(lax.stop_gradient(jnp.where(kappa > 0, kappa, 1)))
+    tasks = tasks._replace(
+        b=tasks.b / root,
+        a=tasks.a / root,
+        sigma=tasks.sigma / root,
+        ridge=tasks.ridge / root / root,
+        unit=tasks.unit * root,
+    )
+    return tasks, kappa / root / root
 
 
 class Point(NamedTuple):
@@ -156,8 +172,8 @@ def sources(tasks: Tasks, point: Point, rho):
     K, dK = ridge_felt(m, point)
     t_eta, K_eta = x * u1 - u, (m - 1) * u1 / (p * g**2)
     slope = dt * K + t * dK
-    x_eta = -(t_eta * K + t * K_eta) / slope
     rho_eta = -rho * (t_eta * dK - dt * K_eta) / slope
+    x_eta = -((t_eta + n_v * rho_eta) * K + t * K_eta) / slope
     chi = F_x / slope
     return F_eta + F_x * x_eta + F_rho * rho_eta, chi, F_rho - n_v * K * chi
 
