@@ -178,7 +178,9 @@ def main():
     for name, chosen in regimes:
         cells = "".join(summary(table[chosen, 4 + j]) for j in range(4))
         print(f"{name:<22}{chosen.sum():>4}{cells}")
-    print("error falls as p to the power of -{:.2f} (1/p theory), -{:.2f} (limit)".format(*exponents))
+    print(
+        "error falls as p to the power of -{:.2f} (1/p theory), -{:.2f} (limit)".format(*exponents)
+    )
 
 
 if __name__ == "__main__":

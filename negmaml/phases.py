@@ -27,9 +27,7 @@ DESCENT_N_V = (1, 2, 4, 6, 8, 9, 11, 12, 14, 18, 24, 36)
 CURVE_N_V = tuple(range(1, 41))
 
 # The start is off by as much as tasks differ; else the best ridge is infinite: stay at the start.
-RIDGE = MixedLinearRegression(
-    p=100, m=10, n_t=50, n_v=1, n_r=20, sigma=0.5, nu=1.0, omega0=0.1
-)
+RIDGE = MixedLinearRegression(p=100, m=10, n_t=50, n_v=1, n_r=20, sigma=0.5, nu=1.0, omega0=0.1)
 RIDGE_N_V = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 25, 30, 40, 50)
 RIDGES = np.geomspace(1e-3, 1e3, 61)  # in units of n_v m
 RIDGE_RATES = np.concatenate([-np.geomspace(0.02, 20, 40)[::-1], [0.0], np.geomspace(0.02, 2, 20)])

@@ -31,10 +31,10 @@ def test_of_two_minima_the_lower_is_found(x64):
 
 
 @pytest.mark.parametrize("family", (nm.GradientDescent, nm.GradientFlow, nm.Proximal))
-@pytest.mark.parametrize("n_v", (4, 25))
+@pytest.mark.parametrize("n_v", (4, pytest.param(25, marks=pytest.mark.slow)))
 def test_no_parameter_on_a_fine_grid_beats_the_best(family, n_v, x64):
     problem = dataclasses.replace(OFF, n_v=n_v)
-    grid = GRID[np.abs(GRID) < 8] if family is nm.GradientFlow else GRID
+    grid = GRID[np.abs(GRID) < 5] if family is nm.GradientFlow else GRID
     best = best_train_rate(problem, train=family(0.0))
     values = distance(problem, family(grid))
     lowest = jnp.min(jnp.where(jnp.isfinite(values), values, jnp.inf))
@@ -47,6 +47,7 @@ def test_with_few_rows_the_best_rate_is_that_of_theorem_1(x64):
     assert float(best_train_rate(problem)) == pytest.approx(expected, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_the_best_rate_has_the_derivative_of_its_condition(x64):
     def best(sigma):
         return best_train_rate(dataclasses.replace(OFF, n_v=25, sigma=sigma))
@@ -78,6 +79,7 @@ def test_the_best_ridge_beats_its_neighbours_and_none(x64):
     assert 0 < float(best_meta_ridge(square, train)) < jnp.inf
 
 
+@pytest.mark.slow
 def test_a_phase_diagram_has_the_best_rates_of_its_cells(x64):
     n_t, n_v = np.array([500.0, 2000.0]), np.array([30.0, 400.0])
     found = phase_diagram(1000.0, 10.0, n_t[:, None], n_v, 0.5, 1.0)

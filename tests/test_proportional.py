@@ -15,9 +15,7 @@ from negmaml.theory.spectrum import marchenko_pastur, spectrum
 from negmaml.wishart import normalized_moment
 from tests.helpers import OVER, UNDER
 
-NEAR = nm.MixedLinearRegression(
-    p=30, m=4, n_t=20, n_v=6, n_r=20, sigma=0.5, nu=1.0, omega0=0.1
-)
+NEAR = nm.MixedLinearRegression(p=30, m=4, n_t=20, n_v=6, n_r=20, sigma=0.5, nu=1.0, omega0=0.1)
 ONE = nm.GradientDescent(0.0)
 
 
@@ -171,7 +169,9 @@ def test_first_and_second_derivatives_are_those_of_differences(ridge, x64):
     hessian = jax.jit(jax.hessian(value))(x)
     for i in range(4 + (ridge > 0)):
         up, down = x.at[i].add(step), x.at[i].add(-step)
-        assert float(value(up) - value(down)) / (2 * step) == pytest.approx(float(gradient(x)[i]), rel=1e-5)
+        assert float(value(up) - value(down)) / (2 * step) == pytest.approx(
+            float(gradient(x)[i]), rel=1e-5
+        )
         slopes = (gradient(up) - gradient(down)) / (2 * step)
         assert hessian[i] == pytest.approx(np.asarray(slopes), rel=1e-4, abs=1e-6)
     if ridge == 0:  # from the right

@@ -1,8 +1,8 @@
 """Which rate to use, by the expansions: stationary and best rates."""
 
 import dataclasses
-from functools import partial
 from decimal import Decimal, localcontext
+from functools import partial
 
 import jax
 import jax.numpy as jnp

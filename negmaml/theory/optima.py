@@ -100,7 +100,9 @@ def phase_diagram(
     shape = arguments[0].shape
     ridged = bool(np.any(np.asarray(meta_ridge) != 0))
     cells = tuple(jnp.ravel(x).astype(jnp.float32) for x in arguments)
-    return jax.tree.map(lambda x: x.reshape(shape), _phases(cells, cast(train, jnp.float32), ridged))
+    return jax.tree.map(
+        lambda x: x.reshape(shape), _phases(cells, cast(train, jnp.float32), ridged)
+    )
 
 
 @partial(jax.jit, static_argnames="ridged")
