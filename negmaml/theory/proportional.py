@@ -10,8 +10,8 @@ to leading order for p, n_t and n_v m large at fixed ratios (`leading`), and the
 relative order 1/p after it (`first_order`). docs/proportional.md derives both.
 
 **The 1/p term.** Averaging det(Phi^T Phi + ridge)^{-1/2} over the data leaves an integral over a
-few order parameters for every task; its saddle point is the leading order and the determinant of its
-Hessian the next. That determinant is, up to a constant, exp(2 F) with
+few order parameters for every task; its saddle point is the leading order and the determinant
+of its Hessian the next. That determinant is, up to a constant, exp(2 F) with
 
     F = -m log c + m log(1 - rho) + (m - 1)/2 log|det| + 1/2 log|(m - 1) p det + m c^2 A|
     c   = p g + eta u'                      E = n_v/(1 - rho)^2 - p      a = p g' + eta u''
@@ -40,7 +40,7 @@ LARGEST_RIDGED_POLE = 0.5
 
 
 class Moments(NamedTuple):
-    """distance: E|omega* - w0|^2. task_error: tau^2. limit: distance to leading order. pole: x s."""
+    """distance: E|omega* - w0|^2. task_error: tau^2. limit: the leading distance. pole: x s."""
 
     distance: jax.Array
     task_error: jax.Array

@@ -19,8 +19,8 @@ rule, gives to leading order (docs/proportional.md)
 
 where G is such that its derivative in the ridge is the distance D (for omega_0 = w0 the training
 loss with its penalty). The relative variance of D is of order 1/p. Near the threshold the exact
-inverse-Wishart variance at alpha_t = 0 exceeds this by a factor gap/(gap - 3), gap = |p - n_v m|: hence 1/(1 - 3 x s), with x s
-the pole of the mean.
+inverse-Wishart variance at alpha_t = 0 exceeds this by a factor gap/(gap - 3), gap = |p - n_v m|:
+hence 1/(1 - 3 x s), with x s the pole of the mean.
 """
 
 from functools import partial
