@@ -147,7 +147,7 @@ def phases(dataset):
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 5.6), dpi=100)
+        figure = Figure(figsize=(7.6, 5.6), dpi=70)
         axes = figure.subplots(2, 2)
         figure.subplots_adjust(0.08, 0.09, 0.97, 0.94, 0.32, 0.38)
         maps = (

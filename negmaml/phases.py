@@ -73,7 +73,7 @@ def _descent(key, runs: int) -> dict[str, tuple]:
         means.append(found.mean(-1))
         errors.append(found.std(-1, ddof=1) / runs**0.5)
     return {
-        "descent_theory": (("curve", "rate"), np.array(curve)),
+        "descent_theory": (("curve", "rate"), _finite(np.array(curve))),
         "descent_mean": (("point", "rate"), np.array(means)),
         "descent_error": (("point", "rate"), np.array(errors)),
     }
@@ -101,6 +101,11 @@ def _ridge() -> dict[str, tuple]:
         best_rates["rate"].append(float(RIDGE_RATES[np.argmin(plain)]))
         best_rates["both"].append(float(RIDGE_RATES[np.argmin(ridged)]))
     dimension = ("ridge_rows_over_p",)
-    return {f"lowest_{name}": (dimension, np.array(x)) for name, x in lowest.items()} | {
+    return {f"lowest_{name}": (dimension, _finite(np.array(x))) for name, x in lowest.items()} | {
         f"best_rate_{name}": (dimension, np.array(x)) for name, x in best_rates.items()
     }
+
+
+def _finite(values):
+    """Infinity as a gap, which a curve is not drawn across."""
+    return np.where(np.isfinite(values), values, np.nan)

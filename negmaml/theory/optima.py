@@ -65,7 +65,7 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
 
 
 def stationary(function: Callable, found):
-    """`found`, a minimum of a scalar function, with the derivatives of the stationarity condition."""
+    """`found`, a minimum of a function, with the derivatives of the stationarity condition."""
     return lax.custom_root(
         jax.grad(function),
         lax.stop_gradient(found),

@@ -1,4 +1,4 @@
-"""Predictions of the test loss and of what it is made of, by the proportional theory or expansion."""
+"""Predictions of the test loss and its parts, by the proportional theory or by expansion."""
 
 from functools import partial
 from numbers import Real

@@ -1,4 +1,4 @@
-r"""The proportional theory: distance and task error for every n_v m / p, every rule, any meta-ridge.
+r"""The proportional theory: distance and task error for every n_v m / p, rule and meta-ridge.
 
 With kappa, g, t, K of `negmaml.theory.saddle`, u = sigma^2 + p int mu V kappa/(B + kappa) and
 D2 = |omega_0 - w0|^2, and primes for derivatives in kappa,
@@ -6,12 +6,12 @@ D2 = |omega_0 - w0|^2, and primes for derivatives in kappa,
     E|omega* - w0|^2 = { m (t u)' + D2 K^2 (g t' - g' t) } / (t K)'
     tau^2            = n_v/m { m (u K' - u' K) + D2 K^2 (g K)' } / (t K)'
 
-to leading order for p, n_t and n_v m large at fixed ratios (`leading`), and the term of relative
-order 1/p after it (`first_order`). docs/proportional.md derives both.
+to leading order for p, n_t and n_v m large at fixed ratios (`leading`), and the term of
+relative order 1/p after it (`first_order`). docs/proportional.md derives both.
 
-**The 1/p term.** Averaging det(Phi^T Phi + ridge)^{-1/2} over the data leaves an integral over a few
-order parameters for every task; its saddle point is the leading order and the determinant of its
-Hessian the next. That determinant is, up to a constant, exp(2 F) with
+**The 1/p term.** Averaging det(Phi^T Phi + ridge)^{-1/2} over the data leaves an integral over a
+few order parameters for every task; its saddle point is the leading order and the determinant
+of its Hessian the next. That determinant is, up to a constant, exp(2 F) with
 
     F = -m log c + m log(1 - rho) + (m - 1)/2 log|det| + 1/2 log|(m - 1) p det + m c^2 A|
     c   = p g + eta u'                      E = n_v/(1 - rho)^2 - p      a = p g' + eta u''
@@ -21,8 +21,8 @@ eta is the source of the residual, rho that of the error on fresh query rows, bo
 At alpha_t = 0 the term is the first of the expansion of the exact inverse-Wishart mean,
 N/(p - N - 1) = N/(p - N) (1 + 1/(p - N) + ...).
 
-**Resummation.** That mean suggests how the series goes on: with x the 1/p term over the leading one,
-1/(1 - x) is exact there. A ridge takes the pole away, hence 1 + x/(1 - x s), where
+**Resummation.** That mean suggests how the series goes on: with x the 1/p term over the leading
+one, 1/(1 - x) is exact there. A ridge takes the pole away, hence 1 + x/(1 - x s), where
 s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the ridge governs.
 """
 
@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from negmaml.theory.saddle import Tasks, derivative, solve
 
@@ -39,7 +40,7 @@ LARGEST_RIDGED_POLE = 0.5
 
 
 class Moments(NamedTuple):
-    """distance: E|omega* - w0|^2. task_error: tau^2. limit: the distance to leading order. pole: x s."""
+    """distance: E|omega* - w0|^2. task_error: tau^2. limit: the leading distance. pole: x s."""
 
     distance: jax.Array
     task_error: jax.Array
@@ -49,15 +50,30 @@ class Moments(NamedTuple):
 
 def moments(tasks: Tasks, ridged: bool) -> Moments:
     """The theory's means, with finite-size corrections; infinite where they do not exist."""
-    point, velocity = around(tasks, solve(tasks, ridged))
+    kappa = solve(tasks, ridged)
+    tasks, kappa = in_units_of(kappa, tasks)
+    point, velocity = around(tasks, kappa)
     limit, task_error, balance = leading(tasks, point, velocity)
     distance_1, task_error_1 = first_order(tasks, point, velocity)
     at_threshold = (tasks.p == tasks.n_v * tasks.m) & (tasks.ridge == 0)
-    infinite = jnp.where(at_threshold, jnp.inf, 1)
     distance, pole = _resummed(limit, distance_1, balance**2, tasks.ridge > 0)
     task_error, _ = _resummed(task_error, task_error_1, balance**2, tasks.ridge > 0)
     task_error = task_error * tasks.unit**2
-    return Moments(distance * infinite, task_error * infinite, limit, pole)
+    distance, task_error = (jnp.where(at_threshold, jnp.inf, x) for x in (distance, task_error))
+    return Moments(distance, task_error, limit, pole)
+
+
+def in_units_of(kappa, tasks: Tasks) -> tuple[Tasks, jax.Array]:
+    """Tasks and kappa in units in which kappa is one, so that no power of it overflows."""
+    root = jnp.sqrt(lax.stop_gradient(jnp.where(kappa > 0, kappa, 1)))
+    tasks = tasks._replace(
+        b=tasks.b / root,
+        a=tasks.a / root,
+        sigma=tasks.sigma / root,
+        ridge=tasks.ridge / root / root,
+        unit=tasks.unit * root,
+    )
+    return tasks, kappa / root / root
 
 
 class Point(NamedTuple):
@@ -96,7 +112,7 @@ def ridge_felt(m, point: Point):
 
 
 def leading(tasks: Tasks, point: Point, velocity: Point):
-    """Distance and task error of the limit, and (t'K - tK')/(tK)'; equations at the module's head."""
+    """Distance and task error of the limit, and (t'K - tK')/(tK)'; equations at the head."""
     n_v, m, D2 = tasks.n_v, tasks.m, tasks.offset
     (t, g, u), (dt, dg, du) = ((x.t, x.g, x.u) for x in (point, velocity))
     K, dK = ridge_felt(m, point)
@@ -156,8 +172,8 @@ def sources(tasks: Tasks, point: Point, rho):
     K, dK = ridge_felt(m, point)
     t_eta, K_eta = x * u1 - u, (m - 1) * u1 / (p * g**2)
     slope = dt * K + t * dK
-    x_eta = -(t_eta * K + t * K_eta) / slope
     rho_eta = -rho * (t_eta * dK - dt * K_eta) / slope
+    x_eta = -((t_eta + n_v * rho_eta) * K + t * K_eta) / slope
     chi = F_x / slope
     return F_eta + F_x * x_eta + F_rho * rho_eta, chi, F_rho - n_v * K * chi
 

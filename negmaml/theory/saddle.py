@@ -119,9 +119,9 @@ def solve(tasks: Tasks, ridged: bool):
 def _ridgeless(tasks: Tasks):
     """The root of kappa g(kappa) = 1 - min(n_v/p, 1/m), in log kappa and log odds.
 
-    In these coordinates the left side rises with slope between 0 and 1, and exactly 1 for a constant
-    filter, so Newton's method is at home. kappa g lies between the values of constant filters at
-    the smallest and the largest B, which brackets the root.
+    In these coordinates the left side rises with slope between 0 and 1, and exactly 1 for a
+    constant filter, so Newton's method is at home. kappa g lies between the values of constant
+    filters at the smallest and the largest B, which brackets the root.
     """
     p, m, n_v, B, mean = tasks.p, tasks.m, tasks.n_v, tasks.B, tasks.mean
     tiny = jnp.finfo(B.dtype).tiny

@@ -26,8 +26,8 @@ from negmaml.wishart import wishart_quadrature
 INTERVALS = 64  # of theta
 MEASURES = ("auto", "exact", "marchenko-pastur")
 # The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve
-# the measure itself, and for steep filters (a high power of x) where its tail beyond the edge of the
-# Marchenko-Pastur law counts.
+# the measure itself, and for steep filters (a high power of x) where its tail beyond the edge of
+# the Marchenko-Pastur law counts.
 EXACT_UP_TO, EXACT_UP_TO_STEEP = 3, 16
 
 
@@ -68,13 +68,11 @@ def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
     # the hard edge (c = 1, theta = pi), where their ratio is 1.
     sine2 = np.sin(theta / 2) ** 2
     cosine2 = np.maximum(np.cos(theta / 2), 1e-9) ** 2
-    arrays = (jnp.asarray(a, dtype) for a in (trapezoid, ends, sine2, cosine2))
-    trapezoid, ends, sine2, cosine2 = arrays
-
     n, p = jnp.asarray(n, dtype), jnp.asarray(p, dtype)
     root = jnp.sqrt(p / n)
-    x = (1 - root) ** 2 + 4 * root * cosine2
-    weights = 8 * trapezoid * sine2 * cosine2 / x + (ends - trapezoid) / (2 * p)
+    x = (1 - root) ** 2 + 4 * root * jnp.asarray(cosine2, dtype)
+    bulk, edges = jnp.asarray(8 * trapezoid * sine2 * cosine2, dtype), ends - trapezoid
+    weights = bulk / x + jnp.asarray(edges, dtype) / (2 * p)
     # What the rule leaves of the mass is at zero: the atom, and for c near one the part of the
     # pole of 1/x that the rule does not resolve.
     return Spectrum(jnp.append(x, 0.0), jnp.append(weights, 1 - jnp.sum(weights)))

@@ -17,10 +17,10 @@ rule, gives to leading order (docs/proportional.md)
          [ -1                   -p <R>          -p <beta R>        ]   one such block for
          [  0                   -p <beta R>     n_v - p <beta^2 R> ]   each task
 
-where G is such that its derivative in the ridge is the distance D (for omega_0 = w0 the training loss
-with its penalty). The relative variance of D is of order 1/p. Near the threshold the exact inverse-Wishart variance at
-alpha_t = 0 exceeds this by a factor gap/(gap - 3), gap = |p - n_v m|: hence 1/(1 - 3 x s), with x s
-the pole of the mean.
+where G is such that its derivative in the ridge is the distance D (for omega_0 = w0 the training
+loss with its penalty). The relative variance of D is of order 1/p. Near the threshold the exact
+inverse-Wishart variance at alpha_t = 0 exceeds this by a factor gap/(gap - 3), gap = |p - n_v m|:
+hence 1/(1 - 3 x s), with x s the pole of the mean.
 """
 
 from functools import partial
@@ -40,7 +40,7 @@ from negmaml.theory.spectrum import marchenko_pastur
 
 
 class StandardDeviation(NamedTuple):
-    """Over runs: of |omega* - w0|^2 (train shape), and of the expected test loss (train + adapt)."""
+    """Of |omega* - w0|^2 (train shape) and of the expected test loss (train + adapt shape)."""
 
     distance: jax.Array
     test_loss: jax.Array
