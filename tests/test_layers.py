@@ -15,7 +15,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-ENDS = {"verify", "reproduce", "figures", "cli", "__main__"}
+ENDS = {"verify", "sweeps", "sweep_commands", "version", "reproduce", "figures", "cli", "__main__"}
 FORBIDDEN = {
     "theory": {"linear", "meta", *ENDS},
     "linear": {"theory", "meta", *ENDS},
@@ -25,11 +25,12 @@ FORBIDDEN = {
     "pytree": {"theory", "linear", "meta", *ENDS},
     "adaptation": {"theory", "linear", "meta", *ENDS},
     "meta": {"theory", "linear", "adaptation", "problem", "wishart", *ENDS},
-    "verify": {"reproduce", "figures", "cli", "__main__"},
+    "sweeps": {"theory", "meta", "verify", "reproduce", "figures", "cli", "sweep_commands"},
+    "verify": {"reproduce", "sweeps", "figures", "cli", "__main__"},
     "reproduce": {"figures", "cli", "__main__"},
 }
 PARTS = {name.split(".")[1] for name in MODULES if "." in name}
-OPTIONAL = ("matplotlib", "xarray", "scipy.io", "tyro", "rich", "dask")
+OPTIONAL = ("matplotlib", "xarray", "scipy.io", "tyro", "rich", "dask", "distributed", "zarr", "fsspec")
 
 
 def imported(source, module, is_package=False):

@@ -283,6 +283,7 @@ def _write_arrays(group, manifest: Mapping[str, Any], grid: Grid, block: Sequenc
             chunks=(*block, *(max(1, n) for n in shape)),
             dtype=dtype,
             fill_value=np.nan if inexact else 0,
+            compressors=None if inexact else "auto",  # random digits do not compress
             dimension_names=(*grid.dims, *dims),
         )
     for name in ("finite", "done"):
