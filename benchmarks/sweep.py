@@ -226,9 +226,10 @@ def million() -> None:
             wall = time.perf_counter() - start
             cells = int(result["finite"].size)
             problem = nm.MixedLinearRegression(
-                **{n: v for n, v in grid(20, under).items() if n in ("p", "m", "n_t", "n_v", "n_r")},
-                sigma=1.0, nu=0.5,
-            )  # fmt: skip
+                **{n: grid(20, under)[n] for n in ("p", "m", "n_t", "n_v", "n_r")},
+                sigma=1.0,
+                nu=0.5,
+            )
         print(f"{name}: {cells:,} cells, {normals_per_run(problem)} normals each, {wall:.1f} s")
 
 
