@@ -14,7 +14,9 @@ from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.contract import Output, contract, fingerprint, outputs
 from negmaml.sweeps.extras import require
-from negmaml.sweeps.grid import Grid, parse_grid
+from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.manifest import differences, manifest
+from negmaml.sweeps.parse import parse_grid
 from negmaml.sweeps.plan import Plan, index_of, make_plan, regions
 from negmaml.sweeps.provenance import provenance
 from negmaml.sweeps.run import Runner, empty
@@ -34,7 +36,7 @@ class Work:
 
     def manifest(self) -> dict[str, Any]:
         """What a store of it says."""
-        return stores.manifest(
+        return manifest(
             fingerprint(self.function), __version__, self.root, self.grid, self.outputs,
             _x64(),
         )  # fmt: skip
@@ -228,7 +230,7 @@ def _opened(
         runner = _planned(work, memory, block, devices)
         made = stores.create(url, asked, work.grid, runner.block, _attributes(work))
         return work, made, runner
-    wrong, more = stores.differences(store.manifest, asked)
+    wrong, more = differences(store.manifest, asked)
     changes = [
         f"{field}: store has {store.manifest[field]}, asked {asked[field]}"
         for field in ("function", "version")

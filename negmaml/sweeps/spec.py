@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.grid import near
 from negmaml.sweeps.linear import LinearModel
+from negmaml.sweeps.parse import near
 
 FIELDS = ("function", "seeds", "grid", "root", "options", "static", "whole", "common",
           "output_dims", "memory", "block", "dtype")  # fmt: skip
