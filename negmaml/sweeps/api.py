@@ -4,6 +4,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -271,8 +272,22 @@ def _x64() -> bool:
 
 
 def _here(runner: Runner, store: stores.Store, todo):
-    """Compute and store blocks in this process; yields the cells of each."""
-    for region in todo:
-        wanted = ~store.done(region)
-        store.write(region, wanted, runner.compute(index_of(region, wanted)))
-        yield int(wanted.sum())
+    """Compute and store blocks in this process; yields the cells of each.
+
+    A block is written while the next one is computed, so a kill loses two at most.
+    """
+    with ThreadPoolExecutor(1) as writer:
+        pending: list[tuple[int, Future]] = []
+        for region in todo:
+            wanted = ~store.done(region)
+            values = runner.compute(index_of(region, wanted))
+            yield from _finished(pending)
+            pending = [(int(wanted.sum()), writer.submit(store.write, region, wanted, values))]
+        yield from _finished(pending)
+
+
+def _finished(pending):
+    """Wait for a write; an error of it is raised here."""
+    for count, written in pending:
+        written.result()
+        yield count
