@@ -16,6 +16,7 @@ MODULES = {
 }
 
 ENDS = {"verify", "reproduce", "phases", "figures", "cli", "examples", "__main__"}
+ENDS |= {"sweeps", "sweep_commands", "version"}
 SOLVABLE = {"theory", "linear", "adaptation", "problem", "wishart", "tasks"}
 GENERAL = {"batching", "checkpoint", "devices", "implicit", "inner", "lowrank", "meta", "mixed"}
 GENERAL |= {"patches", "train"}
@@ -31,23 +32,14 @@ FORBIDDEN = {
     **{general: {*SOLVABLE, *ENDS} for general in sorted(GENERAL)},
     "inner": {*SOLVABLE, *ENDS, "meta", "train"},
     "meta": {*SOLVABLE, *ENDS, "train", "devices"},
-    "verify": {"reproduce", "phases", "figures", "cli", "examples", "__main__"},
+    "sweeps": {"theory", "tasks", *GENERAL, *(ENDS - {"sweeps", "version"})},
+    "verify": {"sweeps", "reproduce", "phases", "figures", "cli", "examples", "__main__"},
     "reproduce": {"phases", "figures", "cli", "examples", "__main__"},
     "phases": {"verify", "reproduce", "figures", "cli", "examples", "__main__"},
 }
 PARTS = {name.split(".")[1] for name in MODULES if "." in name}
-OPTIONAL = (
-    "orbax",
-    "sklearn",
-    "flax",
-    "equinox",
-    "matplotlib",
-    "xarray",
-    "scipy.io",
-    "tyro",
-    "rich",
-    "dask",
-)
+OPTIONAL = ("dask", "distributed", "equinox", "flax", "fsspec", "matplotlib", "orbax", "rich")
+OPTIONAL += ("scipy.io", "sklearn", "tyro", "xarray", "zarr")
 
 
 def imported(source, module, is_package=False):

@@ -29,8 +29,14 @@ def test_code_blocks_run_in_order():
     exec(compile("\n".join(PYTHON), "README.md", "exec"), {"__name__": "readme"})
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One for all commands: some read what an earlier one wrote."""
+    return tmp_path_factory.mktemp("readme")
+
+
 @pytest.mark.parametrize("command", negmaml_commands())
-def test_command_runs(command, tmp_path):
+def test_command_runs(command, folder):
     program, *arguments = shlex.split(command)
     if program.endswith("negmaml"):
         arguments = ["-m", "negmaml", *arguments]
@@ -38,7 +44,7 @@ def test_command_runs(command, tmp_path):
         assert program == "python"
     done = subprocess.run(
         [sys.executable, *arguments],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout

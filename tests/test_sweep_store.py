@@ -159,6 +159,14 @@ def test_an_extension_cut_off_is_undone_or_finished(tmp_path, undisturbed, monke
     assert_same(nm.sweep(function, GRID, 8, store=path, extend=True), nm.sweep(function, GRID, 8))
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A finished store that several tests are refused."""
+    path = str(tmp_path_factory.mktemp("kept") / "x.zarr")
+    nm.sweep(function, GRID, SEEDS, store=path)
+    return path
+
+
 def other(key, size, scale):
     return function(key, size, scale)
 
@@ -175,10 +183,8 @@ def other(key, size, scale):
         (dict(common=["scale"]), "common"),
     ],
 )
-def test_another_sweep_is_refused_with_the_difference(tmp_path, call, named, computed):
-    path = str(tmp_path / "x.zarr")
-    nm.sweep(function, GRID, SEEDS, store=path)
-    computed.clear()
+def test_another_sweep_is_refused_with_the_difference(kept, call, named, computed):
+    path = kept
     with pytest.raises(nm.sweeps.StoreError, match="another sweep") as refused:
         nm.sweep(**(dict(function=function, grid=GRID, seeds=SEEDS, store=path) | call))
     assert named in str(refused.value)

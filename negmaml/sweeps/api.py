@@ -4,6 +4,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,9 @@ from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.contract import Output, contract, fingerprint, outputs
 from negmaml.sweeps.extras import require
-from negmaml.sweeps.grid import Grid, parse_grid
+from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.manifest import differences, manifest
+from negmaml.sweeps.parse import parse_grid
 from negmaml.sweeps.plan import Plan, index_of, make_plan, regions
 from negmaml.sweeps.provenance import provenance
 from negmaml.sweeps.run import Runner, empty
@@ -34,7 +37,7 @@ class Work:
 
     def manifest(self) -> dict[str, Any]:
         """What a store of it says."""
-        return stores.manifest(
+        return manifest(
             fingerprint(self.function), __version__, self.root, self.grid, self.outputs,
             _x64(),
         )  # fmt: skip
@@ -228,7 +231,7 @@ def _opened(
         runner = _planned(work, memory, block, devices)
         made = stores.create(url, asked, work.grid, runner.block, _attributes(work))
         return work, made, runner
-    wrong, more = stores.differences(store.manifest, asked)
+    wrong, more = differences(store.manifest, asked)
     changes = [
         f"{field}: store has {store.manifest[field]}, asked {asked[field]}"
         for field in ("function", "version")
@@ -269,8 +272,22 @@ def _x64() -> bool:
 
 
 def _here(runner: Runner, store: stores.Store, todo):
-    """Compute and store blocks in this process; yields the cells of each."""
-    for region in todo:
-        wanted = ~store.done(region)
-        store.write(region, wanted, runner.compute(index_of(region, wanted)))
-        yield int(wanted.sum())
+    """Compute and store blocks in this process; yields the cells of each.
+
+    A block is written while the next one is computed, so a kill loses two at most.
+    """
+    with ThreadPoolExecutor(1) as writer:
+        pending: list[tuple[int, Future]] = []
+        for region in todo:
+            wanted = ~store.done(region)
+            values = runner.compute(index_of(region, wanted))
+            yield from _finished(pending)
+            pending = [(int(wanted.sum()), writer.submit(store.write, region, wanted, values))]
+        yield from _finished(pending)
+
+
+def _finished(pending):
+    """Wait for a write; an error of it is raised here."""
+    for count, written in pending:
+        written.result()
+        yield count

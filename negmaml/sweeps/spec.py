@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.grid import near
 from negmaml.sweeps.linear import LinearModel
+from negmaml.sweeps.parse import near
 
 FIELDS = ("function", "seeds", "grid", "root", "options", "static", "whole", "common",
           "output_dims", "memory", "block", "dtype")  # fmt: skip
 PASSED = ("seeds", "root", "static", "whole", "common", "output_dims")
+SHIPPED = ("phase_map",)
 RANGE = {"start", "stop", "num"}
 
 
@@ -58,9 +59,8 @@ def arguments(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load(path: str) -> dict[str, Any]:
     file = Path(path)
-    shipped = Path(__file__).with_name(f"{path}.toml")
-    if not file.exists() and Path(path).name == path and shipped.exists():
-        file = shipped
+    if not file.exists() and path in SHIPPED:
+        file = Path(__file__).with_name(f"{path}.toml")
     try:
         return tomllib.loads(file.read_text())
     except FileNotFoundError as error:

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.contract import Output
 from negmaml.sweeps.extras import require
-from negmaml.sweeps.grid import Axis, Grid
+from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.manifest import append, array_shapes, grid_of
 from negmaml.sweeps.plan import Region
 
 MANIFEST = "negmaml_sweep"
-FORMAT = 1
 
 
 class StoreError(ValueError):
@@ -36,80 +35,6 @@ def local_path(url: str) -> Path | None:
     if "://" not in url:
         return Path(url)
     return Path(url.removeprefix("file://")) if url.startswith("file://") else None
-
-
-def manifest(
-    function: str, version: str, root: int, grid: Grid, outputs: Sequence[Output], x64: bool
-) -> dict[str, Any]:
-    """What a store is a sweep of, as JSON: everything that its numbers depend on."""
-    axes = [(axis, role) for role, axes in (("cell", grid.axes), ("whole", grid.whole))
-            for axis in axes]  # fmt: skip
-    return {
-        "format": FORMAT,
-        "function": function,
-        "version": version,
-        "root": root,
-        "x64": x64,
-        "axes": {
-            ",".join(axis.names): {
-                "role": role,
-                "dim": axis.dim,
-                "static": [name for name in axis.names if name in grid.static],
-                "values": [list(row) for row in axis.values],
-            }
-            for axis, role in axes
-        },
-        "common": sorted(grid.common),
-        "seeds": list(grid.seeds),
-        "outputs": {o.name: [o.dtype, list(o.dims), list(o.shape)] for o in outputs},
-    }
-
-
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(what cannot be reconciled, what can be added), each in words."""
-    wrong, more = [], []
-    for field in ("format", "root", "x64", "common", "outputs"):
-        if stored[field] != asked[field]:
-            wrong.append(f"{field}: store has {stored[field]}, asked {asked[field]}")
-    for name in [*stored["axes"], *(n for n in asked["axes"] if n not in stored["axes"])]:
-        old, new = (m["axes"].get(name) for m in (stored, asked))
-        if old is None or new is None:
-            has = "no" if old is None else "an"
-            wrong.append(f"axis {name}: store has {has} axis of that name")
-            continue
-        for field in ("role", "dim", "static"):
-            if old[field] != new[field]:
-                wrong.append(f"axis {name}: {field} is {old[field]}, asked {new[field]}")
-        if old["values"] == new["values"]:
-            continue
-        change = _change(f"axis {name}", old["values"], new["values"])
-        if change[1] and old["role"] == "whole":
-            wrong.append(
-                f"{change[0]}, an axis handled whole; sweep the new values into a store of "
-                "their own and join both with xarray.concat: they share their random numbers"
-            )
-        elif change[1] and old["dim"] is not None:
-            more.append(change[0])
-        else:
-            wrong.append(change[0])
-    if stored["seeds"] != asked["seeds"]:
-        change = _change("seeds", stored["seeds"], asked["seeds"])
-        (more if change[1] else wrong).append(change[0])
-    return wrong, more
-
-
-def _change(what: str, old: list, new: list) -> tuple[str, bool]:
-    """How two lists of values differ, and whether the new one has all of the old."""
-
-    def text(values):
-        shown = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in values]
-        return f"{len(shown)} ({', '.join(map(str, shown[:4]))}{', ...' if len(shown) > 4 else ''})"
-
-    added, lost = [v for v in new if v not in old], [v for v in old if v not in new]
-    if not added and not lost:
-        return f"{what}: the same values in another order; keep the order of the store", False
-    parts = [f"{word} {text(v)}" for word, v in (("adds", added), ("lacks", lost)) if v]
-    return f"{what}: asked {' and '.join(parts)}", not lost
 
 
 class Store:
@@ -154,24 +79,24 @@ class Store:
 
     def repair(self) -> None:
         """Undo an extension that was cut off: the manifest is what it changes last."""
-        stored = _grid_of(self.manifest)
+        stored = grid_of(self.manifest)
         labels = {name: values for name, (_, values) in coordinates(stored).items()}
         if any(n not in self.group or self.group[n].shape != v.shape for n, v in labels.items()):
             _write_coordinates(self.group, stored)
-        for name, shape in _shapes(stored, self.manifest["outputs"]).items():
+        for name, shape in array_shapes(stored, self.manifest["outputs"]).items():
             if self.group[name].shape != shape:
                 self.group[name].resize(shape)
 
     def extend(self, asked: Mapping[str, Any]) -> Grid:
         """Append seeds and values of axes; returns the grid in the order of the store."""
         merged = dict(self.manifest)
-        merged["seeds"] = _append(merged["seeds"], asked["seeds"])
+        merged["seeds"] = append(merged["seeds"], asked["seeds"])
         merged["axes"] = {
-            name: axis | {"values": _append(axis["values"], asked["axes"][name]["values"])}
+            name: axis | {"values": append(axis["values"], asked["axes"][name]["values"])}
             for name, axis in merged["axes"].items()
         }
-        grid = _grid_of(merged)
-        for name, shape in _shapes(grid, merged["outputs"]).items():
+        grid = grid_of(merged)
+        for name, shape in array_shapes(grid, merged["outputs"]).items():
             self.group[name].resize(shape)
         _write_coordinates(self.group, grid)
         self.describe({MANIFEST: json.dumps(merged)})
@@ -187,30 +112,7 @@ class Store:
 
     def grid(self) -> Grid:
         """The grid in the order of the store."""
-        return _grid_of(self.manifest)
-
-
-def _append(old: list, new: list) -> list:
-    return [*old, *(value for value in new if value not in old)]
-
-
-def _grid_of(stored: Mapping[str, Any]) -> Grid:
-    axes: dict[str, list[Axis]] = {"cell": [], "whole": []}
-    static = set()
-    for names, axis in stored["axes"].items():
-        rows = tuple(tuple(row) for row in axis["values"])
-        axes[axis["role"]].append(Axis(axis["dim"], tuple(names.split(",")), rows))
-        static |= set(axis["static"])
-    return Grid(
-        tuple(axes["cell"]), tuple(axes["whole"]), tuple(stored["seeds"]), frozenset(static),
-        frozenset(stored["common"]),
-    )  # fmt: skip
-
-
-def _shapes(grid: Grid, outputs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of every array with the dims of the cells."""
-    shapes = {name: (*grid.shape, *shape) for name, (_, _, shape) in outputs.items()}
-    return shapes | {"finite": grid.shape, "done": grid.shape}
+        return grid_of(self.manifest)
 
 
 def open_store(url: str) -> Store | None:
@@ -283,6 +185,7 @@ def _write_arrays(group, manifest: Mapping[str, Any], grid: Grid, block: Sequenc
             chunks=(*block, *(max(1, n) for n in shape)),
             dtype=dtype,
             fill_value=np.nan if inexact else 0,
+            compressors=None if inexact else "auto",  # random digits do not compress
             dimension_names=(*grid.dims, *dims),
         )
     for name in ("finite", "done"):

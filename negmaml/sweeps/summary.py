@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from negmaml.sweeps.extras import require
-from negmaml.sweeps.grid import near
+from negmaml.sweeps.parse import near
 from negmaml.sweeps.store import MANIFEST, StoreError, local_path
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}

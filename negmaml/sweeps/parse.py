@@ -1,0 +1,185 @@
+"""A user's grid and seeds, checked and brought to one form."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import product
+from numbers import Integral, Real
+
+import numpy as np
+
+from negmaml.sweeps.grid import Axis, Grid
+
+RESERVED = ("key", "seed", "done", "finite", "point")
+
+
+def parse_grid(
+    grid: Mapping | Sequence[Mapping],
+    seeds: int | Iterable[int],
+    accepted: Sequence[str] | None = None,
+    required: Sequence[str] = (),
+    static: Sequence[str] | None = None,
+    whole: Sequence[str] = (),
+    common: Sequence[str] = (),
+) -> Grid:
+    """Check a user's grid and bring it to one form.
+
+    Arguments:
+        accepted: names the function takes; None for any.
+        required: names it cannot do without.
+        static: names that set shapes; None means integers, truth values and strings.
+
+    Raises ValueError or TypeError naming the axis, and the nearest valid name.
+    """
+    several = not isinstance(grid, Mapping)
+    parts = [_axes(one, accepted, required) for one in (grid if several else [grid])]
+    if not parts:
+        raise ValueError("grid must hold at least one dict of axes, got an empty list")
+    whole_axes, cell_axes = [], []
+    for axes in parts:
+        whole_axes.append([a for a in axes if set(a.names) & set(whole)])
+        cell_axes.append([a for a in axes if not set(a.names) & set(whole)])
+    for axis in whole_axes[0]:
+        if len(axis.names) > 1:
+            raise ValueError(f"{axis.dim!r} zips an axis that the function handles whole")
+    axes = _union(cell_axes, whole_axes) if several else cell_axes[0]
+    names = [name for axis in (*axes, *whole_axes[0]) for name in axis.names]
+    for argument, given in (("static", static or ()), ("whole", whole), ("common", common)):
+        for name in given:
+            if name not in (known := names if accepted is None else accepted):
+                raise ValueError(f"{argument}: no axis {name!r}{near(name, known)}")
+    kinds = frozenset(n for a in axes for n in a.names if _is_static(a.column(n), n, static))
+    return Grid(
+        tuple(_canonical(axis, kinds) for axis in axes),
+        tuple(_canonical(axis, frozenset()) for axis in whole_axes[0]),
+        parse_seeds(seeds),
+        kinds,
+        frozenset(common),
+    )
+
+
+def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
+    """A count n stands for 0 .. n - 1; otherwise distinct integers in [0, 2^32)."""
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise ValueError(f"seeds must be at least 1, or a list of seeds, got {seeds!r}")
+        return tuple(range(int(seeds)))
+    values = tuple(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else None
+    if not values or not all(isinstance(s, Integral) and 0 <= s < 2**32 for s in values):
+        raise ValueError(f"seeds must be a count or integers from 0 to 2^32 - 1, got {seeds!r}")
+    _check_distinct("seeds", values)
+    return tuple(map(int, values))
+
+
+def _axes(grid, accepted, required) -> list[Axis]:
+    """The axes of one dict."""
+    if not isinstance(grid, Mapping):
+        raise TypeError(f"grid must be a dict of axes or a list of such dicts, got {grid!r}")
+    axes = [_axis(key, values) for key, values in grid.items()]
+    names = [name for axis in axes for name in axis.names]
+    for name in names:
+        if name in RESERVED:
+            raise ValueError(f"grid: {name!r} is reserved ({', '.join(RESERVED)}); rename the axis")
+        if accepted is not None and name not in accepted:
+            raise ValueError(
+                f"grid: unknown axis {name!r}{near(name, accepted)}; the function takes "
+                + ", ".join(accepted)
+            )
+    _check_distinct("the names of the grid", names)
+    if missing := [name for name in required if name not in names]:
+        raise ValueError(
+            f"grid: {', '.join(missing)} missing, and the function has no default; "
+            "add an axis or a constant"
+        )
+    return axes
+
+
+def _axis(key, values) -> Axis:
+    names = key if isinstance(key, tuple) else (key,)
+    if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise TypeError(f"grid: an axis is named by a word or a tuple of words, got {key!r}")
+    dim = "_".join(names)
+    if isinstance(values, str) or not hasattr(values, "__len__") or np.shape(values) == ():
+        if isinstance(key, tuple):
+            raise TypeError(f"grid: zipped axes {dim} need a list of tuples, got {values!r}")
+        return Axis(None, names, ((_value(dim, values),),))
+    if len(values) == 0:
+        raise ValueError(f"grid: axis {dim!r} is empty; give it a value or leave it out")
+    rows = [tuple(row) for row in values] if isinstance(key, tuple) else [(v,) for v in values]
+    for row in rows:
+        if len(row) != len(names):
+            raise ValueError(f"grid: {dim} zips {len(names)} axes, got the row {row!r}")
+    rows = [tuple(_value(dim, value) for value in row) for row in rows]
+    _check_distinct(f"axis {dim!r}", rows)
+    return Axis(dim, names, tuple(rows))
+
+
+def _value(name: str, value):
+    """A Python bool, int, float or str."""
+    if np.ndim(value) != 0:
+        raise TypeError(
+            f"grid: axis {name!r} must hold numbers, strings or truth values, got {value!r}; "
+            "zip axes with a tuple of names"
+        )
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, (bool, int, float, str)):
+        raise TypeError(f"grid: axis {name!r} holds {value!r}, not a number, string or truth value")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"grid: axis {name!r} holds {value!r}; any finite number is allowed")
+    return value
+
+
+def _is_static(values, name: str, static: Sequence[str] | None) -> bool:
+    if static is not None:
+        return name in static
+    return not all(isinstance(v, Real) for v in values) or all(
+        isinstance(v, Integral) for v in values
+    )
+
+
+def _canonical(axis: Axis, static: frozenset[str]) -> Axis:
+    """Numbers as floats, one zero, so that 1 and 1.0, 0.0 and -0.0 are the same cell."""
+
+    def convert(name, value):
+        if name in static:
+            return value
+        if isinstance(value, str):
+            raise TypeError(f"grid: axis {name!r} must hold numbers, got {value!r}")
+        return float(value) + 0.0
+
+    rows = [tuple(map(convert, axis.names, row)) for row in axis.values]
+    _check_distinct(f"axis {axis.dim!r}", rows)
+    return Axis(axis.dim, axis.names, tuple(rows))
+
+
+def _union(cell_axes: list[list[Axis]], whole_axes: list[list[Axis]]) -> list[Axis]:
+    """A list of grids as one zipped axis, `point`; a point that two grids share appears once."""
+    names = tuple(sorted(name for axis in cell_axes[0] for name in axis.names))
+    rows: dict[tuple, None] = {}
+    for axes, whole in zip(cell_axes, whole_axes, strict=True):
+        if tuple(sorted(n for axis in axes for n in axis.names)) != names:
+            raise ValueError(f"grid: every grid of a list needs the same axes, {', '.join(names)}")
+        if whole != whole_axes[0]:
+            raise ValueError(
+                "grid: the grids of a list must agree on the axes that the function handles whole"
+            )
+        order = [name for axis in axes for name in axis.names]
+        for parts in product(*(axis.values for axis in axes)):
+            row = dict(zip(order, (v for part in parts for v in part), strict=True))
+            rows[tuple(row[name] for name in names)] = None
+    return [Axis("point", names, tuple(rows))]
+
+
+def _check_distinct(what: str, values: Sequence) -> None:
+    seen: set = set()
+    for value in values:
+        if value in seen:
+            shown = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+            raise ValueError(f"{what} must be distinct, got {shown!r} twice")
+        seen.add(value)
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean ...?" with the nearest valid name, or nothing."""
+    close = get_close_matches(name, list(names), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
