@@ -30,7 +30,17 @@ FORBIDDEN = {
     "reproduce": {"figures", "cli", "__main__"},
 }
 PARTS = {name.split(".")[1] for name in MODULES if "." in name}
-OPTIONAL = ("matplotlib", "xarray", "scipy.io", "tyro", "rich", "dask", "distributed", "zarr", "fsspec")
+OPTIONAL = (
+    "matplotlib",
+    "xarray",
+    "scipy.io",
+    "tyro",
+    "rich",
+    "dask",
+    "distributed",
+    "zarr",
+    "fsspec",
+)
 
 
 def imported(source, module, is_package=False):
