@@ -81,7 +81,7 @@ def distance(
             )
         return expansions.distance(problem, train)
     if method != "proportional":
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
     return evaluate(problem, train, meta_ridge, measure).distance
 
 
