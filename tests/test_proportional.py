@@ -166,7 +166,8 @@ def test_first_and_second_derivatives_are_those_of_differences(ridge, x64):
 
     x, step = jnp.array([-0.3, 0.5, 0.8, 0.1, ridge]), 1e-4
     gradient = jax.jit(jax.grad(value))
-    hessian = jax.jit(jax.hessian(value))(x)
+    curvature = jax.jit(lambda x, along: jax.jvp(jax.grad(value), (x,), (along,))[1])
+    hessian = [curvature(x, along) for along in jnp.eye(5)]
     for i in range(4 + (ridge > 0)):
         up, down = x.at[i].add(step), x.at[i].add(-step)
         assert float(value(up) - value(down)) / (2 * step) == pytest.approx(
