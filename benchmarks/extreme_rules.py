@@ -21,8 +21,7 @@ PROBLEMS = {
     f"n_t = {n_t}, n_v m = {rows}": nm.MixedLinearRegression(
         **COMMON, m=5, n_t=n_t, n_v=rows // 5, omega0=60**-0.5
     )
-    for n_t in (15, 60, 240)
-    for rows in (15, 150)
+    for n_t, rows in ((15, 15), (15, 150), (60, 15), (60, 150), (240, 15))
 }
 RUNS = 2000
 
