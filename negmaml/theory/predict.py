@@ -46,7 +46,8 @@ def test_loss(
 
     Returns an array of shape train shape + adapt shape, like `negmaml.simulate` without its runs;
     infinite where the mean does not exist (`distance`). Raises ValueError for an unknown `method`
-    or `measure`, a bad ridge, and as the expansions do. Source: negmaml, docs/proportional.md.
+    or `measure`, a bad ridge, and as the expansions do. Source: negmaml,
+    derived in negmaml/theory/proportional.md.
 
     >>> from negmaml import GradientDescent
     >>> problem = MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)

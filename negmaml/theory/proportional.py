@@ -7,7 +7,7 @@ D2 = |omega_0 - w0|^2, and primes for derivatives in kappa,
     tau^2            = n_v/m { m (u K' - u' K) + D2 K^2 (g K)' } / (t K)'
 
 to leading order for p, n_t and n_v m large at fixed ratios (`leading`), and the term of
-relative order 1/p after it (`first_order`). docs/proportional.md derives both.
+relative order 1/p after it (`first_order`). negmaml/theory/proportional.md derives both.
 
 **The 1/p term.** Averaging det(Phi^T Phi + ridge)^{-1/2} over the data leaves an integral over a
 few order parameters for every task; its saddle point is the leading order and the determinant

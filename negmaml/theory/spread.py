@@ -6,7 +6,7 @@ roots, let the bar denote the mean over the spectrum and
     R = 1/((B_1 + kappa_1)(B_2 + kappa_2))      beta = b_1 b_2      V = a_1.a_2 (cross-covariance)
 
 The same integral over order parameters as for the mean, now with one copy of the system for each
-rule, gives to leading order (docs/proportional.md)
+rule, gives to leading order (negmaml/theory/proportional.md)
 
     Cov(G_1, G_2) = 2 t_1 t_2 { m p kappa_1 kappa_2 <V^2 R> + w^T H^{-1} w - q }
     Cov(D_1, D_2) = d/dridge_1 d/dridge_2 Cov(G_1, G_2)
