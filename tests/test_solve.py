@@ -8,7 +8,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import linear
-from negmaml.linear.solve import one_step_corrections
+from negmaml.linear.solve import one_step_corrections, one_step_distances
 from negmaml.linear.system import one_step_system
 from tests.helpers import RATES
 
@@ -234,6 +234,20 @@ def test_the_amortised_route_is_the_minimiser_at_every_rate(x64, m, n_v, ridge):
     np.testing.assert_allclose(fast.omega, general.omega, rtol=1e-8, atol=1e-10)
     assert fast.reliable.all()
     assert general.reliable.all()
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.5, 1e7])
+@pytest.mark.parametrize("offset", [0.0, OMEGA0])
+@pytest.mark.parametrize(("m", "n_v"), TASKS.values(), ids=TASKS)
+def test_distances_need_no_weights(x64, m, n_v, ridge, offset):
+    data, offset = draw_tasks(m, n_v), np.full(8, offset)
+    fast, _ = both_routes(data, np.array(RATES), ridge)
+    distance, reliable = jax.jit(one_step_distances)(
+        one_step_system(data), np.array(RATES), ridge, offset
+    )
+    expected = np.sum((np.asarray(fast.omega) + offset) ** 2, -1)
+    np.testing.assert_allclose(distance, expected, rtol=1e-9)
+    np.testing.assert_array_equal(reliable, fast.reliable)
 
 
 @pytest.mark.parametrize(("m", "n_v"), TASKS.values(), ids=TASKS)

@@ -12,7 +12,7 @@ from jax import lax
 from negmaml.adaptation import expected_test_loss
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.sample import Data, assemble, contract, draw, normals_per_run, working_dtype
-from negmaml.linear.solve import Solution, minimiser, one_step_corrections
+from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import is_one_step, meta_system, one_step_system
 from negmaml.problem import MixedLinearRegression, check_count, check_nonnegative
 from negmaml.rules import Rule, batch_shape, cast, parameter
@@ -132,13 +132,12 @@ def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -
         data = assemble(normals, problem)
         if split == "train-train":
             data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
-        solution = meta_train(data, problem, train, meta_ridge)
-        distance = jnp.sum((solution.omega - problem.w0) ** 2, -1)
-        losses = None
-        if evaluation == "sampled":
-            test_key = jax.random.fold_in(key, 2 * index + 1)
-            losses = sampled_test_loss(test_key, problem, solution.omega, adapt)
-        return losses, distance, solution.reliable
+        if evaluation == "expected":
+            return None, *meta_train_distance(data, problem, train, meta_ridge)
+        omega, reliable = meta_train(data, problem, train, meta_ridge)
+        test_key = jax.random.fold_in(key, 2 * index + 1)
+        losses = sampled_test_loss(test_key, problem, omega, adapt)
+        return losses, jnp.sum((omega - problem.w0) ** 2, -1), reliable
 
     def draw_run(index):
         return draw(jax.random.fold_in(key, 2 * index), problem, problem.sigma.dtype)
@@ -180,20 +179,41 @@ def block_normals() -> int:
 
 def meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -> Solution:
     """omega* of one run at every rate, by the amortised route where it is safe."""
-    m, rows, p = data.X_v.shape
-    N = m * rows
-    # Normal equations square the condition number, so they want a system far from square; and
-    # one task alone can have a filter that vanishes on part of its spectrum.
-    if is_one_step(train) and m > 1 and max(N, p) >= 1.5 * min(N, p):
-        start = jnp.broadcast_to(problem.omega0, (p,))
-        y_t = data.y_t - contract("itp,p->it", data.X_t, start)
-        y_v = data.y_v - contract("ivp,p->iv", data.X_v, start)
-        data = Data(data.X_t, y_t, data.X_v, y_v)
-        rates = parameter(train)
-        delta, reliable = one_step_corrections(one_step_system(data), rates.ravel(), ridge)
-        return Solution((start + delta).reshape(*rates.shape, p), reliable.reshape(rates.shape))
+    if _amortises(data, train):
+        start, system, rates = _one_step(data, problem, train)
+        delta, reliable = one_step_corrections(system, rates.ravel(), ridge)
+        return Solution((start + delta).reshape(*rates.shape, -1), reliable.reshape(rates.shape))
     Phi, r = meta_system(data, train)
     omega, reliable = minimiser(Phi, r, problem.omega0, ridge)
     # Phi = X_v - C X_t: a filter that all but vanishes leaves only the rounding noise of X_v.
     half_the_digits = jnp.finfo(Phi.dtype).eps ** 0.5 * jnp.max(jnp.abs(data.X_v))
     return Solution(omega, reliable & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))
+
+
+def meta_train_distance(data: Data, problem: MixedLinearRegression, train: Rule, ridge):
+    """|omega* - w0|^2 of one run at every rate, and its flag: `meta_train` for less."""
+    if _amortises(data, train):
+        start, system, rates = _one_step(data, problem, train)
+        found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0)
+        return jax.tree.map(lambda x: x.reshape(rates.shape), found)
+    omega, reliable = meta_train(data, problem, train, ridge)
+    return jnp.sum((omega - problem.w0) ** 2, -1), reliable
+
+
+def _amortises(data: Data, train: Rule) -> bool:
+    """Whether normal equations serve all rates of a run without harm.
+
+    They square the condition number, so they want a system far from square; and one task alone
+    can have a filter that vanishes on part of its spectrum.
+    """
+    m, rows, p = data.X_v.shape
+    N = m * rows
+    return is_one_step(train) and m > 1 and max(N, p) >= 1.5 * min(N, p)
+
+
+def _one_step(data: Data, problem: MixedLinearRegression, train: Rule):
+    """(omega_0, the system of labels relative to it, rates)."""
+    start = jnp.broadcast_to(problem.omega0, data.X_v.shape[-1:])
+    y_t = data.y_t - contract("itp,p->it", data.X_t, start)
+    y_v = data.y_v - contract("ivp,p->iv", data.X_v, start)
+    return start, one_step_system(Data(data.X_t, y_t, data.X_v, y_v)), parameter(train)

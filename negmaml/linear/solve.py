@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
+from negmaml.linear.cholesky import cholesky_solve, quadratic_form
 from negmaml.linear.sample import contract
 from negmaml.linear.system import OneStepSystem
 
@@ -98,39 +99,92 @@ def _solve_factored(R, b):
 def one_step_corrections(system: OneStepSystem, rates, ridge) -> Solution:
     r"""omega* - omega_0 at every rate of one gradient step, from one pass over the data.
 
-    Labels in `system` are relative to omega_0. Phi = A - alpha B and r = a - alpha c make the Gram
-    matrix and the right-hand side quadratics in alpha with data-only coefficients,
-
-        G(alpha) = A A^T - alpha (A B^T + B A^T) + alpha^2 B B^T        (wide; A^T A ... if tall)
-
-    so a further rate costs a k x k Cholesky factorisation and no pass over the data. The Gram
-    matrix squares the condition number: for systems that are far from square, where that is
-    harmless; `minimiser` for the others.
+    Labels in `system` are relative to omega_0. The Gram matrix squares the condition number: for
+    systems that are far from square, where that is harmless; `minimiser` for the others.
 
     Arguments: rates of shape (R,). Returns a `Solution` of shapes (R, p) and (R,).
     """
+    solved = _normal_equations(system, rates, ridge)
+    delta = _weights(system, rates, solved)
+    return Solution(delta, solved.well & jnp.all(jnp.isfinite(delta), -1))
+
+
+def one_step_distances(system: OneStepSystem, rates, ridge, offset):
+    r"""|omega* - w0|^2 at every rate, where offset = omega_0 - w0: `one_step_corrections` for less.
+
+    A wide system needs no weights, only the solution z of its Gram matrix: delta = Phi^T z gives
+
+        |offset + delta|^2 = |offset|^2 + 2 z.(Phi offset) + z^T Phi Phi^T z
+
+    and Phi offset = A offset - alpha B offset needs no pass over the data either. Nothing cancels
+    in the sum: what omega_0 holds outside the row space stays, at least about 1 - N/p of it.
+
+    Returns (distances, reliable), each of shape (R,).
+    """
+    A, B, _, _ = system
+    solved = _normal_equations(system, rates, ridge)
+    if _is_wide(system):
+        across = contract("np,p->n", A, offset) - rates[:, None] * contract("np,p->n", B, offset)
+        spread = quadratic_form(solved.gram, solved.z)
+        distance = jnp.sum(offset**2) + 2 * contract("rn,rn->r", solved.z, across) + spread
+    else:
+        distance = jnp.sum((offset + solved.z) ** 2, -1)
+    return distance, solved.well & jnp.isfinite(distance)
+
+
+class _Solved(NamedTuple):
+    """gram (R, k, k) without ridge, z (R, k) with (gram + ridge I) z = b, and well (R,)."""
+
+    gram: jax.Array
+    z: jax.Array
+    well: jax.Array
+
+
+def _is_wide(system: OneStepSystem) -> bool:
+    return system.A.shape[1] > system.A.shape[0]
+
+
+def _weights(system: OneStepSystem, rates, solved: _Solved):
+    """delta: Phi^T z of a wide system, z itself of a tall one."""
+    A, B, _, _ = system
+    if not _is_wide(system):
+        return solved.z
+    return contract("rn,np->rp", solved.z, A) - rates[:, None] * contract("rn,np->rp", solved.z, B)
+
+
+def _normal_equations(system: OneStepSystem, rates, ridge) -> _Solved:
+    r"""The smaller Gram matrix and its solution, at every rate.
+
+    Phi = A - alpha B and r = a - alpha c make the Gram matrix and the right-hand side quadratics
+    in alpha with data-only coefficients,
+
+        G(alpha) = A A^T - alpha (A B^T + B A^T) + alpha^2 B B^T        (wide; A^T A ... if tall)
+
+    so a further rate costs a k x k Cholesky factorisation and no pass over the data.
+    """
     A, B, a, c = system
-    N, p = A.shape
-    if p > N:
+    if _is_wide(system):
         AA, BB = contract("kp,lp->kl", A, A), contract("kp,lp->kl", B, B)
         AB = contract("kp,lp->kl", A, B)
         G, b = jnp.stack([AA, AB + AB.T, BB]), jnp.stack([a, c])
     else:  # two products with everything that multiplies A^T or B^T, and no block twice
+        p = A.shape[1]
         AtA, Ata, AtB, Atc = jnp.split(_transposed_product(A, A, a, B, c), (p, p + 1, 2 * p + 1), 1)
         Bta, BtB, Btc = jnp.split(_transposed_product(B, a, B, c), (1, p + 1), 1)
         G, b = jnp.stack([AtA, AtB + AtB.T, BtB]), jnp.stack([Ata, Atc + Bta, Btc])[..., 0]
-    powers = jnp.stack([jnp.ones_like(rates), -rates, rates**2], -1)
-    G = contract("rj,jkl->rkl", powers, G) + ridge * jnp.eye(G.shape[-1], dtype=G.dtype)
-    b = contract("rj,jk->rk", powers[:, : len(b)], b)
-    L = lax.linalg.cholesky(G, symmetrize_input=False)
-    z = lax.linalg.triangular_solve(L, b[..., None], left_side=True, lower=True)
-    z = lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)[..., 0]
-    if p > N:
-        z = contract("rn,np->rp", z, A) - rates[:, None] * contract("rn,np->rp", z, B)
-    diagonal = jnp.diagonal(L, axis1=-2, axis2=-1)
-    floor = max(N, p) * jnp.finfo(G.dtype).eps
-    well = diagonal.min(-1) ** 2 > floor * diagonal.max(-1) ** 2
-    return Solution(z, well & jnp.all(jnp.isfinite(z), -1))
+    gram = _polynomial(G, -rates[:, None, None])
+    b = _polynomial(b, -rates[:, None])
+    z, pivots = cholesky_solve(gram + ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), b)
+    floor = max(A.shape) * jnp.finfo(gram.dtype).eps
+    return _Solved(gram, z, pivots.min(-1) > floor * pivots.max(-1))
+
+
+def _polynomial(coefficients, x):
+    """The sum of coefficients[i] x^i."""
+    total = coefficients[-1]
+    for c in coefficients[-2::-1]:
+        total = total * x + c
+    return total
 
 
 def _transposed_product(left, *right):

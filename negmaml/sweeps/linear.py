@@ -10,7 +10,7 @@ from jax import lax
 from negmaml.adaptation import expected_test_loss
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.sample import assemble, draw, normals_per_run, working_dtype
-from negmaml.linear.simulate import CPU_OPTIONS, block_normals, meta_train
+from negmaml.linear.simulate import CPU_OPTIONS, block_normals, meta_train, meta_train_distance
 from negmaml.problem import MixedLinearRegression
 from negmaml.pytree import pytree, static
 from negmaml.rules import GradientDescent
@@ -110,14 +110,15 @@ class LinearModel:
     def _one(self, key, normals, point, train, adapt) -> dict[str, jax.Array]:
         """One cell from its normals, as `nm.simulate` does a run."""
         problem = _problem(point)
-        solution = meta_train(assemble(normals, problem), problem, train, point["meta_ridge"])
-        distance = jnp.sum((solution.omega - problem.w0) ** 2, -1)
+        data, ridge = assemble(normals, problem), point["meta_ridge"]
         if self.evaluation == "expected":
+            distance, reliable = meta_train_distance(data, problem, train, ridge)
             loss = expected_test_loss(problem, distance, adapt)
         else:
-            key = jax.random.fold_in(key, 1)
-            loss = sampled_test_loss(key, problem, solution.omega, adapt)
-        return {"test_loss": loss, "distance": distance, "reliable": solution.reliable}
+            omega, reliable = meta_train(data, problem, train, ridge)
+            distance = jnp.sum((omega - problem.w0) ** 2, -1)
+            loss = sampled_test_loss(jax.random.fold_in(key, 1), problem, omega, adapt)
+        return {"test_loss": loss, "distance": distance, "reliable": reliable}
 
 
 def _problem(point: dict[str, Any]) -> MixedLinearRegression:

@@ -1,0 +1,67 @@
+"""Batches of small positive definite systems."""
+
+import jax.numpy as jnp
+from jax import lax
+
+UNROLLED = 8  # the largest system written out: the program grows with its cube
+
+
+def cholesky_solve(G, b):
+    """Solve G z = b for symmetric positive definite G, by G = L L^T.
+
+    Arguments:
+        G: shape (batch, k, k), of which the lower triangle is read.
+        b: shape (batch, k).
+
+    Returns z of the shape of b, and the pivots, the squared diagonal of L: NaN or not positive
+    where G is not positive definite.
+    """
+    return _unrolled(G, b) if G.shape[-1] <= UNROLLED else _blocked(G, b)
+
+
+def quadratic_form(G, z):
+    """z^T G z for G of shape (batch, k, k) and z of shape (batch, k)."""
+    k = G.shape[-1]
+    if k > UNROLLED:
+        return jnp.sum(z * jnp.sum(G * z[:, :, None], 1), 1)
+    rows = [sum(G[:, i, j] * z[:, j] for j in range(k)) for i in range(k)]
+    return sum(z[:, i] * rows[i] for i in range(k))
+
+
+def _blocked(G, b):
+    """By the linear algebra library, one system after another."""
+    L = lax.linalg.cholesky(G, symmetrize_input=False)
+    z = lax.linalg.triangular_solve(L, b[..., None], left_side=True, lower=True)
+    z = lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)
+    return z[..., 0], jnp.diagonal(L, axis1=-2, axis2=-1) ** 2
+
+
+def _unrolled(G, b):
+    """Number by number, each a vector over the batch: a call for one system costs ten times that.
+
+    L is kept without its diagonal, of which `inverse` has the reciprocals.
+    """
+    k = G.shape[-1]
+    inverse, pivots = [], []
+    L: list[list] = [[] for _ in range(k)]
+    for j in range(k):
+        pivot = _minus_products(G[:, j, j], L[j], L[j])
+        pivots.append(pivot)
+        inverse.append(lax.rsqrt(pivot))
+        for i in range(j + 1, k):
+            L[i].append(_minus_products(G[:, i, j], L[i], L[j]) * inverse[j])
+    u: list = []
+    for i in range(k):
+        u.append(_minus_products(b[:, i], L[i], u) * inverse[i])
+    z: list = []
+    for i in reversed(range(k)):  # z holds the last first
+        column = [L[t][i] for t in reversed(range(i + 1, k))]
+        z.append(_minus_products(u[i], column, z) * inverse[i])
+    return jnp.stack(z[::-1], -1), jnp.stack(pivots, -1)
+
+
+def _minus_products(start, left, right):
+    """start - left_0 right_0 - left_1 right_1 - ..., as far as both go."""
+    for x, y in zip(left, right, strict=False):
+        start = start - x * y
+    return start
