@@ -141,19 +141,17 @@ def overhead() -> None:
         runner = work.runner(work.grid.shape, None, None)
         block = nm.sweeps.plan(work, block=work.grid.cells // 4).block
         runner.block = block
-        batch, program, _ = runner.program(0)
+        program = runner.compiler.program(0)
         calls = sum(
-            -(-np.prod([x.stop - x.start for x in r]) // batch)
+            -(-np.prod([x.stop - x.start for x in r]) // program.batch)
             for r in regions(work.grid.shape, block)
         )
-        words = np.arange(batch, dtype=np.uint32)
-        names = ("sigma", "nu")
-        numbers = {name: np.full(batch, 0.5) for name in names}
+        keys = np.arange(2 * program.batch, dtype=np.uint32).reshape(-1, 2)
+        numbers = {name: np.full(program.batch, 0.5) for name in ("sigma", "nu")}
 
         def kernel():
             for _ in range(int(calls)):  # noqa: B023
-                out = program(runner.root, words, words, words, numbers, runner.whole)  # noqa: B023
-                jax.block_until_ready(out)
+                jax.block_until_ready(program(keys, numbers, runner.whole))  # noqa: B023
 
         kernel()
         ratios = []
@@ -194,7 +192,10 @@ def _memory(seeds: int) -> None:
 
 
 def workers() -> None:
-    """Strong scaling: the same blocks on one and on two worker processes of one core each."""
+    """Strong scaling: the same blocks on one and on two worker processes of one core each.
+
+    The last line is what the machine has to give: two processes that share nothing.
+    """
     from distributed import Client, LocalCluster
 
     print("| workers | seconds | speed-up |\n|---|---:|---:|")
@@ -210,13 +211,37 @@ def workers() -> None:
             path, cells = f"{folder}/x.zarr", grid(20)
             marks: list[tuple[int, float]] = []
             nm.sweep(
-                nm.sweeps.linear, cells, 40_000, store=path, block=4000, client=client,
+                nm.sweeps.linear, cells, 200_000, store=path, block=20_000, client=client,
                 progress=lambda done, _, m=marks: m.append((done, time.perf_counter())),
             )  # fmt: skip
-            warm = next(i for i, (done, _) in enumerate(marks) if done >= 4000 * 2 * count)
+            warm = next(i for i, (done, _) in enumerate(marks) if done >= 20_000 * 2 * count)
             (a, start), (b, stop) = marks[warm], marks[-1]
             taken.append((stop - start) / (b - a))
-        print(f"| {count} | {taken[-1] * 160_000:.1f} | {taken[0] / taken[-1]:.2f} |", flush=True)
+        print(f"| {count} | {taken[-1] * 800_000:.1f} | {taken[0] / taken[-1]:.2f} |", flush=True)
+    alone, both = _pinned_together(1), _pinned_together(2)
+    print(f"| 2, nothing shared | {both:.1f} | {2 * alone / both:.2f} |")
+
+
+def _pinned_together(count: int) -> float:
+    """Seconds of the slowest of some processes that do the same work, a core each."""
+    start = time.time() + 15
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, "_pinned", str(core), str(int(start))],
+            stdout=subprocess.PIPE, text=True,
+        )
+        for core in range(count)
+    ]  # fmt: skip
+    return max(float(process.communicate()[0]) for process in started)
+
+
+def _pinned(core: int, start: int) -> None:
+    os.sched_setaffinity(0, {core})
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+    _, run = ready(grid(20), 10_000, block=20_000)
+    run()
+    time.sleep(max(0, start - time.time()))
+    print(seconds(lambda: [run() for _ in range(8)], 1))
 
 
 def million() -> None:
@@ -237,5 +262,5 @@ def million() -> None:
 
 if __name__ == "__main__":
     command, *rest = sys.argv[1:] or ["peers"]
-    {"rates": rates, "peers": peers, "overhead": overhead, "memory": memory, "_memory": _memory,
-     "workers": workers, "million": million}[command](*map(int, rest))  # fmt: skip
+    commands = [rates, peers, overhead, memory, _memory, workers, _pinned, million]
+    {function.__name__: function for function in commands}[command](*map(int, rest))

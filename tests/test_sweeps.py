@@ -224,14 +224,12 @@ def test_wrong_types_are_type_errors(function, grid):
 
 
 def test_memory_budget_bounds_the_program(renamed):
-    from negmaml.sweeps.run import program_memory
-
     def function(key, size):
         return {"top": jnp.linalg.norm(jax.random.normal(key, (size, size)), 2)}
 
     work = nm.sweeps.prepare(function, {"size": [60]}, 200)
     for memory in (200_000, 2_000_000):
         runner = work.runner(work.grid.shape, memory, None)
-        batch, program, _ = runner.program(0)
-        assert program_memory(program) <= memory
-        assert batch >= memory // 200_000
+        program = runner.compiler.program(0)
+        assert program.nbytes <= memory
+        assert program.batch >= memory // 200_000

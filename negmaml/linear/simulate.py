@@ -3,13 +3,14 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from negmaml.adaptation import expected_test_loss
+from negmaml.compilation import compiler_options
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.sample import Data, assemble, contract, draw, normals_per_run, working_dtype
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
@@ -95,17 +96,10 @@ def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
     bound = inspect.signature(simulate).bind(*arguments, **options)
     bound.apply_defaults()
     checked = _checked(**bound.arguments)
-    xla_options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
-    executable = _simulate.lower(*checked).compile(xla_options)
+    executable = _simulate.lower(*checked).compile(compiler_options(jax.default_backend()))
     return lambda: executable(*checked[:DYNAMIC])
 
 
-# LLVM at its first level takes half the time of the default and the program runs as fast: the work
-# is in library calls (products, factorisations) and in straight loops that vectorise anyway.
-CPU_OPTIONS: dict[str, Any] = {
-    "xla_backend_optimization_level": 1,
-    "xla_llvm_disable_expensive_passes": True,
-}
 DYNAMIC = 5  # key, problem, train, adapt and meta_ridge; what follows is static
 
 

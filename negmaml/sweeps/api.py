@@ -171,7 +171,9 @@ def _in_memory(work: Work, memory, block, devices, progress):
     grid, runner = work.grid, _planned(work, memory, block, devices)
     results = empty(work.outputs, grid.shape)
     done = 0
-    for region in regions(grid.shape, runner.block):
+    todo = list(regions(grid.shape, runner.block))
+    runner.expect(todo)
+    for region in todo:
         wanted = np.ones([part.stop - part.start for part in region], bool)
         for name, values in runner.compute(index_of(region, wanted)).items():
             results[name][region] = values.reshape(*wanted.shape, *values.shape[1:])
@@ -276,6 +278,7 @@ def _here(runner: Runner, store: stores.Store, todo):
 
     A block is written while the next one is computed, so a kill loses two at most.
     """
+    runner.expect(todo)
     with ThreadPoolExecutor(1) as writer:
         pending: list[tuple[int, Future]] = []
         for region in todo:

@@ -12,8 +12,8 @@ import jax
 
 from negmaml.sweeps.contract import Output
 from negmaml.sweeps.extras import require
-from negmaml.sweeps.grid import Grid
-from negmaml.sweeps.plan import Region, index_of
+from negmaml.sweeps.grid import Grid, Region
+from negmaml.sweeps.plan import index_of
 from negmaml.sweeps.run import Runner
 from negmaml.sweeps.store import Store, open_store
 
@@ -67,6 +67,7 @@ def compute_block(job: Job, region: Region) -> int:
         runner, store = _open[job.name]
         wanted = ~store.done(region)
         if wanted.any():
+            runner.expect([region])
             store.write(region, wanted, runner.compute(index_of(region, wanted)))
         return int(wanted.sum())
 

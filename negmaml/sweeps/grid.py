@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+Region = tuple[slice, ...]  # a block of cells, over the dims of the grid
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -103,6 +105,16 @@ class Grid:
             most = int(np.bincount(self._static_rows(axis)[1]).max())
             cells *= min(most, chunks.get(axis.dim, 1) if axis.dim else 1)
         return cells * chunks["seed"]
+
+    def region_groups(self, region: Region) -> list[int]:
+        """Which groups, counted in `groups()`, have cells in a region."""
+        parts = dict(zip(self.dims, region, strict=True))
+        found = [0]
+        for axis in self.axes:
+            rows, row_of = self._static_rows(axis)
+            here = np.unique(row_of[parts[axis.dim]] if axis.dim else row_of)
+            found = [group * len(rows) + int(row) for group in found for row in here]
+        return found
 
     def select(self, index: Sequence[np.ndarray]):
         """Cells at an index over `dims`: (groups, numbers, addresses, seeds), each an array.

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml.adaptation import expected_test_loss
+from negmaml.compilation import compiler_options
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.sample import assemble, draw, normals_per_run, working_dtype
-from negmaml.linear.simulate import CPU_OPTIONS, block_normals, meta_train, meta_train_distance
+from negmaml.linear.simulate import block_normals, meta_train, meta_train_distance
 from negmaml.problem import MixedLinearRegression
 from negmaml.pytree import pytree, static
 from negmaml.rules import GradientDescent
@@ -52,7 +53,7 @@ class LinearModel:
     static_axes = (*SIZES, *STEPS)
     whole_axes = RATES
     output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
-    compiler_options = CPU_OPTIONS
+    compiler_options = staticmethod(compiler_options)
 
     def __call__(self, key, **point) -> dict[str, jax.Array]:
         point = DEFAULTS | point

@@ -8,11 +8,10 @@ from itertools import product
 import numpy as np
 
 from negmaml.sweeps.contract import Output
-from negmaml.sweeps.grid import Grid
-from negmaml.sweeps.run import Runner, program_memory
+from negmaml.sweeps.grid import Grid, Region
+from negmaml.sweeps.run import Runner
 
 BLOCK_SECONDS = 2.0  # what a kill loses at most, and long next to the milliseconds of a write
-Region = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ def default_block(runner: Runner, cells: int | None) -> tuple[tuple[int, ...], f
 
     The probe runs the group of the largest sizes.
     """
-    group = max(range(len(runner.groups)), key=lambda g: _size(runner.groups[g]))
+    groups = runner.compiler.groups
+    group = max(range(len(groups)), key=lambda g: _size(groups[g]))
     if cells is None:
         in_memory = runner.memory // 4 // sum(output.nbytes + 1 for output in runner.outputs)
         runner.block = block_shape(runner.grid.shape, max(1, min(in_memory, 2**16)))
@@ -71,22 +71,15 @@ def default_block(runner: Runner, cells: int | None) -> tuple[tuple[int, ...], f
         runner.block = block_shape(runner.grid.shape, cells)
     seconds = runner.probe(group)
     if cells is None and seconds * math.prod(runner.block) > BLOCK_SECONDS:
-        fewer = max(1, int(BLOCK_SECONDS / seconds))
-        block = block_shape(runner.grid.shape, fewer)
-        if runner.program(group)[0] > runner.grid.group_cells(block):
-            runner.programs.clear()  # the batch no longer fits the block
-        runner.block = block
+        runner.block = block_shape(runner.grid.shape, max(1, int(BLOCK_SECONDS / seconds)))
     return runner.block, seconds, group
 
 
 def make_plan(runner: Runner, cells: int | None) -> Plan:
     """Choose blocks, from a probe, and describe the work."""
     block, seconds, group = default_block(runner, cells)
-    batch, program, _ = runner.program(group)
-    return Plan(
-        runner.grid, runner.outputs, block, len(runner.groups), batch, program_memory(program),
-        seconds,
-    )  # fmt: skip
+    program, groups = runner.compiler.program(group), len(runner.compiler.groups)
+    return Plan(runner.grid, runner.outputs, block, groups, program.batch, program.nbytes, seconds)
 
 
 def block_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from negmaml.sweeps.extras import require
-from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.manifest import append, array_shapes, grid_of
-from negmaml.sweeps.plan import Region
 
 MANIFEST = "negmaml_sweep"
 
