@@ -131,9 +131,8 @@ def peers() -> None:
 
 def overhead() -> None:
     """A sweep into a store against its programs called with nothing around them."""
-    from negmaml.sweeps.api import _here
-    from negmaml.sweeps.provenance import provenance
     from negmaml.sweeps.store import create
+    from negmaml.sweeps.stored import _here
 
     print("| block, s | sweep to store, s | kernel alone, s | overhead |\n|---|---:|---:|---:|")
     for p, seeds in ((20, 36000), (60, 10000)):
@@ -157,9 +156,10 @@ def overhead() -> None:
         ratios = []
         for _ in range(4):
             with tempfile.TemporaryDirectory() as folder:
-                made = create(f"{folder}/x.zarr", work.manifest(), work.grid, block, provenance(""))
+                made = create(f"{folder}/x.zarr", work.manifest(), work.grid, block, {})
+                todo = list(regions(work.grid.shape, block))
                 start = time.perf_counter()
-                count = sum(1 for _ in _here(runner, made, list(regions(work.grid.shape, block))))
+                count = sum(1 for _ in _here(runner, made, 0, todo))
                 swept = time.perf_counter() - start
             start = time.perf_counter()
             kernel()

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from negmaml import figures, sweeps
 from negmaml.sweeps import spec as specs
-from negmaml.sweeps import store as stores
 from negmaml.sweeps import summary
 from negmaml.sweeps.cluster import connect
 from negmaml.sweeps.extras import require
+from negmaml.sweeps.lock import local_path
 
 console = Console()
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction]
@@ -166,7 +166,7 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 def _save(figure, store: str, out: Path | None, kind: str) -> int:
     if out is None:
-        path = stores.local_path(store) or Path(store.rstrip("/").rsplit("/", 1)[-1])
+        path = local_path(store) or Path(store.rstrip("/").rsplit("/", 1)[-1])
         out = path.with_name(f"{path.stem}-{kind}")
     paths = figures.save(figure, out.parent, out.name)
     console.print("wrote " + ", ".join(map(str, paths)), soft_wrap=True)

@@ -7,11 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
 import negmaml as nm
+from negmaml.sweeps import StoreError, lock
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.run import Runner
 from tests.sweep_script import GRID, SEEDS, function
@@ -133,7 +137,7 @@ def test_more_seeds_and_longer_axes_are_added_to_what_is_there(tmp_path, compute
     path = str(tmp_path / "x.zarr")
     nm.sweep(function, GRID, SEEDS, store=path, block=4)
     longer = {"size": [1, 2, 3], "scale": [-1.0, -0.5, 0.0, 0.5, 2.0]}
-    with pytest.raises(nm.sweeps.StoreError) as refused:
+    with pytest.raises(StoreError) as refused:
         nm.sweep(function, longer, 8, store=path)
     for text in ("axis size", "(1)", "axis scale", "-0.5", "seeds", "(6, 7)", "extend"):
         assert text in str(refused.value)
@@ -175,7 +179,6 @@ def other(key, size, scale):
     ("call", "named"),
     [
         (dict(grid=GRID | {"scale": [1.0]}), "lacks 4"),
-        (dict(grid=GRID | {"scale": [2.0, 0.5, 0.0, -1.0]}), "another order"),
         (dict(grid={**GRID, "size": 2}), "axis size: dim"),
         (dict(seeds=2), "seeds: asked lacks 4"),
         (dict(root=1), "root: store has 0, asked 1"),
@@ -185,32 +188,92 @@ def other(key, size, scale):
 )
 def test_another_sweep_is_refused_with_the_difference(kept, call, named, computed):
     path = kept
-    with pytest.raises(nm.sweeps.StoreError, match="another sweep") as refused:
+    with pytest.raises(StoreError, match="another sweep") as refused:
         nm.sweep(**(dict(function=function, grid=GRID, seeds=SEEDS, store=path) | call))
     assert named in str(refused.value)
     assert not computed
 
 
 def test_another_version_is_refused_unless_accepted(tmp_path, monkeypatch):
-    from negmaml.sweeps import api
+    from negmaml.sweeps import work
 
     path = str(tmp_path / "x.zarr")
     nm.sweep(function, GRID, SEEDS, store=path)
-    monkeypatch.setattr(api, "__version__", "9.9.9")
-    with pytest.raises(nm.sweeps.StoreError, match=r"9\.9\.9.*accept_changes"):
+    monkeypatch.setattr(work, "__version__", "9.9.9")
+    with pytest.raises(StoreError, match=r"9\.9\.9.*accept_changes"):
         nm.sweep(function, GRID, SEEDS, store=path)
     result = nm.sweep(function, GRID, SEEDS, store=path, accept_changes=True)
     assert "9.9.9" in result.attrs["history"][0]
 
 
-def test_a_whole_axis_says_how_to_lengthen_it(tmp_path):
-    def squares(key, rates):
-        return {"square": rates**2}
+shapes_asked = []
+
+
+def products(key, size, left, right):
+    """Handles two axes whole; `first` knows only one of them."""
+    shapes_asked.append((*left.shape, *right.shape))
+    total = jnp.sum(jax.random.normal(key, (size,)))
+    return {"both": total + jnp.outer(left, right), "first": total * left}
+
+
+WHOLE = {"whole": ["left", "right"], "output_dims": {"both": ["left", "right"], "first": ["left"]}}
+SHORT = {"size": [2, 3], "left": [0.0, 0.3], "right": [1.0, 0.2]}
+LONGER = {"size": [2, 3], "left": [-0.4, 0.0, 0.3], "right": [1.0, 0.1, 0.2]}
+
+
+def test_whole_axes_lengthen_in_place_and_only_new_values_are_computed(tmp_path):
+    options = WHOLE | {"store": str(tmp_path / "x.zarr"), "extend": True}
+    nm.sweep(products, SHORT, 5, block=4, **options)
+    shapes_asked.clear()
+    nm.sweep(products, LONGER, 5, **options)
+    assert set(shapes_asked) == {(3, 3), (1, 2), (3, 1)}  # the first to learn what it returns
+    assert_same(nm.sweep(products, LONGER, 7, **options), nm.sweep(products, LONGER, 7, **WHOLE))
+    again = LONGER | {"left": [0.3, -0.4, 0.0, 0.6], "right": [0.2, 0.1, 1.0]}
+    assert_same(nm.sweep(products, again, 7, **options), nm.sweep(products, again, 7, **WHOLE))
+
+
+def test_rates_of_the_linear_model_lengthen(tmp_path):
+    grid = {"p": 6, "m": 2, "n_t": 4, "n_v": 2, "n_r": 4, "sigma": 0.1, "nu": 0.5,
+            "train_rate": [0.0, 0.3], "adapt_rate": [0.0, 0.2]}  # fmt: skip
+    longer = grid | {"train_rate": [-0.4, 0.0, 0.3], "adapt_rate": [-0.2, 0.2, 0.0]}
+    path = str(tmp_path / "x.zarr")
+    nm.sweep(nm.sweeps.linear, grid, 5, store=path)
+    result = nm.sweep(nm.sweeps.linear, longer, 5, store=path, extend=True)
+    assert_same(result, nm.sweep(nm.sweeps.linear, longer, 5))
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 8])
+def test_an_extension_of_whole_axes_goes_on_where_it_was_cut(tmp_path, at):
+    options = WHOLE | {"store": str(tmp_path / "x.zarr")}
+    nm.sweep(products, SHORT, 3, block=2, **options)
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nm.sweep(products, LONGER, 4, extend=True, progress=stop, **options)
+    assert_same(nm.sweep(products, LONGER, 4, **options), nm.sweep(products, LONGER, 4, **WHOLE))
+
+
+def test_an_output_that_may_depend_on_all_values_is_not_extended(tmp_path):
+    def best(key, rates):
+        return {"value": rates**2, "best": jnp.max(rates)}
 
     path = str(tmp_path / "x.zarr")
-    nm.sweep(squares, {"rates": [0.0, 1.0]}, 2, store=path, whole=["rates"])
-    with pytest.raises(nm.sweeps.StoreError, match=r"xarray\.concat"):
-        nm.sweep(squares, {"rates": [0.0, 1.0, 2.0]}, 2, store=path, whole=["rates"], extend=True)
+    nm.sweep(best, {"rates": [0.0, 1.0]}, 2, store=path, whole=["rates"])
+    with pytest.raises(StoreError, match="best may depend on all values"):
+        nm.sweep(best, {"rates": [0.0, 2.0, 1.0]}, 2, store=path, whole=["rates"], extend=True)
+    assert xr.open_zarr(path).sizes["rates"] == 2
+
+
+def test_values_in_another_order_are_the_same_sweep(kept, computed):
+    turned, seeds = GRID | {"scale": [2.0, 0.5, 0.0, -1.0]}, range(SEEDS - 1, -1, -1)
+    result = nm.sweep(function, turned, seeds, store=kept)
+    assert not computed
+    assert_same(result, nm.sweep(function, turned, seeds))
 
 
 def test_strings_label_axes_and_urls_are_stores(tmp_path):
@@ -230,7 +293,7 @@ def test_what_is_not_ours_stays_as_it_is(tmp_path, computed):
     (tmp_path / "folder" / "data").write_text("mine")
     xr.Dataset({"a": 1}).to_zarr(tmp_path / "other.zarr", zarr_format=3)
     for name, words in (("file", "no zarr"), ("folder", "no zarr"), ("other.zarr", "no sweep")):
-        with pytest.raises(nm.sweeps.StoreError, match=words):
+        with pytest.raises(StoreError, match=words):
             nm.sweep(function, GRID, SEEDS, store=str(tmp_path / name))
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "data").read_text() == "mine"
     assert "a" in xr.open_zarr(tmp_path / "other.zarr")
@@ -244,14 +307,22 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path, computed):
     assert not computed
 
 
-def test_a_second_writer_is_told_who_writes(tmp_path):
-    path = str(tmp_path / "x.zarr")
-    with (
-        stores.locked(path),
-        pytest.raises(nm.sweeps.StoreError, match=f"process {os.getpid()} on"),
-    ):
-        nm.sweep(function, GRID, SEEDS, store=path)
-    nm.sweep(function, GRID, SEEDS, store=path)
+@pytest.mark.parametrize("url", ["{path}/x.zarr", "memory://{path}/x.zarr"])
+def test_a_second_writer_is_told_who_writes(tmp_path, monkeypatch, url):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    url = url.format(path=tmp_path)
+    with lock.locked(url), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+        nm.sweep(function, GRID, SEEDS, store=url)
+    nm.sweep(function, GRID, SEEDS, store=url)
+
+
+def test_a_lock_at_a_url_whose_holder_is_gone_is_taken_over(monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/gone.zarr.lock", b"process 1 on another, beat 3")
+    with lock.locked("memory://gone.zarr"):
+        assert f"process {os.getpid()}" in files.cat_file("/gone.zarr.lock").decode()
+    assert not files.exists("/gone.zarr.lock")
 
 
 def test_a_full_disk_leaves_a_whole_store(tmp_path, undisturbed):

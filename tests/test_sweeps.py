@@ -233,3 +233,16 @@ def test_memory_budget_bounds_the_program(renamed):
         program = runner.compiler.program(0)
         assert program.nbytes <= memory
         assert program.batch >= memory // 200_000
+
+
+def test_the_next_groups_compile_while_one_runs():
+    work = nm.sweeps.prepare(draws, {"size": [2, 3, 4, 5]}, 3)
+    runner = work.runner((2, 3), None, None)
+    runner.compiler.at_once = 2
+    runner.expect([(slice(0, 2), slice(0, 3)), (slice(2, 4), slice(0, 3))])
+    runner.compiler.program(0)
+    assert set(runner.compiler.ready) == {0}
+    assert set(runner.compiler.started) == {1, 2}
+    runner.compiler.program(3)  # out of order
+    runner.compiler.program(1)
+    assert set(runner.compiler.ready) == {0, 1, 3}

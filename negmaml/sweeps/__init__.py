@@ -2,6 +2,6 @@
 
 from negmaml.sweeps.api import plan, prepare, sweep
 from negmaml.sweeps.linear import LinearModel, linear
-from negmaml.sweeps.store import StoreError
+from negmaml.sweeps.lock import StoreError
 
 __all__ = ["LinearModel", "StoreError", "linear", "plan", "prepare", "sweep"]

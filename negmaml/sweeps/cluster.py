@@ -34,6 +34,7 @@ class Job:
     memory: int | None
     x64: bool
     store: str
+    part: int
 
 
 def connect(client):
@@ -65,10 +66,10 @@ def compute_block(job: Job, region: Region) -> int:
             _open.clear()  # programs of an earlier sweep
             _open[job.name] = runner, store
         runner, store = _open[job.name]
-        wanted = ~store.done(region)
+        wanted = store.done(region) == job.part
         if wanted.any():
             runner.expect([region])
-            store.write(region, wanted, runner.compute(index_of(region, wanted)))
+            store.write(region, job.part, wanted, runner.compute(index_of(region, wanted)))
         return int(wanted.sum())
 
 

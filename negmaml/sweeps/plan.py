@@ -10,6 +10,7 @@ import numpy as np
 from negmaml.sweeps.contract import Output
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.run import Runner
+from negmaml.sweeps.work import Work
 
 BLOCK_SECONDS = 2.0  # what a kill loses at most, and long next to the milliseconds of a write
 
@@ -73,6 +74,19 @@ def default_block(runner: Runner, cells: int | None) -> tuple[tuple[int, ...], f
     if cells is None and seconds * math.prod(runner.block) > BLOCK_SECONDS:
         runner.block = block_shape(runner.grid.shape, max(1, int(BLOCK_SECONDS / seconds)))
     return runner.block, seconds, group
+
+
+def planned(work: Work, memory, block, devices) -> tuple[Plan, Runner]:
+    """What the sweep will do, and a runner that knows its blocks."""
+    _check_positive("memory", memory)
+    _check_positive("block", block)
+    runner = work.runner(work.grid.shape, memory, devices)
+    return make_plan(runner, block), runner
+
+
+def _check_positive(name: str, value) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def make_plan(runner: Runner, cells: int | None) -> Plan:

@@ -62,8 +62,8 @@ class Compiler:
         """The program of a group, from here on kept."""
         if group not in self.ready:
             self._start(group)
-            wanted = self.at_once - len(self.started) + 1
-            for other in islice((g for g in self.upcoming if g not in self.ready), max(0, wanted)):
+            unseen = (g for g in self.upcoming if g not in self.ready and g not in self.started)
+            for other in islice(unseen, max(0, self.at_once + 1 - len(self.started))):
                 self._start(other)
             batch, executable = self.started.pop(group)
             self.ready[group] = self._fitting(group, batch, executable.result())

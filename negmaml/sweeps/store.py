@@ -2,8 +2,9 @@
 
 It opens with `xarray.open_zarr` at any time. What makes that safe: a new store is built aside and
 renamed into place; every chunk is one file, written aside and renamed; `done` is written after the
-data it speaks of; and the attribute `negmaml_sweep` says what the store is a sweep of, so that
-another sweep is refused. Local stores are locked by the process that writes.
+data it speaks of, and counts the parts that a cell has (one, and one more for each time that a
+whole axis was lengthened); and the attribute `negmaml_sweep` says what the store is a sweep of, so
+that another sweep is refused.
 """
 
 import json
@@ -12,28 +13,16 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from negmaml.sweeps.extras import require
 from negmaml.sweeps.grid import Grid, Region
-from negmaml.sweeps.manifest import append, array_shapes, grid_of
+from negmaml.sweeps.lock import StoreError, local_path
+from negmaml.sweeps.manifest import Box, array_shapes, extended, grid_of
 
 MANIFEST = "negmaml_sweep"
-
-
-class StoreError(ValueError):
-    """The store is not one that this sweep can write to."""
-
-
-def local_path(url: str) -> Path | None:
-    """The path of a local store, None for a URL."""
-    if "://" not in url:
-        return Path(url)
-    return Path(url.removeprefix("file://")) if url.startswith("file://") else None
 
 
 class Store:
@@ -43,18 +32,30 @@ class Store:
         self.url, self.group = url, group
         self.manifest: dict[str, Any] = json.loads(group.attrs[MANIFEST])
         self.block: tuple[int, ...] = tuple(self.manifest["block"])
-        self.names = (*self.manifest["outputs"], "finite")
+
+    @property
+    def parts(self) -> list[Box]:
+        """What a cell can lack: everything, or the box of each extension of a whole axis."""
+        return [{}, *self.manifest["parts"]]
 
     def done(self, region: Region | None = None) -> np.ndarray:
-        """Which cells are stored."""
+        """How many of `parts` each cell has: 0, or all of them when none was added since."""
         return np.asarray(self.group["done"][... if region is None else region])
 
-    def write(self, region: Region, wanted: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
-        """Store the cells of a region where `wanted` holds; their flag comes last."""
+    def write(
+        self, region: Region, part: int, wanted: np.ndarray, values: Mapping[str, np.ndarray]
+    ) -> None:
+        """Store a part of the cells of a region where `wanted` holds; their flag comes last."""
+        box, finite = self.parts[part], values["finite"]
+        level = part + 1 if part else len(self.parts)  # the first computes everything there is
         try:
-            for name in self.names:
-                self._put(name, region, wanted, values[name])
-            self._put("done", region, wanted, np.ones(len(values["finite"]), bool))
+            for name, (_, dims, _) in self.manifest["outputs"].items():
+                inside = tuple(slice(*box.get(dim, (None,))) for dim in dims)
+                self._put(name, (*region, *inside), wanted, values[name])
+            if part:
+                finite &= np.asarray(self.group["finite"][region])[wanted]
+            self._put("finite", region, wanted, finite)
+            self._put("done", region, wanted, np.full(len(finite), level, np.uint8))
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -63,6 +64,7 @@ class Store:
             ) from error
 
     def _put(self, name: str, region: Region, wanted: np.ndarray, values: np.ndarray) -> None:
+        """Set the wanted cells of a region, which may be cut along the dims of the output too."""
         array = self.group[name]
         if wanted.all():
             array[region] = values.reshape(*wanted.shape, *values.shape[1:])
@@ -88,12 +90,7 @@ class Store:
 
     def extend(self, asked: Mapping[str, Any]) -> Grid:
         """Append seeds and values of axes; returns the grid in the order of the store."""
-        merged = dict(self.manifest)
-        merged["seeds"] = append(merged["seeds"], asked["seeds"])
-        merged["axes"] = {
-            name: axis | {"values": append(axis["values"], asked["axes"][name]["values"])}
-            for name, axis in merged["axes"].items()
-        }
+        merged = extended(self.manifest, asked)
         grid = grid_of(merged)
         for name, shape in array_shapes(grid, merged["outputs"]).items():
             self.group[name].resize(shape)
@@ -187,9 +184,9 @@ def _write_arrays(group, manifest: Mapping[str, Any], grid: Grid, block: Sequenc
             compressors=None if inexact else "auto",  # random digits do not compress
             dimension_names=(*grid.dims, *dims),
         )
-    for name in ("finite", "done"):
+    for name, dtype in (("finite", "bool"), ("done", "uint8")):
         group.create_array(
-            name, shape=grid.shape, chunks=tuple(block), dtype="bool", fill_value=False,
+            name, shape=grid.shape, chunks=tuple(block), dtype=dtype, fill_value=0,
             dimension_names=grid.dims,
         )  # fmt: skip
     _write_coordinates(group, grid)
@@ -218,41 +215,3 @@ def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
 def _labels(grid: Grid) -> list[str]:
     """Coordinates that index no dim of their own name."""
     return [name for name, (dims, _) in coordinates(grid).items() if dims != (name,)]
-
-
-@contextmanager
-def locked(url: str):
-    """Hold the store for writing; the lock of a killed process is gone with it.
-
-    Raises StoreError when another process has it. URLs have no lock: two sweeps there write
-    the same whole chunks.
-    """
-    path = local_path(url)
-    if path is None:
-        yield
-        return
-    import fcntl
-
-    lock = path.with_name(f".{path.name}.lock")
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(lock, "a+")  # noqa: SIM115
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"store {url!r} cannot be written ({error.strerror}); choose another path, or mend "
-            "its permissions",
-        ) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            handle.seek(0)
-            raise StoreError(
-                f"store {url!r} is being written by another sweep ({handle.read().strip()}); "
-                "wait for it, or choose another store"
-            ) from error
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {os.uname().nodename}")
-        handle.flush()
-        yield

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from negmaml.sweeps.extras import require
+from negmaml.sweeps.lock import StoreError, local_path
 from negmaml.sweeps.parse import near
-from negmaml.sweeps.store import MANIFEST, StoreError, local_path
+from negmaml.sweeps.store import MANIFEST
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -53,7 +54,7 @@ def mean(dataset, variable: str, keep: Sequence[str]):
         raise ValueError(
             f"--value: no variable {variable!r}{near(variable, names)}; there are {names}"
         )
-    valid = dataset["finite"] & dataset["done"] if "done" in dataset else dataset["finite"]
+    valid = dataset["finite"] & (dataset["done"] > 0) if "done" in dataset else dataset["finite"]
     values = dataset[variable].astype(float).where(valid)
     if extra := [d for d in values.dims if d not in keep and d != "seed"]:
         raise ValueError(f"choose a value of {', '.join(extra)} with --select {extra[0]}=...")
@@ -96,8 +97,9 @@ def quantity(dataset, expression: str):
 def rows(dataset) -> list[tuple[str, str]]:
     """A summary: cells, how many are not finite or not reliable, and the range of every mean."""
     cells = int(np.prod([dataset.sizes[d] for d in dataset["finite"].dims]))
-    done = dataset["done"].values if "done" in dataset else np.ones(dataset["finite"].shape, bool)
-    diverged = int((done & ~dataset["finite"].values).sum())
+    finite = dataset["finite"].values
+    done = dataset["done"].values > 0 if "done" in dataset else np.ones(finite.shape, bool)
+    diverged = int((done & ~finite).sum())
     found: list[tuple[str, Any]] = [
         ("cells done", f"{int(done.sum()):,} of {cells:,}"),
         ("not finite", f"{diverged:,} ({diverged / max(1, done.sum()):.2%})"),
