@@ -60,16 +60,18 @@ def ready(cells: dict, seeds: int, **options):
 
 def rates() -> None:
     """What 25 rates cost next to one, through a sweep."""
-    print("| p | 25 rates, s | one rate, s | ratio |\n|---|---:|---:|---:|")
-    for p, seeds in ((20, 4000), (60, 1500), (200, 60)):
+    print("| p | parameterized | 25 rates, s | one rate, s | ratio |\n|---|---|---:|---:|---:|")
+    for p, seeds, under in ((20, 8000, False), (60, 1500, False), (200, 100, False),
+                            (20, 800, True)):  # fmt: skip
         many, one = (
-            ready(grid(p) | {"train_rate": values}, seeds, block=10**6)[1]
+            ready(grid(p, under) | {"train_rate": values}, seeds, block=10**6)[1]
             for values in (RATES, [0.2])
         )
         many(), one()
-        pairs = [(seconds(many, 1), seconds(one, 1)) for _ in range(5)]
+        pairs = [(seconds(many, 1), seconds(one, 1)) for _ in range(15)]
         a, b = (min(column) for column in zip(*pairs, strict=True))
-        print(f"| {p} | {a:.3f} | {b:.3f} | {a / b:.2f} |", flush=True)
+        kind = "under" if under else "over"
+        print(f"| {p} | {kind} | {a:.3f} | {b:.3f} | {a / b:.2f} |", flush=True)
 
 
 def numpy_cells(arguments) -> int:

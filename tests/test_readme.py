@@ -1,15 +1,23 @@
 """Every command and code block of the README works as written."""
 
+import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import dask_jobqueue
+import numpy as np
 import pytest
+import xarray as xr
+
+import negmaml as nm
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TEXT = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 SLOW = "negmaml phases"  # draws thousands of simulated runs
 
@@ -39,7 +47,7 @@ def test_code_blocks_run_in_order():
     exec(compile("\n".join(PYTHON), "README.md", "exec"), {"__name__": "readme"})
 
 
-@pytest.mark.parametrize("commands", cases())
+@pytest.mark.parametrize("commands", list(cases()))
 def test_commands_run(commands, tmp_path):
     for command in commands:
         program, *arguments = shlex.split(command)
@@ -53,6 +61,56 @@ def test_commands_run(commands, tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+GRID = {"p": 6, "m": 2, "n_t": 4, "n_v": 2, "n_r": 4, "sigma": [0.1, 0.5, 1.0], "nu": 0.5,
+        "train_rate": [-0.3, 0.0], "adapt_rate": 0.2}  # fmt: skip
+
+
+def program(folder, name, text):
+    """A shell program on a path of our own."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_the_lines_for_slurm_run_workers_as_its_jobs(tmp_path, monkeypatch):
+    """Stand-ins for the programs of SLURM start the jobs that they are given, here."""
+    (tmp_path / "bin").mkdir()
+    start = 'copy=$(mktemp); cat "$1" > $copy; bash $copy > /dev/null 2>&1 & echo "batch job $!"'
+    program(tmp_path / "bin", "sbatch", f'grep gres "$1" >> {tmp_path}/jobs; {start}')
+    program(tmp_path / "bin", "scancel", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (lines,) = (text for text in TEXT if "SLURM" in text)
+    names = {"nm": nm, "dask_jobqueue": dask_jobqueue, "seeds": 4, "grid": GRID}
+    names["function"] = nm.sweeps.linear
+    try:
+        exec(lines.replace("jobs=16", "jobs=2").replace("/shared", str(tmp_path)), names)
+    finally:
+        names["cluster"].close()
+    assert (tmp_path / "jobs").read_text().splitlines() == ["#SBATCH --gres=gpu:1"] * 2
+    stored, here = xr.open_zarr(tmp_path / "x.zarr"), nm.sweep(nm.sweeps.linear, GRID, 4)
+    np.testing.assert_allclose(stored["test_loss"], here["test_loss"], rtol=1e-5)
+
+
+def test_the_lines_for_a_worker_on_each_gpu_share_a_sweep(tmp_path):
+    (lines,) = (text for text in TEXT if "CUDA_VISIBLE_DEVICES" in text)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    lines = lines.replace("0 1 2 3", "0 1").replace("8786", port)
+    lines = lines.replace("dask scheduler", f"dask scheduler --port {port} --no-dashboard")
+    axes = "\n".join(f"{name} = {value}" for name, value in GRID.items())
+    (tmp_path / "spec.toml").write_text(f'function = "linear"\nseeds = 4\n[grid]\n{axes}\n')
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"trap 'kill $(jobs -p)' EXIT\n{lines}"],
+        cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stored, here = xr.open_zarr(tmp_path / "x.zarr"), nm.sweep(nm.sweeps.linear, GRID, 4)
+    np.testing.assert_allclose(stored["test_loss"], here["test_loss"], rtol=1e-5)
 
 
 def test_installation_commands_name_real_extras():
