@@ -136,8 +136,10 @@ def overhead() -> None:
     from negmaml.sweeps.store import create
     from negmaml.sweeps.stored import _here
 
-    print("| block, s | sweep to store, s | kernel alone, s | overhead |\n|---|---:|---:|---:|")
-    for p, seeds in ((20, 36000), (60, 10000)):
+    print(
+        "| p | block, s | sweep to store, s | kernel alone, s | overhead |\n|---|---|---:|---:|---:|"
+    )
+    for p, seeds in ((20, 100_000), (60, 20_000)):
         work = nm.sweeps.prepare(nm.sweeps.linear, grid(p), seeds)
         runner = work.runner(work.grid.shape, None, None)
         block = nm.sweeps.plan(work, block=work.grid.cells // 4).block
@@ -156,7 +158,7 @@ def overhead() -> None:
 
         kernel()
         ratios = []
-        for _ in range(4):
+        for _ in range(9):
             with tempfile.TemporaryDirectory() as folder:
                 made = create(f"{folder}/x.zarr", work.manifest(), work.grid, block, {})
                 todo = list(regions(work.grid.shape, block))
@@ -168,7 +170,7 @@ def overhead() -> None:
             alone = time.perf_counter() - start
             ratios.append((swept / alone, swept, alone, alone / count))
         ratio, swept, alone, each = sorted(ratios)[len(ratios) // 2]
-        print(f"| {each:.2f} | {swept:.2f} | {alone:.2f} | {ratio - 1:+.1%} |", flush=True)
+        print(f"| {p} | {each:.2f} | {swept:.2f} | {alone:.2f} | {ratio - 1:+.1%} |", flush=True)
 
 
 def memory() -> None:
