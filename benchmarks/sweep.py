@@ -136,9 +136,8 @@ def overhead() -> None:
     from negmaml.sweeps.store import create
     from negmaml.sweeps.stored import _here
 
-    print(
-        "| p | block, s | sweep to store, s | kernel alone, s | overhead |\n|---|---|---:|---:|---:|"
-    )
+    print("| p | block, s | sweep to store, s | kernel alone, s | overhead |")
+    print("|---|---|---:|---:|---:|")
     for p, seeds in ((20, 100_000), (60, 20_000)):
         work = nm.sweeps.prepare(nm.sweeps.linear, grid(p), seeds)
         runner = work.runner(work.grid.shape, None, None)

@@ -1,27 +1,30 @@
 """How programs compile on CPU, where the first call often costs more than the work."""
 
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-# LLVM at its first level takes half the time of the default and the older of two code generators a
-# third less again, and programs run as fast: the work of this package is in library calls
-# (products, factorisations) and in straight loops that vectorise anyway.
-_OPTIONS = {
-    "xla_backend_optimization_level": 1,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
+# LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
+# work of this package is in library calls (products, factorisations) and in straight loops that
+# vectorise anyway. The older of two code generators, gone in later versions, halves what is left,
+# but now and then makes a loop of half the speed: for light programs only.
+_OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
+_LIGHT_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
 
 
 @cache
-def compiler_options(platform: str) -> dict[str, Any] | None:
-    """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own."""
+def compiler_options(platform: str, light: bool) -> dict[str, Any] | None:
+    """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
+
+    light: whether the program will run for less time than it takes to compile.
+    """
     if platform != "cpu":
         return None
     trivial = jax.jit(lambda: 0).lower()
-    return {name: value for name, value in _OPTIONS.items() if _takes(trivial, {name: value})}
+    wanted = _OPTIONS | (_LIGHT_OPTIONS if light else {})
+    return {name: value for name, value in wanted.items() if _takes(trivial, {name: value})}
 
 
 def _takes(lowered, options: dict[str, Any]) -> bool:
@@ -30,3 +33,23 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def quick_jit(function, static_argnames=(), light: bool = True):
+    """`jax.jit` with `compiler_options`; plain within a trace, where JAX takes none."""
+    plain = jax.jit(function, static_argnames=static_argnames)
+
+    @cache
+    def quick(platform: str):
+        options = compiler_options(platform, light)
+        return jax.jit(function, static_argnames=static_argnames, compiler_options=options)
+
+    @wraps(function)
+    def call(*arguments, **keywords):
+        traced = isinstance(jnp.zeros(()), jax.core.Tracer) or any(
+            isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, keywords))
+        )
+        chosen = plain if traced else quick(jax.default_backend())
+        return chosen(*arguments, **keywords)
+
+    return call

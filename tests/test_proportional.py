@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,11 +230,12 @@ def test_one_task_whose_filter_vanishes_within_the_spectrum_has_no_mean(x64):
     assert jnp.isfinite(distance(alone, nm.GradientDescent(0.5), meta_ridge=1.0))
 
 
-def test_other_sizes_and_values_do_not_recompile(x64):
+def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
     distance(NEAR, nm.GradientDescent(0.25))
-    before = predict._evaluate._cache_size()
+    monkeypatch.setattr(predict, "means", chex.assert_max_traces(predict.means, n=0))
     distance(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-3.0))
-    assert predict._evaluate._cache_size() == before
+    with pytest.raises(AssertionError, match="traced"):
+        distance(NEAR, nm.GradientDescent(np.array([0.25, 0.5])))
 
 
 def test_a_batch_of_rates_is_its_rates(x64):

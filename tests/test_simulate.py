@@ -69,9 +69,8 @@ def dense_losses(problem, distances):
 @pytest.fixture
 def fresh_program(monkeypatch):
     """A program of its own: a patched constant becomes part of what is compiled."""
-    function = module._simulate.__wrapped__
-    program = jax.jit(lambda *args: function(*args), static_argnums=(5, 6, 7))
-    monkeypatch.setattr(module, "_simulate", program)
+    program = jax.jit(lambda *args: module._simulate(*args), static_argnums=(5, 6, 7))
+    monkeypatch.setattr(module, "_simulate_few", program)
 
 
 class TestAgainstDense:
@@ -291,11 +290,11 @@ class TestDerivatives:
 
 
 class TestCompilation:
-    def test_new_numbers_do_not_compile_anew(self):
+    def test_new_numbers_do_not_compile_anew(self, monkeypatch):
         problem = PROBLEMS["over"]
         nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, 3)
-        before = module._simulate._cache_size()
-        assert before > 0
+        no_trace = chex.assert_max_traces(module.meta_train_distance, n=0)
+        monkeypatch.setattr(module, "meta_train_distance", no_trace)
         changes = (
             (problem, RATES + 1, ADAPT, 0.0),
             (problem, -RATES.astype(np.float32), nm.GradientDescent(RATES[:2]), 0),
@@ -305,7 +304,8 @@ class TestCompilation:
         for seed, (changed, rates, adapt, ridge) in enumerate(changes):
             train = nm.GradientDescent(rates)
             nm.simulate(jax.random.key(seed), changed, train, adapt, 3, ridge)
-        assert module._simulate._cache_size() == before
+        with pytest.raises(AssertionError, match="traced"):
+            nm.simulate(KEY, problem, train, ADAPT, 4)
 
     def test_vmap_and_jit_over_sigma_are_a_loop(self, x64):
         def losses(sigma):

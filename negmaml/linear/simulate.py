@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml.adaptation import expected_test_loss
-from negmaml.compilation import compiler_options
+from negmaml.compilation import compiler_options, quick_jit
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.sample import Data, assemble, contract, draw, normals_per_run, working_dtype
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
@@ -24,6 +23,7 @@ SPLITS = ("train-validation", "train-train")
 # Normals drawn by one step of the loop over runs: enough to use vector units and threads, few
 # enough to stay in cache (2^16 and 2^21 are both 10-20% slower).
 BLOCK_NORMALS = 2**19
+LIGHT_NORMALS = 2**23  # a tenth of a second of work, less than compiling takes
 ACCELERATOR_BLOCK_NORMALS = 2**24  # 64 MiB: there large kernels count, not the cache
 
 
@@ -84,7 +84,8 @@ def simulate(
     >>> result.test_loss.shape
     (3, 1000)
     """
-    return _simulate(*_checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split))
+    checked = _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
+    return (_simulate_few if _is_light(problem, checked[-3]) else _simulate_many)(*checked)
 
 
 def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
@@ -96,11 +97,18 @@ def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
     bound = inspect.signature(simulate).bind(*arguments, **options)
     bound.apply_defaults()
     checked = _checked(**bound.arguments)
-    executable = _simulate.lower(*checked).compile(compiler_options(jax.default_backend()))
+    light = _is_light(checked[1], checked[-3])
+    lowered = jax.jit(_simulate, static_argnames=STATIC).lower(*checked)
+    executable = lowered.compile(compiler_options(jax.default_backend(), light))
     return lambda: executable(*checked[:DYNAMIC])
 
 
+def _is_light(problem: MixedLinearRegression, runs: int) -> bool:
+    return runs * normals_per_run(problem) < LIGHT_NORMALS
+
+
 DYNAMIC = 5  # key, problem, train, adapt and meta_ridge; what follows is static
+STATIC = ("runs", "evaluation", "split")
 
 
 def _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split) -> tuple:
@@ -120,7 +128,6 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-@partial(jax.jit, static_argnames=("runs", "evaluation", "split"))
 def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -> Simulation:
     def one_run(index, normals):
         data = assemble(normals, problem)
@@ -153,6 +160,10 @@ def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -
         losses = expected_test_loss(problem, distance, adapt)
         losses = jnp.moveaxis(losses, len(batch_shape(train)), -1)
     return Simulation(losses, distance, reliable)
+
+
+_simulate_few = quick_jit(_simulate, STATIC)
+_simulate_many = quick_jit(_simulate, STATIC, light=False)
 
 
 def _block_shape(runs: int, problem: MixedLinearRegression) -> tuple[int, int, int]:

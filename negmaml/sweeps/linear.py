@@ -53,7 +53,6 @@ class LinearModel:
     static_axes = (*SIZES, *STEPS)
     whole_axes = RATES
     output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
-    compiler_options = staticmethod(compiler_options)
 
     def __call__(self, key, **point) -> dict[str, jax.Array]:
         point = DEFAULTS | point
@@ -75,6 +74,10 @@ class LinearModel:
         """How many cells one call of the program should take on."""
         problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
         return max(2, BATCH_NORMALS // normals_per_run(problem))
+
+    def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
+        """How to compile a program that so many cells will use."""
+        return compiler_options(platform, light=cells <= 4 * self.batch_cells(**sizes))
 
     def batched(self, keys, **point) -> dict[str, jax.Array]:
         """Many cells: keys (B,), numbers (B,), rates of any shape, sizes as integers.

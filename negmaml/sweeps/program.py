@@ -80,7 +80,7 @@ class Compiler:
             lowered = self._traced(
                 group, batch
             ).lower()  # here: tracing heeds this thread's settings
-            self.started[group] = batch, self.pool.submit(lowered.compile, self._options())
+            self.started[group] = batch, self.pool.submit(lowered.compile, self._options(group))
 
     def _fitting(self, group: int, batch: int, executable) -> Program:
         """This program, or one of a smaller batch that keeps to the memory."""
@@ -90,7 +90,7 @@ class Compiler:
             if used <= self.memory or batch <= len(self.devices):
                 return program
             batch = self._even(min(batch - 1, int(0.9 * batch * self.memory / used)))
-            executable = self._traced(group, batch).lower().compile(self._options())
+            executable = self._traced(group, batch).lower().compile(self._options(group))
 
     def _even(self, limit: int) -> int:
         """A batch of at most `limit` that cuts a block evenly, in multiples of the devices."""
@@ -106,9 +106,11 @@ class Compiler:
         program = self._traced(group, devices).jaxpr
         return max(1, int(self.memory * devices / max(1, _intermediate_bytes(program.jaxpr))))
 
-    def _options(self) -> dict[str, Any] | None:
-        chosen = getattr(self.function, "compiler_options", None)
-        return None if chosen is None else chosen(self.devices[0].platform)
+    def _options(self, group: int) -> dict[str, Any] | None:
+        choose = getattr(self.function, "compiler_options", None)
+        cells = self.grid.group_cells(self.grid.shape)
+        platform = self.devices[0].platform
+        return None if choose is None else choose(platform, cells, **self.groups[group])
 
     def _traced(self, group: int, batch: int):
         """The jitted program of a batch of cells, traced."""

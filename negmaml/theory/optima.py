@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml.compilation import quick_jit
 from negmaml.rules import GradientDescent, GradientFlow, Rule, cast
 from negmaml.theory.predict import means
 from negmaml.theory.spectrum import marchenko_pastur
@@ -105,7 +106,7 @@ def phase_diagram(
     )
 
 
-@partial(jax.jit, static_argnames="ridged")
+@partial(quick_jit, static_argnames="ridged")
 def _phases(cells, train: Rule, ridged: bool) -> Phase:
     def one(cell):
         p, m, n_t, n_v, *numbers = cell

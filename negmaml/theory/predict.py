@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from negmaml.adaptation import expected_test_loss
+from negmaml.compilation import quick_jit
 from negmaml.problem import MixedLinearRegression, check_nonnegative
 from negmaml.rules import GradientDescent, Rule, batch_shape, cast, parameter
 from negmaml.theory import expansions
@@ -124,7 +125,7 @@ def is_zero(value) -> bool:
     return isinstance(value, Real | np.ndarray) and float(value) == 0
 
 
-@partial(jax.jit, static_argnames="ridged")
+@partial(quick_jit, static_argnames="ridged")
 def _evaluate(sizes, numbers, rule: Rule, quadrature, ridged: bool) -> Moments:
     """Sizes are traced, so that one compilation serves every problem."""
     p, _, n_t, _ = sizes

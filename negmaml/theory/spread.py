@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml.adaptation import filter_means
+from negmaml.compilation import quick_jit
 from negmaml.problem import MixedLinearRegression, check_nonnegative
 from negmaml.rules import Rule, batch_shape, cast, parameter
 from negmaml.theory.predict import is_zero, means, quadrature_of, sizes_of
@@ -112,7 +113,7 @@ def _covariance(problem: MixedLinearRegression, first: Rule, second: Rule, meta_
     return _evaluate(sizes, numbers, first, second, quadrature, not is_zero(meta_ridge))
 
 
-@partial(jax.jit, static_argnames="ridged")
+@partial(quick_jit, static_argnames="ridged")
 def _evaluate(sizes, numbers, first: Rule, second: Rule, quadrature, ridged: bool):
     p, _, n_t, _ = sizes
     spectrum = marchenko_pastur(n_t, p, p.dtype) if quadrature is None else quadrature
