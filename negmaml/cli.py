@@ -252,7 +252,7 @@ def verify(
     runs: int = 1000,
     seed: int = 0,
 ) -> int:
-    """Check five roads to the test loss against each other; fails when they disagree.
+    """Check six roads to the test loss against each other; fails when they disagree.
 
     Args:
         problem: the problem.

@@ -79,31 +79,27 @@ def experiments(
         raise ValueError(f"names must be among {', '.join(PROBLEMS)}, got {unknown[0]!r}")
     if check_count("runs", runs) < 20:
         raise ValueError(f"runs must be at least 20, two a point in panels a, got {runs!r}")
-    with ThreadPoolExecutor() as threads:  # compilation is most of the work, and runs in parallel
-        prepared = [
-            threads.submit(
-                _prepare,
-                PROBLEMS[name],
-                jax.random.fold_in(key, list(PROBLEMS).index(name)),
-                runs,
-                evaluation,
+    with ThreadPoolExecutor() as threads:  # compilation is most of the work
+        started = []
+        for name in names:
+            with jax.enable_x64(True):
+                prediction = tuple(map(np.asarray, _predict(cast(PROBLEMS[name], jnp.float64))))
+            own = jax.random.fold_in(key, list(PROBLEMS).index(name))
+            program = threads.submit(
+                _compile, PROBLEMS[name], own, prediction[-1], runs, evaluation
             )
-            for name in names
-        ]
-        wait(prepared)
-        for name, future in zip(names, prepared, strict=True):
-            yield name, _panels(*future.result())
+            started.append((prediction, program))
+        wait([program for _, program in started])
+        for name, (prediction, program) in zip(names, started, strict=True):
+            yield name, _panels(prediction, program.result())
 
 
-def _prepare(problem: MixedLinearRegression, key, runs: int, evaluation: str):
-    """Theory, and the compiled simulation."""
-    with jax.enable_x64(True):
-        prediction = tuple(map(np.asarray, _predict(cast(problem, jnp.float64))))
-    _, _, best_train = prediction
+def _compile(problem: MixedLinearRegression, key, best_train, runs: int, evaluation: str):
+    """The simulation of both panels, and of rates around the predicted optimum."""
     train = np.concatenate([RATES, _search_rates(best_train)]).astype(np.float32)
     rules = GradientDescent(train), GradientDescent(RATES.astype(np.float32))
     problem = cast(problem, np.float32)
-    return prediction, compile_simulation(key, problem, *rules, runs, evaluation=evaluation)
+    return compile_simulation(key, problem, *rules, runs, evaluation=evaluation)
 
 
 def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel]:
@@ -121,7 +117,6 @@ def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel
     }
 
 
-@jax.jit
 def _predict(problem):
     """Both theory curves, and the best rates."""
     fixed, varied = GradientDescent(FIXED_RATE), GradientDescent(CURVE_RATES)

@@ -19,6 +19,7 @@ UNDER = nm.MixedLinearRegression(p=4, m=12, n_t=6, n_v=4, n_r=6, sigma=0.5, nu=0
 RULES = nm.GradientDescent(-0.2), nm.GradientDescent(0.2)
 NAMES = (
     "exact solve, expected",
+    "theory, proportional",
     "theory, expansion",
     "exact solve, sampled",
     "meta-training (optax)",
@@ -74,7 +75,7 @@ class TestTable:
         assert lines[-1] == "all roads agree"
 
     def test_it_marks_the_road_that_disagrees_and_no_other(self, verified):
-        wrong = verified[0].roads[2]._replace(deviation=-4.1)
+        wrong = verified[0].roads[3]._replace(deviation=-4.1)
         result = Verification((*verified[0].roads[:2], wrong))
         assert not result.agrees
         lines = str(result).splitlines()
@@ -117,6 +118,13 @@ class TestSabotage:
         result, roads = roads_of(UNDER, RULES[0])
         assert not result.agrees
         assert [name for name in NAMES if not roads[name].agrees] == ["theory, expansion"]
+
+    @pytest.mark.slow
+    def test_a_wrong_proportional_theory(self, monkeypatch):
+        def scaled(evaluate):
+            return lambda *args: jax.tree.map(lambda x: 1.5 * x, evaluate(*args))
+
+        assert self.broken_roads(monkeypatch, "evaluate", scaled) == {"theory, proportional"}
 
     def test_a_wrong_meta_gradient(self, monkeypatch):
         def at_another_rate(maml):

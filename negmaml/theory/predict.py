@@ -101,12 +101,17 @@ def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge=0.0, meas
 
 def evaluate(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> Moments:
     """`proportional.moments`, each of the rule's shape."""
+    return evaluate_traced(*arguments_of(problem, train, meta_ridge, measure))
+
+
+def arguments_of(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> tuple:
+    """The arguments of `evaluate_traced`, all of one dtype."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
     dtype = jnp.result_type(float, parameter(train), *numbers)
     numbers, train, sizes = cast((numbers, train, sizes_of(problem)), dtype)
     quadrature = quadrature_of(problem, train, measure, dtype)
-    return _evaluate(sizes, numbers, train, quadrature, not is_zero(meta_ridge))
+    return sizes, numbers, train, quadrature, not is_zero(meta_ridge)
 
 
 def sizes_of(problem: MixedLinearRegression) -> tuple[int, int, int, int]:
@@ -126,7 +131,7 @@ def is_zero(value) -> bool:
 
 
 @partial(quick_jit, static_argnames="ridged")
-def _evaluate(sizes, numbers, rule: Rule, quadrature, ridged: bool) -> Moments:
+def evaluate_traced(sizes, numbers, rule: Rule, quadrature, ridged: bool) -> Moments:
     """Sizes are traced, so that one compilation serves every problem."""
     p, _, n_t, _ = sizes
     measure = marchenko_pastur(n_t, p, p.dtype) if quadrature is None else quadrature

@@ -1,17 +1,19 @@
 """Which rate, time, strength and ridge to use: optima in training and at test time."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from negmaml.adaptation import expected_test_loss
+from negmaml.compilation import quick_jit
 from negmaml.problem import MixedLinearRegression, check_count
-from negmaml.rules import GradientDescent, Rule, batch_shape, parameter
+from negmaml.rules import GradientDescent, Rule, batch_shape
 from negmaml.theory import expansions
 from negmaml.theory.optima import minimise, parameter_grid, stationary, with_parameter
-from negmaml.theory.predict import distance, evaluate, is_zero
+from negmaml.theory.predict import arguments_of, distance, evaluate_traced, is_zero
 
 
 def stationary_train_rates(p: int, n_t: int):
@@ -111,11 +113,18 @@ def best_train_rate(
         return _best_by_expansion(problem)
     train = GradientDescent(0.0) if train is None else train
 
-    def objective(value):
-        return _finite_distance(problem, with_parameter(train, value), meta_ridge)
+    return _best_parameter(*arguments_of(problem, train, meta_ridge, "auto"))
 
-    found = minimise(objective, parameter_grid(train, problem.n_t, problem.p))
-    return stationary(objective, found)
+
+@partial(quick_jit, static_argnames="ridged")
+def _best_parameter(sizes, numbers, train: Rule, quadrature, ridged: bool):
+    """One program for every problem, as `evaluate_traced`."""
+
+    def objective(value):
+        return _finite_distance(sizes, numbers, with_parameter(train, value), quadrature, ridged)
+
+    p, _, n_t, _ = sizes
+    return stationary(objective, minimise(objective, parameter_grid(train, n_t, p)))
 
 
 def best_rates(
@@ -143,25 +152,32 @@ def best_meta_ridge(problem: MixedLinearRegression, train: Rule):
     """
     if batch_shape(train) != ():
         raise ValueError(f"train must have one scalar parameter, got {train!r}")
-    numbers = problem.sigma, problem.nu, problem.offset_squared, parameter(train)
-    dtype = jnp.result_type(float, *numbers)
+    sizes, numbers, train, quadrature, _ = arguments_of(problem, train, 0.0, "auto")
+    return _best_ridge(sizes, numbers, train, quadrature, square=problem.p == problem.rows)
+
+
+@partial(quick_jit, static_argnames="square")
+def _best_ridge(sizes, numbers, train: Rule, quadrature, square: bool):
+    _, m, _, n_v = sizes
+
+    def at(ridge):
+        return _finite_distance(sizes, (*numbers[:-1], ridge), train, quadrature, True)
 
     def objective(logarithm):
-        return _finite_distance(problem, train, jnp.exp(logarithm))
+        return at(jnp.exp(logarithm))
 
-    middle = math.log(problem.rows)
-    grid = jnp.linspace(middle - math.log(1e6), middle + math.log(1e6), 61, dtype=dtype)
+    grid = jnp.log(m * n_v) + math.log(1e6) * jnp.linspace(-1, 1, 61, dtype=m.dtype)
     found = minimise(jax.vmap(objective), grid)
     ridge = jnp.exp(stationary(objective, found))
-    none = _finite_distance(problem, train, jnp.zeros((), dtype))
-    if problem.p == problem.rows:
+    if square:
         return ridge
+    none = at(jnp.zeros_like(m))
     return jnp.where(objective(lax.stop_gradient(found)) < none, ridge, 0)
 
 
-def _finite_distance(problem: MixedLinearRegression, train: Rule, meta_ridge):
+def _finite_distance(*arguments):
     """The distance, or its limit where finite sizes make it infinite: that is still ordered."""
-    found = evaluate(problem, train, meta_ridge, "auto")
+    found = evaluate_traced(*arguments)
     return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
 
 
