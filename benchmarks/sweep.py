@@ -48,7 +48,7 @@ def ready(cells: dict, seeds: int, **options):
     runner = work.runner(work.grid.shape, None, None)
     block = nm.sweeps.plan(work, **options).block
     runner.block = block
-    todo = list(regions(work.grid.shape, block))
+    todo = regions(work.grid, block)
     full = [np.ones([part.stop - part.start for part in region], bool) for region in todo]
 
     def run():
@@ -146,7 +146,7 @@ def overhead() -> None:
         program = runner.compiler.program(0)
         calls = sum(
             -(-np.prod([x.stop - x.start for x in r]) // program.batch)
-            for r in regions(work.grid.shape, block)
+            for r in regions(work.grid, block)
         )
         keys = np.arange(2 * program.batch, dtype=np.uint32).reshape(-1, 2)
         numbers = {name: np.full(program.batch, 0.5) for name in ("sigma", "nu")}
@@ -160,7 +160,7 @@ def overhead() -> None:
         for _ in range(9):
             with tempfile.TemporaryDirectory() as folder:
                 made = create(f"{folder}/x.zarr", work.manifest(), work.grid, block, {})
-                todo = list(regions(work.grid.shape, block))
+                todo = regions(work.grid, block)
                 start = time.perf_counter()
                 count = sum(1 for _ in _here(runner, made, 0, todo))
                 swept = time.perf_counter() - start

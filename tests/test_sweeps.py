@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
+from negmaml.sweeps.parse import parse_grid
 from negmaml.sweeps.plan import block_shape, regions
 
 POINT = {"p": 6, "m": 3, "n_t": 4, "n_v": 5, "n_r": 3, "sigma": 0.5, "nu": 1.0}
@@ -146,12 +147,20 @@ def test_means_agree_with_simulate_within_their_errors():
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.integers(1, 100))
 def test_blocks_cover_every_cell_once(shape, cells):
+    *sizes, seeds = shape
+    axes = {f"a{i}": list(range(size)) for i, size in enumerate(sizes)}
+    static = list(axes)[::2]
+    grid = parse_grid(axes or {"a": 1.0}, seeds, None, (), static, (), ())
+    shape = grid.shape  # a single value makes no dim
     block = block_shape(shape, cells)
     assert np.prod(block) <= max(cells, 1)
     counts = np.zeros(shape, int)
-    for region in regions(shape, block):
+    order = []
+    for region in regions(grid, block):
         counts[region] += 1
+        order.append(grid.region_groups(region))
     assert (counts == 1).all()
+    assert order == sorted(order)
 
 
 def changing(key, size):
@@ -246,3 +255,23 @@ def test_the_next_groups_compile_while_one_runs():
     runner.compiler.program(3)  # out of order
     runner.compiler.program(1)
     assert set(runner.compiler.ready) == {0, 1, 3}
+
+
+def test_many_groups_keep_few_programs_and_compile_once(monkeypatch):
+    from negmaml.sweeps import program
+
+    compiled = []
+    right = program.Compiler._fitting
+
+    def fitting(self, group, *arguments):
+        assert len(self.ready) <= 2
+        compiled.append(group)
+        return right(self, group, *arguments)
+
+    monkeypatch.setattr(program, "KEPT", 2)
+    monkeypatch.setattr(program.Compiler, "_fitting", fitting)
+    grid = {"scale": [0.5, 1.0, 2.0], "size": [1, 2, 3, 4, 5]}  # groups recur along `scale`
+    result = nm.sweep(draws, grid, 2, block=2)
+    assert compiled == [4, 0, 1, 2, 3, 4]  # the largest first, to see how long it takes
+    monkeypatch.undo()
+    assert result["first"].equals(nm.sweep(draws, grid, 2)["first"])

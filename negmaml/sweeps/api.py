@@ -114,7 +114,7 @@ def _in_memory(work: Work, memory, block, devices, progress):
     grid, (_, runner) = work.grid, planned(work, memory, block, devices)
     results = empty(work.outputs, grid.shape)
     done = 0
-    todo = list(regions(grid.shape, runner.block))
+    todo = regions(grid, runner.block)
     runner.expect(todo)
     for region in todo:
         wanted = np.ones([part.stop - part.start for part in region], bool)

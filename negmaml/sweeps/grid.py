@@ -18,7 +18,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -84,25 +84,28 @@ class Grid:
         parts = []
         for axis in self.axes:
             names = [name for name in axis.names if name in self.static]
-            rows, _ = self._static_rows(axis)
+            rows, _ = self._static_rows[axis.names]
             parts.append([dict(zip(names, row, strict=True)) for row in rows])
         return [{k: v for part in chosen for k, v in part.items()} for chosen in product(*parts)]
 
-    def _static_rows(self, axis: Axis) -> tuple[list[tuple], np.ndarray]:
-        """The distinct static rows of an axis, and which of them each position has."""
-        names = [name for name in axis.names if name in self.static]
-        if not names:
-            return [()], np.zeros(len(axis), int)
-        rows = list(zip(*(axis.column(name) for name in names), strict=True))
-        number = {row: i for i, row in enumerate(dict.fromkeys(rows))}
-        return list(number), np.array([number[row] for row in rows])
+    @cached_property
+    def _static_rows(self) -> dict[tuple[str, ...], tuple[list[tuple], np.ndarray]]:
+        """For each axis, its distinct static rows, and which of them each position has."""
+        found = {}
+        for axis in self.axes:
+            names = [name for name in axis.names if name in self.static]
+            columns = [axis.column(name) for name in names]
+            rows = list(zip(*columns, strict=True)) if names else [()] * len(axis)
+            number = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+            found[axis.names] = list(number), np.array([number[row] for row in rows])
+        return found
 
     def group_cells(self, block: Sequence[int]) -> int:
         """The most cells of one group that a block of this shape can hold."""
         cells = 1
         chunks = dict(zip(self.dims, block, strict=True))
         for axis in self.axes:
-            most = int(np.bincount(self._static_rows(axis)[1]).max())
+            most = int(np.bincount(self._static_rows[axis.names][1]).max())
             cells *= min(most, chunks.get(axis.dim, 1) if axis.dim else 1)
         return cells * chunks["seed"]
 
@@ -111,7 +114,7 @@ class Grid:
         parts = dict(zip(self.dims, region, strict=True))
         found = [0]
         for axis in self.axes:
-            rows, row_of = self._static_rows(axis)
+            rows, row_of = self._static_rows[axis.names]
             here = np.unique(row_of[parts[axis.dim]] if axis.dim else row_of)
             found = [group * len(rows) + int(row) for group in found for row in here]
         return found
@@ -128,7 +131,7 @@ class Grid:
         numbers: dict[str, np.ndarray] = {}
         for axis in self.axes:
             at = positions[axis.dim] if axis.dim else np.zeros(seeds.shape, int)
-            rows, row_of = self._static_rows(axis)
+            rows, row_of = self._static_rows[axis.names]
             groups = groups * len(rows) + row_of[at]
             address += _hashes(axis, self.common)[at]
             for name in axis.names:

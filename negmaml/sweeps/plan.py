@@ -1,7 +1,7 @@
 """Cutting a grid into blocks: hyper-rectangles of cells, each a chunk of the store."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -107,14 +107,17 @@ def block_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
     return tuple(reversed(block))
 
 
-def regions(shape: Sequence[int], block: Sequence[int]) -> Iterator[Region]:
-    """Every block as slices over the dims of the grid, in order."""
-    starts = (range(0, size, chunk) for size, chunk in zip(shape, block, strict=True))
-    for corner in product(*starts):
-        yield tuple(
+def regions(grid: Grid, block: Sequence[int]) -> list[Region]:
+    """Every block as slices over the dims of the grid; those of one group after another."""
+    starts = (range(0, size, chunk) for size, chunk in zip(grid.shape, block, strict=True))
+    found = [
+        tuple(
             slice(start, min(start + chunk, size))
-            for start, chunk, size in zip(corner, block, shape, strict=True)
+            for start, chunk, size in zip(corner, block, grid.shape, strict=True)
         )
+        for corner in product(*starts)
+    ]
+    return sorted(found, key=grid.region_groups)
 
 
 def index_of(region: Region, wanted: np.ndarray) -> list[np.ndarray]:

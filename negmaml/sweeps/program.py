@@ -14,6 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from negmaml.sweeps.grid import Grid
 
+KEPT = 32  # programs of some 3 MiB each; blocks come group by group
+
 
 class Program:
     """A compiled program over `batch` cells: `program(keys, numbers, whole)`, all in NumPy."""
@@ -59,7 +61,7 @@ class Compiler:
         self.upcoming = iter(groups)
 
     def program(self, group: int) -> Program:
-        """The program of a group, from here on kept."""
+        """The program of a group; the last ones are kept."""
         if group not in self.ready:
             self._start(group)
             unseen = (g for g in self.upcoming if g not in self.ready and g not in self.started)
@@ -67,6 +69,8 @@ class Compiler:
                 self._start(other)
             batch, executable = self.started.pop(group)
             self.ready[group] = self._fitting(group, batch, executable.result())
+            if len(self.ready) > KEPT:
+                del self.ready[next(iter(self.ready))]
         return self.ready[group]
 
     def forget(self) -> None:
@@ -77,9 +81,7 @@ class Compiler:
     def _start(self, group: int) -> None:
         if group not in self.started:
             batch = self._even(self._first_guess(group))
-            lowered = self._traced(
-                group, batch
-            ).lower()  # here: tracing heeds this thread's settings
+            lowered = self._traced(group, batch).lower()  # heeds the settings of this thread
             self.started[group] = batch, self.pool.submit(lowered.compile, self._options(group))
 
     def _fitting(self, group: int, batch: int, executable) -> Program:

@@ -38,7 +38,7 @@ def into_store(work, url, memory, block, devices, client, extend, accept_changes
 def _compute(work: Work, store: stores.Store, part: int, memory, devices, client, runner):
     """Give a part to the cells that lack it, here or on the workers; yields how many, by block."""
     done = store.done()
-    todo = [r for r in regions(work.grid.shape, store.block) if (done[r] == part).any()]
+    todo = [r for r in regions(work.grid, store.block) if (done[r] == part).any()]
     if not todo:
         return
     grid, outputs = part_of(work.grid, work.outputs, store.parts[part])
