@@ -20,7 +20,7 @@ SIZES = ("p", "m", "n_t", "n_v", "n_r")
 STEPS = ("train_steps", "adapt_steps")
 RATES = ("train_rate", "adapt_rate")
 DEFAULTS = {"w0": 0.0, "omega0": 0.0, "meta_ridge": 0.0, "train_steps": 1, "adapt_steps": 1}
-BATCH_NORMALS = 2**23  # drawn by one call of the program: a few tenths of a second on a CPU
+BATCH_BLOCKS = 16  # drawn by one call of the program: a tenth of a second on a CPU
 
 
 @pytree
@@ -73,7 +73,7 @@ class LinearModel:
     def batch_cells(self, **sizes) -> int:
         """How many cells one call of the program should take on."""
         problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
-        return max(2, BATCH_NORMALS // normals_per_run(problem))
+        return max(2, BATCH_BLOCKS * block_normals() // normals_per_run(problem))
 
     def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
         """How to compile a program that so many cells will use."""

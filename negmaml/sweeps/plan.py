@@ -13,6 +13,8 @@ from negmaml.sweeps.run import Runner
 from negmaml.sweeps.work import Work
 
 BLOCK_SECONDS = 2.0  # what a kill loses at most, and long next to the milliseconds of a write
+LARGEST_BLOCK = 2**28  # bytes
+OWN_BYTES = 100  # of a cell, for its position, numbers and key
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def default_block(runner: Runner, cells: int | None) -> tuple[tuple[int, ...], f
     groups = runner.compiler.groups
     group = max(range(len(groups)), key=lambda g: _size(groups[g]))
     if cells is None:
-        in_memory = runner.memory // 4 // sum(output.nbytes + 1 for output in runner.outputs)
-        runner.block = block_shape(runner.grid.shape, max(1, min(in_memory, 2**16)))
+        of_cell = OWN_BYTES + sum(output.nbytes for output in runner.outputs)
+        in_memory = min(runner.memory // 16, LARGEST_BLOCK) // of_cell
+        runner.block = block_shape(runner.grid.shape, max(1, in_memory))
     else:
         runner.block = block_shape(runner.grid.shape, cells)
     seconds = runner.probe(group)
