@@ -85,7 +85,7 @@ def simulate(
     (3, 1000)
     """
     checked = _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
-    return (_simulate_few if _is_light(problem, checked[-3]) else _simulate_many)(*checked)
+    return (_simulate_few if _is_light(checked) else _simulate_many)(*checked)
 
 
 def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
@@ -97,13 +97,15 @@ def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
     bound = inspect.signature(simulate).bind(*arguments, **options)
     bound.apply_defaults()
     checked = _checked(**bound.arguments)
-    light = _is_light(checked[1], checked[-3])
     lowered = jax.jit(_simulate, static_argnames=STATIC).lower(*checked)
-    executable = lowered.compile(compiler_options(jax.default_backend(), light))
+    quick = compiler_options(jax.default_backend(), _is_light(checked))
+    executable = lowered.compile(quick)
     return lambda: executable(*checked[:DYNAMIC])
 
 
-def _is_light(problem: MixedLinearRegression, runs: int) -> bool:
+def _is_light(checked: tuple) -> bool:
+    """Whether compiling takes longer than running once."""
+    _, problem, _, _, _, runs, *_ = checked
     return runs * normals_per_run(problem) < LIGHT_NORMALS
 
 
