@@ -162,7 +162,7 @@ def overhead() -> None:
                 made = create(f"{folder}/x.zarr", work.manifest(), work.grid, block, {})
                 todo = regions(work.grid, block)
                 start = time.perf_counter()
-                count = sum(1 for _ in _here(runner, made, 0, todo))
+                count = sum(1 for _ in _here(runner, made, 0, todo, made.done() == 0))
                 swept = time.perf_counter() - start
             start = time.perf_counter()
             kernel()

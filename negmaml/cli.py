@@ -19,10 +19,11 @@ from rich.table import Table
 
 import negmaml
 from negmaml import sweep_commands, theory
+from negmaml.extras import MissingExtraError, require
 from negmaml.problem import MixedLinearRegression
+from negmaml.provenance import versions
 from negmaml.reproduce import PROBLEMS, RUNS, Panel, experiments, to_dataset
 from negmaml.rules import GradientDescent, cast
-from negmaml.sweeps.extras import MissingExtraError
 
 Figure = Literal["all", "overparameterized", "underparameterized"]
 console = Console()
@@ -162,7 +163,7 @@ def _import_figures() -> None:
 def _check_writable(folder: Path) -> None:
     """Fail before the work, not after it."""
     for package in ("matplotlib", "xarray", "scipy"):
-        _require(package, "figures")
+        require(package, "figures")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -172,15 +173,6 @@ def _check_writable(folder: Path) -> None:
             f"--out must be a folder that can be written, got {str(folder)!r} "
             f"({error.strerror}); choose another with --out"
         ) from error
-
-
-def _require(package: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise MissingExtraError(
-            f"{package} is needed here and not installed; pip install 'negmaml[{extra}]'"
-        )
 
 
 def _write(panels: dict[str, dict[str, Panel]], out: Path, settings: dict) -> list[Path]:
@@ -284,15 +276,7 @@ def info() -> int:
 
 def _provenance() -> dict[str, str]:
     """What a stored result says of its making."""
-    import jaxlib
-
-    return {
-        "negmaml": negmaml.__version__,
-        "python": sys.version.split()[0],
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "numpy": np.__version__,
-        "devices": ", ".join(str(device) for device in jax.devices()),
+    return versions() | {
         "simulation dtype": str(jnp.result_type(float)),
         "theory dtype": "float64",
         "matmul precision of statistics": "highest",

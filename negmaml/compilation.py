@@ -52,4 +52,5 @@ def quick_jit(function, static_argnames=(), light: bool = True):
         chosen = plain if traced else quick(jax.default_backend())
         return chosen(*arguments, **keywords)
 
+    call.lower = lambda *a, **k: quick(jax.default_backend()).lower(*a, **k)  # type: ignore[attr-defined]
     return call

@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from negmaml import figures, sweeps
+from negmaml.extras import require
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
 from negmaml.sweeps.cluster import connect
-from negmaml.sweeps.extras import require
 from negmaml.sweeps.lock import local_path
 
 console = Console()

@@ -1,4 +1,4 @@
-"""A sweep in a process of its own, to be killed: python sweep_script.py STORE [devices]."""
+"""A sweep in a process of its own, to be killed: python -m tests.sweep_script STORE."""
 
 import sys
 import time

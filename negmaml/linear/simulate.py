@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml.adaptation import expected_test_loss
-from negmaml.compilation import compiler_options, quick_jit
+from negmaml.compilation import quick_jit
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.sample import Data, assemble, contract, draw, normals_per_run, working_dtype
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import is_one_step, meta_system, one_step_system
 from negmaml.problem import MixedLinearRegression, check_count, check_nonnegative
+from negmaml.pytree import check_choice
 from negmaml.rules import Rule, batch_shape, cast, parameter
 
 EVALUATIONS = ("expected", "sampled")
@@ -85,7 +86,7 @@ def simulate(
     (3, 1000)
     """
     checked = _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
-    return (_simulate_few if _is_light(checked) else _simulate_many)(*checked)
+    return _program(checked)(*checked)
 
 
 def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
@@ -97,16 +98,15 @@ def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
     bound = inspect.signature(simulate).bind(*arguments, **options)
     bound.apply_defaults()
     checked = _checked(**bound.arguments)
-    lowered = jax.jit(_simulate, static_argnames=STATIC).lower(*checked)
-    quick = compiler_options(jax.default_backend(), _is_light(checked))
-    executable = lowered.compile(quick)
+    executable = _program(checked).lower(*checked).compile()
     return lambda: executable(*checked[:DYNAMIC])
 
 
-def _is_light(checked: tuple) -> bool:
-    """Whether compiling takes longer than running once."""
+def _program(checked: tuple):
+    """The jitted `_simulate` for few runs, where compiling takes longer than running, or many."""
     _, problem, _, _, _, runs, *_ = checked
-    return runs * normals_per_run(problem) < LIGHT_NORMALS
+    light = runs * normals_per_run(problem) < LIGHT_NORMALS
+    return _simulate_few if light else _simulate_many
 
 
 DYNAMIC = 5  # key, problem, train, adapt and meta_ridge; what follows is static
@@ -116,8 +116,8 @@ STATIC = ("runs", "evaluation", "split")
 def _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split) -> tuple:
     """The arguments of `_simulate`, all of one dtype, or a clear error."""
     runs = check_count("runs", runs)
-    _check_choice("evaluation", evaluation, EVALUATIONS)
-    _check_choice("split", split, SPLITS)
+    check_choice("evaluation", evaluation, EVALUATIONS)
+    check_choice("split", split, SPLITS)
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     for rule in (train, adapt):
         parameter(rule)  # one array, or a clear error
@@ -125,22 +125,13 @@ def _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split) ->
     return key, *cast((problem, train, adapt, meta_ridge), dtype), runs, evaluation, split
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
 def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -> Simulation:
     def one_run(index, normals):
         data = assemble(normals, problem)
         if split == "train-train":
             data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
-        if evaluation == "expected":
-            return None, *meta_train_distance(data, problem, train, meta_ridge)
-        omega, reliable = meta_train(data, problem, train, meta_ridge)
         test_key = jax.random.fold_in(key, 2 * index + 1)
-        losses = sampled_test_loss(test_key, problem, omega, adapt)
-        return losses, jnp.sum((omega - problem.w0) ** 2, -1), reliable
+        return measured(test_key, data, problem, train, adapt, meta_ridge, evaluation)
 
     def draw_run(index):
         return draw(jax.random.fold_in(key, 2 * index), problem, problem.sigma.dtype)
@@ -152,7 +143,7 @@ def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -
         normals = lax.map(jax.vmap(draw_run), indices)
         return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
 
-    blocks, pieces, size = _block_shape(runs, problem)
+    blocks, pieces, size = block_shape(runs, normals_per_run(problem))
     indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
     results = lax.map(block, indices)
     losses, distance, reliable = jax.tree.map(
@@ -168,12 +159,21 @@ _simulate_few = quick_jit(_simulate, STATIC)
 _simulate_many = quick_jit(_simulate, STATIC, light=False)
 
 
-def _block_shape(runs: int, problem: MixedLinearRegression) -> tuple[int, int, int]:
+def measured(test_key, data: Data, problem, train: Rule, adapt: Rule, ridge, evaluation: str):
+    """(test loss, distance, reliable) of one run; no expected loss, which the distance gives."""
+    if evaluation == "expected":
+        return None, *meta_train_distance(data, problem, train, ridge)
+    omega, reliable = meta_train(data, problem, train, ridge)
+    loss = sampled_test_loss(test_key, problem, omega, adapt)
+    return loss, jnp.sum((omega - problem.w0) ** 2, -1), reliable
+
+
+def block_shape(runs: int, normals: int) -> tuple[int, int, int]:
     """(blocks, pieces, runs in a piece): at least `runs` in all, the surplus below one block.
 
     A block is computed at once and drawn in two pieces.
     """
-    blocks = -(-runs // max(1, block_normals() // normals_per_run(problem)))
+    blocks = -(-runs // max(1, block_normals() // normals))
     in_block = -(-runs // blocks)
     pieces = min(2, in_block)
     return blocks, pieces, -(-in_block // pieces)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from negmaml.extras import require
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
-from negmaml.sweeps.extras import require
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.plan import Plan, index_of, planned, regions
 from negmaml.sweeps.run import empty

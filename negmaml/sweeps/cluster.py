@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
+from negmaml.extras import require
 from negmaml.sweeps.contract import Output
-from negmaml.sweeps.extras import require
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.plan import index_of
 from negmaml.sweeps.run import Runner

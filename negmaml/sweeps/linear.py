@@ -9,11 +9,10 @@ from jax import lax
 
 from negmaml.adaptation import expected_test_loss
 from negmaml.compilation import compiler_options
-from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.sample import assemble, draw, normals_per_run, working_dtype
-from negmaml.linear.simulate import block_normals, meta_train, meta_train_distance
-from negmaml.problem import MixedLinearRegression
-from negmaml.pytree import pytree, static
+from negmaml.linear.simulate import EVALUATIONS, block_normals, block_shape, measured
+from negmaml.problem import MixedLinearRegression, check_nonnegative
+from negmaml.pytree import check_choice, pytree, static
 from negmaml.rules import GradientDescent
 
 SIZES = ("p", "m", "n_t", "n_v", "n_r")
@@ -44,8 +43,7 @@ class LinearModel:
     evaluation: str = static()
 
     def __init__(self, evaluation: str = "expected"):
-        if evaluation not in ("expected", "sampled"):
-            raise ValueError(f"evaluation must be one of 'expected', 'sampled', got {evaluation!r}")
+        check_choice("evaluation", evaluation, EVALUATIONS)
         object.__setattr__(self, "evaluation", evaluation)
 
     accepts = (*SIZES, "sigma", "nu", "w0", "omega0", "meta_ridge", *RATES, *STEPS)
@@ -67,8 +65,7 @@ class LinearModel:
         """Raise what the problem raises for values it does not allow."""
         point = DEFAULTS | point
         _problem(point)
-        if point["meta_ridge"] < 0:
-            raise ValueError(f"meta_ridge must be at least 0, got {point['meta_ridge']!r}")
+        check_nonnegative("meta_ridge", point["meta_ridge"], "a ridge strength")
 
     def batch_cells(self, **sizes) -> int:
         """How many cells one call of the program should take on."""
@@ -95,7 +92,7 @@ class LinearModel:
         numbers = {n: jnp.broadcast_to(v, keys.shape) for n, v in numbers.items()}
         sizes = {name: point[name] for name in SIZES}
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
-        shape = _pieces(len(keys), normals_per_run(problem))
+        shape = block_shape(len(keys), normals_per_run(problem))
 
         def fold(x):
             return x[jnp.minimum(jnp.arange(math.prod(shape)), len(x) - 1)].reshape(shape)
@@ -114,28 +111,18 @@ class LinearModel:
     def _one(self, key, normals, point, train, adapt) -> dict[str, jax.Array]:
         """One cell from its normals, as `nm.simulate` does a run."""
         problem = _problem(point)
-        data, ridge = assemble(normals, problem), point["meta_ridge"]
-        if self.evaluation == "expected":
-            distance, reliable = meta_train_distance(data, problem, train, ridge)
+        data, test_key = assemble(normals, problem), jax.random.fold_in(key, 1)
+        loss, distance, reliable = measured(
+            test_key, data, problem, train, adapt, point["meta_ridge"], self.evaluation
+        )
+        if loss is None:
             loss = expected_test_loss(problem, distance, adapt)
-        else:
-            omega, reliable = meta_train(data, problem, train, ridge)
-            distance = jnp.sum((omega - problem.w0) ** 2, -1)
-            loss = sampled_test_loss(jax.random.fold_in(key, 1), problem, omega, adapt)
         return {"test_loss": loss, "distance": distance, "reliable": reliable}
 
 
 def _problem(point: dict[str, Any]) -> MixedLinearRegression:
     names = (*SIZES, "sigma", "nu", "w0", "omega0")
     return MixedLinearRegression(**{name: point[name] for name in names if name in point})
-
-
-def _pieces(cells: int, normals: int) -> tuple[int, int, int]:
-    """(loops, 2 or 1, cells of a piece), at least `cells` in all: see `nm.simulate`."""
-    loops = -(-cells // max(1, block_normals() // normals))
-    in_loop = -(-cells // loops)
-    pieces = min(2, in_loop)
-    return loops, pieces, -(-in_loop // pieces)
 
 
 linear = LinearModel()

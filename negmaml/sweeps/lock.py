@@ -1,7 +1,6 @@
 """One sweep at a time writes to a store."""
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from negmaml.sweeps.extras import require
+from negmaml.extras import require
 
 BEAT = 5.0  # seconds between two signs of life of who holds a lock at a URL
 BEATS_TO_LOSE = 4  # a lock silent for longer is of a process that is gone
@@ -52,6 +51,8 @@ def _this_process() -> str:
 
 @contextmanager
 def _flock(url: str, path: Path) -> Iterator[None]:
+    import fcntl  # not on every system, and only needed here
+
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

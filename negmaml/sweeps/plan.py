@@ -19,7 +19,7 @@ OWN_BYTES = 100  # of a cell, for its position, numbers and key
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will do; `str` of it is the report of a dry run.
+    """What a sweep will do; `rows` of it are the report of a dry run.
 
     block: cells of a block along each dim. seconds_per_cell and batch: of the largest group.
     """
@@ -60,11 +60,14 @@ class Plan:
         }
 
 
-def default_block(runner: Runner, cells: int | None) -> tuple[tuple[int, ...], float, int]:
-    """(block shape, seconds a cell, group probed): blocks of about two seconds, or of `cells`.
+def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
+    """What the sweep will do, and a runner that knows its blocks: of two seconds, or of `cells`.
 
-    The probe runs the group of the largest sizes.
+    A probe runs the group of the largest sizes.
     """
+    _check_positive("memory", memory)
+    _check_positive("block", cells)
+    runner = work.runner(work.grid.shape, memory, devices)
     groups = runner.compiler.groups
     group = max(range(len(groups)), key=lambda g: _size(groups[g]))
     if cells is None:
@@ -76,27 +79,17 @@ def default_block(runner: Runner, cells: int | None) -> tuple[tuple[int, ...], f
     seconds = runner.probe(group)
     if cells is None and seconds * math.prod(runner.block) > BLOCK_SECONDS:
         runner.block = block_shape(runner.grid.shape, max(1, int(BLOCK_SECONDS / seconds)))
-    return runner.block, seconds, group
-
-
-def planned(work: Work, memory, block, devices) -> tuple[Plan, Runner]:
-    """What the sweep will do, and a runner that knows its blocks."""
-    _check_positive("memory", memory)
-    _check_positive("block", block)
-    runner = work.runner(work.grid.shape, memory, devices)
-    return make_plan(runner, block), runner
+    program = runner.compiler.program(group)
+    plan = Plan(
+        runner.grid, runner.outputs, runner.block, len(groups), program.batch, program.nbytes,
+        seconds,
+    )  # fmt: skip
+    return plan, runner
 
 
 def _check_positive(name: str, value) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def make_plan(runner: Runner, cells: int | None) -> Plan:
-    """Choose blocks, from a probe, and describe the work."""
-    block, seconds, group = default_block(runner, cells)
-    program, groups = runner.compiler.program(group), len(runner.compiler.groups)
-    return Plan(runner.grid, runner.outputs, block, groups, program.batch, program.nbytes, seconds)
 
 
 def block_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """Computing cells on local devices, batch by batch."""
 
-import resource
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -131,4 +130,6 @@ def _peak_memory(device) -> int:
     """The most bytes ever held: by the device, or by the process on CPU."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+    import resource  # not on every system, and only needed here
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

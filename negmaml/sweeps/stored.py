@@ -37,14 +37,15 @@ def into_store(work, url, memory, block, devices, client, extend, accept_changes
 
 def _compute(work: Work, store: stores.Store, part: int, memory, devices, client, runner):
     """Give a part to the cells that lack it, here or on the workers; yields how many, by block."""
-    done = store.done()
-    todo = [r for r in regions(work.grid, store.block) if (done[r] == part).any()]
+    lacking = store.done() == part
+    todo = [region for region in regions(work.grid, store.block) if lacking[region].any()]
     if not todo:
         return
     grid, outputs = part_of(work.grid, work.outputs, store.parts[part])
     work = replace(work, grid=grid, outputs=outputs)
     if client is None:
-        yield from _here(runner or work.runner(store.block, memory, devices), store, part, todo)
+        runner = runner or work.runner(store.block, memory, devices)
+        yield from _here(runner, store, part, todo, lacking)
         return
     job = clusters.Job(
         f"negmaml-{uuid.uuid4().hex[:8]}", work.function, grid, outputs, work.root, store.block,
@@ -80,7 +81,8 @@ def _opened(
         store.accept(asked, "; ".join(changes))
     work = replace(work, grid=store.extend(asked) if more else store.grid())
     if more:
-        store.describe({name: work.attributes()[name] for name in ("grid", "seeds")})
+        described = work.description()
+        store.describe({name: described[name] for name in ("grid", "seeds")})
     return work, store, None
 
 
@@ -111,8 +113,8 @@ def _labelled(store: stores.Store, asked: Grid):
     return dataset
 
 
-def _here(runner: Runner, store: stores.Store, part: int, todo):
-    """Compute and store a part of blocks in this process; yields the cells of each.
+def _here(runner: Runner, store: stores.Store, part: int, todo, lacking):
+    """Compute and store a part of the cells of blocks that lack it, here; yields their number.
 
     A block is written while the next one is computed, so a kill loses two at most.
     """
@@ -120,7 +122,7 @@ def _here(runner: Runner, store: stores.Store, part: int, todo):
     with ThreadPoolExecutor(1) as writer:
         pending: list[tuple[int, Future]] = []
         for region in todo:
-            wanted = store.done(region) == part
+            wanted = lacking[region]
             values = runner.compute(index_of(region, wanted))
             yield from _finished(pending)
             written = writer.submit(store.write, region, part, wanted, values)

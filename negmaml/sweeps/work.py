@@ -6,11 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from negmaml.provenance import provenance
 from negmaml.sweeps.contract import Output, contract, fingerprint, outputs
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.manifest import manifest
 from negmaml.sweeps.parse import parse_grid
-from negmaml.sweeps.provenance import provenance
 from negmaml.sweeps.run import Runner
 from negmaml.version import __version__
 
@@ -38,6 +38,10 @@ class Work:
 
     def attributes(self) -> dict[str, Any]:
         """What a dataset of it says of how it was made."""
+        return provenance() | self.description()
+
+    def description(self) -> dict[str, Any]:
+        """The function, the root and what they are evaluated at, in words."""
         function, grid = fingerprint(self.function), self.manifest()["axes"]
         values = {name: axis["values"] for name, axis in grid.items()}
         plain = {n: [v[0] for v in rows] if "," not in n else rows for n, rows in values.items()}
@@ -45,7 +49,7 @@ class Work:
         counted = seeds == tuple(range(len(seeds)))
         own = {"function": function, "root": self.root, "grid": str(plain)}
         own["seeds"] = f"0 to {len(seeds) - 1}" if counted else str(list(seeds))
-        return provenance(__version__) | own
+        return own
 
 
 def prepare(

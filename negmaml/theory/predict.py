@@ -11,6 +11,7 @@ from jax import lax
 from negmaml.adaptation import expected_test_loss
 from negmaml.compilation import quick_jit
 from negmaml.problem import MixedLinearRegression, check_nonnegative
+from negmaml.pytree import check_choice
 from negmaml.rules import GradientDescent, Rule, batch_shape, cast, parameter
 from negmaml.theory import expansions
 from negmaml.theory.proportional import Moments, moments
@@ -82,8 +83,7 @@ def distance(
                 "use method='proportional'"
             )
         return expansions.distance(problem, train)
-    if method != "proportional":
-        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+    check_choice("method", method, METHODS)
     return evaluate(problem, train, meta_ridge, measure).distance
 
 
@@ -101,28 +101,24 @@ def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge=0.0, meas
 
 def evaluate(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> Moments:
     """`proportional.moments`, each of the rule's shape."""
-    return evaluate_traced(*arguments_of(problem, train, meta_ridge, measure))
+    return evaluate_traced(*arguments_of(problem, meta_ridge, measure, train))
 
 
-def arguments_of(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> tuple:
-    """The arguments of `evaluate_traced`, all of one dtype."""
+def arguments_of(problem: MixedLinearRegression, meta_ridge, measure: str, *rules: Rule) -> tuple:
+    """The arguments of a program like `evaluate_traced` for rules of one family, of one dtype."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
-    dtype = jnp.result_type(float, parameter(train), *numbers)
-    numbers, train, sizes = cast((numbers, train, sizes_of(problem)), dtype)
-    quadrature = quadrature_of(problem, train, measure, dtype)
-    return sizes, numbers, train, quadrature, not is_zero(meta_ridge)
+    dtype = jnp.result_type(float, *map(parameter, rules), *numbers)
+    numbers, rules, sizes = cast((numbers, rules, sizes_of(problem)), dtype)
+    steep = isinstance(rules[0], GradientDescent) and rules[0].steps > 2
+    # Nodes and weights, or None where the traced Marchenko-Pastur law serves.
+    quadrature = spectrum(problem.n_t, problem.p, measure, dtype, steep)
+    return sizes, numbers, *rules, quadrature, not is_zero(meta_ridge)
 
 
 def sizes_of(problem: MixedLinearRegression) -> tuple[int, int, int, int]:
     """(p, m, n_t, n_v)."""
     return problem.p, problem.m, problem.n_t, problem.n_v
-
-
-def quadrature_of(problem: MixedLinearRegression, rule: Rule, measure: str, dtype):
-    """Nodes and weights, or None where the traced Marchenko-Pastur law serves."""
-    steep = isinstance(rule, GradientDescent) and rule.steps > 2
-    return spectrum(problem.n_t, problem.p, measure, dtype, steep)
 
 
 def is_zero(value) -> bool:

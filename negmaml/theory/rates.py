@@ -112,8 +112,7 @@ def best_train_rate(
     if method == "expansion":
         return _best_by_expansion(problem)
     train = GradientDescent(0.0) if train is None else train
-
-    return _best_parameter(*arguments_of(problem, train, meta_ridge, "auto"))
+    return _best_parameter(*arguments_of(problem, meta_ridge, "auto", train))
 
 
 @partial(quick_jit, static_argnames="ridged")
@@ -152,7 +151,7 @@ def best_meta_ridge(problem: MixedLinearRegression, train: Rule):
     """
     if batch_shape(train) != ():
         raise ValueError(f"train must have one scalar parameter, got {train!r}")
-    sizes, numbers, train, quadrature, _ = arguments_of(problem, train, 0.0, "auto")
+    sizes, numbers, train, quadrature, _ = arguments_of(problem, 0.0, "auto", train)
     return _best_ridge(sizes, numbers, train, quadrature, square=problem.p == problem.rows)
 
 

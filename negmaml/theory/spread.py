@@ -32,9 +32,9 @@ from jax import lax
 
 from negmaml.adaptation import filter_means
 from negmaml.compilation import quick_jit
-from negmaml.problem import MixedLinearRegression, check_nonnegative
-from negmaml.rules import Rule, batch_shape, cast, parameter
-from negmaml.theory.predict import is_zero, means, quadrature_of, sizes_of
+from negmaml.problem import MixedLinearRegression
+from negmaml.rules import Rule, batch_shape
+from negmaml.theory.predict import arguments_of, means
 from negmaml.theory.proportional import LARGEST_RIDGED_POLE, around, ridge_felt
 from negmaml.theory.saddle import Tasks, solve, tasks
 from negmaml.theory.spectrum import marchenko_pastur
@@ -105,12 +105,7 @@ def runs_needed(
 
 def _covariance(problem: MixedLinearRegression, first: Rule, second: Rule, meta_ridge, measure):
     """(Cov(D_1, D_2), E D_1) over runs for rules of one shape."""
-    check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
-    numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
-    dtype = jnp.result_type(float, parameter(first), parameter(second), *numbers)
-    numbers, first, second, sizes = cast((numbers, first, second, sizes_of(problem)), dtype)
-    quadrature = quadrature_of(problem, first, measure, dtype)
-    return _evaluate(sizes, numbers, first, second, quadrature, not is_zero(meta_ridge))
+    return _evaluate(*arguments_of(problem, meta_ridge, measure, first, second))
 
 
 @partial(quick_jit, static_argnames="ridged")

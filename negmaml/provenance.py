@@ -9,19 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml.version import __version__
 
-def provenance(version: str) -> dict[str, str]:
-    """Versions, device, dtype, precision, revision and command, as text."""
+
+def versions() -> dict[str, str]:
+    """Versions and devices, as text."""
     import jaxlib
 
-    precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
     return {
-        "negmaml": version,
+        "negmaml": __version__,
         "python": sys.version.split()[0],
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "numpy": np.__version__,
         "devices": ", ".join(str(device) for device in jax.devices()),
+    }
+
+
+def provenance() -> dict[str, str]:
+    """`versions`, and device, dtype, precision, revision and command."""
+    precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
+    return versions() | {
         "device_kind": jax.devices()[0].device_kind,
         "dtype": str(jnp.result_type(float)),
         "matmul_precision": f"{precision}; highest in the statistics of the linear model",
