@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 import negmaml as nm
-from negmaml.linear.sample import normals_per_run
-from negmaml.reproduce import FIXED_RATE, PROBLEMS, RATES
+from negmaml.linear.data import normals_per_run
+from negmaml.paper.reproduce import FIXED_RATE, PROBLEMS, RATES
 
 RUNS = 1000
 REPEATS = 9

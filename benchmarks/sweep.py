@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import negmaml as nm
-from negmaml.linear.sample import normals_per_run
+from negmaml.linear.data import normals_per_run
 from negmaml.sweeps.plan import index_of, regions
 
 RATES = np.linspace(-0.6, 0.6, 25)

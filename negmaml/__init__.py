@@ -1,13 +1,15 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
 from negmaml import linear, sweeps, tasks, theory
-from negmaml.batching import Tasks
-from negmaml.devices import map_over_devices
-from negmaml.inner import InnerOptimizer, adapt
-from negmaml.linear import Simulation, simulate
+from negmaml._core.version import __version__ as __version__
+from negmaml.linear import LinearModel, Simulation, simulate
 from negmaml.meta import (
+    InnerOptimizer,
     LearnedRates,
+    Tasks,
+    adapt,
     anil,
+    convolution,
     fomaml,
     imaml,
     maml,
@@ -15,13 +17,13 @@ from negmaml.meta import (
     meta_sgd,
     reptile,
 )
-from negmaml.patches import convolution
+from negmaml.paper.roads import Verification, verify
 from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
 from negmaml.sweeps import sweep
-from negmaml.train import Fit, fit
-from negmaml.verify import Verification, verify
-from negmaml.version import __version__ as __version__
+from negmaml.training import Fit, fit, map_over_devices
+
+sweeps.register("linear", LinearModel)
 
 __all__ = [
     "Fit",

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line, or say which extra it needs."""
     try:
-        from negmaml.cli import run
+        from negmaml.cli.main import run
     except ModuleNotFoundError as missing:
         if missing.name not in ("tyro", "rich"):
             raise

@@ -1,15 +1,16 @@
 """The paper's protocol: test loss on fresh, simulated tasks.
 
-Its mean is `negmaml.adaptation.expected_test_loss`; what it adds is the noise of a test set.
+Its mean is `negmaml.problem.adaptation.expected_test_loss`; what it adds is the noise of a test set.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from negmaml.linear.sample import contract, sample
+from negmaml._core.numerics import contract
+from negmaml.linear.data import sample
 from negmaml.linear.system import is_one_step, meta_system, one_step_system
-from negmaml.problem import MixedLinearRegression
+from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, parameter
 
 TEST_TASKS = 100

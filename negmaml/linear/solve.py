@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
+from negmaml._core.numerics import contract
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
-from negmaml.linear.sample import contract
 from negmaml.linear.system import OneStepSystem
 
 

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from negmaml.linear.sample import Data, contract
-from negmaml.rules import GradientDescent, Rule, batch_shape, outer, parameter
+from negmaml._core.numerics import contract, outer
+from negmaml.linear.data import Data
+from negmaml.rules import GradientDescent, Rule, batch_shape, parameter
 
 
 class OneStepSystem(NamedTuple):

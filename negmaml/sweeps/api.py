@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.extras import require
+from negmaml._core.extras import require
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.lock import locked

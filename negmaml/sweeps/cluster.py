@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from negmaml.extras import require
+from negmaml._core.extras import require
 from negmaml.sweeps.contract import Output
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.plan import index_of

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from negmaml.extras import require
+from negmaml._core.extras import require
 
 BEAT = 5.0  # seconds between two signs of life of who holds a lock at a URL
 BEATS_TO_LOSE = 4  # a lock silent for longer is of a process that is gone

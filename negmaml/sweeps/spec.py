@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.linear import LinearModel
 from negmaml.sweeps.parse import near
+from negmaml.sweeps.registry import made, names
 
 FIELDS = ("function", "seeds", "grid", "root", "options", "static", "whole", "common",
           "output_dims", "memory", "block", "dtype")  # fmt: skip
@@ -106,11 +106,11 @@ def _grid(path: str, grid) -> dict:
 
 
 def _function(path: str, name: str, options: Mapping[str, Any]):
-    if name == "linear":
-        for option in options:
-            if option != "evaluation":
-                raise ValueError(f"{path}: unknown option {option!r}{near(option, ['evaluation'])}")
-        return LinearModel(**options)
+    if name in names():
+        try:
+            return made(name, **options)
+        except TypeError as error:
+            raise ValueError(f"{path}: options of {name!r}: {error}") from error
     module, _, attribute = name.partition(":")
     if options or not attribute:
         raise ValueError(

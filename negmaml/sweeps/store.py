@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.extras import require
+from negmaml._core.extras import require
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.lock import StoreError, local_path
 from negmaml.sweeps.manifest import Box, array_shapes, extended, grid_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.extras import require
+from negmaml._core.extras import require
 from negmaml.sweeps.lock import StoreError, local_path
 from negmaml.sweeps.parse import near
 from negmaml.sweeps.store import MANIFEST

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from negmaml.provenance import provenance
+from negmaml._core.provenance import provenance
+from negmaml._core.version import __version__
 from negmaml.sweeps.contract import Output, contract, fingerprint, outputs
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.manifest import manifest
 from negmaml.sweeps.parse import parse_grid
 from negmaml.sweeps.run import Runner
-from negmaml.version import __version__
 
 
 @dataclass(frozen=True)

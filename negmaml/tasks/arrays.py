@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml.batching import Tasks, leading_axis
-from negmaml.pytree import check_count, pytree, static
+from negmaml._core.checks import check_count
+from negmaml._core.pytree import pytree, static
+from negmaml.meta.batching import Tasks, leading_axis
 
 
 @pytree

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from negmaml.batching import Tasks
-from negmaml.linear.sample import sample
-from negmaml.pytree import pytree
+from negmaml._core.pytree import pytree
+from negmaml.linear.data import sample
+from negmaml.meta.batching import Tasks
 
 
 @pytree
@@ -14,7 +14,7 @@ class Linear:
         w ~ N(w0, nu^2/p I_p)      x ~ N(0, I_p)      y | x, w ~ N(x.w, sigma^2)
 
     Called with a key it gives `Tasks` whose support is (X, y) of shapes (m, n_t, p) and (m, n_t),
-    and whose query has n_v points; the draws are those of `negmaml.linear.sample`. Source:
+    and whose query has n_v points; the draws are those of `negmaml.linear.data`. Source:
     Bernacchia 2021, section 3.
     """
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml.batching import Tasks
-from negmaml.problem import check_nonnegative
-from negmaml.pytree import check_count, pytree, static
+from negmaml._core.checks import check_count, check_nonnegative
+from negmaml._core.pytree import pytree, static
+from negmaml.meta.batching import Tasks
 
 
 @pytree

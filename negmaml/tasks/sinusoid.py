@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from negmaml.batching import Tasks
-from negmaml.pytree import check_count, pytree, static
+from negmaml._core.checks import check_count
+from negmaml._core.pytree import pytree, static
+from negmaml.meta.batching import Tasks
 
 
 @pytree

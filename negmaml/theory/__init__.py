@@ -1,19 +1,18 @@
 """Closed-form predictions for mixed linear regression; every real argument is differentiable."""
 
-from negmaml.adaptation import expected_test_loss, shrinkage
+from negmaml.problem import expected_test_loss, shrinkage, wishart_moment, wishart_quadrature
 from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
 from negmaml.theory.general import general_inputs
-from negmaml.theory.optima import Phase, phase_diagram
-from negmaml.theory.predict import distance, task_error, test_loss
-from negmaml.theory.rates import (
+from negmaml.theory.optima import (
     best_adapt_rate,
     best_meta_ridge,
     best_rates,
     best_train_rate,
     stationary_train_rates,
 )
+from negmaml.theory.phases import Phase, phase_diagram
+from negmaml.theory.predict import distance, task_error, test_loss
 from negmaml.theory.spread import runs_needed, standard_deviation
-from negmaml.wishart import wishart_moment, wishart_quadrature
 
 __all__ = [
     "Phase",

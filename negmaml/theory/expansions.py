@@ -1,7 +1,7 @@
 r"""Theorems 1 and 2: the test loss far from p = n_v m, to leading order.
 
 Both theorems are one statement about the distance D = E|omega* - w0|^2 of the meta-trained
-weights from the mean task; `negmaml.adaptation` turns D into the test loss. Notation:
+weights from the mean task; `negmaml.problem.adaptation` turns D into the test loss. Notation:
 h_t = h(alpha_t; n_t), N = n_v m, B = I - alpha_t S with S ~ Wishart_p(n_t)/n_t.
 
 Theorem 1, p > N, leading order in N/p:
@@ -24,10 +24,10 @@ alpha_r = 0. Tests prove both, by simulation and by automatic differentiation.
 
 import jax.numpy as jnp
 
-from negmaml.adaptation import expected_test_loss, shrinkage
-from negmaml.problem import MixedLinearRegression
+from negmaml.problem.adaptation import expected_test_loss, shrinkage
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.wishart import normalized_moment
 from negmaml.rules import GradientDescent, Rule, parameter
-from negmaml.wishart import normalized_moment
 
 
 def overparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):

@@ -8,9 +8,8 @@ inner rate on the network.
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml.problem import check_count, check_nonnegative
-from negmaml.pytree import check_finite
-from negmaml.rules import outer
+from negmaml._core.checks import check_count, check_finite, check_nonnegative
+from negmaml._core.numerics import outer
 
 
 def general_inputs(

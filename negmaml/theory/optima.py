@@ -1,122 +1,221 @@
-"""Optima by the proportional theory: global searches over a rule's parameter and the meta-ridge.
+"""Which rate, time, strength and ridge to use: optima in training and at test time."""
 
-The test loss can have two minima in the training rate, so a search looks at a signed grid that
-covers every scale of the spectrum, and then closes in on the lowest point. Adaptation multiplies
-the distance of the trained weights by a positive number, so what is best in training does not
-depend on the rule at test time, and the joint optimum is the one after the other.
-"""
-
-from collections.abc import Callable
+import math
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from negmaml.compilation import quick_jit
-from negmaml.rules import GradientDescent, GradientFlow, Rule, cast
-from negmaml.theory.predict import means
-from negmaml.theory.spectrum import marchenko_pastur
+from negmaml._core.checks import check_count
+from negmaml._core.compilation import quick_jit
+from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.rules import GradientDescent, Rule, batch_shape
+from negmaml.theory import expansions
+from negmaml.theory.predict import arguments_of, distance, evaluate_traced, is_zero
+from negmaml.theory.search import minimise, parameter_grid, stationary, with_parameter
 
-POINTS = 18  # of each sign
-ROUNDS = 6  # each spans the two intervals around the lowest point with as many points as the last
 
-MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # of a phase diagram, in float32
+def stationary_train_rates(p: int, n_t: int):
+    r"""(alpha_t^-, alpha_t^+): where Theorem 1's loss is stationary in the training rate.
 
+        alpha_t^{+-} = -(n_t+1)/(2p) +- sqrt( ((n_t+1)/(2p))^2 + n_t/p )
 
-def parameter_grid(rule: Rule, n, p, points: int = POINTS):
-    """A signed grid of parameters for the family of `rule` on the spectrum of S, increasing.
+    The negative one is the minimum, the positive one the maximum, whatever the variances and
+    the adaptation rate. Raises TypeError or ValueError for sizes below 1. Source: Bernacchia
+    2021, below Theorem 1.
 
-    Rates and times are measured in units of 1/largest eigenvalue, strengths in units of it.
+    >>> [round(rate, 4) for rate in stationary_train_rates(p=60, n_t=30)]
+    [-1.0112, 0.4945]
     """
-    largest = (1 + jnp.sqrt(p / n)) ** 2
-    if isinstance(rule, GradientFlow):
-        ends, unit = (1e-2, 30.0), 1 / largest  # exp(30) and beyond are all the same
-    elif isinstance(rule, GradientDescent):
-        ends, unit = (1e-2, 1e4), 1 / largest
-    else:
-        ends, unit = (1e-3, 1e3), largest
-    positive = np.geomspace(*ends, points)
-    return jnp.asarray(np.concatenate([-positive[::-1], [0.0], positive]), unit.dtype) * unit
+    p, n_t = check_count("p", p), check_count("n_t", n_t)
+    half = (n_t + 1) / (2 * p)
+    negative = -half - (half**2 + n_t / p) ** 0.5
+    return negative, -n_t / p / negative  # their product is -n_t/p: no cancellation
 
 
-def with_parameter(rule: Rule, value) -> Rule:
-    """The rule of the same family (and number of steps) with another parameter."""
-    return jax.tree.map(lambda _: value, rule)
+def best_adapt_rate(
+    problem: MixedLinearRegression,
+    train: Rule,
+    adapt: Rule | None = None,
+    meta_ridge=0.0,
+    method: str = "proportional",
+):
+    r"""The parameter of `adapt` that minimises the test loss after `train`.
 
+    For one gradient step (the default) the loss is a quadratic in alpha_r: with
+    E = nu^2 + E|omega* - w0|^2,
 
-def minimise(function: Callable, grid, rounds: int = ROUNDS):
-    """The lowest minimum of a function of a scalar, among those that `grid` tells apart.
+        alpha_r = E / ( E (1 + (p+1)/n_r) + sigma^2 p/n_r ),
 
-    `function` maps an array of points to values of the same shape; values that are not finite
-    count as infinite. Good to about the square root of the precision.
-    """
-    steps = jnp.asarray(np.linspace(0, 1, grid.size), grid.dtype)
-
-    def close_in(_, state):
-        points, _ = state
-        values = function(points)
-        i = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
-        low, high = points[jnp.maximum(i - 1, 0)], points[jnp.minimum(i + 1, grid.size - 1)]
-        return low + (high - low) * steps, points[i]
-
-    return lax.fori_loop(0, rounds, close_in, (grid, grid[0]))[1]
-
-
-def stationary(function: Callable, found):
-    """`found`, a minimum of a function, with the derivatives of the stationarity condition."""
-    return lax.custom_root(
-        jax.grad(function),
-        lax.stop_gradient(found),
-        lambda _, x: x,
-        lambda linear, y: y / linear(jnp.ones_like(y)),
-    )
-
-
-class Phase(NamedTuple):
-    """best: the parameter with the lowest distance. distance: there. at_zero: with parameter 0."""
-
-    best: jax.Array
-    distance: jax.Array
-    at_zero: jax.Array
-
-
-def phase_diagram(
-    p, m, n_t, n_v, sigma, nu, offset=0.0, meta_ridge=0.0, train: Rule | None = None
-) -> Phase:
-    """Best training parameters over a grid of problems, in the limit of large sizes.
+    between 0 (noise alone) and 1/(1 + (p+1)/n_r) (no noise). For other rules, the lowest minimum
+    over both signs, found on a grid.
 
     Arguments:
-        p, m, n_t, n_v: sizes, here real numbers: only their ratios and m count in the limit.
-        sigma, nu, offset, meta_ridge: as in the problem, offset |omega_0 - w0|^2. All of these
-            broadcast against each other, and the result has their common shape.
-        train: a rule of the family wanted, one gradient step when left out.
+        train: rule of meta-training; other rules than one step in `adapt` need it scalar.
+        adapt: a rule of the family wanted; its parameter is ignored, its steps are kept.
+        meta_ridge, method: as in `theory.test_loss`.
 
-    The parameter is good to about 2%. One program for all cells: a map of 200 x 200 takes seconds.
+    Returns an array of the shape of the training rule; when E = sigma = 0 every rate is optimal
+    and the noiseless value is returned. Raises ValueError where the distance is infinite at
+    p = n_v m. Source: Bernacchia 2021, section 4; negmaml.
     """
+    _require_finite(problem, meta_ridge)
+    found = distance(problem, train, method, meta_ridge)
+    if adapt is None or (isinstance(adapt, GradientDescent) and adapt.steps == 1):
+        return _best_step(problem, problem.nu**2 + found)
+    if jnp.ndim(found):
+        raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
+
+    def loss(value):
+        return expected_test_loss(problem, found, with_parameter(adapt, value))
+
+    best = minimise(loss, parameter_grid(adapt, problem.n_r, problem.p))
+    return stationary(loss, best)
+
+
+def _best_step(problem: MixedLinearRegression, spread):
+    p, n_r = problem.p, problem.n_r
+    noise = jnp.asarray(problem.sigma) ** 2 * p / n_r
+    nothing = (spread == 0) & (noise == 0)
+    spread = jnp.where(nothing, 1.0, spread)
+    return spread / (spread * (1 + (p + 1) / n_r) + noise)
+
+
+def best_train_rate(
+    problem: MixedLinearRegression,
+    adapt: Rule | None = None,
+    train: Rule | None = None,
+    meta_ridge=0.0,
+    method: str = "proportional",
+):
+    r"""The parameter of `train` (a rate, time or strength) that minimises the test loss, globally.
+
+    The adaptation rule multiplies the distance E|omega* - w0|^2 by a positive number, so the
+    optimum is the same for every `adapt`, which may be left out. The lowest minimum over both
+    signs is found on a grid and closed in on; its derivatives are those of the stationarity
+    condition. The grid ends at 1e4 (rates), 30 (times) over, and 1e3 (strengths) times, the largest
+    eigenvalue; where the distance falls on to infinity, the best is that end.
+
+    Arguments:
+        train: a rule of the family wanted, one gradient step when left out; its parameter is
+            ignored, its steps are kept.
+        meta_ridge, method: as in `theory.test_loss`. By "expansion", one gradient step without
+            ridge: alpha_t^- of `stationary_train_rates` when p > n_v m, the minimum of Theorem 2
+            when p < n_v m.
+
+    Returns a scalar. Raises ValueError at p = n_v m without ridge, where every mean is infinite.
+    Source: Bernacchia 2021, section 4; negmaml.
+    """
+    del adapt
+    _require_finite(problem, meta_ridge)
+    if method == "expansion":
+        return _best_by_expansion(problem)
     train = GradientDescent(0.0) if train is None else train
-    arguments = jnp.broadcast_arrays(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
-    shape = arguments[0].shape
-    ridged = bool(np.any(np.asarray(meta_ridge) != 0))
-    cells = tuple(jnp.ravel(x).astype(jnp.float32) for x in arguments)
-    return jax.tree.map(
-        lambda x: x.reshape(shape), _phases(cells, cast(train, jnp.float32), ridged)
-    )
+    return _best_parameter(*arguments_of(problem, meta_ridge, "auto", train))
 
 
 @partial(quick_jit, static_argnames="ridged")
-def _phases(cells, train: Rule, ridged: bool) -> Phase:
-    def one(cell):
-        p, m, n_t, n_v, *numbers = cell
-        measure = marchenko_pastur(n_t, p, p.dtype, MAP_INTERVALS)
+def _best_parameter(sizes, numbers, train: Rule, quadrature, ridged: bool):
+    """One program for every problem, as `evaluate_traced`."""
 
-        def limit(value):
-            rule = with_parameter(train, value)
-            return means((p, m, n_t, n_v), numbers, measure, ridged, rule).limit
+    def objective(value):
+        return _finite_distance(sizes, numbers, with_parameter(train, value), quadrature, ridged)
 
-        best = minimise(jax.vmap(limit), parameter_grid(train, n_t, p, MAP_POINTS), MAP_ROUNDS)
-        return Phase(best, *jax.vmap(limit)(jnp.stack([best, jnp.zeros_like(best)])))
+    p, _, n_t, _ = sizes
+    return stationary(objective, minimise(objective, parameter_grid(train, n_t, p)))
 
-    return lax.map(one, cells, batch_size=64)
+
+def best_rates(
+    problem: MixedLinearRegression,
+    train: Rule | None = None,
+    adapt: Rule | None = None,
+    meta_ridge=0.0,
+):
+    """(best parameter in training, best parameter at test time), jointly.
+
+    What is best in training does not depend on `adapt`, so the joint optimum is
+    `best_train_rate` and then `best_adapt_rate` after it. Arguments and errors as there.
+    """
+    train = GradientDescent(0.0) if train is None else train
+    best = best_train_rate(problem, None, train, meta_ridge)
+    return best, best_adapt_rate(problem, with_parameter(train, best), adapt, meta_ridge)
+
+
+def best_meta_ridge(problem: MixedLinearRegression, train: Rule):
+    r"""The meta_ridge >= 0 that minimises the test loss after `train`, a rule with one parameter.
+
+    The lowest minimum on a grid from 1e-6 to 1e6 times n_v m, or 0 where that is lower still. At
+    omega_0 = w0 the best is the largest: there meta-training should stay where it starts.
+    Returns a scalar with the derivatives of the stationarity condition (none at 0).
+    """
+    if batch_shape(train) != ():
+        raise ValueError(f"train must have one scalar parameter, got {train!r}")
+    sizes, numbers, train, quadrature, _ = arguments_of(problem, 0.0, "auto", train)
+    return _best_ridge(sizes, numbers, train, quadrature, square=problem.p == problem.rows)
+
+
+@partial(quick_jit, static_argnames="square")
+def _best_ridge(sizes, numbers, train: Rule, quadrature, square: bool):
+    _, m, _, n_v = sizes
+
+    def at(ridge):
+        return _finite_distance(sizes, (*numbers[:-1], ridge), train, quadrature, True)
+
+    def objective(logarithm):
+        return at(jnp.exp(logarithm))
+
+    grid = jnp.log(m * n_v) + math.log(1e6) * jnp.linspace(-1, 1, 61, dtype=m.dtype)
+    found = minimise(jax.vmap(objective), grid)
+    ridge = jnp.exp(stationary(objective, found))
+    if square:
+        return ridge
+    none = at(jnp.zeros_like(m))
+    return jnp.where(objective(lax.stop_gradient(found)) < none, ridge, 0)
+
+
+def _finite_distance(*arguments):
+    """The distance, or its limit where finite sizes make it infinite: that is still ordered."""
+    found = evaluate_traced(*arguments)
+    return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
+
+
+def _require_finite(problem: MixedLinearRegression, meta_ridge) -> None:
+    if problem.p == problem.rows and is_zero(meta_ridge):
+        raise ValueError(
+            f"p = n_v m = {problem.p}: without meta_ridge every mean is infinite there; give a "
+            "meta_ridge, or change p, m or n_v"
+        )
+
+
+def _best_by_expansion(problem: MixedLinearRegression):
+    dtype = jnp.result_type(float, problem.sigma, problem.nu)
+    if problem.overparameterized:
+        return jnp.asarray(stationary_train_rates(problem.p, problem.n_t)[0], dtype)
+
+    def objective(rate):
+        return expansions.distance(problem, GradientDescent(rate))
+
+    slope = jax.grad(objective)
+    curvature = jax.grad(slope)
+
+    def search(slope, _):
+        # Minima lie near zero without noise and near -n_t/(n_v + 1 + p) when noise dominates, so
+        # rates 1% apart from far below the scale of the spectrum to n_t leave none out, and start
+        # Newton where the curvature is positive.
+        smallest, largest = 1e-6 * problem.n_t / (problem.n_t + problem.p), 10 * problem.n_t
+        count = round(math.log(largest / smallest) / 0.01)
+        rates = jnp.geomspace(smallest, largest, count, dtype=dtype)
+        grid = jnp.concatenate([-rates, jnp.zeros(1, dtype), rates])
+        best = grid[jnp.argmin(jax.vmap(objective)(grid))]
+
+        def polish(_, rate):
+            bend = curvature(rate)
+            return jnp.where(bend > 0, rate - slope(rate) / jnp.where(bend > 0, bend, 1.0), rate)
+
+        return lax.fori_loop(0, 6, polish, best)
+
+    return lax.custom_root(
+        slope, jnp.zeros((), dtype), search, lambda linear, y: y / linear(jnp.ones_like(y))
+    )

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml.adaptation import expected_test_loss
-from negmaml.compilation import quick_jit
-from negmaml.problem import MixedLinearRegression, check_nonnegative
-from negmaml.pytree import check_choice
-from negmaml.rules import GradientDescent, Rule, batch_shape, cast, parameter
+from negmaml._core.checks import check_choice, check_nonnegative
+from negmaml._core.compilation import quick_jit
+from negmaml._core.numerics import cast
+from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.rules import GradientDescent, Rule, batch_shape, parameter
 from negmaml.theory import expansions
 from negmaml.theory.proportional import Moments, moments
 from negmaml.theory.saddle import tasks

@@ -11,7 +11,7 @@ Real matrices of finite size add 1/p times (Bai and Silverstein 2010, theorem 9.
 
 after which the error is of order 1/p^2 for every smooth filter (fourth moment at n = 5, p = 30:
 539.84 exactly, 533.8 with this term, 469 without it). For the smallest sizes the ten-node Gauss
-rule of the exact moments (`negmaml.wishart`) is better still; for larger ones it resolves filters
+rule of the exact moments (`negmaml.problem.wishart`) is better still; for larger ones it resolves filters
 that vary within the spectrum less well.
 """
 
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml.wishart import wishart_quadrature
+from negmaml.problem.wishart import wishart_quadrature
 
 INTERVALS = 64  # of theta
 MEASURES = ("auto", "exact", "marchenko-pastur")

@@ -30,9 +30,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml.adaptation import filter_means
-from negmaml.compilation import quick_jit
-from negmaml.problem import MixedLinearRegression
+from negmaml._core.compilation import quick_jit
+from negmaml.problem.adaptation import filter_means
+from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, batch_shape
 from negmaml.theory.predict import arguments_of, means
 from negmaml.theory.proportional import LARGEST_RIDGED_POLE, around, ridge_felt

@@ -1,0 +1,1 @@
+"""What every part stands on: pytrees, checks, numerics, compilation, extras, provenance, version."""

@@ -1,0 +1,49 @@
+"""Checks of what a user gives: each raises an error that names the argument and what is allowed."""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import jax
+import numpy as np
+
+
+def check_count(name: str, value) -> int:
+    """`value` as an int, if it is an integer of at least 1; raises otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer of at least 1, got {value!r}; use int(...)")
+    if value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return int(value)
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise unless `value` is one of the allowed ones."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_finite(name: str, value, meaning: str) -> None:
+    """Raise unless every number of the pytree `value` is real and finite; the sign is free."""
+    for leaf in jax.tree.leaves(value, is_leaf=lambda x: x is None):
+        if isinstance(leaf, jax.core.Tracer):
+            continue
+        numbers = np.asarray(leaf)
+        if numbers.dtype.kind not in "iuf" and not jax.numpy.issubdtype(numbers.dtype, np.floating):
+            raise TypeError(f"{name} must hold real numbers, got {leaf!r} ({meaning})")
+        if not np.all(np.isfinite(numbers.astype(float))):
+            raise ValueError(
+                f"{name} must be finite, got {leaf!r}; {meaning}: any sign and zero are allowed, "
+                "NaN and infinity are not"
+            )
+
+
+def check_nonnegative(name: str, value, meaning: str) -> None:
+    """Raise unless `value` is a finite scalar of at least 0."""
+    if np.ndim(value) != 0:
+        raise ValueError(
+            f"{name} must be a scalar, got shape {np.shape(value)}; "
+            f"use jax.vmap for several values of {name}"
+        )
+    check_finite(name, value, meaning)
+    if not isinstance(value, jax.core.Tracer) and value < 0:
+        raise ValueError(f"{name} must be at least 0 ({meaning}), got {value!r}")

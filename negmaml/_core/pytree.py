@@ -1,0 +1,47 @@
+"""Frozen dataclasses that are JAX pytrees.
+
+`jax.tree_util.register_dataclass` rebuilds an object by calling its class, which runs the
+checks of `__post_init__` on whatever a transformation puts into the leaves: cotangents of
+sigma are often negative and perfectly good. Here a value is checked when a user builds the
+object and never again.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+
+T = TypeVar("T")
+
+
+def static() -> Any:
+    """A field that is part of the tree's structure: a new value compiles anew."""
+    return dataclasses.field(metadata={"static": True})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(static,))
+def pytree(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen dataclass whose fields are traced, but for those marked `static`."""
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    metadata = tuple(f.name for f in fields if f.metadata.get("static"))
+    leaves = tuple(f.name for f in fields if f.name not in metadata)
+
+    def flatten(self):
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
+        return children, tuple(getattr(self, name) for name in metadata)
+
+    def unflatten(values, children):
+        self = object.__new__(cls)
+        for name, value in zip(metadata + leaves, (*values, *children), strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
+    return cls
+
+
+def as_pytree(function: Callable):
+    """`function` itself if it is a pytree, else a pytree that holds it."""
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function

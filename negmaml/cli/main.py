@@ -1,0 +1,285 @@
+"""The command line: reproduce, phases, predict, sweep, heatmap, curves, verify, info."""
+
+import json
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import negmaml
+from negmaml import theory
+from negmaml._core.extras import MissingExtraError, require
+from negmaml._core.numerics import cast
+from negmaml._core.provenance import versions
+from negmaml.cli import sweeps as sweep_commands
+from negmaml.paper.reproduce import PROBLEMS, RUNS, Panel, experiments, to_dataset
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.rules import GradientDescent
+
+Figure = Literal["all", "overparameterized", "underparameterized"]
+console = Console()
+
+
+@dataclass(frozen=True)
+class ProblemOptions:
+    """Mixed linear regression: sizes, variances and offsets."""
+
+    p: int = 60
+    """Dimension of inputs and weights."""
+    m: int = 3
+    """Tasks in meta-training."""
+    n_t: int = 30
+    """Training points of a task."""
+    n_v: int = 2
+    """Validation points of a task."""
+    n_r: int = 20
+    """Adaptation points of a test task."""
+    sigma: float = 1.0
+    """Standard deviation of the label noise."""
+    nu: float = 0.5
+    """Standard deviation of the tasks' weights."""
+    w0: float = 0.0
+    """Mean of every task weight."""
+    omega0: float = 0.0
+    """Every coordinate of the start of meta-training."""
+
+
+Problem = Annotated[ProblemOptions, tyro.conf.arg(name="")]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status: 0 well, 1 roads disagree, 2 bad input."""
+    commands: dict[str, Any] = {
+        "reproduce": reproduce,
+        "phases": phases,
+        "predict": predict,
+        "sweep": sweep_commands.sweep,
+        "heatmap": sweep_commands.heatmap,
+        "curves": sweep_commands.curves,
+        "verify": verify,
+        "info": info,
+    }
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="negmaml",
+            args=list(arguments),
+            description=negmaml.__doc__,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except (ValueError, TypeError, OSError, MissingExtraError) as error:
+        print(f"negmaml: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        notes = getattr(stop, "__notes__", ["nothing half-written was left behind"])
+        print(f"negmaml: interrupted; {'; '.join(notes)}", file=sys.stderr)
+        return 130
+
+
+def reproduce(
+    out: Path = Path("reproduction"),
+    seed: int = 0,
+    runs: int = RUNS,
+    figure: Figure = "all",
+    evaluation: Literal["expected", "sampled"] = "expected",
+    quick: bool = False,
+) -> int:
+    """Reproduce the paper's figures: simulation against theory.
+
+    Args:
+        out: folder for reproduction.png, .svg and .nc (opens with xarray); made if missing.
+        seed: seed of all random numbers.
+        runs: runs a point in panels b; panels a show a tenth of them, as in the paper.
+        figure: which of the paper's two problems.
+        evaluation: exact mean over test tasks, or the paper's 100 sampled tasks of 50 points.
+        quick: a tenth of the runs.
+    """
+    imports = threading.Thread(target=_import_figures, daemon=True)
+    imports.start()  # while XLA compiles
+    _check_writable(out)
+    runs = runs // 10 if quick else runs
+    names = list(PROBLEMS) if figure == "all" else [figure]
+    done = {}
+    columns = TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("compiling", total=len(names) + 1)
+        for name, panels in experiments(names, jax.random.key(seed), runs, evaluation):
+            done[name] = panels
+            progress.update(bar, advance=1, description="simulating")
+        progress.update(bar, description="drawing")
+        imports.join()
+        paths = _write(done, out, dict(seed=str(seed), runs=str(runs), evaluation=evaluation))
+    console.print(_agreement_table(done))
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
+def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
+    """Draw phase diagrams of the best training rate, double descent, and rate against ridge.
+
+    Args:
+        out: folder for phases.png, .svg and .nc (opens with xarray); made if missing.
+        seed: seed of the simulated points.
+        runs: runs a simulated point.
+    """
+    _check_writable(out)
+    from negmaml.paper import figures
+    from negmaml.paper.phases import phases as compute
+
+    with console.status("computing"):
+        dataset = compute(jax.random.key(seed), runs)
+    dataset.attrs |= {**_provenance(), "seed": str(seed), "runs": str(runs)}
+    path = out / "phases.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
+    paths = [*figures.save(figures.phases(dataset), out, "phases"), path]
+    for name in ("best_by_data", "best_by_noise"):
+        share = float((dataset[name] < 0).mean())
+        console.print(f"{name}: best training rate negative in {share:.1%} of the map")
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
+def _import_figures() -> None:
+    """Import what drawing and storing needs; an error shows where the import is used."""
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+        import scipy.io  # noqa: F401
+        import xarray  # noqa: F401
+    except ModuleNotFoundError:
+        pass
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the work, not after it."""
+    for package in ("matplotlib", "xarray", "scipy"):
+        require(package, "figures")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"--out must be a folder that can be written, got {str(folder)!r} "
+            f"({error.strerror}); choose another with --out"
+        ) from error
+
+
+def _write(panels: dict[str, dict[str, Panel]], out: Path, settings: dict) -> list[Path]:
+    from negmaml.paper import figures
+
+    described = {name: json.dumps(asdict(PROBLEMS[name])) for name in panels}
+    dataset = to_dataset(panels, {**_provenance(), **settings, **described})
+    path = out / "reproduction.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
+    return [*figures.save(figures.reproduction(dataset), out, "reproduction"), path]
+
+
+def _agreement_table(results: dict[str, dict[str, Panel]]) -> Table:
+    table = Table(title="theory against simulation: best rates, and gaps in test loss")
+    for heading in ("problem", "rate", "theory", "found", "median gap", "worst gap"):
+        table.add_column(heading, no_wrap=True)
+    for name, panels in results.items():
+        for letter, rate in (("a", "alpha_r"), ("b", "alpha_t")):
+            panel = panels[letter]
+            gap = np.abs(panel.theory / panel.mean - 1)
+            found = f"{panel.found:+.3f}({1000 * panel.found_error:.0f})"
+            gaps = f"{np.median(gap):.2%}", f"{gap.max():.2%}"
+            label = name.removesuffix("parameterized")
+            table.add_row(label, rate, f"{panel.predicted:+.3f}", found, *gaps)
+    table.caption = "in brackets the standard error of the last digits"
+    return table
+
+
+def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2) -> int:
+    """Predict the test loss of one-step MAML, and the best rates.
+
+    Args:
+        problem: the problem.
+        train_rate: alpha_t, the inner rate of meta-training, of any sign.
+        adapt_rate: alpha_r, the inner rate at test time, of any sign.
+    """
+    task = MixedLinearRegression(**asdict(problem))
+    with jax.enable_x64(True):
+        task, train, adapt = cast(
+            (task, GradientDescent(train_rate), GradientDescent(adapt_rate)), jnp.float64
+        )
+        best_train = GradientDescent(theory.best_train_rate(task, adapt))
+        best_adapt = GradientDescent(theory.best_adapt_rate(task, best_train))
+        rows = {
+            f"test loss at alpha_t = {train_rate:g}, alpha_r = {adapt_rate:g}": theory.test_loss(
+                task, train, adapt
+            ),
+            "best alpha_r for that alpha_t": theory.best_adapt_rate(task, train),
+            "best alpha_t": best_train.rate,
+            "best alpha_r at the best alpha_t": best_adapt.rate,
+            "test loss at both best rates": theory.test_loss(task, best_train, best_adapt),
+            "standard deviation of that over runs": theory.standard_deviation(
+                task, best_train, best_adapt
+            ).test_loss,
+        }
+        table = Table("quantity", "value", title="proportional theory")
+        for name, value in rows.items():
+            table.add_row(name, f"{float(value):.6g}")
+    console.print(table)
+    return 0
+
+
+def verify(
+    problem: Problem,
+    train_rate: float = -0.2,
+    adapt_rate: float = 0.2,
+    steps: int = 1,
+    runs: int = 1000,
+    seed: int = 0,
+) -> int:
+    """Check six roads to the test loss against each other; fails when they disagree.
+
+    Args:
+        problem: the problem.
+        train_rate: alpha_t, the inner rate of meta-training, of any sign.
+        adapt_rate: alpha_r, the inner rate at test time, of any sign.
+        steps: inner gradient steps of meta-training.
+        runs: simulated runs.
+        seed: seed of all random numbers.
+    """
+    result = negmaml.verify(
+        MixedLinearRegression(**asdict(problem)),
+        GradientDescent(train_rate, steps),
+        GradientDescent(adapt_rate),
+        jax.random.key(seed),
+        runs,
+    )
+    print(result)
+    return 0 if result.agrees else 1
+
+
+def info() -> int:
+    """Print versions, devices, dtype and precision."""
+    table = Table("what", "value")
+    for name, value in _provenance().items():
+        table.add_row(name, value)
+    console.print(table)
+    return 0
+
+
+def _provenance() -> dict[str, str]:
+    """What a stored result says of its making."""
+    return versions() | {
+        "simulation dtype": str(jnp.result_type(float)),
+        "theory dtype": "float64",
+        "matmul precision of statistics": "highest",
+    }

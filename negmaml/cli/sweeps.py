@@ -1,0 +1,174 @@
+"""The commands of sweeps: sweep, heatmap, curves."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from negmaml import sweeps
+from negmaml._core.extras import require
+from negmaml.paper import figures
+from negmaml.sweeps import spec as specs
+from negmaml.sweeps import summary
+from negmaml.sweeps.cluster import connect
+from negmaml.sweeps.lock import local_path
+
+console = Console()
+Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction]
+Selection = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+Name = Annotated[str, tyro.conf.Positional]
+
+
+def sweep(
+    spec: Name,
+    store: str | None = None,
+    overrides: Overrides = (),
+    dry_run: bool = False,
+    scheduler: str | None = None,
+    memory: int | None = None,
+    block: int | None = None,
+    extend: bool = False,
+    accept_changes: bool = False,
+) -> int:
+    """Run the sweep of a spec file, or go on with it; a store that is complete computes nothing.
+
+    Args:
+        spec: a TOML file, or phase_map, the example that comes with the package.
+        store: where the result goes: a path or an fsspec URL.
+        overrides: fields of the spec, as in --set seeds=20 --set grid.sigma=[0.1,1.0].
+        dry_run: only say what there is to do: cells, shape groups, blocks, bytes, time.
+        scheduler: address of a Dask scheduler whose workers share the blocks.
+        memory: bytes that a batch of cells may take.
+        block: cells computed and stored at once.
+        extend: add new seeds and new values of axes to the store.
+        accept_changes: go on though the function or the version changed since.
+    """
+    require("xarray", "sweep")
+    require("zarr", "sweep")
+    fields = specs.read(spec, overrides)
+    memory, block = memory or fields.get("memory"), block or fields.get("block")
+    with ExitStack() as stack:
+        stack.enter_context(jax.enable_x64(fields["dtype"] == "float64"))
+        call = (fields["function"], fields["grid"])
+        if dry_run:
+            work = sweeps.prepare(*call, **specs.arguments(fields))
+            _print_rows("dry run", sweeps.plan(work, memory, block).rows().items())
+            return 0
+        if store is None:
+            raise ValueError("--store must say where the result goes; or pass --dry-run")
+        client = None
+        if scheduler is not None:
+            client, _ = connect(scheduler)
+            stack.callback(client.close)
+        options: dict[str, Any] = dict(client=client, memory=memory, block=block, extend=extend,
+                       accept_changes=accept_changes, **specs.arguments(fields))  # fmt: skip
+        with _progress() as bar:
+            task = bar.add_task("compiling", total=None)
+
+            def advance(done: int, cells: int) -> None:
+                rate = bar.tasks[0].speed
+                text = f"{rate:,.0f} cells/s" if rate else "sweeping"
+                bar.update(task, completed=done, total=cells, description=text)
+
+            sweeps.sweep(*call, store=store, progress=advance, **options)
+    _print_rows(store, summary.rows(summary.load(store)))
+    return 0
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    return Progress(*columns, console=console, transient=True, speed_estimate_period=60)
+
+
+def _print_rows(title: str, rows) -> None:
+    table = Table("what", "value", title=title)
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+
+
+def heatmap(
+    store: Name,
+    x: str,
+    y: str,
+    value: str = "test_loss",
+    best: str | None = None,
+    select: Selection = (),
+    out: Path | None = None,
+) -> int:
+    """Draw a mean over seeds, or where it is least, over two axes of a store.
+
+    Args:
+        store: a store of `negmaml sweep`, finished or not.
+        x: an axis, or a product or quotient of coordinates over one axis, as n_t/p.
+        y: the same, over another axis.
+        value: the variable.
+        best: draw the value of this axis at which the variable is least.
+        select: values of the other axes, as in --select sigma=1.0.
+        out: the picture's path without suffix; by default next to the store.
+    """
+    dataset = summary.select(summary.load(store), _pairs(select))
+    across, up = summary.quantity(dataset, x), summary.quantity(dataset, y)
+    if across.dims == up.dims:
+        raise ValueError(f"--x {x} and --y {y} vary along the same axis, {across.dims[0]}")
+    keep = [across.dims[0], up.dims[0], *([best] if best else [])]
+    means, _ = summary.mean(dataset, value, keep)
+    if best:
+        means = summary.best(means, best)
+    label = f"best {best}" if best else f"mean {value}"
+    means = means.transpose(up.dims[0], across.dims[0])
+    figure = figures.heat_map(across.values, up.values, means.values, (x, y, label), bool(best))
+    return _save(figure, store, out, "heatmap")
+
+
+def curves(
+    store: Name,
+    x: str,
+    by: str | None = None,
+    value: str = "test_loss",
+    select: Selection = (),
+    out: Path | None = None,
+) -> int:
+    """Draw a mean over seeds over one axis, with a band of two standard errors.
+
+    Args:
+        store: a store of `negmaml sweep`, finished or not.
+        x: an axis, or a product or quotient of coordinates over one axis.
+        by: another axis, a curve for each of its values.
+        value: the variable.
+        select: values of the other axes, as in --select sigma=1.0.
+        out: the picture's path without suffix; by default next to the store.
+    """
+    dataset = summary.select(summary.load(store), _pairs(select))
+    across = summary.quantity(dataset, x)
+    means, errors = summary.mean(dataset, value, [across.dims[0], *([by] if by else [])])
+    lines = {}
+    for i in range(means.sizes[by] if by else 1):
+        at = {by: i} if by else {}
+        label = f"{by} = {means[by].values[i]:g}" if by else ""
+        lines[label] = means.isel(at).values, errors.isel(at).values
+    figure = figures.curves(across.values, lines, (x, f"mean {value}"))
+    return _save(figure, store, out, "curves")
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for name, equals, value in pairs:
+        if not (name and equals and value):
+            raise ValueError(f"--select takes axis=value, got {name + equals + value!r}")
+    return {name: value for name, _, value in pairs}
+
+
+def _save(figure, store: str, out: Path | None, kind: str) -> int:
+    if out is None:
+        path = local_path(store) or Path(store.rstrip("/").rsplit("/", 1)[-1])
+        out = path.with_name(f"{path.stem}-{kind}")
+    paths = figures.save(figure, out.parent, out.name)
+    console.print("wrote " + ", ".join(map(str, paths)), soft_wrap=True)
+    return 0

@@ -1,0 +1,62 @@
+"""Data of one meta-training run, or of a set of test tasks."""
+
+from math import prod
+from typing import NamedTuple
+
+import jax
+
+from negmaml._core.numerics import cast, contract, working_dtype
+from negmaml.problem.model import MixedLinearRegression
+
+
+class Data(NamedTuple):
+    """Training and validation points of a set of tasks; all leaves lead with the task axis.
+
+    Shapes: X_t (m, n_t, p), y_t (m, n_t), X_v (m, n_v, p), y_v (m, n_v).
+    """
+
+    X_t: jax.Array
+    y_t: jax.Array
+    X_v: jax.Array
+    y_v: jax.Array
+
+
+def sample(key, problem: MixedLinearRegression) -> Data:
+    """Draw the data of one run: m tasks with n_t training and n_v validation points each.
+
+        w ~ N(w0, nu^2/p I)      x ~ N(0, I)      y = x.w + sigma noise
+
+    The inputs are the same for every sigma, nu and w0 at a given key. Returns `Data` in the
+    dtype of the problem's numbers.
+    """
+    dtype = working_dtype(problem)
+    return assemble(draw(key, problem, dtype), cast(problem, dtype))
+
+
+def draw(key, problem: MixedLinearRegression, dtype):
+    """The standard normals of one run, flat: one generator call for all of them."""
+    return jax.random.normal(key, (normals_per_run(problem),), dtype)
+
+
+def normals_per_run(problem: MixedLinearRegression) -> int:
+    """How many numbers `draw` draws."""
+    return sum(map(prod, _shapes(problem)))
+
+
+def assemble(normals, problem: MixedLinearRegression) -> Data:
+    """The data that the normals of `draw` stand for."""
+    parts, start = [], 0
+    for shape in _shapes(problem):
+        parts.append(normals[start : start + prod(shape)].reshape(shape))
+        start += prod(shape)
+    X_t, X_v, direction, noise_t, noise_v = parts
+    w = problem.w0 + problem.nu / problem.p**0.5 * direction
+    y_t = contract("inp,ip->in", X_t, w) + problem.sigma * noise_t
+    y_v = contract("inp,ip->in", X_v, w) + problem.sigma * noise_v
+    return Data(X_t, y_t, X_v, y_v)
+
+
+def _shapes(problem: MixedLinearRegression) -> tuple[tuple[int, ...], ...]:
+    """Training inputs, validation inputs, task directions, and both label noises."""
+    m, n_t, n_v, p = problem.m, problem.n_t, problem.n_v, problem.p
+    return (m, n_t, p), (m, n_v, p), (m, p), (m, n_t), (m, n_v)

@@ -1,0 +1,227 @@
+"""Exact simulation: draw runs, solve each for omega*, evaluate; every rate sees the same runs."""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml._core.checks import check_choice, check_count, check_nonnegative
+from negmaml._core.compilation import quick_jit
+from negmaml._core.numerics import cast, contract, working_dtype
+from negmaml.linear.data import Data, assemble, draw, normals_per_run
+from negmaml.linear.evaluate import sampled_test_loss
+from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
+from negmaml.linear.system import is_one_step, meta_system, one_step_system
+from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.rules import Rule, batch_shape, parameter
+
+EVALUATIONS = ("expected", "sampled")
+SPLITS = ("train-validation", "train-train")
+
+# Normals drawn by one step of the loop over runs: enough to use vector units and threads, few
+# enough to stay in cache (2^16 and 2^21 are both 10-20% slower).
+BLOCK_NORMALS = 2**19
+LIGHT_NORMALS = 2**23  # a tenth of a second of work, less than compiling takes
+ACCELERATOR_BLOCK_NORMALS = 2**24  # 64 MiB: there large kernels count, not the cache
+
+
+class Simulation(NamedTuple):
+    """What `simulate` measured; the last axis is the run.
+
+    test_loss: train shape + adapt shape + (runs,).
+    distance: |omega* - w0|^2, train shape + (runs,).
+    reliable: train shape + (runs,), False where a run is not finite, its system is singular to
+        working precision, or Phi has lost more than half its digits to cancellation. Nothing is
+        removed: mask with it, or move to float64.
+    """
+
+    test_loss: jax.Array
+    distance: jax.Array
+    reliable: jax.Array
+
+
+def simulate(
+    key,
+    problem: MixedLinearRegression,
+    train: Rule,
+    adapt: Rule,
+    runs: int = 1000,
+    meta_ridge=0.0,
+    evaluation: str = "expected",
+    split: str = "train-validation",
+) -> Simulation:
+    r"""Meta-train exactly on random data, `runs` times, and evaluate on new tasks.
+
+    Each run draws m tasks, solves for the minimiser omega* of the meta-loss that gradient descent
+    from omega_0 reaches (`linear.minimiser`), and evaluates it after adaptation. All rates share
+    the data of a run, so curves over rates are smooth and their differences have small errors.
+
+    Arguments:
+        key: a JAX key. Run i has a key folded from its index: the first runs of a longer simulation
+            are those of a shorter one.
+        train: inner rule of meta-training; its parameter may have any shape.
+        adapt: inner rule on test tasks; any shape.
+        runs: number of independent runs, static, at least 1.
+        meta_ridge: lambda >= 0 of (Phi^T Phi + lambda I), Phi stacked over tasks, not averaged.
+        evaluation: "expected", the exact mean over test tasks given omega* (default), or
+            "sampled", the paper's protocol of 100 fresh tasks of 50 points.
+        split: "train-validation", or "train-train": the outer loss on the training points
+            themselves (n_v is then unused).
+
+    Returns a `Simulation`. Differentiable in rates, sigma, nu, w0, omega0 and meta_ridge; works
+    under jit and vmap. dtype follows the problem's and rules' numbers.
+
+    Raises ValueError or TypeError for runs < 1, a negative or non-finite meta_ridge, and unknown
+    `evaluation` or `split`.
+
+    >>> import negmaml
+    >>> problem = MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> rates = jnp.array([-0.5, 0.0, 0.5])
+    >>> train, adapt = negmaml.GradientDescent(rates), negmaml.GradientDescent(0.2)
+    >>> result = simulate(jax.random.key(0), problem, train, adapt)
+    >>> result.test_loss.shape
+    (3, 1000)
+    """
+    checked = _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
+    return _program(checked)(*checked)
+
+
+def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
+    """`simulate` in two stages: compile now, run when the returned function is called.
+
+    Takes the arguments of `simulate`. Several programs may compile at once in threads; run them
+    one after another, since XLA on CPU can deadlock when two threads run batched linear algebra.
+    """
+    bound = inspect.signature(simulate).bind(*arguments, **options)
+    bound.apply_defaults()
+    checked = _checked(**bound.arguments)
+    executable = _program(checked).lower(*checked).compile()
+    return lambda: executable(*checked[:DYNAMIC])
+
+
+def _program(checked: tuple):
+    """The jitted `_simulate` for few runs, where compiling takes longer than running, or many."""
+    _, problem, _, _, _, runs, *_ = checked
+    light = runs * normals_per_run(problem) < LIGHT_NORMALS
+    return _simulate_few if light else _simulate_many
+
+
+DYNAMIC = 5  # key, problem, train, adapt and meta_ridge; what follows is static
+STATIC = ("runs", "evaluation", "split")
+
+
+def _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split) -> tuple:
+    """The arguments of `_simulate`, all of one dtype, or a clear error."""
+    runs = check_count("runs", runs)
+    check_choice("evaluation", evaluation, EVALUATIONS)
+    check_choice("split", split, SPLITS)
+    check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    for rule in (train, adapt):
+        parameter(rule)  # one array, or a clear error
+    dtype = working_dtype(problem, train, adapt, meta_ridge)
+    return key, *cast((problem, train, adapt, meta_ridge), dtype), runs, evaluation, split
+
+
+def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -> Simulation:
+    def one_run(index, normals):
+        data = assemble(normals, problem)
+        if split == "train-train":
+            data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
+        test_key = jax.random.fold_in(key, 2 * index + 1)
+        return measured(test_key, data, problem, train, adapt, meta_ridge, evaluation)
+
+    def draw_run(index):
+        return draw(jax.random.fold_in(key, 2 * index), problem, problem.sigma.dtype)
+
+    @jax.checkpoint  # reverse mode keeps indices, not data
+    def block(indices):
+        # A loop of its own keeps XLA from merging the last stage of the generator into every use
+        # of its numbers, where it would be compiled and run once for each use.
+        normals = lax.map(jax.vmap(draw_run), indices)
+        return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
+
+    blocks, pieces, size = block_shape(runs, normals_per_run(problem))
+    indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
+    results = lax.map(block, indices)
+    losses, distance, reliable = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(indices.size, *x.shape[2:])[:runs], 0, -1), results
+    )
+    if evaluation == "expected":
+        losses = expected_test_loss(problem, distance, adapt)
+        losses = jnp.moveaxis(losses, len(batch_shape(train)), -1)
+    return Simulation(losses, distance, reliable)
+
+
+_simulate_few = quick_jit(_simulate, STATIC)
+_simulate_many = quick_jit(_simulate, STATIC, light=False)
+
+
+def measured(test_key, data: Data, problem, train: Rule, adapt: Rule, ridge, evaluation: str):
+    """(test loss, distance, reliable) of one run; no expected loss, which the distance gives."""
+    if evaluation == "expected":
+        return None, *meta_train_distance(data, problem, train, ridge)
+    omega, reliable = meta_train(data, problem, train, ridge)
+    loss = sampled_test_loss(test_key, problem, omega, adapt)
+    return loss, jnp.sum((omega - problem.w0) ** 2, -1), reliable
+
+
+def block_shape(runs: int, normals: int) -> tuple[int, int, int]:
+    """(blocks, pieces, runs in a piece): at least `runs` in all, the surplus below one block.
+
+    A block is computed at once and drawn in two pieces.
+    """
+    blocks = -(-runs // max(1, block_normals() // normals))
+    in_block = -(-runs // blocks)
+    pieces = min(2, in_block)
+    return blocks, pieces, -(-in_block // pieces)
+
+
+def block_normals() -> int:
+    """Normals that one step of a loop over runs draws, on the default device."""
+    return BLOCK_NORMALS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_NORMALS
+
+
+def meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -> Solution:
+    """omega* of one run at every rate, by the amortised route where it is safe."""
+    if _amortises(data, train):
+        start, system, rates = _one_step(data, problem, train)
+        delta, reliable = one_step_corrections(system, rates.ravel(), ridge)
+        return Solution((start + delta).reshape(*rates.shape, -1), reliable.reshape(rates.shape))
+    Phi, r = meta_system(data, train)
+    omega, reliable = minimiser(Phi, r, problem.omega0, ridge)
+    # Phi = X_v - C X_t: a filter that all but vanishes leaves only the rounding noise of X_v.
+    half_the_digits = jnp.finfo(Phi.dtype).eps ** 0.5 * jnp.max(jnp.abs(data.X_v))
+    return Solution(omega, reliable & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))
+
+
+def meta_train_distance(data: Data, problem: MixedLinearRegression, train: Rule, ridge):
+    """|omega* - w0|^2 of one run at every rate, and its flag: `meta_train` for less."""
+    if _amortises(data, train):
+        start, system, rates = _one_step(data, problem, train)
+        found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0)
+        return jax.tree.map(lambda x: x.reshape(rates.shape), found)
+    omega, reliable = meta_train(data, problem, train, ridge)
+    return jnp.sum((omega - problem.w0) ** 2, -1), reliable
+
+
+def _amortises(data: Data, train: Rule) -> bool:
+    """Whether normal equations serve all rates of a run without harm.
+
+    They square the condition number, so they want a system far from square; and one task alone
+    can have a filter that vanishes on part of its spectrum.
+    """
+    m, rows, p = data.X_v.shape
+    N = m * rows
+    return is_one_step(train) and m > 1 and max(N, p) >= 1.5 * min(N, p)
+
+
+def _one_step(data: Data, problem: MixedLinearRegression, train: Rule):
+    """(omega_0, the system of labels relative to it, rates)."""
+    start = jnp.broadcast_to(problem.omega0, data.X_v.shape[-1:])
+    y_t = data.y_t - contract("itp,p->it", data.X_t, start)
+    y_v = data.y_v - contract("ivp,p->iv", data.X_v, start)
+    return start, one_step_system(Data(data.X_t, y_t, data.X_v, y_v)), parameter(train)

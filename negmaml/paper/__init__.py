@@ -1,0 +1,1 @@
+"""The paper's figures, phase diagrams, and the roads that have to meet: computed and drawn."""

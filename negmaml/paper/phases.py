@@ -1,0 +1,111 @@
+"""What the proportional theory says at large, computed: phase diagrams, double descent, ridge.
+
+Four questions, one part of a dataset each: where is which training rate best, by amounts of data
+and by noise; what happens across p = n_v m; and does a meta-ridge replace a negative rate.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml import theory
+from negmaml.linear.simulation import simulate
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.rules import GradientDescent
+
+CELLS = 200
+P, M = 100.0, 10.0  # of the maps, where only ratios and m count
+NOISE = 0.5  # sigma/nu of the first map
+RATIOS = np.geomspace(0.05, 5, CELLS)  # of n_t/p and n_v m/p
+NOISES = np.geomspace(0.02, 20, CELLS)  # of sigma/nu
+
+DESCENT = MixedLinearRegression(p=60, m=6, n_t=30, n_v=1, n_r=20, sigma=0.5, nu=1.0)
+DESCENT_RATES = (-0.5, 0.0, 0.3)
+DESCENT_N_V = (1, 2, 4, 6, 8, 9, 11, 12, 14, 18, 24, 36)
+CURVE_N_V = tuple(range(1, 41))
+
+# The start is off by as much as tasks differ; else the best ridge is infinite: stay at the start.
+RIDGE = MixedLinearRegression(p=100, m=10, n_t=50, n_v=1, n_r=20, sigma=0.5, nu=1.0, omega0=0.1)
+RIDGE_N_V = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 25, 30, 40, 50)
+RIDGES = np.geomspace(1e-3, 1e3, 61)  # in units of n_v m
+RIDGE_RATES = np.concatenate([-np.geomspace(0.02, 20, 40)[::-1], [0.0], np.geomspace(0.02, 2, 20)])
+
+
+def phases(key, runs: int = 400):
+    """Everything the figures of `negmaml phases` show, as a labelled xarray.Dataset."""
+    import xarray as xr
+
+    with jax.enable_x64(True):
+        parts = _maps() | _descent(key, runs) | _ridge()
+    coordinates = {
+        "n_t_over_p": RATIOS,
+        "rows_over_p": RATIOS,
+        "sigma_over_nu": NOISES,
+        "rate": list(DESCENT_RATES),
+        "point": np.array(DESCENT_N_V) * DESCENT.m / DESCENT.p,
+        "curve": np.array(CURVE_N_V) * DESCENT.m / DESCENT.p,
+        "ridge_rows_over_p": np.array(RIDGE_N_V) * RIDGE.m / RIDGE.p,
+    }
+    return xr.Dataset(parts, coordinates)
+
+
+def _maps() -> dict[str, tuple]:
+    """Best training rates over (n_t/p, n_v m/p) and over (sigma/nu, n_v m/p)."""
+    n_v = P / M * RATIOS
+    by_data = theory.phase_diagram(P, M, P * RATIOS[:, None], n_v, NOISE, 1.0)
+    by_noise = theory.phase_diagram(P, M, P, n_v, NOISES[:, None], 1.0)
+    return {
+        "best_by_data": (("n_t_over_p", "rows_over_p"), np.asarray(by_data.best)),
+        "best_by_noise": (("sigma_over_nu", "rows_over_p"), np.asarray(by_noise.best)),
+    }
+
+
+def _descent(key, runs: int) -> dict[str, tuple]:
+    """E|omega* - w0|^2 across the threshold by theory, and simulated with standard errors."""
+    train = GradientDescent(jnp.asarray(DESCENT_RATES))
+    curve = [theory.distance(dataclasses.replace(DESCENT, n_v=n), train) for n in CURVE_N_V]
+    means, errors = [], []
+    for i, n_v in enumerate(DESCENT_N_V):
+        problem = dataclasses.replace(DESCENT, n_v=n_v)
+        found = simulate(jax.random.fold_in(key, i), problem, train, train, runs).distance
+        means.append(found.mean(-1))
+        errors.append(found.std(-1, ddof=1) / runs**0.5)
+    return {
+        "descent_theory": (("curve", "rate"), _finite(np.array(curve))),
+        "descent_mean": (("point", "rate"), np.array(means)),
+        "descent_error": (("point", "rate"), np.array(errors)),
+    }
+
+
+def _ridge() -> dict[str, tuple]:
+    """The lowest distance with a rate, a ridge, both or neither, and the best rate at each."""
+    train = GradientDescent(jnp.asarray(RIDGE_RATES))
+    zero = int(np.argmin(np.abs(RIDGE_RATES)))
+    names = ("neither", "rate", "ridge", "both")
+    lowest: dict[str, list] = {name: [] for name in names}
+    best_rates: dict[str, list] = {"rate": [], "both": []}
+    for n_v in RIDGE_N_V:
+        problem = dataclasses.replace(RIDGE, n_v=n_v)
+        plain = theory.distance(problem, train)
+
+        def with_ridge(ridge, problem=problem):
+            return theory.distance(problem, train, meta_ridge=ridge)
+
+        ridged = jnp.min(jax.vmap(with_ridge)(jnp.asarray(RIDGES * problem.rows)), 0)
+        for name, value in zip(
+            names, (plain[zero], plain.min(), ridged[zero], ridged.min()), strict=True
+        ):
+            lowest[name].append(float(value))
+        best_rates["rate"].append(float(RIDGE_RATES[np.argmin(plain)]))
+        best_rates["both"].append(float(RIDGE_RATES[np.argmin(ridged)]))
+    dimension = ("ridge_rows_over_p",)
+    return {f"lowest_{name}": (dimension, _finite(np.array(x))) for name, x in lowest.items()} | {
+        f"best_rate_{name}": (dimension, np.array(x)) for name, x in best_rates.items()
+    }
+
+
+def _finite(values):
+    """Infinity as a gap, which a curve is not drawn across."""
+    return np.where(np.isfinite(values), values, np.nan)

@@ -1,0 +1,93 @@
+"""The problem: what the tasks are and how much data there is of each.
+
+Mixed linear regression (Bernacchia 2021, section 3): every task is a weight vector, every
+data point a noisy reading of it,
+
+    w ~ N(w0, nu^2/p I_p)      x ~ N(0, I_p)      y | x, w ~ N(x.w, sigma^2)
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.checks import check_count, check_finite, check_nonnegative
+from negmaml._core.pytree import pytree, static
+
+
+@pytree
+class MixedLinearRegression:
+    """Mixed linear regression: sizes are static, variances and offsets are traced.
+
+    Meta-training sees `m` tasks with `n_t` training and `n_v` validation points each; a test
+    task offers `n_r` points to adapt on. Dimensions, weights and noise:
+
+        w ~ N(w0, nu^2/p I_p)      x ~ N(0, I_p)      y | x, w ~ N(x.w, sigma^2)
+
+    Arguments:
+        p: dimension of inputs and weights, an integer of at least 1, like all sizes.
+        m: number of tasks in meta-training.
+        n_t: training (support) points of each task of meta-training.
+        n_v: validation (query) points of each task of meta-training.
+        n_r: adaptation points of a test task.
+        sigma: standard deviation of the label noise, at least 0.
+        nu: standard deviation of the norm of w around w0, at least 0.
+        w0: mean of the task weights, shape () or (p,); a scalar stands for every coordinate.
+        omega0: the point meta-training starts from, shape () or (p,). It matters when the
+            meta-system has fewer than p rows.
+
+    Raises:
+        TypeError: a size that is no integer, a variance or offset that is no real number.
+        ValueError: a size below 1; sigma or nu negative or not scalar; w0 or omega0 of another
+            shape; NaN or infinity anywhere.
+
+    Source: Bernacchia, "Meta-learning with negative learning rates", ICLR 2021, section 3.
+
+    >>> problem = MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> problem.rows, problem.overparameterized
+    (6, True)
+    """
+
+    p: int = static()
+    m: int = static()
+    n_t: int = static()
+    n_v: int = static()
+    n_r: int = static()
+    sigma: Any
+    nu: Any
+    w0: Any = 0.0
+    omega0: Any = 0.0
+
+    def __post_init__(self):
+        for name in ("p", "m", "n_t", "n_v", "n_r"):
+            size = check_count(name, getattr(self, name))
+            object.__setattr__(self, name, size)
+        for name in ("sigma", "nu"):
+            check_nonnegative(name, getattr(self, name), "a standard deviation")
+        for name in ("w0", "omega0"):
+            _check_vector(name, getattr(self, name), self.p)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the meta-system, N = n_v m: p > N is overparameterized, p < N under."""
+        return self.n_v * self.m
+
+    @property
+    def overparameterized(self) -> bool:
+        """Whether the minimiser of the meta-loss is not unique: p > n_v m."""
+        return self.p > self.rows
+
+    @property
+    def offset_squared(self):
+        """|omega0 - w0|^2, the squared distance meta-training starts from."""
+        difference = jnp.asarray(self.omega0) - jnp.asarray(self.w0)
+        return jnp.sum(jnp.broadcast_to(difference, (self.p,)) ** 2)
+
+
+def _check_vector(name: str, value, p: int) -> None:
+    if np.shape(value) not in ((), (p,)):
+        raise ValueError(
+            f"{name} must be a scalar (every coordinate) or have shape ({p},), "
+            f"got shape {np.shape(value)}"
+        )
+    check_finite(name, value, "a point in weight space")

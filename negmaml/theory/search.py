@@ -1,0 +1,68 @@
+"""Optima by the proportional theory: global searches over a rule's parameter and the meta-ridge.
+
+The test loss can have two minima in the training rate, so a search looks at a signed grid that
+covers every scale of the spectrum, and then closes in on the lowest point. Adaptation multiplies
+the distance of the trained weights by a positive number, so what is best in training does not
+depend on the rule at test time, and the joint optimum is the one after the other.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from negmaml.rules import GradientDescent, GradientFlow, Rule
+
+POINTS = 18  # of each sign
+ROUNDS = 6  # each spans the two intervals around the lowest point with as many points as the last
+
+
+def parameter_grid(rule: Rule, n, p, points: int = POINTS):
+    """A signed grid of parameters for the family of `rule` on the spectrum of S, increasing.
+
+    Rates and times are measured in units of 1/largest eigenvalue, strengths in units of it.
+    """
+    largest = (1 + jnp.sqrt(p / n)) ** 2
+    if isinstance(rule, GradientFlow):
+        ends, unit = (1e-2, 30.0), 1 / largest  # exp(30) and beyond are all the same
+    elif isinstance(rule, GradientDescent):
+        ends, unit = (1e-2, 1e4), 1 / largest
+    else:
+        ends, unit = (1e-3, 1e3), largest
+    positive = np.geomspace(*ends, points)
+    return jnp.asarray(np.concatenate([-positive[::-1], [0.0], positive]), unit.dtype) * unit
+
+
+def with_parameter(rule: Rule, value) -> Rule:
+    """The rule of the same family (and number of steps) with another parameter."""
+    return jax.tree.map(lambda _: value, rule)
+
+
+def minimise(function: Callable, grid, rounds: int = ROUNDS):
+    """The lowest minimum of a function of a scalar, among those that `grid` tells apart.
+
+    `function` maps an array of points to values of the same shape; values that are not finite
+    count as infinite. Good to about the square root of the precision.
+    """
+    steps = jnp.asarray(np.linspace(0, 1, grid.size), grid.dtype)
+
+    def close_in(_, state):
+        points, _ = state
+        values = function(points)
+        i = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
+        low, high = points[jnp.maximum(i - 1, 0)], points[jnp.minimum(i + 1, grid.size - 1)]
+        return low + (high - low) * steps, points[i]
+
+    return lax.fori_loop(0, rounds, close_in, (grid, grid[0]))[1]
+
+
+def stationary(function: Callable, found):
+    """`found`, a minimum of a function, with the derivatives of the stationarity condition."""
+    return lax.custom_root(
+        jax.grad(function),
+        lax.stop_gradient(found),
+        lambda _, x: x,
+        lambda linear, y: y / linear(jnp.ones_like(y)),
+    )

@@ -1,0 +1,96 @@
+"""The command line: exit status, what it prints, and that failures leave nothing behind."""
+
+import sys
+
+import pytest
+
+from negmaml.cli import main as cli
+
+
+def test_info_names_versions_and_devices(capsys):
+    assert cli.run(["info"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("jax", "devices", "dtype", "precision"):
+        assert word in printed
+
+
+def test_predict_takes_negative_rates_in_any_notation(capsys):
+    assert cli.run(["predict", "--train-rate", "-1e-3", "--adapt-rate", "-0.2"]) == 0
+    assert "-0.001" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["predict", "--sigma", "-1"], "sigma"),
+        (["predict", "--p", "0"], "p must be"),
+        (["predict", "--m", "30"], "p = n_v m"),
+        (["predict", "--train-rate", "nan"], "rate must be finite"),
+        (["verify", "--runs", "1"], "runs"),
+        (["reproduce", "--runs", "5"], "runs"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(arguments) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.count("\n") == 1
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(SystemExit) as stop:
+        cli.run(["predict", "--alpha", "1"])
+    assert stop.value.code == 2
+
+
+def test_verify_fails_where_they_do_not(monkeypatch, capsys):
+    from negmaml import theory
+
+    right = theory.distance
+    monkeypatch.setattr(theory, "distance", lambda *a: right(*a) * 3)
+    assert cli.run(["verify", "--runs", "60"]) == 1  # the paper's problem: a good expansion
+    assert "DISAGREE" in capsys.readouterr().out
+
+
+def test_unwritable_folder_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    def never(*_):
+        raise AssertionError("computed before the check")
+
+    monkeypatch.setattr(cli, "experiments", never)
+    (tmp_path / "file").write_text("in the way")
+    assert cli.run(["reproduce", "--out", str(tmp_path / "file")]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_missing_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.run(["reproduce", "--out", str(tmp_path)]) == 2
+    assert "negmaml[figures]" in capsys.readouterr().err
+
+
+def test_interruption_leaves_no_file(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "experiments", interrupt)
+    assert cli.run(["reproduce", "--out", str(tmp_path)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_failing_to_draw_leaves_earlier_results_whole(tmp_path, monkeypatch):
+    from negmaml.paper import figures
+
+    arguments = ["reproduce", "--runs=20", "--figure=overparameterized", "--out", str(tmp_path)]
+    assert cli.run(arguments) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"reproduction.nc", "reproduction.png", "reproduction.svg"}
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "reproduction", interrupt)
+    assert cli.run(arguments) == 130
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,0 +1,131 @@
+"""The paper's figures: their data, their optima and their files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+from negmaml.paper import figures
+from negmaml.paper.reproduce import (
+    CURVE_RATES,
+    PROBLEMS,
+    RATES,
+    _best_by_parabola,
+    _best_on_grid,
+    _with_jackknife,
+    experiments,
+    to_dataset,
+)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return dict(experiments(list(PROBLEMS), jax.random.key(3), runs=100))
+
+
+@pytest.fixture(scope="module")
+def dataset(results):
+    return to_dataset(results, {"seed": "3"})
+
+
+def test_settings_are_those_of_the_paper():
+    assert RATES.size == 25
+    assert RATES[0] == -0.6
+    assert RATES[-1] == 0.6
+    over, under = PROBLEMS.values()
+    assert (over.n_t, over.n_v, over.n_r, over.m, over.p) == (30, 2, 20, 3, 60)
+    assert (over.sigma, over.nu, over.w0, over.omega0) == (1.0, 0.5, 0.0, 0.0)
+    assert (under.n_t, under.n_v, under.n_r, under.m, under.p) == (5, 25, 10, 40, 30)
+    assert (under.sigma, under.nu) == (0.2, 0.2)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_theory_meets_simulation(results, name):
+    for panel in results[name].values():
+        # Leading order: the theorems themselves are off by up to 3% here.
+        assert np.all(np.abs(panel.mean - panel.theory) < 0.03 * panel.mean + 4 * panel.error)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_panels_meet_where_they_cross(results, name):
+    a, b = results[name]["a"], results[name]["b"]
+    at = np.flatnonzero(RATES == 0.2)[0]
+    np.testing.assert_array_equal(a.losses[at], b.losses[at, : a.losses.shape[1]])
+
+
+def test_optima_are_found_where_predicted(results):
+    for panels in results.values():
+        for panel in panels.values():
+            assert abs(panel.found - panel.predicted) < 4 * panel.found_error + 0.15 * abs(
+                panel.predicted
+            )
+
+
+def test_parabola_finds_the_minimum_of_a_quadratic():
+    assert _best_by_parabola(RATES, (RATES - 0.137) ** 2) == pytest.approx(0.137)
+
+
+def test_grid_search_orders_its_rates_and_interpolates():
+    rates = np.array([0.6, -0.2, 0.1, 0.4])
+    assert _best_on_grid(rates, (rates - 0.2) ** 2) == pytest.approx(0.2)
+
+
+def test_jackknife_error_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).normal(size=(1, 200))
+    estimate, error = _with_jackknife(lambda mean: mean[0], values, groups=200)
+    assert estimate == pytest.approx(values.mean())
+    assert error == pytest.approx(values.std(ddof=1) / 200**0.5)
+
+
+def test_one_problem_alone_has_the_same_numbers(results):
+    name = list(PROBLEMS)[1]
+    alone = dict(experiments([name], jax.random.key(3), runs=100))
+    np.testing.assert_array_equal(alone[name]["b"].losses, results[name]["b"].losses)
+
+
+def test_dataset_is_labelled_and_survives_its_file(dataset, tmp_path):
+    dataset.to_netcdf(tmp_path / "x.nc", engine="scipy")
+    with xr.open_dataset(tmp_path / "x.nc") as back:
+        assert set(back.dims) == {"problem", "panel", "rate", "curve_rate", "run_a", "run_b"}
+        assert list(back["problem"].values) == list(PROBLEMS)
+        chosen = back["loss_mean"].sel(problem="underparameterized", panel="a", rate=0.2)
+        assert np.isfinite(float(chosen))
+        assert back.attrs["seed"] == "3"
+        np.testing.assert_allclose(back["curve_rate"], CURVE_RATES)
+
+
+def test_figure_shows_every_point_and_curve(dataset):
+    figure = figures.reproduction(dataset)
+    assert len(figure.axes) == 4
+    for axis in figure.axes:
+        curve, points = axis.lines[0], axis.containers[0]
+        assert len(curve.get_xdata()) == CURVE_RATES.size
+        assert len(points[0].get_xdata()) == RATES.size
+        assert any("best" in text.get_text() for text in axis.texts)
+
+
+def test_saving_leaves_whole_files_only(dataset, tmp_path):
+    paths = figures.save(figures.reproduction(dataset), tmp_path, "figure")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.png", "figure.svg"]
+    assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_failing_to_save_leaves_no_file(tmp_path):
+    with pytest.raises(OSError, match="disk"), figures.whole_file(tmp_path / "x.nc") as partial:
+        partial.write_text("half")
+        raise OSError("disk full")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("names", "runs"), [(["nonsense"], 100), (["overparameterized"], 10)])
+def test_bad_requests_are_refused(names, runs):
+    with pytest.raises(ValueError, match="must be"):
+        list(experiments(names, jax.random.key(0), runs=runs))
+
+
+def test_problem_is_json_for_the_attributes():
+    from dataclasses import asdict
+
+    assert json.loads(json.dumps(asdict(PROBLEMS["overparameterized"])))["p"] == 60

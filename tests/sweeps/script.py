@@ -1,0 +1,29 @@
+"""A sweep in a process of its own, to be killed: python -m tests.sweeps.script STORE."""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+import negmaml as nm
+
+GRID = {"size": [2, 3], "scale": [-1.0, 0.0, 0.5, 2.0]}
+SEEDS = 6
+
+
+def function(key, size, scale):
+    """Quick, and different in every cell."""
+    draws = jax.random.normal(key, (size,))
+    return {"total": scale + jnp.sum(draws), "ratio": jnp.sum(draws) / scale}
+
+
+def slow(done, cells):
+    """Leaves time for a kill between blocks."""
+    time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    function.__module__ = "tests.sweeps.script"  # the same function as the tests import
+    nm.sweep(function, GRID, SEEDS, store=sys.argv[1], block=3, progress=slow)
+    print("finished")

@@ -1,0 +1,401 @@
+"""The store: kills, resumption, refusal, extension, locks, full disks, devices, workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+import negmaml as nm
+from negmaml.sweeps import StoreError, lock
+from negmaml.sweeps import store as stores
+from negmaml.sweeps.run import Runner
+from tests.sweeps.script import GRID, SEEDS, function
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+def run_script(store, **more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.sweeps.script", str(store)],
+        cwd=ROOT, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return nm.sweep(function, GRID, SEEDS)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Counts the cells that are computed."""
+    counted = []
+    right = Runner.compute
+
+    def compute(self, index):
+        counted.append(len(index[0]))
+        return right(self, index)
+
+    monkeypatch.setattr(Runner, "compute", compute)
+    return counted
+
+
+def assert_same(result, expected):
+    assert set(result.data_vars) == set(expected.data_vars)
+    for name in expected.data_vars:
+        assert result[name].dims == expected[name].dims
+        np.testing.assert_allclose(result[name], expected[name], rtol=1e-5)
+    for name in expected.coords:
+        np.testing.assert_array_equal(result[name], expected[name])
+
+
+def test_a_store_is_the_dataset_in_memory_and_says_how_it_was_made(tmp_path, undisturbed):
+    path = str(tmp_path / "x.zarr")
+    assert_same(nm.sweep(function, GRID, SEEDS, store=path, block=5), undisturbed)
+    with xr.open_zarr(path) as plain:
+        assert plain["done"].all()
+        assert_same(plain.drop_vars("done"), undisturbed)
+        for name in ("grid", "seeds", "dtype", "matmul_precision", "devices", "jax", "negmaml",
+                     "git_revision", "wall_seconds", "command"):  # fmt: skip
+            assert name in plain.attrs
+    assert not undisturbed["finite"].sel(scale=0.0).any()  # a ratio by zero
+    assert undisturbed["finite"].drop_sel(scale=0.0).all()
+
+
+def kill_while_running(path, seconds):
+    process = run_script(path)
+    try:
+        process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def kill_after_blocks(path, blocks):
+    """Kill as soon as so many blocks are flagged."""
+    process = run_script(path)
+    flags = Path(path) / "done" / "c"
+    while process.poll() is None and sum(1 for f in flags.rglob("*") if f.is_file()) < blocks:
+        time.sleep(0.003)
+    process.kill()
+    process.communicate()
+
+
+def test_kill_and_go_on_redoes_only_what_was_in_flight(tmp_path, undisturbed, computed):
+    path = tmp_path / "x.zarr"
+    kill_after_blocks(path, 5)
+    with xr.open_zarr(path) as partial:  # opens at any time
+        done = int(partial["done"].sum())
+        assert 0 < done < partial["done"].size
+        np.testing.assert_allclose(
+            partial["total"].where(partial["done"]),
+            undisturbed["total"].where(partial["done"]),
+            rtol=1e-5,
+        )
+    assert_same(nm.sweep(function, GRID, SEEDS, store=str(path)), undisturbed)
+    assert sum(computed) == undisturbed["finite"].size - done
+
+
+@pytest.mark.slow
+def test_kills_at_many_random_instants(tmp_path, undisturbed):
+    random = np.random.default_rng(0)
+    path = tmp_path / "x.zarr"
+    for _ in range(25):  # over the imports, the making of the store, and the blocks
+        kill_while_running(path, random.uniform(1.5, 4.5))
+        if path.exists():
+            xr.open_zarr(path).load()
+    assert_same(nm.sweep(function, GRID, SEEDS, store=str(path)), undisturbed)
+
+
+def test_interruption_says_how_to_go_on(tmp_path, undisturbed):
+    def stop(done, cells):
+        if done > 10:
+            raise KeyboardInterrupt
+
+    path = str(tmp_path / "x.zarr")
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        nm.sweep(function, GRID, SEEDS, store=path, block=3, progress=stop)
+    assert "the same call goes on" in interrupted.value.__notes__[0]
+    assert_same(nm.sweep(function, GRID, SEEDS, store=path), undisturbed)
+
+
+def test_more_seeds_and_longer_axes_are_added_to_what_is_there(tmp_path, computed):
+    path = str(tmp_path / "x.zarr")
+    nm.sweep(function, GRID, SEEDS, store=path, block=4)
+    longer = {"size": [1, 2, 3], "scale": [-1.0, -0.5, 0.0, 0.5, 2.0]}
+    with pytest.raises(StoreError) as refused:
+        nm.sweep(function, longer, 8, store=path)
+    for text in ("axis size", "(1)", "axis scale", "-0.5", "seeds", "(6, 7)", "extend"):
+        assert text in str(refused.value)
+    before = sum(computed)
+    result = nm.sweep(function, longer, 8, store=path, extend=True)
+    assert sum(computed) - before == 3 * 5 * 8 - 2 * 4 * SEEDS
+    assert_same(result, nm.sweep(function, longer, 8))
+    assert xr.open_zarr(path).attrs["seeds"] == "0 to 7"
+
+
+def test_an_extension_cut_off_is_undone_or_finished(tmp_path, undisturbed, monkeypatch):
+    path = str(tmp_path / "x.zarr")
+    nm.sweep(function, GRID, SEEDS, store=path, block=4)
+
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stores.Store, "describe", cut)
+        with pytest.raises(KeyboardInterrupt):
+            nm.sweep(function, GRID, 8, store=path, extend=True)
+    assert_same(nm.sweep(function, GRID, SEEDS, store=path), undisturbed)
+    assert_same(nm.sweep(function, GRID, 8, store=path, extend=True), nm.sweep(function, GRID, 8))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A finished store that several tests are refused."""
+    path = str(tmp_path_factory.mktemp("kept") / "x.zarr")
+    nm.sweep(function, GRID, SEEDS, store=path)
+    return path
+
+
+def other(key, size, scale):
+    return function(key, size, scale)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (dict(grid=GRID | {"scale": [1.0]}), "lacks 4"),
+        (dict(grid={**GRID, "size": 2}), "axis size: dim"),
+        (dict(seeds=2), "seeds: asked lacks 4"),
+        (dict(root=1), "root: store has 0, asked 1"),
+        (dict(function=other), "function: store has tests.sweeps.script.function"),
+        (dict(common=["scale"]), "common"),
+    ],
+)
+def test_another_sweep_is_refused_with_the_difference(kept, call, named, computed):
+    path = kept
+    with pytest.raises(StoreError, match="another sweep") as refused:
+        nm.sweep(**(dict(function=function, grid=GRID, seeds=SEEDS, store=path) | call))
+    assert named in str(refused.value)
+    assert not computed
+
+
+def test_another_version_is_refused_unless_accepted(tmp_path, monkeypatch):
+    from negmaml.sweeps import work
+
+    path = str(tmp_path / "x.zarr")
+    nm.sweep(function, GRID, SEEDS, store=path)
+    monkeypatch.setattr(work, "__version__", "9.9.9")
+    with pytest.raises(StoreError, match=r"9\.9\.9.*accept_changes"):
+        nm.sweep(function, GRID, SEEDS, store=path)
+    result = nm.sweep(function, GRID, SEEDS, store=path, accept_changes=True)
+    assert "9.9.9" in result.attrs["history"][0]
+
+
+shapes_asked = []
+
+
+def products(key, size, left, right):
+    """Handles two axes whole; `first` knows only one of them."""
+    shapes_asked.append((*left.shape, *right.shape))
+    total = jnp.sum(jax.random.normal(key, (size,)))
+    return {"both": total + jnp.outer(left, right), "first": total * left}
+
+
+WHOLE = {"whole": ["left", "right"], "output_dims": {"both": ["left", "right"], "first": ["left"]}}
+SHORT = {"size": [2, 3], "left": [0.0, 0.3], "right": [1.0, 0.2]}
+LONGER = {"size": [2, 3], "left": [-0.4, 0.0, 0.3], "right": [1.0, 0.1, 0.2]}
+
+
+def test_whole_axes_lengthen_in_place_and_only_new_values_are_computed(tmp_path):
+    options = WHOLE | {"store": str(tmp_path / "x.zarr"), "extend": True}
+    nm.sweep(products, SHORT, 5, block=4, **options)
+    shapes_asked.clear()
+    nm.sweep(products, LONGER, 5, **options)
+    assert set(shapes_asked) == {(3, 3), (1, 2), (3, 1)}  # the first to learn what it returns
+    assert_same(nm.sweep(products, LONGER, 7, **options), nm.sweep(products, LONGER, 7, **WHOLE))
+    again = LONGER | {"left": [0.3, -0.4, 0.0, 0.6], "right": [0.2, 0.1, 1.0]}
+    assert_same(nm.sweep(products, again, 7, **options), nm.sweep(products, again, 7, **WHOLE))
+
+
+def test_rates_of_the_linear_model_lengthen(tmp_path):
+    grid = {"p": 6, "m": 2, "n_t": 4, "n_v": 2, "n_r": 4, "sigma": 0.1, "nu": 0.5,
+            "train_rate": [0.0, 0.3], "adapt_rate": [0.0, 0.2]}  # fmt: skip
+    longer = grid | {"train_rate": [-0.4, 0.0, 0.3], "adapt_rate": [-0.2, 0.2, 0.0]}
+    path = str(tmp_path / "x.zarr")
+    nm.sweep(nm.sweeps.linear, grid, 5, store=path)
+    result = nm.sweep(nm.sweeps.linear, longer, 5, store=path, extend=True)
+    assert_same(result, nm.sweep(nm.sweeps.linear, longer, 5))
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 8])
+def test_an_extension_of_whole_axes_goes_on_where_it_was_cut(tmp_path, at):
+    options = WHOLE | {"store": str(tmp_path / "x.zarr")}
+    nm.sweep(products, SHORT, 3, block=2, **options)
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nm.sweep(products, LONGER, 4, extend=True, progress=stop, **options)
+    assert_same(nm.sweep(products, LONGER, 4, **options), nm.sweep(products, LONGER, 4, **WHOLE))
+
+
+def test_an_output_that_may_depend_on_all_values_is_not_extended(tmp_path):
+    def best(key, rates):
+        return {"value": rates**2, "best": jnp.max(rates)}
+
+    path = str(tmp_path / "x.zarr")
+    nm.sweep(best, {"rates": [0.0, 1.0]}, 2, store=path, whole=["rates"])
+    with pytest.raises(StoreError, match="best may depend on all values"):
+        nm.sweep(best, {"rates": [0.0, 2.0, 1.0]}, 2, store=path, whole=["rates"], extend=True)
+    assert xr.open_zarr(path).sizes["rates"] == 2
+
+
+def test_values_in_another_order_are_the_same_sweep(kept, computed):
+    turned, seeds = GRID | {"scale": [2.0, 0.5, 0.0, -1.0]}, range(SEEDS - 1, -1, -1)
+    result = nm.sweep(function, turned, seeds, store=kept)
+    assert not computed
+    assert_same(result, nm.sweep(function, turned, seeds))
+
+
+def test_strings_label_axes_and_urls_are_stores(tmp_path):
+    def named(key, kind, sign):
+        return {"value": sign * (1.0 if kind == "one" else 2.0)}
+
+    grid = {"kind": ["one", "other"], "sign": [-1.0, 1.0]}
+    for url in (str(tmp_path / "x.zarr"), "memory://sweeps/x.zarr"):
+        result = nm.sweep(named, grid, 2, store=url, block=1)
+        assert result["value"].sel(kind="other", sign=-1.0, seed=1) == -2.0
+        assert_same(nm.sweep(named, grid, 2, store=url), result)
+
+
+def test_what_is_not_ours_stays_as_it_is(tmp_path, computed):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "data").write_text("mine")
+    xr.Dataset({"a": 1}).to_zarr(tmp_path / "other.zarr", zarr_format=3)
+    for name, words in (("file", "no zarr"), ("folder", "no zarr"), ("other.zarr", "no sweep")):
+        with pytest.raises(StoreError, match=words):
+            nm.sweep(function, GRID, SEEDS, store=str(tmp_path / name))
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "data").read_text() == "mine"
+    assert "a" in xr.open_zarr(tmp_path / "other.zarr")
+    assert not computed
+
+
+def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path, computed):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        nm.sweep(function, GRID, SEEDS, store=str(tmp_path / "file" / "x.zarr"))
+    assert not computed
+
+
+@pytest.mark.parametrize("url", ["{path}/x.zarr", "memory://{path}/x.zarr"])
+def test_a_second_writer_is_told_who_writes(tmp_path, monkeypatch, url):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    url = url.format(path=tmp_path)
+    with lock.locked(url), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+        nm.sweep(function, GRID, SEEDS, store=url)
+    nm.sweep(function, GRID, SEEDS, store=url)
+
+
+def test_a_lock_at_a_url_whose_holder_is_gone_is_taken_over(monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/gone.zarr.lock", b"process 1 on another, beat 3")
+    with lock.locked("memory://gone.zarr"):
+        assert f"process {os.getpid()}" in files.cat_file("/gone.zarr.lock").decode()
+    assert not files.exists("/gone.zarr.lock")
+
+
+def test_a_full_disk_leaves_a_whole_store(tmp_path, undisturbed):
+    """A limit on the size of files stands in for a full disk: the write itself fails."""
+    path = tmp_path / "x.zarr"
+    code = f"""
+import resource, negmaml as nm
+from tests.sweeps.script import function, GRID, SEEDS
+def full(done, cells):
+    if done > 9:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))
+nm.sweep(function, GRID, SEEDS, store={str(path)!r}, block=3, progress=full)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+    assert "cannot write to the store" in done.stderr
+    assert "goes on from there" in done.stderr
+    assert 9 < int(xr.open_zarr(path)["done"].sum()) < undisturbed["finite"].size
+    assert_same(nm.sweep(function, GRID, SEEDS, store=str(path)), undisturbed)
+
+
+LINEAR = {"p": [8, 2], "m": 2, "n_t": 3, "n_v": 2, "n_r": 3, "sigma": [0.1, 1.0], "nu": 1.0,
+          "train_rate": [-0.5, 0.5], "adapt_rate": 0.1}  # fmt: skip
+
+
+def test_four_devices_give_the_same_values(tmp_path, undisturbed):
+    paths = [str(tmp_path / name) for name in ("a.zarr", "b.zarr")]
+    code = f"""
+import jax, negmaml as nm
+from tests.sweeps.script import function, GRID, SEEDS
+from tests.test_sweep_store import LINEAR
+assert len(jax.devices()) == 4
+nm.sweep(function, GRID, SEEDS, store={paths[0]!r})
+nm.sweep(nm.sweeps.linear, LINEAR, 13, store={paths[1]!r})
+"""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(XLA_FLAGS=flags), text=True,
+        capture_output=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_same(xr.open_zarr(paths[0]).drop_vars("done"), undisturbed)
+    expected = nm.sweep(nm.sweeps.linear, LINEAR, 13)
+    stored = xr.open_zarr(paths[1])
+    np.testing.assert_allclose(stored["distance"], expected["distance"], rtol=2e-4)
+    assert stored.attrs["devices"].lower().count("cpu") == 4
+
+
+def test_an_unreachable_scheduler_is_an_error_at_once(tmp_path, computed):
+    with pytest.raises(ConnectionError, match=r"no scheduler answers at 'tcp://127\.0\.0\.1:9'"):
+        nm.sweep(function, GRID, SEEDS, store=str(tmp_path / "x"), client="tcp://127.0.0.1:9")
+    assert not computed
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_worker_killed_in_mid_sweep_loses_nothing(tmp_path, undisturbed):
+    distributed = pytest.importorskip("distributed")
+    path, killed = str(tmp_path / "x.zarr"), []
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        pids = list(client.run(os.getpid).values())
+        assert os.getpid() not in pids
+
+        def kill(done, cells):
+            if done and not killed:
+                killed.append(pids[0])
+                os.kill(pids[0], signal.SIGKILL)
+
+        result = nm.sweep(function, GRID, SEEDS, store=path, block=2, client=client, progress=kill)
+        assert killed
+        assert_same(result, undisturbed)

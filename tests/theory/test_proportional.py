@@ -1,0 +1,274 @@
+"""The proportional theory against exact means, the printed limit, simulation and derivatives."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml.problem.wishart import normalized_moment
+from negmaml.theory import distance, predict, task_error
+from negmaml.theory.proportional import around, leading
+from negmaml.theory.saddle import solve, tasks
+from negmaml.theory.spectrum import marchenko_pastur, spectrum
+from tests.helpers import OVER, UNDER
+
+NEAR = nm.MixedLinearRegression(p=30, m=4, n_t=20, n_v=6, n_r=20, sigma=0.5, nu=1.0, omega0=0.1)
+ONE = nm.GradientDescent(0.0)
+
+
+def resized(**sizes):
+    return dataclasses.replace(NEAR, **sizes)
+
+
+@pytest.mark.parametrize(("n", "p"), ((5, 30), (20, 20), (21, 20), (60, 20), (1, 40)))
+def test_the_spectrum_has_the_exact_moments_to_second_order(n, p, x64):
+    nodes, weights = marchenko_pastur(n, p, jnp.float64)
+    assert float(weights.sum()) == pytest.approx(1, abs=1e-14)
+    limit = marchenko_pastur(1e6 * n, 1e6 * p, jnp.float64)
+    for k in (1, 2, 3, 4):
+        exact = normalized_moment(n, p, (k,))
+        found, at_infinity = (float(w @ x**k) for x, w in ((nodes, weights), limit))
+        assert abs(found / exact - 1) < 12 * k / (min(n, p) * p) or k <= 2
+        assert abs(found - exact) <= 0.35 * abs(at_infinity - exact) + 1e-12
+
+
+@pytest.mark.parametrize("rate", (-1.0, 0.4))
+@pytest.mark.parametrize("n_t", (3, 4, 16, 17))
+def test_the_measures_hand_over_seamlessly(n_t, rate, x64):
+    problem = resized(n_t=n_t, n_v=3)
+    for rule in (nm.GradientDescent(rate), nm.GradientFlow(rate)):
+        exact, law, auto = (
+            float(distance(problem, rule, measure=kind))
+            for kind in ("exact", "marchenko-pastur", "auto")
+        )
+        assert auto in (exact, law)
+        assert law == pytest.approx(exact, rel=0.01)
+
+
+def test_an_unknown_measure_is_refused():
+    with pytest.raises(ValueError, match=r"measure must be one of .*got 'gauss'"):
+        distance(NEAR, ONE, measure="gauss")
+    assert spectrum(4, 9, "auto", jnp.float32) is None
+
+
+@pytest.mark.parametrize(("m", "n_v"), ((2, 5), (13, 2), (28, 1), (2, 40), (1, 33), (300, 1)))
+def test_without_inner_step_the_noise_has_the_exact_inverse_wishart_mean(m, n_v, x64):
+    problem = resized(m=m, n_v=n_v, nu=0.0, omega0=0.0)
+    rows, p = problem.rows, problem.p
+    exact = min(rows, p) / (abs(p - rows) - 1) * problem.sigma**2
+    assert float(distance(problem, ONE)) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("rule", (nm.GradientDescent(-0.7), nm.GradientFlow(0.5), nm.Proximal(2.0)))
+def test_the_start_contributes_its_exact_unreachable_part(rule, x64):
+    problem = resized(sigma=0.0, nu=0.0)
+    expected = (1 - problem.rows / problem.p) * problem.offset_squared
+    np.testing.assert_allclose(distance(problem, rule), expected, rtol=1e-10)
+    np.testing.assert_allclose(distance(resized(sigma=0.0, nu=0.0, n_v=9), rule), 0, atol=1e-14)
+
+
+def printed_limit(problem, rule, ridge):
+    """The resolvent form of the limit: distance and tau^2 from traces of P = (T + kappa)^-1."""
+    x, w = marchenko_pastur(problem.n_t, problem.p, jnp.float64)
+    numbers = problem.sigma, problem.nu, problem.offset_squared, ridge
+    one = tasks(predict.sizes_of(problem), *numbers, rule, marchenko_pastur(20, 30, jnp.float64))
+    k_s = float(solve(one, True)) * float(one.unit) ** 2
+    p, m, N, D2 = problem.p, problem.m, problem.rows, float(problem.offset_squared)
+    B, q = rule.b(x) ** 2, rule.q(x)
+    V = problem.nu**2 / p * B + problem.sigma**2 * q**2 * x / problem.n_t
+    g, dg = w @ (1 / (B + k_s)), -(w @ (B + k_s) ** -2)
+    kappa, dkappa = m * k_s - (m - 1) / g, m + (m - 1) * dg / g**2
+    P, PP = p * g, -p * dg / dkappa
+    PW, PWP = m * p * (w @ (B * V / (B + k_s))), m * p * (w @ (B * V / (B + k_s) ** 2)) / dkappa
+    TPP, TPTP = P - kappa * PP, p - 2 * kappa * P + kappa**2 * PP
+    bias = (m * p * (w @ V) - PW - kappa * PWP) / m + kappa**2 * D2 * TPP / (p * m)
+    tau2 = (problem.sigma**2 + bias) / (1 - TPTP / N)
+    return PWP + tau2 / problem.n_v * TPP + kappa**2 * D2 * PP / p, tau2
+
+
+@pytest.mark.parametrize("ridge", (0.0, 3.0))
+@pytest.mark.parametrize("n_v", (3, 20))
+def test_the_limit_is_the_one_written_with_resolvents(n_v, ridge, x64):
+    problem, rule = resized(n_v=n_v), nm.GradientDescent(-0.6, 2)
+    numbers = problem.sigma, problem.nu, problem.offset_squared, jnp.float64(ridge)
+    law = marchenko_pastur(problem.n_t, problem.p, jnp.float64)
+    one = tasks(predict.sizes_of(problem), *numbers, rule, law)
+    found = leading(one, *around(one, solve(one, True)))
+    expected = printed_limit(problem, rule, ridge)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-9)
+    np.testing.assert_allclose(found[1] * one.unit**2, expected[1], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("problem", "rule", "ridge", "runs"),
+    (
+        (OVER, nm.GradientDescent(jnp.array([-0.6, 0.0, 0.3])), 0.0, 2000),
+        (NEAR, nm.GradientDescent(jnp.array([-0.5, 0.0, 0.4])), 0.0, 4000),
+        (NEAR, nm.Proximal(jnp.array([0.5, 3.0])), 2.0, 2000),
+        (resized(n_v=12), nm.GradientDescent(jnp.array([-0.4, 0.5]), 2), 0.0, 2000),
+        (resized(n_v=12), nm.GradientFlow(jnp.array([-0.3, 0.7])), 5.0, 2000),
+        pytest.param(UNDER, nm.GradientDescent(jnp.array([-0.5, 0.2])), 0.0, 2000,
+                     marks=pytest.mark.slow),
+    ),
+)  # fmt: skip
+def test_simulation_is_met_with_one_per_cent_to_spare(problem, rule, ridge, runs):
+    adapt = nm.GradientDescent(0.1)
+    result = nm.simulate(jax.random.key(5), problem, rule, adapt, runs, meta_ridge=ridge)
+    for values, predicted in (
+        (result.distance, distance(problem, rule, meta_ridge=ridge)),
+        (result.test_loss, nm.theory.test_loss(problem, rule, adapt, meta_ridge=ridge)),
+    ):
+        mean, error = values.mean(-1), values.std(-1, ddof=1) / runs**0.5
+        assert (jnp.abs(mean - predicted) < 3.5 * error + 0.004 * mean).all()
+
+
+def fresh_error(rng, problem, rate, ridge):
+    """Mean squared error on fresh query rows of the training tasks of one run, exactly."""
+    p, start = problem.p, np.full(problem.p, problem.omega0)
+    filters, residuals, Phi, e = [], [], [], []
+    for _ in range(problem.m):
+        X = rng.standard_normal((problem.n_t, p))
+        Z = rng.standard_normal((problem.n_v, p))
+        b = np.eye(p) - rate * X.T @ X / problem.n_t
+        noise = problem.sigma * rng.standard_normal(problem.n_t)
+        w = rng.standard_normal(p) * problem.nu / p**0.5
+        u = b @ w - rate * X.T @ noise / problem.n_t
+        filters.append(b)
+        residuals.append(u)
+        Phi.append(Z @ b)
+        e.append(Z @ u + problem.sigma * rng.standard_normal(problem.n_v))
+    Phi, e = np.concatenate(Phi), np.concatenate(e)
+    gram = Phi @ Phi.T + ridge * np.eye(len(Phi))
+    omega = start + Phi.T @ np.linalg.solve(gram, e - Phi @ start)
+    gaps = [np.sum((b @ omega - u) ** 2) for b, u in zip(filters, residuals, strict=True)]
+    return problem.sigma**2 + np.mean(gaps)
+
+
+@pytest.mark.parametrize(("rate", "ridge", "n_v"), ((0.3, 0.0, 4), (-0.5, 4.0, 6), (0.2, 2.0, 12)))
+def test_the_task_error_is_that_of_fresh_query_rows(rate, ridge, n_v, x64):
+    problem = resized(n_v=n_v)
+    rng = np.random.default_rng(3)
+    errors = np.array([fresh_error(rng, problem, rate, ridge) for _ in range(800)])
+    predicted = float(task_error(problem, nm.GradientDescent(rate), ridge))
+    assert abs(errors.mean() - predicted) < 4 * errors.std() / 800**0.5 + 0.004 * predicted
+
+
+@pytest.mark.parametrize("ridge", (pytest.param(0.0, marks=pytest.mark.slow), 1.5))
+def test_first_and_second_derivatives_are_those_of_differences(ridge, x64):
+    @jax.jit
+    def value(x):
+        rate, sigma, nu, start, ridge = x
+        problem = resized(sigma=sigma, nu=nu, omega0=start)
+        return distance(problem, nm.GradientDescent(rate), meta_ridge=ridge)
+
+    x, step = jnp.array([-0.3, 0.5, 0.8, 0.1, ridge]), 1e-4
+    gradient = jax.jit(jax.grad(value))
+    curvature = jax.jit(lambda x, along: jax.jvp(jax.grad(value), (x,), (along,))[1])
+    hessian = [curvature(x, along) for along in jnp.eye(5)]
+    for i in range(4 + (ridge > 0)):
+        up, down = x.at[i].add(step), x.at[i].add(-step)
+        assert float(value(up) - value(down)) / (2 * step) == pytest.approx(
+            float(gradient(x)[i]), rel=1e-5
+        )
+        slopes = (gradient(up) - gradient(down)) / (2 * step)
+        assert hessian[i] == pytest.approx(np.asarray(slopes), rel=1e-4, abs=1e-6)
+    if ridge == 0:  # from the right
+        ahead = float(value(x.at[4].add(1e-6)) - value(x)) / 1e-6
+        assert ahead == pytest.approx(float(gradient(x)[4]), rel=1e-4)
+
+
+EXTREMES = [
+    dict(p=1000, m=1, n_t=10, n_v=1),
+    dict(p=1000, m=1000, n_t=10, n_v=1000),
+    dict(p=100_000, m=30, n_t=1, n_v=100),
+    dict(p=100_000, m=3, n_t=10_000, n_v=40_000),
+    dict(p=1, m=1, n_t=1, n_v=5),
+    dict(p=3, m=2, n_t=10_000, n_v=1500),
+    dict(p=50, m=51, n_t=50, n_v=1),
+]
+
+
+@pytest.mark.parametrize("ridge", (0.0, 1e-6, 1e6))
+@pytest.mark.parametrize("sizes", EXTREMES, ids=lambda sizes: "-".join(map(str, sizes.values())))
+def test_every_size_and_rate_has_a_finite_positive_distance(sizes, ridge, x64):
+    rates = np.array([-5.0, -1.0, -1e-4, 0.0, 0.3, 1.0, 5.0])
+    double = distance(resized(**sizes), nm.GradientDescent(rates), meta_ridge=ridge)
+    many = distance(resized(**sizes), nm.GradientDescent(rates, 3), meta_ridge=ridge)
+    infinite = abs(resized(**sizes).rows - resized(**sizes).p) <= 2 or sizes["m"] == 1
+    for values in (double, many):
+        assert not jnp.isnan(values).any()
+        assert (values > 0).all()
+        assert jnp.isfinite(values).all() or (ridge == 0 and infinite)
+
+
+@pytest.mark.parametrize("ridge", (0.0, 1.0))
+def test_single_precision_loses_at_most_a_thousandth(ridge):
+    rates = np.array([-5.0, -0.5, 0.0, 0.3, 2.0])
+    for problem in (OVER, UNDER, NEAR, resized(p=10_000, m=50, n_v=300)):
+        single = distance(problem, nm.GradientDescent(rates.astype(np.float32)), meta_ridge=ridge)
+        with jax.enable_x64(True):
+            double = distance(problem, nm.GradientDescent(rates), meta_ridge=ridge)
+        assert (single.dtype, double.dtype) == (np.float32, np.float64)
+        np.testing.assert_allclose(single, double, rtol=1e-3)
+
+
+def test_at_the_threshold_the_mean_is_infinite_without_ridge_and_finite_with_it(x64):
+    square = resized(m=10, n_v=3)
+    assert distance(square, ONE) == task_error(square, ONE) == jnp.inf
+    assert distance(resized(m=29, n_v=1), ONE) > 30 * distance(resized(m=26, n_v=1), ONE)
+    assert 0 < float(distance(square, ONE, meta_ridge=1.0)) < 100
+
+
+def test_one_task_whose_filter_vanishes_within_the_spectrum_has_no_mean(x64):
+    alone = resized(m=1, n_v=60)
+    assert distance(alone, nm.GradientDescent(0.5)) == jnp.inf
+    assert jnp.isfinite(distance(alone, nm.GradientDescent(-0.5)))
+    assert jnp.isfinite(distance(alone, nm.GradientDescent(0.5), meta_ridge=1.0))
+
+
+def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
+    distance(NEAR, nm.GradientDescent(0.25))
+    monkeypatch.setattr(predict, "means", chex.assert_max_traces(predict.means, n=0))
+    distance(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-3.0))
+    with pytest.raises(AssertionError, match="traced"):
+        distance(NEAR, nm.GradientDescent(np.array([0.25, 0.5])))
+
+
+def test_a_batch_of_rates_is_its_rates(x64):
+    rates = np.linspace(-2, 2, 2 * 3 * 50).reshape(2, 3, 50)  # more than one block
+    batch = distance(NEAR, nm.GradientDescent(rates))
+    assert batch.shape == rates.shape
+    single = [distance(NEAR, nm.GradientDescent(rate)) for rate in rates[0, 0, :3]]
+    np.testing.assert_allclose(batch[0, 0, :3], single, rtol=1e-12)
+    mapped = jax.vmap(lambda rate: distance(NEAR, nm.GradientDescent(rate)))(rates[0, 0, :3])
+    np.testing.assert_allclose(mapped, single, rtol=1e-12)
+
+
+def test_the_error_of_the_limit_falls_with_size_and_that_of_the_correction_faster(x64):
+    """Both sizes against the largest, at fixed ratios: 1/p and 1/p^2."""
+
+    def at(scale):
+        sizes = dict(p=20 * scale, m=2, n_t=14 * scale, n_v=6 * scale)
+        problem = resized(**sizes, omega0=0.1 * scale**-0.5)
+        found = predict.evaluate(problem, nm.GradientDescent(-0.5), 0.0, "marchenko-pastur")
+        return float(found.distance), float(found.limit)
+
+    (_, truth), small, large = at(4096), at(2), at(8)
+    # The 1/p term itself: what it adds to the limit falls as 1/p.
+    added = (small[0] - truth) / (large[0] - truth)
+    assert added == pytest.approx(4, rel=0.25)
+
+
+@pytest.mark.parametrize("bad", (-1.0, float("nan")))
+def test_a_bad_ridge_is_refused(bad):
+    with pytest.raises(ValueError, match="meta_ridge must be"):
+        distance(NEAR, ONE, meta_ridge=bad)
+
+
+def test_an_expansion_has_no_ridge():
+    with pytest.raises(ValueError, match=r"meta_ridge must be 0 for method='expansion'"):
+        distance(OVER, ONE, "expansion", meta_ridge=1.0)

@@ -1,0 +1,100 @@
+"""Optima by the proportional theory: global, of every rule, and of the ridge."""
+
+import dataclasses
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml.theory import (
+    best_adapt_rate,
+    best_meta_ridge,
+    best_rates,
+    best_train_rate,
+    distance,
+    phase_diagram,
+    stationary_train_rates,
+)
+from negmaml.theory.search import minimise
+
+OFF = nm.MixedLinearRegression(p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2)
+GRID = np.concatenate([-np.geomspace(1e-3, 100, 300), [0.0], np.geomspace(1e-3, 100, 300)])
+
+
+def test_of_two_minima_the_lower_is_found(x64):
+    def two_wells(x):
+        return (x**2 - 1) ** 2 + 0.1 * x
+
+    assert float(minimise(two_wells, jnp.linspace(-3, 3, 25))) == pytest.approx(-1.0123, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "n_v"),
+    [(nm.GradientDescent, 4)]
+    + [
+        pytest.param(family, n_v, marks=pytest.mark.slow)
+        for family, n_v in product((nm.GradientDescent, nm.GradientFlow, nm.Proximal), (4, 25))
+        if (family, n_v) != (nm.GradientDescent, 4)
+    ],
+)
+def test_no_parameter_on_a_fine_grid_beats_the_best(family, n_v, x64):
+    problem = dataclasses.replace(OFF, n_v=n_v)
+    grid = GRID[np.abs(GRID) < 5] if family is nm.GradientFlow else GRID
+    best = best_train_rate(problem, train=family(0.0))
+    values = distance(problem, family(grid))
+    lowest = jnp.min(jnp.where(jnp.isfinite(values), values, jnp.inf))
+    assert float(distance(problem, family(best))) <= float(lowest) * (1 + 1e-9)
+
+
+def test_with_few_rows_the_best_rate_is_that_of_theorem_1(x64):
+    problem = nm.MixedLinearRegression(p=4000, m=1, n_t=2000, n_v=2, n_r=9, sigma=1.0, nu=1.0)
+    expected, _ = stationary_train_rates(4000, 2000)
+    assert float(best_train_rate(problem)) == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.slow
+def test_the_best_rate_has_the_derivative_of_its_condition(x64):
+    def best(sigma):
+        return best_train_rate(dataclasses.replace(OFF, n_v=25, sigma=sigma))
+
+    difference = float(best(0.55) - best(0.45)) / 0.1
+    assert float(jax.grad(best)(0.5)) == pytest.approx(difference, rel=0.02)
+
+
+def test_both_best_rates_are_best_at_once(x64):
+    train, adapt = best_rates(OFF)
+    around = np.array([-0.01, 0.0, 0.01])
+    losses = nm.theory.test_loss(
+        OFF, nm.GradientDescent(train + around), nm.GradientDescent(adapt + around)
+    )
+    assert losses.min() == losses[1, 1]
+    strength = best_adapt_rate(OFF, nm.GradientDescent(train), nm.Proximal(0.0))
+    losses = nm.theory.test_loss(
+        OFF, nm.GradientDescent(train), nm.Proximal(strength * np.array([0.9, 1, 1.1]))
+    )
+    assert losses.argmin() == 1
+
+
+def test_the_best_ridge_beats_its_neighbours_and_none(x64):
+    train = nm.GradientDescent(-0.2)
+    ridge = float(best_meta_ridge(OFF, train))
+    values = [float(distance(OFF, train, meta_ridge=ridge * x)) for x in (1, 0.9, 1.1, 0)]
+    assert values[0] == min(values)
+    square = dataclasses.replace(OFF, m=10)
+    assert 0 < float(best_meta_ridge(square, train)) < jnp.inf
+
+
+@pytest.mark.slow
+def test_a_phase_diagram_has_the_best_rates_of_its_cells(x64):
+    n_t, n_v = np.array([500.0, 2000.0]), np.array([30.0, 400.0])
+    found = phase_diagram(1000.0, 10.0, n_t[:, None], n_v, 0.5, 1.0)
+    assert found.best.shape == (2, 2)
+    assert (found.distance <= found.at_zero).all()
+    for i, j in np.ndindex(2, 2):
+        problem = nm.MixedLinearRegression(
+            p=1000, m=10, n_t=int(n_t[i]), n_v=int(n_v[j]), n_r=5, sigma=0.5, nu=1.0
+        )
+        assert float(found.best[i, j]) == pytest.approx(float(best_train_rate(problem)), rel=0.08)

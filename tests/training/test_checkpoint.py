@@ -1,0 +1,163 @@
+"""A run that is cut and taken up again is the run never cut; nothing foreign is touched."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import negmaml as nm
+
+pytest.importorskip("orbax.checkpoint")
+TASKS = nm.tasks.Linear(nm.MixedLinearRegression(p=3, m=4, n_t=5, n_v=5, n_r=2, sigma=0.3, nu=1.0))
+OPTIMIZER = optax.adam(0.05)
+
+
+def square_loss(w, data):
+    X, y = data
+    return jnp.mean((X @ w - y) ** 2) / 2
+
+
+def run(steps=10, rate=-0.2, start=0.0, seed=0, **options):
+    value_and_grad = nm.maml_value_and_grad(square_loss, nm.GradientDescent(rate))
+    evaluate = nm.maml(square_loss, nm.GradientDescent(0.2))
+    return nm.fit(
+        jax.random.key(seed), jnp.full(3, start), value_and_grad, TASKS, OPTIMIZER, steps,
+        evaluate=evaluate, evaluate_every=3, **options,
+    )  # fmt: skip
+
+
+def same(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def contents(directory):
+    return {str(p): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("progress", (False, True))
+@pytest.mark.parametrize("every", (None, 1, 4, 50))
+def test_a_run_with_checkpoints_is_the_run_without(every, progress, tmp_path):
+    watched = run(checkpoint=tmp_path / "run", checkpoint_every=every, progress=progress)
+    same(watched, run())
+
+
+def test_progress_alone_changes_nothing(capsys):
+    same(run(progress=True), run())
+    assert "10/10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cut", (1, 4, 7, 10))
+def test_a_run_goes_on_where_it_was_cut(cut, tmp_path):
+    run(steps=cut, checkpoint=tmp_path, checkpoint_every=4)
+    same(run(checkpoint=tmp_path, checkpoint_every=3), run())
+    same(run(checkpoint=tmp_path), run())  # all done: only read
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.test_checkpoint import run
+print("ready", flush=True)
+run(steps=100_000, checkpoint={directory!r}, checkpoint_every=5)
+"""
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    """kill -9 while checkpoints are written; what is there is whole and is gone on from."""
+    from pathlib import Path
+
+    root, directory = str(Path(__file__).parents[2]), tmp_path / "run"
+    script = SCRIPT.format(root=root, directory=str(directory))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        while not any(p.name.isdigit() for p in directory.glob("*")):
+            assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = max(int(p.name) for p in directory.glob("*") if p.name.isdigit())
+    same(run(steps=done + 7, checkpoint=directory), run(steps=done + 7))
+
+
+def test_a_run_that_stopped_stays_stopped(tmp_path):
+    def exploding(params, _):
+        return jnp.where(params > 3.5, jnp.nan, -params), jnp.asarray(-1.0)
+
+    def go(steps, **options):
+        key = jax.random.key(0)
+        return nm.fit(key, 0.0, exploding, lambda key: key, optax.sgd(1.0), steps, **options)
+
+    go(6, checkpoint=tmp_path, checkpoint_every=2)
+    result = go(9, checkpoint=tmp_path)
+    assert float(result.params) == 3.0 and not bool(result.finite) and result.loss.shape == (9,)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    (
+        ({"seed": 1}, "key"),
+        ({"start": 0.5}, "params"),
+        ({"rate": 0.2}, "numbers of value_and_grad"),
+    ),
+)
+def test_a_checkpoint_of_another_run_is_refused_and_kept(change, word, tmp_path):
+    run(steps=4, checkpoint=tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"belongs to another run: {word} differ"):
+        run(checkpoint=tmp_path, **change)
+    assert contents(tmp_path) == before
+
+
+def test_fewer_steps_than_the_checkpoint_holds_are_refused(tmp_path):
+    run(steps=6, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="holds 6 steps already, more than steps=4"):
+        run(steps=4, checkpoint=tmp_path)
+
+
+def test_a_directory_of_something_else_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(ValueError, match=r"did not write .*thesis.tex.*nothing was changed"):
+        run(checkpoint=tmp_path)
+    assert contents(tmp_path) == {str(tmp_path / "thesis.tex"): b"all of it"}
+    with pytest.raises(ValueError, match="is a file"):
+        run(checkpoint=tmp_path / "thesis.tex")
+
+
+@pytest.mark.parametrize("part", ("meta", "leaves"))
+def test_a_damaged_checkpoint_is_named_and_an_earlier_one_serves(part, tmp_path):
+    run(steps=6, checkpoint=tmp_path, checkpoint_every=3)
+    for path in (tmp_path / "6" / part).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"\x00garbage")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint 6 in .* is damaged.*remove 6 to go on"):
+        run(checkpoint=tmp_path)
+    assert contents(tmp_path) == before
+    shutil.rmtree(tmp_path / "6")
+    same(run(checkpoint=tmp_path), run())
+
+
+def test_a_foreign_directory_with_a_number_for_a_name_is_refused(tmp_path):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "data").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="damaged or not of `fit`"):
+        run(checkpoint=tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_missing_extras_are_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ImportError, match=r"negmaml\[checkpoint\]"):
+        run(checkpoint=tmp_path)
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with pytest.raises(ImportError, match=r"negmaml\[cli\]"):
+        run(progress=True)

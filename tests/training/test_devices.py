@@ -1,0 +1,65 @@
+"""All devices at work give what one gives."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import negmaml as nm
+
+
+def walk(key):
+    return {"end": jnp.cumsum(jax.random.normal(key, (5,)))}
+
+
+@pytest.mark.parametrize("count", (1, 4, 7))
+@pytest.mark.parametrize("batch_size", (None, 3))
+def test_items_are_mapped(count, batch_size):
+    keys = jax.random.split(jax.random.key(0), count)
+    mapped = nm.map_over_devices(walk, keys, batch_size=batch_size)
+    np.testing.assert_allclose(mapped["end"], jax.vmap(walk)(keys)["end"], rtol=1e-6)
+
+
+SCRIPT = """
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 3)
+import negmaml as nm
+from tests.test_devices import walk
+assert jax.device_count() == 3
+for count in (2, 3, 8):
+    keys = jax.random.split(jax.random.key(0), count)
+    ends = nm.map_over_devices(walk, keys)["end"]
+    np.testing.assert_allclose(ends, jax.vmap(walk)(keys)["end"], rtol=1e-6)
+    print(count, "over", len(ends.sharding.device_set))
+"""
+
+
+def test_several_devices_share_the_items():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "3 over 3" in done.stdout
+
+
+def test_the_same_function_compiles_once():
+    traces = []
+
+    def noted(x):
+        traces.append(1)
+        return 2 * x
+
+    nm.map_over_devices(noted, jnp.arange(4.0))
+    before = len(traces)
+    nm.map_over_devices(noted, jnp.arange(4.0) + 1)
+    assert len(traces) == before
+
+
+def test_no_items_are_refused():
+    with pytest.raises(ValueError, match="every leaf of items must lead with the same axis"):
+        nm.map_over_devices(walk, jnp.zeros((0, 2)))
