@@ -1,10 +1,10 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
 from negmaml import linear, sweeps, tasks, theory
+from negmaml._core.pytree import pytree, static
 from negmaml._core.version import __version__ as __version__
 from negmaml.linear import LinearModel, Simulation, simulate
 from negmaml.meta import (
-    InnerOptimizer,
     LearnedRates,
     Tasks,
     adapt,
@@ -19,7 +19,16 @@ from negmaml.meta import (
 )
 from negmaml.paper.roads import Verification, verify
 from negmaml.problem import MixedLinearRegression
-from negmaml.rules import GradientDescent, GradientFlow, Proximal, Rule
+from negmaml.rules import (
+    GradientDescent,
+    GradientFlow,
+    InnerOptimizer,
+    Momentum,
+    Preconditioned,
+    Proximal,
+    Rule,
+    Schedule,
+)
 from negmaml.sweeps import sweep
 from negmaml.training import Fit, fit, map_over_devices
 
@@ -32,8 +41,11 @@ __all__ = [
     "InnerOptimizer",
     "LearnedRates",
     "MixedLinearRegression",
+    "Momentum",
+    "Preconditioned",
     "Proximal",
     "Rule",
+    "Schedule",
     "Simulation",
     "Tasks",
     "Verification",
@@ -48,8 +60,10 @@ __all__ = [
     "maml_value_and_grad",
     "map_over_devices",
     "meta_sgd",
+    "pytree",
     "reptile",
     "simulate",
+    "static",
     "sweep",
     "sweeps",
     "tasks",

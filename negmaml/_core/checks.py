@@ -47,3 +47,26 @@ def check_nonnegative(name: str, value, meaning: str) -> None:
     check_finite(name, value, meaning)
     if not isinstance(value, jax.core.Tracer) and value < 0:
         raise ValueError(f"{name} must be at least 0 ({meaning}), got {value!r}")
+
+
+def check_symmetric(name: str, matrix, semidefinite: bool = True) -> None:
+    """Raise unless `matrix` is square, finite, symmetric and, if asked, positive semidefinite."""
+    shape = np.shape(matrix)
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"{name} must be a square matrix, got shape {shape}")
+    check_finite(name, matrix, "a symmetric matrix")
+    if isinstance(matrix, jax.core.Tracer):
+        return
+    numbers = np.asarray(matrix, float)
+    size = max(np.abs(numbers).max(), np.finfo(float).tiny)
+    gap = np.abs(numbers - numbers.T).max()
+    if gap > 1e-5 * size:  # the rounding of a float32 product
+        raise ValueError(
+            f"{name} must be symmetric, but entries differ from their mirror by up to {gap:.3g}; "
+            "pass (A + A.T) / 2 if that is rounding"
+        )
+    lowest = np.linalg.eigvalsh((numbers + numbers.T) / 2)[0] if semidefinite else 0.0
+    if lowest < -1e-5 * size * shape[0] ** 0.5:
+        raise ValueError(
+            f"{name} must be positive semidefinite, its lowest eigenvalue is {lowest:.3g}"
+        )

@@ -1,6 +1,7 @@
 """How programs compile on CPU, where the first call often costs more than the work."""
 
-from functools import cache, wraps
+from collections.abc import Callable
+from functools import cache, update_wrapper
 from typing import Any
 
 import jax
@@ -35,22 +36,38 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
     return True
 
 
-def quick_jit(function, static_argnames=(), light: bool = True):
-    """`jax.jit` with `compiler_options`; plain within a trace, where JAX takes none."""
-    plain = jax.jit(function, static_argnames=static_argnames)
+class QuickJit:
+    """`jax.jit` with `compiler_options`; plain within a trace, where JAX takes none.
 
-    @cache
-    def quick(platform: str):
-        options = compiler_options(platform, light)
-        return jax.jit(function, static_argnames=static_argnames, compiler_options=options)
+    light: whether the program will run for less time than it takes to compile.
+    """
 
-    @wraps(function)
-    def call(*arguments, **keywords):
+    def __init__(self, function: Callable, static_argnames=(), light: bool = True):
+        self.function, self.static_argnames, self.light = function, static_argnames, light
+        self.plain = jax.jit(function, static_argnames=static_argnames)
+        self.programs: dict[str, Any] = {}
+        update_wrapper(self, function)
+
+    def __call__(self, *arguments, **keywords):
         traced = isinstance(jnp.zeros(()), jax.core.Tracer) or any(
             isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, keywords))
         )
-        chosen = plain if traced else quick(jax.default_backend())
-        return chosen(*arguments, **keywords)
+        return (self.plain if traced else self._quick())(*arguments, **keywords)
 
-    call.lower = lambda *a, **k: quick(jax.default_backend()).lower(*a, **k)  # type: ignore[attr-defined]
-    return call
+    def lower(self, *arguments, **keywords):
+        """As that of `jax.jit`, with the options."""
+        return self._quick().lower(*arguments, **keywords)
+
+    def _quick(self):
+        platform = jax.default_backend()
+        if platform not in self.programs:
+            options = compiler_options(platform, self.light)
+            self.programs[platform] = jax.jit(
+                self.function, static_argnames=self.static_argnames, compiler_options=options
+            )
+        return self.programs[platform]
+
+
+def quick_jit(function: Callable, static_argnames=(), light: bool = True) -> QuickJit:
+    """`function` as a `QuickJit`; a decorator."""
+    return QuickJit(function, static_argnames, light)

@@ -12,7 +12,7 @@ from negmaml._core.compilation import compiler_options
 from negmaml._core.numerics import working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.linear.data import assemble, draw, normals_per_run
-from negmaml.linear.simulation import EVALUATIONS, block_normals, block_shape, measured
+from negmaml.linear.simulation import EVALUATIONS, block_normals, loop_shape, measured
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
@@ -94,7 +94,7 @@ class LinearModel:
         numbers = {n: jnp.broadcast_to(v, keys.shape) for n, v in numbers.items()}
         sizes = {name: point[name] for name in SIZES}
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
-        shape = block_shape(len(keys), normals_per_run(problem))
+        shape = loop_shape(len(keys), normals_per_run(problem))
 
         def fold(x):
             return x[jnp.minimum(jnp.arange(math.prod(shape)), len(x) - 1)].reshape(shape)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from negmaml._core.numerics import contract
 from negmaml.linear.data import sample
-from negmaml.linear.system import is_one_step, meta_system, one_step_system
+from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, parameter
+from negmaml.rules import Rule
 
 TEST_TASKS = 100
 TEST_POINTS = 50
@@ -31,13 +31,13 @@ def sampled_test_loss(key, problem: MixedLinearRegression, omega, adapt: Rule):
     """
     test = dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
     data = sample(key, test)
-    if is_one_step(adapt):
+    if adapt.one_step is not None:
         # The residual e0 - alpha e1 is linear in the rate, so the loss is a quadratic in it.
-        system = one_step_system(data)
+        system = one_step_system(data, adapt)
         e0 = system.a - contract("...p,np->...n", omega, system.A)
         e1 = system.c - contract("...p,np->...n", omega, system.B)
         c0, c1, c2 = (jnp.mean(x, -1) for x in (e0**2, e0 * e1, e1**2))
-        rate = jnp.asarray(parameter(adapt))
+        rate = jnp.asarray(adapt.one_step)
         c0, c1, c2 = (c.reshape(c.shape + (1,) * rate.ndim) for c in (c0, c1, c2))
         return (c0 - 2 * rate * c1 + rate**2 * c2) / 2
     Phi, r = meta_system(data, adapt)

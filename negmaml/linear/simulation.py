@@ -1,23 +1,23 @@
 """Exact simulation: draw runs, solve each for omega*, evaluate; every rate sees the same runs."""
 
-import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
-from negmaml._core.compilation import quick_jit
+from negmaml._core.compilation import QuickJit, quick_jit
 from negmaml._core.numerics import cast, contract, working_dtype
+from negmaml._core.pytree import pytree, static
 from negmaml.linear.data import Data, assemble, draw, normals_per_run
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
-from negmaml.linear.system import is_one_step, meta_system, one_step_system
+from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, batch_shape, parameter
+from negmaml.rules import Rule, check_rule
 
 EVALUATIONS = ("expected", "sampled")
 SPLITS = ("train-validation", "train-train")
@@ -49,6 +49,7 @@ def simulate(
     problem: MixedLinearRegression,
     train: Rule,
     adapt: Rule,
+    *,
     runs: int = 1000,
     meta_ridge=0.0,
     evaluation: str = "expected",
@@ -86,53 +87,79 @@ def simulate(
     >>> result.test_loss.shape
     (3, 1000)
     """
-    checked = _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
-    return _program(checked)(*checked)
+    experiment = Experiment.checked(
+        key, problem, train, adapt, runs, meta_ridge, evaluation, split
+    )
+    return experiment.program()(experiment)
 
 
-def compile_simulation(*arguments, **options) -> Callable[[], Simulation]:
+def compile_simulation(
+    key,
+    problem: MixedLinearRegression,
+    train: Rule,
+    adapt: Rule,
+    *,
+    runs: int = 1000,
+    meta_ridge=0.0,
+    evaluation: str = "expected",
+    split: str = "train-validation",
+) -> Callable[[], Simulation]:
     """`simulate` in two stages: compile now, run when the returned function is called.
 
     Takes the arguments of `simulate`. Several programs may compile at once in threads; run them
     one after another, since XLA on CPU can deadlock when two threads run batched linear algebra.
     """
-    bound = inspect.signature(simulate).bind(*arguments, **options)
-    bound.apply_defaults()
-    checked = _checked(**bound.arguments)
-    executable = _program(checked).lower(*checked).compile()
-    return lambda: executable(*checked[:DYNAMIC])
+    experiment = Experiment.checked(
+        key, problem, train, adapt, runs, meta_ridge, evaluation, split
+    )
+    executable = experiment.program().lower(experiment).compile()
+    return lambda: executable(experiment)
 
 
-def _program(checked: tuple):
-    """The jitted `_simulate` for few runs, where compiling takes longer than running, or many."""
-    _, problem, _, _, _, runs, *_ = checked
-    light = runs * normals_per_run(problem) < LIGHT_NORMALS
-    return _simulate_few if light else _simulate_many
+@pytree
+class Experiment:
+    """All that a simulation depends on, its numbers of one dtype."""
+
+    key: Any
+    problem: MixedLinearRegression
+    train: Rule
+    adapt: Rule
+    meta_ridge: Any
+    runs: int = static()
+    evaluation: str = static()
+    split: str = static()
+
+    @classmethod
+    def checked(cls, key, problem, train, adapt, runs, meta_ridge, evaluation, split):
+        """The experiment, or a clear error."""
+        runs = check_count("runs", runs)
+        check_choice("evaluation", evaluation, EVALUATIONS)
+        check_choice("split", split, SPLITS)
+        check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+        for name, rule in (("train", train), ("adapt", adapt)):
+            check_rule(name, rule).batch_shape  # noqa: B018  one array a parameter, or an error
+        dtype = working_dtype(problem, train, adapt, meta_ridge)
+        numbers = cast((problem, train, adapt, meta_ridge), dtype)
+        return cls(key, *numbers, runs, evaluation, split)
+
+    def program(self) -> QuickJit:
+        """`_simulate` for few runs, where compiling takes longer than running, or for many."""
+        light = self.runs * normals_per_run(self.problem) < LIGHT_NORMALS
+        return _simulate_few if light else _simulate_many
 
 
-DYNAMIC = 5  # key, problem, train, adapt and meta_ridge; what follows is static
-STATIC = ("runs", "evaluation", "split")
+def _simulate(experiment: Experiment) -> Simulation:
+    key, problem, train, adapt = (
+        experiment.key, experiment.problem, experiment.train, experiment.adapt,
+    )  # fmt: skip
+    ridge, evaluation, runs = experiment.meta_ridge, experiment.evaluation, experiment.runs
 
-
-def _checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split) -> tuple:
-    """The arguments of `_simulate`, all of one dtype, or a clear error."""
-    runs = check_count("runs", runs)
-    check_choice("evaluation", evaluation, EVALUATIONS)
-    check_choice("split", split, SPLITS)
-    check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
-    for rule in (train, adapt):
-        parameter(rule)  # one array, or a clear error
-    dtype = working_dtype(problem, train, adapt, meta_ridge)
-    return key, *cast((problem, train, adapt, meta_ridge), dtype), runs, evaluation, split
-
-
-def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -> Simulation:
     def one_run(index, normals):
         data = assemble(normals, problem)
-        if split == "train-train":
+        if experiment.split == "train-train":
             data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
         test_key = jax.random.fold_in(key, 2 * index + 1)
-        return measured(test_key, data, problem, train, adapt, meta_ridge, evaluation)
+        return measured(test_key, data, problem, train, adapt, ridge, evaluation)
 
     def draw_run(index):
         return draw(jax.random.fold_in(key, 2 * index), problem, problem.sigma.dtype)
@@ -144,7 +171,7 @@ def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -
         normals = lax.map(jax.vmap(draw_run), indices)
         return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
 
-    blocks, pieces, size = block_shape(runs, normals_per_run(problem))
+    blocks, pieces, size = loop_shape(runs, normals_per_run(problem))
     indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
     results = lax.map(block, indices)
     losses, distance, reliable = jax.tree.map(
@@ -152,12 +179,12 @@ def _simulate(key, problem, train, adapt, meta_ridge, runs, evaluation, split) -
     )
     if evaluation == "expected":
         losses = expected_test_loss(problem, distance, adapt)
-        losses = jnp.moveaxis(losses, len(batch_shape(train)), -1)
+        losses = jnp.moveaxis(losses, len(train.batch_shape), -1)
     return Simulation(losses, distance, reliable)
 
 
-_simulate_few = quick_jit(_simulate, STATIC)
-_simulate_many = quick_jit(_simulate, STATIC, light=False)
+_simulate_few = quick_jit(_simulate)
+_simulate_many = quick_jit(_simulate, light=False)
 
 
 def measured(test_key, data: Data, problem, train: Rule, adapt: Rule, ridge, evaluation: str):
@@ -169,7 +196,7 @@ def measured(test_key, data: Data, problem, train: Rule, adapt: Rule, ridge, eva
     return loss, jnp.sum((omega - problem.w0) ** 2, -1), reliable
 
 
-def block_shape(runs: int, normals: int) -> tuple[int, int, int]:
+def loop_shape(runs: int, normals: int) -> tuple[int, int, int]:
     """(blocks, pieces, runs in a piece): at least `runs` in all, the surplus below one block.
 
     A block is computed at once and drawn in two pieces.
@@ -216,7 +243,7 @@ def _amortises(data: Data, train: Rule) -> bool:
     """
     m, rows, p = data.X_v.shape
     N = m * rows
-    return is_one_step(train) and m > 1 and max(N, p) >= 1.5 * min(N, p)
+    return train.one_step is not None and m > 1 and max(N, p) >= 1.5 * min(N, p)
 
 
 def _one_step(data: Data, problem: MixedLinearRegression, train: Rule):
@@ -224,4 +251,5 @@ def _one_step(data: Data, problem: MixedLinearRegression, train: Rule):
     start = jnp.broadcast_to(problem.omega0, data.X_v.shape[-1:])
     y_t = data.y_t - contract("itp,p->it", data.X_t, start)
     y_v = data.y_v - contract("ivp,p->iv", data.X_v, start)
-    return start, one_step_system(Data(data.X_t, y_t, data.X_v, y_v)), parameter(train)
+    system = one_step_system(Data(data.X_t, y_t, data.X_v, y_v), train)
+    return start, system, jnp.asarray(train.one_step)

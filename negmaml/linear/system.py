@@ -12,7 +12,9 @@ gives both sides for every rule:
 
     Phi = X_v - C X_t,      r = y_v - C y_t.
 
-For one gradient step C = alpha X_v X_t^T / n_t, so both are linear in alpha.
+For one gradient step C = alpha X_v X_t^T / n_t, so both are linear in alpha. A rule that acts
+through P S (a preconditioner) has q(P S) P X_t^T = P X_t^T q(K) with K = X_t P X_t^T / n_t: X_t
+becomes X_t P in one factor of each product, and nothing else changes.
 """
 
 from typing import NamedTuple
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 
 from negmaml._core.numerics import contract, outer
 from negmaml.linear.data import Data
-from negmaml.rules import GradientDescent, Rule, batch_shape, parameter
+from negmaml.rules import Rule
 
 
 class OneStepSystem(NamedTuple):
@@ -32,11 +34,6 @@ class OneStepSystem(NamedTuple):
     B: jax.Array
     a: jax.Array
     c: jax.Array
-
-
-def is_one_step(rule: Rule) -> bool:
-    """Whether the meta-system is linear in the rule's parameter."""
-    return isinstance(rule, GradientDescent) and rule.steps == 1
 
 
 def meta_system(data: Data, rule: Rule):
@@ -52,20 +49,20 @@ def meta_system(data: Data, rule: Rule):
     stacked in order. Source: Bernacchia 2021 for one gradient step; the derivation
     for the others is at the head of this module.
     """
-    if is_one_step(rule):
-        parts = one_step_system(data)
-        rate, _ = outer(parameter(rule), parts.A)
+    if rule.one_step is not None:
+        parts = one_step_system(data, rule)
+        rate, _ = outer(rule.one_step, parts.A)
         return parts.A - rate * parts.B, parts.a - rate[..., 0] * parts.c
     C = _response(data, rule)
     Phi = data.X_v - contract("...ivt,itp->...ivp", C, data.X_t)
     r = data.y_v - contract("...ivt,it->...iv", C, data.y_t)
-    shape = batch_shape(rule)
+    shape = rule.batch_shape
     return Phi.reshape(*shape, -1, Phi.shape[-1]), r.reshape(*shape, -1)
 
 
-def one_step_system(data: Data) -> OneStepSystem:
+def one_step_system(data: Data, rule: Rule) -> OneStepSystem:
     """The two coefficients of Phi and r in the rate of one gradient step."""
-    P = contract("ivp,itp->ivt", data.X_v, data.X_t) / data.y_t.shape[1]
+    P = contract("ivp,itp->ivt", data.X_v, _in_metric(rule, data.X_t)) / data.y_t.shape[1]
     B = contract("ivt,itp->ivp", P, data.X_t)
     c = contract("ivt,it->iv", P, data.y_t)
     p = B.shape[-1]
@@ -79,11 +76,26 @@ def _response(data: Data, rule: Rule):
     parameter.
     """
     X_t, n_t, p = data.X_t, data.X_t.shape[1], data.X_t.shape[2]
-    if n_t <= p:
-        x, V = jnp.linalg.eigh(contract("isp,itp->ist", X_t, X_t) / n_t)
-        left, right = contract("ivp,itp,itk->ivk", data.X_v, X_t, V), V
+    if n_t <= p or rule.metric is not None:
+        ahead = _in_metric(rule, X_t)
+        x, V = jnp.linalg.eigh(contract("isp,itp->ist", ahead, X_t) / n_t)
+        left, right = contract("ivp,itp,itk->ivk", data.X_v, ahead, V), V
     else:
         x, V = jnp.linalg.eigh(contract("itp,itq->ipq", X_t, X_t) / n_t)
         left, right = contract("ivp,ipk->ivk", data.X_v, V), contract("itp,ipk->itk", X_t, V)
-    filtered = rule.q(jnp.maximum(x, 0)) / n_t
+    filtered = rule.q(x if rule.metric is not None else jnp.maximum(x, 0)) / n_t
     return contract("ivk,...ik,itk->...ivt", left, filtered, right)
+
+
+def _in_metric(rule: Rule, X):
+    """X P for the metric of the rule."""
+    P = rule.metric
+    if P is None:
+        return X
+    P = jnp.asarray(P, X.dtype)
+    if P.shape not in ((), X.shape[-1:], X.shape[-1:] * 2):
+        raise ValueError(
+            f"preconditioner must be (p,) or (p, p) on the linear model, with p = {X.shape[-1]}, "
+            f"got shape {P.shape}"
+        )
+    return contract("itp,pq->itq", X, P) if P.ndim == 2 else X * P

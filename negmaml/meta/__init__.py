@@ -11,11 +11,10 @@ from negmaml.meta.algorithms import (
     reptile,
 )
 from negmaml.meta.batching import Tasks
-from negmaml.meta.inner import InnerOptimizer, adapt
+from negmaml.meta.inner import adapt
 from negmaml.meta.patches import convolution
 
 __all__ = [
-    "InnerOptimizer",
     "LearnedRates",
     "Tasks",
     "adapt",

@@ -23,20 +23,18 @@ from jax.tree_util import Partial
 from negmaml._core.checks import check_count
 from negmaml.meta.batching import Tasks, mean_over_tasks
 from negmaml.meta.inner import (
-    InnerRule,
     Loss,
     adapt,
     check_params,
     check_scalar,
     merge,
-    prepare,
-    run,
+    ready,
     scalar,
     split,
 )
 from negmaml.meta.lowrank import factored_loss, wide_weights
 from negmaml.meta.mixed import backwards
-from negmaml.rules import GradientDescent, Proximal
+from negmaml.rules import GradientDescent, Rule, Schedule, as_rule, check_rule, run
 
 METHODS = ("mixed", "reverse", "remat", "low-rank")
 
@@ -49,7 +47,7 @@ class LearnedRates(NamedTuple):
 
 
 def maml(
-    loss: Loss, rule: InnerRule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
+    loss: Loss, rule: Rule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
 ) -> Callable[[Any, Tasks], Any]:
     r"""The objective of model-agnostic meta-learning; jax.grad of it is the meta-gradient.
 
@@ -65,7 +63,7 @@ def maml(
 
 def maml_value_and_grad(
     loss: Loss,
-    rule: InnerRule,
+    rule: Rule,
     *,
     mask=None,
     batch_size: int | None = None,
@@ -102,7 +100,7 @@ def maml_value_and_grad(
 
 
 def fomaml(
-    loss: Loss, rule: InnerRule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
+    loss: Loss, rule: Rule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
 ):
     r"""First-order MAML: (params, tasks) -> (value, gradient), the gradient at the adapted point.
 
@@ -116,7 +114,7 @@ def fomaml(
 
 
 def anil(
-    loss: Loss, rule: InnerRule, head, *, batch_size: int | None = None, has_aux: bool = False
+    loss: Loss, rule: Rule, head, *, batch_size: int | None = None, has_aux: bool = False
 ):
     """Almost no inner loop: MAML whose inner steps move the `head` only.
 
@@ -127,7 +125,7 @@ def anil(
 
 
 def reptile(
-    loss: Loss, rule: InnerRule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
+    loss: Loss, rule: Rule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
 ):
     r"""Reptile: (params, tasks) -> (value, gradient), the sum of the inner gradients.
 
@@ -143,7 +141,7 @@ def reptile(
 
 
 def imaml(
-    loss: Loss, rule: Proximal, *, mask=None, batch_size: int | None = None, has_aux: bool = False
+    loss: Loss, rule: Rule, *, mask=None, batch_size: int | None = None, has_aux: bool = False
 ):
     r"""Implicit MAML: (params, tasks) -> (value, gradient) of the proximal inner problem.
 
@@ -154,8 +152,10 @@ def imaml(
     and errors as in `maml_value_and_grad`; TypeError unless `rule` is `Proximal`. Source:
     Rajeswaran et al., NeurIPS 2019.
     """
-    if not isinstance(rule, Proximal):
-        raise TypeError(f"rule must be Proximal(strength) for imaml, got {rule!r}")
+    if not check_rule("rule", rule).implicit:
+        raise TypeError(
+            f"rule must be Proximal(strength), or another with a solve of its own, got {rule!r}"
+        )
     return maml_value_and_grad(loss, rule, mask=mask, batch_size=batch_size, has_aux=has_aux)
 
 
@@ -186,7 +186,7 @@ class _Algorithm(NamedTuple):
 
     block: Callable
     loss: Loss
-    frozen_mask: Any
+    hashable_mask: Any
     batch_size: int | None
     has_aux: bool
     method: str | None
@@ -201,9 +201,10 @@ class _Algorithm(NamedTuple):
     @property
     def mask(self):
         """The pytree of booleans that was given."""
-        return (
-            None if self.frozen_mask is None else self.frozen_mask[0].unflatten(self.frozen_mask[1])
-        )
+        if self.hashable_mask is None:
+            return None
+        treedef, flags = self.hashable_mask
+        return treedef.unflatten(flags)
 
 
 def _algorithm(block, loss, rule, mask, batch_size, has_aux, method=None):
@@ -213,7 +214,8 @@ def _algorithm(block, loss, rule, mask, batch_size, has_aux, method=None):
     if mask is not None:
         leaves, treedef = jax.tree.flatten(mask)
         mask = treedef, tuple(leaves)
-    return Partial(_Algorithm(block, loss, mask, batch_size, has_aux, method), rule)
+    algorithm = _Algorithm(block, loss, mask, batch_size, has_aux, method)
+    return Partial(algorithm, as_rule("rule", rule))
 
 
 def _objective(algorithm: _Algorithm, rule, params, tasks, remat: bool = False):
@@ -230,11 +232,13 @@ def _objective(algorithm: _Algorithm, rule, params, tasks, remat: bool = False):
 
 def _exact(algorithm: _Algorithm, rule, params, tasks):
     """The second-order gradient, by the method asked for or the best that applies."""
-    params = check_params(params)
+    rule, params = ready(rule, params)
     method = algorithm.method
-    if isinstance(rule, Proximal):
+    if rule.implicit:
         if method not in (None, "reverse"):
-            raise ValueError(f"method must be 'reverse' or None for Proximal, got {method!r}")
+            raise ValueError(
+                f"method must be 'reverse' or None for {type(rule).__name__}, got {method!r}"
+            )
         method = "reverse"
     if method in (None, "low-rank"):
         wide = _wide(algorithm, rule, params, tasks)
@@ -270,14 +274,15 @@ def _first_order(algorithm: _Algorithm, rule, params, tasks):
 
 def _reptile(algorithm: _Algorithm, rule, params, tasks):
     """The sum of the inner gradients, or the way an optimizer went."""
-    params = check_params(params)
-    transitions = prepare(rule, params, algorithm.mask)
+    rule, params = ready(rule, params)
+    if rule.implicit:
+        raise TypeError(f"reptile needs a rule that steps, got {rule!r}")
     moving, frozen = split(params, algorithm.mask)
 
     def one_task(support, query):
         gradient = jax.grad(_on_moving(algorithm, frozen, support))
-        theta, (visited, _) = run(transitions, gradient, moving)
-        if isinstance(rule, GradientDescent):
+        theta, (visited, _) = run(rule, gradient, moving)
+        if rule.sums_gradients:
             visited = visited if rule.steps > 1 else jax.tree.map(lambda x: x[None], visited)
             way = jax.tree.map(lambda g: jnp.sum(g, 0), lax.map(gradient, visited))
         else:
@@ -293,12 +298,9 @@ def _learned(algorithm: _Algorithm, rule, meta, tasks):
     """Value, and gradients in the parameters and in the rates."""
     if not isinstance(meta, LearnedRates):
         raise TypeError(f"params must be LearnedRates(params, rate), got {type(meta).__name__}")
-    params, learned = (
-        check_params(meta.params),
-        GradientDescent(check_params(meta.rate), rule.steps),
-    )
-    (value, gradient, rate), aux = _mixed(algorithm, learned, params, tasks)
-    return (value, LearnedRates(gradient, rate)), aux
+    learned = GradientDescent(check_params(meta.rate), rule.steps)
+    (value, gradient, of_rule), aux = _mixed(algorithm, learned, meta.params, tasks)
+    return (value, LearnedRates(gradient, of_rule.rate)), aux
 
 
 def _sum(tree):
@@ -322,41 +324,34 @@ def _at_query(algorithm: _Algorithm, theta, query):
 
 
 def _mixed(algorithm: _Algorithm, rule, params, tasks):
-    """Sums of value, gradient in the parameters and in the rate, by the backward recursion."""
+    """Sums of value, gradient in the parameters and in the rule, by the backward recursion."""
+    rule, params = ready(rule, params)
+    rule = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float, x)), rule)
     moving, frozen = split(params, algorithm.mask)
-    rate = rule.rate if isinstance(rule, GradientDescent) else ()
-
-    def rates_of(rate):
-        own = GradientDescent(rate, rule.steps) if isinstance(rule, GradientDescent) else rule
-        return prepare(own, params, algorithm.mask).rates
-
-    transitions = prepare(rule, params, algorithm.mask)
     inner = jax.grad(scalar(algorithm.loss, algorithm.has_aux))
 
     def one_task(support, query):
-        theta, visited = run(transitions, jax.grad(_on_moving(algorithm, frozen, support)), moving)
+        theta, visited = run(rule, jax.grad(_on_moving(algorithm, frozen, support)), moving)
         (value, aux), slope = _at_query(algorithm, merge(theta, frozen), query)
 
         def of_support(full):
             return inner(full, support)
 
-        gradient, rates = backwards(transitions, of_support, frozen, visited, slope, algorithm.mask)
-        return (value, gradient, rates), aux
+        gradient, of_rule = backwards(rule, of_support, frozen, visited, slope, algorithm.mask)
+        return (value, gradient, of_rule), aux
 
-    (value, gradient, rates), aux = jax.vmap(one_task)(*tasks)
-    value, gradient, rates = _sum((value, gradient, rates))
-    (of_rate,) = jax.vjp(rates_of, rate)[1](rates)
-    return (value, gradient, of_rate), aux
+    sums, aux = jax.vmap(one_task)(*tasks)
+    return _sum(sums), aux
 
 
 def _wide(algorithm: _Algorithm, rule, params, tasks) -> frozenset[int]:
     """The weights that the low-rank method keeps factored."""
-    if not isinstance(rule, GradientDescent) and algorithm.method == "low-rank":
-        raise ValueError(f"method 'low-rank' needs a GradientDescent rule, got {rule!r}")
-    if not isinstance(rule, GradientDescent):
+    if rule.plain_rate is None:
+        if algorithm.method == "low-rank":
+            raise ValueError(f"method 'low-rank' needs GradientDescent as the rule, got {rule!r}")
         return frozenset()
     rates = _leaf_rates(rule, params, algorithm.mask)
-    one_number = [r is not None and jnp.size(r[0]) == (rule.steps if r[1] else 1) for r in rates]
+    one_number = [r is not None and jnp.size(r[0]) == 1 for r in rates]
     task = jax.tree.map(lambda x: x[0], tuple(tasks))
     loss = scalar(algorithm.loss, algorithm.has_aux)
     on_support, on_query = (
@@ -366,21 +361,29 @@ def _wide(algorithm: _Algorithm, rule, params, tasks) -> frozenset[int]:
 
 
 def _leaf_rates(rule, params, mask) -> list:
-    """(rate, whether it leads with a step axis) of each leaf of the parameters; None if frozen."""
-    transitions = prepare(rule, params, mask)
-    own = zip(jax.tree.leaves(transitions.rates), transitions.stepped, strict=True)
+    """For each leaf of the parameters its rate at every step; None if it is frozen."""
+
+    def by_step(rate):
+        return rate.first(rule.steps) if isinstance(rate, Schedule) else [rate] * rule.steps
+
+    def below(rate, part):
+        return jax.tree.map(lambda _: by_step(rate), part)
+
+    rates = jax.tree.map(
+        below, rule.plain_rate, params, is_leaf=lambda node: isinstance(node, Schedule)
+    )
     moving = split(jax.tree.map(lambda _: True, params), mask)[0]
     flags = jax.tree.leaves(moving, is_leaf=lambda x: x is None)
-    return [next(own) if moves else None for moves in flags]
+    of_leaves = jax.tree.structure(params).flatten_up_to(rates)
+    return [own if moves else None for moves, own in zip(flags, of_leaves, strict=True)]
 
 
 def _factored(algorithm: _Algorithm, rule, wide, params, tasks):
     """The sum of the query losses, with wide weights adapted in factored form."""
-    rates = _leaf_rates(rule, params, algorithm.mask)
+    rates, leaves = _leaf_rates(rule, params, algorithm.mask), jax.tree.leaves(params)
 
     def rate(i: int, k: int):
-        value, stepped = rates[i]
-        value = value[k] if stepped else value
+        value = jnp.asarray(rates[i][k], leaves[i].dtype)
         return value.reshape(()) if i in wide else value
 
     def loss(params, data):

@@ -10,14 +10,17 @@ step only theta_k is kept, and nothing of how the gradient was computed. Source:
 "Scalable Meta-Learning via Mixed-Mode Differentiation", ICML 2025.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml.meta.inner import merge, split, stepped_rates, unstep
+from negmaml.meta.inner import merge, split
+from negmaml.rules import Rule, combine, separate
 
 
-def backwards(transitions, gradient, frozen, visited, slope, mask):
+def backwards(rule: Rule, gradient, frozen, visited, slope, mask):
     """The recursion at the head of this module, for any update that is driven by gradients.
 
     Arguments:
@@ -25,56 +28,51 @@ def backwards(transitions, gradient, frozen, visited, slope, mask):
         visited: (parameters, state) that each step started from.
         slope: the gradient at the adapted parameters, of all parameters.
 
-    Returns the gradient in the parameters and in `transitions.rates`. With the update
-    (theta', s') = u(rates, g, s, theta), g = gradient(theta), a step maps the cotangents of
+    Returns the gradient in the parameters and in the rule. With the update
+    (theta', s') = u(rule, g, s, theta), g = gradient(theta), a step maps the cotangents of
     (theta', s') to those of its arguments by the transpose of u, and that of g to theta by the
     Hessian, which is symmetric, so one forward derivative of `gradient` serves. Frozen
-    parameters enter through g alone.
+    parameters enter through g alone. Numbers of the rule that differ from step to step get their
+    cotangents step by step; those of all steps add them up.
     """
     still = jax.tree.map(jnp.zeros_like, frozen)
-    rates = jax.tree.leaves(transitions.rates)
+    stepped, fixed = separate(rule)
 
     def back(carry, step):
         of_theta, of_state, of_frozen, of_fixed = carry
-        (theta, state), stepped = step
+        (theta, state), own = step
         floats, rebuild = _floats(state)
         g, hessian = jax.linearize(gradient, merge(theta, frozen))
 
-        def update(rates, g, floats, theta):
-            theta, state = transitions.update(rates, g, rebuild(floats), theta)
+        def update(own, fixed, g, floats, theta):
+            theta, state = combine(own, fixed).update(g, rebuild(floats), theta)
             return theta, _floats(state)[0]
 
-        arguments = unstep(transitions, stepped), split(g, mask)[0], floats, theta
-        of_rates, of_g, of_state, of_theta = jax.vjp(update, *arguments)[1]((of_theta, of_state))
+        arguments = own, fixed, split(g, mask)[0], floats, theta
+        of_own, more, of_g, of_state, of_theta = jax.vjp(update, *arguments)[1](
+            (of_theta, of_state)
+        )
         through, past = split(hessian(merge(of_g, still)), mask)
-        of_theta = jax.tree.map(jnp.add, of_theta, through)
-        of_frozen = jax.tree.map(jnp.add, of_frozen, past)
-        marked = list(zip(jax.tree.leaves(of_rates), transitions.stepped, strict=True))
-        fixed = [rate for rate, stepped in marked if not stepped]
-        of_fixed = [total + rate for total, rate in zip(of_fixed, fixed, strict=True)]
-        return (of_theta, of_state, of_frozen, of_fixed), [r for r, stepped in marked if stepped]
+        add = partial(jax.tree.map, jnp.add)
+        carry = add(of_theta, through), of_state, add(of_frozen, past), add(of_fixed, more)
+        return carry, of_own
 
     of_theta, of_frozen = split(slope, mask)
-    state = jax.eval_shape(transitions.init, of_theta)
+    state = jax.eval_shape(rule.init, of_theta)
     of_state = [jnp.zeros(x.shape, x.dtype) for x in _floats(state)[0]]
-    fixed = [r for r, stepped in zip(rates, transitions.stepped, strict=True) if not stepped]
-    first = (of_theta, of_state, of_frozen, [jnp.zeros_like(rate) for rate in fixed])
-    stepped = stepped_rates(transitions)
-    if transitions.steps == 1:
-        last, of_stepped = back(first, (visited, [rate[0] for rate in stepped]))
-        of_stepped = [rate[None] for rate in of_stepped]
+    first = (of_theta, of_state, of_frozen, jax.tree.map(jnp.zeros_like, fixed))
+    if rule.steps == 1:
+        last, of_own = back(first, (visited, jax.tree.map(lambda x: x[0], stepped)))
+        of_own = jax.tree.map(lambda x: x[None], of_own)
     else:
-        last, of_stepped = lax.scan(back, first, (visited, stepped), reverse=True)
+        last, of_own = lax.scan(back, first, (visited, stepped), reverse=True)
     of_theta, of_state, of_frozen, of_fixed = last
     if of_state:  # the state starts from the parameters
-        start = visited[0] if transitions.steps == 1 else jax.tree.map(lambda x: x[0], visited[0])
-        pull = jax.vjp(lambda theta: _floats(transitions.init(theta))[0], start)[1]
+        start = visited[0] if rule.steps == 1 else jax.tree.map(lambda x: x[0], visited[0])
+        pull = jax.vjp(lambda theta: _floats(rule.init(theta))[0], start)[1]
         of_theta = jax.tree.map(jnp.add, of_theta, pull(of_state)[0])
-    parts = iter(of_stepped), iter(of_fixed)
-    of_rates = [next(parts[0 if stepped else 1]) for stepped in transitions.stepped]
-    return merge(of_theta, of_frozen), jax.tree.unflatten(
-        jax.tree.structure(transitions.rates), of_rates
-    )
+    (of_rule,) = jax.vjp(separate, rule)[1]((of_own, of_fixed))
+    return merge(of_theta, of_frozen), of_rule
 
 
 def _floats(state):

@@ -69,7 +69,7 @@ def _descent(key, runs: int) -> dict[str, tuple]:
     means, errors = [], []
     for i, n_v in enumerate(DESCENT_N_V):
         problem = dataclasses.replace(DESCENT, n_v=n_v)
-        found = simulate(jax.random.fold_in(key, i), problem, train, train, runs).distance
+        found = simulate(jax.random.fold_in(key, i), problem, train, train, runs=runs).distance
         means.append(found.mean(-1))
         errors.append(found.std(-1, ddof=1) / runs**0.5)
     return {

@@ -101,7 +101,7 @@ def _compile(problem: MixedLinearRegression, key, best_train, runs: int, evaluat
     train = np.concatenate([RATES, _search_rates(best_train)]).astype(np.float32)
     rules = GradientDescent(train), GradientDescent(RATES.astype(np.float32))
     problem = cast(problem, np.float32)
-    return compile_simulation(key, problem, *rules, runs, evaluation=evaluation)
+    return compile_simulation(key, problem, *rules, runs=runs, evaluation=evaluation)
 
 
 def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel]:

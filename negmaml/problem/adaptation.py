@@ -13,12 +13,13 @@ and averaging over noise, task and inputs (isotropic, hence E b(S)^2 = h I) leav
 The theory inserts a predicted distance |omega - w0|^2 here, the simulation a measured one.
 """
 
+import jax
 import jax.numpy as jnp
 
 from negmaml._core.numerics import outer
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.wishart import wishart_quadrature
-from negmaml.rules import GradientDescent, Rule, parameter
+from negmaml.rules import Rule
 
 
 def shrinkage(rate, n, p):
@@ -36,12 +37,16 @@ def filter_means(rule: Rule, n: int, p: int):
     ten nodes, exact for up to nine gradient steps and accurate while the filter is smooth on
     the scale of the spectrum.
     """
-    if isinstance(rule, GradientDescent) and rule.steps == 1:
-        rate = jnp.asarray(rule.rate)
+    if rule.metric is not None:
+        raise ValueError(
+            f"the mean test loss after {type(rule).__name__} depends on where omega lies, not on its "
+            "distance alone; simulate with evaluation='sampled'"
+        )
+    if rule.one_step is not None:
+        rate = jnp.asarray(rule.one_step)
         return shrinkage(rate, n, p), rate**2
-    nodes, weights = (
-        jnp.asarray(a, jnp.result_type(float, parameter(rule))) for a in wishart_quadrature(n, p)
-    )
+    dtype = jnp.result_type(float, *jax.tree.leaves(rule))
+    nodes, weights = (jnp.asarray(a, dtype) for a in wishart_quadrature(n, p))
     noise = jnp.where(nodes == 0, 0.0, rule.q(jnp.where(nodes == 0, 1.0, nodes)) ** 2 * nodes)
     return rule.b(nodes) ** 2 @ weights, noise @ weights
 

@@ -1,12 +1,31 @@
-"""Inner rules: how parameters adapt to a task's data."""
+"""Inner rules: the open protocol, and the rules that come with the package.
 
-from negmaml.rules.rules import (
-    GradientDescent,
-    GradientFlow,
-    Proximal,
-    Rule,
-    batch_shape,
-    parameter,
-)
+One object serves the theory (which integrates its filters), the exact simulation (which applies
+them to data) and meta-training of any model (which runs its updates). No rule rejects or
+reinterprets a negative or zero strength.
+"""
 
-__all__ = ["GradientDescent", "GradientFlow", "Proximal", "Rule", "batch_shape", "parameter"]
+from negmaml.rules.descent import GradientDescent, Momentum, Preconditioned
+from negmaml.rules.flow import GradientFlow
+from negmaml.rules.optimizer import InnerOptimizer, as_rule
+from negmaml.rules.protocol import Rule, check_rule, flat_batch
+from negmaml.rules.proximal import Proximal
+from negmaml.rules.schedule import Schedule, combine, separate
+from negmaml.rules.stepping import run
+
+__all__ = [
+    "GradientDescent",
+    "GradientFlow",
+    "InnerOptimizer",
+    "Momentum",
+    "Preconditioned",
+    "Proximal",
+    "Rule",
+    "Schedule",
+    "as_rule",
+    "check_rule",
+    "combine",
+    "flat_batch",
+    "run",
+    "separate",
+]

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 from negmaml.problem.adaptation import expected_test_loss, shrinkage
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.wishart import normalized_moment
-from negmaml.rules import GradientDescent, Rule, parameter
+from negmaml.rules import GradientDescent, Rule
+from negmaml.theory.setting import check_spectral
 
 
 def overparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
@@ -116,12 +117,13 @@ def _test_loss(problem: MixedLinearRegression, train_rate, adapt_rate):
 
 
 def _one_step_rate(train: Rule):
-    if not (isinstance(train, GradientDescent) and train.steps == 1):
+    check_spectral("train", train)
+    if train.one_step is None:
         raise ValueError(
             f"train must be GradientDescent with steps=1 for an expansion, got {train!r}; "
             "use method='proportional' for other rules"
         )
-    return jnp.asarray(parameter(train))
+    return jnp.asarray(train.one_step)
 
 
 def _require_regime(problem: MixedLinearRegression, overparameterized: bool) -> None:

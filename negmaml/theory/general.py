@@ -8,15 +8,17 @@ inner rate on the network.
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_count, check_finite, check_nonnegative
+from negmaml._core.checks import check_count, check_nonnegative, check_symmetric
 from negmaml._core.numerics import outer
+from negmaml.rules import Rule
+from negmaml.theory.setting import check_spectral
 
 
 def general_inputs(
     covariance,
     weight_covariance,
-    train_rate,
-    adapt_rate,
+    train: Rule,
+    adapt: Rule,
     *,
     m: int,
     n_t: int,
@@ -37,20 +39,22 @@ def general_inputs(
     Arguments:
         covariance: Sigma = E x x^T, shape (p, p).
         weight_covariance: Sigma_w = E w w^T, shape (p, p).
-        train_rate, adapt_rate: rates of one inner gradient step, any shape and sign.
+        train, adapt: rules of one inner gradient step, rates of any shape and sign.
         m, n_t, n_v, n_r, sigma: as in `MixedLinearRegression`.
         fourth_moment: F = E[(x^T Sigma x) x x^T], shape (p, p); Gaussian inputs when left out,
             F = Sigma tr(Sigma^2) + 2 Sigma^3.
 
-    Returns an array of shape train_rate.shape + adapt_rate.shape. Raises ValueError for sizes
-    below 1, matrices that are not (p, p), non-finite rates, a bad sigma, and unless p > n_v m.
+    Returns an array of shape train shape + adapt shape. Raises ValueError for sizes below 1,
+    matrices that are not (p, p), symmetric, finite and (covariances) positive semidefinite, other
+    rules, a bad sigma, and unless p > n_v m.
     Source: Bernacchia 2021, Theorem 3.
     """
     m, n_t, n_v, n_r = (
         check_count(name, n) for name, n in dict(m=m, n_t=n_t, n_v=n_v, n_r=n_r).items()
     )
-    for name, rate in (("train_rate", train_rate), ("adapt_rate", adapt_rate)):
-        check_finite(name, rate, "an inner learning rate")
+    train_rate, adapt_rate = (
+        _rate_of(name, rule) for name, rule in (("train", train), ("adapt", adapt))
+    )
     check_nonnegative("sigma", sigma, "a standard deviation")
     sigma_x, sigma_w = jnp.asarray(covariance), jnp.asarray(weight_covariance)
     rows = n_v * m
@@ -74,6 +78,14 @@ def general_inputs(
 
     trained, adapted = outer((weights_t + noise_t) / h_t**2, weights_r + noise_r)
     return adapted / 2 + rows / 2 * cross * trained
+
+
+def _rate_of(name: str, rule: Rule):
+    """The rate of one plain gradient step."""
+    check_spectral(name, rule)
+    if rule.one_step is None:
+        raise ValueError(f"{name} must be GradientDescent with steps=1 for Theorem 3, got {rule!r}")
+    return rule.one_step
 
 
 def _powers(rate):
@@ -100,6 +112,8 @@ def _check_matrices(sigma_x, sigma_w, fourth_moment, rows: int) -> None:
                 f"{name} must have shape (p, p) with the p of covariance, got {jnp.shape(matrix)} "
                 f"where covariance has {sigma_x.shape}"
             )
+        if matrix is not None:
+            check_symmetric(name, matrix, semidefinite=name != "fourth_moment")
     if p <= rows:
         raise ValueError(
             f"Theorem 3 needs p > n_v m, got p={p} and n_v m={rows}; use fewer tasks or points"

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_choice, check_count
 from negmaml._core.compilation import quick_jit
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import GradientDescent, Rule, batch_shape
+from negmaml.rules import GradientDescent, Rule, check_rule
 from negmaml.theory import expansions
-from negmaml.theory.predict import arguments_of, distance, evaluate_traced, is_zero
-from negmaml.theory.search import minimise, parameter_grid, stationary, with_parameter
+from negmaml.theory.predict import METHODS, distance, evaluate_traced, require_no_ridge
+from negmaml.theory.search import minimise, parameter_grid, stationary
+from negmaml.theory.setting import Setting, is_zero, setting_of, with_ridge
 
 
 def stationary_train_rates(p: int, n_t: int):
@@ -39,8 +40,10 @@ def best_adapt_rate(
     problem: MixedLinearRegression,
     train: Rule,
     adapt: Rule | None = None,
-    meta_ridge=0.0,
+    *,
     method: str = "proportional",
+    meta_ridge=0.0,
+    measure: str = "auto",
 ):
     r"""The parameter of `adapt` that minimises the test loss after `train`.
 
@@ -54,22 +57,24 @@ def best_adapt_rate(
 
     Arguments:
         train: rule of meta-training; other rules than one step in `adapt` need it scalar.
-        adapt: a rule of the family wanted; its parameter is ignored, its steps are kept.
-        meta_ridge, method: as in `theory.test_loss`.
+        adapt: a rule of the family wanted; its tuned parameter (rate, time, strength) is ignored,
+            all else is kept.
+        method, meta_ridge, measure: as in `theory.test_loss`.
 
     Returns an array of the shape of the training rule; when E = sigma = 0 every rate is optimal
     and the noiseless value is returned. Raises ValueError where the distance is infinite at
     p = n_v m. Source: Bernacchia 2021, section 4; negmaml.
     """
+    adapt = GradientDescent(0.0) if adapt is None else check_rule("adapt", adapt)
     _require_finite(problem, meta_ridge)
-    found = distance(problem, train, method, meta_ridge)
-    if adapt is None or (isinstance(adapt, GradientDescent) and adapt.steps == 1):
+    found = distance(problem, train, method=method, meta_ridge=meta_ridge, measure=measure)
+    if adapt.one_step is not None and adapt.metric is None:
         return _best_step(problem, problem.nu**2 + found)
     if jnp.ndim(found):
         raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
 
     def loss(value):
-        return expected_test_loss(problem, found, with_parameter(adapt, value))
+        return expected_test_loss(problem, found, adapt.with_tuned(value))
 
     best = minimise(loss, parameter_grid(adapt, problem.n_r, problem.p))
     return stationary(loss, best)
@@ -85,53 +90,59 @@ def _best_step(problem: MixedLinearRegression, spread):
 
 def best_train_rate(
     problem: MixedLinearRegression,
-    adapt: Rule | None = None,
     train: Rule | None = None,
-    meta_ridge=0.0,
+    *,
     method: str = "proportional",
+    meta_ridge=0.0,
+    measure: str = "auto",
 ):
     r"""The parameter of `train` (a rate, time or strength) that minimises the test loss, globally.
 
-    The adaptation rule multiplies the distance E|omega* - w0|^2 by a positive number, so the
-    optimum is the same for every `adapt`, which may be left out. The lowest minimum over both
+    The rule at test time multiplies the distance E|omega* - w0|^2 by a positive number, so the
+    optimum is the same for every one of them. The lowest minimum over both
     signs is found on a grid and closed in on; its derivatives are those of the stationarity
     condition. The grid ends at 1e4 (rates), 30 (times) over, and 1e3 (strengths) times, the largest
     eigenvalue; where the distance falls on to infinity, the best is that end.
 
     Arguments:
-        train: a rule of the family wanted, one gradient step when left out; its parameter is
-            ignored, its steps are kept.
-        meta_ridge, method: as in `theory.test_loss`. By "expansion", one gradient step without
-            ridge: alpha_t^- of `stationary_train_rates` when p > n_v m, the minimum of Theorem 2
-            when p < n_v m.
+        train: a rule of the family wanted, one gradient step when left out; its tuned parameter
+            (rate, time, strength) is ignored, all else is kept.
+        method, meta_ridge, measure: as in `theory.test_loss`. By "expansion", one gradient step
+            without ridge: alpha_t^- of `stationary_train_rates` when p > n_v m, the minimum of
+            Theorem 2 when p < n_v m.
 
-    Returns a scalar. Raises ValueError at p = n_v m without ridge, where every mean is infinite.
-    Source: Bernacchia 2021, section 4; negmaml.
+    Returns a scalar. Raises ValueError at p = n_v m without ridge, where every mean is infinite,
+    for an unknown method, and by "expansion" for another rule. Source: Bernacchia 2021, section 4;
+    negmaml.
     """
-    del adapt
+    train = GradientDescent(0.0) if train is None else check_rule("train", train)
+    check_choice("method", method, METHODS)
     _require_finite(problem, meta_ridge)
     if method == "expansion":
-        return _best_by_expansion(problem)
-    train = GradientDescent(0.0) if train is None else train
-    return _best_parameter(*arguments_of(problem, meta_ridge, "auto", train))
+        require_no_ridge(meta_ridge)
+        return _best_by_expansion(problem, train)
+    setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
+    return _best_parameter(setting, train)
 
 
-@partial(quick_jit, static_argnames="ridged")
-def _best_parameter(sizes, numbers, train: Rule, quadrature, ridged: bool):
+@quick_jit
+def _best_parameter(setting: Setting, train: Rule):
     """One program for every problem, as `evaluate_traced`."""
 
     def objective(value):
-        return _finite_distance(sizes, numbers, with_parameter(train, value), quadrature, ridged)
+        return _finite_distance(setting, train.with_tuned(value))
 
-    p, _, n_t, _ = sizes
-    return stationary(objective, minimise(objective, parameter_grid(train, n_t, p)))
+    return stationary(objective, minimise(objective, parameter_grid(train, setting.n_t, setting.p)))
 
 
 def best_rates(
     problem: MixedLinearRegression,
     train: Rule | None = None,
     adapt: Rule | None = None,
+    *,
+    method: str = "proportional",
     meta_ridge=0.0,
+    measure: str = "auto",
 ):
     """(best parameter in training, best parameter at test time), jointly.
 
@@ -139,45 +150,44 @@ def best_rates(
     `best_train_rate` and then `best_adapt_rate` after it. Arguments and errors as there.
     """
     train = GradientDescent(0.0) if train is None else train
-    best = best_train_rate(problem, None, train, meta_ridge)
-    return best, best_adapt_rate(problem, with_parameter(train, best), adapt, meta_ridge)
+    options = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
+    best = best_train_rate(problem, train, **options)
+    return best, best_adapt_rate(problem, train.with_tuned(best), adapt, **options)
 
 
-def best_meta_ridge(problem: MixedLinearRegression, train: Rule):
+def best_meta_ridge(problem: MixedLinearRegression, train: Rule, *, measure: str = "auto"):
     r"""The meta_ridge >= 0 that minimises the test loss after `train`, a rule with one parameter.
 
     The lowest minimum on a grid from 1e-6 to 1e6 times n_v m, or 0 where that is lower still. At
     omega_0 = w0 the best is the largest: there meta-training should stay where it starts.
     Returns a scalar with the derivatives of the stationarity condition (none at 0).
     """
-    if batch_shape(train) != ():
+    if check_rule("train", train).batch_shape != ():
         raise ValueError(f"train must have one scalar parameter, got {train!r}")
-    sizes, numbers, train, quadrature, _ = arguments_of(problem, 0.0, "auto", train)
-    return _best_ridge(sizes, numbers, train, quadrature, square=problem.p == problem.rows)
+    setting, (train,) = setting_of(problem, (train,), 0.0, measure)
+    return _best_ridge(with_ridge(setting, setting.meta_ridge), train, problem.p == problem.rows)
 
 
 @partial(quick_jit, static_argnames="square")
-def _best_ridge(sizes, numbers, train: Rule, quadrature, square: bool):
-    _, m, _, n_v = sizes
-
+def _best_ridge(setting: Setting, train: Rule, square: bool):
     def at(ridge):
-        return _finite_distance(sizes, (*numbers[:-1], ridge), train, quadrature, True)
+        return _finite_distance(with_ridge(setting, ridge), train)
 
     def objective(logarithm):
         return at(jnp.exp(logarithm))
 
-    grid = jnp.log(m * n_v) + math.log(1e6) * jnp.linspace(-1, 1, 61, dtype=m.dtype)
-    found = minimise(jax.vmap(objective), grid)
+    steps = jnp.linspace(-1, 1, 61, dtype=setting.p.dtype)
+    found = minimise(jax.vmap(objective), jnp.log(setting.rows) + math.log(1e6) * steps)
     ridge = jnp.exp(stationary(objective, found))
     if square:
         return ridge
-    none = at(jnp.zeros_like(m))
+    none = at(jnp.zeros_like(setting.p))
     return jnp.where(objective(lax.stop_gradient(found)) < none, ridge, 0)
 
 
-def _finite_distance(*arguments):
+def _finite_distance(setting: Setting, train: Rule):
     """The distance, or its limit where finite sizes make it infinite: that is still ordered."""
-    found = evaluate_traced(*arguments)
+    found = evaluate_traced(setting, train)
     return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
 
 
@@ -189,7 +199,8 @@ def _require_finite(problem: MixedLinearRegression, meta_ridge) -> None:
         )
 
 
-def _best_by_expansion(problem: MixedLinearRegression):
+def _best_by_expansion(problem: MixedLinearRegression, train: Rule):
+    expansions.distance(problem, train)  # of a rule that has an expansion, or a clear error
     dtype = jnp.result_type(float, problem.sigma, problem.nu)
     if problem.overparameterized:
         return jnp.asarray(stationary_train_rates(problem.p, problem.n_t)[0], dtype)

@@ -1,6 +1,6 @@
 """Best training parameters over a grid of problems, in the limit of large sizes."""
 
-from functools import partial
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,8 @@ from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast
 from negmaml.rules import GradientDescent, Rule
 from negmaml.theory.predict import means
-from negmaml.theory.search import minimise, parameter_grid, with_parameter
+from negmaml.theory.search import minimise, parameter_grid
+from negmaml.theory.setting import Setting, check_spectral
 from negmaml.theory.spectrum import marchenko_pastur
 
 MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
@@ -27,39 +28,40 @@ class Phase(NamedTuple):
 
 
 def phase_diagram(
-    p, m, n_t, n_v, sigma, nu, offset=0.0, meta_ridge=0.0, train: Rule | None = None
+    p, m, n_t, n_v, sigma, nu, train: Rule | None = None, *, offset=0.0, meta_ridge=0.0
 ) -> Phase:
     """Best training parameters over a grid of problems, in the limit of large sizes.
 
     Arguments:
         p, m, n_t, n_v: sizes, here real numbers: only their ratios and m count in the limit.
-        sigma, nu, offset, meta_ridge: as in the problem, offset |omega_0 - w0|^2. All of these
-            broadcast against each other, and the result has their common shape.
+        sigma, nu: as in the problem. All of these, offset and meta_ridge broadcast against each
+            other, and the result has their common shape.
         train: a rule of the family wanted, one gradient step when left out.
+        offset: |omega_0 - w0|^2.
+        meta_ridge: as in `theory.test_loss`.
 
     The parameter is good to about 2%. One program for all cells: a map of 200 x 200 takes seconds.
     """
     train = GradientDescent(0.0) if train is None else train
-    arguments = jnp.broadcast_arrays(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
-    shape = arguments[0].shape
-    ridged = bool(np.any(np.asarray(meta_ridge) != 0))
-    cells = tuple(jnp.ravel(x).astype(jnp.float32) for x in arguments)
-    return jax.tree.map(
-        lambda x: x.reshape(shape), _phases(cells, cast(train, jnp.float32), ridged)
-    )
+    check_spectral("train", train)
+    cells = jnp.broadcast_arrays(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
+    shape, ridged = cells[0].shape, bool(np.any(np.asarray(meta_ridge) != 0))
+    settings = Setting(*(jnp.ravel(x).astype(jnp.float32) for x in cells), ridged=ridged)
+    found = _phases(settings, cast(train, jnp.float32))
+    return jax.tree.map(lambda x: x.reshape(shape), found)
 
 
-@partial(quick_jit, static_argnames="ridged")
-def _phases(cells, train: Rule, ridged: bool) -> Phase:
-    def one(cell):
-        p, m, n_t, n_v, *numbers = cell
-        measure = marchenko_pastur(n_t, p, p.dtype, MAP_INTERVALS)
+@quick_jit
+def _phases(settings: Setting, train: Rule) -> Phase:
+    def one(cell: Setting):
+        p, n_t = cell.p, cell.n_t
+        coarse = marchenko_pastur(n_t, p, p.dtype, MAP_INTERVALS)
+        setting = dataclasses.replace(cell, quadrature=coarse)
 
         def limit(value):
-            rule = with_parameter(train, value)
-            return means((p, m, n_t, n_v), numbers, measure, ridged, rule).limit
+            return means(setting, train.with_tuned(value)).limit
 
         best = minimise(jax.vmap(limit), parameter_grid(train, n_t, p, MAP_POINTS), MAP_ROUNDS)
         return Phase(best, *jax.vmap(limit)(jnp.stack([best, jnp.zeros_like(best)])))
 
-    return lax.map(one, cells, batch_size=64)
+    return lax.map(one, settings, batch_size=64)

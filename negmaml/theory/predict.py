@@ -1,23 +1,20 @@
 """Predictions of the test loss and its parts, by the proportional theory or by expansion."""
 
-from functools import partial
-from numbers import Real
+import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_choice, check_nonnegative
+from negmaml._core.checks import check_choice
 from negmaml._core.compilation import quick_jit
-from negmaml._core.numerics import cast
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import GradientDescent, Rule, batch_shape, parameter
+from negmaml.rules import Rule, check_rule, flat_batch
 from negmaml.theory import expansions
 from negmaml.theory.proportional import Moments, moments
-from negmaml.theory.saddle import tasks
-from negmaml.theory.spectrum import marchenko_pastur, spectrum
+from negmaml.theory.saddle import training_set
+from negmaml.theory.setting import Setting, is_zero, setting_of
 
 METHODS = ("proportional", "expansion")
 
@@ -29,6 +26,7 @@ def test_loss(
     problem: MixedLinearRegression,
     train: Rule,
     adapt: Rule,
+    *,
     method: str = "proportional",
     meta_ridge=0.0,
     measure: str = "auto",
@@ -44,8 +42,8 @@ def test_loss(
             Theorem 1 or 2 for one gradient step without ridge.
         meta_ridge: lambda >= 0 of (Phi^T Phi + lambda I), Phi stacked over tasks.
         measure: spectrum of a task: "exact" (Gauss rule of the exact moments),
-            "marchenko-pastur" (with its 1/p term), or "auto", the first for the smallest sizes and
-            steep filters, else the second.
+            "marchenko-pastur" (with its 1/p term), or "auto", the first for the smallest sizes
+            (with polynomial filters up to min(n_t, p) = 16), else the second.
 
     Returns an array of shape train shape + adapt shape, like `negmaml.simulate` without its runs;
     infinite where the mean does not exist (`distance`). Raises ValueError for an unknown `method`
@@ -57,12 +55,15 @@ def test_loss(
     >>> round(float(test_loss(problem, GradientDescent(0.2), GradientDescent(0.2))), 3)
     0.994
     """
-    return expected_test_loss(problem, distance(problem, train, method, meta_ridge, measure), adapt)
+    check_rule("adapt", adapt)
+    options = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
+    return expected_test_loss(problem, distance(problem, train, **options), adapt)
 
 
 def distance(
     problem: MixedLinearRegression,
     train: Rule,
+    *,
     method: str = "proportional",
     meta_ridge=0.0,
     measure: str = "auto",
@@ -78,17 +79,15 @@ def distance(
     `negmaml.theory.proportional`; `task_error` gives the same theory's other number.
     """
     if method == "expansion":
-        if not is_zero(meta_ridge):
-            raise ValueError(
-                f"meta_ridge must be 0 for method='expansion', got {meta_ridge!r}; "
-                "use method='proportional'"
-            )
+        require_no_ridge(meta_ridge)
         return expansions.distance(problem, train)
     check_choice("method", method, METHODS)
     return evaluate(problem, train, meta_ridge, measure).distance
 
 
-def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge=0.0, measure: str = "auto"):
+def task_error(
+    problem: MixedLinearRegression, train: Rule, *, meta_ridge=0.0, measure: str = "auto"
+):
     r"""tau^2, the mean squared error of the meta-model on fresh query rows of a training task.
 
         tau^2 = sigma^2 + E| adapted weights of a training task - its true weights |^2
@@ -100,60 +99,41 @@ def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge=0.0, meas
     return evaluate(problem, train, meta_ridge, measure).task_error
 
 
+def require_no_ridge(meta_ridge) -> None:
+    """Raise unless the ridge is zero, as the expansions need it."""
+    if not is_zero(meta_ridge):
+        raise ValueError(
+            f"meta_ridge must be 0 for method='expansion', got {meta_ridge!r}; "
+            "use method='proportional'"
+        )
+
+
 def evaluate(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> Moments:
     """`proportional.moments`, each of the rule's shape."""
-    return evaluate_traced(*arguments_of(problem, meta_ridge, measure, train))
+    setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
+    return evaluate_traced(setting, train)
 
 
-def arguments_of(problem: MixedLinearRegression, meta_ridge, measure: str, *rules: Rule) -> tuple:
-    """The arguments of a program like `evaluate_traced` for rules of one family, of one dtype."""
-    check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
-    numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
-    dtype = jnp.result_type(float, *map(parameter, rules), *numbers)
-    numbers, rules, sizes = cast((numbers, rules, sizes_of(problem)), dtype)
-    steep = isinstance(rules[0], GradientDescent) and rules[0].steps > 2
-    # Nodes and weights, or None where the traced Marchenko-Pastur law serves.
-    quadrature = spectrum(problem.n_t, problem.p, measure, dtype, steep)
-    return sizes, numbers, *rules, quadrature, not is_zero(meta_ridge)
-
-
-def sizes_of(problem: MixedLinearRegression) -> tuple[int, int, int, int]:
-    """(p, m, n_t, n_v)."""
-    return problem.p, problem.m, problem.n_t, problem.n_v
-
-
-def is_zero(value) -> bool:
-    """Whether a number is known to be zero while tracing."""
-    return isinstance(value, Real | np.ndarray) and float(value) == 0
-
-
-@partial(quick_jit, static_argnames="ridged")
-def evaluate_traced(sizes, numbers, rule: Rule, quadrature, ridged: bool) -> Moments:
+@quick_jit
+def evaluate_traced(setting: Setting, rule: Rule) -> Moments:
     """Sizes are traced, so that one compilation serves every problem."""
-    p, _, n_t, _ = sizes
-    measure = marchenko_pastur(n_t, p, p.dtype) if quadrature is None else quadrature
-    shape, size = batch_shape(rule), parameter(rule).size
-    flat = jax.tree.map(jnp.ravel, rule)
-    one = partial(means, sizes, numbers, measure, ridged)
+    shape, flat = rule.batch_shape, flat_batch(rule)
+    size = math.prod(shape)
+
+    def one(rule):
+        return means(setting, rule)
+
     results = jax.vmap(one)(flat) if size <= BLOCK else lax.map(one, flat, batch_size=BLOCK)
     return jax.tree.map(lambda x: x.reshape(shape), results)
 
 
-def means(sizes, numbers, measure, ridged: bool, rule: Rule) -> Moments:
-    """The moments for a rule with one scalar parameter, everything traced."""
-    p, m, _, n_v = sizes
-    sigma, nu, offset, ridge = numbers
-    found = moments(tasks(sizes, sigma, nu, offset, ridge, rule, measure), ridged)
-    alone = (m == 1) & (n_v >= p) & (ridge == 0)
-    infinite = jnp.where(alone & _has_zero(rule, measure.nodes[:-1]), jnp.inf, 1)
+def means(setting: Setting, rule: Rule) -> Moments:
+    """The moments for a rule with scalar parameters, everything traced."""
+    found = moments(training_set(setting, rule), setting.ridged)
+    alone = (setting.m == 1) & (setting.n_v >= setting.p) & (setting.meta_ridge == 0)
+    crossing = rule.crossing(setting.spectrum.nodes[:-1])
+    vanishes = (jnp.min(crossing) < 0) & (jnp.max(crossing) > 0)  # within the spectrum
+    infinite = jnp.where(alone & vanishes, jnp.inf, 1)
     return found._replace(
         distance=found.distance * infinite, task_error=found.task_error * infinite
     )
-
-
-def _has_zero(rule: Rule, x):
-    """Whether the filter has a zero between the first and the last of the nodes."""
-    if isinstance(rule, GradientDescent):
-        rule = GradientDescent(rule.rate)  # an even power does not change sign
-    b = rule.b(x)
-    return (jnp.min(b) < 0) & (jnp.max(b) > 0)

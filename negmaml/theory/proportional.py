@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml.theory.saddle import Tasks, derivative, solve
+from negmaml.theory.saddle import TrainingSet, derivative, solve
 
 # The largest x s with ridge: beyond it the ridge alone keeps the mean finite, |n_v m - p| <= 2 and
 # the ridge tiny, and no expansion in 1/p holds.
@@ -48,7 +48,7 @@ class Moments(NamedTuple):
     pole: jax.Array
 
 
-def moments(tasks: Tasks, ridged: bool) -> Moments:
+def moments(tasks: TrainingSet, ridged: bool) -> Moments:
     """The theory's means, with finite-size corrections; infinite where they do not exist."""
     kappa = solve(tasks, ridged)
     tasks, kappa = in_units_of(kappa, tasks)
@@ -63,7 +63,7 @@ def moments(tasks: Tasks, ridged: bool) -> Moments:
     return Moments(distance, task_error, limit, pole)
 
 
-def in_units_of(kappa, tasks: Tasks) -> tuple[Tasks, jax.Array]:
+def in_units_of(kappa, tasks: TrainingSet) -> tuple[TrainingSet, jax.Array]:
     """Tasks and kappa in units in which kappa is one, so that no power of it overflows."""
     root = jnp.sqrt(lax.stop_gradient(jnp.where(kappa > 0, kappa, 1)))
     tasks = tasks._replace(
@@ -89,7 +89,7 @@ class Point(NamedTuple):
     u2: jax.Array
 
 
-def around(tasks: Tasks, kappa) -> tuple[Point, Point]:
+def around(tasks: TrainingSet, kappa) -> tuple[Point, Point]:
     """The `Point` at kappa and its derivative in kappa.
 
     The integrals over the spectrum are taken here, once: g' = -int mu/(B + kappa)^2 and so on,
@@ -111,7 +111,7 @@ def ridge_felt(m, point: Point):
     return m * point.kappa - (m - 1) / point.g, m + (m - 1) * point.g1 / point.g**2
 
 
-def leading(tasks: Tasks, point: Point, velocity: Point):
+def leading(tasks: TrainingSet, point: Point, velocity: Point):
     """Distance and task error of the limit, and (t'K - tK')/(tK)'; equations at the head."""
     n_v, m, D2 = tasks.n_v, tasks.m, tasks.offset
     (t, g, u), (dt, dg, du) = ((x.t, x.g, x.u) for x in (point, velocity))
@@ -122,7 +122,7 @@ def leading(tasks: Tasks, point: Point, velocity: Point):
     return distance / slope, task_error / slope, (dt * K - t * dK) / slope
 
 
-def first_order(tasks: Tasks, point: Point, velocity: Point):
+def first_order(tasks: TrainingSet, point: Point, velocity: Point):
     r"""The terms of relative order 1/p of distance and task error.
 
     With psi = dF/deta along the saddle point at fixed ridge, chi = dF/dkappa / (tK)' and
@@ -144,7 +144,7 @@ def first_order(tasks: Tasks, point: Point, velocity: Point):
     return distance / slope, task_error / (m * slope)
 
 
-def sources(tasks: Tasks, point: Point, rho):
+def sources(tasks: TrainingSet, point: Point, rho):
     """psi, chi and X of `first_order`: the derivatives of F at eta = 0."""
     p, m, n_v = tasks.p, tasks.m, tasks.n_v
     x, t, g, g1, g2, u, u1, u2 = point

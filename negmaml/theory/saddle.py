@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml.rules import Rule
-from negmaml.theory.spectrum import Spectrum
+from negmaml.theory.setting import Setting
 
 
-class Tasks(NamedTuple):
+class TrainingSet(NamedTuple):
     """One training set as the theory sees it; sizes are real and traced, so that they may vary.
 
     p, m, n_v: sizes. sigma: label noise. offset: |omega_0 - w0|^2. ridge: meta_ridge.
@@ -78,17 +78,20 @@ class Tasks(NamedTuple):
         return self.sigma**2 + self.p * kappa * self.mean(self.V / (self.B + kappa))
 
 
-def tasks(sizes, sigma, nu, offset, ridge, rule: Rule, spectrum: Spectrum) -> Tasks:
-    """The `Tasks` of sizes (p, m, n_t, n_v) and a rule with one scalar parameter."""
-    x, weights = spectrum
-    p, m, n_t, n_v = (jnp.asarray(size, x.dtype) for size in sizes)
+def training_set(setting: Setting, rule: Rule) -> TrainingSet:
+    """The `TrainingSet` of a setting and a rule with scalar parameters."""
+    x, weights = setting.spectrum
     b, q = rule.b(x), rule.q(x)
     unit = lax.stop_gradient(jnp.max(jnp.abs(b)))
     unit = jnp.where(unit > 0, unit, 1)
     b, q = b / unit, q / unit
-    a = jnp.stack([nu / jnp.sqrt(p) * b, sigma * q * jnp.sqrt(x / n_t)])
-    ridge = ridge / unit / unit
-    return Tasks(p, m, n_v, sigma / unit, jnp.asarray(offset), ridge, weights, b, a, unit)
+    spread = setting.nu / jnp.sqrt(setting.p)
+    a = jnp.stack([spread * b, setting.sigma * q * jnp.sqrt(x / setting.n_t)])
+    ridge = setting.meta_ridge / unit / unit
+    return TrainingSet(
+        setting.p, setting.m, setting.n_v, setting.sigma / unit, setting.offset, ridge, weights,
+        b, a, unit,
+    )  # fmt: skip
 
 
 def derivative(function, x):
@@ -96,8 +99,8 @@ def derivative(function, x):
     return jax.jvp(function, (x,), (jnp.ones_like(x),))
 
 
-def solve(tasks: Tasks, ridged: bool):
-    """kappa, differentiable in everything `tasks` holds; `ridged` says whether ridge may be > 0.
+def solve(tasks: TrainingSet, ridged: bool):
+    """kappa, differentiable in all that `tasks` holds; `ridged` says whether ridge may be > 0.
 
     The search itself is not differentiated: by the implicit function theorem the derivatives of
     kappa are those of the equation t K = ridge that it solves.
@@ -116,7 +119,7 @@ def solve(tasks: Tasks, ridged: bool):
     )
 
 
-def _ridgeless(tasks: Tasks):
+def _ridgeless(tasks: TrainingSet):
     """The root of kappa g(kappa) = 1 - min(n_v/p, 1/m), in log kappa and log odds.
 
     In these coordinates the left side rises with slope between 0 and 1, and exactly 1 for a
@@ -142,7 +145,7 @@ def _ridgeless(tasks: Tasks):
     return jnp.where(none, 0, jnp.exp(y))
 
 
-def _ridged(tasks: Tasks, start):
+def _ridged(tasks: TrainingSet, start):
     """The root of t K = ridge > 0 above `start`, the ridgeless one, in log(kappa - start).
 
     t and K are taken as differences from `start`, where one of them is zero, so that none of their

@@ -13,31 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml.rules import GradientDescent, GradientFlow, Rule
+from negmaml.rules import Rule
 
 POINTS = 18  # of each sign
 ROUNDS = 6  # each spans the two intervals around the lowest point with as many points as the last
 
 
 def parameter_grid(rule: Rule, n, p, points: int = POINTS):
-    """A signed grid of parameters for the family of `rule` on the spectrum of S, increasing.
-
-    Rates and times are measured in units of 1/largest eigenvalue, strengths in units of it.
-    """
-    largest = (1 + jnp.sqrt(p / n)) ** 2
-    if isinstance(rule, GradientFlow):
-        ends, unit = (1e-2, 30.0), 1 / largest  # exp(30) and beyond are all the same
-    elif isinstance(rule, GradientDescent):
-        ends, unit = (1e-2, 1e4), 1 / largest
-    else:
-        ends, unit = (1e-3, 1e3), largest
-    positive = np.geomspace(*ends, points)
-    return jnp.asarray(np.concatenate([-positive[::-1], [0.0], positive]), unit.dtype) * unit
-
-
-def with_parameter(rule: Rule, value) -> Rule:
-    """The rule of the same family (and number of steps) with another parameter."""
-    return jax.tree.map(lambda _: value, rule)
+    """A signed grid of the tuned parameter of `rule` on the spectrum of S, increasing."""
+    smallest, largest = rule.search_range((1 + jnp.sqrt(p / n)) ** 2)
+    steps = jnp.linspace(0, 1, points, dtype=smallest.dtype)
+    positive = smallest * (largest / smallest) ** steps
+    return jnp.concatenate([-positive[::-1], jnp.zeros(1, smallest.dtype), positive])
 
 
 def minimise(function: Callable, grid, rounds: int = ROUNDS):

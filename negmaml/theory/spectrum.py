@@ -21,14 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.checks import check_choice
 from negmaml.problem.wishart import wishart_quadrature
 
 INTERVALS = 64  # of theta
 MEASURES = ("auto", "exact", "marchenko-pastur")
 # The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve
-# the measure itself, and for steep filters (a high power of x) where its tail beyond the edge of
-# the Marchenko-Pastur law counts.
-EXACT_UP_TO, EXACT_UP_TO_STEEP = 3, 16
+# the measure itself, and for polynomial filters, which they integrate exactly, where its tail
+# beyond the edge of the Marchenko-Pastur law counts.
+EXACT_UP_TO, EXACT_UP_TO_POLYNOMIAL = 3, 16
 
 
 class Spectrum(NamedTuple):
@@ -38,16 +39,15 @@ class Spectrum(NamedTuple):
     weights: jax.Array
 
 
-def spectrum(n: int, p: int, measure: str, dtype, steep: bool = False) -> Spectrum | None:
+def spectrum(n: int, p: int, measure: str, dtype, degree: int | None = None) -> Spectrum | None:
     """The quadrature of S for sizes n, p; None where `marchenko_pastur` of these sizes serves.
 
     `measure` is "exact" (Gauss rule of the exact moments), "marchenko-pastur" (with its 1/p term),
-    or "auto": exact up to min(n, p) = 3, for `steep` filters 16, else Marchenko-Pastur. Raises
-    ValueError for another.
+    or "auto": exact up to min(n, p) = 3, for filters that are polynomials of some `degree` up to
+    16, else Marchenko-Pastur. Raises ValueError for another.
     """
-    if measure not in MEASURES:
-        raise ValueError(f"measure must be one of {', '.join(MEASURES)}, got {measure!r}")
-    small = min(n, p) <= (EXACT_UP_TO_STEEP if steep else EXACT_UP_TO)
+    check_choice("measure", measure, MEASURES)
+    small = min(n, p) <= (EXACT_UP_TO if degree is None else EXACT_UP_TO_POLYNOMIAL)
     if measure == "marchenko-pastur" or (measure == "auto" and not small):
         return None
     nodes, weights = wishart_quadrature(n, p)

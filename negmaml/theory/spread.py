@@ -23,7 +23,6 @@ inverse-Wishart variance at alpha_t = 0 exceeds this by a factor gap/(gap - 3), 
 hence 1/(1 - 3 x s), with x s the pole of the mean.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,11 +32,11 @@ from jax import lax
 from negmaml._core.compilation import quick_jit
 from negmaml.problem.adaptation import filter_means
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, batch_shape
-from negmaml.theory.predict import arguments_of, means
+from negmaml.rules import Rule, check_rule, flat_batch
+from negmaml.theory.predict import means
 from negmaml.theory.proportional import LARGEST_RIDGED_POLE, around, ridge_felt
-from negmaml.theory.saddle import Tasks, solve, tasks
-from negmaml.theory.spectrum import marchenko_pastur
+from negmaml.theory.saddle import TrainingSet, solve, training_set
+from negmaml.theory.setting import Setting, setting_of
 
 
 class StandardDeviation(NamedTuple):
@@ -48,7 +47,12 @@ class StandardDeviation(NamedTuple):
 
 
 def standard_deviation(
-    problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_ridge=0.0, measure: str = "auto"
+    problem: MixedLinearRegression,
+    train: Rule,
+    adapt: Rule,
+    *,
+    meta_ridge=0.0,
+    measure: str = "auto",
 ) -> StandardDeviation:
     """Standard deviation over runs of what `negmaml.simulate` returns (expected evaluation).
 
@@ -72,32 +76,31 @@ def runs_needed(
     problem: MixedLinearRegression,
     train_a: Rule,
     train_b: Rule,
-    adapt: Rule,
+    *,
     meta_ridge=0.0,
+    measure: str = "auto",
     standard_errors: float = 4.0,
     shared: bool = True,
 ):
     """Runs of `negmaml.simulate` that tell the test losses after two training rules apart.
 
     So many that the expected difference of the two mean losses is `standard_errors` times the
-    standard error of that difference.
+    standard error of that difference. The rule at test time scales both alike and drops out.
 
     Arguments:
         train_a, train_b: rules with scalar parameters.
-        adapt: the rule at test time; it scales difference and spread alike and drops out.
         shared: whether both rules see the same data in a run, as in one call of `simulate`
             (common random numbers), or independent data.
 
     Returns a real number; infinity when the two losses are equal. Raises ValueError for rules
     that are not scalar.
     """
-    del adapt
     for name, rule in (("train_a", train_a), ("train_b", train_b)):
-        if batch_shape(rule) != ():
+        if check_rule(name, rule).batch_shape != ():
             raise ValueError(f"{name} must have one scalar parameter, got {rule!r}")
     pairs = ((train_a, train_a), (train_b, train_b), (train_a, train_b))
     (a, mean_a), (b, mean_b), (cross, _) = (
-        _covariance(problem, *pair, meta_ridge, "auto") for pair in pairs
+        _covariance(problem, *pair, meta_ridge, measure) for pair in pairs
     )
     variance = a + b - 2 * cross if shared else a + b
     return standard_errors**2 * variance / (mean_a - mean_b) ** 2
@@ -105,37 +108,34 @@ def runs_needed(
 
 def _covariance(problem: MixedLinearRegression, first: Rule, second: Rule, meta_ridge, measure):
     """(Cov(D_1, D_2), E D_1) over runs for rules of one shape."""
-    return _evaluate(*arguments_of(problem, meta_ridge, measure, first, second))
+    setting, (first, second) = setting_of(problem, (first, second), meta_ridge, measure)
+    return _evaluate(setting, first, second)
 
 
-@partial(quick_jit, static_argnames="ridged")
-def _evaluate(sizes, numbers, first: Rule, second: Rule, quadrature, ridged: bool):
-    p, _, n_t, _ = sizes
-    spectrum = marchenko_pastur(n_t, p, p.dtype) if quadrature is None else quadrature
-    flat = jax.tree.map(jnp.ravel, (first, second))
-    one = partial(_pair, sizes, numbers, spectrum, ridged)
-    results = lax.map(lambda rules: one(*rules), flat, batch_size=64)
-    return jax.tree.map(lambda x: x.reshape(batch_shape(first)), results)
+@quick_jit
+def _evaluate(setting: Setting, first: Rule, second: Rule):
+    flat = flat_batch(first), flat_batch(second)
+    results = lax.map(lambda rules: _pair(setting, *rules), flat, batch_size=64)
+    return jax.tree.map(lambda x: x.reshape(first.batch_shape), results)
 
 
-def _pair(sizes, numbers, spectrum, ridged, first, second):
+def _pair(setting: Setting, first: Rule, second: Rule):
     """Cov(D_1, D_2) and E D_1 for two scalar rules."""
-    sigma, nu, offset, ridge = numbers
-    ones = [tasks(sizes, sigma, nu, offset, ridge, rule, spectrum) for rule in (first, second)]
-    kappas = [solve(one, ridged) for one in ones]
+    ones = [training_set(setting, rule) for rule in (first, second)]
+    kappas = [solve(one, setting.ridged) for one in ones]
     slopes = [_ridge_slope(one, kappa) for one, kappa in zip(ones, kappas, strict=True)]
 
     def covariance_of_loss(*at):
         return _covariance_of_loss(ones, kappas, at)
 
     mixed = jax.grad(jax.grad(covariance_of_loss, 0), 1)(*kappas)
-    found = [means(sizes, numbers, spectrum, ridged, rule) for rule in (first, second)]
-    factors = [_growth(one, ridge > 0) for one in found]
+    found = [means(setting, rule) for rule in (first, second)]
+    factors = [_growth(one, setting.meta_ridge > 0) for one in found]
     covariance = mixed / (slopes[0] * slopes[1])
     return covariance * factors[0] * factors[1], found[0].distance
 
 
-def _ridge_slope(tasks: Tasks, kappa):
+def _ridge_slope(tasks: TrainingSet, kappa):
     """(t K)'."""
     point, velocity = around(tasks, kappa)
     K, dK = ridge_felt(tasks.m, point)
@@ -151,7 +151,7 @@ def _growth(means, ridged):
     return jnp.where(rest > 0, growth / jnp.sqrt(jnp.where(rest > 0, rest, 1)), jnp.inf)
 
 
-def _covariance_of_loss(pair: list[Tasks], roots, kappas):
+def _covariance_of_loss(pair: list[TrainingSet], roots, kappas):
     """Cov(G_1, G_2) at `kappas`; the start's source is that of the `roots`, and does not move."""
     one, two = pair
     p, m, n_v, D2 = one.p, one.m, one.n_v, one.offset

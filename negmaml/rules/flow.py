@@ -1,0 +1,55 @@
+"""Gradient descent in continuous time."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from negmaml._core.checks import check_finite
+from negmaml._core.numerics import outer
+from negmaml._core.pytree import pytree
+from negmaml.rules.protocol import Rule
+
+
+@pytree
+class GradientFlow(Rule):
+    r"""Gradient descent in continuous time: b(x) = exp(-time x), q(x) = (1 - exp(-time x)) / x.
+
+    `time` may be negative (the flow runs uphill), zero, and of any shape. Raises ValueError or
+    TypeError when it is NaN, infinite or not real.
+    """
+
+    time: Any
+
+    tuned: ClassVar[str] = "time"
+
+    def __post_init__(self):
+        check_finite("time", self.time, "a flow time")
+
+    def q(self, x):
+        """The filter on the labels, shape time.shape + x.shape; `time` at x = 0."""
+        time, x = outer(self.time, x)
+        return time * _decay_mean(time * x)
+
+    def b(self, x):
+        """The filter on the starting point, shape time.shape + x.shape."""
+        time, x = outer(self.time, x)
+        return jnp.exp(-time * x)
+
+    def search_range(self, largest):
+        """Beyond thirty times 1/largest eigenvalue all flows are the same."""
+        return 1e-2 / largest, 30.0 / largest
+
+
+def _decay_mean(z):
+    """(1 - exp(-z)) / z, the mean of exp(-s) over s in (0, z); 1 at z = 0.
+
+    Near zero the quotient has derivatives that cancel badly, so a Taylor polynomial replaces
+    it there; its remainder z^9/10! is below the rounding of a float64.
+    """
+    small = jnp.abs(z) < 1e-1
+    safe = jnp.where(small, 1.0, z)
+    near = jnp.where(small, z, 0.0)
+    series = jnp.ones_like(near)
+    for k in range(9, 1, -1):  # Horner form of sum_k (-z)^k / (k+1)!
+        series = 1 - near / k * series
+    return jnp.where(small, series, -jnp.expm1(-safe) / safe)

@@ -1,0 +1,59 @@
+"""Any optax optimizer as the inner rule."""
+
+from typing import Any, ClassVar
+
+import optax
+
+from negmaml._core.checks import check_count
+from negmaml._core.pytree import pytree, static
+from negmaml.rules.protocol import Rule, check_rule
+
+
+@pytree
+class InnerOptimizer(Rule):
+    """`steps` steps of any optax optimizer as the inner rule, started anew on every task.
+
+    Arguments:
+        transformation: an `optax.GradientTransformation` that needs gradients and parameters
+            only. It is static: numbers inside it are constants of the compiled program, so build
+            it inside your jitted function to trace them.
+        steps: number of steps, a static integer of at least 1.
+
+    Meta-gradients go through its update; square roots of zero, as in Adam at a vanishing
+    gradient, need `eps_root`. Raises TypeError or ValueError for anything else.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> float(nm.adapt(square, 0.0, 1.0, InnerOptimizer(optax.sgd(-0.5))))
+    -0.5
+    """
+
+    transformation: Any = static()
+    steps: int = static(1)
+
+    sums_gradients: ClassVar[bool] = False
+
+    def __init__(self, transformation: Any, steps: int = 1):
+        if not isinstance(transformation, optax.GradientTransformation):
+            raise TypeError(
+                "transformation must be an optax.GradientTransformation such as optax.sgd(0.1), "
+                f"got {transformation!r}"
+            )
+        object.__setattr__(self, "transformation", transformation)
+        object.__setattr__(self, "steps", check_count("steps", steps))
+
+    def init(self, params):
+        """The optimizer's first state."""
+        return self.transformation.init(params)
+
+    def update(self, gradient, state, params):
+        """One step of the optimizer."""
+        updates, state = self.transformation.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+
+def as_rule(name: str, rule) -> Any:
+    """A rule as given, or one step of an optax transformation; TypeError for anything else."""
+    if isinstance(rule, optax.GradientTransformation):
+        return InnerOptimizer(rule)
+    return check_rule(name, rule)

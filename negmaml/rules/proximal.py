@@ -1,0 +1,46 @@
+"""Proximal adaptation, implicit MAML."""
+
+from typing import Any, ClassVar
+
+from negmaml._core.checks import check_finite
+from negmaml._core.numerics import outer
+from negmaml._core.pytree import pytree
+from negmaml.rules.implicit import proximal_point
+from negmaml.rules.protocol import Rule
+
+
+@pytree
+class Proximal(Rule):
+    r"""Proximal adaptation, implicit MAML: q(x) = 1 / (x + strength).
+
+    theta minimises |X theta - y|^2 / n + strength |theta - omega|^2 (for a negative strength
+    it is the stationary point). Any sign and shape; near -x for an eigenvalue x of S the filter
+    has a pole, and so at x = 0 has strength zero. Raises ValueError or TypeError when the
+    strength is NaN, infinite or not real.
+    """
+
+    strength: Any
+
+    tuned: ClassVar[str] = "strength"
+    implicit: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_finite("strength", self.strength, "a proximal strength")
+
+    def q(self, x):
+        """The filter on the labels, shape strength.shape + x.shape."""
+        strength, x = outer(self.strength, x)
+        return 1 / (x + strength)
+
+    def b(self, x):
+        """The filter on the starting point, shape strength.shape + x.shape."""
+        strength, x = outer(self.strength, x)
+        return strength / (x + strength)
+
+    def search_range(self, largest):
+        """Strengths are measured in units of the largest eigenvalue."""
+        return 1e-3 * largest, 1e3 * largest
+
+    def solve(self, loss, start, *, remat: bool = False):
+        """The point where grad loss(theta) + strength (theta - start) = 0, by Newton's method."""
+        return proximal_point(loss, start, self.strength)

@@ -1,0 +1,30 @@
+"""Running the updates of a rule, with the numbers of each step."""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+from negmaml.rules.schedule import combine, separate
+
+
+def run(rule, gradient: Callable, start, remat: bool = False):
+    """The last parameters, and every (parameters, state) that a step started from, stacked."""
+    if isinstance(rule.steps, jax.core.Tracer):
+        raise TypeError(
+            f"steps of {type(rule).__name__} must be static, an integer that JAX does not trace; "
+            "declare it as `steps: int = negmaml.static(1)`"
+        )
+    stepped, fixed = separate(rule)
+
+    def step(carry, own):
+        theta, state = carry
+        return combine(own, fixed).update(gradient(theta), state, theta), carry
+
+    step = jax.checkpoint(step) if remat else step
+    first = (start, rule.init(start))
+    if rule.steps == 1:  # no loop, and nothing stacked
+        (theta, _), visited = step(first, jax.tree.map(lambda x: x[0], stepped))
+        return theta, visited
+    (theta, _), visited = lax.scan(step, first, stepped, length=rule.steps)
+    return theta, visited

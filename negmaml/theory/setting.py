@@ -1,0 +1,82 @@
+"""What the proportional theory knows of a problem: sizes, variances, ridge and spectrum."""
+
+import dataclasses
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from negmaml._core.checks import check_nonnegative
+from negmaml._core.numerics import cast, working_dtype
+from negmaml._core.pytree import pytree, static
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.rules import Rule, check_rule
+from negmaml.theory.spectrum import Spectrum, marchenko_pastur, spectrum
+
+
+@pytree
+class Setting:
+    """A problem and a ridge as the theory sees them, all scalars of one dtype and traced.
+
+    p, m, n_t, n_v: sizes, real, so that one compiled program serves every problem.
+    sigma, nu, meta_ridge: as in the problem; offset: |omega_0 - w0|^2.
+    quadrature: of the spectrum of S; None where the Marchenko-Pastur law of the sizes serves.
+    ridged: whether the ridge may be above zero, static.
+    """
+
+    p: Any
+    m: Any
+    n_t: Any
+    n_v: Any
+    sigma: Any
+    nu: Any
+    offset: Any
+    meta_ridge: Any
+    quadrature: Any = None
+    ridged: bool = static(False)
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """Nodes and weights of the spectrum of S."""
+        if self.quadrature is not None:
+            return self.quadrature
+        return marchenko_pastur(self.n_t, self.p, self.p.dtype)
+
+    @property
+    def rows(self):
+        """N = n_v m."""
+        return self.n_v * self.m
+
+
+def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_ridge, measure: str):
+    """(the setting, the rules), all of one dtype, for rules of one family; or a clear error."""
+    check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    for rule in rules:
+        check_spectral("train", rule)
+    numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
+    sizes = problem.p, problem.m, problem.n_t, problem.n_v
+    dtype = working_dtype(rules, numbers)
+    quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].degree)
+    setting = Setting(*cast((*sizes, *numbers), dtype), quadrature, not is_zero(meta_ridge))
+    return setting, cast(rules, dtype)
+
+
+def check_spectral(name: str, rule) -> None:
+    """Raise unless a rule acts by its filters on the spectrum of S alone."""
+    check_rule(name, rule)
+    if rule.metric is not None:
+        raise ValueError(
+            f"{name} {type(rule).__name__} acts through P S, which has no rotational symmetry: the "
+            "theory of isotropic inputs does not hold; use simulate"
+        )
+    rule.batch_shape  # noqa: B018  one array a parameter, or a clear error
+
+
+def is_zero(value) -> bool:
+    """Whether a number is known to be zero while tracing."""
+    return isinstance(value, Real | np.ndarray) and float(value) == 0
+
+
+def with_ridge(setting: Setting, meta_ridge) -> Setting:
+    """The setting with another ridge, which may be above zero."""
+    return dataclasses.replace(setting, meta_ridge=meta_ridge, ridged=True)
