@@ -30,7 +30,7 @@ def row(name, problem):
     """The cells of one problem: parameter, ratio to one step, z-score of the simulation."""
     cells, reference = [], None
     for rule in RULES.values():
-        best = nm.theory.best_train_rate(problem, train=rule)
+        best = nm.theory.best_train_rate(problem, rule)
         chosen = jax.tree.map(lambda _, best=best: best, rule)
         distance = float(nm.theory.distance(problem, chosen))
         reference = reference or distance

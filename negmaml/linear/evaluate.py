@@ -33,7 +33,7 @@ def sampled_test_loss(key, problem: MixedLinearRegression, omega, adapt: Rule):
     data = sample(key, test)
     if adapt.one_step is not None:
         # The residual e0 - alpha e1 is linear in the rate, so the loss is a quadratic in it.
-        system = one_step_system(data, adapt)
+        system = one_step_system(data, adapt.metric)
         e0 = system.a - contract("...p,np->...n", omega, system.A)
         e1 = system.c - contract("...p,np->...n", omega, system.B)
         c0, c1, c2 = (jnp.mean(x, -1) for x in (e0**2, e0 * e1, e1**2))

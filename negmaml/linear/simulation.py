@@ -251,5 +251,5 @@ def _one_step(data: Data, problem: MixedLinearRegression, train: Rule):
     start = jnp.broadcast_to(problem.omega0, data.X_v.shape[-1:])
     y_t = data.y_t - contract("itp,p->it", data.X_t, start)
     y_v = data.y_v - contract("ivp,p->iv", data.X_v, start)
-    system = one_step_system(Data(data.X_t, y_t, data.X_v, y_v), train)
+    system = one_step_system(Data(data.X_t, y_t, data.X_v, y_v), train.metric)
     return start, system, jnp.asarray(train.one_step)

@@ -50,7 +50,7 @@ def meta_system(data: Data, rule: Rule):
     for the others is at the head of this module.
     """
     if rule.one_step is not None:
-        parts = one_step_system(data, rule)
+        parts = one_step_system(data, rule.metric)
         rate, _ = outer(rule.one_step, parts.A)
         return parts.A - rate * parts.B, parts.a - rate[..., 0] * parts.c
     C = _response(data, rule)
@@ -60,9 +60,9 @@ def meta_system(data: Data, rule: Rule):
     return Phi.reshape(*shape, -1, Phi.shape[-1]), r.reshape(*shape, -1)
 
 
-def one_step_system(data: Data, rule: Rule) -> OneStepSystem:
+def one_step_system(data: Data, metric=None) -> OneStepSystem:
     """The two coefficients of Phi and r in the rate of one gradient step."""
-    P = contract("ivp,itp->ivt", data.X_v, _in_metric(rule, data.X_t)) / data.y_t.shape[1]
+    P = contract("ivp,itp->ivt", data.X_v, _in_metric(data.X_t, metric)) / data.y_t.shape[1]
     B = contract("ivt,itp->ivp", P, data.X_t)
     c = contract("ivt,it->iv", P, data.y_t)
     p = B.shape[-1]
@@ -77,7 +77,7 @@ def _response(data: Data, rule: Rule):
     """
     X_t, n_t, p = data.X_t, data.X_t.shape[1], data.X_t.shape[2]
     if n_t <= p or rule.metric is not None:
-        ahead = _in_metric(rule, X_t)
+        ahead = _in_metric(X_t, rule.metric)
         x, V = jnp.linalg.eigh(contract("isp,itp->ist", ahead, X_t) / n_t)
         left, right = contract("ivp,itp,itk->ivk", data.X_v, ahead, V), V
     else:
@@ -87,9 +87,8 @@ def _response(data: Data, rule: Rule):
     return contract("ivk,...ik,itk->...ivt", left, filtered, right)
 
 
-def _in_metric(rule: Rule, X):
-    """X P for the metric of the rule."""
-    P = rule.metric
+def _in_metric(X, P):
+    """X P, or X where there is no metric P."""
     if P is None:
         return X
     P = jnp.asarray(P, X.dtype)

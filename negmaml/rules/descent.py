@@ -257,20 +257,21 @@ def check_fit(name: str, numbers, params, matrices: bool = False) -> None:
         if alone and (_broadcasts(shape, np.shape(part)) or (matrices and _is_matrix(entry, part))):
             return
         raise ValueError(
-            f"{name} has an entry of shape {shape} for {_shapes(part)}: it must be a number, or "
-            f"an array that broadcasts to its leaf; for a value a step wrap it, "
-            "Schedule(values), and for a batch of rules use jax.vmap"
+            f"{name} must be a number, or an array that broadcasts to its leaf, got shape {shape} "
+            f"for {_shapes(part)}; for a value a step wrap it, Schedule(values), and for a batch "
+            "of rules use jax.vmap"
         )
 
+    entries, prefix = jax.tree.flatten(numbers, is_leaf=is_schedule)
     try:
-        jax.tree.map(fits, numbers, params, is_leaf=is_schedule)
-    except ValueError as mismatch:
-        if str(mismatch).startswith(f"{name} has"):
-            raise
+        parts = prefix.flatten_up_to(params)
+    except (ValueError, TypeError, KeyError) as mismatch:
         raise ValueError(
             f"{name} must be a number, or a pytree like the parameters or a prefix of it "
-            f"({jax.tree.structure(params)}), got {jax.tree.structure(numbers)}"
+            f"({jax.tree.structure(params)}), got {prefix}"
         ) from mismatch
+    for entry, part in zip(entries, parts, strict=True):
+        fits(entry, part)
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

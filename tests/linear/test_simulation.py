@@ -69,7 +69,7 @@ def dense_losses(problem, distances):
 @pytest.fixture
 def fresh_program(monkeypatch):
     """A program of its own: a patched constant becomes part of what is compiled."""
-    program = jax.jit(lambda *args: module._simulate(*args), static_argnums=(5, 6, 7))
+    program = jax.jit(lambda experiment: module._simulate(experiment))
     monkeypatch.setattr(module, "_simulate_few", program)
 
 
@@ -78,7 +78,7 @@ class TestAgainstDense:
     @pytest.mark.parametrize("name", PROBLEMS)
     def test_one_step_runs_are_those_of_dense_algebra(self, x64, name, ridge):
         problem = PROBLEMS[name]
-        result = nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, 3, ridge)
+        result = nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3, meta_ridge=ridge)
         distances = dense_distances(problem, nm.GradientDescent, 3, ridge)
         np.testing.assert_allclose(result.distance, distances, rtol=1e-8)
         np.testing.assert_allclose(result.test_loss, dense_losses(problem, distances), rtol=1e-8)
@@ -91,20 +91,20 @@ class TestAgainstDense:
     )
     def test_other_rules_are_those_of_dense_algebra(self, x64, rule_of):
         problem = PROBLEMS["under"]
-        result = nm.simulate(KEY, problem, rule_of(RATES), ADAPT, 3)
+        result = nm.simulate(KEY, problem, rule_of(RATES), ADAPT, runs=3)
         distances = dense_distances(problem, rule_of, 3)
         np.testing.assert_allclose(result.distance, distances, rtol=1e-8)
 
     def test_outer_loss_on_training_points_is_that_of_dense_algebra(self, x64):
         problem = PROBLEMS["under"]
         train = nm.GradientDescent(RATES)
-        result = nm.simulate(KEY, problem, train, ADAPT, 3, split="train-train")
+        result = nm.simulate(KEY, problem, train, ADAPT, runs=3, split="train-train")
         distances = dense_distances(problem, nm.GradientDescent, 3, train_train=True)
         np.testing.assert_allclose(result.distance, distances, rtol=1e-8)
 
     def test_adaptation_by_another_rule_is_its_expected_loss(self, x64):
         problem, adapt = PROBLEMS["over"], nm.GradientFlow(-0.4)
-        result = nm.simulate(KEY, problem, nm.GradientDescent(RATES), adapt, 3)
+        result = nm.simulate(KEY, problem, nm.GradientDescent(RATES), adapt, runs=3)
         distances = dense_distances(problem, nm.GradientDescent, 3)
         expected = expected_test_loss(problem, distances, adapt)
         np.testing.assert_allclose(result.test_loss, expected, rtol=1e-8)
@@ -116,7 +116,7 @@ class TestAgainstDense:
 def test_shapes_are_train_then_adapt_then_runs(train_shape, adapt_shape, evaluation):
     train, adapt = (nm.GradientDescent(np.zeros(shape)) for shape in (train_shape, adapt_shape))
     result = jax.eval_shape(
-        lambda key: nm.simulate(key, PROBLEMS["over"], train, adapt, 5, evaluation=evaluation), KEY
+        lambda key: nm.simulate(key, PROBLEMS["over"], train, adapt, runs=5, evaluation=evaluation), KEY
     )
     chex.assert_shape(result.test_loss, (*train_shape, *adapt_shape, 5))
     chex.assert_shape(result.distance, (*train_shape, 5))
@@ -130,10 +130,10 @@ class TestSharedRandomness:
         self, x64, monkeypatch, request, block
     ):
         train = nm.GradientDescent(RATES)
-        short = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, 3)
+        short = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, runs=3)
         request.getfixturevalue("fresh_program")
         monkeypatch.setattr(module, "BLOCK_NORMALS", block)
-        long = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, 7)
+        long = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, runs=7)
         for here, there in zip(short[:2], long[:2], strict=True):
             np.testing.assert_allclose(here, there[..., :3], rtol=1e-10)
         assert np.unique(long.distance[0]).size == 7
@@ -141,31 +141,31 @@ class TestSharedRandomness:
     @pytest.mark.slow
     def test_block_size_does_not_change_sampled_evaluation(self, x64, monkeypatch, request):
         problem, train = PROBLEMS["over"], nm.GradientDescent(0.1)
-        one = nm.simulate(KEY, problem, train, ADAPT, 5, evaluation="sampled")
+        one = nm.simulate(KEY, problem, train, ADAPT, runs=5, evaluation="sampled")
         request.getfixturevalue("fresh_program")
         monkeypatch.setattr(module, "BLOCK_NORMALS", 300)
-        other = nm.simulate(KEY, problem, train, ADAPT, 5, evaluation="sampled")
+        other = nm.simulate(KEY, problem, train, ADAPT, runs=5, evaluation="sampled")
         np.testing.assert_allclose(one.test_loss, other.test_loss, rtol=1e-10)
 
     @pytest.mark.parametrize("name", ["over", "near"])
     def test_order_of_rates_does_not_change_their_losses(self, x64, name):
         order = np.array([2, 0, 1])
         here, there = (
-            nm.simulate(KEY, PROBLEMS[name], nm.GradientDescent(rates), ADAPT, 3).test_loss
+            nm.simulate(KEY, PROBLEMS[name], nm.GradientDescent(rates), ADAPT, runs=3).test_loss
             for rates in (RATES, RATES[order])
         )
         np.testing.assert_allclose(there, here[order], rtol=1e-10)
 
     def test_other_rates_do_not_change_the_losses_of_a_rate(self, x64):
         together, alone = (
-            nm.simulate(KEY, PROBLEMS["over"], nm.GradientDescent(rates), ADAPT, 3).test_loss
+            nm.simulate(KEY, PROBLEMS["over"], nm.GradientDescent(rates), ADAPT, runs=3).test_loss
             for rates in (RATES, RATES[2])
         )
         np.testing.assert_allclose(alone, together[2], rtol=1e-10)
 
     def test_another_key_gives_other_runs(self):
         results = [
-            nm.simulate(jax.random.key(seed), PROBLEMS["over"], nm.GradientDescent(RATES), ADAPT, 3)
+            nm.simulate(jax.random.key(seed), PROBLEMS["over"], nm.GradientDescent(RATES), ADAPT, runs=3)
             for seed in (0, 1)
         ]
         assert np.abs(results[0].distance - results[1].distance).min() > 1e-4
@@ -175,7 +175,7 @@ class TestOuterLossOnTrainingPoints:
     def test_wide_minimiser_does_not_depend_on_the_training_rate(self, x64):
         # Phi = (I - a K) X and r = (I - a K) y: the factor cancels when Phi has full row rank.
         problem = dataclasses.replace(PROBLEMS["over"], n_t=3)
-        result = nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, 3, split="train-train")
+        result = nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3, split="train-train")
         expected = np.broadcast_to(result.distance[1], (3, 3))
         np.testing.assert_allclose(result.distance, expected, rtol=1e-6)
 
@@ -183,7 +183,7 @@ class TestOuterLossOnTrainingPoints:
         # (1 - n_t m / p) of the starting offset remains without noise and spread.
         problem = dataclasses.replace(PROBLEMS["over"], n_t=3, sigma=0.0, nu=0.0)
         train = nm.GradientDescent(0.0)
-        distance = nm.simulate(KEY, problem, train, ADAPT, 1000, split="train-train").distance
+        distance = nm.simulate(KEY, problem, train, ADAPT, runs=1000, split="train-train").distance
         exact = float(problem.offset_squared) * (1 - 6 / 8)
         assert abs(z_score(np.asarray(distance, float), exact)) < 4
 
@@ -193,7 +193,7 @@ class TestOuterLossOnTrainingPoints:
 def test_sampled_evaluation_agrees_in_mean_with_the_expected_one(name):
     train = nm.GradientDescent(np.float32(-0.3))
     expected, sampled = (
-        np.asarray(nm.simulate(KEY, PROBLEMS[name], train, ADAPT, 100, evaluation=e).test_loss)
+        np.asarray(nm.simulate(KEY, PROBLEMS[name], train, ADAPT, runs=100, evaluation=e).test_loss)
         for e in ("expected", "sampled")
     )
     for k in range(2):
@@ -207,7 +207,7 @@ class TestNearThreshold:
     def test_two_dimensions_above_the_threshold_float32_is_finite_and_right(self):
         problem = dataclasses.replace(self.SQUARE, p=8)
         train = nm.GradientDescent(RATES)
-        single = nm.simulate(KEY, problem, train, ADAPT, 50)
+        single = nm.simulate(KEY, problem, train, ADAPT, runs=50)
         assert np.isfinite(single.test_loss).all()
         assert single.reliable.all()
         with jax.enable_x64(True):
@@ -221,7 +221,7 @@ class TestNearThreshold:
         np.testing.assert_allclose(single.distance.ravel(), double, rtol=1e-2)
 
     def test_at_the_threshold_every_run_that_is_not_finite_is_flagged(self):
-        result = nm.simulate(KEY, self.SQUARE, nm.GradientDescent(RATES), ADAPT, 50)
+        result = nm.simulate(KEY, self.SQUARE, nm.GradientDescent(RATES), ADAPT, runs=50)
         chex.assert_shape(result.test_loss, (3, 2, 50))
         assert not (result.reliable & ~np.isfinite(result.distance)).any()
         assert result.reliable.mean() > 0.9
@@ -229,7 +229,7 @@ class TestNearThreshold:
     def test_a_system_without_data_is_flagged(self, x64):
         # Proximal adaptation of strength zero fits every task: Phi vanishes when n_t >= p.
         full = dataclasses.replace(PROBLEMS["over"], n_t=9)
-        assert not nm.simulate(KEY, full, nm.Proximal(0.0), ADAPT, 3).reliable.any()
+        assert not nm.simulate(KEY, full, nm.Proximal(0.0), ADAPT, runs=3).reliable.any()
 
 
 def cast32(problem):
@@ -249,7 +249,7 @@ def mean_loss(point, name, steps):
     problem = dataclasses.replace(problem, sigma=point["sigma"], nu=point["nu"], omega0=omega0)
     train = nm.GradientDescent(point["train"], steps=steps)
     adapt = nm.GradientDescent(point["adapt"])
-    return nm.simulate(KEY, problem, train, adapt, 3, point["meta_ridge"]).test_loss.mean()
+    return nm.simulate(KEY, problem, train, adapt, runs=3, meta_ridge=point["meta_ridge"]).test_loss.mean()
 
 
 value_and_slopes = jax.jit(jax.value_and_grad(mean_loss), static_argnums=(1, 2))
@@ -292,7 +292,7 @@ class TestDerivatives:
 class TestCompilation:
     def test_new_numbers_do_not_compile_anew(self, monkeypatch):
         problem = PROBLEMS["over"]
-        nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, 3)
+        nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3)
         no_trace = chex.assert_max_traces(module.meta_train_distance, n=0)
         monkeypatch.setattr(module, "meta_train_distance", no_trace)
         changes = (
@@ -303,14 +303,14 @@ class TestCompilation:
         )
         for seed, (changed, rates, adapt, ridge) in enumerate(changes):
             train = nm.GradientDescent(rates)
-            nm.simulate(jax.random.key(seed), changed, train, adapt, 3, ridge)
+            nm.simulate(jax.random.key(seed), changed, train, adapt, runs=3, meta_ridge=ridge)
         with pytest.raises(AssertionError, match="traced"):
-            nm.simulate(KEY, problem, train, ADAPT, 4)
+            nm.simulate(KEY, problem, train, ADAPT, runs=4)
 
     def test_vmap_and_jit_over_sigma_are_a_loop(self, x64):
         def losses(sigma):
             problem = dataclasses.replace(PROBLEMS["over"], sigma=sigma)
-            return nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, 3).test_loss
+            return nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3).test_loss
 
         sigmas = np.array([0.0, 0.5, 2.0])
         together = jax.jit(jax.vmap(losses))(sigmas)
@@ -364,7 +364,7 @@ THEORY_ADAPT = nm.GradientDescent(np.array([-0.4, 0.2], np.float32))
 @pytest.fixture(scope="module", params=[OVER, UNDER], ids=["over", "under"])
 def simulated(request):
     """A problem of the paper, mean test losses and their standard errors."""
-    result = nm.simulate(KEY, request.param, THEORY_RATES, THEORY_ADAPT, 1000)
+    result = nm.simulate(KEY, request.param, THEORY_RATES, THEORY_ADAPT, runs=1000)
     assert result.reliable.all()
     return request.param, *mean_and_error(result.test_loss)
 
@@ -372,27 +372,27 @@ def simulated(request):
 class TestAgainstTheory:
     def test_expansion_meets_simulation_within_its_next_order(self, simulated):
         problem, mean, error = simulated
-        distance = theory.distance(problem, THEORY_RATES, "expansion")
+        distance = theory.distance(problem, THEORY_RATES, method="expansion")
         rho = theory.expansion_parameter(problem, THEORY_RATES)
         assert (rho < 0.5).all()
-        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, "expansion")
+        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, method="expansion")
         beyond = expected_test_loss(problem, distance * (1 + rho / (1 - rho)), THEORY_ADAPT)
         assert (np.abs(mean - predicted) < 4 * error + (beyond - predicted)).all()
 
     def test_expansion_is_within_a_few_percent(self, simulated):
         problem, mean, error = simulated
-        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, "expansion")
+        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, method="expansion")
         assert (np.abs(mean - predicted) < 4 * error + 0.05 * mean).all()
 
     def test_expansion_ranks_the_training_rates(self, simulated):
         problem, mean, _ = simulated
-        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, "expansion")
+        predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, method="expansion")
         np.testing.assert_array_equal(np.argsort(mean, 0), np.argsort(predicted, 0))
 
     @pytest.mark.slow
     def test_theorem_two_has_the_square_of_h_t(self):
         train, adapt = nm.GradientDescent(-0.5), nm.GradientDescent(0.2)
-        mean, error = mean_and_error(nm.simulate(KEY, UNDER, train, adapt, 4000).test_loss)
+        mean, error = mean_and_error(nm.simulate(KEY, UNDER, train, adapt, runs=4000).test_loss)
         assert abs(mean - 0.0414) < 4 * error
         assert (0.0523 - mean) / error > 10
 
@@ -408,7 +408,7 @@ class TestAgainstTheory:
 def test_starting_point_keeps_the_exact_share_of_its_offset(rate):
     # E|omega* - w0|^2 = (1 - N/p) |omega0 - w0|^2 without noise and spread, for every rule.
     problem = dataclasses.replace(PROBLEMS["over"], sigma=0.0, nu=0.0)
-    distances = nm.simulate(KEY, problem, nm.GradientDescent(rate), ADAPT, 2000).distance
+    distances = nm.simulate(KEY, problem, nm.GradientDescent(rate), ADAPT, runs=2000).distance
     exact = (1 - 4 / 8) * float(problem.offset_squared)
     assert abs(z_score(np.asarray(distances, float), exact)) < 4
 
@@ -420,5 +420,5 @@ def test_starting_point_keeps_the_exact_share_of_its_offset(rate):
 )
 def test_label_noise_without_adaptation_has_the_inverse_wishart_mean(p, n_v, exact):
     problem = nm.MixedLinearRegression(p=p, m=2, n_t=1, n_v=n_v, n_r=3, sigma=1.0, nu=0.0)
-    distances = nm.simulate(KEY, problem, nm.GradientDescent(0.0), ADAPT, 4000).distance
+    distances = nm.simulate(KEY, problem, nm.GradientDescent(0.0), ADAPT, runs=4000).distance
     assert abs(z_score(np.asarray(distances, float), exact)) < 4

@@ -70,11 +70,11 @@ RATES = {
     "zero": (0.0, 1, [every(0.0)]),
     "positive": (0.4, 1, [every(0.4)]),
     "three steps": (-0.1, 3, [every(-0.1)] * 3),
-    "one a step": (np.array([0.2, -0.3]), 2, [every(0.2), every(-0.3)]),
+    "one a step": (nm.Schedule([0.2, -0.3]), 2, [every(0.2), every(-0.3)]),
     "one a leaf": ({"w": 0.1, "b": -0.2, "v": 0.0}, 2, [{"w": 0.1, "b": -0.2, "v": 0.0}] * 2),
     "one an element": (elements(0.3), 1, [elements(0.3)]),
     "elements and steps": (
-        jax.tree.map(lambda a: np.stack([a, -2 * a]), elements(0.2)),
+        jax.tree.map(lambda a: nm.Schedule(np.stack([a, -2 * a])), elements(0.2)),
         2,
         [elements(0.2), elements(-0.4)],
     ),
@@ -393,5 +393,8 @@ def test_bad_input_is_named():
         nm.meta_sgd(loss)(params, tasks)
     with pytest.raises(TypeError, match="GradientTransformation"):
         nm.InnerOptimizer(0.1)
-    with pytest.raises(ValueError, match="one rate an element or one a step"):
-        nm.adapt(lambda w, _: w @ w, jnp.ones(3), 0.0, nm.GradientDescent(jnp.ones(3), 3))
+    with pytest.raises(ValueError, match=r"got shape \(2,\) .* Schedule"):
+        nm.adapt(lambda w, _: w @ w, jnp.ones(3), 0.0, nm.GradientDescent(jnp.ones(2), 2))
+    for call in (nm.maml, nm.maml_value_and_grad, nm.fomaml, nm.reptile):
+        with pytest.raises(TypeError, match=r"rule must be .* GradientDescent\(0.05\)"):
+            call(loss, 0.05)

@@ -17,7 +17,7 @@ SQUARE = nm.MixedLinearRegression(p=12, m=4, n_t=5, n_v=3, n_r=5, sigma=1.0, nu=
 both = pytest.mark.parametrize("problem", (OVER, UNDER), ids=("over", "under"))
 loss = jax.jit(
     lambda problem, train, adapt: nm.theory.test_loss(
-        problem, nm.GradientDescent(train), nm.GradientDescent(adapt), "expansion"
+        problem, nm.GradientDescent(train), nm.GradientDescent(adapt), method="expansion"
     )
 )
 

@@ -12,7 +12,8 @@ import negmaml as nm
 from negmaml.problem.wishart import normalized_moment
 from negmaml.theory import distance, predict, task_error
 from negmaml.theory.proportional import around, leading
-from negmaml.theory.saddle import solve, tasks
+from negmaml.theory.saddle import solve, training_set
+from negmaml.theory.setting import setting_of
 from negmaml.theory.spectrum import marchenko_pastur, spectrum
 from tests.helpers import OVER, UNDER
 
@@ -71,11 +72,16 @@ def test_the_start_contributes_its_exact_unreachable_part(rule, x64):
     np.testing.assert_allclose(distance(resized(sigma=0.0, nu=0.0, n_v=9), rule), 0, atol=1e-14)
 
 
+def seen(problem, rule, ridge):
+    """A training set as the theory sees it, by the Marchenko-Pastur law."""
+    found, (rule,) = setting_of(problem, (rule,), ridge, "marchenko-pastur")
+    return training_set(found, rule)
+
+
 def printed_limit(problem, rule, ridge):
     """The resolvent form of the limit: distance and tau^2 from traces of P = (T + kappa)^-1."""
     x, w = marchenko_pastur(problem.n_t, problem.p, jnp.float64)
-    numbers = problem.sigma, problem.nu, problem.offset_squared, ridge
-    one = tasks(predict.sizes_of(problem), *numbers, rule, marchenko_pastur(20, 30, jnp.float64))
+    one = seen(problem, rule, ridge)
     k_s = float(solve(one, True)) * float(one.unit) ** 2
     p, m, N, D2 = problem.p, problem.m, problem.rows, float(problem.offset_squared)
     B, q = rule.b(x) ** 2, rule.q(x)
@@ -94,9 +100,7 @@ def printed_limit(problem, rule, ridge):
 @pytest.mark.parametrize("n_v", (3, 20))
 def test_the_limit_is_the_one_written_with_resolvents(n_v, ridge, x64):
     problem, rule = resized(n_v=n_v), nm.GradientDescent(-0.6, 2)
-    numbers = problem.sigma, problem.nu, problem.offset_squared, jnp.float64(ridge)
-    law = marchenko_pastur(problem.n_t, problem.p, jnp.float64)
-    one = tasks(predict.sizes_of(problem), *numbers, rule, law)
+    one = seen(problem, rule, ridge)
     found = leading(one, *around(one, solve(one, True)))
     expected = printed_limit(problem, rule, ridge)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-9)
@@ -117,7 +121,7 @@ def test_the_limit_is_the_one_written_with_resolvents(n_v, ridge, x64):
 )  # fmt: skip
 def test_simulation_is_met_with_one_per_cent_to_spare(problem, rule, ridge, runs):
     adapt = nm.GradientDescent(0.1)
-    result = nm.simulate(jax.random.key(5), problem, rule, adapt, runs, meta_ridge=ridge)
+    result = nm.simulate(jax.random.key(5), problem, rule, adapt, runs=runs, meta_ridge=ridge)
     for values, predicted in (
         (result.distance, distance(problem, rule, meta_ridge=ridge)),
         (result.test_loss, nm.theory.test_loss(problem, rule, adapt, meta_ridge=ridge)),
@@ -153,7 +157,7 @@ def test_the_task_error_is_that_of_fresh_query_rows(rate, ridge, n_v, x64):
     problem = resized(n_v=n_v)
     rng = np.random.default_rng(3)
     errors = np.array([fresh_error(rng, problem, rate, ridge) for _ in range(800)])
-    predicted = float(task_error(problem, nm.GradientDescent(rate), ridge))
+    predicted = float(task_error(problem, nm.GradientDescent(rate), meta_ridge=ridge))
     assert abs(errors.mean() - predicted) < 4 * errors.std() / 800**0.5 + 0.004 * predicted
 
 
@@ -271,4 +275,4 @@ def test_a_bad_ridge_is_refused(bad):
 
 def test_an_expansion_has_no_ridge():
     with pytest.raises(ValueError, match=r"meta_ridge must be 0 for method='expansion'"):
-        distance(OVER, ONE, "expansion", meta_ridge=1.0)
+        distance(OVER, ONE, method="expansion", meta_ridge=1.0)

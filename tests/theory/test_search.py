@@ -43,7 +43,7 @@ def test_of_two_minima_the_lower_is_found(x64):
 def test_no_parameter_on_a_fine_grid_beats_the_best(family, n_v, x64):
     problem = dataclasses.replace(OFF, n_v=n_v)
     grid = GRID[np.abs(GRID) < 5] if family is nm.GradientFlow else GRID
-    best = best_train_rate(problem, train=family(0.0))
+    best = best_train_rate(problem, family(0.0))
     values = distance(problem, family(grid))
     lowest = jnp.min(jnp.where(jnp.isfinite(values), values, jnp.inf))
     assert float(distance(problem, family(best))) <= float(lowest) * (1 + 1e-9)

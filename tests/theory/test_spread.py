@@ -22,8 +22,8 @@ ADAPT = nm.GradientDescent(0.2)
 @pytest.mark.parametrize(("problem", "ridge"), ((START_OFF, 0.0), (START_OFF, 3.0), (UNDER, 0.0)))
 def test_variances_and_covariance_are_those_of_simulation(problem, ridge, x64):
     train = nm.GradientDescent(RATES)
-    runs = nm.simulate(jax.random.key(1), problem, train, ADAPT, 2500, meta_ridge=ridge)
-    spread = standard_deviation(problem, train, ADAPT, ridge)
+    runs = nm.simulate(jax.random.key(1), problem, train, ADAPT, runs=2500, meta_ridge=ridge)
+    spread = standard_deviation(problem, train, ADAPT, meta_ridge=ridge)
     np.testing.assert_allclose(spread.distance, runs.distance.std(-1), rtol=0.1)
     np.testing.assert_allclose(spread.test_loss, runs.test_loss.std(-1), rtol=0.1)
     first, second = (nm.GradientDescent(rate) for rate in RATES)
@@ -42,14 +42,14 @@ def test_the_noise_alone_has_the_exact_inverse_wishart_variance(x64):
 
 def test_runs_needed_give_the_standard_error_asked_for(x64):
     first, second = (nm.GradientDescent(rate) for rate in RATES)
-    needed = float(runs_needed(START_OFF, first, second, ADAPT, standard_errors=5.0))
-    apart = float(runs_needed(START_OFF, first, second, ADAPT, standard_errors=5.0, shared=False))
+    needed = float(runs_needed(START_OFF, first, second, standard_errors=5.0))
+    apart = float(runs_needed(START_OFF, first, second, standard_errors=5.0, shared=False))
     assert apart > needed
-    runs = nm.simulate(jax.random.key(2), START_OFF, nm.GradientDescent(RATES), ADAPT, 2500)
+    runs = nm.simulate(jax.random.key(2), START_OFF, nm.GradientDescent(RATES), ADAPT, runs=2500)
     gaps = runs.test_loss[1] - runs.test_loss[0]
     assert float(gaps.mean() / gaps.std() * needed**0.5) == pytest.approx(5, rel=0.15)
-    assert runs_needed(START_OFF, first, first, ADAPT) > 1e9 or jnp.isnan(
-        runs_needed(START_OFF, first, first, ADAPT)
+    assert runs_needed(START_OFF, first, first) > 1e9 or jnp.isnan(
+        runs_needed(START_OFF, first, first)
     )
 
 
@@ -61,4 +61,4 @@ def test_beyond_three_of_the_threshold_the_variance_is_finite_and_within_it_is_n
 
 def test_only_scalar_rules_are_compared():
     with pytest.raises(ValueError, match="train_b must have one scalar parameter"):
-        runs_needed(UNDER, ADAPT, nm.GradientDescent(RATES), ADAPT)
+        runs_needed(UNDER, ADAPT, nm.GradientDescent(RATES))
