@@ -1,0 +1,81 @@
+"""How results print: a title and a few lines, never their numbers; in a notebook, as a table.
+
+A class decorated with `displayed` says what to show in `_summary`; everything here takes traced
+arrays and objects of any kind, since printing must not fail.
+"""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+C = TypeVar("C", bound=type)
+LEAVES = 4  # of a pytree that are spelled out
+
+
+class Table(NamedTuple):
+    """A title, rows of cells, and names of the columns if they need any."""
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    columns: Sequence[str] = ()
+
+    def text(self) -> str:
+        """The title, and the rows indented and aligned below it."""
+        lines = [*([self.columns] if self.columns else []), *self.rows]
+        widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+        padded = [
+            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines
+        ]
+        return "\n".join([self.title, *("  " + line.rstrip() for line in padded)])
+
+    def html(self) -> str:
+        """The same for a notebook."""
+
+        def line(cells, tag):
+            return "".join(f"<{tag} style='text-align:left'>{escape(c)}</{tag}>" for c in cells)
+
+        head = f"<tr>{line(self.columns, 'th')}</tr>" if self.columns else ""
+        body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
+        return f"<b>{escape(self.title)}</b><table>{head}{body}</table>"
+
+
+def displayed(cls: C) -> C:
+    """`cls` that prints, and shows in a notebook, the `Table` its method `_summary` returns."""
+    summary: Callable[[Any], Table] = cls._summary  # type: ignore[attr-defined]
+    named: Any = cls
+    named.__repr__ = lambda self: summary(self).text()
+    named._repr_html_ = lambda self: summary(self).html()
+    return cls
+
+
+def shape_text(value) -> str:
+    """The dtype and shape of an array, such as float32[25,200]; the type of anything else."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    return repr(value) if isinstance(value, bool | int | float) else type(value).__name__
+
+
+def tree_text(tree) -> str:
+    """The leaves of a pytree on one line, the first few by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if len(leaves) == 1 and not leaves[0][0]:
+        return shape_text(leaves[0][1])
+    shown = [f"{jax.tree_util.keystr(path)} {shape_text(leaf)}" for path, leaf in leaves[:LEAVES]]
+    more = [f"and {len(leaves) - LEAVES} more"] if len(leaves) > LEAVES else []
+    return ", ".join(shown + more) or "nothing"
+
+
+def mean_text(values) -> str:
+    """Mean and standard error of the finite numbers there are, "1.23 ± 0.04 (n = 100)"."""
+    if isinstance(values, jax.core.Tracer):
+        return "traced"
+    numbers = np.asarray(values, float).ravel()
+    finite = numbers[np.isfinite(numbers)]
+    lost = f", {numbers.size - finite.size} not finite" if finite.size < numbers.size else ""
+    if finite.size == 0:
+        return f"none finite (n = {numbers.size})"
+    error = f" ± {finite.std(ddof=1) / finite.size**0.5:.2g}" if finite.size > 1 else ""
+    return f"{finite.mean():.4g}{error} (n = {finite.size}{lost})"

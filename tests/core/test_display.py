@@ -1,0 +1,69 @@
+"""Results print a few lines, whatever they hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from negmaml._core.checks import check_key
+from negmaml._core.display import Table, displayed, mean_text, shape_text, tree_text
+
+
+def test_a_table_is_aligned_and_escaped():
+    table = Table("Title", [("loss", "1"), ("a<b", "22")], ("what", "how much"))
+    assert table.text().splitlines() == [
+        "Title", "  what  how much", "  loss  1", "  a<b   22",
+    ]  # fmt: skip
+    assert "<b>Title</b>" in table.html() and "a&lt;b" in table.html()
+    assert Table("Empty", []).text() == "Empty"
+
+
+def test_a_class_prints_its_summary():
+    @displayed
+    class Thing:
+        def _summary(self):
+            return Table("Thing", [("size", "3")])
+
+    assert repr(Thing()) == "Thing\n  size  3"
+    assert "<td" in Thing()._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    (
+        (np.zeros((2, 3), np.float32), "float32[2,3]"),
+        (jnp.zeros(()), "float32[]"),
+        (3, "3"),
+        (print, "builtin_function_or_method"),
+    ),
+)
+def test_arrays_are_told_by_type_and_shape(value, text):
+    assert shape_text(value) == text
+
+
+def test_pytrees_are_told_by_their_first_leaves():
+    assert tree_text(jnp.zeros(2)) == "float32[2]"
+    assert tree_text({"a": jnp.zeros(2), "b": 1}) == "['a'] float32[2], ['b'] 1"
+    assert tree_text([0] * 9).endswith("and 5 more")
+    assert tree_text(None) == "nothing"
+
+
+def test_means_have_errors_and_count_what_is_lost():
+    assert mean_text([1.0, 3.0]) == "2 ± 1 (n = 2)"
+    assert mean_text([1.0, np.nan]) == "1 (n = 1, 1 not finite)"
+    assert mean_text([np.nan]) == "none finite (n = 1)"
+    assert jax.eval_shape(lambda x: (mean_text(x) == "traced") * x, 1.0).shape == ()
+
+
+@pytest.mark.parametrize("key", (jax.random.key(0), jax.random.PRNGKey(0), np.zeros(2, np.uint32)))
+def test_keys_of_either_kind_pass(key):
+    check_key("key", key)
+    jax.vmap(lambda k: check_key("key", k))(jnp.stack([key, key]))
+
+
+@pytest.mark.parametrize("key", (3, None, 0.5, jnp.zeros(2), "seed"))
+def test_what_is_no_key_is_refused_and_the_remedy_named(key):
+    with pytest.raises(TypeError, match=r"key must be a random key.*jax\.random\.key\("):
+        check_key("key", key)
+    with pytest.raises(ValueError, match="vmap for several"):
+        check_key("key", jax.random.split(jax.random.key(0), 3))
