@@ -114,7 +114,9 @@ def simulated(rng, problem, rule, ridge, target, seconds):
 def predicted(problem, rule, ridge):
     """Theory's distance, its limit without 1/p term, the standard deviation, and the theorems'."""
     found = nm.theory.predict.evaluate(problem, rule, ridge, "auto")
-    spread = nm.theory.standard_deviation(problem, rule, nm.GradientDescent(0.0), meta_ridge=ridge).distance
+    spread = nm.theory.standard_deviation(
+        problem, rule, nm.GradientDescent(0.0), meta_ridge=ridge
+    ).distance
     theorem = np.nan
     if isinstance(rule, nm.GradientDescent) and rule.steps == 1 and ridge == 0:
         theorem = nm.theory.distance(problem, rule, method="expansion")

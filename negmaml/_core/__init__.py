@@ -1,1 +1,1 @@
-"""What every part stands on: pytrees, checks, numerics, compilation, extras, provenance, version."""
+"""What every part stands on: pytrees, checks, numerics, types, compilation, extras, provenance."""

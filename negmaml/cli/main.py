@@ -260,8 +260,8 @@ def verify(
         MixedLinearRegression(**asdict(problem)),
         GradientDescent(train_rate, steps),
         GradientDescent(adapt_rate),
-        jax.random.key(seed),
-        runs,
+        key=jax.random.key(seed),
+        runs=runs,
     )
     print(result)
     return 0 if result.agrees else 1

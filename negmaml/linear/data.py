@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from negmaml._core.numerics import cast, contract, working_dtype
+from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.problem.model import MixedLinearRegression
 
 
@@ -15,13 +16,13 @@ class Data(NamedTuple):
     Shapes: X_t (m, n_t, p), y_t (m, n_t), X_v (m, n_v, p), y_v (m, n_v).
     """
 
-    X_t: jax.Array
-    y_t: jax.Array
-    X_v: jax.Array
-    y_v: jax.Array
+    X_t: Float[Array, "m n_t p"]
+    y_t: Float[Array, "m n_t"]
+    X_v: Float[Array, "m n_v p"]
+    y_v: Float[Array, "m n_v"]
 
 
-def sample(key, problem: MixedLinearRegression) -> Data:
+def sample(key: PRNGKeyArray, problem: MixedLinearRegression) -> Data:
     """Draw the data of one run: m tasks with n_t training and n_v validation points each.
 
         w ~ N(w0, nu^2/p I)      x ~ N(0, I)      y = x.w + sigma noise

@@ -1,6 +1,6 @@
 """The paper's protocol: test loss on fresh, simulated tasks.
 
-Its mean is `negmaml.problem.adaptation.expected_test_loss`; what it adds is the noise of a test set.
+Its mean is `negmaml.problem.expected_test_loss`; what it adds is the noise of a test set.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from negmaml._core.numerics import contract
+from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.linear.data import sample
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.model import MixedLinearRegression
@@ -17,7 +18,12 @@ TEST_TASKS = 100
 TEST_POINTS = 50
 
 
-def sampled_test_loss(key, problem: MixedLinearRegression, omega, adapt: Rule):
+def sampled_test_loss(
+    key: PRNGKeyArray,
+    problem: MixedLinearRegression,
+    omega: Float[Array, "*batch p"],
+    adapt: Rule,
+) -> Float[Array, "..."]:
     """Test loss of `omega` on 100 fresh tasks of n_r adaptation and 50 test points each.
 
     Half the mean squared error on the test points after adapting. All weights and all rates see

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_choice, check_count, check_nonnegative
+from negmaml._core.checks import check_choice, check_count, check_key, check_nonnegative
 from negmaml._core.compilation import QuickJit, quick_jit
+from negmaml._core.display import Table, displayed, mean_text, shape_text
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
+from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
 from negmaml.linear.data import Data, assemble, draw, normals_per_run
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
@@ -29,6 +31,7 @@ LIGHT_NORMALS = 2**23  # a tenth of a second of work, less than compiling takes
 ACCELERATOR_BLOCK_NORMALS = 2**24  # 64 MiB: there large kernels count, not the cache
 
 
+@displayed
 class Simulation(NamedTuple):
     """What `simulate` measured; the last axis is the run.
 
@@ -39,19 +42,36 @@ class Simulation(NamedTuple):
         removed: mask with it, or move to float64.
     """
 
-    test_loss: jax.Array
-    distance: jax.Array
-    reliable: jax.Array
+    test_loss: Float[Array, "*shape runs"]
+    distance: Float[Array, "*train runs"]
+    reliable: Bool[Array, "*train runs"]
+
+    def _summary(self) -> Table:
+        return Table(
+            f"Simulation of {shape_text(self.test_loss)}: train, adapt, runs",
+            [
+                ("test_loss", mean_text(self.test_loss)),
+                ("distance", mean_text(self.distance)),
+                ("reliable", _share_text(self.reliable)),
+            ],
+        )
+
+
+def _share_text(flags) -> str:
+    """How many of the flags are set."""
+    if isinstance(flags, jax.core.Tracer):
+        return "traced"
+    return f"{int(flags.sum())} of {flags.size}"
 
 
 def simulate(
-    key,
+    key: PRNGKeyArray,
     problem: MixedLinearRegression,
     train: Rule,
     adapt: Rule,
     *,
     runs: int = 1000,
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     evaluation: str = "expected",
     split: str = "train-validation",
 ) -> Simulation:
@@ -87,20 +107,18 @@ def simulate(
     >>> result.test_loss.shape
     (3, 1000)
     """
-    experiment = Experiment.checked(
-        key, problem, train, adapt, runs, meta_ridge, evaluation, split
-    )
+    experiment = Experiment.checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
     return experiment.program()(experiment)
 
 
 def compile_simulation(
-    key,
+    key: PRNGKeyArray,
     problem: MixedLinearRegression,
     train: Rule,
     adapt: Rule,
     *,
     runs: int = 1000,
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     evaluation: str = "expected",
     split: str = "train-validation",
 ) -> Callable[[], Simulation]:
@@ -109,9 +127,7 @@ def compile_simulation(
     Takes the arguments of `simulate`. Several programs may compile at once in threads; run them
     one after another, since XLA on CPU can deadlock when two threads run batched linear algebra.
     """
-    experiment = Experiment.checked(
-        key, problem, train, adapt, runs, meta_ridge, evaluation, split
-    )
+    experiment = Experiment.checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
     executable = experiment.program().lower(experiment).compile()
     return lambda: executable(experiment)
 
@@ -136,11 +152,12 @@ class Experiment:
         check_choice("evaluation", evaluation, EVALUATIONS)
         check_choice("split", split, SPLITS)
         check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+        check_key("key", key)
         for name, rule in (("train", train), ("adapt", adapt)):
             check_rule(name, rule).batch_shape  # noqa: B018  one array a parameter, or an error
         dtype = working_dtype(problem, train, adapt, meta_ridge)
-        numbers = cast((problem, train, adapt, meta_ridge), dtype)
-        return cls(key, *numbers, runs, evaluation, split)
+        problem, train, adapt, meta_ridge = cast((problem, train, adapt, meta_ridge), dtype)
+        return cls(key, problem, train, adapt, meta_ridge, runs, evaluation, split)
 
     def program(self) -> QuickJit:
         """`_simulate` for few runs, where compiling takes longer than running, or for many."""
@@ -219,7 +236,7 @@ def meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -
         delta, reliable = one_step_corrections(system, rates.ravel(), ridge)
         return Solution((start + delta).reshape(*rates.shape, -1), reliable.reshape(rates.shape))
     Phi, r = meta_system(data, train)
-    omega, reliable = minimiser(Phi, r, problem.omega0, ridge)
+    omega, reliable = minimiser(Phi, r, problem.omega0, meta_ridge=ridge)
     # Phi = X_v - C X_t: a filter that all but vanishes leaves only the rounding noise of X_v.
     half_the_digits = jnp.finfo(Phi.dtype).eps ** 0.5 * jnp.max(jnp.abs(data.X_v))
     return Solution(omega, reliable & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))

@@ -15,6 +15,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from negmaml._core.numerics import contract
+from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
 from negmaml.linear.system import OneStepSystem
 
@@ -27,11 +28,17 @@ class Solution(NamedTuple):
         working precision.
     """
 
-    omega: jax.Array
-    reliable: jax.Array
+    omega: Float[Array, "*batch p"]
+    reliable: Bool[Array, "*batch"]
 
 
-def minimiser(Phi, r, omega0=0.0, meta_ridge=0.0) -> Solution:
+def minimiser(
+    Phi: Float[ArrayLike, "*batch N p"],
+    r: Float[ArrayLike, "*batch N"],
+    omega0: ArrayLike = 0.0,
+    *,
+    meta_ridge: ScalarLike = 0.0,
+) -> Solution:
     r"""Minimiser of |Phi omega - r|^2 + meta_ridge |omega - omega_0|^2, minimum norm if not unique.
 
     Accurate to a relative error of about cond(Phi) times the machine epsilon: the triangular

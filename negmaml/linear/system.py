@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from negmaml._core.numerics import contract, outer
+from negmaml._core.types import Array, Float
 from negmaml.linear.data import Data
 from negmaml.rules import Rule
 
@@ -36,7 +37,9 @@ class OneStepSystem(NamedTuple):
     c: jax.Array
 
 
-def meta_system(data: Data, rule: Rule):
+def meta_system(
+    data: Data, rule: Rule
+) -> tuple[Float[Array, "*rule N p"], Float[Array, "*rule N"]]:
     r"""(Phi, r) of the meta-loss 1/(2N) |Phi omega - r|^2 after adapting with `rule`.
 
         Phi_i = X_v b(S_i)      r_i = y_v - X_v q(S_i) X_t^T y_t / n_t

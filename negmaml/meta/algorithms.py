@@ -113,9 +113,7 @@ def fomaml(
     return _algorithm(_first_order, loss, rule, mask, batch_size, has_aux)
 
 
-def anil(
-    loss: Loss, rule: Rule, head, *, batch_size: int | None = None, has_aux: bool = False
-):
+def anil(loss: Loss, rule: Rule, head, *, batch_size: int | None = None, has_aux: bool = False):
     """Almost no inner loop: MAML whose inner steps move the `head` only.
 
     `head` is the mask of `adapt`, a pytree of booleans like the parameters or a prefix of it;
@@ -374,7 +372,8 @@ def _leaf_rates(rule, params, mask) -> list:
     )
     moving = split(jax.tree.map(lambda _: True, params), mask)[0]
     flags = jax.tree.leaves(moving, is_leaf=lambda x: x is None)
-    of_leaves = jax.tree.structure(params).flatten_up_to(rates)
+    structure: Any = jax.tree.structure(params)
+    of_leaves = structure.flatten_up_to(rates)
     return [own if moves else None for moves, own in zip(flags, of_leaves, strict=True)]
 
 

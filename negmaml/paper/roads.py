@@ -1,7 +1,7 @@
 """Six roads to one number: they have to meet within their stated errors."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from negmaml import theory
+from negmaml._core.display import Table
 from negmaml._core.numerics import cast, contract
 from negmaml.linear.data import sample
 from negmaml.linear.simulation import simulate
@@ -54,6 +55,14 @@ class Road(NamedTuple):
         """Whether the road meets its reference; a road that does not apply cannot disagree."""
         return self.kind == "skipped" or abs(self.deviation) <= self.limit
 
+    @property
+    def verdict(self) -> str:
+        """The deviation in words, whether it is too large, and the note."""
+        what = {"z": f"z = {self.deviation:+.2f}", "relative": f"{self.deviation:.1e} relative"}
+        mark = "" if self.agrees else "  DISAGREES"
+        note = f"  ({self.note})" if self.note else ""
+        return what.get(self.kind, "not applicable") + mark + note
+
 
 class Verification(NamedTuple):
     """The roads of `verify` and their verdict; print it for a table."""
@@ -65,22 +74,35 @@ class Verification(NamedTuple):
         """Whether every road that applies meets its reference."""
         return all(road.agrees for road in self.roads)
 
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                road.name,
+                f"{road.value:.6g}",
+                f"{road.error:.1e}",
+                f"{road.reference:.6g}",
+                road.verdict,
+            )
+            for road in self.roads
+        ]
+        title = "all roads agree" if self.agrees else "the roads DISAGREE"
+        return Table(title, rows, ("road", "value", "error", "reference", "deviation")).html()
+
     def __str__(self) -> str:
         width = max(len(road.name) for road in self.roads)
         lines = [f"{'road':<{width}}  {'value':>11}  {'error':>8}  {'reference':>11}  deviation"]
         for road in self.roads:
             numbers = f"{road.value:>11.6g}  {road.error:>8.1e}  {road.reference:>11.6g}"
-            what = {"z": f"z = {road.deviation:+.2f}", "relative": f"{road.deviation:.1e} relative"}
-            mark = "" if road.agrees else "  DISAGREES"
-            shown = what.get(road.kind, "not applicable")
-            note = f"  ({road.note})" if road.note else ""
-            lines.append(f"{road.name:<{width}}  {numbers}  {shown}{mark}{note}")
+            lines.append(f"{road.name:<{width}}  {numbers}  {road.verdict}")
         lines.append("all roads agree" if self.agrees else "the roads DISAGREE")
         return "\n".join(lines)
 
 
 def verify(
-    problem: MixedLinearRegression, train: Rule, adapt: Rule, *, key=None, runs: int = 1000
+    problem: MixedLinearRegression, train: Rule, adapt: Rule, *, key: Any = None, runs: int = 1000
 ) -> Verification:
     r"""Compute the test loss of one problem along six roads and compare them, in float64.
 

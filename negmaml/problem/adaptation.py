@@ -13,16 +13,19 @@ and averaging over noise, task and inputs (isotropic, hence E b(S)^2 = h I) leav
 The theory inserts a predicted distance |omega - w0|^2 here, the simulation a measured one.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from negmaml._core.numerics import outer
+from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.wishart import wishart_quadrature
 from negmaml.rules import Rule
 
 
-def shrinkage(rate, n, p):
+def shrinkage(rate: ArrayLike, n: ScalarLike, p: ScalarLike) -> Any:
     r"""h(a) = (1 - a)^2 + a^2 (p + 1)/n, the mean of tr (I - a S)^2 / p; n rows, p dimensions.
 
     Bernacchia 2021, below Theorem 1. Any shape of `rate`, any sign.
@@ -30,7 +33,7 @@ def shrinkage(rate, n, p):
     return (1 - rate) ** 2 + rate**2 * (p + 1) / n
 
 
-def filter_means(rule: Rule, n: int, p: int):
+def filter_means(rule: Rule, n: int, p: int) -> tuple[Float[Array, "*rule"], Float[Array, "*rule"]]:
     r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
 
     One gradient step in closed form; everything else by the finite-size Gauss quadrature of
@@ -39,8 +42,8 @@ def filter_means(rule: Rule, n: int, p: int):
     """
     if rule.metric is not None:
         raise ValueError(
-            f"the mean test loss after {type(rule).__name__} depends on where omega lies, not on its "
-            "distance alone; simulate with evaluation='sampled'"
+            f"the mean test loss after {type(rule).__name__} depends on where omega lies, not on "
+            "its distance alone; simulate with evaluation='sampled'"
         )
     if rule.one_step is not None:
         rate = jnp.asarray(rule.one_step)
@@ -51,7 +54,9 @@ def filter_means(rule: Rule, n: int, p: int):
     return rule.b(nodes) ** 2 @ weights, noise @ weights
 
 
-def expected_test_loss(problem: MixedLinearRegression, distance, adapt: Rule):
+def expected_test_loss(
+    problem: MixedLinearRegression, distance: ArrayLike, adapt: Rule
+) -> Float[Array, "..."]:
     r"""E L_test given |omega - w0|^2 = `distance`: the equation at the head of this module.
 
     Arguments:

@@ -47,7 +47,7 @@ class GradientDescent(_Descent):
     """
 
     rate: Any
-    steps: int = static(1)
+    steps: int = static(default=1)
 
     def __init__(self, rate: Any, steps: int = 1):
         check_finite("rate", rate, "an inner learning rate")
@@ -110,7 +110,7 @@ class Momentum(_Descent):
     rate: Any
     momentum: Any
     steps: int = static()
-    nesterov: bool = static(False)
+    nesterov: bool = static(default=False)
 
     def __post_init__(self):
         for name in ("rate", "momentum"):
@@ -160,7 +160,7 @@ class Preconditioned(_Descent):
 
     rate: Any
     preconditioner: Any
-    steps: int = static(1)
+    steps: int = static(default=1)
 
     def __post_init__(self):
         for name in ("rate", "preconditioner"):
@@ -262,6 +262,7 @@ def check_fit(name: str, numbers, params, matrices: bool = False) -> None:
             "of rules use jax.vmap"
         )
 
+    prefix: Any
     entries, prefix = jax.tree.flatten(numbers, is_leaf=is_schedule)
     try:
         parts = prefix.flatten_up_to(params)

@@ -29,7 +29,7 @@ class InnerOptimizer(Rule):
     """
 
     transformation: Any = static()
-    steps: int = static(1)
+    steps: int = static(default=1)
 
     sums_gradients: ClassVar[bool] = False
 

@@ -120,7 +120,7 @@ class Rule:
         return self.b(x)
 
     def search_range(self, largest):
-        """(smallest, largest) size of the tuned parameter worth a try on a spectrum up to `largest`."""
+        """(smallest, largest) size of the tuned parameter to try on a spectrum up to `largest`."""
         return 1e-2 / largest, 1e4 / largest
 
     def with_tuned(self, value):

@@ -13,7 +13,7 @@ def run(rule, gradient: Callable, start, remat: bool = False):
     if isinstance(rule.steps, jax.core.Tracer):
         raise TypeError(
             f"steps of {type(rule).__name__} must be static, an integer that JAX does not trace; "
-            "declare it as `steps: int = negmaml.static(1)`"
+            "declare it as `steps: int = negmaml.static(default=1)`"
         )
     stepped, fixed = separate(rule)
 

@@ -24,6 +24,7 @@ alpha_r = 0. Tests prove both, by simulation and by automatic differentiation.
 
 import jax.numpy as jnp
 
+from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.adaptation import expected_test_loss, shrinkage
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.wishart import normalized_moment
@@ -31,7 +32,9 @@ from negmaml.rules import GradientDescent, Rule
 from negmaml.theory.setting import check_spectral
 
 
-def overparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
+def overparameterized(
+    problem: MixedLinearRegression, train_rate: ArrayLike, adapt_rate: ArrayLike
+) -> Float[Array, "..."]:
     r"""Theorem 1: expected test loss when p > n_v m, leading order in n_v m / p.
 
         L = sigma^2/2 (1 + alpha_r^2 p/n_r)
@@ -49,7 +52,9 @@ def overparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
     return _test_loss(problem, train_rate, adapt_rate)
 
 
-def underparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
+def underparameterized(
+    problem: MixedLinearRegression, train_rate: ArrayLike, adapt_rate: ArrayLike
+) -> Float[Array, "..."]:
     r"""Theorem 2, corrected: expected test loss when p < n_v m, leading order in 1/m.
 
         L = sigma^2/2 (1 + alpha_r^2 p/n_r) + h_r nu^2/2
@@ -72,7 +77,7 @@ def underparameterized(problem: MixedLinearRegression, train_rate, adapt_rate):
     return _test_loss(problem, train_rate, adapt_rate)
 
 
-def distance(problem: MixedLinearRegression, train: Rule):
+def distance(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
     r"""E|omega* - w0|^2 by Theorem 1 (p > n_v m) or 2 (p < n_v m), of the rule's shape.
 
     See the head of this module for both equations. Raises ValueError at p = n_v m and for a
@@ -89,7 +94,7 @@ def distance(problem: MixedLinearRegression, train: Rule):
     )
 
 
-def expansion_parameter(problem: MixedLinearRegression, train: Rule):
+def expansion_parameter(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
     r"""The small number both theorems expand in: the relative fluctuation of the Gram matrix.
 
     With G the smaller of Phi^T Phi and Phi Phi^T, k x k with mean g I,

@@ -10,13 +10,14 @@ from jax import lax
 
 from negmaml._core.checks import check_count, check_nonnegative, check_symmetric
 from negmaml._core.numerics import outer
+from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.rules import Rule
 from negmaml.theory.setting import check_spectral
 
 
 def general_inputs(
-    covariance,
-    weight_covariance,
+    covariance: Float[ArrayLike, "p p"],
+    weight_covariance: Float[ArrayLike, "p p"],
     train: Rule,
     adapt: Rule,
     *,
@@ -24,9 +25,9 @@ def general_inputs(
     n_t: int,
     n_v: int,
     n_r: int,
-    sigma,
-    fourth_moment=None,
-):
+    sigma: ScalarLike,
+    fourth_moment: Float[ArrayLike, "p p"] | None = None,
+) -> Float[Array, "..."]:
     r"""Theorem 3: expected test loss when p > n_v m for general inputs, omega_0 = w0 = 0.
 
         H(alpha, n) = Sigma (I - alpha Sigma)^2 + alpha^2/n (F - Sigma^3)

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from jax import lax
 
 from negmaml._core.checks import check_choice, check_count
 from negmaml._core.compilation import quick_jit
+from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent, Rule, check_rule
@@ -18,7 +20,7 @@ from negmaml.theory.search import minimise, parameter_grid, stationary
 from negmaml.theory.setting import Setting, is_zero, setting_of, with_ridge
 
 
-def stationary_train_rates(p: int, n_t: int):
+def stationary_train_rates(p: int, n_t: int) -> tuple[float, float]:
     r"""(alpha_t^-, alpha_t^+): where Theorem 1's loss is stationary in the training rate.
 
         alpha_t^{+-} = -(n_t+1)/(2p) +- sqrt( ((n_t+1)/(2p))^2 + n_t/p )
@@ -42,9 +44,9 @@ def best_adapt_rate(
     adapt: Rule | None = None,
     *,
     method: str = "proportional",
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
-):
+) -> Float[Array, "*train"]:
     r"""The parameter of `adapt` that minimises the test loss after `train`.
 
     For one gradient step (the default) the loss is a quadratic in alpha_r: with
@@ -93,9 +95,9 @@ def best_train_rate(
     train: Rule | None = None,
     *,
     method: str = "proportional",
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
-):
+) -> Float[Array, ""]:
     r"""The parameter of `train` (a rate, time or strength) that minimises the test loss, globally.
 
     The rule at test time multiplies the distance E|omega* - w0|^2 by a positive number, so the
@@ -141,21 +143,23 @@ def best_rates(
     adapt: Rule | None = None,
     *,
     method: str = "proportional",
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
-):
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(best parameter in training, best parameter at test time), jointly.
 
     What is best in training does not depend on `adapt`, so the joint optimum is
     `best_train_rate` and then `best_adapt_rate` after it. Arguments and errors as there.
     """
     train = GradientDescent(0.0) if train is None else train
-    options = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
+    options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
     best = best_train_rate(problem, train, **options)
     return best, best_adapt_rate(problem, train.with_tuned(best), adapt, **options)
 
 
-def best_meta_ridge(problem: MixedLinearRegression, train: Rule, *, measure: str = "auto"):
+def best_meta_ridge(
+    problem: MixedLinearRegression, train: Rule, *, measure: str = "auto"
+) -> Float[Array, ""]:
     r"""The meta_ridge >= 0 that minimises the test loss after `train`, a rule with one parameter.
 
     The lowest minimum on a grid from 1e-6 to 1e6 times n_v m, or 0 where that is lower still. At

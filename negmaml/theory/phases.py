@@ -10,10 +10,11 @@ from jax import lax
 
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast
+from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.rules import GradientDescent, Rule
 from negmaml.theory.predict import means
 from negmaml.theory.search import minimise, parameter_grid
-from negmaml.theory.setting import Setting, check_spectral
+from negmaml.theory.setting import SCALARS, Setting, check_spectral
 from negmaml.theory.spectrum import marchenko_pastur
 
 MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
@@ -22,13 +23,22 @@ MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
 class Phase(NamedTuple):
     """best: the parameter with the lowest distance. distance: there. at_zero: with parameter 0."""
 
-    best: jax.Array
-    distance: jax.Array
-    at_zero: jax.Array
+    best: Float[Array, "..."]
+    distance: Float[Array, "..."]
+    at_zero: Float[Array, "..."]
 
 
 def phase_diagram(
-    p, m, n_t, n_v, sigma, nu, train: Rule | None = None, *, offset=0.0, meta_ridge=0.0
+    p: ArrayLike,
+    m: ArrayLike,
+    n_t: ArrayLike,
+    n_v: ArrayLike,
+    sigma: ArrayLike,
+    nu: ArrayLike,
+    train: Rule | None = None,
+    *,
+    offset: ArrayLike = 0.0,
+    meta_ridge: ArrayLike = 0.0,
 ) -> Phase:
     """Best training parameters over a grid of problems, in the limit of large sizes.
 
@@ -46,7 +56,8 @@ def phase_diagram(
     check_spectral("train", train)
     cells = jnp.broadcast_arrays(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
     shape, ridged = cells[0].shape, bool(np.any(np.asarray(meta_ridge) != 0))
-    settings = Setting(*(jnp.ravel(x).astype(jnp.float32) for x in cells), ridged=ridged)
+    flat = [jnp.ravel(x).astype(jnp.float32) for x in cells]
+    settings = Setting(**dict(zip(SCALARS, flat, strict=True)), ridged=ridged)
     found = _phases(settings, cast(train, jnp.float32))
     return jax.tree.map(lambda x: x.reshape(shape), found)
 

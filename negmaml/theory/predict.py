@@ -1,6 +1,7 @@
 """Predictions of the test loss and its parts, by the proportional theory or by expansion."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jax import lax
 
 from negmaml._core.checks import check_choice
 from negmaml._core.compilation import quick_jit
+from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule, flat_batch
@@ -28,9 +30,9 @@ def test_loss(
     adapt: Rule,
     *,
     method: str = "proportional",
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
-):
+) -> Float[Array, "..."]:
     r"""Predicted test loss of a model meta-trained with `train` and adapted with `adapt`.
 
         L = sigma^2/2 + h/2 (nu^2 + E|omega* - w0|^2) + sigma^2/(2 n_r) E tr q(S)^2 S
@@ -56,7 +58,7 @@ def test_loss(
     0.994
     """
     check_rule("adapt", adapt)
-    options = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
+    options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
     return expected_test_loss(problem, distance(problem, train, **options), adapt)
 
 
@@ -65,9 +67,9 @@ def distance(
     train: Rule,
     *,
     method: str = "proportional",
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
-):
+) -> Float[Array, "..."]:
     r"""E|omega* - w0|^2 over training sets, of the rule's shape.
 
     Arguments as in `test_loss`. Differentiable, twice too, in the rule's parameter, sigma, nu, w0,
@@ -86,8 +88,12 @@ def distance(
 
 
 def task_error(
-    problem: MixedLinearRegression, train: Rule, *, meta_ridge=0.0, measure: str = "auto"
-):
+    problem: MixedLinearRegression,
+    train: Rule,
+    *,
+    meta_ridge: ScalarLike = 0.0,
+    measure: str = "auto",
+) -> Float[Array, "..."]:
     r"""tau^2, the mean squared error of the meta-model on fresh query rows of a training task.
 
         tau^2 = sigma^2 + E| adapted weights of a training task - its true weights |^2

@@ -14,6 +14,9 @@ from negmaml.rules import Rule, check_rule
 from negmaml.theory.spectrum import Spectrum, marchenko_pastur, spectrum
 
 
+SCALARS = ("p", "m", "n_t", "n_v", "sigma", "nu", "offset", "meta_ridge")
+
+
 @pytree
 class Setting:
     """A problem and a ridge as the theory sees them, all scalars of one dtype and traced.
@@ -33,7 +36,7 @@ class Setting:
     offset: Any
     meta_ridge: Any
     quadrature: Any = None
-    ridged: bool = static(False)
+    ridged: bool = static(default=False)
 
     @property
     def spectrum(self) -> Spectrum:
@@ -57,7 +60,8 @@ def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_rid
     sizes = problem.p, problem.m, problem.n_t, problem.n_v
     dtype = working_dtype(rules, numbers)
     quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].degree)
-    setting = Setting(*cast((*sizes, *numbers), dtype), quadrature, not is_zero(meta_ridge))
+    values = dict(zip(SCALARS, cast((*sizes, *numbers), dtype), strict=True))
+    setting = Setting(**values, quadrature=quadrature, ridged=not is_zero(meta_ridge))
     return setting, cast(rules, dtype)
 
 

@@ -11,8 +11,8 @@ Real matrices of finite size add 1/p times (Bai and Silverstein 2010, theorem 9.
 
 after which the error is of order 1/p^2 for every smooth filter (fourth moment at n = 5, p = 30:
 539.84 exactly, 533.8 with this term, 469 without it). For the smallest sizes the ten-node Gauss
-rule of the exact moments (`negmaml.problem.wishart`) is better still; for larger ones it resolves filters
-that vary within the spectrum less well.
+rule of the exact moments (`negmaml.problem.wishart`) is better still; for larger ones it resolves
+filters that vary within the spectrum less well.
 """
 
 from typing import NamedTuple

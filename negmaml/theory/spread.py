@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.compilation import quick_jit
+from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import filter_means
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule, flat_batch
@@ -42,8 +43,8 @@ from negmaml.theory.setting import Setting, setting_of
 class StandardDeviation(NamedTuple):
     """Of |omega* - w0|^2 (train shape) and of the expected test loss (train + adapt shape)."""
 
-    distance: jax.Array
-    test_loss: jax.Array
+    distance: Float[Array, "..."]
+    test_loss: Float[Array, "..."]
 
 
 def standard_deviation(
@@ -51,7 +52,7 @@ def standard_deviation(
     train: Rule,
     adapt: Rule,
     *,
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
 ) -> StandardDeviation:
     """Standard deviation over runs of what `negmaml.simulate` returns (expected evaluation).
@@ -77,11 +78,11 @@ def runs_needed(
     train_a: Rule,
     train_b: Rule,
     *,
-    meta_ridge=0.0,
+    meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
     standard_errors: float = 4.0,
     shared: bool = True,
-):
+) -> Float[Array, ""]:
     """Runs of `negmaml.simulate` that tell the test losses after two training rules apart.
 
     So many that the expected difference of the two mean losses is `standard_errors` times the

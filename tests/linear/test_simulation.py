@@ -78,7 +78,9 @@ class TestAgainstDense:
     @pytest.mark.parametrize("name", PROBLEMS)
     def test_one_step_runs_are_those_of_dense_algebra(self, x64, name, ridge):
         problem = PROBLEMS[name]
-        result = nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3, meta_ridge=ridge)
+        result = nm.simulate(
+            KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3, meta_ridge=ridge
+        )
         distances = dense_distances(problem, nm.GradientDescent, 3, ridge)
         np.testing.assert_allclose(result.distance, distances, rtol=1e-8)
         np.testing.assert_allclose(result.test_loss, dense_losses(problem, distances), rtol=1e-8)
@@ -116,7 +118,8 @@ class TestAgainstDense:
 def test_shapes_are_train_then_adapt_then_runs(train_shape, adapt_shape, evaluation):
     train, adapt = (nm.GradientDescent(np.zeros(shape)) for shape in (train_shape, adapt_shape))
     result = jax.eval_shape(
-        lambda key: nm.simulate(key, PROBLEMS["over"], train, adapt, runs=5, evaluation=evaluation), KEY
+        lambda key: nm.simulate(key, PROBLEMS["over"], train, adapt, runs=5, evaluation=evaluation),
+        KEY,
     )
     chex.assert_shape(result.test_loss, (*train_shape, *adapt_shape, 5))
     chex.assert_shape(result.distance, (*train_shape, 5))
@@ -165,7 +168,9 @@ class TestSharedRandomness:
 
     def test_another_key_gives_other_runs(self):
         results = [
-            nm.simulate(jax.random.key(seed), PROBLEMS["over"], nm.GradientDescent(RATES), ADAPT, runs=3)
+            nm.simulate(
+                jax.random.key(seed), PROBLEMS["over"], nm.GradientDescent(RATES), ADAPT, runs=3
+            )
             for seed in (0, 1)
         ]
         assert np.abs(results[0].distance - results[1].distance).min() > 1e-4
@@ -175,7 +180,9 @@ class TestOuterLossOnTrainingPoints:
     def test_wide_minimiser_does_not_depend_on_the_training_rate(self, x64):
         # Phi = (I - a K) X and r = (I - a K) y: the factor cancels when Phi has full row rank.
         problem = dataclasses.replace(PROBLEMS["over"], n_t=3)
-        result = nm.simulate(KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3, split="train-train")
+        result = nm.simulate(
+            KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3, split="train-train"
+        )
         expected = np.broadcast_to(result.distance[1], (3, 3))
         np.testing.assert_allclose(result.distance, expected, rtol=1e-6)
 
@@ -249,7 +256,9 @@ def mean_loss(point, name, steps):
     problem = dataclasses.replace(problem, sigma=point["sigma"], nu=point["nu"], omega0=omega0)
     train = nm.GradientDescent(point["train"], steps=steps)
     adapt = nm.GradientDescent(point["adapt"])
-    return nm.simulate(KEY, problem, train, adapt, runs=3, meta_ridge=point["meta_ridge"]).test_loss.mean()
+    return nm.simulate(
+        KEY, problem, train, adapt, runs=3, meta_ridge=point["meta_ridge"]
+    ).test_loss.mean()
 
 
 value_and_slopes = jax.jit(jax.value_and_grad(mean_loss), static_argnums=(1, 2))

@@ -57,7 +57,7 @@ def test_without_ridge_it_is_the_pseudoinverse_from_omega0(x64, shape, omega0):
 @pytest.mark.parametrize("ridge", [1e-3, 0.5, 40.0])
 def test_ridge_solves_the_normal_equations_from_omega0(x64, shape, ridge):
     Phi, r = draw(shape)
-    omega, reliable = minimiser(Phi, r, OMEGA0, ridge)
+    omega, reliable = minimiser(Phi, r, OMEGA0, meta_ridge=ridge)
     matrix = Phi.T @ Phi + ridge * np.eye(shape[1])
     expected = OMEGA0 + np.linalg.solve(matrix, Phi.T @ (r - OMEGA0 * Phi.sum(1)))
     np.testing.assert_allclose(omega, expected, rtol=1e-9, atol=1e-11)
@@ -74,7 +74,7 @@ def test_tall_without_ridge_is_least_squares_wherever_it_starts(x64):
 @pytest.mark.parametrize("ridge", [0.0, 0.5])
 def test_wide_correction_lies_in_the_row_space(x64, ridge):
     Phi, r = draw(SHAPES["wide"])
-    step = np.asarray(minimiser(Phi, r, OMEGA0, ridge).omega) - OMEGA0
+    step = np.asarray(minimiser(Phi, r, OMEGA0, meta_ridge=ridge).omega) - OMEGA0
     np.testing.assert_allclose(np.linalg.pinv(Phi) @ Phi @ step, step, atol=1e-11)
     assert np.linalg.norm(step) > 0.1
 
@@ -88,7 +88,7 @@ def test_wide_without_ridge_interpolates(x64):
 def test_a_batch_solves_every_system(x64, shape):
     systems = [draw(shape, seed) for seed in range(6)]
     Phi, r = (np.stack(leaf).reshape(2, 3, *leaf[0].shape) for leaf in zip(*systems, strict=True))
-    solution = minimiser(Phi, r, OMEGA0, 0.5)
+    solution = minimiser(Phi, r, OMEGA0, meta_ridge=0.5)
     chex.assert_shape(solution.omega, (2, 3, shape[1]))
     chex.assert_shape(solution.reliable, (2, 3))
     expected = [dense_minimiser(*system, 0.5, OMEGA0) for system in systems]
@@ -148,7 +148,7 @@ def test_a_bad_system_is_flagged_and_its_neighbour_untouched(x64, bad, shape):
 @pytest.mark.parametrize("shape", WIDE_AND_TALL, ids=["wide", "tall"])
 def test_a_ridge_makes_a_singular_system_reliable(x64, shape):
     Phi, r = singular(shape)
-    omega, reliable = minimiser(Phi, r, 0.0, 0.5)
+    omega, reliable = minimiser(Phi, r, meta_ridge=0.5)
     np.testing.assert_allclose(omega, dense_minimiser(Phi, r, 0.5), rtol=1e-9, atol=1e-11)
     assert reliable
 
@@ -167,7 +167,7 @@ def derivatives(Phi, r, ridge):
     """Gradients in Phi, r and ridge, and the second derivative in ridge."""
 
     def value(Phi, r, ridge):
-        return size_and_slope(linear.minimiser(Phi, r, OMEGA0, ridge).omega)
+        return size_and_slope(linear.minimiser(Phi, r, OMEGA0, meta_ridge=ridge).omega)
 
     second = jax.grad(jax.grad(value, 2), 2)(Phi, r, ridge)
     return *jax.grad(value, (0, 1, 2))(Phi, r, ridge), second
@@ -223,7 +223,8 @@ def draw_tasks(m, n_v):
 @jax.jit
 def both_routes(data, rates, ridge):
     fast = one_step_corrections(one_step_system(data), rates, ridge)
-    return fast, linear.minimiser(*linear.meta_system(data, nm.GradientDescent(rates)), 0.0, ridge)
+    system = linear.meta_system(data, nm.GradientDescent(rates))
+    return fast, linear.minimiser(*system, meta_ridge=ridge)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.5])

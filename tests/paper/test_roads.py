@@ -114,7 +114,9 @@ class TestSabotage:
 
     def test_a_wrong_theory(self, monkeypatch):
         distance = module.theory.distance
-        monkeypatch.setattr(module.theory, "distance", lambda *args, **options: 3 * distance(*args, **options))
+        monkeypatch.setattr(
+            module.theory, "distance", lambda *args, **options: 3 * distance(*args, **options)
+        )
         result, roads = roads_of(UNDER, RULES[0])
         assert not result.agrees
         assert [name for name in NAMES if not roads[name].agrees] == ["theory, expansion"]

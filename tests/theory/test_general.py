@@ -189,8 +189,9 @@ def test_the_prediction_agrees_with_simulation_of_anisotropic_tasks(rate):
     X_r, y_r = task(n_r)
     miss = adapted(X_r, y_r(new), omega) - new
     losses = (sigma**2 + miss**2 @ eigenvalues) / 2
+    rule = nm.GradientDescent(rate)
     predicted = general_inputs(
-        np.diag(eigenvalues), np.diag(task_variances), nm.GradientDescent(rate), nm.GradientDescent(rate),
+        np.diag(eigenvalues), np.diag(task_variances), rule, rule,
         m=m, n_t=n_t, n_v=n_v, n_r=n_r, sigma=sigma,
     )  # fmt: skip
     error = losses.std(ddof=1) / runs**0.5

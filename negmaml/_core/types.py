@@ -1,0 +1,26 @@
+"""Types of arrays with their shapes, at no cost at run time.
+
+A type checker sees those of jaxtyping. So does whoever has imported it before this package, as a
+run-time checker does: `jaxtyping.install_import_hook("negmaml", "beartype.beartype")`. Anyone
+else is spared the import, and annotations are plain classes.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING or "jaxtyping" in sys.modules:
+    from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree, ScalarLike
+else:
+    from jax import Array
+    from jax.typing import ArrayLike
+
+    class _Shaped:
+        """Stands for `Float[Array, "..."]` and the like."""
+
+        def __class_getitem__(cls, item) -> Any:
+            return Any
+
+    Bool = Float = Int = PyTree = _Shaped
+    PRNGKeyArray, ScalarLike = Any, Any
+
+__all__ = ["Array", "ArrayLike", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree", "ScalarLike"]
