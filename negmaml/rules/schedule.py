@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from negmaml._core.checks import check_finite
 from negmaml._core.pytree import pytree
@@ -31,7 +32,13 @@ class Schedule:
     values: Any
 
     def __init__(self, values: Any):
-        values = values if hasattr(values, "ndim") else jnp.asarray(values)
+        if isinstance(
+            values, list | tuple
+        ):  # numbers stay without a dtype of their own, as a rate does
+            traced = any(isinstance(value, jax.Array) for value in values)
+            values = jnp.stack(values) if traced else np.asarray(values)
+        elif not hasattr(values, "ndim"):
+            values = np.asarray(values)
         check_finite("values", values, "a number of an inner rule for each step")
         if values.ndim == 0 or values.shape[0] == 0:
             raise ValueError(

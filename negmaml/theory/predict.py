@@ -129,7 +129,8 @@ def evaluate_traced(setting: Setting, rule: Rule) -> Moments:
     def one(rule):
         return means(setting, rule)
 
-    results = jax.vmap(one)(flat) if size <= BLOCK else lax.map(one, flat, batch_size=BLOCK)
+    mapped = jax.vmap(one, axis_size=size)  # a rule may hold no number at all
+    results = mapped(flat) if size <= BLOCK else lax.map(one, flat, batch_size=BLOCK)
     return jax.tree.map(lambda x: x.reshape(shape), results)
 
 

@@ -13,7 +13,6 @@ from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule
 from negmaml.theory.spectrum import Spectrum, marchenko_pastur, spectrum
 
-
 SCALARS = ("p", "m", "n_t", "n_v", "sigma", "nu", "offset", "meta_ridge")
 
 

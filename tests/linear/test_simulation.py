@@ -1,7 +1,6 @@
 """Simulation against dense NumPy, against itself under other sizes, and against the theory."""
 
 import dataclasses
-import importlib
 
 import chex
 import jax
@@ -11,11 +10,10 @@ import pytest
 
 import negmaml as nm
 from negmaml import linear, theory
+from negmaml.linear import simulation as module
 from negmaml.problem.adaptation import expected_test_loss
 from tests.helpers import OVER, UNDER, z_score
 from tests.linear.dense import dense_system
-
-module = importlib.import_module("negmaml.linear.simulate")  # the attribute is the function
 
 # By route: far from square the amortised one, near square and with one task the general one.
 PROBLEMS = {

@@ -10,7 +10,7 @@ import negmaml as nm
 from negmaml import linear
 from negmaml.linear import Data
 from negmaml.linear.system import one_step_system
-from tests.linear.dense import dense_system
+from tests.linear.dense import dense_filters, dense_system
 
 meta_system = jax.jit(linear.meta_system)
 

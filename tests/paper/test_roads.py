@@ -1,16 +1,13 @@
 """The roads meet when all is right, and part when one of them is wrong."""
 
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import negmaml as nm
+from negmaml.paper import roads as module
 from negmaml.paper.roads import Road, Verification
-
-module = importlib.import_module("negmaml.verify")  # the attribute is the function
 
 OVER = nm.MixedLinearRegression(
     p=20, m=2, n_t=20, n_v=1, n_r=6, sigma=0.5, nu=0.7, w0=0.1, omega0=0.3

@@ -186,7 +186,7 @@ def test_the_distance_is_refused_for_a_square_system():
 @both
 @pytest.mark.parametrize("function", (distance, expansion_parameter))
 @pytest.mark.parametrize(
-    "train", (nm.GradientDescent(0.1, 2), nm.GradientFlow(0.1), nm.Proximal(0.1), 0.1)
+    "train", (nm.GradientDescent(0.1, 2), nm.GradientFlow(0.1), nm.Proximal(0.1))
 )
 def test_only_one_gradient_step_is_expanded_in_training(problem, function, train):
     with pytest.raises(ValueError, match=r"train must be GradientDescent with steps=1"):
