@@ -279,7 +279,7 @@ def info() -> int:
 def _provenance() -> dict[str, str]:
     """What a stored result says of its making."""
     return versions() | {
-        "simulation dtype": str(jnp.result_type(float)),
-        "theory dtype": "float64",
+        "dtype of simulations, and of theory in Python": str(jnp.result_type(float)),
+        "dtype of theory in commands": "float64",
         "matmul precision of statistics": "highest",
     }

@@ -1,4 +1,8 @@
-"""Which rate, time, strength and ridge to use: optima in training and at test time."""
+"""Which rate, time, strength and ridge to use: optima in training and at test time.
+
+Adaptation multiplies the distance of the trained weights by a positive number, so what is best in
+training does not depend on the rule at test time, and the joint optimum is one after the other.
+"""
 
 import math
 from functools import partial

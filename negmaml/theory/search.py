@@ -1,9 +1,8 @@
-"""Optima by the proportional theory: global searches over a rule's parameter and the meta-ridge.
+"""How optima are found: a signed grid, closing in on its lowest point, derivatives of what is found.
 
-The test loss can have two minima in the training rate, so a search looks at a signed grid that
-covers every scale of the spectrum, and then closes in on the lowest point. Adaptation multiplies
-the distance of the trained weights by a positive number, so what is best in training does not
-depend on the rule at test time, and the joint optimum is the one after the other.
+The test loss can have two minima in the training rate, so a search looks at a grid that covers
+every scale of the spectrum in both signs, and then closes in on the lowest point. What is searched
+is said in `negmaml.theory.optima`.
 """
 
 from collections.abc import Callable

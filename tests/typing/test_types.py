@@ -1,0 +1,60 @@
+"""Annotations: complete for a user in strict mode, and true of what is returned."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("user_script.py")
+STRICT = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False}
+# Of other packages, whose own annotations are incomplete.
+THEIRS = ("linspace", "zeros")
+
+
+def test_a_users_script_has_no_unknown_types_from_this_package(tmp_path):
+    root = SCRIPT.parents[2]
+    settings = STRICT | {"include": [str(SCRIPT)], "extraPaths": [str(root)]}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "basedpyright", "--outputjson", "-p", str(tmp_path),
+            "--pythonpath", sys.executable,
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    assert json.loads(done.stdout)["summary"]["filesAnalyzed"] == 1
+    ours = [
+        f"{one['range']['start']['line'] + 1}: {one['message']}"
+        for one in found
+        if one["severity"] == "error"
+        and not any(f'of "{name}"' in one["message"] for name in THEIRS)
+    ]
+    assert not ours, "\n".join(ours)
+
+
+def test_shapes_in_annotations_are_those_of_what_is_returned():
+    """A script of public calls with every annotation of theory and linear checked by beartype."""
+    code = """
+import jaxtyping
+hook = jaxtyping.install_import_hook(["negmaml.theory", "negmaml.linear", "negmaml.problem"],
+                                     "beartype.beartype")
+with hook:
+    import negmaml as nm
+import jax, numpy as np, pytest
+problem = nm.MixedLinearRegression(p=6, m=2, n_t=4, n_v=2, n_r=4, sigma=0.5, nu=1.0)
+key, rates = jax.random.key(0), nm.GradientDescent(np.linspace(-0.3, 0.3, 3))
+adapt = nm.GradientDescent(np.zeros(2))
+found = nm.simulate(key, problem, rates, adapt, runs=5)
+assert found.test_loss.shape == (3, 2, 5)
+data = nm.linear.sample(key, problem)
+nm.linear.minimiser(*nm.linear.meta_system(data, rates))
+nm.theory.test_loss(problem, rates, adapt, meta_ridge=0.1)
+nm.theory.best_adapt_rate(problem, rates)
+nm.theory.best_rates(problem)
+nm.theory.standard_deviation(problem, rates, adapt)
+with pytest.raises(jaxtyping.TypeCheckError):
+    nm.linear.minimiser(np.ones((4, 6)), np.ones(3))  # N differs
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
