@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def folders(names):
     return {name.split(".")[1] for name in names if name.startswith("negmaml.")}
 
 
+@cache
 def imports_of(name):
     path = MODULES[name]
     return imported(path.read_text(), name, path.name == "__init__.py")
@@ -105,7 +107,7 @@ def test_the_arrows_make_no_circle():
 
 def test_no_two_modules_import_each_other():
     arrows = {
-        name: {other for other in MODULES if other in imports_of(name) and other != name}
+        name: (imports_of(name) & set(MODULES)) - {name}
         for name in MODULES
         if MODULES[name].name != "__init__.py"
     }

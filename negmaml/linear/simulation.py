@@ -19,7 +19,7 @@ from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_rule
+from negmaml.rules import Rule, check_filters
 
 EVALUATIONS = ("expected", "sampled")
 SPLITS = ("train-validation", "train-train")
@@ -153,8 +153,8 @@ class Experiment:
         check_choice("split", split, SPLITS)
         check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
         check_key("key", key)
-        for name, rule in (("train", train), ("adapt", adapt)):
-            check_rule(name, rule).batch_shape  # noqa: B018  one array a parameter, or an error
+        check_filters("train", train)
+        check_filters("adapt", adapt)
         dtype = working_dtype(problem, train, adapt, meta_ridge)
         problem, train, adapt, meta_ridge = cast((problem, train, adapt, meta_ridge), dtype)
         return cls(key, problem, train, adapt, meta_ridge, runs, evaluation, split)

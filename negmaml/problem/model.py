@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count, check_finite, check_nonnegative
+from negmaml._core.numerics import cast, working_dtype
 from negmaml._core.pytree import pytree, static
 
 
@@ -80,7 +81,8 @@ class MixedLinearRegression:
     @property
     def offset_squared(self):
         """|omega0 - w0|^2, the squared distance meta-training starts from."""
-        difference = jnp.asarray(self.omega0) - jnp.asarray(self.w0)
+        omega0, w0 = cast((self.omega0, self.w0), working_dtype(self.omega0, self.w0))
+        difference = omega0 - w0
         return jnp.sum(jnp.broadcast_to(difference, (self.p,)) ** 2)
 
 

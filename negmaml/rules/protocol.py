@@ -180,6 +180,13 @@ def flat_batch(rule: Rule) -> Rule:
     return jax.tree.map(flat, rule, is_leaf=is_schedule)
 
 
+def check_filters(name: str, rule) -> None:
+    """Raise unless `rule` is a rule whose numbers have a meaning on the linear model."""
+    check_rule(name, rule)
+    rule.batch_shape  # noqa: B018  one array a parameter, or a clear error
+    rule.metric  # noqa: B018  symmetric, or a clear error
+
+
 def check_rule(name: str, rule) -> Any:
     """`rule`, or a TypeError that names the argument."""
     if not isinstance(rule, Rule):

@@ -1,4 +1,4 @@
-"""How optima are found: a signed grid, closing in on its lowest point, derivatives of what is found.
+"""How optima are found: a signed grid, closing in on its lowest point, and its derivatives.
 
 The test loss can have two minima in the training rate, so a search looks at a grid that covers
 every scale of the spectrum in both signs, and then closes in on the lowest point. What is searched

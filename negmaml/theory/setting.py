@@ -10,7 +10,7 @@ from negmaml._core.checks import check_nonnegative
 from negmaml._core.numerics import cast, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_rule
+from negmaml.rules import Rule, check_filters
 from negmaml.theory.spectrum import Spectrum, marchenko_pastur, spectrum
 
 SCALARS = ("p", "m", "n_t", "n_v", "sigma", "nu", "offset", "meta_ridge")
@@ -66,13 +66,12 @@ def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_rid
 
 def check_spectral(name: str, rule) -> None:
     """Raise unless a rule acts by its filters on the spectrum of S alone."""
-    check_rule(name, rule)
+    check_filters(name, rule)
     if rule.metric is not None:
         raise ValueError(
             f"{name} {type(rule).__name__} acts through P S, which has no rotational symmetry: the "
             "theory of isotropic inputs does not hold; use simulate"
         )
-    rule.batch_shape  # noqa: B018  one array a parameter, or a clear error
 
 
 def is_zero(value) -> bool:

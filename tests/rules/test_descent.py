@@ -101,7 +101,13 @@ def test_the_meta_system_is_the_residual_of_adapted_weights(rule, x64):
 
 
 @pytest.mark.parametrize(
-    "rule", (RULES["heavy ball"], RULES["preconditioned, steps"], Blend(0.2, 0.3))
+    "rule",
+    (
+        RULES["heavy ball"],
+        RULES["preconditioned, steps"],
+        pytest.param(RULES["Nesterov"], marks=pytest.mark.slow),
+        pytest.param(Blend(0.2, 0.3), marks=pytest.mark.slow),
+    ),
 )
 def test_all_roads_meet(rule):
     result = nm.verify(PROBLEM, rule, ADAPT, runs=100)
@@ -216,17 +222,13 @@ def test_meta_gradients_of_every_method_agree(rule, x64):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, expected)
 
 
-def test_a_rule_of_ones_own_works_in_theory_and_simulation(x64):
-    rule, twice = Blend(-0.15, 0.4, 2), nm.Rule.q
-    runs = nm.simulate(jax.random.key(2), PROBLEM, rule, ADAPT, runs=1500).test_loss
-    predicted = float(nm.theory.test_loss(PROBLEM, rule, ADAPT))
-    error = float(runs.std(ddof=1)) / runs.size**0.5
-    assert abs(float(runs.mean()) - predicted) < 4 * error + 0.01 * predicted
+def test_the_best_rate_of_a_rule_of_ones_own(x64):
+    rule = Blend(-0.15, 0.4, 2)
+    assert type(rule).q is nm.Rule.q  # the filters come from the update alone
     best = nm.theory.best_train_rate(PROBLEM, rule)
     at_best = nm.theory.distance(PROBLEM, rule.with_tuned(best))
     around = nm.theory.distance(PROBLEM, rule.with_tuned(jnp.asarray(best) * jnp.array([0.9, 1.1])))
     assert float(at_best) <= float(around.min())
-    assert type(rule).q is twice  # the filters come from the update alone
 
 
 def test_a_filter_alone_is_enough_for_theory_and_simulation():
