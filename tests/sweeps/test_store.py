@@ -178,9 +178,9 @@ def other(key, size, scale):
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (dict(grid=GRID | {"scale": [1.0]}), "lacks 4"),
+        (dict(grid=GRID | {"scale": [1.0]}), "adds 1 (1.0)"),
         (dict(grid={**GRID, "size": 2}), "axis size: dim"),
-        (dict(seeds=2), "seeds: asked lacks 4"),
+        (dict(seeds=[3, 7]), "seeds: asked adds 1 (7)"),
         (dict(root=1), "root: store has 0, asked 1"),
         (dict(function=other), "function: store has tests.sweeps.script.function"),
         (dict(common=["scale"]), "common"),
@@ -195,11 +195,11 @@ def test_another_sweep_is_refused_with_the_difference(kept, call, named, compute
 
 
 def test_another_version_is_refused_unless_accepted(tmp_path, monkeypatch):
-    from negmaml.sweeps import work
+    from negmaml.sweeps import planning
 
     path = str(tmp_path / "x.zarr")
     nm.sweep(function, GRID, SEEDS, store=path)
-    monkeypatch.setattr(work, "__version__", "9.9.9")
+    monkeypatch.setattr(planning, "__version__", "9.9.9")
     with pytest.raises(StoreError, match=r"9\.9\.9.*accept_changes"):
         nm.sweep(function, GRID, SEEDS, store=path)
     result = nm.sweep(function, GRID, SEEDS, store=path, accept_changes=True)
@@ -291,12 +291,12 @@ def test_what_is_not_ours_stays_as_it_is(tmp_path, computed):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "data").write_text("mine")
-    xr.Dataset({"a": 1}).to_zarr(tmp_path / "other.zarr", zarr_format=3)
+    xr.Dataset({"a": 1}).to_zarr(tmp_path / "other.zarr", zarr_format=3, consolidated=False)
     for name, words in (("file", "no zarr"), ("folder", "no zarr"), ("other.zarr", "no sweep")):
         with pytest.raises(StoreError, match=words):
             nm.sweep(function, GRID, SEEDS, store=str(tmp_path / name))
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "data").read_text() == "mine"
-    assert "a" in xr.open_zarr(tmp_path / "other.zarr")
+    assert "a" in xr.open_zarr(tmp_path / "other.zarr", consolidated=False)
     assert not computed
 
 
@@ -319,10 +319,13 @@ def test_a_second_writer_is_told_who_writes(tmp_path, monkeypatch, url):
 def test_a_lock_at_a_url_whose_holder_is_gone_is_taken_over(monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.02)
     files = fsspec.filesystem("memory")
-    files.pipe_file("/gone.zarr.lock", b"process 1 on another, beat 3")
-    with lock.locked("memory://gone.zarr"):
-        assert f"process {os.getpid()}" in files.cat_file("/gone.zarr.lock").decode()
-    assert not files.exists("/gone.zarr.lock")
+    files.pipe_file("/gone.zarr.lock/00000003", b"process 1 on another, beat 3")
+    with lock.locked("memory://gone.zarr") as held:
+        assert held.left
+        assert files.ls("/gone.zarr.lock", detail=False) == ["/gone.zarr.lock/00000004"]
+        assert f"process {os.getpid()}" in files.cat_file("/gone.zarr.lock/00000004").decode()
+    with lock.locked("memory://gone.zarr") as held:  # at once: the last holder was done
+        assert not held.left
 
 
 def test_a_full_disk_leaves_a_whole_store(tmp_path, undisturbed):
@@ -354,7 +357,7 @@ def test_four_devices_give_the_same_values(tmp_path, undisturbed):
     code = f"""
 import jax, negmaml as nm
 from tests.sweeps.script import function, GRID, SEEDS
-from tests.test_sweep_store import LINEAR
+from tests.sweeps.test_store import LINEAR
 assert len(jax.devices()) == 4
 nm.sweep(function, GRID, SEEDS, store={paths[0]!r})
 nm.sweep(nm.sweeps.linear, LINEAR, 13, store={paths[1]!r})

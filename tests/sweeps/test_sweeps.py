@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import negmaml as nm
 from negmaml.sweeps.parse import parse_grid
-from negmaml.sweeps.plan import block_shape, regions
+from negmaml.sweeps.planning import chunk_shape, regions
 
 POINT = {"p": 6, "m": 3, "n_t": 4, "n_v": 5, "n_r": 3, "sigma": 0.5, "nu": 1.0}
 
@@ -101,7 +101,7 @@ def test_cells_that_are_not_finite_are_data():
 def test_the_linear_function_is_a_run_of_simulate(evaluation, x64):
     with jax.enable_x64(x64):
         rates = jnp.array([-0.7, 0.0, 0.4])
-        key, function = jax.random.key(3), nm.sweeps.LinearModel(evaluation)
+        key, function = jax.random.key(3), nm.linear.LinearModel(evaluation)
         out = function(key, **POINT, train_rate=rates, adapt_rate=0.2)
         problem = nm.MixedLinearRegression(**POINT)
         train, adapt = nm.GradientDescent(rates), nm.GradientDescent(0.2)
@@ -152,7 +152,7 @@ def test_blocks_cover_every_cell_once(shape, cells):
     static = list(axes)[::2]
     grid = parse_grid(axes or {"a": 1.0}, seeds, None, (), static, (), ())
     shape = grid.shape  # a single value makes no dim
-    block = block_shape(shape, cells)
+    block = chunk_shape(shape, cells)
     assert np.prod(block) <= max(cells, 1)
     counts = np.zeros(shape, int)
     order = []
@@ -258,18 +258,18 @@ def test_the_next_groups_compile_while_one_runs():
 
 
 def test_many_groups_keep_few_programs_and_compile_once(monkeypatch):
-    from negmaml.sweeps import program
+    from negmaml.sweeps import run
 
     compiled = []
-    right = program.Compiler._fitting
+    right = run.Compiler._fitting
 
     def fitting(self, group, *arguments):
         assert len(self.ready) <= 2
         compiled.append(group)
         return right(self, group, *arguments)
 
-    monkeypatch.setattr(program, "KEPT", 2)
-    monkeypatch.setattr(program.Compiler, "_fitting", fitting)
+    monkeypatch.setattr(run, "KEPT", 2)
+    monkeypatch.setattr(run.Compiler, "_fitting", fitting)
     grid = {"scale": [0.5, 1.0, 2.0], "size": [1, 2, 3, 4, 5]}  # groups recur along `scale`
     result = nm.sweep(draws, grid, 2, block=2)
     assert compiled == [4, 0, 1, 2, 3, 4]  # the largest first, to see how long it takes
