@@ -1,13 +1,13 @@
 """The store: kills, resumption, refusal, extension, locks, full disks, devices, workers."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lock
+from negmaml.sweeps import StoreError
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.run import Runner
 from tests.sweeps.script import GRID, SEEDS, function
@@ -269,11 +269,23 @@ def test_an_output_that_may_depend_on_all_values_is_not_extended(tmp_path):
     assert xr.open_zarr(path).sizes["rates"] == 2
 
 
-def test_values_in_another_order_are_the_same_sweep(kept, computed):
-    turned, seeds = GRID | {"scale": [2.0, 0.5, 0.0, -1.0]}, range(SEEDS - 1, -1, -1)
+def test_values_and_axes_in_another_order_are_the_same_sweep(kept, computed):
+    turned, seeds = {"scale": [2.0, 0.5, 0.0, -1.0], "size": [2, 3]}, range(SEEDS - 1, -1, -1)
     result = nm.sweep(function, turned, seeds, store=kept)
     assert not computed
     assert_same(result, nm.sweep(function, turned, seeds))
+
+
+def test_a_part_of_a_store_is_what_was_asked_for_and_all_that_is_computed(tmp_path, computed):
+    options = {"store": str(tmp_path / "x.zarr"), "block": 4}
+    part = {"size": [3], "scale": [2.0, -1.0]}
+    nm.sweep(function, GRID, [0], **options)
+    nm.sweep(function, GRID | {"scale": [-1.0, 0.0, 0.5, 2.0, 3.0]}, 2, extend=True, **options)
+    shutil.rmtree(tmp_path / "x.zarr" / "done" / "c")  # as if nothing had been computed
+    computed.clear()
+    result = nm.sweep(function, part, [1, 0], **options)
+    assert sum(computed) == result["finite"].size == 4
+    assert_same(result, nm.sweep(function, part, [1, 0]))
 
 
 def test_strings_label_axes_and_urls_are_stores(tmp_path):
@@ -305,27 +317,6 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path, computed):
     with pytest.raises(OSError, match="cannot be written"):
         nm.sweep(function, GRID, SEEDS, store=str(tmp_path / "file" / "x.zarr"))
     assert not computed
-
-
-@pytest.mark.parametrize("url", ["{path}/x.zarr", "memory://{path}/x.zarr"])
-def test_a_second_writer_is_told_who_writes(tmp_path, monkeypatch, url):
-    monkeypatch.setattr(lock, "BEAT", 0.05)
-    url = url.format(path=tmp_path)
-    with lock.locked(url), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
-        nm.sweep(function, GRID, SEEDS, store=url)
-    nm.sweep(function, GRID, SEEDS, store=url)
-
-
-def test_a_lock_at_a_url_whose_holder_is_gone_is_taken_over(monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.02)
-    files = fsspec.filesystem("memory")
-    files.pipe_file("/gone.zarr.lock/00000003", b"process 1 on another, beat 3")
-    with lock.locked("memory://gone.zarr") as held:
-        assert held.left
-        assert files.ls("/gone.zarr.lock", detail=False) == ["/gone.zarr.lock/00000004"]
-        assert f"process {os.getpid()}" in files.cat_file("/gone.zarr.lock/00000004").decode()
-    with lock.locked("memory://gone.zarr") as held:  # at once: the last holder was done
-        assert not held.left
 
 
 def test_a_full_disk_leaves_a_whole_store(tmp_path, undisturbed):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
+from negmaml.sweeps import SweepFunction
 from negmaml.sweeps.parse import parse_grid
 from negmaml.sweeps.planning import chunk_shape, regions
 
@@ -212,6 +213,51 @@ def test_bad_input_is_named_before_anything_is_computed(
     monkeypatch.setattr(Runner, "probe", None)
     with pytest.raises(ValueError, match=named):
         nm.sweep(function, grid, **({"seeds": 2} | options))
+
+
+def test_progress_is_a_bar_or_a_function(capsys):
+    told = []
+    nm.sweep(draws, {"size": [1, 2]}, 3, progress=lambda *counts: told.append(counts))
+    assert told[-1] == (6, 6)
+    nm.sweep(draws, {"size": [1, 2]}, 3, progress=True)
+    assert capsys.readouterr().out  # rich writes to what is no terminal only when it ends
+    with pytest.raises(TypeError, match="progress must be True, False or a function"):
+        nm.sweep(draws, {"size": [1, 2]}, 3, progress=1)
+
+
+class Powers(SweepFunction):
+    """Says some of what a sweep asks, and leaves the rest to the defaults."""
+
+    accepts = requires = ("size", "scale", "powers")
+    static_axes = ("size",)
+    whole_axes = ("powers",)
+
+    def __call__(self, key, *, size, scale, powers):
+        return {"value": scale * jnp.sum(jax.random.uniform(key, (size,))) ** powers}
+
+    def check(self, **point):
+        if point["scale"] < 0:
+            raise ValueError("scale must be at least 0")
+
+
+def test_a_sweep_function_says_what_it_takes():
+    grid = {"size": [1, 2], "scale": [0.0, 2.0], "powers": [1.0, 2.0, 3.0]}
+    result = nm.sweep(Powers(), grid, 4)["value"]
+    assert result.dims == ("size", "scale", "seed", "powers")
+    one = result.sel(scale=2.0) / 2
+    np.testing.assert_allclose(one.sel(powers=3.0), one.sel(powers=1.0) ** 3, rtol=1e-5)
+    with pytest.raises(ValueError, match="scale must be at least 0"):
+        nm.sweep(Powers(), grid | {"scale": -1.0}, 4)
+    assert isinstance(nm.sweeps.linear, SweepFunction)
+
+
+def test_a_function_with_some_of_the_attributes_is_told_of_the_protocol():
+    def function(key, rates):
+        return {"value": rates}
+
+    function.whole_axes = ("rates",)
+    with pytest.raises(TypeError, match=r"whole_axes.*subclass negmaml\.sweeps\.SweepFunction"):
+        nm.sweep(function, {"rates": [1.0, 2.0]}, 1)
 
 
 @pytest.mark.parametrize(
