@@ -13,7 +13,7 @@ from negmaml.sweeps import store as stores
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.planning import Work, index_of, planned, prepare, regions
 from negmaml.sweeps.run import empty
-from negmaml.sweeps.stored import Means, into_store
+from negmaml.sweeps.stored import How, Means, into_store
 
 Tell = Callable[[int, int], Any]
 
@@ -35,6 +35,7 @@ def sweep(
     client: Any = None,
     extend: bool = False,
     accept_changes: bool = False,
+    version: str | None = None,
     progress: bool | Tell = False,
 ):
     """Evaluate `function(key, **point)` at every point of a grid and every seed.
@@ -63,8 +64,10 @@ def sweep(
             a store that all of them see.
         extend: add seeds and values of axes to an existing store, keeping what it holds. Readers
             of the store see the old one until the new values have their place.
-        accept_changes: go on although the function or the package version differs from the
-            store's; a note is kept in the attribute `history`.
+        accept_changes: go on although the function computes something else than it did when the
+            store was written; a note is kept in the attribute `history`.
+        version: a label that stands for what the function computes, for one that calls back to
+            Python, of which a change goes unseen. Change it when the function changes.
         progress: whether to show a bar (needs rich: pip install "negmaml[cli]"), or a function
             that is called as progress(cells done, cells in all) after every block.
 
@@ -73,6 +76,9 @@ def sweep(
     Returns an `xarray.Dataset`, read lazily if there is a store. Dims are named by the grid, then
     `seed`, then those of the output; coordinates are the values. `finite` is False at cells with
     a NaN or infinity, which are kept and stop nothing. Attributes say how it was made.
+
+    A store knows its function by the program that JAX traces from it: constants, globals and
+    attributes that it uses are a part of it, names are not.
 
     Raises ValueError or TypeError for a grid, function or spec that is not right, `StoreError` for
     a store of something else, ConnectionError for a scheduler that does not answer, and
@@ -99,7 +105,7 @@ def sweep(
         with clusters.connected(client) as workers, _told_how_to_go_on(store):
             means = Means(memory, block, devices, workers, tell)
             with locked(store) as lock:
-                return into_store(work, store, lock, means, extend, accept_changes)
+                return into_store(work, store, lock, means, How(extend, accept_changes, version))
 
 
 @contextmanager

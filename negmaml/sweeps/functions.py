@@ -5,6 +5,7 @@ Any JAX function `function(key, **point) -> dict of arrays` will do: it is swept
 """
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.identity import Identity, UnidentifiedError, identify
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.parse import name_tuple, near
 
@@ -203,6 +205,36 @@ def _cell_shapes(function: SweepFunction, grid: Grid, group) -> dict[str, jax.Sh
     if not isinstance(shapes, dict) or not shapes:
         raise TypeError(f"function must return a dict of arrays, got {type(shapes).__name__}")
     return {str(name): shapes[name] for name in sorted(shapes)}
+
+
+def programs(
+    function: SweepFunction, grid: Grid, groups: Sequence[Mapping], version: str | None
+) -> dict[str, Identity]:
+    """The identity of the program of each group of static values, by the group as text.
+
+    Whole axes, which can grow, are given two values.
+    """
+    keys, numbers, whole = inputs(grid, (1,))
+    lengths = {n: (2,) if w.shape else () for n, w in whole.items()}
+    few = {n: jax.ShapeDtypeStruct(lengths[n], w.dtype) for n, w in whole.items()}
+    found = {}
+    for group in groups:
+
+        def cell(keys, numbers, whole, group=group):
+            return function.batched(keys, numbers, {**group, **whole})
+
+        try:
+            found[group_text(group)] = identify(cell, keys, numbers, few, version=version)
+        except (TypeError, ValueError, IndexError) as error:
+            if isinstance(error, UnidentifiedError) or few == whole:
+                raise
+            found[group_text(group)] = identify(cell, keys, numbers, whole)  # it wants them all
+    return found
+
+
+def group_text(group: Mapping[str, Any]) -> str:
+    """A group of static values as text, whatever the order of its axes."""
+    return json.dumps(group, sort_keys=True)
 
 
 def _check_values(function: SweepFunction, grid: Grid) -> None:

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from negmaml._core.identity import Identity, difference
 from negmaml.sweeps.functions import Output
 from negmaml.sweeps.grid import Axis, Grid
 
-FORMAT = 3
+FORMAT = 3  # to be raised when a cell gets other random numbers, too
+DESCRIBED = 8  # programs of which more is kept than the digest
 Box = Mapping[str, tuple[int, int]]  # whole axis: its first and one past its last position
 
 
@@ -16,7 +18,9 @@ Box = Mapping[str, tuple[int, int]]  # whole axis: its first and one past its la
 class Manifest:
     """Everything that the numbers of a store depend on.
 
-    block: cells of a chunk along each dim. parts: what cells can lack besides everything: the box
+    function: its name. version: of this package. programs: the digest of what is computed in each
+    group of static values; described: what there is to say of some of them. block: cells of a
+    chunk along each dim. parts: what cells can lack besides everything: the box
     over the whole axes of each extension of one of them.
     """
 
@@ -26,6 +30,8 @@ class Manifest:
     x64: bool
     grid: Grid
     outputs: tuple[Output, ...]
+    programs: Mapping[str, str]
+    described: Mapping[str, Identity]
     block: tuple[int, ...] = ()
     parts: tuple[Box, ...] = ()
 
@@ -43,6 +49,8 @@ class Manifest:
             "seeds": grid.seeds,
             "common": sorted(grid.common),
             "outputs": [[o.name, o.dims, o.shape, o.dtype] for o in self.outputs],
+            "programs": dict(self.programs),
+            "described": {group: held.to_json() for group, held in self.described.items()},
             "block": self.block,
             "parts": self.parts,
         })  # fmt: skip
@@ -65,6 +73,8 @@ class Manifest:
         parts = tuple({dim: tuple(box[dim]) for dim in box} for box in held["parts"])
         return cls(
             held["function"], held["version"], held["root"], held["x64"], grid, outputs,
+            held["programs"],
+            {group: Identity.from_json(text) for group, text in held["described"].items()},
             tuple(held["block"]), parts,
         )  # fmt: skip
 
@@ -115,6 +125,28 @@ def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]
     if change := _added("seeds", stored.grid.seeds, asked.grid.seeds):
         more.append(change)
     return wrong, more
+
+
+def other_programs(stored: Manifest, now: Mapping[str, Identity]) -> list[str]:
+    """In words, how programs differ from those of the same groups in the store."""
+    return [
+        f"function: at {group} it computes something else than {stored.function} did"
+        + (f" ({difference(stored.described[group], new)})" if group in stored.described else "")
+        for group, new in now.items()
+        if stored.programs.get(group, new.digest) != new.digest
+    ]
+
+
+def with_programs(manifest: Manifest, function: str, now: Mapping[str, Identity]) -> Manifest:
+    """The manifest with these programs in place of those of the same groups, or added."""
+    described = {**manifest.described, **now}
+    kept = list(dict.fromkeys([*now, *described]))[:DESCRIBED]
+    return replace(
+        manifest,
+        function=function,
+        programs={**manifest.programs, **{group: new.digest for group, new in now.items()}},
+        described={group: described[group] for group in kept},
+    )
 
 
 def _differ(what: str, old, new) -> str:

@@ -1,7 +1,5 @@
 """Before anything is computed: a checked sweep, and its blocks, each a chunk of the store."""
 
-import hashlib
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +34,9 @@ class Work:
     declared: frozenset[str]  # outputs whose dims the function or the caller names
 
     def manifest(self) -> Manifest:
-        """What a store of it says."""
-        name = fingerprint(self.function)
-        return Manifest(name, __version__, self.root, x64(), self.grid, self.outputs)
+        """What a store of it says, but for programs and blocks."""
+        name = name_of(self.function)
+        return Manifest(name, __version__, self.root, x64(), self.grid, self.outputs, {}, {})
 
     def runner(self, block: Sequence[int], memory: int | None, devices) -> Runner:
         """What computes it here."""
@@ -46,7 +44,7 @@ class Work:
 
     def attributes(self) -> dict[str, Any]:
         """What a dataset of it says of how it was made."""
-        name = {"function": fingerprint(self.function), "root": self.root}
+        name = {"function": name_of(self.function), "root": self.root}
         return provenance() | name | in_words(self.grid)
 
 
@@ -197,19 +195,11 @@ def _size(group: dict) -> float:
     return math.prod(float(v) for v in group.values() if isinstance(v, int))
 
 
-def fingerprint(function) -> str:
-    """What makes two runs' functions the same: the name, and the source or the settings."""
+def name_of(function) -> str:
+    """What a function is called."""
     if isinstance(function, Plain):
-        return fingerprint(function.function)
+        return name_of(function.function)
     if isinstance(function, partial):
-        return f"partial({fingerprint(function.func)}, {function.args!r}, {function.keywords!r})"
-    if not hasattr(function, "__qualname__"):  # an object: its class and its settings
-        cls = type(function)
-        settings = repr(function) if " at 0x" not in repr(function) else ""
-        return f"{cls.__module__}.{settings or cls.__qualname__}"
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = function.__code__.co_code.hex() if hasattr(function, "__code__") else ""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    return f"{function.__module__}.{function.__qualname__}#{digest}"
+        return f"partial of {name_of(function.func)}"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

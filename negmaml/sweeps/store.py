@@ -17,7 +17,6 @@ import copy
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +128,10 @@ class Store:
             if held is None or json.loads(held) != metadata:
                 self.files.write(f"{name}/{ROOT}", _text(metadata))
 
-    def accept(self, asked: Manifest, note: str) -> None:
-        """Take on the asked function and version, leaving a note."""
-        self.manifest = replace(self.manifest, function=asked.function, version=asked.version)
-        notes = [*self.attributes.get("history", []), note]
-        self.describe({MANIFEST: self.manifest.to_json(), "history": notes})
+    def note(self, manifest: Manifest, attributes: Mapping[str, Any]) -> None:
+        """Say other programs or another version in the manifest, and set attributes with it."""
+        self.manifest = manifest
+        self.describe({**attributes, MANIFEST: manifest.to_json()})
 
 
 def open_store(url: str, tidy: bool = False) -> Store | None:

@@ -13,9 +13,18 @@ import numpy as np
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.files import StoreError, address
+from negmaml.sweeps.functions import group_text, programs
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.lock import Lock
-from negmaml.sweeps.manifest import Manifest, differences, extended, other_whole_axes, part_of
+from negmaml.sweeps.manifest import (
+    Manifest,
+    differences,
+    extended,
+    other_programs,
+    other_whole_axes,
+    part_of,
+    with_programs,
+)
 from negmaml.sweeps.planning import Work, in_words, index_of, planned, regions, x64
 from negmaml.sweeps.run import Runner
 
@@ -31,10 +40,19 @@ class Means:
     tell: Callable[[int, int], Any]
 
 
-def into_store(work: Work, url: str, lock: Lock, means: Means, extend: bool, accept_changes: bool):
+@dataclass(frozen=True)
+class How:
+    """What a sweep may do to a store that is there, and the label of its function."""
+
+    extend: bool
+    accept_changes: bool
+    version: str | None
+
+
+def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
     """Compute what the store at `url` lacks of a sweep, and return its dataset: see `nm.sweep`."""
     started, asked = time.perf_counter(), work.grid
-    work, store, runner = _opened(work, url, lock.left, means, extend, accept_changes)
+    work, store, runner = _opened(work, url, lock.left, means, how)
     before, last = float(store.attributes.get("wall_seconds", 0.0)), len(store.parts) - 1
     wanted = _asked(store.manifest.grid, asked)
     whole = int((store.done()[wanted] > last).sum())
@@ -92,35 +110,48 @@ def _positions(held: tuple, asked: tuple) -> np.ndarray:
 
 
 def _opened(
-    work: Work, url: str, tidy: bool, means: Means, extend: bool, accept_changes: bool
+    work: Work, url: str, tidy: bool, means: Means, how: How
 ) -> tuple[Work, stores.Store, Runner | None]:
     """The store, made or checked; the work in the order of the store; a runner if one was made."""
     asked, store = work.manifest(), stores.open_store(url, tidy)
     if store is None:
+        now = programs(work.function, work.grid, work.grid.groups(), how.version)
         _, runner = planned(work, means.memory, means.block, means.devices)
-        made = stores.create(url, replace(asked, block=runner.block), work.attributes())
-        return work, made, runner
-    wrong, more = differences(store.manifest, asked)
-    changes = [
-        f"{field}: store has {getattr(store.manifest, field)}, asked {getattr(asked, field)}"
-        for field in ("function", "version")
-        if getattr(store.manifest, field) != getattr(asked, field)
-    ]
-    wrong += [f"{text}; extend adds it (--extend)" for text in more if not extend]
-    if not accept_changes:
+        asked = with_programs(replace(asked, block=runner.block), asked.function, now)
+        return work, stores.create(url, asked, work.attributes()), runner
+    held = store.manifest
+    wrong, more = differences(held, asked)
+    wrong += [f"{text}; extend adds it (--extend)" for text in more if not how.extend]
+    now, changes = {}, []
+    if not wrong:
+        now = programs(work.function, work.grid, _compared(held, work.grid), how.version)
+        changes = other_programs(held, now)
+    if not how.accept_changes:
         wrong += [f"{text}; accept_changes goes on all the same" for text in changes]
     if wrong:
         listed = "\n  ".join(wrong)
         raise StoreError(f"store {url!r} holds another sweep:\n  {listed}")
-    _check_outputs(work, url, store.manifest, asked)
+    _check_outputs(work, url, held, asked)
     store.follow()
-    if changes:
-        store.accept(asked, "; ".join(changes))
+    if held.version != asked.version:  # it computes the same, or that was accepted
+        changes.append(f"version: {held.version} of negmaml, then {asked.version}")
+    known = with_programs(replace(held, version=asked.version), asked.function, now)
+    notes = {"history": [*store.attributes.get("history", []), *changes]} if changes else {}
     if more:
-        merged = extended(store.manifest, asked)
-        store.extend(merged, in_words(merged.grid))
+        merged = extended(known, asked)
+        store.extend(merged, in_words(merged.grid) | notes)
+    elif changes or known.programs != held.programs:
+        store.note(known, notes)
     held = store.manifest
     return replace(work, grid=held.grid, outputs=held.outputs), store, None
+
+
+def _compared(held: Manifest, asked: Grid) -> list[dict[str, Any]]:
+    """The groups asked for, and one that the store has, so that something is compared."""
+    groups = asked.groups()
+    if any(group_text(group) in held.programs for group in groups):
+        return groups
+    return [*groups, held.grid.groups()[0]]
 
 
 def _check_outputs(work: Work, url: str, stored: Manifest, asked: Manifest) -> None:
