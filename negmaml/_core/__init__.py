@@ -1,1 +1,1 @@
-"""What every part stands on: pytrees, checks, numbers, types, compiling, identity, extras, origin."""
+"""What every part stands on: pytrees, checks, numbers, types, compiling, identity, extras."""

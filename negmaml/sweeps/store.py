@@ -142,10 +142,10 @@ def open_store(url: str, tidy: bool = False) -> Store | None:
     files = files_of(url)
     root = _read(url, files)
     if root is None:
-        if files.read(CREATING) is not None:
-            for key in [key for key in files.names() if key != CREATING]:
-                files.remove(key)
-            files.remove(CREATING)
+        left = list(files.names())
+        if CREATING in left or (left and all(name.startswith(CREATING) for name in left)):
+            for name in sorted(left, key=CREATING.__eq__):  # the mark goes last
+                files.remove(name)
         elif files.exists():
             raise StoreError(f"store {url!r} exists and is no zarr store{REMEDY}")
         return None
