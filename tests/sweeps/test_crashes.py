@@ -222,6 +222,7 @@ def crash_everywhere(place, operations, before, after, every=1):
     new = operations.run(lambda: call(*after)).load()
     count, new_stored = operations.count, seen(place.url)
     points = 0
+    assert count > 10
     for at in range(1, count + 2, every):
         for within in (False, True) if place.within else (False,):
             place.restore(kept)
@@ -266,8 +267,24 @@ def place(request, tmp_path):
     return Disk(tmp_path / "d") if request.param == "disk" else Memory(tmp_path)
 
 
+def scenario(extension):
+    return (BASE, EXTENSIONS[extension]) if extension else (None, BASE)
+
+
+@pytest.mark.parametrize("extension", [None, "all"])
+def test_a_stop_loses_nothing(extension, place, operations, quick):
+    assert crash_everywhere(place, operations, *scenario(extension), every=7) > 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("extension", [None, *EXTENSIONS])
 def test_a_stop_at_any_operation_loses_nothing(extension, place, operations, quick):
-    before, after = (BASE, EXTENSIONS[extension]) if extension else (None, BASE)
-    points = crash_everywhere(place, operations, before, after)
-    print(extension, type(place).__name__, points)
+    points = crash_everywhere(place, operations, *scenario(extension))
+    print(f"{extension or 'base'}, {type(place).__name__}: {points} points")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extension", [None, "all"])
+def test_results_are_bit_for_bit_those_of_an_undisturbed_sweep(extension, place, operations):
+    """With what really computes, in programs of which cells share batches."""
+    crash_everywhere(place, operations, *scenario(extension), every=4)
