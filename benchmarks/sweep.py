@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 
 import negmaml as nm
 from negmaml.linear.data import normals_per_run
-from negmaml.sweeps.plan import index_of, regions
+from negmaml.sweeps.planning import index_of, regions
 
 RATES = np.linspace(-0.6, 0.6, 25)
 OVER = {20: (3, 10, 2), 60: (3, 30, 2), 200: (5, 50, 8)}  # p: m, n_t, n_v
@@ -159,7 +160,7 @@ def overhead() -> None:
         ratios = []
         for _ in range(9):
             with tempfile.TemporaryDirectory() as folder:
-                made = create(f"{folder}/x.zarr", work.manifest(), work.grid, block, {})
+                made = create(f"{folder}/x.zarr", replace(work.manifest(), block=block), {})
                 todo = regions(work.grid, block)
                 start = time.perf_counter()
                 count = sum(1 for _ in _here(runner, made, 0, todo, made.done() == 0))

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import jax
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from negmaml import sweeps
@@ -15,8 +14,8 @@ from negmaml._core.extras import require
 from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
-from negmaml.sweeps.cluster import connect
-from negmaml.sweeps.lock import local_path
+from negmaml.sweeps.cluster import connected
+from negmaml.sweeps.files import local_path
 
 console = Console()
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction]
@@ -57,33 +56,16 @@ def sweep(
         call = (fields["function"], fields["grid"])
         if dry_run:
             work = sweeps.prepare(*call, **specs.arguments(fields))
-            _print_rows("dry run", sweeps.plan(work, memory, block).rows().items())
+            _print_rows("dry run", sweeps.plan(work, memory=memory, block=block).rows().items())
             return 0
         if store is None:
             raise ValueError("--store must say where the result goes; or pass --dry-run")
-        client = None
-        if scheduler is not None:
-            client, _ = connect(scheduler)
-            stack.callback(client.close)
+        client = stack.enter_context(connected(scheduler))
         options: dict[str, Any] = dict(client=client, memory=memory, block=block, extend=extend,
                        accept_changes=accept_changes, **specs.arguments(fields))  # fmt: skip
-        with _progress() as bar:
-            task = bar.add_task("compiling", total=None)
-
-            def advance(done: int, cells: int) -> None:
-                rate = bar.tasks[0].speed
-                text = f"{rate:,.0f} cells/s" if rate else "sweeping"
-                bar.update(task, completed=done, total=cells, description=text)
-
-            sweeps.sweep(*call, store=store, progress=advance, **options)
+        sweeps.sweep(*call, store=store, progress=True, **options)
     _print_rows(store, summary.rows(summary.load(store)))
     return 0
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    return Progress(*columns, console=console, transient=True, speed_estimate_period=60)
 
 
 def _print_rows(title: str, rows) -> None:
@@ -97,7 +79,7 @@ def heatmap(
     store: Name,
     x: str,
     y: str,
-    value: str = "test_loss",
+    value: str | None = None,
     best: str | None = None,
     select: Selection = (),
     out: Path | None = None,
@@ -108,7 +90,7 @@ def heatmap(
         store: a store of `negmaml sweep`, finished or not.
         x: an axis, or a product or quotient of coordinates over one axis, as n_t/p.
         y: the same, over another axis.
-        value: the variable.
+        value: the variable; by default the only one, or test_loss.
         best: draw the value of this axis at which the variable is least.
         select: values of the other axes, as in --select sigma=1.0.
         out: the picture's path without suffix; by default next to the store.
@@ -117,6 +99,7 @@ def heatmap(
     across, up = summary.quantity(dataset, x), summary.quantity(dataset, y)
     if across.dims == up.dims:
         raise ValueError(f"--x {x} and --y {y} vary along the same axis, {across.dims[0]}")
+    value = summary.variable(dataset, value)
     keep = [across.dims[0], up.dims[0], *([best] if best else [])]
     means, _ = summary.mean(dataset, value, keep)
     if best:
@@ -131,7 +114,7 @@ def curves(
     store: Name,
     x: str,
     by: str | None = None,
-    value: str = "test_loss",
+    value: str | None = None,
     select: Selection = (),
     out: Path | None = None,
 ) -> int:
@@ -141,12 +124,12 @@ def curves(
         store: a store of `negmaml sweep`, finished or not.
         x: an axis, or a product or quotient of coordinates over one axis.
         by: another axis, a curve for each of its values.
-        value: the variable.
+        value: the variable; by default the only one, or test_loss.
         select: values of the other axes, as in --select sigma=1.0.
         out: the picture's path without suffix; by default next to the store.
     """
     dataset = summary.select(summary.load(store), _pairs(select))
-    across = summary.quantity(dataset, x)
+    across, value = summary.quantity(dataset, x), summary.variable(dataset, value)
     means, errors = summary.mean(dataset, value, [across.dims[0], *([by] if by else [])])
     lines = {}
     for i in range(means.sizes[by] if by else 1):

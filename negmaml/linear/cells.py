@@ -1,6 +1,7 @@
 """The linear model as a sweep function: every field of the problem, and all rates at once."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ class LinearModel:
         distance, reliable: train_rate.shape
 
     Sizes and steps are static, both rate axes are handled whole: one pass over the data of a cell
-    serves all of them, and all rates share their random numbers.
+    serves all of them, and all rates share their random numbers. It is a `sweeps.SweepFunction`.
 
     Arguments:
         evaluation: "expected", the exact mean over test tasks, or "sampled", the paper's protocol.
@@ -56,9 +57,9 @@ class LinearModel:
 
     def __call__(self, key, **point) -> dict[str, jax.Array]:
         point = DEFAULTS | point
-        single = {n: jnp.asarray(v)[None] for n, v in point.items() if self._is_number(n)}
-        fixed = {n: v for n, v in point.items() if n not in single}
-        return jax.tree.map(lambda x: x[0], self.batched(key[None], **fixed, **single))
+        numbers = {n: jnp.asarray(v)[None] for n, v in point.items() if self._is_number(n)}
+        shared = {n: v for n, v in point.items() if n not in numbers}
+        return jax.tree.map(lambda x: x[0], self.batched(key[None], numbers, shared))
 
     def _is_number(self, name: str) -> bool:
         return name not in (*SIZES, *STEPS, *RATES)
@@ -78,20 +79,23 @@ class LinearModel:
         """How to compile a program that so many cells will use."""
         return compiler_options(platform, light=cells <= 4 * self.batch_cells(**sizes))
 
-    def batched(self, keys, **point) -> dict[str, jax.Array]:
-        """Many cells: keys (B,), numbers (B,), rates of any shape, sizes as integers.
+    def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
+        """Many cells: keys (B,), numbers (B,); shared rates of any shape, sizes as integers.
 
         Cells are drawn and solved in pieces of the size that suits the cache, like the runs of
         `nm.simulate`.
         """
-        point = DEFAULTS | point
+        point = {**DEFAULTS, **numbers, **shared}
         dtype = working_dtype(*(point[n] for n in point if n not in (*SIZES, *STEPS)))
         rules = [
             GradientDescent(jnp.asarray(point[rate], dtype), point[steps])
             for rate, steps in zip(RATES, STEPS, strict=True)
         ]
-        numbers = {n: jnp.asarray(v, dtype) for n, v in point.items() if self._is_number(n)}
-        numbers = {n: jnp.broadcast_to(v, keys.shape) for n, v in numbers.items()}
+        numbers = {
+            n: jnp.broadcast_to(jnp.asarray(v, dtype), keys.shape)
+            for n, v in point.items()
+            if self._is_number(n)
+        }
         sizes = {name: point[name] for name in SIZES}
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
         shape = loop_shape(len(keys), normals_per_run(problem))

@@ -4,14 +4,15 @@ Functions that are registered under a name are attributes: `negmaml.sweeps.linea
 `negmaml.linear.LinearModel()`.
 """
 
-from negmaml.sweeps.api import plan, prepare, sweep
-from negmaml.sweeps.lock import StoreError
-from negmaml.sweeps.registry import named, names, register
+from negmaml.sweeps.api import sweep
+from negmaml.sweeps.files import StoreError
+from negmaml.sweeps.functions import SweepFunction, named, register, registered
+from negmaml.sweeps.planning import plan, prepare
 
-__all__ = ["StoreError", "plan", "prepare", "register", "sweep"]
+__all__ = ["StoreError", "SweepFunction", "plan", "prepare", "register", "sweep"]
 
 
 def __getattr__(name: str):
-    if name in names():
+    if name in registered():
         return named(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
 """`nm.sweep`: from a function and a grid to one labelled dataset."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,11 @@ from negmaml._core.extras import require
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.lock import locked
-from negmaml.sweeps.plan import Plan, index_of, planned, regions
+from negmaml.sweeps.planning import Work, index_of, planned, prepare, regions
 from negmaml.sweeps.run import empty
-from negmaml.sweeps.stored import into_store
-from negmaml.sweeps.work import Work, prepare
+from negmaml.sweeps.stored import How, Means, into_store
 
-Progress = Callable[[int, int], Any]
+Tell = Callable[[int, int], Any]
 
 
 def sweep(
@@ -35,7 +35,8 @@ def sweep(
     client: Any = None,
     extend: bool = False,
     accept_changes: bool = False,
-    progress: Progress | None = None,
+    version: str | None = None,
+    progress: bool | Tell = False,
 ):
     """Evaluate `function(key, **point)` at every point of a grid and every seed.
 
@@ -61,14 +62,23 @@ def sweep(
         devices: local devices to shard cells over; by default all.
         client: a Dask client, or the address of a scheduler, to spread blocks over workers. Needs
             a store that all of them see.
-        extend: add seeds and values of axes to an existing store, keeping what it holds.
-        accept_changes: go on although the function or the package version differs from the
-            store's; a note is kept in the attribute `history`.
-        progress: called as progress(cells done, cells in all) after every block.
+        extend: add seeds and values of axes to an existing store, keeping what it holds. Readers
+            of the store see the old one until the new values have their place.
+        accept_changes: go on although the function computes something else than it did when the
+            store was written; a note is kept in the attribute `history`.
+        version: a label that stands for what the function computes, for one that calls back to
+            Python, of which a change goes unseen. Change it when the function changes.
+        progress: whether to show a bar (needs rich: pip install "negmaml[cli]"), or a function
+            that is called as progress(cells done, cells in all) after every block.
+
+    A store may hold more than is asked for: what is returned is what is asked for.
 
     Returns an `xarray.Dataset`, read lazily if there is a store. Dims are named by the grid, then
     `seed`, then those of the output; coordinates are the values. `finite` is False at cells with
     a NaN or infinity, which are kept and stop nothing. Attributes say how it was made.
+
+    A store knows its function by the program that JAX traces from it: constants, globals and
+    attributes that it uses are a part of it, names are not.
 
     Raises ValueError or TypeError for a grid, function or spec that is not right, `StoreError` for
     a store of something else, ConnectionError for a scheduler that does not answer, and
@@ -82,32 +92,56 @@ def sweep(
     {'p': 2, 'sigma': 2, 'seed': 5, 'train_rate': 3}
     """
     require("xarray", "sweep")
-    work = prepare(function, grid, seeds, root, static, whole, common, output_dims)
+    work = prepare(
+        function, grid, seeds, root=root, static=static, whole=whole, common=common,
+        output_dims=output_dims,
+    )  # fmt: skip
     if client is not None and store is None:
         raise ValueError("client needs a store that its workers can write to; pass store=")
-    if store is None:
-        return _in_memory(work, memory, block, devices, progress)
-    store = str(store)
-    connected, ours = clusters.connect(client) if client is not None else (None, None)
+    with _teller(progress) as tell:
+        if store is None:
+            return _in_memory(work, memory, block, devices, tell)
+        store = str(store)
+        with clusters.connected(client) as workers, _told_how_to_go_on(store):
+            means = Means(memory, block, devices, workers, tell)
+            with locked(store) as lock:
+                return into_store(work, store, lock, means, How(extend, accept_changes, version))
+
+
+@contextmanager
+def _teller(progress: bool | Tell) -> Iterator[Tell]:
+    """What is called with the cells done and those in all; a bar for True."""
+    if not isinstance(progress, bool):
+        if not callable(progress):
+            raise TypeError(f"progress must be True, False or a function, got {progress!r}")
+        yield progress
+    elif not progress:
+        yield lambda *_: None
+    else:
+        rich = require("rich.progress", "cli")
+        columns = (rich.TextColumn("{task.description:<16}"), rich.BarColumn(),
+                   rich.MofNCompleteColumn(), rich.TimeRemainingColumn())  # fmt: skip
+        with rich.Progress(*columns, transient=True, speed_estimate_period=60) as bar:
+            task = bar.add_task("compiling", total=None)
+
+            def advance(done: int, cells: int) -> None:
+                rate = bar.tasks[0].speed
+                text = f"{rate:,.0f} cells/s" if rate else "sweeping"
+                bar.update(task, completed=done, total=cells, description=text)
+
+            yield advance
+
+
+@contextmanager
+def _told_how_to_go_on(store: str) -> Iterator[None]:
     try:
-        with locked(store):
-            return into_store(
-                work, store, memory, block, devices, connected, extend, accept_changes, progress
-            )
+        yield
     except KeyboardInterrupt as stop:
         stop.add_note(f"finished blocks are in {store!r}; the same call goes on from there")
         raise
-    finally:
-        if ours is not None:
-            ours.close()
 
 
-def plan(work: Work, memory=None, block=None, devices=None) -> Plan:
-    """What the sweep would do: a dry run. Compiles and times the largest group of shapes."""
-    return planned(work, memory, block, devices)[0]
-
-
-def _in_memory(work: Work, memory, block, devices, progress):
+def _in_memory(work: Work, memory, block, devices, tell: Tell):
     import xarray as xr
 
     started = time.perf_counter()
@@ -121,8 +155,7 @@ def _in_memory(work: Work, memory, block, devices, progress):
         for name, values in runner.compute(index_of(region, wanted)).items():
             results[name][region] = values.reshape(*wanted.shape, *values.shape[1:])
         done += wanted.size
-        if progress:
-            progress(done, grid.cells)
+        tell(done, grid.cells)
     dims = {o.name: (*grid.dims, *o.dims) for o in work.outputs} | {"finite": grid.dims}
     attributes = work.attributes() | {"wall_seconds": time.perf_counter() - started}
     variables = {name: (dims[name], results[name]) for name in dims}

@@ -4,16 +4,20 @@ Each worker compiles its own programs once and writes its own blocks to the stor
 worker that dies goes to another; writing a block twice writes the same chunk.
 """
 
+import contextlib
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from negmaml._core.extras import require
-from negmaml.sweeps.contract import Output
+from negmaml.sweeps.functions import Output, SweepFunction
 from negmaml.sweeps.grid import Grid, Region
-from negmaml.sweeps.plan import index_of
+from negmaml.sweeps.planning import index_of
 from negmaml.sweeps.run import Runner
 from negmaml.sweeps.store import Store, open_store
 
@@ -26,7 +30,7 @@ class Job:
     """What a worker needs to know of a sweep."""
 
     name: str
-    function: Any
+    function: SweepFunction
     grid: Grid
     outputs: tuple[Output, ...]
     root: int
@@ -37,10 +41,12 @@ class Job:
     part: int
 
 
-def connect(client):
-    """(a Dask client, and the same to close if it was made here from an address)."""
+@contextmanager
+def connected(client) -> Iterator[Any]:
+    """A Dask client: the one given, or one of the scheduler at an address; None for None."""
     if not isinstance(client, str):
-        return client, None
+        yield client
+        return
     distributed = require("distributed", "cluster")
     try:
         made = distributed.Client(client, timeout=5)
@@ -49,11 +55,12 @@ def connect(client):
             f"no scheduler answers at {client!r} ({error}); start one with `dask scheduler`, or "
             "leave it out to compute here"
         ) from error
-    return made, made
+    with made:
+        yield made
 
 
-def compute_block(job: Job, region: Region) -> int:
-    """Compute and store what a region lacks, on a worker; returns the number of cells."""
+def compute_block(job: Job, region: Region, lacking: np.ndarray) -> int:
+    """On a worker: compute and store a part of the cells that lack it; returns their number."""
     with jax.enable_x64(job.x64):
         if job.name not in _open:
             store = open_store(job.store)
@@ -66,25 +73,31 @@ def compute_block(job: Job, region: Region) -> int:
             _open.clear()  # programs of an earlier sweep
             _open[job.name] = runner, store
         runner, store = _open[job.name]
-        wanted = store.done(region) == job.part
+        wanted = lacking & (store.done(region) == job.part)  # it may have been stored, and lost
         if wanted.any():
             runner.expect([region])
             store.write(region, job.part, wanted, runner.compute(index_of(region, wanted)))
-        return int(wanted.sum())
+        return int(lacking.sum())
 
 
-def spread(client, job: Job, regions: list[Region]) -> Iterator[int]:
-    """Send every region to the workers; yields the cells of each as it is stored."""
+def spread(client, job: Job, blocks: list[tuple[Region, np.ndarray]]) -> Iterator[int]:
+    """Send blocks, and which of their cells lack the part, to the workers; yields cells stored."""
     distributed = require("distributed", "cluster")
     if not client.scheduler_info()["workers"]:
         client.wait_for_workers(1, timeout=60)
     futures = [
-        client.submit(compute_block, job, region, key=f"{job.name}-{i}", retries=RETRIES)
-        for i, region in enumerate(regions)
+        client.submit(compute_block, job, *block, key=f"{job.name}-{i}", retries=RETRIES)
+        for i, block in enumerate(blocks)
     ]
     try:
         for future in distributed.as_completed(futures):
             yield future.result()
             future.release()
+    except (CancelledError, distributed.CommClosedError) as error:
+        raise ConnectionError(
+            f"the scheduler is gone, or gave the blocks up ({error}); those that are finished are "
+            f"in {job.store!r}, and the same call goes on from there with another scheduler"
+        ) from error
     finally:
-        client.cancel([future for future in futures if not future.done()])
+        with contextlib.suppress(Exception):  # of a scheduler that is gone
+            client.cancel([future for future in futures if not future.done()])

@@ -1,164 +1,250 @@
 """What a store is a sweep of, and how two sweeps differ."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from negmaml.sweeps.contract import Output
+from negmaml._core.identity import Identity, difference
+from negmaml.sweeps.functions import Output
 from negmaml.sweeps.grid import Axis, Grid
 
-FORMAT = 2
-Box = dict[str, list[int]]  # whole axis: its first and one past its last position
+FORMAT = 3  # to be raised when a cell gets other random numbers, too
+DESCRIBED = 8  # programs of which more is kept than the digest
+Box = Mapping[str, tuple[int, int]]  # whole axis: its first and one past its last position
 
 
-def manifest(
-    function: str, version: str, root: int, grid: Grid, outputs: Sequence[Output], x64: bool
-) -> dict[str, Any]:
-    """What a store is a sweep of, as JSON: everything that its numbers depend on."""
-    axes = [(axis, role) for role, axes in (("cell", grid.axes), ("whole", grid.whole))
-            for axis in axes]  # fmt: skip
-    return {
-        "format": FORMAT,
-        "function": function,
-        "version": version,
-        "root": root,
-        "x64": x64,
-        "axes": {
-            ",".join(axis.names): {
-                "role": role,
-                "dim": axis.dim,
-                "static": [name for name in axis.names if name in grid.static],
-                "values": [list(row) for row in axis.values],
-            }
-            for axis, role in axes
-        },
-        "parts": [],
-        "common": sorted(grid.common),
-        "seeds": list(grid.seeds),
-        "outputs": {o.name: [o.dtype, list(o.dims), list(o.shape)] for o in outputs},
-    }
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that the numbers of a store depend on.
+
+    function: its name. version: of this package. programs: the digest of what is computed in each
+    group of static values; described: what there is to say of some of them. block: cells of a
+    chunk along each dim. parts: what cells can lack besides everything: the box
+    over the whole axes of each extension of one of them.
+    """
+
+    function: str
+    version: str
+    root: int
+    x64: bool
+    grid: Grid
+    outputs: tuple[Output, ...]
+    programs: Mapping[str, str]
+    described: Mapping[str, Identity]
+    block: tuple[int, ...] = ()
+    parts: tuple[Box, ...] = ()
+
+    def to_json(self) -> str:
+        """The manifest as text."""
+        grid = self.grid
+        return json.dumps({
+            "format": FORMAT,
+            "function": self.function,
+            "version": self.version,
+            "root": self.root,
+            "x64": self.x64,
+            "axes": [_axis_json(axis, grid) for axis in grid.axes],
+            "whole": [_axis_json(axis, grid) for axis in grid.whole],
+            "seeds": grid.seeds,
+            "common": sorted(grid.common),
+            "outputs": [[o.name, o.dims, o.shape, o.dtype] for o in self.outputs],
+            "programs": dict(self.programs),
+            "described": {group: held.to_json() for group, held in self.described.items()},
+            "block": self.block,
+            "parts": self.parts,
+        })  # fmt: skip
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """The manifest of a text; ValueError for one of another format."""
+        held = json.loads(text)
+        if held.get("format") != FORMAT:
+            raise ValueError(
+                f"it has the layout {held.get('format')} of another version of negmaml, and this "
+                f"one reads layout {FORMAT}"
+            )
+        static = {n for a in (*held["axes"], *held["whole"]) for n in a["static"]}
+        grid = Grid(
+            tuple(map(_axis, held["axes"])), tuple(map(_axis, held["whole"])),
+            tuple(held["seeds"]), frozenset(static), frozenset(held["common"]),
+        )  # fmt: skip
+        outputs = tuple(Output(n, tuple(d), tuple(s), t) for n, d, s, t in held["outputs"])
+        parts = tuple({dim: tuple(box[dim]) for dim in box} for box in held["parts"])
+        return cls(
+            held["function"], held["version"], held["root"], held["x64"], grid, outputs,
+            held["programs"],
+            {group: Identity.from_json(text) for group, text in held["described"].items()},
+            tuple(held["block"]), parts,
+        )  # fmt: skip
+
+    def array_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every array with the dims of the cells."""
+        cells = self.grid.shape
+        shapes = {output.name: (*cells, *output.shape) for output in self.outputs}
+        return shapes | {"finite": cells, "done": cells}
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(what cannot be reconciled, what can be added), each in words."""
+def _axis_json(axis: Axis, grid: Grid) -> dict[str, Any]:
+    static = [name for name in axis.names if name in grid.static]
+    return {"dim": axis.dim, "names": axis.names, "static": static, "values": axis.values}
+
+
+def _axis(held: Mapping[str, Any]) -> Axis:
+    return Axis(held["dim"], tuple(held["names"]), tuple(map(tuple, held["values"])))
+
+
+def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]]:
+    """(what cannot be reconciled, what can be added), each in words.
+
+    A sweep of fewer values or seeds than the store has is no difference: it is a part of it.
+    """
     wrong: list[str] = []
     more: list[str] = []
-    for field in ("format", "root", "x64", "common"):
-        if stored[field] != asked[field]:
-            wrong.append(f"{field}: store has {stored[field]}, asked {asked[field]}")
+    for field in ("root", "x64"):
+        if getattr(stored, field) != getattr(asked, field):
+            wrong.append(_differ(field, getattr(stored, field), getattr(asked, field)))
+    if stored.grid.common != asked.grid.common:
+        common = (sorted(m.grid.common) for m in (stored, asked))
+        wrong.append(_differ("common", *common))
     held, wanted = _own_shapes(stored), _own_shapes(asked)
     if held != wanted:
-        wrong.append(f"outputs: store has {held}, asked {wanted}")
-    for name in [*stored["axes"], *(n for n in asked["axes"] if n not in stored["axes"])]:
-        old, new = (m["axes"].get(name) for m in (stored, asked))
-        if old is None or new is None:
-            has = "no" if old is None else "an"
+        wrong.append(_differ("outputs", held, wanted))
+    old_axes, new_axes = _axes(stored.grid), _axes(asked.grid)
+    for name in [*old_axes, *(n for n in new_axes if n not in old_axes)]:
+        if name not in old_axes or name not in new_axes:
+            has = "no" if name not in old_axes else "an"
             wrong.append(f"axis {name}: store has {has} axis of that name")
             continue
+        old, new = old_axes[name], new_axes[name]
         for field in ("role", "dim", "static"):
             if old[field] != new[field]:
                 wrong.append(f"axis {name}: {field} is {old[field]}, asked {new[field]}")
-        change, loses = _change(f"axis {name}", old["values"], new["values"])
-        if change:
-            (wrong if loses or old["dim"] is None else more).append(change)
-    change, loses = _change("seeds", stored["seeds"], asked["seeds"])
-    if change:
-        (wrong if loses else more).append(change)
+        if change := _added(f"axis {name}", old["values"], new["values"]):
+            (wrong if old["dim"] is None else more).append(change)
+    if change := _added("seeds", stored.grid.seeds, asked.grid.seeds):
+        more.append(change)
     return wrong, more
 
 
-def _own_shapes(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Outputs, with no sizes of whole axes, which may grow."""
-    whole = _whole_sizes(manifest)
-    return {
-        name: [dtype, dims, [None if d in whole else n for d, n in zip(dims, shape, strict=True)]]
-        for name, (dtype, dims, shape) in manifest["outputs"].items()
-    }
-
-
-def _whole_sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
-    axes = manifest["axes"].values()
-    return {a["dim"]: len(a["values"]) for a in axes if a["role"] == "whole" and a["dim"]}
-
-
-def _change(what: str, old: list, new: list) -> tuple[str, bool]:
-    """How two lists of values differ beyond their order, and whether the new one has less."""
-
-    def text(values):
-        shown = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in values]
-        return f"{len(shown)} ({', '.join(map(str, shown[:4]))}{', ...' if len(shown) > 4 else ''})"
-
-    added, lost = [v for v in new if v not in old], [v for v in old if v not in new]
-    parts = [f"{word} {text(v)}" for word, v in (("adds", added), ("lacks", lost)) if v]
-    return (f"{what}: asked {' and '.join(parts)}" if parts else ""), bool(lost)
-
-
-def longer_whole_axes(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Whole axes to which the asked sweep adds values."""
+def other_programs(stored: Manifest, now: Mapping[str, Identity]) -> list[str]:
+    """In words, how programs differ from those of the same groups in the store."""
     return [
-        name
-        for name, axis in stored["axes"].items()
-        if axis["role"] == "whole" and _change("", axis["values"], asked["axes"][name]["values"])[0]
+        f"function: at {group} it computes something else than {stored.function} did"
+        + (f" ({difference(stored.described[group], new)})" if group in stored.described else "")
+        for group, new in now.items()
+        if stored.programs.get(group, new.digest) != new.digest
     ]
 
 
-def extended(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+def with_programs(manifest: Manifest, function: str, now: Mapping[str, Identity]) -> Manifest:
+    """The manifest with these programs in place of those of the same groups, or added."""
+    described = {**manifest.described, **now}
+    kept = list(dict.fromkeys([*now, *described]))[:DESCRIBED]
+    return replace(
+        manifest,
+        function=function,
+        programs={**manifest.programs, **{group: new.digest for group, new in now.items()}},
+        described={group: described[group] for group in kept},
+    )
+
+
+def _differ(what: str, old, new) -> str:
+    return f"{what}: store has {old}, asked {new}"
+
+
+def _axes(grid: Grid) -> dict[str, dict[str, Any]]:
+    """Every axis by its names, as it is compared."""
+    return {
+        ",".join(axis.names): {
+            "role": role,
+            "dim": axis.dim,
+            "static": [name for name in axis.names if name in grid.static],
+            "values": axis.values,
+        }
+        for role, axes in (("cell", grid.axes), ("whole", grid.whole))
+        for axis in axes
+    }
+
+
+def _own_shapes(manifest: Manifest) -> dict[str, Any]:
+    """Outputs, with no sizes of whole axes, which may grow."""
+    whole = _whole_sizes(manifest.grid)
+    return {
+        o.name: [
+            o.dtype,
+            list(o.dims),
+            [None if d in whole else n for d, n in zip(o.dims, o.shape, strict=True)],
+        ]
+        for o in manifest.outputs
+    }
+
+
+def _whole_sizes(grid: Grid) -> dict[str, int]:
+    return {axis.dim: len(axis) for axis in grid.whole if axis.dim}
+
+
+def _added(what: str, old: Sequence, new: Sequence) -> str:
+    """Which values the asked sweep adds, in words; nothing if none."""
+    held = set(old)
+    added = [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in new if v not in held]
+    shown = ", ".join(map(str, added[:4])) + (", ..." if len(added) > 4 else "")
+    return f"{what}: asked adds {len(added)} ({shown})" if added else ""
+
+
+def other_whole_axes(stored: Grid, asked: Grid) -> list[str]:
+    """Whole axes of which the asked sweep has other values than the store."""
+    return [
+        old.names[0]
+        for old, new in zip(_sorted(stored.whole), _sorted(asked.whole), strict=True)
+        if set(old.values) != set(new.values)
+    ]
+
+
+def _sorted(axes: Sequence[Axis]) -> list[Axis]:
+    return sorted(axes, key=lambda axis: axis.names)
+
+
+def extended(stored: Manifest, asked: Manifest) -> Manifest:
     """The stored sweep with what the asked one adds to it, appended.
 
     New values of whole axes make one part for each such axis: a box over the whole axes that
     cells computed before have yet to get.
     """
-    axes = {
-        name: axis | {"values": _append(axis["values"], asked["axes"][name]["values"])}
-        for name, axis in stored["axes"].items()
-    }
-    parts = list(stored["parts"])
-    sizes, new_sizes = _whole_sizes(stored), _whole_sizes({"axes": axes})
-    for dim in sizes:
-        if new_sizes[dim] > sizes[dim]:
-            box = {other: [0, size] for other, size in sizes.items()}
-            parts.append(box | {dim: [sizes[dim], new_sizes[dim]]})
-            sizes[dim] = new_sizes[dim]
-    outputs = {
-        name: [dtype, dims, [sizes.get(d, n) for d, n in zip(dims, shape, strict=True)]]
-        for name, (dtype, dims, shape) in stored["outputs"].items()
-    }
-    seeds = _append(stored["seeds"], asked["seeds"])
-    return {**stored, "axes": axes, "parts": parts, "outputs": outputs, "seeds": seeds}
+    old, new = stored.grid, {axis.names: axis for axis in (*asked.grid.axes, *asked.grid.whole)}
+
+    def longer(axis: Axis) -> Axis:
+        return replace(axis, values=_append(axis.values, new[axis.names].values))
+
+    grid = replace(
+        old, axes=tuple(map(longer, old.axes)), whole=tuple(map(longer, old.whole)),
+        seeds=_append(old.seeds, asked.grid.seeds),
+    )  # fmt: skip
+    parts, sizes = list(stored.parts), _whole_sizes(old)
+    for dim, size in _whole_sizes(grid).items():
+        if size > sizes[dim]:
+            box = {other: (0, held) for other, held in sizes.items()}
+            parts.append(box | {dim: (sizes[dim], size)})
+            sizes[dim] = size
+    outputs = tuple(_resized(output, sizes) for output in stored.outputs)
+    return replace(stored, grid=grid, parts=tuple(parts), outputs=outputs)
 
 
-def _append(old: list, new: list) -> list:
-    return [*old, *(value for value in new if value not in old)]
+def _append(old: tuple, new: tuple) -> tuple:
+    held = set(old)
+    return (*old, *(value for value in new if value not in held))
+
+
+def _resized(output: Output, sizes: Mapping[str, int]) -> Output:
+    shape = tuple(sizes.get(d, n) for d, n in zip(output.dims, output.shape, strict=True))
+    return replace(output, shape=shape)
 
 
 def part_of(grid: Grid, outputs: Sequence[Output], box: Box) -> tuple[Grid, tuple[Output, ...]]:
     """A grid and its outputs with the values of whole axes that lie in a box."""
     whole = tuple(
-        replace(axis, values=axis.values[slice(*box[axis.dim])]) if axis.dim in box else axis
+        replace(axis, values=axis.values[slice(*box.get(axis.dim or "", (None,)))])
         for axis in grid.whole
     )
     sizes = {dim: stop - start for dim, (start, stop) in box.items()}
-    shapes = [
-        replace(o, shape=tuple(sizes.get(d, n) for d, n in zip(o.dims, o.shape, strict=True)))
-        for o in outputs
-    ]
-    return replace(grid, whole=whole), tuple(shapes)
-
-
-def grid_of(stored: Mapping[str, Any]) -> Grid:
-    axes: dict[str, list[Axis]] = {"cell": [], "whole": []}
-    static = set()
-    for names, axis in stored["axes"].items():
-        rows = tuple(tuple(row) for row in axis["values"])
-        axes[axis["role"]].append(Axis(axis["dim"], tuple(names.split(",")), rows))
-        static |= set(axis["static"])
-    return Grid(
-        tuple(axes["cell"]), tuple(axes["whole"]), tuple(stored["seeds"]), frozenset(static),
-        frozenset(stored["common"]),
-    )  # fmt: skip
-
-
-def array_shapes(grid: Grid, outputs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of every array with the dims of the cells."""
-    shapes = {name: (*grid.shape, *shape) for name, (_, _, shape) in outputs.items()}
-    return shapes | {"finite": grid.shape, "done": grid.shape}
+    return replace(grid, whole=whole), tuple(_resized(output, sizes) for output in outputs)

@@ -179,6 +179,16 @@ def _check_distinct(what: str, values: Sequence) -> None:
         seen.add(value)
 
 
+def name_tuple(argument: str, given) -> tuple[str, ...]:
+    """A list of names as a tuple; a bare string is an error, not a list of letters."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{argument} must be a list of names, such as [{given!r}], got {given!r}")
+    names = tuple(given)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"{argument} must be a list of names, got {wrong[0]!r} in it")
+    return names
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """ "; did you mean ...?" with the nearest valid name, or nothing."""
     close = get_close_matches(name, list(names), 1, 0.5)

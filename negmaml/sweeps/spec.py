@@ -11,21 +11,24 @@ sigma = { start = 0.1, stop = 1.0, num = 10 }
 
 import importlib
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from negmaml.sweeps.functions import made, registered
 from negmaml.sweeps.parse import near
-from negmaml.sweeps.registry import made, names
 
 FIELDS = ("function", "seeds", "grid", "root", "options", "static", "whole", "common",
           "output_dims", "memory", "block", "dtype")  # fmt: skip
 PASSED = ("seeds", "root", "static", "whole", "common", "output_dims")
-SHIPPED = ("phase_map",)
+EXAMPLES = "negmaml.examples"
+WORD = r"[A-Za-z_][\w.:/-]*"  # what --set takes as a string without quotes
 RANGE = {"start", "stop", "num"}
 
 
@@ -59,13 +62,14 @@ def arguments(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load(path: str) -> dict[str, Any]:
     file = Path(path)
-    if not file.exists() and path in SHIPPED:
-        file = Path(__file__).with_name(f"{path}.toml")
+    shipped = {f.name.removesuffix(".toml"): f for f in resources.files(EXAMPLES).iterdir()
+               if f.name.endswith(".toml")}  # fmt: skip
     try:
-        return tomllib.loads(file.read_text())
+        found = file if file.exists() else shipped.get(path, file)
+        return tomllib.loads(found.read_text())
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no spec file {path!r}; write one, or try the example phase_map"
+            f"there is no spec file {path!r}; write one, or try an example: {', '.join(shipped)}"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
@@ -76,9 +80,14 @@ def _override(spec: dict[str, Any], text: str) -> None:
     where, names = spec, key.strip().split(".")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"] if equals else None
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()  # a bare word
-    if parsed is None or not all(names):
+    except tomllib.TOMLDecodeError as error:
+        parsed = value.strip()
+        if parsed and not re.fullmatch(WORD, parsed):
+            raise ValueError(
+                f"--set {text}: the value is no valid TOML ({error}); numbers, [lists] and "
+                '"strings" have to be whole'
+            ) from error
+    if parsed in (None, "") or not all(names):
         raise ValueError(
             f"--set takes key=value, such as seeds=20 or grid.sigma=[0.1, 1.0], got {text!r}"
         )
@@ -106,10 +115,10 @@ def _grid(path: str, grid) -> dict:
 
 
 def _function(path: str, name: str, options: Mapping[str, Any]):
-    if name in names():
+    if name in registered():
         try:
             return made(name, **options)
-        except TypeError as error:
+        except ValueError as error:
             raise ValueError(f"{path}: options of {name!r}: {error}") from error
     module, _, attribute = name.partition(":")
     if options or not attribute:

@@ -1,42 +1,65 @@
 """The store: a zarr group of preallocated labelled arrays, one chunk a block.
 
-It opens with `xarray.open_zarr` at any time. What makes that safe: a new store is built aside and
-renamed into place; every chunk is one file, written aside and renamed; `done` is written after the
-data it speaks of, and counts the parts that a cell has (one, and one more for each time that a
-whole axis was lengthened); and the attribute `negmaml_sweep` says what the store is a sweep of, so
-that another sweep is refused.
+It opens with `xarray.open_zarr` at any time, and no kill harms it, since each change of it is one
+write. The file `zarr.json` of the group holds the shapes of all arrays (consolidated metadata) and
+the attribute `negmaml_sweep`, which says what the store is a sweep of:
+
+- a new store is there once this file is, which is written last; a mark tells what an interrupted
+  beginning left from the files of others;
+- an extension writes longer coordinates, of which readers see the length that they know, and then
+  this file, which is all that changes for a reader; the metadata of single arrays, of which this
+  file has copies, follow;
+- a chunk is one file, and `done` is written after the data it speaks of. It counts the parts that
+  a cell has: one, and one more for each time that a whole axis was lengthened.
 """
 
+import copy
 import json
-import os
-import shutil
-import uuid
-import warnings
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from negmaml._core.extras import require
+from negmaml.sweeps.files import PARTIAL, LocalFiles, StoreError, address, files_of
 from negmaml.sweeps.grid import Grid, Region
-from negmaml.sweeps.lock import StoreError, local_path
-from negmaml.sweeps.manifest import Box, array_shapes, extended, grid_of
+from negmaml.sweeps.manifest import Box, Manifest
 
 MANIFEST = "negmaml_sweep"
+ROOT = "zarr.json"
+CREATING = ".negmaml-creating"  # there until the store is whole
+LABELS = 1024  # values of a coordinate in a chunk: extensions mostly stay within
+REMEDY = "; give an empty or new path, or the store of an earlier sweep"
+# Those that run no code of whoever made the store, as a pickle would.
+CODECS = {"bytes", "zstd", "blosc", "gzip", "crc32c", "vlen-utf8", "transpose"}
 
 
 class Store:
     """An open store; make one with `create` or `open_store`."""
 
-    def __init__(self, url: str, group):
-        self.url, self.group = url, group
-        self.manifest: dict[str, Any] = json.loads(group.attrs[MANIFEST])
-        self.block: tuple[int, ...] = tuple(self.manifest["block"])
+    def __init__(self, url: str, root: dict[str, Any]):
+        self.url, self.files = url, files_of(url)
+        self._take(root)
+
+    def _take(self, root: dict[str, Any]) -> None:
+        self.root = root
+        self.manifest = Manifest.from_json(root["attributes"][MANIFEST])
+        zarr = require("zarr", "sweep")
+        self.group = zarr.open_group(
+            address(self.url), mode="r+", zarr_format=3, use_consolidated=True
+        )
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """Attributes of the dataset."""
+        return self.root["attributes"]
 
     @property
     def parts(self) -> list[Box]:
         """What a cell can lack: everything, or the box of each extension of a whole axis."""
-        return [{}, *self.manifest["parts"]]
+        return [{}, *self.manifest.parts]
 
     def done(self, region: Region | None = None) -> np.ndarray:
         """How many of `parts` each cell has: 0, or all of them when none was added since."""
@@ -49,9 +72,9 @@ class Store:
         box, finite = self.parts[part], values["finite"]
         level = part + 1 if part else len(self.parts)  # the first computes everything there is
         try:
-            for name, (_, dims, _) in self.manifest["outputs"].items():
-                inside = tuple(slice(*box.get(dim, (None,))) for dim in dims)
-                self._put(name, (*region, *inside), wanted, values[name])
+            for output in self.manifest.outputs:
+                inside = tuple(slice(*box.get(dim, (None,))) for dim in output.dims)
+                self._put(output.name, (*region, *inside), wanted, values[output.name])
             if part:
                 finite &= np.asarray(self.group["finite"][region])[wanted]
             self._put("finite", region, wanted, finite)
@@ -75,131 +98,187 @@ class Store:
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes of the dataset."""
-        self.group.attrs.update(dict(attributes))
-        _consolidate(self.group)
+        self.root["attributes"] |= attributes
+        self.files.write(ROOT, _text(self.root))
 
-    def repair(self) -> None:
-        """Undo an extension that was cut off: the manifest is what it changes last."""
-        stored = grid_of(self.manifest)
-        labels = {name: values for name, (_, values) in coordinates(stored).items()}
-        if any(n not in self.group or self.group[n].shape != v.shape for n, v in labels.items()):
-            _write_coordinates(self.group, stored)
-        for name, shape in array_shapes(stored, self.manifest["outputs"]).items():
-            if self.group[name].shape != shape:
-                self.group[name].resize(shape)
+    def extend(self, merged: Manifest, attributes: Mapping[str, Any]) -> None:
+        """Become the store of a manifest that adds to this one, and set attributes with it."""
+        _check_types(self.url, self.manifest.grid, merged.grid)
+        root = copy.deepcopy(self.root)
+        arrays = root["consolidated_metadata"]["metadata"]
+        labels = coordinates(merged.grid)
+        shapes = merged.array_shapes() | {
+            name: values.shape for name, (_, values) in labels.items()
+        }
+        longer = [name for name in labels if arrays[name]["shape"] != list(shapes[name])]
+        for name, shape in shapes.items():
+            arrays[name]["shape"] = list(shape)
+        for name in longer:
+            for key, data in _encoded(name, arrays[name], labels[name][1]).items():
+                self.files.write(key, data)
+        root["attributes"] |= {**attributes, MANIFEST: merged.to_json()}
+        self.files.write(ROOT, _text(root))
+        self._take(root)
+        self.follow()
 
-    def extend(self, asked: Mapping[str, Any]) -> Grid:
-        """Append seeds and values of axes; returns the grid in the order of the store."""
-        merged = extended(self.manifest, asked)
-        grid = grid_of(merged)
-        for name, shape in array_shapes(grid, merged["outputs"]).items():
-            self.group[name].resize(shape)
-        _write_coordinates(self.group, grid)
-        self.describe({MANIFEST: json.dumps(merged)})
-        self.manifest = merged
-        return grid
+    def follow(self) -> None:
+        """Bring the metadata of each array up to its copy in the group, which changes first."""
+        for name, metadata in self.root["consolidated_metadata"]["metadata"].items():
+            held = self.files.read(f"{name}/{ROOT}")
+            if held is None or json.loads(held) != metadata:
+                self.files.write(f"{name}/{ROOT}", _text(metadata))
 
-    def accept(self, asked: Mapping[str, Any], note: str) -> None:
-        """Take on the asked function and version, leaving a note."""
-        changed = {field: asked[field] for field in ("function", "version")}
-        notes = [*self.group.attrs.get("history", []), note]
-        self.manifest |= changed
-        self.describe({MANIFEST: json.dumps(self.manifest), "history": notes})
-
-    def grid(self) -> Grid:
-        """The grid in the order of the store."""
-        return grid_of(self.manifest)
+    def note(self, manifest: Manifest, attributes: Mapping[str, Any]) -> None:
+        """Say other programs or another version in the manifest, and set attributes with it."""
+        self.manifest = manifest
+        self.describe({**attributes, MANIFEST: manifest.to_json()})
 
 
-def open_store(url: str) -> Store | None:
-    """The store at `url`; None if there is nothing yet. Raises StoreError if it is not ours."""
-    zarr = require("zarr", "sweep")
-    path = local_path(url)
-    if path is not None and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
+def open_store(url: str, tidy: bool = False) -> Store | None:
+    """The store at `url`, to write to; None if there is nothing yet. StoreError if it is not ours.
+
+    tidy: whether to remove what writers left that were cut off.
+    """
+    files = files_of(url)
+    root = _read(url, files)
+    if root is None:
+        left = list(files.names())
+        if CREATING in left or (left and all(name.startswith(CREATING) for name in left)):
+            for name in sorted(left, key=CREATING.__eq__):  # the mark goes last
+                files.remove(name)
+        elif files.exists():
+            raise StoreError(f"store {url!r} exists and is no zarr store{REMEDY}")
         return None
-    remedy = "; give an empty or new path, or the store of an earlier sweep"
-    if path is not None and not (path / "zarr.json").is_file():
-        raise StoreError(f"store {url!r} exists and is no zarr store{remedy}")
-    try:
-        group = zarr.open_group(str(path or url), mode="r+", zarr_format=3, use_consolidated=False)
-    except FileNotFoundError:
+    if tidy:
+        for key in [key for key in files.names() if key.endswith(PARTIAL) or key == CREATING]:
+            files.remove(key)
+    return Store(url, root)
+
+
+def check_store(url: str) -> None:
+    """Raise unless there is a store of a sweep."""
+    files = files_of(url)
+    if _read(url, files) is None:
+        raise FileNotFoundError(f"there is no store at {url!r}")
+
+
+def _read(url: str, files) -> dict[str, Any] | None:
+    """The metadata of the group, checked; None if there is none."""
+    text = files.read(ROOT)
+    if text is None:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"store {url!r} cannot be read as zarr ({error}){remedy}") from error
-    if MANIFEST not in group.attrs:
-        if group.attrs.get("negmaml_sweep_creating"):
-            return None  # a remote store whose making was interrupted
-        raise StoreError(f"store {url!r} is a zarr store, but of no sweep{remedy}")
-    return Store(url, group)
-
-
-def create(
-    url: str, manifest: Mapping[str, Any], grid: Grid, block: Sequence[int], attributes: Mapping
-) -> Store:
-    """A new store: built aside and renamed into place, or marked until it is whole (URLs)."""
-    zarr = require("zarr", "sweep")
-    path = local_path(url)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial") if path else None
     try:
-        group = zarr.open_group(str(aside or url), mode="w", zarr_format=3)
-        group.attrs["negmaml_sweep_creating"] = True
-        _write_arrays(group, manifest, grid, block)
-        whole = {**attributes, MANIFEST: json.dumps({**manifest, "block": list(block)})}
-        group.attrs.put({**whole, "coordinates": " ".join(_labels(grid))})
-        _consolidate(group)
-        if path is not None and aside is not None:
-            if path.is_dir():
-                path.rmdir()  # empty: `open_store` has looked
-            os.rename(aside, path)
+        root = json.loads(text)
+        arrays = root.get("consolidated_metadata")
+        if MANIFEST not in root.get("attributes", {}) or not arrays:
+            raise StoreError(f"store {url!r} is a zarr store, but of no sweep{REMEDY}")
+        for name, metadata in arrays["metadata"].items():
+            for codec in metadata["codecs"]:
+                if codec["name"] not in CODECS:
+                    raise StoreError(
+                        f"store {url!r}: {name} has the codec {codec['name']!r}, which no sweep "
+                        f"writes and which could run code of whoever made it; allowed are "
+                        f"{', '.join(sorted(CODECS))}"
+                    )
+        Manifest.from_json(root["attributes"][MANIFEST])
+    except StoreError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"store {url!r} cannot be read ({error}){REMEDY}") from error
+    return root
+
+
+def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> Store:
+    """A new store, of which `zarr.json` is written last."""
+    files = files_of(url)
+    try:
+        files.write(CREATING, b"")
+        contents = _new(manifest)
+        for key, data in contents.items():
+            files.write(key, data)
+        arrays = {k.split("/")[0]: json.loads(contents[k]) for k in contents if k.endswith(ROOT)}
+        labels = coordinates(manifest.grid).items()
+        root = {
+            "attributes": {
+                **attributes,
+                "coordinates": " ".join(name for name, (dims, _) in labels if dims != (name,)),
+                MANIFEST: manifest.to_json(),
+            },
+            "zarr_format": 3,
+            "consolidated_metadata": {
+                "kind": "inline", "must_understand": False, "metadata": arrays
+            },
+            "node_type": "group",
+        }  # fmt: skip
+        files.write(ROOT, _text(root))
+        files.remove(CREATING)
     except OSError as error:
         raise OSError(
             error.errno,
             f"store {url!r} cannot be made ({error.strerror or error}); choose another path, or "
             "mend its permissions or its disk",
         ) from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
-    opened = zarr.open_group(str(path or url), mode="r+", zarr_format=3, use_consolidated=False)
-    return Store(url, opened)
+    return Store(url, root)
 
 
-def _consolidate(group) -> None:
-    """Copy the metadata of all arrays to one place, where readers find a consistent set."""
-    zarr = require("zarr", "sweep")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that version 3 of zarr has yet to adopt this officially
-        zarr.consolidate_metadata(group.store)
+def _text(metadata: Mapping[str, Any]) -> bytes:
+    return json.dumps(metadata, indent=1).encode()
 
 
-def _write_arrays(group, manifest: Mapping[str, Any], grid: Grid, block: Sequence[int]) -> None:
-    for name, (dtype, dims, shape) in manifest["outputs"].items():
-        inexact = np.dtype(dtype).kind in "fc"
-        group.create_array(
-            name,
-            shape=(*grid.shape, *shape),
-            chunks=(*block, *(max(1, n) for n in shape)),
-            dtype=dtype,
-            fill_value=np.nan if inexact else 0,
-            compressors=None if inexact else "auto",  # random digits do not compress
-            dimension_names=(*grid.dims, *dims),
-        )
-    for name, dtype in (("finite", "bool"), ("done", "uint8")):
-        group.create_array(
-            name, shape=grid.shape, chunks=tuple(block), dtype=dtype, fill_value=0,
-            dimension_names=grid.dims,
-        )  # fmt: skip
-    _write_coordinates(group, grid)
+def _new(manifest: Manifest) -> dict[str, bytes]:
+    """The files of a store with nothing computed, but for that of the group."""
+    grid, block = manifest.grid, manifest.block
+    with tempfile.TemporaryDirectory() as folder:
+        group = require("zarr", "sweep").open_group(folder, mode="w", zarr_format=3)
+        for output in manifest.outputs:
+            inexact = np.dtype(output.dtype).kind in "fc"
+            group.create_array(
+                output.name,
+                shape=(*grid.shape, *output.shape),
+                chunks=(*block, *(max(1, n) for n in output.shape)),
+                dtype=output.dtype,
+                fill_value=np.nan if inexact else 0,
+                compressors=None if inexact else "auto",  # random digits do not compress
+                dimension_names=(*grid.dims, *output.dims),
+            )
+        for name, dtype in (("finite", "bool"), ("done", "uint8")):
+            group.create_array(
+                name, shape=grid.shape, chunks=block, dtype=dtype, fill_value=0,
+                dimension_names=grid.dims,
+            )  # fmt: skip
+        for name, (dims, values) in coordinates(grid).items():
+            array = group.create_array(
+                name, shape=values.shape, chunks=tuple(LABELS for _ in values.shape),
+                dtype=values.dtype if values.dtype.kind != "U" else str, dimension_names=dims,
+            )  # fmt: skip
+            array[...] = values
+        return _contents(folder, but=ROOT)
 
 
-def _write_coordinates(group, grid: Grid) -> None:
-    for name, (dims, values) in coordinates(grid).items():
-        array = group.create_array(
-            name, shape=values.shape, chunks=tuple(max(1, n) for n in values.shape),
-            dtype=values.dtype if values.dtype.kind != "U" else str,
-            dimension_names=dims, overwrite=True,
-        )  # fmt: skip
+def _encoded(name: str, metadata: Mapping[str, Any], values: np.ndarray) -> dict[str, bytes]:
+    """The chunks of a coordinate of these values."""
+    with tempfile.TemporaryDirectory() as folder:
+        aside = LocalFiles(Path(folder))
+        aside.write(f"{name}/{ROOT}", _text(metadata))
+        array = require("zarr", "sweep").open_array(f"{folder}/{name}", mode="r+", zarr_format=3)
         array[...] = values
+        return _contents(folder, but=f"{name}/{ROOT}")
+
+
+def _contents(folder: str, but: str) -> dict[str, bytes]:
+    files = LocalFiles(Path(folder))
+    return {key: files.read(key) or b"" for key in files.names() if key != but}
+
+
+def _check_types(url: str, old: Grid, new: Grid) -> None:
+    """That the new values of an axis are of the type of the old ones."""
+    held, longer = coordinates(old), coordinates(new)
+    for name, (_, values) in held.items():
+        if longer[name][1].dtype.kind != values.dtype.kind:
+            raise StoreError(
+                f"store {url!r}: axis {name} holds {values.dtype.name}, and cannot take values "
+                f"that make it {longer[name][1].dtype.name}; sweep into another store"
+            )
 
 
 def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
@@ -210,8 +289,3 @@ def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
             column = np.array(axis.column(name))
             found[name] = ((axis.dim,), column) if axis.dim else ((), column[0])
     return {**found, "seed": (("seed",), np.array(grid.seeds, np.int64))}
-
-
-def _labels(grid: Grid) -> list[str]:
-    """Coordinates that index no dim of their own name."""
-    return [name for name, (dims, _) in coordinates(grid).items() if dims != (name,)]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.extras import require
-from negmaml.sweeps.lock import StoreError, local_path
+from negmaml.sweeps.files import address
 from negmaml.sweeps.parse import near
-from negmaml.sweeps.store import MANIFEST
+from negmaml.sweeps.store import check_store
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -18,18 +18,12 @@ OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 def load(url: str):
     """The dataset of a store, with `done`; also while a sweep writes it."""
     xr = require("xarray", "sweep")
-    require("zarr", "sweep")
-    try:
-        dataset = xr.open_zarr(str(local_path(url) or url), chunks=None, consolidated=False)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no store at {url!r}") from error
-    if MANIFEST not in dataset.attrs:
-        raise StoreError(f"store {url!r} is of no sweep")
-    return dataset
+    check_store(url)
+    return xr.open_zarr(address(url), chunks=None, zarr_format=3)
 
 
 def select(dataset, chosen: Mapping[str, str]):
-    """The dataset at the value nearest to each of `chosen`; errors name what there is."""
+    """The dataset at the chosen values, up to rounding; errors name what there is."""
     for name, text in chosen.items():
         if name not in dataset.dims:
             raise ValueError(f"--select: no axis {name!r}{near(name, map(str, dataset.dims))}")
@@ -44,22 +38,29 @@ def select(dataset, chosen: Mapping[str, str]):
     return dataset
 
 
-def mean(dataset, variable: str, keep: Sequence[str]):
+def variable(dataset, asked: str | None) -> str:
+    """The variable asked for; by default the only one, or test_loss."""
+    names = [str(name) for name in dataset.data_vars if name not in ("done", "finite")]
+    if asked is None and (len(names) == 1 or "test_loss" in names):
+        return names[0] if len(names) == 1 else "test_loss"
+    if asked is None:
+        raise ValueError(f"--value must say which variable to draw; there are {names}")
+    if asked not in names:
+        raise ValueError(f"--value: no variable {asked!r}{near(asked, names)}; there are {names}")
+    return asked
+
+
+def mean(dataset, name: str, keep: Sequence[str]):
     """(mean, standard error) of a variable over seeds, of the finite cells that are done.
 
     Raises ValueError when a dim is left besides `keep`.
     """
-    names = [str(name) for name in dataset.data_vars if name not in ("done", "finite")]
-    if variable not in names:
-        raise ValueError(
-            f"--value: no variable {variable!r}{near(variable, names)}; there are {names}"
-        )
     valid = dataset["finite"] & (dataset["done"] > 0) if "done" in dataset else dataset["finite"]
-    values = dataset[variable].astype(float).where(valid)
+    values = dataset[name].astype(float).where(valid)
     if extra := [d for d in values.dims if d not in keep and d != "seed"]:
         raise ValueError(f"choose a value of {', '.join(extra)} with --select {extra[0]}=...")
     if lacking := [d for d in keep if d not in values.dims]:
-        raise ValueError(f"{variable} does not vary over {', '.join(lacking)}")
+        raise ValueError(f"{name} does not vary over {', '.join(lacking)}")
     count = values.notnull().sum("seed")
     with np.errstate(invalid="ignore", divide="ignore"):
         return values.mean("seed"), values.std("seed") / np.sqrt(np.maximum(count - 1, 1))

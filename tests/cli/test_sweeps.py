@@ -68,6 +68,15 @@ def test_heat_maps_and_curves_are_drawn(stored, tmp_path, capsys):
     assert "m = 4" in out.with_suffix(".svg").read_text()
 
 
+def test_the_only_variable_is_drawn_unless_another_is_asked_for():
+    one, two = xr.Dataset({"a": 1.0, "done": 1, "finite": True}), xr.Dataset({"a": 1.0, "b": 2.0})
+    assert summary.variable(one, None) == "a"
+    assert summary.variable(two, "b") == "b"
+    assert summary.variable(two.assign(test_loss=1.0), None) == "test_loss"
+    with pytest.raises(ValueError, match=r"which variable.*\['a', 'b'\]"):
+        summary.variable(two, None)
+
+
 def test_best_is_where_the_mean_is_least():
     x = np.array([-1.0, 0.0, 1.0])
     loss = (x[:, None] - np.array([-1.0, 1.0])) ** 2
@@ -92,6 +101,8 @@ def test_best_is_where_the_mean_is_least():
         (["sweep", "spec.toml", "--store", "x", "--set", "sedes=3"], "did you mean 'seeds'"),
         (["sweep", "spec.toml", "--store", "x", "--set", "grid.sigam=3"], "did you mean 'sigma'"),
         (["sweep", "spec.toml", "--store", "x", "--set", "seeds"], "key=value"),
+        (["sweep", "spec.toml", "--store", "x", "--set", "grid.m=[2,4"], "no valid TOML"),
+        (["sweep", "spec.toml", "--store", "x", "--set", "grid.m='2"], "no valid TOML"),
         (["sweep", "spec.toml", "--store", "x", "--set", "function=lin"], "module:function"),
         (["sweep", "spec.toml", "--store", "x", "--set", "dtype=float16"], "dtype"),
         (["sweep", "spec.toml", "--store", "x", "--set", "grid.p={start=1}"], "range"),

@@ -1,13 +1,14 @@
 """The store: kills, resumption, refusal, extension, locks, full disks, devices, workers."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lock
+from negmaml.sweeps import StoreError, planning
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.run import Runner
 from tests.sweeps.script import GRID, SEEDS, function
@@ -172,17 +173,23 @@ def kept(tmp_path_factory):
 
 
 def other(key, size, scale):
-    return function(key, size, scale)
+    return {name: 2 * value for name, value in function(key, size, scale).items()}
+
+
+def same(key, size, scale):
+    """By another name and way, the same computation."""
+    return dict(reversed(function(key, scale=scale, size=size).items()))
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (dict(grid=GRID | {"scale": [1.0]}), "lacks 4"),
+        (dict(grid=GRID | {"scale": [1.0]}), "adds 1 (1.0)"),
         (dict(grid={**GRID, "size": 2}), "axis size: dim"),
-        (dict(seeds=2), "seeds: asked lacks 4"),
+        (dict(seeds=[3, 7]), "seeds: asked adds 1 (7)"),
         (dict(root=1), "root: store has 0, asked 1"),
-        (dict(function=other), "function: store has tests.sweeps.script.function"),
+        (dict(function=other), "than tests.sweeps.script.function did (numbers: 6 became 8 (now"),
+        (dict(version="1"), "now version '1'"),
         (dict(common=["scale"]), "common"),
     ],
 )
@@ -194,16 +201,102 @@ def test_another_sweep_is_refused_with_the_difference(kept, call, named, compute
     assert not computed
 
 
-def test_another_version_is_refused_unless_accepted(tmp_path, monkeypatch):
-    from negmaml.sweeps import work
-
+def test_the_same_computation_by_another_name_or_version_goes_on(tmp_path, monkeypatch, computed):
     path = str(tmp_path / "x.zarr")
-    nm.sweep(function, GRID, SEEDS, store=path)
-    monkeypatch.setattr(work, "__version__", "9.9.9")
-    with pytest.raises(StoreError, match=r"9\.9\.9.*accept_changes"):
-        nm.sweep(function, GRID, SEEDS, store=path)
-    result = nm.sweep(function, GRID, SEEDS, store=path, accept_changes=True)
-    assert "9.9.9" in result.attrs["history"][0]
+    first = nm.sweep(function, GRID, SEEDS, store=path)
+    monkeypatch.setattr(planning, "__version__", "9.9.9")
+    computed.clear()
+    result = nm.sweep(same, GRID, SEEDS, store=path)
+    assert_same(result, first)
+    assert not computed
+    assert "then 9.9.9" in xr.open_zarr(path).attrs["history"][0]
+
+
+RATE = 0.5
+
+
+class Scaled:
+    """Has attributes, and a method."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, key, x):
+        return {"value": self.rate * x * jax.random.normal(key)}
+
+    def method(self, key, x):
+        return self(key, x)
+
+
+def with_global(key, x):
+    return {"value": RATE * x}
+
+
+def by_array(key, x, weights):
+    return {"value": x * jnp.sum(jnp.asarray(weights))}
+
+
+LARGE = np.arange(5000.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Scaled(0.5), Scaled(0.25)),
+        (Scaled(0.5).method, Scaled(0.25).method),
+        (jax.jit(Scaled(0.5)), jax.jit(Scaled(0.25))),
+        (lambda key, x: Scaled(0.5)(key, x), lambda key, x: Scaled(0.25)(key, x)),
+        (partial(by_array, weights=LARGE), partial(by_array, weights=np.sqrt(LARGE))),
+        (with_global, with_global),
+    ],
+)
+def test_a_function_that_computes_something_else_is_refused_unless_accepted(
+    before, after, tmp_path, monkeypatch
+):
+    path, grid = str(tmp_path / "x.zarr"), {"x": [1.0, 2.0]}
+    nm.sweep(before, grid, 2, store=path)
+    monkeypatch.setattr(sys.modules[__name__], "RATE", 0.25)
+    with pytest.raises(
+        StoreError, match=r"something else than .* did \(.* became .*accept_changes"
+    ):
+        nm.sweep(after, {"x": [1.0, 2.0, 3.0]}, 2, store=path, extend=True)
+    result = nm.sweep(after, grid, 3, store=path, extend=True, accept_changes=True)
+    assert "became" in result.attrs["history"][0]
+    assert_same(nm.sweep(after, grid, 3, store=path), result)
+
+
+def test_a_function_that_changed_in_one_group_only_is_refused(tmp_path):
+    path = str(tmp_path / "x.zarr")
+
+    def first(key, size):
+        return {"value": jnp.sum(jax.random.normal(key, (size,)))}
+
+    def second(key, size):
+        return first(key, size) if size < 3 else {"value": jnp.float32(size)}
+
+    nm.sweep(first, {"size": [2, 3]}, 2, store=path)
+    nm.sweep(second, {"size": [2]}, 2, store=path)  # the same, here
+    with pytest.raises(StoreError, match=r"3. it computes something else"):
+        nm.sweep(second, {"size": [2, 3]}, 2, store=path)
+    with pytest.raises(StoreError, match=r"2. it computes something else"):
+        nm.sweep(
+            lambda key, size: {"value": jnp.float32(1)}, {"size": [5]}, 2, store=path, extend=True
+        )
+
+
+def test_a_function_that_calls_python_needs_a_label(tmp_path):
+    def calling(key, x):
+        return {"value": jax.pure_callback(np.sin, jax.ShapeDtypeStruct((), x.dtype), x,
+                                           vmap_method="sequential")}  # fmt: skip
+
+    options = {"store": str(tmp_path / "x.zarr")}
+    with pytest.raises(TypeError, match=r"pure_callback.*pass version="):
+        nm.sweep(calling, {"x": [1.0]}, 1, **options)
+    assert not (tmp_path / "x.zarr").exists()
+    nm.sweep(calling, {"x": [1.0]}, 1, version="1", **options)
+    nm.sweep(calling, {"x": [1.0]}, 1, version="1", **options)
+    with pytest.raises(StoreError, match="then version '1', now version '2'"):
+        nm.sweep(calling, {"x": [1.0]}, 1, version="2", **options)
 
 
 shapes_asked = []
@@ -226,7 +319,7 @@ def test_whole_axes_lengthen_in_place_and_only_new_values_are_computed(tmp_path)
     nm.sweep(products, SHORT, 5, block=4, **options)
     shapes_asked.clear()
     nm.sweep(products, LONGER, 5, **options)
-    assert set(shapes_asked) == {(3, 3), (1, 2), (3, 1)}  # the first to learn what it returns
+    assert set(shapes_asked) == {(3, 3), (2, 2), (1, 2), (3, 1)}  # what it returns, and is, first
     assert_same(nm.sweep(products, LONGER, 7, **options), nm.sweep(products, LONGER, 7, **WHOLE))
     again = LONGER | {"left": [0.3, -0.4, 0.0, 0.6], "right": [0.2, 0.1, 1.0]}
     assert_same(nm.sweep(products, again, 7, **options), nm.sweep(products, again, 7, **WHOLE))
@@ -269,11 +362,23 @@ def test_an_output_that_may_depend_on_all_values_is_not_extended(tmp_path):
     assert xr.open_zarr(path).sizes["rates"] == 2
 
 
-def test_values_in_another_order_are_the_same_sweep(kept, computed):
-    turned, seeds = GRID | {"scale": [2.0, 0.5, 0.0, -1.0]}, range(SEEDS - 1, -1, -1)
+def test_values_and_axes_in_another_order_are_the_same_sweep(kept, computed):
+    turned, seeds = {"scale": [2.0, 0.5, 0.0, -1.0], "size": [2, 3]}, range(SEEDS - 1, -1, -1)
     result = nm.sweep(function, turned, seeds, store=kept)
     assert not computed
     assert_same(result, nm.sweep(function, turned, seeds))
+
+
+def test_a_part_of_a_store_is_what_was_asked_for_and_all_that_is_computed(tmp_path, computed):
+    options = {"store": str(tmp_path / "x.zarr"), "block": 4}
+    part = {"size": [3], "scale": [2.0, -1.0]}
+    nm.sweep(function, GRID, [0], **options)
+    nm.sweep(function, GRID | {"scale": [-1.0, 0.0, 0.5, 2.0, 3.0]}, 2, extend=True, **options)
+    shutil.rmtree(tmp_path / "x.zarr" / "done" / "c")  # as if nothing had been computed
+    computed.clear()
+    result = nm.sweep(function, part, [1, 0], **options)
+    assert sum(computed) == result["finite"].size == 4
+    assert_same(result, nm.sweep(function, part, [1, 0]))
 
 
 def test_strings_label_axes_and_urls_are_stores(tmp_path):
@@ -291,12 +396,12 @@ def test_what_is_not_ours_stays_as_it_is(tmp_path, computed):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "data").write_text("mine")
-    xr.Dataset({"a": 1}).to_zarr(tmp_path / "other.zarr", zarr_format=3)
+    xr.Dataset({"a": 1}).to_zarr(tmp_path / "other.zarr", zarr_format=3, consolidated=False)
     for name, words in (("file", "no zarr"), ("folder", "no zarr"), ("other.zarr", "no sweep")):
         with pytest.raises(StoreError, match=words):
             nm.sweep(function, GRID, SEEDS, store=str(tmp_path / name))
     assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "data").read_text() == "mine"
-    assert "a" in xr.open_zarr(tmp_path / "other.zarr")
+    assert "a" in xr.open_zarr(tmp_path / "other.zarr", consolidated=False)
     assert not computed
 
 
@@ -305,24 +410,6 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path, computed):
     with pytest.raises(OSError, match="cannot be written"):
         nm.sweep(function, GRID, SEEDS, store=str(tmp_path / "file" / "x.zarr"))
     assert not computed
-
-
-@pytest.mark.parametrize("url", ["{path}/x.zarr", "memory://{path}/x.zarr"])
-def test_a_second_writer_is_told_who_writes(tmp_path, monkeypatch, url):
-    monkeypatch.setattr(lock, "BEAT", 0.05)
-    url = url.format(path=tmp_path)
-    with lock.locked(url), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
-        nm.sweep(function, GRID, SEEDS, store=url)
-    nm.sweep(function, GRID, SEEDS, store=url)
-
-
-def test_a_lock_at_a_url_whose_holder_is_gone_is_taken_over(monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.02)
-    files = fsspec.filesystem("memory")
-    files.pipe_file("/gone.zarr.lock", b"process 1 on another, beat 3")
-    with lock.locked("memory://gone.zarr"):
-        assert f"process {os.getpid()}" in files.cat_file("/gone.zarr.lock").decode()
-    assert not files.exists("/gone.zarr.lock")
 
 
 def test_a_full_disk_leaves_a_whole_store(tmp_path, undisturbed):
@@ -354,7 +441,7 @@ def test_four_devices_give_the_same_values(tmp_path, undisturbed):
     code = f"""
 import jax, negmaml as nm
 from tests.sweeps.script import function, GRID, SEEDS
-from tests.test_sweep_store import LINEAR
+from tests.sweeps.test_store import LINEAR
 assert len(jax.devices()) == 4
 nm.sweep(function, GRID, SEEDS, store={paths[0]!r})
 nm.sweep(nm.sweeps.linear, LINEAR, 13, store={paths[1]!r})

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
+from negmaml.sweeps import SweepFunction
 from negmaml.sweeps.parse import parse_grid
-from negmaml.sweeps.plan import block_shape, regions
+from negmaml.sweeps.planning import chunk_shape, regions
 
 POINT = {"p": 6, "m": 3, "n_t": 4, "n_v": 5, "n_r": 3, "sigma": 0.5, "nu": 1.0}
 
@@ -101,7 +102,7 @@ def test_cells_that_are_not_finite_are_data():
 def test_the_linear_function_is_a_run_of_simulate(evaluation, x64):
     with jax.enable_x64(x64):
         rates = jnp.array([-0.7, 0.0, 0.4])
-        key, function = jax.random.key(3), nm.sweeps.LinearModel(evaluation)
+        key, function = jax.random.key(3), nm.linear.LinearModel(evaluation)
         out = function(key, **POINT, train_rate=rates, adapt_rate=0.2)
         problem = nm.MixedLinearRegression(**POINT)
         train, adapt = nm.GradientDescent(rates), nm.GradientDescent(0.2)
@@ -152,7 +153,7 @@ def test_blocks_cover_every_cell_once(shape, cells):
     static = list(axes)[::2]
     grid = parse_grid(axes or {"a": 1.0}, seeds, None, (), static, (), ())
     shape = grid.shape  # a single value makes no dim
-    block = block_shape(shape, cells)
+    block = chunk_shape(shape, cells)
     assert np.prod(block) <= max(cells, 1)
     counts = np.zeros(shape, int)
     order = []
@@ -214,6 +215,51 @@ def test_bad_input_is_named_before_anything_is_computed(
         nm.sweep(function, grid, **({"seeds": 2} | options))
 
 
+def test_progress_is_a_bar_or_a_function(capsys):
+    told = []
+    nm.sweep(draws, {"size": [1, 2]}, 3, progress=lambda *counts: told.append(counts))
+    assert told[-1] == (6, 6)
+    nm.sweep(draws, {"size": [1, 2]}, 3, progress=True)
+    assert capsys.readouterr().out  # rich writes to what is no terminal only when it ends
+    with pytest.raises(TypeError, match="progress must be True, False or a function"):
+        nm.sweep(draws, {"size": [1, 2]}, 3, progress=1)
+
+
+class Powers(SweepFunction):
+    """Says some of what a sweep asks, and leaves the rest to the defaults."""
+
+    accepts = requires = ("size", "scale", "powers")
+    static_axes = ("size",)
+    whole_axes = ("powers",)
+
+    def __call__(self, key, *, size, scale, powers):
+        return {"value": scale * jnp.sum(jax.random.uniform(key, (size,))) ** powers}
+
+    def check(self, **point):
+        if point["scale"] < 0:
+            raise ValueError("scale must be at least 0")
+
+
+def test_a_sweep_function_says_what_it_takes():
+    grid = {"size": [1, 2], "scale": [0.0, 2.0], "powers": [1.0, 2.0, 3.0]}
+    result = nm.sweep(Powers(), grid, 4)["value"]
+    assert result.dims == ("size", "scale", "seed", "powers")
+    one = result.sel(scale=2.0) / 2
+    np.testing.assert_allclose(one.sel(powers=3.0), one.sel(powers=1.0) ** 3, rtol=1e-5)
+    with pytest.raises(ValueError, match="scale must be at least 0"):
+        nm.sweep(Powers(), grid | {"scale": -1.0}, 4)
+    assert isinstance(nm.sweeps.linear, SweepFunction)
+
+
+def test_a_function_with_some_of_the_attributes_is_told_of_the_protocol():
+    def function(key, rates):
+        return {"value": rates}
+
+    function.whole_axes = ("rates",)
+    with pytest.raises(TypeError, match=r"whole_axes.*subclass negmaml\.sweeps\.SweepFunction"):
+        nm.sweep(function, {"rates": [1.0, 2.0]}, 1)
+
+
 @pytest.mark.parametrize(
     ("function", "grid"),
     [
@@ -258,18 +304,18 @@ def test_the_next_groups_compile_while_one_runs():
 
 
 def test_many_groups_keep_few_programs_and_compile_once(monkeypatch):
-    from negmaml.sweeps import program
+    from negmaml.sweeps import run
 
     compiled = []
-    right = program.Compiler._fitting
+    right = run.Compiler._fitting
 
     def fitting(self, group, *arguments):
         assert len(self.ready) <= 2
         compiled.append(group)
         return right(self, group, *arguments)
 
-    monkeypatch.setattr(program, "KEPT", 2)
-    monkeypatch.setattr(program.Compiler, "_fitting", fitting)
+    monkeypatch.setattr(run, "KEPT", 2)
+    monkeypatch.setattr(run.Compiler, "_fitting", fitting)
     grid = {"scale": [0.5, 1.0, 2.0], "size": [1, 2, 3, 4, 5]}  # groups recur along `scale`
     result = nm.sweep(draws, grid, 2, block=2)
     assert compiled == [4, 0, 1, 2, 3, 4]  # the largest first, to see how long it takes

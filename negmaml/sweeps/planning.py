@@ -1,20 +1,85 @@
-"""Cutting a grid into blocks: hyper-rectangles of cells, each a chunk of the store."""
+"""Before anything is computed: a checked sweep, and its blocks, each a chunk of the store."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from negmaml.sweeps.contract import Output
-from negmaml.sweeps.grid import Grid, Region
+from negmaml._core.provenance import provenance
+from negmaml._core.version import __version__
+from negmaml.sweeps.functions import Output, Plain, SweepFunction, outputs, roles
+from negmaml.sweeps.grid import Axis, Grid, Region
+from negmaml.sweeps.manifest import Manifest
+from negmaml.sweeps.parse import name_tuple, parse_grid
 from negmaml.sweeps.run import Runner
-from negmaml.sweeps.work import Work
 
 BLOCK_SECONDS = 2.0  # what a kill loses at most, and long next to the milliseconds of a write
 LARGEST_BLOCK = 2**28  # bytes
 OWN_BYTES = 100  # of a cell, for its position, numbers and key
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checked sweep, nothing of it computed yet."""
+
+    function: SweepFunction
+    grid: Grid
+    outputs: tuple[Output, ...]
+    root: int
+    declared: frozenset[str]  # outputs whose dims the function or the caller names
+
+    def manifest(self) -> Manifest:
+        """What a store of it says, but for programs and blocks."""
+        name = name_of(self.function)
+        return Manifest(name, __version__, self.root, x64(), self.grid, self.outputs, {}, {})
+
+    def runner(self, block: Sequence[int], memory: int | None, devices) -> Runner:
+        """What computes it here."""
+        return Runner(self.function, self.grid, self.outputs, self.root, block, memory, devices)
+
+    def attributes(self) -> dict[str, Any]:
+        """What a dataset of it says of how it was made."""
+        name = {"function": name_of(self.function), "root": self.root}
+        return provenance() | name | in_words(self.grid)
+
+
+def in_words(grid: Grid) -> dict[str, str]:
+    """The points and seeds of a grid."""
+    seeds = grid.seeds
+    counted = seeds == tuple(range(len(seeds)))
+    axes = {",".join(axis.names): _plain(axis) for axis in (*grid.axes, *grid.whole)}
+    return {
+        "grid": str(axes), "seeds": f"0 to {len(seeds) - 1}" if counted else str(list(seeds))
+    }  # fmt: skip
+
+
+def _plain(axis: Axis) -> list:
+    return [row[0] if len(axis.names) == 1 else list(row) for row in axis.values]
+
+
+def prepare(
+    function, grid, seeds, *, root=0, static=None, whole=None, common=(), output_dims=None
+) -> Work:
+    """Check everything that can be checked before computing: see `nm.sweep`."""
+    if isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < 2**32:
+        raise ValueError(f"root must be an integer from 0 to 2^32 - 1, got {root!r}")
+    said = roles(function, static, whole, output_dims)
+    parsed = parse_grid(
+        grid, seeds, said.function.accepts, said.function.requires, said.static, said.whole,
+        name_tuple("common", common),
+    )  # fmt: skip
+    found = outputs(said, parsed)
+    return Work(said.function, parsed, found, root, frozenset(said.output_dims))
+
+
+def x64() -> bool:
+    """Whether numbers are float64 here."""
+    return jnp.result_type(float) == jnp.float64
 
 
 @dataclass(frozen=True)
@@ -60,6 +125,11 @@ class Plan:
         }
 
 
+def plan(work: Work, *, memory=None, block=None, devices=None) -> Plan:
+    """What the sweep would do: a dry run. Compiles and times the largest group of shapes."""
+    return planned(work, memory, block, devices)[0]
+
+
 def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
     """What the sweep will do, and a runner that knows its blocks: of two seconds, or of `cells`.
 
@@ -73,18 +143,18 @@ def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
     if cells is None:
         of_cell = OWN_BYTES + sum(output.nbytes for output in runner.outputs)
         in_memory = min(runner.memory // 16, LARGEST_BLOCK) // of_cell
-        runner.block = block_shape(runner.grid.shape, max(1, in_memory))
+        runner.block = chunk_shape(runner.grid.shape, max(1, in_memory))
     else:
-        runner.block = block_shape(runner.grid.shape, cells)
+        runner.block = chunk_shape(runner.grid.shape, cells)
     seconds = runner.probe(group)
     if cells is None and seconds * math.prod(runner.block) > BLOCK_SECONDS:
-        runner.block = block_shape(runner.grid.shape, max(1, int(BLOCK_SECONDS / seconds)))
+        runner.block = chunk_shape(runner.grid.shape, max(1, int(BLOCK_SECONDS / seconds)))
     program = runner.compiler.program(group)
-    plan = Plan(
+    found = Plan(
         runner.grid, runner.outputs, runner.block, len(groups), program.batch, program.nbytes,
         seconds,
     )  # fmt: skip
-    return plan, runner
+    return found, runner
 
 
 def _check_positive(name: str, value) -> None:
@@ -92,7 +162,7 @@ def _check_positive(name: str, value) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def block_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
+def chunk_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
     """About `cells` cells: whole seeds first, then the axes from the last to the first."""
     block, left = [], max(1, cells)
     for size in reversed(shape):
@@ -123,3 +193,13 @@ def index_of(region: Region, wanted: np.ndarray) -> list[np.ndarray]:
 
 def _size(group: dict) -> float:
     return math.prod(float(v) for v in group.values() if isinstance(v, int))
+
+
+def name_of(function) -> str:
+    """What a function is called."""
+    if isinstance(function, Plain):
+        return name_of(function.function)
+    if isinstance(function, partial):
+        return f"partial of {name_of(function.func)}"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -1,0 +1,114 @@
+"""The files of a store, on a disk or at a URL: each is written whole or not at all."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from negmaml._core.extras import require
+
+PARTIAL = ".partial"  # how files end that are being written, ours and those of zarr
+
+
+class StoreError(ValueError):
+    """The store is not one that this sweep can read or write."""
+
+
+def local_path(url: str) -> Path | None:
+    """The path of a local store, None for a URL."""
+    if "://" not in url:
+        return Path(url)
+    return Path(url.removeprefix("file://")) if url.startswith("file://") else None
+
+
+def address(url: str) -> str:
+    """The store as zarr and xarray take it."""
+    return str(local_path(url) or url)
+
+
+def files_of(url: str) -> "LocalFiles | RemoteFiles":
+    """The files of the store at a path or URL."""
+    path = local_path(url)
+    return RemoteFiles(url) if path is None else LocalFiles(path)
+
+
+class LocalFiles:
+    """Files under a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def exists(self) -> bool:
+        """Whether there is anything: a file of this name, or a folder that is not empty."""
+        if self.folder.is_dir():
+            return any(self.folder.iterdir())
+        return self.folder.exists()
+
+    def read(self, key: str) -> bytes | None:
+        """The content of a file, None if there is none."""
+        try:
+            return (self.folder / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file aside, and rename it."""
+        path = self.folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        try:
+            aside.write_bytes(data)
+            os.replace(aside, path)
+        except Exception:
+            aside.unlink(missing_ok=True)
+            raise
+
+    def remove(self, key: str) -> None:
+        """Remove a file, and the folders that it leaves empty."""
+        path = self.folder / key
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for folder in path.parents:
+                if folder == self.folder:
+                    break
+                folder.rmdir()
+
+    def names(self) -> Iterator[str]:
+        """Every file."""
+        for path in sorted(self.folder.rglob("*")):
+            if not path.is_dir():
+                yield path.relative_to(self.folder).as_posix()
+
+
+class RemoteFiles:
+    """Objects under a URL, as fsspec sees them; object stores write them whole."""
+
+    def __init__(self, url: str):
+        self.files, self.folder = require("fsspec", "sweep").core.url_to_fs(url.rstrip("/"))
+
+    def exists(self) -> bool:
+        """Whether there is anything."""
+        return any(True for _ in self.names())
+
+    def read(self, key: str) -> bytes | None:
+        """The content of an object, None if there is none."""
+        try:
+            return self.files.cat_file(f"{self.folder}/{key}")
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write an object."""
+        self.files.pipe_file(f"{self.folder}/{key}", data)
+
+    def remove(self, key: str) -> None:
+        """Remove an object."""
+        with contextlib.suppress(FileNotFoundError):
+            self.files.rm_file(f"{self.folder}/{key}")
+
+    def names(self) -> Iterator[str]:
+        """Every object."""
+        self.files.invalidate_cache()
+        for path in self.files.find(self.folder):
+            yield path.removeprefix(self.folder).lstrip("/")

@@ -1,0 +1,302 @@
+"""What a sweep asks of its function, and what the function turns out to take and to give.
+
+Any JAX function `function(key, **point) -> dict of arrays` will do: it is swept as a
+`SweepFunction` with every default. A subclass says more about itself.
+"""
+
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.identity import Identity, UnidentifiedError, identify
+from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.parse import name_tuple, near
+
+
+@runtime_checkable
+class SweepFunction(Protocol):
+    """A function for `nm.sweep` that says what it takes: subclass it, and write `__call__`.
+
+    Everything else has a default. An object that is no subclass has to have all of it.
+
+    Attributes:
+        accepts: the names of its points; None for any.
+        requires: those without a default.
+        static_axes: names that set shapes or branches; None for what has integers, strings or
+            truth values as values.
+        whole_axes: names it takes as one array each and returns as leading dims. What it returns
+            at one value must not depend on the others.
+        output_dims: the dims of outputs, where they do not lead with all whole axes.
+
+    >>> class Powers(SweepFunction):
+    ...     accepts = requires = ("size", "powers")
+    ...     whole_axes = ("powers",)
+    ...     def __call__(self, key, *, size, powers):
+    ...         total = jnp.sum(jax.random.normal(key, (size,)))
+    ...         return {"value": total ** powers}
+    >>> from negmaml.sweeps import sweep
+    >>> dict(sweep(Powers(), {"size": [2, 3], "powers": [1.0, 2.0, 4.0]}, 5)["value"].sizes)
+    {'size': 2, 'seed': 5, 'powers': 3}
+    """
+
+    accepts: tuple[str, ...] | None = None
+    requires: tuple[str, ...] = ()
+    static_axes: tuple[str, ...] | None = None
+    whole_axes: tuple[str, ...] = ()
+    output_dims: Mapping[str, Sequence[str]] = {}
+
+    def __call__(self, key, **point) -> dict[str, jax.Array]:
+        """The outputs of one cell: numbers are traced, static values are plain."""
+        raise NotImplementedError
+
+    def check(self, **point) -> None:
+        """Raise ValueError or TypeError for values it does not allow; called before any trace."""
+        return None
+
+    def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
+        """`__call__` for keys (B,) and numbers of shape (B,); outputs lead with B.
+
+        shared: static values and whole axes, the same for all cells.
+        """
+        return jax.vmap(lambda key, own: self(key, **shared, **own))(keys, dict(numbers))
+
+    def batch_cells(self, **statics) -> int | None:
+        """How many cells a call of the program should take; None to reckon from its memory."""
+        return None
+
+    def compiler_options(self, platform: str, cells: int, **statics) -> dict[str, Any] | None:
+        """How to compile a program that so many cells will use; None for XLA's own options."""
+        return None
+
+
+class Plain(SweepFunction):
+    """Any function, with its signature read and every other default."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.accepts, self.requires = _signature(function)
+
+    def __call__(self, key, **point):
+        return self.function(key, **point)
+
+
+MEMBERS = ("accepts", "requires", "static_axes", "whole_axes", "output_dims", "check", "batched",
+           "batch_cells", "compiler_options")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Roles:
+    """A function and what its axes are for, as it says itself or as the caller does."""
+
+    function: SweepFunction
+    static: tuple[str, ...] | None
+    whole: tuple[str, ...]
+    output_dims: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One array that the function returns for a cell: its trailing dims, shape and dtype."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one cell."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def roles(function, static=None, whole=None, output_dims=None) -> Roles:
+    """The roles of axes of `function`, with what the caller says in place of what it says."""
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"function must be callable as function(key, **point), got {function!r}")
+    static = None if static is None else name_tuple("static", static)
+    whole = None if whole is None else name_tuple("whole", whole)
+    swept = function
+    if not isinstance(function, SweepFunction):
+        if some := [name for name in MEMBERS if hasattr(function, name)]:
+            raise TypeError(
+                f"function has {', '.join(some)}, but not all that a sweep asks of its function; "
+                "subclass negmaml.sweeps.SweepFunction, which has the defaults"
+            )
+        swept = Plain(function)
+    dims = swept.output_dims if output_dims is None else output_dims
+    if not isinstance(dims, Mapping):
+        raise TypeError(f"output_dims must map outputs to the names of their dims, got {dims!r}")
+    return Roles(
+        swept,
+        swept.static_axes if static is None else static,
+        swept.whole_axes if whole is None else whole,
+        {name: name_tuple(f"output_dims[{name!r}]", given) for name, given in dims.items()},
+    )
+
+
+def _signature(function) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
+    """(accepted names, names without default) after the key."""
+    parameters = list(inspect.signature(function).parameters.values())
+    kinds = inspect.Parameter
+    if not parameters or parameters[0].kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD):
+        raise TypeError(f"function must take a key first: function(key, **point), got {function!r}")
+    named = [
+        p for p in parameters[1:] if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    ]
+    requires = tuple(p.name for p in named if p.default is kinds.empty)
+    if any(p.kind is kinds.VAR_KEYWORD for p in parameters):
+        return None, requires
+    return tuple(p.name for p in named), requires
+
+
+def inputs(grid: Grid, batch: tuple[int, ...] = ()):
+    """(keys, numbers, whole axes) that cells of this batch shape are traced with."""
+    names = [n for axis in grid.axes for n in axis.names if n not in grid.static]
+    number = jnp.result_type(float)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    whole = {n: jax.ShapeDtypeStruct(np.shape(v), number) for n, v in grid.whole_values().items()}
+    return (
+        jax.ShapeDtypeStruct(batch, key.dtype),
+        dict.fromkeys(names, jax.ShapeDtypeStruct(batch, number)),
+        whole,
+    )
+
+
+def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
+    """What every cell returns; raises ValueError when groups of static values disagree."""
+    _check_values(roles.function, grid)
+    first: tuple[Output, ...] | None = None
+    for group in grid.groups():
+        shapes = _cell_shapes(roles.function, grid, group)
+        found = tuple(_output(name, shapes[name], roles, grid) for name in shapes)
+        if first is not None and found != first:
+            raise ValueError(
+                f"function must return the same keys, shapes and dtypes everywhere; at "
+                f"{grid.groups()[0]} it returns {_text(first)}, at {group} {_text(found)}"
+            )
+        first = found
+    assert first is not None
+    names = [output.name for output in first]
+    taken = {*grid.dims, *(n for a in (*grid.axes, *grid.whole) for n in a.names), "done", "finite"}
+    if clash := taken & set(names):
+        raise ValueError(f"function returns {sorted(clash)}, names that the grid or the store uses")
+    for name in roles.output_dims:
+        if name not in names:
+            raise ValueError(
+                f"output_dims: the function returns no {name!r}{near(name, names)}; it returns "
+                + ", ".join(names)
+            )
+    return first
+
+
+def _cell_shapes(function: SweepFunction, grid: Grid, group) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the function returns for one cell of a group of static values."""
+    shapes = jax.eval_shape(
+        lambda key, numbers, whole: function(key, **group, **numbers, **whole), *inputs(grid)
+    )
+    if not isinstance(shapes, dict) or not shapes:
+        raise TypeError(f"function must return a dict of arrays, got {type(shapes).__name__}")
+    return {str(name): shapes[name] for name in sorted(shapes)}
+
+
+def programs(
+    function: SweepFunction, grid: Grid, groups: Sequence[Mapping], version: str | None
+) -> dict[str, Identity]:
+    """The identity of the program of each group of static values, by the group as text.
+
+    Whole axes, which can grow, are given two values.
+    """
+    keys, numbers, whole = inputs(grid, (1,))
+    lengths = {n: (2,) if w.shape else () for n, w in whole.items()}
+    few = {n: jax.ShapeDtypeStruct(lengths[n], w.dtype) for n, w in whole.items()}
+    found = {}
+    for group in groups:
+
+        def cell(keys, numbers, whole, group=group):
+            return function.batched(keys, numbers, {**group, **whole})
+
+        try:
+            found[group_text(group)] = identify(cell, keys, numbers, few, version=version)
+        except (TypeError, ValueError, IndexError) as error:
+            if isinstance(error, UnidentifiedError) or few == whole:
+                raise
+            found[group_text(group)] = identify(cell, keys, numbers, whole)  # it wants them all
+    return found
+
+
+def group_text(group: Mapping[str, Any]) -> str:
+    """A group of static values as text, whatever the order of its axes."""
+    return json.dumps(group, sort_keys=True)
+
+
+def _check_values(function: SweepFunction, grid: Grid) -> None:
+    """Every value of every axis once, next to the first values of the others."""
+    base = {n: axis.column(n)[0] for axis in (*grid.axes, *grid.whole) for n in axis.names}
+    for axis in grid.axes:
+        for row in axis.values:
+            function.check(**(base | dict(zip(axis.names, row, strict=True))))
+
+
+def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: Grid) -> Output:
+    whole = {axis.names[0]: len(axis) for axis in grid.whole if axis.dim}
+    if not hasattr(shape, "shape"):
+        raise TypeError(f"function must return a dict of arrays, got a nest at {name!r}")
+    if name in roles.output_dims:
+        dims = tuple(d for d in roles.output_dims[name] if d in whole or d not in roles.whole)
+    else:
+        leads = bool(whole) and shape.shape[: len(whole)] == tuple(whole.values())
+        dims = tuple(whole) if leads else ()
+    dims += tuple(f"{name}_{i}" for i in range(len(dims), len(shape.shape)))
+    sizes = dict(zip(dims, shape.shape, strict=False))
+    if len(dims) != len(shape.shape) or any(sizes[d] != whole.get(d, sizes[d]) for d in dims):
+        raise ValueError(
+            f"output {name!r} has shape {shape.shape} and not the dims {dims} of sizes {whole}; "
+            "name its dims with output_dims"
+        )
+    return Output(name, dims, tuple(shape.shape), str(np.dtype(shape.dtype)))
+
+
+def _text(found: tuple[Output, ...]) -> str:
+    return ", ".join(f"{o.name} {o.dtype}{list(o.shape)}" for o in found)
+
+
+# Functions that go by a name, in spec files and as attributes of `negmaml.sweeps`.
+_makers: dict[str, Callable[..., Any]] = {}
+
+
+def register(name: str, make: Callable[..., Any]) -> None:
+    """Let `name` stand for the sweep function that `make(**options)` returns."""
+    _makers[name] = make
+
+
+def registered() -> list[str]:
+    """The registered names."""
+    return sorted(_makers)
+
+
+@cache
+def named(name: str) -> SweepFunction:
+    """The function of a name, with the options it has by default."""
+    return made(name)
+
+
+def made(name: str, **options) -> SweepFunction:
+    """The function of a name; ValueError for an unknown name or option."""
+    if name not in _makers:
+        known = registered()
+        raise ValueError(f"no sweep function {name!r}{near(name, known)}; there are {known}")
+    known = list(inspect.signature(_makers[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"{name!r} has no option {option!r}{near(option, known)}; it has {known}"
+            )
+    return _makers[name](**options)

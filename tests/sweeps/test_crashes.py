@@ -1,0 +1,290 @@
+"""A sweep is stopped at each of its storage operations in turn; nothing is lost, nothing is wrong.
+
+An operation is a file written or removed. A process is stopped before it, and in the midst of it:
+on a disk a part of the file is then there under another name. (After it is before the next one.)
+From there on nothing is written, as after a kill. What is then at hand is what a reader would have
+found at this instant, too.
+"""
+
+import shutil
+from pathlib import Path
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import negmaml as nm
+from negmaml.sweeps import files, lock, stored
+from negmaml.sweeps.planning import Work
+
+GRID = {"size": [2, 3], "scale": [-1.0, 0.0], "kind": "plain", "rates": [0.5, 2.0]}
+BASE = (GRID, 2)
+EXTENSIONS = {
+    "values": (GRID | {"size": [1, 2, 3], "scale": [-1.0, 0.25, 0.0]}, 2),
+    "seeds": (GRID, [7, 1, 0]),
+    "whole axis": (GRID | {"rates": [0.5, -1.0, 2.0]}, 2),
+    "all": (GRID | {"size": [2, 3, 4], "rates": [-1.0, 0.5, 2.0]}, 3),
+}
+OPTIONS = {
+    "whole": ["rates"],
+    "static": ["size", "kind"],
+    "block": 4,
+    "extend": True,
+    "output_dims": {"largest": ()},
+}
+
+
+def function(key, size, scale, kind, rates):
+    """Random numbers, and an output without whole axes."""
+    draws = jax.random.normal(key, (size,))
+    return {"loss": scale + rates * jnp.sum(draws), "largest": jnp.max(draws)}
+
+
+class Stop(BaseException):
+    """As a kill: nothing handles it."""
+
+
+class Quick:
+    """In place of what computes: numbers that tell cells apart, without compiling."""
+
+    block = (1, 2, 2)
+
+    def __init__(self, work):
+        self.grid = work.grid
+
+    def expect(self, regions):
+        pass
+
+    def compute(self, index):
+        _, numbers, address, seeds = self.grid.select(index)
+        own = (address % np.uint64(2**20)).astype(np.float32) + seeds
+        rates = self.grid.whole_values()["rates"].astype(np.float32)
+        loss = numbers["scale"][:, None] + own[:, None] * rates
+        finite = own % 3 > 0
+        return {"loss": loss.astype(np.float32), "largest": own, "finite": finite}
+
+
+class Disk:
+    """A folder of stores, and what a stop within a write leaves there."""
+
+    within = True
+
+    def __init__(self, folder, name="x.zarr"):
+        self.folder, self.url = folder, str(folder / name)
+
+    def keep(self):
+        return shutil.copytree(self.folder, Path(f"{self.folder}-kept"), dirs_exist_ok=True)
+
+    def restore(self, kept):
+        shutil.rmtree(self.folder)
+        if kept:
+            shutil.copytree(kept, self.folder)
+
+    def names(self):
+        return [p.name for p in self.folder.rglob("*") if not p.is_dir()]
+
+
+class Memory:
+    """Objects at a URL, which are whole or not there."""
+
+    within = False
+
+    def __init__(self, folder):
+        self.root = f"{folder}/"
+        self.url = f"memory:/{folder}/x.zarr"
+
+    @property
+    def objects(self):
+        return fsspec.filesystem("memory").store
+
+    def keep(self):
+        return {k: v.getvalue() for k, v in self.objects.items() if k.startswith(self.root)}
+
+    def restore(self, kept):
+        for name in [name for name in self.objects if name.startswith(self.root)]:
+            del self.objects[name]
+        for name, content in (kept or {}).items():
+            fsspec.filesystem("memory").pipe_file(name, content)
+
+    def names(self):
+        return [name.rsplit("/", 1)[-1] for name in self.objects if name.startswith(self.root)]
+
+
+class Operations:
+    """Counts storage operations, and stops all from one on."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.at, self.within = 0, None, False
+        put, write, remove = (
+            zarr.storage._local._put,
+            files.LocalFiles.write,
+            files.LocalFiles.remove,
+        )
+        pipe, drop = files.RemoteFiles.write, files.RemoteFiles.remove
+        piped = zarr.storage.FsspecStore.set
+
+        def local_put(path, value, exclusive=False):
+            if not str(path).startswith(self.prefix):
+                return put(path, value, exclusive)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.step(path.with_suffix(".0f.partial"), value.to_bytes())
+            return put(path, value, exclusive)
+
+        def local_write(this, key, data):
+            path = this.folder / key
+            if str(path).startswith(self.prefix):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.step(path.with_name(f"{path.name}.0f.partial"), data)
+            return write(this, key, data)
+
+        async def remote_put(this, key, value, byte_range=None):
+            self.step()
+            return await piped(this, key, value)
+
+        def stepped(right):
+            def do(this, *arguments):
+                self.step()
+                return right(this, *arguments)
+
+            return do
+
+        monkeypatch.setattr(zarr.storage._local, "_put", local_put)
+        monkeypatch.setattr(files.LocalFiles, "write", local_write)
+        monkeypatch.setattr(files.LocalFiles, "remove", stepped(remove))
+        monkeypatch.setattr(files.RemoteFiles, "write", stepped(pipe))
+        monkeypatch.setattr(files.RemoteFiles, "remove", stepped(drop))
+        monkeypatch.setattr(zarr.storage.FsspecStore, "set", remote_put)
+
+    def step(self, aside=None, content=b""):
+        self.count += 1
+        if self.at is not None and self.count >= self.at:
+            if self.within and aside is not None and self.count == self.at:
+                aside.write_bytes(content[: len(content) // 2])
+            raise Stop
+
+    def run(self, call, at=None, within=False):
+        """The call, stopped at an operation; None if it was."""
+        self.count, self.at, self.within = 0, at, within
+        try:
+            return call()
+        except Stop:
+            return None
+        finally:
+            self.at = None
+
+
+def the_same(result, expected):
+    """Bit for bit."""
+    xr.testing.assert_identical(result.load().drop_attrs(), expected.drop_attrs())
+    for name in expected.variables:
+        assert result[name].dtype == expected[name].dtype
+
+
+def seen(url):
+    """What a reader finds, if anything: by the same call that finds any zarr store."""
+    try:
+        return xr.open_zarr(url).load()
+    except FileNotFoundError:
+        return None
+
+
+def check_reader(found, old, new):
+    """It is of the old size or of the new one, and right wherever it says that a cell is done."""
+    if found is None:
+        assert old is None
+        return
+    assert any(
+        whole is not None and all(found[c].equals(whole[c]) for c in whole.coords)
+        for whole in (old, new)
+    ), f"half a coordinate: {dict(found.sizes)}"
+    there = new.sel({d: found[d] for d in found["finite"].dims})
+    done = found["done"] > (1 if found.sizes["rates"] > (old or new).sizes["rates"] else 0)
+    for name in ("loss", "largest", "finite"):
+        right = (
+            there[name].sel(rates=found["rates"]) if "rates" in there[name].dims else there[name]
+        )
+        np.testing.assert_array_equal(found[name].where(done), right.where(done))
+
+
+def crash_everywhere(place, operations, before, after, every=1):
+    """Stop `after`, on a store of `before` if any, everywhere; returns the points tried."""
+
+    def call(grid, seeds, extend=True):
+        return nm.sweep(function, grid, seeds, store=place.url, **(OPTIONS | {"extend": extend}))
+
+    old = call(*before).load() if before else None
+    old_stored = seen(place.url)
+    kept = place.keep() if before else None
+    new = operations.run(lambda: call(*after)).load()
+    count, new_stored = operations.count, seen(place.url)
+    points = 0
+    assert count > 10
+    for at in range(1, count + 2, every):
+        for within in (False, True) if place.within else (False,):
+            place.restore(kept)
+            stopped = operations.run(lambda: call(*after), at, within)
+            assert (stopped is None) == (at <= count)
+            check_reader(seen(place.url), old_stored, new_stored)
+            here = place.keep() if not isinstance(place, Disk) else None
+            if before and not isinstance(place, Disk):
+                the_same(call(*before, extend=False), old)
+                place.restore(here)
+            elif before:
+                aside = Path(f"{place.folder}-now")
+                shutil.copytree(place.folder, aside)
+                other = Disk(aside)
+                the_same(
+                    nm.sweep(function, *before, store=other.url, **(OPTIONS | {"extend": False})),
+                    old,
+                )
+                shutil.rmtree(aside)
+            the_same(call(*after), new)
+            assert not [n for n in place.names() if n.endswith(".partial") or "creating" in n]
+            points += 1
+    return points
+
+
+@pytest.fixture
+def operations(monkeypatch, tmp_path):
+    monkeypatch.setattr(lock, "BEAT", 0.0005)
+    counted = Operations(monkeypatch)
+    counted.prefix = str(tmp_path)
+    return counted
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(stored, "planned", lambda work, *_: (None, Quick(work)))
+    monkeypatch.setattr(Work, "runner", lambda self, *_: Quick(self))
+
+
+@pytest.fixture(params=["disk", "url"])
+def place(request, tmp_path):
+    return Disk(tmp_path / "d") if request.param == "disk" else Memory(tmp_path)
+
+
+def scenario(extension):
+    return (BASE, EXTENSIONS[extension]) if extension else (None, BASE)
+
+
+@pytest.mark.parametrize("extension", [None, "all"])
+def test_a_stop_loses_nothing(extension, place, operations, quick):
+    assert crash_everywhere(place, operations, *scenario(extension), every=7) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extension", [None, *EXTENSIONS])
+def test_a_stop_at_any_operation_loses_nothing(extension, place, operations, quick):
+    points = crash_everywhere(place, operations, *scenario(extension))
+    print(f"{extension or 'base'}, {type(place).__name__}: {points} points")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extension", [None, "all"])
+def test_results_are_bit_for_bit_those_of_an_undisturbed_sweep(extension, place, operations):
+    """With what really computes, in programs of which cells share batches."""
+    crash_everywhere(place, operations, *scenario(extension), every=4)
