@@ -18,7 +18,6 @@ from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adaptation import Adapted, adapted, expected_test_loss
-from negmaml.problem.covariance import Modes
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.support import on_support
 from negmaml.rules import Rule, check_rule
@@ -221,18 +220,17 @@ _simulate_many = quick_jit(_simulate, light=False)
 
 
 class Shared(NamedTuple):
-    """What all runs of one problem share; `adapted` and `modes` where expected loss needs them."""
+    """What all runs of one problem share; `adapted` where the expected loss needs it."""
 
     colours: Roots
     adapted: Adapted | None
-    modes: Modes | None
 
 
 def share(problem: MixedLinearRegression, adapt: Rule, evaluation: str) -> Shared:
     """Computed once, outside the loop over runs."""
     if problem.isotropic or evaluation == "sampled":
-        return Shared(roots(problem), None, None)
-    return Shared(roots(problem), adapted(problem, adapt), problem.modes)
+        return Shared(roots(problem), None)
+    return Shared(roots(problem), adapted(problem, adapt))
 
 
 def measured(test_key, data: Data, problem, train, adapt, ridge, evaluation, shared: Shared):
@@ -246,8 +244,8 @@ def measured(test_key, data: Data, problem, train, adapt, ridge, evaluation, sha
     omega, reliable = meta_train(data, problem, train, ridge)
     error = omega - problem.w0
     distance = jnp.sum(error**2, -1)
-    if evaluation == "expected":
-        return shared.adapted.forms(shared.modes.rotate(error)), distance, reliable
+    if shared.adapted is not None:
+        return shared.adapted.forms(error), distance, reliable
     loss = sampled_test_loss(test_key, problem, omega, adapt, colours=shared.colours)
     return loss, distance, reliable
 

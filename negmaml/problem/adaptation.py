@@ -79,15 +79,18 @@ class Adapted(NamedTuple):
     floor: of the shape of the rule, what a model with e = 0 is left with.
     weights: shape (J, p), functions of Sigma by their values on its eigenvalues.
     coefficients: rule shape + (J,).
+    V: the eigenvectors v_k as columns; None where they are the coordinate axes.
     """
 
     floor: jax.Array
     weights: jax.Array
     coefficients: jax.Array
+    V: jax.Array | None
 
-    def forms(self, components):
-        """The quadratic forms, (..., J), of the components v_k^T e, (..., p)."""
-        return contract("...k,jk->...j", components**2, self.weights)
+    def forms(self, error):
+        """The quadratic forms, (..., J), of vectors e, (..., p)."""
+        along = error if self.V is None else contract("...p,pk->...k", error, self.V)
+        return contract("...k,jk->...j", along**2, self.weights)
 
     def test_loss(self, forms):
         """The loss for forms of shape (..., J): shape (...) + rule shape."""
@@ -102,7 +105,7 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
     Exact for polynomial rules, to the error that `negmaml.problem.filtered` states for others.
     """
     _require_no_metric(adapt)
-    s, o, _, _ = problem.modes
+    s, o, _, V = problem.modes
     n_r, shape = problem.n_r, adapt.batch_shape
     if adapt.one_step is not None:
         rate, power = jnp.asarray(adapt.one_step), jnp.sum(s**2) / n_r
@@ -114,7 +117,7 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
         weights, noise = h.reshape(-1, problem.p), noise / n_r
         coefficients = jnp.eye(len(weights), dtype=s.dtype).reshape(*shape, -1)
     tasks = contract("...j,jk,k->...", coefficients, weights, o)
-    return Adapted(problem.sigma**2 / 2 * (1 + noise) + tasks / 2, weights, coefficients)
+    return Adapted(problem.sigma**2 / 2 * (1 + noise) + tasks / 2, weights, coefficients, V)
 
 
 def expected_test_loss(
@@ -130,8 +133,8 @@ def expected_test_loss(
         adapt: the rule used on a new task.
 
     Returns an array of shape distance.shape (less the axis of forms) + rule shape. Exact for any
-    number of test tasks: it is the mean over tasks, adaptation data and test points. Source: negmaml; for one step
-    it is the conditional mean behind Bernacchia 2021, Theorems 1 and 2.
+    number of test tasks: it is the mean over tasks, adaptation data and test points. Source:
+    negmaml; for one step it is the conditional mean behind Bernacchia 2021, Theorems 1 and 2.
 
     >>> problem = MixedLinearRegression(p=4, m=1, n_t=1, n_v=1, n_r=2, sigma=1.0, nu=1.0)
     >>> float(expected_test_loss(problem, 0.0, GradientDescent(0.0)))  # sigma^2/2 + nu^2/2

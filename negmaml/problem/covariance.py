@@ -30,10 +30,6 @@ class Modes(NamedTuple):
     d: jax.Array
     V: jax.Array | None
 
-    def rotate(self, x):
-        """Components v_k^T x of vectors along the last axis."""
-        return x if self.V is None else contract("...p,pk->...k", x, self.V)
-
 
 def modes(p: int, inputs, weights, nu, offset) -> Modes:
     """The `Modes` of covariances as above and of omega_0 - w0, shape () or (p,).
