@@ -13,8 +13,14 @@ from negmaml._core.compilation import compiler_options
 from negmaml._core.numerics import working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.linear.data import assemble, draw, normals_per_run
-from negmaml.linear.simulation import EVALUATIONS, block_normals, loop_shape, measured
-from negmaml.problem.adaptation import expected_test_loss
+from negmaml.linear.simulation import (
+    EVALUATIONS,
+    block_normals,
+    expected,
+    loop_shape,
+    measured,
+    share,
+)
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
 
@@ -117,12 +123,14 @@ class LinearModel:
     def _one(self, key, normals, point, train, adapt) -> dict[str, jax.Array]:
         """One cell from its normals, as `nm.simulate` does a run."""
         problem = _problem(point)
-        data, test_key = assemble(normals, problem), jax.random.fold_in(key, 1)
+        shared = share(problem, adapt, self.evaluation)
+        data, test_key = assemble(normals, problem, shared.colours), jax.random.fold_in(key, 1)
+        ridge = point["meta_ridge"]
         loss, distance, reliable = measured(
-            test_key, data, problem, train, adapt, point["meta_ridge"], self.evaluation
+            test_key, data, problem, train, adapt, ridge, self.evaluation, shared
         )
-        if loss is None:
-            loss = expected_test_loss(problem, distance, adapt)
+        if self.evaluation == "expected":
+            loss = expected(problem, distance, loss, adapt, shared)
         return {"test_loss": loss, "distance": distance, "reliable": reliable}
 
 

@@ -1,12 +1,13 @@
 """Data of one meta-training run, or of a set of test tasks."""
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.types import Array, Float, PRNGKeyArray
+from negmaml.problem.covariance import apply, root
 from negmaml.problem.model import MixedLinearRegression
 
 
@@ -22,16 +23,31 @@ class Data(NamedTuple):
     y_v: Float[Array, "m n_v"]
 
 
-def sample(key: PRNGKeyArray, problem: MixedLinearRegression) -> Data:
+class Roots(NamedTuple):
+    """Square roots of the covariances of inputs and task weights, in the form of each."""
+
+    inputs: Any
+    weights: Any
+
+
+def roots(problem: MixedLinearRegression) -> Roots:
+    """What colours the normals of every run alike."""
+    return Roots(root(problem.input_covariance), root(problem.weight_covariance))
+
+
+def sample(
+    key: PRNGKeyArray, problem: MixedLinearRegression, *, colours: Roots | None = None
+) -> Data:
     """Draw the data of one run: m tasks with n_t training and n_v validation points each.
 
-        w ~ N(w0, nu^2/p I)      x ~ N(0, I)      y = x.w + sigma noise
+        w ~ N(w0, nu^2/p Omega)      x ~ N(0, Sigma)      y = x.w + sigma noise
 
-    The inputs are the same for every sigma, nu and w0 at a given key. Returns `Data` in the
-    dtype of the problem's numbers.
+    The inputs are the same for every sigma, nu and w0 at a given key; covariances colour the same
+    normals (`colours`: the problem's `roots`, where a caller has them). Returns `Data` in the dtype
+    of the problem's numbers.
     """
     dtype = working_dtype(problem)
-    return assemble(draw(key, problem, dtype), cast(problem, dtype))
+    return assemble(draw(key, problem, dtype), cast(problem, dtype), colours)
 
 
 def draw(key, problem: MixedLinearRegression, dtype):
@@ -44,14 +60,16 @@ def normals_per_run(problem: MixedLinearRegression) -> int:
     return sum(map(prod, _shapes(problem)))
 
 
-def assemble(normals, problem: MixedLinearRegression) -> Data:
-    """The data that the normals of `draw` stand for."""
+def assemble(normals, problem: MixedLinearRegression, colours: Roots | None = None) -> Data:
+    """The data that the normals of `draw` stand for; `colours` are the problem's `roots`."""
+    colours = roots(problem) if colours is None else colours
     parts, start = [], 0
     for shape in _shapes(problem):
         parts.append(normals[start : start + prod(shape)].reshape(shape))
         start += prod(shape)
     X_t, X_v, direction, noise_t, noise_v = parts
-    w = problem.w0 + problem.nu / problem.p**0.5 * direction
+    X_t, X_v = apply(colours.inputs, X_t), apply(colours.inputs, X_v)
+    w = problem.w0 + problem.nu / problem.p**0.5 * apply(colours.weights, direction)
     y_t = contract("inp,ip->in", X_t, w) + problem.sigma * noise_t
     y_v = contract("inp,ip->in", X_v, w) + problem.sigma * noise_v
     return Data(X_t, y_t, X_v, y_v)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from negmaml._core.numerics import contract
 from negmaml._core.types import Array, Float, PRNGKeyArray
-from negmaml.linear.data import sample
+from negmaml.linear.data import Roots, sample
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule
@@ -23,6 +23,8 @@ def sampled_test_loss(
     problem: MixedLinearRegression,
     omega: Float[Array, "*batch p"],
     adapt: Rule,
+    *,
+    colours: Roots | None = None,
 ) -> Float[Array, "..."]:
     """Test loss of `omega` on 100 fresh tasks of n_r adaptation and 50 test points each.
 
@@ -32,11 +34,12 @@ def sampled_test_loss(
     Arguments:
         omega: weights, shape (..., p).
         adapt: the rule used on each task.
+        colours: the problem's `linear.data.roots`, where a caller has them.
 
     Returns an array of shape omega.shape[:-1] + rule shape. Source: Bernacchia 2021, section 5.
     """
     test = dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
-    data = sample(key, test)
+    data = sample(key, test, colours=colours)
     if adapt.one_step is not None:
         # The residual e0 - alpha e1 is linear in the rate, so the loss is a quadratic in it.
         system = one_step_system(data, adapt.metric)

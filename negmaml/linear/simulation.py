@@ -13,12 +13,13 @@ from negmaml._core.display import Table, displayed, mean_text, shape_text
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
-from negmaml.linear.data import Data, assemble, draw, normals_per_run
+from negmaml.linear.data import Data, Roots, assemble, draw, normals_per_run, roots
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
-from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.adaptation import Adapted, adapted, expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.support import on_support
 from negmaml.rules import Rule, check_filters
 
 EVALUATIONS = ("expected", "sampled")
@@ -141,6 +142,7 @@ class Experiment:
     train: Rule
     adapt: Rule
     meta_ridge: Any
+    unmoved: Any  # |omega_0 - w0|^2 in directions in which no input varies
     runs: int = static()
     evaluation: str = static()
     split: str = static()
@@ -156,8 +158,13 @@ class Experiment:
         check_filters("train", train)
         check_filters("adapt", adapt)
         dtype = working_dtype(problem, train, adapt, meta_ridge)
-        problem, train, adapt, meta_ridge = cast((problem, train, adapt, meta_ridge), dtype)
-        return cls(key, problem, train, adapt, meta_ridge, runs, evaluation, split)
+        unmoved = 0.0
+        if train.metric is None and adapt.metric is None:
+            problem, unmoved = on_support(problem)
+        problem, train, adapt, meta_ridge, unmoved = cast(
+            (problem, train, adapt, meta_ridge, unmoved), dtype
+        )
+        return cls(key, problem, train, adapt, meta_ridge, unmoved, runs, evaluation, split)
 
     def program(self) -> QuickJit:
         """`_simulate` for few runs, where compiling takes longer than running, or for many."""
@@ -170,13 +177,14 @@ def _simulate(experiment: Experiment) -> Simulation:
         experiment.key, experiment.problem, experiment.train, experiment.adapt,
     )  # fmt: skip
     ridge, evaluation, runs = experiment.meta_ridge, experiment.evaluation, experiment.runs
+    shared = share(problem, adapt, evaluation)
 
     def one_run(index, normals):
-        data = assemble(normals, problem)
+        data = assemble(normals, problem, shared.colours)
         if experiment.split == "train-train":
             data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
         test_key = jax.random.fold_in(key, 2 * index + 1)
-        return measured(test_key, data, problem, train, adapt, ridge, evaluation)
+        return measured(test_key, data, problem, train, adapt, ridge, evaluation, shared)
 
     def draw_run(index):
         return draw(jax.random.fold_in(key, 2 * index), problem, problem.sigma.dtype)
@@ -195,22 +203,51 @@ def _simulate(experiment: Experiment) -> Simulation:
         lambda x: jnp.moveaxis(x.reshape(indices.size, *x.shape[2:])[:runs], 0, -1), results
     )
     if evaluation == "expected":
-        losses = expected_test_loss(problem, distance, adapt)
+        losses = expected(problem, distance, losses, adapt, shared)
         losses = jnp.moveaxis(losses, len(train.batch_shape), -1)
-    return Simulation(losses, distance, reliable)
+    return Simulation(losses, distance + experiment.unmoved, reliable)
+
+
+def expected(problem, distance, forms, adapt: Rule, shared):
+    """The expected test loss, train shape + (runs,) + adapt shape."""
+    if shared.adapted is None:
+        return expected_test_loss(problem, distance, adapt)
+    return shared.adapted.test_loss(jnp.moveaxis(forms, -2, -1))
 
 
 _simulate_few = quick_jit(_simulate)
 _simulate_many = quick_jit(_simulate, light=False)
 
 
-def measured(test_key, data: Data, problem, train: Rule, adapt: Rule, ridge, evaluation: str):
-    """(test loss, distance, reliable) of one run; no expected loss, which the distance gives."""
-    if evaluation == "expected":
+class Shared(NamedTuple):
+    """What all runs of one problem share; `adapted` where the expected loss needs it."""
+
+    colours: Roots
+    adapted: Adapted | None
+
+
+def share(problem: MixedLinearRegression, adapt: Rule, evaluation: str) -> Shared:
+    """Computed once, outside the loop over runs."""
+    if problem.isotropic or evaluation == "sampled":
+        return Shared(roots(problem), None)
+    return Shared(roots(problem), adapted(problem, adapt))
+
+
+def measured(test_key, data: Data, problem, train, adapt, ridge, evaluation, shared: Shared):
+    """(test loss, distance, reliable) of one run.
+
+    For the expected loss the first is None where the distance gives it, else the quadratic forms
+    of `shared.adapted`.
+    """
+    if evaluation == "expected" and shared.adapted is None:
         return None, *meta_train_distance(data, problem, train, ridge)
     omega, reliable = meta_train(data, problem, train, ridge)
-    loss = sampled_test_loss(test_key, problem, omega, adapt)
-    return loss, jnp.sum((omega - problem.w0) ** 2, -1), reliable
+    error = omega - problem.w0
+    distance = jnp.sum(error**2, -1)
+    if shared.adapted is not None:
+        return shared.adapted.forms(error), distance, reliable
+    loss = sampled_test_loss(test_key, problem, omega, adapt, colours=shared.colours)
+    return loss, distance, reliable
 
 
 def loop_shape(runs: int, normals: int) -> tuple[int, int, int]:

@@ -182,8 +182,9 @@ def _normal_equations(system: OneStepSystem, rates, ridge) -> _Solved:
     gram = _polynomial(G, -rates[:, None, None])
     b = _polynomial(b, -rates[:, None])
     z, pivots = cholesky_solve(gram + ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), b)
-    floor = max(A.shape) * jnp.finfo(gram.dtype).eps
-    return _Solved(gram, z, pivots.min(-1) > floor * pivots.max(-1))
+    # A pivot over its diagonal entry, which inputs of unequal variance do not change.
+    kept = pivots / (jnp.diagonal(gram, axis1=-2, axis2=-1) + ridge)
+    return _Solved(gram, z, kept.min(-1) > max(A.shape) * jnp.finfo(gram.dtype).eps)
 
 
 def _polynomial(coefficients, x):

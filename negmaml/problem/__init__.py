@@ -1,11 +1,15 @@
 """Mixed linear regression, and what adaptation does to it on average, exactly at finite size."""
 
-from negmaml.problem.adaptation import expected_test_loss, filter_means, shrinkage
+from negmaml.problem.adaptation import Adapted, adapted, expected_test_loss, filter_means, shrinkage
+from negmaml.problem.covariance import Modes
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.wishart import normalized_moment, wishart_moment, wishart_quadrature
 
 __all__ = [
+    "Adapted",
     "MixedLinearRegression",
+    "Modes",
+    "adapted",
     "expected_test_loss",
     "filter_means",
     "normalized_moment",

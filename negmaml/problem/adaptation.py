@@ -11,15 +11,27 @@ and averaging over noise, task and inputs (isotropic, hence E b(S)^2 = h I) leav
     h = E tr b(S)^2 / p.
 
 The theory inserts a predicted distance |omega - w0|^2 here, the simulation a measured one.
+
+With covariances x ~ N(0, Sigma), w ~ N(w0, nu^2/p Omega), and H = E b(S) Sigma b(S),
+
+    E L_test(omega) = sigma^2/2 (1 + E tr(Sigma q(S)^2 S)/n) + tr(H Omega) nu^2/(2 p)
+                      + (omega - w0)^T H (omega - w0) / 2,
+
+where H has the eigenvectors of Sigma. For one gradient step it is a polynomial in Sigma,
+
+    H = Sigma - 2 alpha Sigma^2 + alpha^2 ((n + 1)/n Sigma^3 + tr(Sigma^2)/n Sigma),
+
+so three quadratic forms (omega - w0)^T Sigma^j (omega - w0) serve every rate; else one a rule.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from negmaml._core.numerics import outer
+from negmaml._core.numerics import contract, outer
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
+from negmaml.problem.filtered import filtered
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.wishart import wishart_quadrature
 from negmaml.rules import Rule
@@ -40,11 +52,7 @@ def filter_means(rule: Rule, n: int, p: int) -> tuple[Float[Array, "*rule"], Flo
     ten nodes, exact for up to nine gradient steps and accurate while the filter is smooth on
     the scale of the spectrum.
     """
-    if rule.metric is not None:
-        raise ValueError(
-            f"the mean test loss after {type(rule).__name__} depends on where omega lies, not on "
-            "its distance alone; simulate with evaluation='sampled'"
-        )
+    _require_no_metric(rule)
     if rule.one_step is not None:
         rate = jnp.asarray(rule.one_step)
         return shrinkage(rate, n, p), rate**2
@@ -54,6 +62,64 @@ def filter_means(rule: Rule, n: int, p: int) -> tuple[Float[Array, "*rule"], Flo
     return rule.b(nodes) ** 2 @ weights, noise @ weights
 
 
+def _require_no_metric(rule: Rule) -> None:
+    if rule.metric is not None:
+        raise ValueError(
+            f"the mean test loss after {type(rule).__name__} depends on where omega lies, not on "
+            "its distance alone; simulate with evaluation='sampled'"
+        )
+
+
+class Adapted(NamedTuple):
+    r"""The test loss after adaptation as a function of a few quadratic forms of e = omega - w0.
+
+        E L_test(omega) = floor + coefficients . forms / 2
+        forms_j = sum_k weights_jk (v_k^T e)^2
+
+    floor: of the shape of the rule, what a model with e = 0 is left with.
+    weights: shape (J, p), functions of Sigma by their values on its eigenvalues.
+    coefficients: rule shape + (J,).
+    V: the eigenvectors v_k as columns; None where they are the coordinate axes.
+    """
+
+    floor: jax.Array
+    weights: jax.Array
+    coefficients: jax.Array
+    V: jax.Array | None
+
+    def forms(self, error):
+        """The quadratic forms, (..., J), of vectors e, (..., p)."""
+        along = error if self.V is None else contract("...p,pk->...k", error, self.V)
+        return contract("...k,jk->...j", along**2, self.weights)
+
+    def test_loss(self, forms):
+        """The loss for forms of shape (..., J): shape (...) + rule shape."""
+        flat = self.coefficients.reshape(-1, len(self.weights))
+        excess = contract("...j,rj->...r", forms, flat) / 2
+        return self.floor + excess.reshape(*jnp.shape(forms)[:-1], *jnp.shape(self.floor))
+
+
+def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
+    """What `adapt` at test time makes of a problem with covariances.
+
+    Exact for polynomial rules, to the error that `negmaml.problem.filtered` states for others.
+    """
+    _require_no_metric(adapt)
+    s, o, _, V = problem.modes
+    n_r, shape = problem.n_r, adapt.batch_shape
+    if adapt.one_step is not None:
+        rate, power = jnp.asarray(adapt.one_step), jnp.sum(s**2) / n_r
+        weights = s ** jnp.arange(1, 4)[:, None]
+        terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
+        coefficients, noise = jnp.stack(terms, -1), rate**2 * power
+    else:
+        h, noise = filtered(adapt, s, n_r)
+        weights, noise = h.reshape(-1, problem.p), noise / n_r
+        coefficients = jnp.eye(len(weights), dtype=s.dtype).reshape(*shape, -1)
+    tasks = contract("...j,jk,k->...", coefficients, weights, o)
+    return Adapted(problem.sigma**2 / 2 * (1 + noise) + tasks / 2, weights, coefficients, V)
+
+
 def expected_test_loss(
     problem: MixedLinearRegression, distance: ArrayLike, adapt: Rule
 ) -> Float[Array, "..."]:
@@ -61,17 +127,21 @@ def expected_test_loss(
 
     Arguments:
         problem: its p, n_r, sigma and nu enter.
-        distance: squared distance of the meta-trained weights from w0, any shape.
+        distance: squared distance of the meta-trained weights from w0, any shape. For a problem
+            with covariances the quadratic forms of omega - w0 along a last axis: three, of Sigma,
+            Sigma^2 and Sigma^3, for one gradient step; for other rules those of `adapted`.
         adapt: the rule used on a new task.
 
-    Returns an array of shape distance.shape + rule shape. Exact for any number of test tasks:
-    it is the mean over tasks, adaptation data and test points. Source: negmaml; for one step
-    it is the conditional mean behind Bernacchia 2021, Theorems 1 and 2.
+    Returns an array of shape distance.shape (less the axis of forms) + rule shape. Exact for any
+    number of test tasks: it is the mean over tasks, adaptation data and test points. Source:
+    negmaml; for one step it is the conditional mean behind Bernacchia 2021, Theorems 1 and 2.
 
     >>> problem = MixedLinearRegression(p=4, m=1, n_t=1, n_v=1, n_r=2, sigma=1.0, nu=1.0)
     >>> float(expected_test_loss(problem, 0.0, GradientDescent(0.0)))  # sigma^2/2 + nu^2/2
     1.0
     """
+    if not problem.isotropic:
+        return adapted(problem, adapt).test_loss(jnp.asarray(distance))
     h, noise = filter_means(adapt, problem.n_r, problem.p)
     floor = problem.sigma**2 / 2 * (1 + problem.p / problem.n_r * noise)
     spread, h = outer(problem.nu**2 + distance, h)

@@ -3,7 +3,9 @@
 Mixed linear regression (Bernacchia 2021, section 3): every task is a weight vector, every
 data point a noisy reading of it,
 
-    w ~ N(w0, nu^2/p I_p)      x ~ N(0, I_p)      y | x, w ~ N(x.w, sigma^2)
+    w ~ N(w0, nu^2/p Omega)      x ~ N(0, Sigma)      y | x, w ~ N(x.w, sigma^2)
+
+with Sigma = Omega = I in the paper, and any covariance here.
 """
 
 from typing import Any
@@ -14,16 +16,17 @@ import numpy as np
 from negmaml._core.checks import check_count, check_finite, check_nonnegative
 from negmaml._core.numerics import cast, working_dtype
 from negmaml._core.pytree import pytree, static
+from negmaml.problem.covariance import Modes, check_covariance, modes
 
 
 @pytree
 class MixedLinearRegression:
-    """Mixed linear regression: sizes are static, variances and offsets are traced.
+    """Mixed linear regression: sizes are static, variances, offsets and covariances are traced.
 
     Meta-training sees `m` tasks with `n_t` training and `n_v` validation points each; a test
     task offers `n_r` points to adapt on. Dimensions, weights and noise:
 
-        w ~ N(w0, nu^2/p I_p)      x ~ N(0, I_p)      y | x, w ~ N(x.w, sigma^2)
+        w ~ N(w0, nu^2/p Omega)      x ~ N(0, Sigma)      y | x, w ~ N(x.w, sigma^2)
 
     Arguments:
         p: dimension of inputs and weights, an integer of at least 1, like all sizes.
@@ -36,11 +39,15 @@ class MixedLinearRegression:
         w0: mean of the task weights, shape () or (p,); a scalar stands for every coordinate.
         omega0: the point meta-training starts from, shape () or (p,). It matters when the
             meta-system has fewer than p rows.
+        input_covariance: Sigma. None for the identity, eigenvalues of shape (p,) for a diagonal
+            matrix, or a matrix of shape (p, p); zero eigenvalues are allowed.
+        weight_covariance: Omega, in the same forms. nu = 1 and p times a covariance give that one.
 
     Raises:
         TypeError: a size that is no integer, a variance or offset that is no real number.
         ValueError: a size below 1; sigma or nu negative or not scalar; w0 or omega0 of another
-            shape; NaN or infinity anywhere.
+            shape; a covariance of another shape, not symmetric or with a negative eigenvalue; NaN
+            or infinity anywhere.
 
     Source: Bernacchia, "Meta-learning with negative learning rates", ICLR 2021, section 3.
 
@@ -58,6 +65,8 @@ class MixedLinearRegression:
     nu: Any
     w0: Any = 0.0
     omega0: Any = 0.0
+    input_covariance: Any = None
+    weight_covariance: Any = None
 
     def __post_init__(self):
         for name in ("p", "m", "n_t", "n_v", "n_r"):
@@ -67,6 +76,8 @@ class MixedLinearRegression:
             check_nonnegative(name, getattr(self, name), "a standard deviation")
         for name in ("w0", "omega0"):
             _check_vector(name, getattr(self, name), self.p)
+        for name in ("input_covariance", "weight_covariance"):
+            check_covariance(name, getattr(self, name), self.p)
 
     @property
     def rows(self) -> int:
@@ -77,6 +88,21 @@ class MixedLinearRegression:
     def overparameterized(self) -> bool:
         """Whether the minimiser of the meta-loss is not unique: p > n_v m."""
         return self.p > self.rows
+
+    @property
+    def isotropic(self) -> bool:
+        """Whether both covariances are the identity, left out as None."""
+        return self.input_covariance is None and self.weight_covariance is None
+
+    @property
+    def modes(self) -> Modes:
+        """The problem along the eigenvectors of its input covariance: `s`, `o`, `d` of `Modes`.
+
+        Derivatives in a matrix Sigma with coinciding eigenvalues are NaN, as those of its
+        eigenvectors are; its eigenvalues, shape (p,), have all derivatives.
+        """
+        offset = jnp.asarray(self.omega0) - jnp.asarray(self.w0)
+        return modes(self.p, self.input_covariance, self.weight_covariance, self.nu, offset)
 
     @property
     def offset_squared(self):
