@@ -76,9 +76,8 @@ def identify(function: Callable, *arguments, version: str | None = None) -> Iden
     Raises UnidentifiedError for a program that calls back to Python, since nothing is known of
     what it does there.
     """
+    check_version(version)
     if version is not None:
-        if not isinstance(version, str) or not version:
-            raise TypeError(f"version must be a text that is not empty, got {version!r}")
         return Identity(f"version {version!r}", jax.__version__)
     program = jax.make_jaxpr(lambda *given: function(*given))(*arguments)
     reading = _Reading()
@@ -94,6 +93,12 @@ def identify(function: Callable, *arguments, version: str | None = None) -> Iden
         reading.constants,
         reading.numbers[:SHOWN],
     )
+
+
+def check_version(version) -> None:
+    """Raise unless `version` is None or a label."""
+    if version is not None and (not isinstance(version, str) or not version):
+        raise TypeError(f"version must be a text that is not empty, got {version!r}")
 
 
 def difference(then: Identity, now: Identity) -> str:

@@ -1,15 +1,20 @@
 """`nm.sweep`: from a function and a grid to one labelled dataset."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.extras import require
+from negmaml._core.identity import check_version
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
+from negmaml.sweeps.files import check_url
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.planning import Work, index_of, planned, prepare, regions
 from negmaml.sweeps.run import empty
@@ -22,7 +27,7 @@ def sweep(
     function,
     grid: Mapping | Sequence[Mapping],
     seeds: int | Iterable[int],
-    store: str | None = None,
+    store: str | os.PathLike | None = None,
     *,
     root: int = 0,
     static: Sequence[str] | None = None,
@@ -92,20 +97,44 @@ def sweep(
     {'p': 2, 'sigma': 2, 'seed': 5, 'train_rate': 3}
     """
     require("xarray", "sweep")
+    _check_options(store, client, extend, accept_changes)
+    check_version(version)
     work = prepare(
         function, grid, seeds, root=root, static=static, whole=whole, common=common,
         output_dims=output_dims,
     )  # fmt: skip
-    if client is not None and store is None:
-        raise ValueError("client needs a store that its workers can write to; pass store=")
     with _teller(progress) as tell:
         if store is None:
             return _in_memory(work, memory, block, devices, tell)
-        store = str(store)
+        store = os.fspath(store)
         with clusters.connected(client) as workers, _told_how_to_go_on(store):
             means = Means(memory, block, devices, workers, tell)
             with locked(store) as lock:
                 return into_store(work, store, lock, means, How(extend, accept_changes, version))
+
+
+def _check_options(store, client, extend, accept_changes) -> None:
+    """That the options which are about a store are of their types, and go together."""
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        raise TypeError(
+            "sweep computes and stores when it is called; call it outside of jit, and put what "
+            "should be compiled into its function, which always is"
+        )
+    for name, value in (("extend", extend), ("accept_changes", accept_changes)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+        if value and store is None:
+            raise ValueError(f"{name}=True is about a store that is there; pass store=")
+    if store is not None:
+        check_url(store)
+    if client is not None:
+        if store is None:
+            raise ValueError("client needs a store that its workers can write to; pass store=")
+        if not isinstance(client, str) and not hasattr(client, "submit"):
+            raise TypeError(
+                "client must be a distributed.Client, or the address of a scheduler such as "
+                f"'tcp://localhost:8786', got {client!r}"
+            )
 
 
 @contextmanager

@@ -6,13 +6,34 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from negmaml._core.extras import require
+from negmaml._core.extras import MissingExtraError, require
 
 PARTIAL = ".partial"  # how files end that are being written, ours and those of zarr
 
 
 class StoreError(ValueError):
     """The store is not one that this sweep can read or write."""
+
+
+def check_url(url) -> None:
+    """Raise unless it is a path, or a URL of a file system that there is."""
+    if not isinstance(url, str | os.PathLike) or not isinstance(os.fspath(url), str):
+        raise TypeError(f"store must be a path or a URL, got {url!r}")
+    url = os.fspath(url)
+    if not url.strip():
+        raise ValueError(f"store must be a path or a URL, got {url!r}")
+    if local_path(url) is not None:
+        return
+    fsspec, protocol = require("fsspec", "sweep"), url.split("://")[0]
+    if protocol not in fsspec.available_protocols():
+        raise ValueError(
+            f"store {url!r}: there is no file system {protocol!r}; use a path, or a URL such as "
+            "s3://, gs://, az:// or memory://"
+        )
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise MissingExtraError(f"store {url!r}: {error}") from error
 
 
 def local_path(url: str) -> Path | None:

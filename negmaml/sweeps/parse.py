@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from itertools import product
 from numbers import Integral, Real
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from negmaml.sweeps.grid import Axis, Grid
@@ -32,6 +34,8 @@ def parse_grid(
     Raises ValueError or TypeError naming the axis, and the nearest valid name.
     """
     several = not isinstance(grid, Mapping)
+    if several and (isinstance(grid, str) or not isinstance(grid, Iterable)):
+        raise TypeError(f"grid must be a dict of axes or a list of such dicts, got {grid!r}")
     parts = [_axes(one, accepted, required) for one in (grid if several else [grid])]
     if not parts:
         raise ValueError("grid must hold at least one dict of axes, got an empty list")
@@ -65,7 +69,8 @@ def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
             raise ValueError(f"seeds must be at least 1, or a list of seeds, got {seeds!r}")
         return tuple(range(int(seeds)))
     values = tuple(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else None
-    if not values or not all(isinstance(s, Integral) and 0 <= s < 2**32 for s in values):
+    whole = values and all(isinstance(s, Integral) and not isinstance(s, bool) for s in values)
+    if not values or not whole or not all(0 <= s < 2**32 for s in values):
         raise ValueError(f"seeds must be a count or integers from 0 to 2^32 - 1, got {seeds!r}")
     _check_distinct("seeds", values)
     return tuple(map(int, values))
@@ -116,13 +121,20 @@ def _axis(key, values) -> Axis:
 
 def _value(name: str, value):
     """A Python bool, int, float or str."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"grid: axis {name!r} holds a traced value; sweep computes when it is called, so call "
+            "it outside of jit, vmap and grad"
+        )
     if np.ndim(value) != 0:
         raise TypeError(
             f"grid: axis {name!r} must hold numbers, strings or truth values, got {value!r}; "
             "zip axes with a tuple of names"
         )
     value = value.item() if hasattr(value, "item") else value
-    if not isinstance(value, (bool, int, float, str)):
+    if isinstance(value, Real) and not isinstance(value, bool | int | float):
+        value = float(value)
+    if not isinstance(value, bool | int | float | str):
         raise TypeError(f"grid: axis {name!r} holds {value!r}, not a number, string or truth value")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"grid: axis {name!r} holds {value!r}; any finite number is allowed")
@@ -142,14 +154,26 @@ def _canonical(axis: Axis, static: frozenset[str]) -> Axis:
 
     def convert(name, value):
         if name in static:
+            _check_range(name, value, jnp.iinfo(jnp.result_type(int)))
             return value
         if isinstance(value, str):
             raise TypeError(f"grid: axis {name!r} must hold numbers, got {value!r}")
+        _check_range(name, value, jnp.finfo(jnp.result_type(float)))
         return float(value) + 0.0
 
     rows = [tuple(map(convert, axis.names, row)) for row in axis.values]
     _check_distinct(f"axis {axis.dim!r}", rows)
     return Axis(axis.dim, axis.names, tuple(rows))
+
+
+def _check_range(name: str, value, limits) -> None:
+    """That a value is a number of JAX here."""
+    most = int(limits.max)
+    if isinstance(value, int | float) and not -most - 1 <= value <= most:
+        raise ValueError(
+            f"grid: axis {name!r} holds {value!r}, which is beyond {limits.dtype}; use a smaller "
+            "one, or enable 64 bits: jax.config.update('jax_enable_x64', True)"
+        )
 
 
 def _union(cell_axes: list[list[Axis]], whole_axes: list[list[Axis]]) -> list[Axis]:

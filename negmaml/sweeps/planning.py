@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from numbers import Integral
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -66,7 +68,7 @@ def prepare(
     function, grid, seeds, *, root=0, static=None, whole=None, common=(), output_dims=None
 ) -> Work:
     """Check everything that can be checked before computing: see `nm.sweep`."""
-    if isinstance(root, bool) or not isinstance(root, int) or not 0 <= root < 2**32:
+    if isinstance(root, bool) or not isinstance(root, Integral) or not 0 <= int(root) < 2**32:
         raise ValueError(f"root must be an integer from 0 to 2^32 - 1, got {root!r}")
     said = roles(function, static, whole, output_dims)
     parsed = parse_grid(
@@ -74,7 +76,7 @@ def prepare(
         name_tuple("common", common),
     )  # fmt: skip
     found = outputs(said, parsed)
-    return Work(said.function, parsed, found, root, frozenset(said.output_dims))
+    return Work(said.function, parsed, found, int(root), frozenset(said.output_dims))
 
 
 def x64() -> bool:
@@ -137,6 +139,7 @@ def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
     """
     _check_positive("memory", memory)
     _check_positive("block", cells)
+    _check_devices(devices)
     runner = work.runner(work.grid.shape, memory, devices)
     groups = runner.compiler.groups
     group = max(range(len(groups)), key=lambda g: _size(groups[g]))
@@ -160,6 +163,14 @@ def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
 def _check_positive(name: str, value) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _check_devices(devices) -> None:
+    local = jax.local_devices()
+    if devices is None:
+        return
+    if not isinstance(devices, Sequence) or not devices or any(d not in local for d in devices):
+        raise ValueError(f"devices must be a list of some of {local}, got {devices!r}")
 
 
 def chunk_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:

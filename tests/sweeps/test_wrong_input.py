@@ -1,0 +1,153 @@
+"""What is wrong is refused with our words, before anything is computed or stored."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml.sweeps.parse import parse_grid
+
+
+def function(key, size, scale=1.0):
+    return {"value": scale * jax.random.normal(key) + size}
+
+
+def leading(key, rates):
+    return {"value": rates, "first": rates[0]}
+
+
+GRID = {"size": [1, 2], "scale": [0.5, 1.0]}
+RATES = {"rates": [1.0, 2.0]}
+WRONG = [
+    # store
+    (dict(store=3), TypeError, "store must be a path or a URL, got 3"),
+    (dict(store=b"x"), TypeError, "store must be a path or a URL, got b'x'"),
+    (dict(store=True), TypeError, "store must be a path or a URL"),
+    (dict(store=""), ValueError, "store must be a path or a URL, got ''"),
+    (dict(store=" "), ValueError, "store must be a path"),
+    (dict(store=["x.zarr"]), TypeError, "store must be a path"),
+    (dict(store="nowhere://bucket/x.zarr"), ValueError, "no file system 'nowhere'"),
+    (dict(store="S3 ://x"), ValueError, "no file system"),
+    (dict(extend="yes", store="{path}"), TypeError, "extend must be True or False, got 'yes'"),
+    (dict(extend=1, store="{path}"), TypeError, "extend must be True or False, got 1"),
+    (dict(extend=True), ValueError, "extend=True is about a store that is there; pass store="),
+    (dict(accept_changes=None, store="{path}"), TypeError, "accept_changes must be True or"),
+    (dict(accept_changes=True), ValueError, "accept_changes=True is about a store"),
+    (dict(version=2, store="{path}"), TypeError, "version must be a text"),
+    (dict(version="", store="{path}"), TypeError, "version must be a text"),
+    (dict(client="tcp://localhost:1"), ValueError, "client needs a store"),
+    (dict(client=3, store="{path}"), TypeError, r"client must be a distributed\.Client"),
+    # names
+    (dict(static="size"), TypeError, "static must be a list of names"),
+    (dict(static=["size", 3]), TypeError, "static must be a list of names, got 3 in it"),
+    (dict(static=["sise"]), ValueError, "static: no axis 'sise'; did you mean 'size'"),
+    (dict(common="size"), TypeError, "common must be a list of names"),
+    (dict(common=["scal"]), ValueError, "common: no axis 'scal'"),
+    (dict(whole="scale"), TypeError, "whole must be a list of names"),
+    (dict(whole=3), TypeError, "whole must be a list of names"),
+    (dict(function=leading, grid=RATES, whole=["rate"]), ValueError, "did you mean 'rates'"),
+    (dict(output_dims={"values": ["size"]}), ValueError, "no 'values'; did you mean 'value'"),
+    (dict(output_dims=["value"]), TypeError, "output_dims must map outputs to the names"),
+    (dict(output_dims={"value": "size"}), TypeError, r"output_dims\['value'\] must be a list"),
+    # seeds and root
+    (dict(seeds=[True, False]), ValueError, r"seeds must be .*got \[True, False\]"),
+    (dict(seeds=True), ValueError, "seeds must be"),
+    (dict(seeds=-1), ValueError, "seeds must be"),
+    (dict(seeds=0), ValueError, "seeds must be"),
+    (dict(seeds=2.0), ValueError, "seeds must be"),
+    (dict(seeds=[0.5]), ValueError, "seeds must be"),
+    (dict(seeds=[]), ValueError, "seeds must be"),
+    (dict(seeds="12"), ValueError, "seeds must be"),
+    (dict(seeds=None), ValueError, "seeds must be"),
+    (dict(seeds=[2**32]), ValueError, "from 0 to 2"),
+    (dict(seeds=[-1]), ValueError, "from 0 to 2"),
+    (dict(seeds=[3, 3]), ValueError, "got 3 twice"),
+    (dict(root=-1), ValueError, "root must be an integer from 0"),
+    (dict(root=2**32), ValueError, "root must be an integer from 0"),
+    (dict(root=1.0), ValueError, "root must be an integer from 0"),
+    (dict(root=True), ValueError, "root must be an integer from 0"),
+    # means
+    (dict(memory=0), ValueError, "memory must be an integer of at least 1"),
+    (dict(memory=1.5), ValueError, "memory must be"),
+    (dict(memory=True), ValueError, "memory must be"),
+    (dict(block=0), ValueError, "block must be"),
+    (dict(block="4"), ValueError, "block must be"),
+    (dict(devices=[]), ValueError, "devices must be a list of some of"),
+    (dict(devices=["cpu"]), ValueError, "devices must be a list of some of"),
+    (dict(devices=3), ValueError, "devices must be a list of some of"),
+    (dict(progress="x"), TypeError, "progress must be True, False or a function, got 'x'"),
+    (dict(progress=None), TypeError, "progress must be True, False or a function"),
+    # grid
+    (dict(grid=None), TypeError, "grid must be a dict of axes"),
+    (dict(grid="size"), TypeError, "grid must be a dict of axes"),
+    (dict(grid=3), TypeError, "grid must be a dict of axes"),
+    (dict(grid=[3]), TypeError, "grid must be a dict of axes"),
+    (dict(grid=[]), ValueError, "at least one dict"),
+    (dict(grid={}), ValueError, "size missing"),
+    (dict(grid={"size": 2**40}), ValueError, "beyond int32"),
+    (dict(grid={"size": [1, -(2**70)]}), ValueError, "beyond int32"),
+    (dict(grid=GRID | {"scale": [1e300]}), ValueError, "beyond float32"),
+    (dict(grid=GRID | {"scale": [0.5, 10**400]}), ValueError, "beyond float32"),
+    (dict(grid=GRID | {"scale": [np.inf]}), ValueError, "any finite number"),
+    (dict(grid=GRID | {"scale": np.nan}), ValueError, "any finite number"),
+    (dict(grid=GRID | {"scale": ["a", 1.0]}, static=["size"]), TypeError, "must hold numbers"),
+    (dict(grid=GRID | {"scale": [1j]}), TypeError, "not a number, string or truth value"),
+    (dict(grid=GRID | {"scale": [b"a"]}), TypeError, "not a number, string or truth value"),
+    (dict(grid=GRID | {"scale": [None]}), TypeError, "not a number, string or truth value"),
+    (dict(grid=GRID | {"scale": np.ones((2, 2))}), TypeError, "must hold numbers, strings or"),
+    (dict(grid=GRID | {"scale": {}}), TypeError, "not a number"),
+    (dict(grid={("size",): [1]}), TypeError, "int"),
+    (dict(grid={("size", "scale"): 3}), TypeError, "need a list of tuples"),
+    (dict(grid={("size", "scale"): [(1,)]}), ValueError, "zips 2 axes"),
+    (dict(grid={"size size": [1]}), TypeError, "named by a word"),
+    (dict(grid={b"size": [1]}), TypeError, "named by a word"),
+    # function
+    (dict(function=None), TypeError, "function must be callable"),
+    (dict(function="linear"), TypeError, "function must be callable"),
+    (dict(function=dict), TypeError, "function must be callable"),
+    (dict(function=lambda: 0), TypeError, "must take a key first"),
+    (dict(function=lambda key, size, scale: 0.0), TypeError, "must return a dict of arrays"),
+    (dict(function=lambda key, size, scale: {}), TypeError, "must return a dict of arrays"),
+    (dict(function=lambda key, size, scale: {"size": 1.0}), ValueError, "names that the grid"),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_computes(monkeypatch):
+    from negmaml.sweeps.run import Runner
+
+    monkeypatch.setattr(Runner, "compute", None)
+    monkeypatch.setattr(Runner, "probe", None)
+
+
+@pytest.mark.parametrize(("call", "error", "said"), WRONG)
+def test_wrong_input_is_refused_in_our_words(call, error, said, tmp_path):
+    call = {"function": function, "grid": GRID, "seeds": 2} | call
+    if call.get("store") == "{path}":
+        call["store"] = tmp_path / "x.zarr"
+    with pytest.raises(error, match=said):
+        nm.sweep(**call)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_belongs_outside_of_transformations():
+    with pytest.raises(TypeError, match="call it outside of jit"):
+        jax.jit(lambda x: nm.sweep(function, GRID, 2)["value"].values)(1.0)
+    for transform, x in ((jax.vmap, jnp.ones(2)), (jax.grad, jnp.ones(()))):
+        with pytest.raises(TypeError, match=r"traced value.*outside of jit, vmap and grad"):
+            transform(lambda x: nm.sweep(function, {"size": 1, "scale": x}, 2))(x)
+
+
+def test_right_input_of_many_kinds_is_taken():
+    axes = {"a": (0.5, 1), "b": range(3), "c": np.float32(2), "d": [Fraction(1, 4), 2.0],
+            "e": jnp.arange(2.0), "f": np.array([1, 2], np.uint8), "g": [True, False]}  # fmt: skip
+    grid = parse_grid(axes, np.int64(2))
+    assert grid.shape == (2, 3, 2, 2, 2, 2, 2)
+    assert grid.axes[3].values == ((0.25,), (2.0,))
+    assert grid.static == {"b", "f", "g"}
+    assert parse_grid(axes, np.array([3, 1])).seeds == (3, 1)
+    with jax.enable_x64(True):
+        assert parse_grid({"a": 2**40, "b": [1e300, 0.5]}, 1).static == {"a"}
