@@ -19,10 +19,9 @@ from negmaml.kernels.points import TILE, as_kernel, cross, gram, stack, start_va
 from negmaml.kernels.solve import leave_out, solve
 from negmaml.kernels.system import (
     Own,
-    check_rule,
+    check_spectral,
     own_blocks,
     responses,
-    rule_shape,
     systems,
 )
 from negmaml.meta import Tasks
@@ -61,7 +60,7 @@ class KernelModel:
         Arguments: support, the task's (x, y), and any spectral rule; values of the function lead
         with batch + the rule's shape. Raises TypeError or ValueError for other shapes and rules.
         """
-        check_rule(rule)
+        check_spectral(rule)
         x, y = (jnp.asarray(part) for part in support)
         if x.shape[:1] != y.shape[:1] or y.shape[1:] != self._outputs:
             raise ValueError(
@@ -73,11 +72,11 @@ class KernelModel:
         eye = jnp.eye(len(y), dtype=left.dtype)[None]
         C = responses(Own(self._within(x, x)[None], eye), rule)[..., 0, :, :]
         moved = contract("...st,Bto->B...so", C, left.reshape(-1, *left.shape[-2:]))
-        return AdaptedModel(self, x, moved.reshape(*batch, *moved.shape[1:]), len(rule_shape(rule)))
+        return AdaptedModel(self, x, moved.reshape(*batch, *moved.shape[1:]), len(rule.batch_shape))
 
     def loss(self, tasks: Tasks, rule: Rule):
         """Half the mean squared error on the queries after adapting: batch + the rule's shape."""
-        check_rule(rule)
+        check_spectral(rule)
         stacked, _ = stack(tasks, None)
         m, n_t, n_v = stacked.sizes
         x = stacked.x
@@ -150,7 +149,7 @@ class LeftOut:
         Returns shape batch + the rule's shape + (m,): tasks are the sample, so differences between
         rules have the standard error of their mean over tasks.
         """
-        check_rule(rule)
+        check_spectral(rule)
         s, v = (jnp.moveaxis(left, -3, 0) for left in (self.support, self.query))
         return _adapted_losses(Own(*self.own), rule, s, v)
 
@@ -194,12 +193,12 @@ def meta_train(
     Array([2.], dtype=float32)
     """
     kernel, f0 = as_kernel(kernel), None if f0 is None else as_pytree(f0)
-    check_rule(rule)
+    check_spectral(rule)
     ridges = _check_ridges(meta_ridge)
     points, has_outputs = stack(tasks, f0)
     K = gram(kernel, points.x)
     weights, reliable = _train(K, points.y_t, points.y_v, rule, ridges.ravel())
-    batch = (*rule_shape(rule), *ridges.shape)
+    batch = rule.batch_shape + ridges.shape
     weights = weights.reshape(*batch, *weights.shape[2:])
     return KernelModel(kernel, f0, points.x, weights, reliable.reshape(batch), has_outputs)
 
@@ -224,14 +223,14 @@ def leave_one_task_out(
     (3, 2, 4)
     """
     kernel, f0 = as_kernel(kernel), None if f0 is None else as_pytree(f0)
-    check_rule(rule)
+    check_spectral(rule)
     ridges = _check_ridges(meta_ridge)
     points, _ = stack(tasks, f0)
     if points.sizes[0] < 2:
         raise ValueError("tasks must hold at least two to leave one out, got 1")
     K = gram(kernel, points.x)
     left, own = _leave_out(K, points.y_t, points.y_v, rule, ridges.ravel())
-    batch = (*rule_shape(rule), *ridges.shape)
+    batch = rule.batch_shape + ridges.shape
     support, query, reliable = (part.reshape(*batch, *part.shape[2:]) for part in left)
     return LeftOut(support, query, reliable, own)
 
@@ -302,4 +301,4 @@ def _adapted_losses(own: Own, rule: Rule, s, v):
         return jnp.mean(after**2, (-2, -1)) / 2
 
     losses = lax.map(one, C)  # rules, m, batch
-    return jnp.transpose(losses, (2, 0, 1)).reshape(*batch, *rule_shape(rule), m)
+    return jnp.transpose(losses, (2, 0, 1)).reshape(*batch, *rule.batch_shape, m)

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from negmaml._core.numerics import contract
-from negmaml.rules import GradientDescent, Rule, batch_shape, parameter
+from negmaml._core.numerics import contract, outer
+from negmaml.rules import Rule, check_rule
 
 
 class Own(NamedTuple):
@@ -34,25 +34,14 @@ class Own(NamedTuple):
     vt: jax.Array
 
 
-def check_rule(rule: Rule) -> None:
+def check_spectral(rule: Rule) -> None:
     """Raise unless the rule acts through the spectrum of S alone."""
-    if not hasattr(rule, "q"):
-        raise TypeError(
-            f"rule must act through its spectral filter q(x) for a kernel model, got {rule!r}; use "
-            "GradientDescent, GradientFlow, Proximal, or give your rule a method q"
-        )
-    if getattr(rule, "metric", None) is not None:
+    jax.eval_shape(check_rule("rule", rule).q, 0.0)
+    if rule.metric is not None:
         raise TypeError(
             f"rule must act in the kernel's own geometry, got {rule!r} with a metric; put the "
             "metric P into the kernel, psi(x)^T P psi(x')"
         )
-
-
-def one_step(rule: Rule):
-    """The rates of one gradient step, rule shape; None for another rule."""
-    if isinstance(rule, GradientDescent) and rule.steps == 1:
-        return jnp.asarray(parameter(rule))
-    return None
 
 
 def own_blocks(K, m: int, n_t: int, n_v: int) -> Own:
@@ -67,9 +56,9 @@ def own_blocks(K, m: int, n_t: int, n_v: int) -> Own:
 def responses(own: Own, rule: Rule):
     """C of each task, rule shape + (m, n_v, n_t)."""
     n_t = own.tt.shape[-1]
-    rate = one_step(rule)
-    if rate is not None:
-        return rate.reshape((*rate.shape, 1, 1, 1)).astype(own.vt.dtype) * own.vt / n_t
+    if rule.one_step is not None:
+        rate, D = outer(rule.one_step, own.vt / n_t)
+        return rate.astype(D.dtype) * D
     x, V = jnp.linalg.eigh(own.tt / n_t)
     filtered = rule.q(jnp.maximum(x, 0)).astype(V.dtype) / n_t
     return contract("ivt,itk,...ik,isk->...ivs", own.vt, V, filtered, V)
@@ -101,8 +90,7 @@ def systems(K, own: Own, rule: Rule) -> tuple[Callable[[jax.Array], System], jax
         across = times(C, tv)
         return across + across.T, times(C, tt).T
 
-    rate = one_step(rule)
-    if rate is not None:
+    if rule.one_step is not None:
         D = own.vt / n_t
         G_1, H_1 = linear_part(D)
         G_2 = times(D, H_1)
@@ -111,15 +99,10 @@ def systems(K, own: Own, rule: Rule) -> tuple[Callable[[jax.Array], System], jax
             rate = rate.astype(K.dtype)
             return System(vv - rate * G_1 + rate**2 * G_2, tv - rate * H_1, rate * D)
 
-        return at, rate.ravel()
+        return at, jnp.ravel(rule.one_step)
 
     def of_response(C):
         G_1, H_1 = linear_part(C)
         return System(vv - G_1 + times(C, H_1), tv - H_1, C)
 
     return of_response, responses(own, rule).reshape(-1, m, n_v, n_t)
-
-
-def rule_shape(rule: Rule) -> tuple[int, ...]:
-    """The leading shape of everything that depends on the rule."""
-    return batch_shape(rule)
