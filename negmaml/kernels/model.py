@@ -6,22 +6,34 @@ is what gradient descent on the meta-loss reaches from f_0 (`negmaml.kernels.sys
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_finite, check_nonnegative
+from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import contract
 from negmaml._core.pytree import as_pytree, pytree, static
-from negmaml.kernels.points import TILE, as_kernel, cross, gram, stack, start_values
-from negmaml.kernels.solve import leave_out, solve
+from negmaml.kernels.points import (
+    TILE,
+    Points,
+    as_kernel,
+    check_ridges,
+    cross,
+    gram,
+    stack,
+    start_values,
+)
+from negmaml.kernels.solve import solve
 from negmaml.kernels.system import (
     Own,
+    adapted_losses,
     check_spectral,
     own_blocks,
     responses,
+    right_side,
     systems,
 )
 from negmaml.meta import Tasks
@@ -50,9 +62,7 @@ class KernelModel:
 
     def __call__(self, x):
         """Values at points x: batch + (points,) or batch + (points, outputs), like the labels."""
-        x = jnp.asarray(x)
-        change = contract("nj,...jo->...no", cross(self.kernel, x, self.points), self.weights)
-        return self._shape(start_values(self.f0, x, self._outputs) + change)
+        return _shaped(self._values(jnp.asarray(x)), self.has_outputs)
 
     def adapt(self, support, rule: Rule):
         """The function after adapting to one task by the rule: x -> values as from the model.
@@ -67,47 +77,29 @@ class KernelModel:
                 f"support must be (x, y) of one task, y of shape (points, *{self._outputs}), got "
                 f"{x.shape} and {y.shape}; jax.vmap over tasks, or use model.loss"
             )
-        left = y.reshape(len(y), -1) - self._unshape(self(x))
-        batch = left.shape[:-2]
-        eye = jnp.eye(len(y), dtype=left.dtype)[None]
-        C = responses(Own(self._within(x, x)[None], eye), rule)[..., 0, :, :]
-        moved = contract("...st,Bto->B...so", C, left.reshape(-1, *left.shape[-2:]))
-        return AdaptedModel(self, x, moved.reshape(*batch, *moved.shape[1:]), len(rule.batch_shape))
+        moved = _moved(cross(self.kernel, x, x), y, self._values(x), rule)
+        return AdaptedModel(self, x, moved, len(rule.batch_shape))
 
     def loss(self, tasks: Tasks, rule: Rule):
         """Half the mean squared error on the queries after adapting: batch + the rule's shape."""
         check_spectral(rule)
-        stacked, _ = stack(tasks, None)
-        m, n_t, n_v = stacked.sizes
-        x = stacked.x
-        x_t, x_v = (part.reshape(m, -1, *x.shape[1:]) for part in (x[: m * n_t], x[m * n_t :]))
-
-        def left(x, y):  # before adapting, task first
-            values = self._unshape(self(x.reshape(-1, *x.shape[2:])))
-            values = values.reshape(*values.shape[:-2], *y.shape)
-            return jnp.moveaxis(y - values, -3, 0)
-
-        def blocks(points):
-            x_t, x_v = points
-            return Own(self._within(x_t, x_t), self.kernel(x_v, x_t))
-
-        own = lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
-        s, v = left(x_t, stacked.y_t), left(x_v, stacked.y_v)
-        return jnp.mean(_adapted_losses(own, rule, s, v), -1)
+        points, has_outputs = stack(tasks, None)
+        if has_outputs != self.has_outputs or points.y_t.shape[-1:] != self.weights.shape[-1:]:
+            raise ValueError(
+                f"labels of tasks must have shape (tasks, points, *{self._outputs}) as in "
+                f"meta_train, got {jnp.shape(tasks.support[1])}"
+            )
+        own = _own(self.kernel, points.x, points.sizes)
+        return jnp.mean(adapted_losses(own, rule, *_left(points, self._values(points.x))), -1)
 
     @property
     def _outputs(self) -> tuple[int, ...]:
         return self.weights.shape[-1:] if self.has_outputs else ()
 
-    def _within(self, x1, x2):
-        K = self.kernel(x1, x2)
-        return (K + K.T) / 2
-
-    def _shape(self, values):
-        return values if self.has_outputs else values[..., 0]
-
-    def _unshape(self, values):
-        return values if self.has_outputs else values[..., None]
+    def _values(self, x):
+        """batch + (points, outputs), with or without an axis of outputs in the labels."""
+        start = start_values(self.f0, x, self._outputs)
+        return _combined(cross(self.kernel, x, self.points), self.weights, start)
 
 
 @pytree
@@ -122,36 +114,54 @@ class AdaptedModel:
     def __call__(self, x):
         """Values at points x, batch + the rule's shape + (points,) or (points, outputs)."""
         x = jnp.asarray(x)
-        change = contract("nj,...jo->...no", cross(self.model.kernel, x, self.points), self.weights)
-        before = self.model._unshape(self.model(x))
+        before = self.model._values(x)
         axes = tuple(range(before.ndim - 2, before.ndim - 2 + self.rule_axes))
-        return self.model._shape(jnp.expand_dims(before, axes) + change)
+        before = jnp.expand_dims(before, axes)
+        values = _combined(cross(self.model.kernel, x, self.points), self.weights, before)
+        return _shaped(values, self.model.has_outputs)
 
 
-@pytree
-class LeftOut:
-    """Each task as the model sees it that was trained on all others.
+@jax.jit
+def _combined(K, weights, start):
+    """start + K weights, batch + (points, outputs)."""
+    return start + contract("nj,...jo->...no", K, weights)
 
-    support: labels less predictions before adapting, batch + (m, n_t, outputs).
-    query: the same of query points, batch + (m, n_v, outputs).
-    reliable: batch, as in `KernelModel`.
-    own: the kernel within each task.
-    """
 
-    support: Any
-    query: Any
-    reliable: Any
-    own: Any
+def _shaped(values, has_outputs: bool):
+    return values if has_outputs else values[..., 0]
 
-    def losses(self, rule: Rule):
-        """Half the mean squared error on the query of each task after adapting to its support.
 
-        Returns shape batch + the rule's shape + (m,): tasks are the sample, so differences between
-        rules have the standard error of their mean over tasks.
-        """
-        check_spectral(rule)
-        s, v = (jnp.moveaxis(left, -3, 0) for left in (self.support, self.query))
-        return _adapted_losses(Own(*self.own), rule, s, v)
+@jax.jit
+def _moved(K, y, values, rule: Rule):
+    """Weights on the support that adapting adds: q(K / n) (y - values) / n."""
+    left = y.reshape(len(y), -1) - values
+    own = Own((K + K.T)[None] / 2, jnp.eye(len(y), dtype=K.dtype)[None])
+    C = responses(own, rule)[..., 0, :, :]
+    moved = contract("...st,bto->b...so", C, left.reshape(-1, *left.shape[-2:]))
+    return moved.reshape(*left.shape[:-2], *moved.shape[1:])
+
+
+@partial(jax.jit, static_argnames="sizes")
+def _own(kernel, x, sizes: tuple[int, int, int]) -> Own:
+    """The kernel within each of many tasks, some at a time."""
+    m, n_t, n_v = sizes
+    x_t, x_v = (part.reshape(m, -1, *x.shape[1:]) for part in (x[: m * n_t], x[m * n_t :]))
+
+    def blocks(points):
+        x_t, x_v = points
+        K = kernel(x_t, x_t)
+        return Own((K + K.T) / 2, kernel(x_v, x_t))
+
+    return lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
+
+
+@jax.jit
+def _left(points: Points, values):
+    """Labels less values, of supports and of queries: batch + (m, n, outputs)."""
+    m, n_t, _ = points.sizes
+    batch, outputs = values.shape[:-2], values.shape[-1]
+    s, v = (part.reshape(*batch, m, -1, outputs) for part in jnp.split(values, [m * n_t], -2))
+    return points.y_t - s, points.y_v - v
 
 
 def meta_train(
@@ -194,65 +204,24 @@ def meta_train(
     """
     kernel, f0 = as_kernel(kernel), None if f0 is None else as_pytree(f0)
     check_spectral(rule)
-    ridges = _check_ridges(meta_ridge)
+    ridges = check_ridges(meta_ridge)
     points, has_outputs = stack(tasks, f0)
     K = gram(kernel, points.x)
-    weights, reliable = _train(K, points.y_t, points.y_v, rule, ridges.ravel())
-    batch = rule.batch_shape + ridges.shape
+    weights, reliable = _train(K, points.y_t, points.y_v, rule, jnp.ravel(ridges))
+    batch = rule.batch_shape + jnp.shape(ridges)
     weights = weights.reshape(*batch, *weights.shape[2:])
     return KernelModel(kernel, f0, points.x, weights, reliable.reshape(batch), has_outputs)
 
 
-def leave_one_task_out(
-    kernel: Callable, tasks: Tasks, rule: Rule, *, meta_ridge=0.0, f0: Callable | None = None
-) -> LeftOut:
-    r"""Every task as seen by the model that is meta-trained on all others, without training again.
-
-    For choosing rates and ridges on all tasks there are, without splits: `losses(rule)` of the
-    result adapts to each left-out task by any rule. In closed form from the one solution of all
-    tasks (`negmaml.kernels.solve` derives it); arguments, batches and errors as in `meta_train`, at
-    least two tasks.
-
-    >>> x = jnp.linspace(-1.0, 1.0, 24).reshape(4, 6, 1)
-    >>> tasks = Tasks((x[:, :3], x[:, :3, 0]), (x[:, 3:], x[:, 3:, 0]))
-    >>> from negmaml.rules import GradientDescent
-    >>> rates = GradientDescent(jnp.array([-0.5, 0.0, 0.5]))
-    >>> ridges = jnp.array([0.1, 1.0])
-    >>> left = leave_one_task_out(lambda a, b: a @ b.T, tasks, rates, meta_ridge=ridges)
-    >>> left.losses(GradientDescent(0.2)).shape  # rates, ridges, tasks
-    (3, 2, 4)
-    """
-    kernel, f0 = as_kernel(kernel), None if f0 is None else as_pytree(f0)
-    check_spectral(rule)
-    ridges = _check_ridges(meta_ridge)
-    points, _ = stack(tasks, f0)
-    if points.sizes[0] < 2:
-        raise ValueError("tasks must hold at least two to leave one out, got 1")
-    K = gram(kernel, points.x)
-    left, own = _leave_out(K, points.y_t, points.y_v, rule, ridges.ravel())
-    batch = rule.batch_shape + ridges.shape
-    support, query, reliable = (part.reshape(*batch, *part.shape[2:]) for part in left)
-    return LeftOut(support, query, reliable, own)
-
-
-def _check_ridges(meta_ridge):
-    check_finite("meta_ridge", meta_ridge, "a ridge, or an array of them")
-    ridges = jnp.asarray(meta_ridge, jnp.result_type(float, meta_ridge))
-    if not isinstance(ridges, jax.core.Tracer) and ridges.size:
-        check_nonnegative("meta_ridge", ridges.min(), "a ridge")
-    return ridges
-
-
-@jax.jit
-def _train(K, y_t, y_v, rule: Rule, ridges):
+def _train_all(K, y_t, y_v, rule: Rule, ridges):
     """(weights (rules, ridges, M, o), reliable (rules, ridges)), one rule after another."""
-    own = own_blocks(K, *_sizes(y_t, y_v))
+    own = own_blocks(K, y_t.shape[0], y_t.shape[1])
     at, entries = systems(K, own, rule)
     ridges = ridges.astype(K.dtype)
 
     def one(entry):
         system = at(entry)
-        right = _right(system.C, y_t, y_v)
+        right = right_side(system.C, y_t, y_v)
         c, reliable = solve(system.G, right.reshape(-1, right.shape[-1]), ridges)
         c = c.reshape(-1, *right.shape)
         on_support = -contract("ivt,rivo->rito", system.C, c)
@@ -262,43 +231,4 @@ def _train(K, y_t, y_v, rule: Rule, ridges):
     return lax.map(one, entries)
 
 
-@jax.jit
-def _leave_out(K, y_t, y_v, rule: Rule, ridges):
-    own = own_blocks(K, *_sizes(y_t, y_v))
-    at, entries = systems(K, own, rule)
-    ridges = ridges.astype(K.dtype)
-
-    def one(entry):
-        system = at(entry)
-        return leave_out(system, _right(system.C, y_t, y_v), y_t.astype(K.dtype), ridges)
-
-    return lax.map(one, entries), own
-
-
-def _sizes(y_t, y_v) -> tuple[int, int, int]:
-    m, n_t = y_t.shape[:2]
-    return m, n_t, y_v.shape[1]
-
-
-def _right(C, y_t, y_v):
-    """A (y - f_0), (m, n_v, o)."""
-    return y_v.astype(C.dtype) - contract("ivt,ito->ivo", C, y_t.astype(C.dtype))
-
-
-@jax.jit
-def _adapted_losses(own: Own, rule: Rule, s, v):
-    """Losses of tasks after adapting, from what is left before: s (m, ..., n_t, o), v alike.
-
-    Returns shape batch + the rule's shape + (m,).
-    """
-    C = responses(own, rule)  # rule + (m, n_v, n_t)
-    m, *batch = s.shape[:-2]
-    C = C.reshape(-1, *C.shape[-3:])
-    s, v = (part.reshape(m, -1, *part.shape[-2:]) for part in (s, v))
-
-    def one(C):
-        after = v - contract("ivt,ibto->ibvo", C, s)
-        return jnp.mean(after**2, (-2, -1)) / 2
-
-    losses = lax.map(one, C)  # rules, m, batch
-    return jnp.transpose(losses, (2, 0, 1)).reshape(*batch, *rule.batch_shape, m)
+_train = quick_jit(_train_all, light=False)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from negmaml._core.checks import check_finite
+from negmaml._core.checks import check_finite, check_nonnegative
 from negmaml._core.pytree import as_pytree
 from negmaml.meta import Tasks
 from negmaml.meta.batching import check_tasks
@@ -64,13 +66,22 @@ def stack(tasks: Tasks, f0: Callable | None) -> tuple[Points, bool]:
             "points of tasks.support and tasks.query must have the same shapes, got x "
             f"{x_t.shape[2:]} and {x_v.shape[2:]}, y {y_t.shape[2:]} and {y_v.shape[2:]}"
         )
-    m, n_t, n_v, has_outputs = *y_t.shape[:2], y_v.shape[1], y_t.ndim == 3
-    x = jnp.concatenate([x_t.reshape(m * n_t, *x_t.shape[2:]), x_v.reshape(-1, *x_v.shape[2:])])
+    x = _stack(x_t, x_v)
     start = start_values(f0, x, y_t.shape[2:])
-    outputs = y_t.shape[2] if has_outputs else 1
-    y_t = y_t.reshape(m, n_t, outputs) - start[: m * n_t].reshape(m, n_t, -1)
-    y_v = y_v.reshape(m, n_v, outputs) - start[m * n_t :].reshape(m, n_v, -1)
-    return Points(x, y_t, y_v), has_outputs
+    return Points(x, *_less(y_t, y_v, start)), y_t.ndim == 3
+
+
+@jax.jit
+def _stack(x_t, x_v):
+    return jnp.concatenate([x.reshape(-1, *x.shape[2:]) for x in (x_t, x_v)])
+
+
+@jax.jit
+def _less(y_t, y_v, start):
+    """Labels less the values of f_0, with an axis of outputs."""
+    (m, n_t), n_v, outputs = y_t.shape[:2], y_v.shape[1], start.shape[1]
+    y_t = y_t.reshape(m, n_t, -1) - start[: m * n_t].reshape(m, n_t, outputs)
+    return y_t, y_v.reshape(m, n_v, -1) - start[m * n_t :].reshape(m, n_v, outputs)
 
 
 def _pair(name: str, part) -> tuple[jax.Array, jax.Array]:
@@ -88,7 +99,7 @@ def _pair(name: str, part) -> tuple[jax.Array, jax.Array]:
 def start_values(f0: Callable | None, x, outputs: tuple[int, ...]):
     """f0 at points x, shape (points, outputs or 1); zeros without f0."""
     if f0 is None:
-        return jnp.zeros((len(x), 1))
+        return np.zeros((len(x), 1), np.float32)
     values = jnp.asarray(f0(x))
     if values.shape != (len(x), *outputs):
         raise ValueError(
@@ -102,6 +113,8 @@ def start_values(f0: Callable | None, x, outputs: tuple[int, ...]):
 
 def cross(kernel: Callable, x1, x2) -> jax.Array:
     """The kernel between two sets of points, shape (len(x1), len(x2)), tile by tile."""
+    if max(len(x1), len(x2)) <= TILE:
+        return _tile(kernel, x1, x2)
     rows = [
         jnp.concatenate([_tile(kernel, x1[i], x2[j]) for j in _tiles(len(x2))], 1)
         for i in _tiles(len(x1))
@@ -112,13 +125,42 @@ def cross(kernel: Callable, x1, x2) -> jax.Array:
 def gram(kernel: Callable, x) -> jax.Array:
     """The kernel among points, made exactly symmetric; checked where values are known.
 
-    Raises ValueError for a kernel that is not symmetric, or not positive semidefinite to working
-    precision.
+    Raises ValueError for a kernel that is not finite, symmetric, or positive semidefinite to
+    working precision.
     """
     K = cross(kernel, x, x)
     if isinstance(K, jax.core.Tracer):
         return (K + K.T) / 2
-    return _checked(K)
+    K, scale, gap, definite = _symmetric(K)
+    if not np.isfinite(scale):
+        raise ValueError("kernel must be finite, got NaN or infinity between points of tasks")
+    if gap > _tolerance(K, scale):
+        raise ValueError(
+            f"kernel must be symmetric, got k(x, x') - k(x', x) of up to {gap:.3g} where values "
+            f"are up to {scale:.3g}; give (k(x, x') + k(x', x)) / 2, or float64"
+        )
+    if scale and not definite:
+        raise ValueError(
+            "kernel must be positive semidefinite to working precision, got values up to "
+            f"{scale:.3g} and an eigenvalue of {jnp.linalg.eigvalsh(K)[0]:.3g}; correct the "
+            "kernel, or use float64 if that is rounding"
+        )
+    return K
+
+
+@jax.jit
+def _symmetric(K):
+    """(symmetric K, largest value, largest asymmetry, whether positive semidefinite)."""
+    scale, gap, K = jnp.max(jnp.abs(K)), jnp.max(jnp.abs(K - K.T)), (K + K.T) / 2
+    # Independent errors of that size in every entry move an eigenvalue by about the root of the
+    # size.
+    lifted = K + len(K) ** 0.5 * _tolerance(K, scale) * jnp.eye(len(K), dtype=K.dtype)
+    return K, scale, gap, jnp.all(jnp.isfinite(lax.linalg.cholesky(lifted)))
+
+
+def _tolerance(K, scale):
+    """What rounding may do to an entry, in a sum within the kernel."""
+    return 100 * jnp.finfo(K.dtype).eps * scale
 
 
 def _tiles(points: int):
@@ -140,25 +182,13 @@ def _tile(kernel: Callable, x1, x2) -> jax.Array:
     return K.astype(jnp.result_type(float, K))
 
 
-def _checked(K) -> jax.Array:
-    scale = float(jnp.max(jnp.abs(K)))
-    if not jnp.isfinite(scale):
-        raise ValueError("kernel must be finite, got NaN or infinity between points of tasks")
-    # What rounding in a sum of the kernel's own can do, and what it does to an eigenvalue.
-    tolerance = scale * 100 * float(jnp.finfo(K.dtype).eps)
-    gap = float(jnp.max(jnp.abs(K - K.T)))
-    if gap > tolerance:
-        raise ValueError(
-            f"kernel must be symmetric, got k(x, x') - k(x', x) of up to {gap:.3g} where values "
-            f"are up to {scale:.3g}; give (k(x, x') + k(x', x)) / 2, or float64"
-        )
-    K = (K + K.T) / 2
-    lifted = K + len(K) ** 0.5 * tolerance * jnp.eye(len(K), dtype=K.dtype)
-    if scale and not jnp.all(jnp.isfinite(jnp.linalg.cholesky(lifted))):
-        lowest = float(jnp.linalg.eigvalsh(K)[0])
-        raise ValueError(
-            "kernel must be positive semidefinite to working precision, got a matrix with values "
-            f"up to {scale:.3g} and an eigenvalue of {lowest:.3g}; correct the kernel, or use "
-            "float64 if that is rounding"
-        )
-    return K
+def check_ridges(meta_ridge):
+    """The ridges as an array; ValueError or TypeError unless all are finite and at least 0."""
+    check_finite("meta_ridge", meta_ridge, "a ridge, or an array of them")
+    if isinstance(meta_ridge, jax.core.Tracer):
+        return meta_ridge
+    ridges = np.asarray(meta_ridge)
+    if ridges.size == 0:
+        raise ValueError("meta_ridge must hold at least one ridge, got an empty array")
+    check_nonnegative("meta_ridge", ridges.min(), "a ridge")
+    return ridges

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from negmaml._core.numerics import contract, outer
 from negmaml.rules import Rule, check_rule
@@ -44,12 +45,12 @@ def check_spectral(rule: Rule) -> None:
         )
 
 
-def own_blocks(K, m: int, n_t: int, n_v: int) -> Own:
+def own_blocks(K, m: int, n_t: int) -> Own:
     """The blocks of a kernel matrix that lie within a task."""
     T = m * n_t
     each = jnp.arange(m)
     tt = K[:T, :T].reshape(m, n_t, m, n_t)[each, :, each]
-    vt = K[T:, :T].reshape(m, n_v, m, n_t)[each, :, each]
+    vt = K[T:, :T].reshape(m, -1, m, n_t)[each, :, each]
     return Own(tt, vt)
 
 
@@ -106,3 +107,28 @@ def systems(K, own: Own, rule: Rule) -> tuple[Callable[[jax.Array], System], jax
         return System(vv - G_1 + times(C, H_1), tv - H_1, C)
 
     return of_response, responses(own, rule).reshape(-1, m, n_v, n_t)
+
+
+def right_side(C, y_t, y_v):
+    """A (y - f_0), (m, n_v, o)."""
+    return y_v.astype(C.dtype) - contract("ivt,ito->ivo", C, y_t.astype(C.dtype))
+
+
+@jax.jit
+def adapted_losses(own: Own, rule: Rule, support, query):
+    """Losses of tasks after adapting, from what is left of labels before it.
+
+    support: batch + (m, n_t, o).   query: batch + (m, n_v, o).
+    Returns half the mean squared error on the query, batch + the rule's shape + (m,).
+    """
+    C = responses(own, rule)
+    *batch, m, n_t, outputs = support.shape
+    s = support.reshape(-1, m, n_t, outputs)
+    v = query.reshape(len(s), m, -1, outputs)
+
+    def one(C):
+        after = v - contract("ivt,bito->bivo", C, s)
+        return jnp.mean(after**2, (-2, -1)) / 2
+
+    losses = lax.map(one, C.reshape(-1, *C.shape[-3:]))  # rules, batch, m
+    return jnp.moveaxis(losses, 0, 1).reshape(*batch, *rule.batch_shape, m)
