@@ -1,6 +1,6 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
-from negmaml import linear, sweeps, tasks, theory
+from negmaml import kernels, linear, sweeps, tasks, theory
 from negmaml._core.pytree import pytree, static
 from negmaml._core.version import __version__ as __version__
 from negmaml.linear import LinearModel, Simulation, simulate
@@ -55,6 +55,7 @@ __all__ = [
     "fit",
     "fomaml",
     "imaml",
+    "kernels",
     "linear",
     "maml",
     "maml_value_and_grad",

@@ -106,6 +106,29 @@ def factored_loss(loss: Callable, params, rates, steps: int, support, query, wid
     return _Traced(loss, params, query, wide)(theta, query, _Recorder(factors, theta, ()))
 
 
+def open_products(function: Callable, params, data, weights: frozenset[int]):
+    """`function` with its products with weights laid open, for derivatives in factored form.
+
+    weights: indices of leaves of `params` that enter products only, as from `wide_weights`.
+
+    Returns (opened, shapes, uses). opened(leaves, shifts, data) -> (value, inputs): product s, of
+    inputs[s] (rows, in) with the weight, has shifts[s] (rows, out) added to it, so that the
+    derivative in weight `leaf` is the sum over its products of inputs[s]^T d/d shifts[s],
+    transposed where the product takes the weight so. shapes: (shape, dtype) of each shift; uses:
+    (leaf, transposed) of each.
+    """
+    traced, leaves = _Traced(function, params, data, weights), jax.tree.leaves(params)
+    blank = _Recorder({i: [] for i in weights}, leaves, None)
+    jax.eval_shape(lambda leaves: traced(leaves, data, blank), leaves)
+
+    def opened(leaves, shifts, data):
+        recorder = _Recorder({i: [] for i in weights}, leaves, shifts)
+        value = traced(leaves, data, recorder)
+        return value, [h for _, h in recorder.inputs]
+
+    return opened, blank.shapes, [tuple(weight) for weight, _ in blank.inputs]
+
+
 def _replace(leaves: list, indices: list[int], values: list) -> list:
     leaves = list(leaves)
     for i, value in zip(indices, values, strict=True):

@@ -1,0 +1,234 @@
+r"""The exact minimiser of the meta-loss among the functions of a kernel, and what it does on tasks.
+
+    f*(x) = f_0(x) + k(x, .) A^T (A K A^T + meta_ridge)^-1 A (y - f_0)
+
+is what gradient descent on the meta-loss reaches from f_0 (`negmaml.kernels.system` has A).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml._core.compilation import quick_jit
+from negmaml._core.numerics import contract
+from negmaml._core.pytree import as_pytree, pytree, static
+from negmaml.kernels.points import (
+    TILE,
+    Points,
+    as_kernel,
+    check_ridges,
+    cross,
+    gram,
+    stack,
+    start_values,
+)
+from negmaml.kernels.solve import solve
+from negmaml.kernels.system import (
+    Own,
+    adapted_losses,
+    check_spectral,
+    own_blocks,
+    responses,
+    right_side,
+    systems,
+)
+from negmaml.meta import Tasks
+from negmaml.rules import Rule
+
+
+@pytree
+class KernelModel:
+    r"""A function in a kernel's space: model(x) = f_0(x) + sum_j k(x, points_j) weights_j.
+
+    Of a batch of rules and ridges it is one function each: everything it returns leads with
+    `batch`, the shape of the rule's parameter + that of the ridge.
+
+    kernel, f0: as given to `meta_train`.
+    points: (M, ...).   weights: batch + (M, outputs).
+    reliable: batch, False where the solution is not finite, or singular to working precision
+        without a clear rank: give a meta_ridge, or use float64.
+    """
+
+    kernel: Any
+    f0: Any
+    points: Any
+    weights: Any
+    reliable: Any
+    has_outputs: bool = static()
+
+    def __call__(self, x):
+        """Values at points x: batch + (points,) or batch + (points, outputs), like the labels."""
+        return _shaped(self._values(jnp.asarray(x)), self.has_outputs)
+
+    def adapt(self, support, rule: Rule):
+        """The function after adapting to one task by the rule: x -> values as from the model.
+
+        Arguments: support, the task's (x, y), and any spectral rule; values of the function lead
+        with batch + the rule's shape. Raises TypeError or ValueError for other shapes and rules.
+        """
+        check_spectral(rule)
+        x, y = (jnp.asarray(part) for part in support)
+        if x.shape[:1] != y.shape[:1] or y.shape[1:] != self._outputs:
+            raise ValueError(
+                f"support must be (x, y) of one task, y of shape (points, *{self._outputs}), got "
+                f"{x.shape} and {y.shape}; jax.vmap over tasks, or use model.loss"
+            )
+        moved = _moved(cross(self.kernel, x, x), y, self._values(x), rule)
+        return AdaptedModel(self, x, moved, len(rule.batch_shape))
+
+    def loss(self, tasks: Tasks, rule: Rule):
+        """Half the mean squared error on the queries after adapting: batch + the rule's shape."""
+        check_spectral(rule)
+        points, has_outputs = stack(tasks, None)
+        if has_outputs != self.has_outputs or points.y_t.shape[-1:] != self.weights.shape[-1:]:
+            raise ValueError(
+                f"labels of tasks must have shape (tasks, points, *{self._outputs}) as in "
+                f"meta_train, got {jnp.shape(tasks.support[1])}"
+            )
+        own = _own(self.kernel, points.x, points.sizes)
+        return jnp.mean(adapted_losses(own, rule, *_left(points, self._values(points.x))), -1)
+
+    @property
+    def _outputs(self) -> tuple[int, ...]:
+        return self.weights.shape[-1:] if self.has_outputs else ()
+
+    def _values(self, x):
+        """batch + (points, outputs), with or without an axis of outputs in the labels."""
+        start = start_values(self.f0, x, self._outputs)
+        return _combined(cross(self.kernel, x, self.points), self.weights, start)
+
+
+@pytree
+class AdaptedModel:
+    """A `KernelModel` after adapting: model(x) + k(x, support) weights."""
+
+    model: Any
+    points: Any
+    weights: Any
+    rule_axes: int = static()
+
+    def __call__(self, x):
+        """Values at points x, batch + the rule's shape + (points,) or (points, outputs)."""
+        x = jnp.asarray(x)
+        before = self.model._values(x)
+        axes = tuple(range(before.ndim - 2, before.ndim - 2 + self.rule_axes))
+        before = jnp.expand_dims(before, axes)
+        values = _combined(cross(self.model.kernel, x, self.points), self.weights, before)
+        return _shaped(values, self.model.has_outputs)
+
+
+@jax.jit
+def _combined(K, weights, start):
+    """start + K weights, batch + (points, outputs)."""
+    return start + contract("nj,...jo->...no", K, weights)
+
+
+def _shaped(values, has_outputs: bool):
+    return values if has_outputs else values[..., 0]
+
+
+@jax.jit
+def _moved(K, y, values, rule: Rule):
+    """Weights on the support that adapting adds: q(K / n) (y - values) / n."""
+    left = y.reshape(len(y), -1) - values
+    own = Own((K + K.T)[None] / 2, jnp.eye(len(y), dtype=K.dtype)[None])
+    C = responses(own, rule)[..., 0, :, :]
+    moved = contract("...st,bto->b...so", C, left.reshape(-1, *left.shape[-2:]))
+    return moved.reshape(*left.shape[:-2], *moved.shape[1:])
+
+
+@partial(jax.jit, static_argnames="sizes")
+def _own(kernel, x, sizes: tuple[int, int, int]) -> Own:
+    """The kernel within each of many tasks, some at a time."""
+    m, n_t, n_v = sizes
+    x_t, x_v = (part.reshape(m, -1, *x.shape[1:]) for part in (x[: m * n_t], x[m * n_t :]))
+
+    def blocks(points):
+        x_t, x_v = points
+        K = kernel(x_t, x_t)
+        return Own((K + K.T) / 2, kernel(x_v, x_t))
+
+    return lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
+
+
+@jax.jit
+def _left(points: Points, values):
+    """Labels less values, of supports and of queries: batch + (m, n, outputs)."""
+    m, n_t, _ = points.sizes
+    batch, outputs = values.shape[:-2], values.shape[-1]
+    s, v = (part.reshape(*batch, m, -1, outputs) for part in jnp.split(values, [m * n_t], -2))
+    return points.y_t - s, points.y_v - v
+
+
+def meta_train(
+    kernel: Callable, tasks: Tasks, rule: Rule, *, meta_ridge=0.0, f0: Callable | None = None
+) -> KernelModel:
+    r"""The exact minimiser of the meta-loss of a kernel model, for every rate and ridge at once.
+
+        f* minimises  sum over tasks |y_v - f'_v|^2 + meta_ridge |f - f_0|^2
+
+    with f' the function after adapting to the task by the rule, on the inner loss
+    |y_t - f_t|^2 / (2 n_t), and |.| the norm of the kernel's space: where gradient descent on the
+    meta-loss goes from f_0. A linear kernel gives `negmaml.linear.minimiser`; the tangent kernel of
+    a network at its parameters gives the network in its lazy regime.
+
+    Arguments:
+        kernel: (x1, x2) -> matrix; any function of JAX, `neural_tangent`, `relu_network`, a kernel
+            of tinygp.
+        tasks: `Tasks` of (x, y): x (m, n_t, ...) and y (m, n_t) or (m, n_t, outputs) in the
+            support, n_v points in the query.
+        rule: any rule that has a spectral filter q; a batch of parameters shares the data. Of
+            one gradient step, a further rate costs one decomposition of an (m n_v)^2 matrix.
+        meta_ridge: at least 0, stacked as in `simulate`; of any shape, a further ridge costs
+            products with a vector.
+        f0: x -> values like the labels, what training starts from; zero when left out.
+
+    Returns a `KernelModel`. Memory: the kernel matrix of all M points and at most 6 M^2 more
+    numbers. Differentiable in rates, ridges and what the kernel holds.
+
+    Raises TypeError or ValueError for shapes that disagree, a rule without a filter or with a
+    metric, a negative ridge, and a kernel that is not real, finite, symmetric or positive
+    semidefinite to working precision. Points may repeat: without a ridge they get their least
+    squares.
+
+    >>> x = jnp.arange(12.0).reshape(2, 6, 1) / 6
+    >>> tasks = Tasks((x[:, :3], x[:, :3, 0]), (x[:, 3:], x[:, 3:, 0]))
+    >>> from negmaml.rules import GradientDescent
+    >>> model = meta_train(lambda a, b: a @ b.T, tasks, GradientDescent(-0.5), meta_ridge=1e-3)
+    >>> model(jnp.array([[2.0]])).round(2)  # the labels are x itself
+    Array([2.], dtype=float32)
+    """
+    kernel, f0 = as_kernel(kernel), None if f0 is None else as_pytree(f0)
+    check_spectral(rule)
+    ridges = check_ridges(meta_ridge)
+    points, has_outputs = stack(tasks, f0)
+    K = gram(kernel, points.x)
+    weights, reliable = _train(K, points.y_t, points.y_v, rule, jnp.ravel(ridges))
+    batch = rule.batch_shape + jnp.shape(ridges)
+    weights = weights.reshape(*batch, *weights.shape[2:])
+    return KernelModel(kernel, f0, points.x, weights, reliable.reshape(batch), has_outputs)
+
+
+def _train_all(K, y_t, y_v, rule: Rule, ridges):
+    """(weights (rules, ridges, M, o), reliable (rules, ridges)), one rule after another."""
+    own = own_blocks(K, y_t.shape[0], y_t.shape[1])
+    at, entries = systems(K, own, rule)
+    ridges = ridges.astype(K.dtype)
+
+    def one(entry):
+        system = at(entry)
+        right = right_side(system.C, y_t, y_v)
+        c, reliable = solve(system.G, right.reshape(-1, right.shape[-1]), ridges)
+        c = c.reshape(-1, *right.shape)
+        on_support = -contract("ivt,rivo->rito", system.C, c)
+        flat = (part.reshape(len(c), -1, part.shape[-1]) for part in (on_support, c))
+        return jnp.concatenate([*flat], 1), reliable
+
+    return lax.map(one, entries)
+
+
+_train = quick_jit(_train_all, light=False)

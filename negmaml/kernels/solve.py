@@ -1,0 +1,141 @@
+r"""(G + ridge)^-1 r for many ridges from one eigendecomposition, and what leaving tasks out does.
+
+Without a ridge, and where G is singular, the solution is pinv(G) r: least squares among the
+functions that the kernel allows, of minimum norm.
+
+**Leaving a task out.** Let B = (G + ridge)^-1 and c = B r. Without the rows j of a task the
+solution is c - B_:j e with e = (B_jj)^-1 c_j, and e is what is left on its query after adapting by
+the training rule: both follow from G B + ridge B = I. Its support rows have H_j (c - B_:j e) for a
+prediction, so with y less f_0 throughout
+
+    support:  s = y_t - H_j c + H_j B_:j e             (before adapting)
+    query:    e + C_j s                                (before adapting, since e = query - C_j s)
+
+and any rule adapts from these two. Where ridge -> 0 on a singular G, with P the projector on its
+null space, B = P/ridge + pinv(G) + O(ridge), and c alike. Since A^T P = 0 (P G P = 0), the
+predictions need pinv(G) alone, and e is the limit of (P_jj + ridge Q)^-1 (P_j: r + ridge q), Q =
+pinv(G)_jj, q = (pinv(G) r)_j. With U a basis of the null space of P_jj, to which P_j: r is
+orthogonal,
+
+    e = e_1 + U (U^T Q U)^-1 U^T (q - Q e_1),      e_1 = pinv(P_jj) P_j: r.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml._core.numerics import contract
+from negmaml.kernels.system import System
+
+
+class Inverse(NamedTuple):
+    """G + ridge by the eigenvalues of G, with 1/eigenvalue zero where the matrix is singular.
+
+    V: (N, N).   inverse: (N,).   kept: (N,), where the inverse is not zero.   reliable: scalar.
+    """
+
+    V: jax.Array
+    inverse: jax.Array
+    kept: jax.Array
+    reliable: jax.Array
+
+
+def invert(x, V, ridge) -> Inverse:
+    """The inverse of G + ridge from eigenvalues x and eigenvectors V of G.
+
+    It is reliable where G + ridge has full rank to working precision, and where its rank is clear:
+    the smallest eigenvalue kept is above the square root of the machine epsilon, so far from those
+    cut that it does not matter where the cut is.
+    """
+    eps = jnp.finfo(x.dtype).eps
+    total = jnp.maximum(x, 0) + ridge
+    kept = total > len(x) * eps * total.max()
+    smallest = jnp.min(jnp.where(kept, total, jnp.inf))
+    reliable = jnp.all(kept) | (smallest > eps**0.5 * total.max())
+    inverse = jnp.where(kept, 1 / jnp.where(kept, total, 1), 0)
+    return Inverse(V, inverse, kept, reliable & jnp.all(jnp.isfinite(x)))
+
+
+def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
+    """((G + ridge)^-1 right for each ridge, (ridges, N, o); reliable, (ridges,)).
+
+    Derivatives of every order are those of the least squares problem (G + ridge)^2 c = (G + ridge)
+    r, which has no derivative of an eigenvector in it.
+    """
+    x, V = jnp.linalg.eigh(lax.stop_gradient(G))
+
+    def one(ridge):
+        own = invert(x, V, lax.stop_gradient(ridge))
+
+        def matrix(v):
+            return contract("ij,jo->io", G, v) + ridge * v
+
+        def inverse(b):
+            return contract("ik,k,jk,jo->io", V, own.inverse, V, b)
+
+        first = inverse(lax.stop_gradient(right))
+        first = lax.stop_gradient(first + inverse(right - matrix(first)))
+        rest = lax.custom_linear_solve(
+            lambda v: matrix(matrix(v)),
+            matrix(right - matrix(first)),
+            lambda _, b: inverse(inverse(b)),
+            symmetric=True,
+        )
+        return first + rest, own.reliable
+
+    solution, reliable = jax.vmap(one)(ridges)
+    return solution, reliable & jnp.all(jnp.isfinite(solution), (-2, -1))
+
+
+def leave_out(system: System, right, y_t, ridges):
+    """What the solution without the task leaves of its labels before adapting.
+
+    Arguments:
+        right: r of the meta-system, (m, n_v, o).   y_t: labels of the support less f_0, (m, n_t,
+            o).
+
+    Returns (support (ridges, m, n_t, o), query (ridges, m, n_v, o), reliable (ridges,)).
+    """
+    m, n_v, outputs = right.shape
+    x, V = jnp.linalg.eigh(system.G)
+    V_j, HV = V.reshape(m, n_v, -1), contract("tn,nk->tk", system.H, V).reshape(m, -1, len(x))
+    rotated = contract("nk,no->ko", V, right.reshape(-1, outputs))
+
+    def one(ridge):
+        own = invert(x, V, ridge)
+        Q = contract("ivk,k,iwk->ivw", V_j, own.inverse, V_j)
+        q = contract("ivk,k,ko->ivo", V_j, own.inverse, rotated)
+
+        def regular():
+            return jnp.linalg.solve(Q, q)
+
+        def singular():
+            null = jnp.where(own.kept, 0, 1).astype(x.dtype)
+            return _limit(
+                contract("ivk,k,iwk->ivw", V_j, null, V_j),
+                contract("ivk,k,ko->ivo", V_j, null, rotated),
+                Q,
+                q,
+            )
+
+        e = lax.cond(jnp.all(own.kept), regular, singular)
+        support = y_t - contract("itk,k,ko->ito", HV, own.inverse, rotated)
+        support += contract("itk,k,ivk,ivo->ito", HV, own.inverse, V_j, e)
+        query = e + contract("ivt,ito->ivo", system.C, support)
+        return support, query, own.reliable & jnp.all(jnp.isfinite(support))
+
+    return lax.map(one, ridges)
+
+
+def _limit(P, p, Q, q):
+    """The limit of (P + ridge Q)^-1 (p + ridge q) of each task, as at the head of this module."""
+    x, W = jnp.linalg.eigh(P)
+    inside = x > jnp.finfo(x.dtype).eps ** 0.5  # eigenvalues of a block of a projector, 0 to 1
+    inverse = jnp.where(inside, 1 / jnp.where(inside, x, 1), 0)
+    e = contract("ivk,ik,iwk,iwo->ivo", W, inverse, W, p)
+    U = W * ~inside[:, None, :]
+    inner = contract("ivk,ivw,iwl->ikl", U, Q, U) + inside[:, None, :] * jnp.eye(x.shape[-1])
+    rest = contract("ivk,ivo->iko", U, q - contract("ivw,iwo->ivo", Q, e))
+    return e + contract("ivk,iko->ivo", U, jnp.linalg.solve(inner, rest))

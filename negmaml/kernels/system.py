@@ -1,0 +1,134 @@
+r"""From a kernel matrix to the meta-system, in function values instead of parameters.
+
+f = f_0 + <omega, psi(x)> with k(x, x') = <psi(x), psi(x')>. On task i a spectral rule q moves omega
+by Psi_t^T q(K_tt / n_t) (y_t - f_t) / n_t, since Psi_t^T q(Psi_t Psi_t^T / n_t) = q(S) Psi_t^T. So
+what is left on the query after adapting is linear in the values of f before it:
+
+    y_v - f'_v = (y_v - f_v) - C (y_t - f_t),      C = K_vt q(K_tt / n_t) / n_t        (n_v x n_t)
+
+With A the matrix of all tasks, [I, -C] on (query, support) of each, Phi = A Psi is the meta-system
+of `negmaml.linear.system`, and Phi Phi^T and the other products that a solution needs are
+
+    G = A K A^T = K_vv - C K_tv - (C K_tv)^T + C K_tt C^T,      H = K_t: A^T = K_tv - K_tt C^T
+
+with C block-diagonal. For one gradient step C = rate K_vt / n_t: G is a quadratic in the rate, H is
+linear.
+
+Sizes below: T = m n_t support points and N = m n_v query points of m tasks; M = T + N.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml._core.numerics import contract, outer
+from negmaml.rules import Rule, check_rule
+
+
+class Own(NamedTuple):
+    """The kernel within each task: tt (m, n_t, n_t), vt (m, n_v, n_t)."""
+
+    tt: jax.Array
+    vt: jax.Array
+
+
+def check_spectral(rule: Rule) -> None:
+    """Raise unless the rule acts through the spectrum of S alone."""
+    jax.eval_shape(check_rule("rule", rule).q, 0.0)
+    if rule.metric is not None:
+        raise TypeError(
+            f"rule must act in the kernel's own geometry, got {rule!r} with a metric; put the "
+            "metric P into the kernel, psi(x)^T P psi(x')"
+        )
+
+
+def own_blocks(K, m: int, n_t: int) -> Own:
+    """The blocks of a kernel matrix that lie within a task."""
+    T = m * n_t
+    each = jnp.arange(m)
+    tt = K[:T, :T].reshape(m, n_t, m, n_t)[each, :, each]
+    vt = K[T:, :T].reshape(m, -1, m, n_t)[each, :, each]
+    return Own(tt, vt)
+
+
+def responses(own: Own, rule: Rule):
+    """C of each task, rule shape + (m, n_v, n_t)."""
+    n_t = own.tt.shape[-1]
+    if rule.one_step is not None:
+        rate, D = outer(rule.one_step, own.vt / n_t)
+        return rate.astype(D.dtype) * D
+    x, V = jnp.linalg.eigh(own.tt / n_t)
+    filtered = rule.q(jnp.maximum(x, 0)).astype(V.dtype) / n_t
+    return contract("ivt,itk,...ik,isk->...ivs", own.vt, V, filtered, V)
+
+
+class System(NamedTuple):
+    """G of shape (N, N), H of shape (T, N) and C of shape (m, n_v, n_t), at one rule."""
+
+    G: jax.Array
+    H: jax.Array
+    C: jax.Array
+
+
+def systems(K, own: Own, rule: Rule) -> tuple[Callable[[jax.Array], System], jax.Array]:
+    """(a function of one entry of a list, the list): a system for each of the rule's parameters.
+
+    To be mapped over the list one by one, so that one G is there at a time. A further rate of one
+    gradient step costs no product of matrices.
+    """
+    m, n_v, n_t = own.vt.shape
+    T = m * n_t
+    tt, tv, vv = K[:T, :T], K[:T, T:], K[T:, T:]
+
+    def times(C, matrix):  # C block-diagonal
+        return contract("ivt,itn->ivn", C, matrix.reshape(m, n_t, -1)).reshape(m * n_v, -1)
+
+    def linear_part(C):
+        """C K_tv and its transpose, and (C K_tt)^T."""
+        across = times(C, tv)
+        return across + across.T, times(C, tt).T
+
+    if rule.one_step is not None:
+        D = own.vt / n_t
+        G_1, H_1 = linear_part(D)
+        G_2 = times(D, H_1)
+
+        def at(rate):
+            rate = rate.astype(K.dtype)
+            return System(vv - rate * G_1 + rate**2 * G_2, tv - rate * H_1, rate * D)
+
+        return at, jnp.ravel(rule.one_step)
+
+    def of_response(C):
+        G_1, H_1 = linear_part(C)
+        return System(vv - G_1 + times(C, H_1), tv - H_1, C)
+
+    return of_response, responses(own, rule).reshape(-1, m, n_v, n_t)
+
+
+def right_side(C, y_t, y_v):
+    """A (y - f_0), (m, n_v, o)."""
+    return y_v.astype(C.dtype) - contract("ivt,ito->ivo", C, y_t.astype(C.dtype))
+
+
+@jax.jit
+def adapted_losses(own: Own, rule: Rule, support, query):
+    """Losses of tasks after adapting, from what is left of labels before it.
+
+    support: batch + (m, n_t, o).   query: batch + (m, n_v, o).
+    Returns half the mean squared error on the query, batch + the rule's shape + (m,).
+    """
+    C = responses(own, rule)
+    *batch, m, n_t, outputs = support.shape
+    s = support.reshape(-1, m, n_t, outputs)
+    v = query.reshape(len(s), m, -1, outputs)
+
+    def one(C):
+        after = v - contract("ivt,bito->bivo", C, s)
+        return jnp.mean(after**2, (-2, -1)) / 2
+
+    losses = lax.map(one, C.reshape(-1, *C.shape[-3:]))  # rules, batch, m
+    return jnp.moveaxis(losses, 0, 1).reshape(*batch, *rule.batch_shape, m)
