@@ -1,1 +1,1 @@
-"""What every part stands on: pytrees, checks, numerics, types, compilation, extras, provenance."""
+"""What every part stands on: pytrees, checks, numerics, types, compiling, identity, extras, origin."""
