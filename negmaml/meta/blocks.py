@@ -263,7 +263,8 @@ def _leaf_rates(rule, params, mask) -> list:
         below, rule.plain_rate, params, is_leaf=lambda node: isinstance(node, Schedule)
     )
     moving = split(jax.tree.map(lambda _: True, params), mask)[0]
-    flags, of_leaves = map(jax.tree.structure(params).flatten_up_to, (moving, rates))
+    structure: Any = jax.tree.structure(params)
+    flags, of_leaves = map(structure.flatten_up_to, (moving, rates))
     return [own if moves else None for moves, own in zip(flags, of_leaves, strict=True)]
 
 

@@ -35,5 +35,11 @@ class Carried:
         return self
 
 
+def split_arrays(tree):
+    """(the arrays of a tree, a function that puts arrays in their places)."""
+    arrays, structure = Carried(tree).tree_flatten()
+    return arrays, lambda own: Carried.tree_unflatten(structure, own).tree
+
+
 def _is_array(leaf) -> bool:
     return hasattr(leaf, "dtype") and hasattr(leaf, "shape")

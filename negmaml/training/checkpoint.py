@@ -14,9 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from negmaml._core.extras import require
-from negmaml.training.state import Run, State
+from negmaml._core.identity import Identity, UnidentifiedError, difference, identify
+from negmaml.training.carried import split_arrays
+from negmaml.training.state import Run, State, whole
 
 FORMAT = "negmaml.fit 2"
 KEPT = 2  # checkpoints
@@ -25,7 +28,7 @@ KEPT = 2  # checkpoints
 class Store:
     """The checkpoints of one run in a directory."""
 
-    def __init__(self, manager, identity: dict[str, str], keep_going: bool):
+    def __init__(self, manager, identity: dict[str, Any], keep_going: bool):
         self.manager, self.identity, self.keep_going = manager, identity, keep_going
         self.damaged: list[int] = []
 
@@ -72,21 +75,23 @@ class Store:
     def _check(self, meta) -> None:
         """Raise for a checkpoint of another run; warn if it is gone on from all the same."""
         stored = meta.get("identity", {}) if isinstance(meta, dict) else {}
-        differing = sorted(
-            name for name in self.identity | stored if self.identity.get(name) != stored.get(name)
-        )
-        if not differing:
+        found = [
+            f"{name} ({what})" if what else name
+            for name in sorted(self.identity | stored)
+            if (what := _difference(stored.get(name), self.identity.get(name))) is not None
+        ]
+        if not found:
             return
-        found = f"{', '.join(differing)} differ"
-        if self.keep_going and "format" not in differing:
+        text = "; ".join(found)
+        if self.keep_going and stored.get("format") == FORMAT:
             warnings.warn(
-                f"going on from a checkpoint of another run, as asked: {found}", stacklevel=5
+                f"going on from a checkpoint as asked; what may differ: {text}", stacklevel=5
             )
             return
         raise ValueError(
-            f"checkpoint {str(self.manager.directory)!r} belongs to another run: {found}; nothing "
-            "was changed; give another directory, or the arguments it was made with, or go on from "
-            'it deliberately with checkpoint_of="any"'
+            f"checkpoint {str(self.manager.directory)!r} belongs to another run, which differs in "
+            f"{text}. Nothing was changed; give another directory, or the arguments it was made "
+            'with, or go on from it deliberately with checkpoint_of="any"'
         )
 
     def _restored(self, step: int, **parts):
@@ -108,7 +113,7 @@ def _ocp() -> Any:
 
 
 @contextlib.contextmanager
-def opened(directory: Path, run: Run, state: State, keep_going: bool):
+def opened(directory: Path, identity: dict[str, Any], keep_going: bool):
     """The `Store` of a run in a directory that is new, empty or of `fit`."""
     ocp = _ocp()
     if directory.exists() and not directory.is_dir():
@@ -123,20 +128,83 @@ def opened(directory: Path, run: Run, state: State, keep_going: bool):
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
     manager = ocp.CheckpointManager(directory, options=options)
     try:
-        yield Store(manager, identity_of(run, state), keep_going)
+        yield Store(manager, identity, keep_going)
     finally:
         manager.close()
 
 
-def identity_of(run: Run, state: State) -> dict[str, str]:
-    """Digests of what has to be the same for a run to go on."""
-    parts = {"key": run.key, "params": (state.now.params, run.carried, state.now.model_state)}
-    parts["optimizer"] = (run.optimizer, state.now.optimizer_state)
-    for name in ("value_and_grad", "sample_tasks", "evaluate", "evaluation_tasks"):
-        parts[f"numbers of {name}"] = getattr(run, name)
-    digests = {name: _digest(part) for name, part in parts.items()}
-    options = {"evaluate_every": str(run.evaluate_every), "patience": str(run.patience)}
-    return {"format": FORMAT, **options, **digests}
+def identity_of(run: Run, state: State, batch, *, trace: bool) -> dict[str, Any]:
+    """What has to be the same for a run to go on: numbers it starts from, programs it consists of.
+
+    batch: that of the first step, where batches are given. trace: whether to read the programs;
+    without, they count as unknown.
+    """
+    now = state.now
+    identity: dict[str, Any] = {
+        "format": FORMAT,
+        "key": _digest(run.key),
+        "params": _digest((now.params, run.carried, now.model_state, now.step)),
+        "evaluate_every": run.evaluate_every,
+        "patience": run.patience,
+    }
+    for name, (function, *arguments) in _programs(run, state, batch).items():
+        identity[name] = _read(name, function, arguments) if trace else None
+    return identity
+
+
+def _programs(run: Run, state: State, batch) -> dict[str, tuple]:
+    """Each function of a run with what it is called on; shapes count."""
+    now, params = state.now, whole(run, state.now)
+    arrays, others = split_arrays(params)
+    programs: dict[str, tuple] = {}
+    tasks = jax.tree.map(lambda x: x[0], batch)
+    if run.sample_tasks is not None:
+        programs["sample_tasks"] = run.sample_tasks, run.key
+        tasks = jax.eval_shape(run.sample_tasks, run.key)
+
+    def of_params(function):
+        return lambda arrays, tasks: function(others(arrays), tasks)
+
+    def update(gradient, state, params):
+        optimizer = optax.with_extra_args_support(run.optimizer())
+        some = {"value": jnp.zeros(()), "grad": gradient, "value_fn": lambda p: _squares(p)}
+        return optimizer.update(gradient, state, params, **some)
+
+    programs["value_and_grad"] = of_params(run.value_and_grad), arrays, tasks
+    programs["optimizer"] = update, now.params, now.optimizer_state, now.params
+    if run.evaluate is not None:
+        programs["evaluation_tasks"] = run.evaluation_tasks, run.key
+        tasks = jax.eval_shape(run.evaluation_tasks, run.key)
+        programs["evaluate"] = of_params(run.evaluate), arrays, tasks
+    return programs
+
+
+def _read(name: str, function, arguments) -> dict[str, Any]:
+    try:
+        return identify(function, *arguments).to_json()
+    except UnidentifiedError as unknown:
+        raise ValueError(
+            f"checkpoint must know what run it is of, and {name} holds what cannot be compared "
+            f'({unknown}); to keep checkpoints without that, give checkpoint_of="any"'
+        ) from unknown
+
+
+def _difference(then, now) -> str | None:
+    """What differs in words, "" where there is none for it; None if nothing does."""
+    if then == now:
+        return None
+    if isinstance(then, dict) and isinstance(now, dict):
+        return difference(Identity.from_json(then), Identity.from_json(now)) or None
+    programs = isinstance(then, dict) or isinstance(now, dict)
+    return "" if programs else f"{_short(then)} then, {_short(now)} now"
+
+
+def _short(value) -> str:
+    return str(value)[:12]
+
+
+def _squares(tree):
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
 
 
 def _digest(tree) -> str:

@@ -80,11 +80,11 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
     with contextlib.ExitStack() as stack:
         store = None
         if watch.directory is not None:
+            first = batches.peek() if batches else None
+            go_on = watch.checkpoint_of == "any"
+            identity = checkpoint.identity_of(run, state, first, trace=not go_on)
             directory = Path(watch.directory).absolute()
-            store = stack.enter_context(
-                checkpoint.opened(directory, run, state, watch.checkpoint_of == "any")
-            )
-            first = batches and batches.peek()
+            store = stack.enter_context(checkpoint.opened(directory, identity, go_on))
             shapes = jax.eval_shape(forward, run, state, offset, steps, first)[1]
             done, state, history, place = store.latest(state, shapes)
             parts = [history]
@@ -101,12 +101,12 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
             parts.append(jax.tree.map(lambda x, n=taken: x[:n], part))
             done += taken
             due = {name for name, period in periods.items() if done % period == 0 or done == steps}
+            place = state_of(batches.batches) if batches and "checkpoint" in due else None
             if batches and done < steps:
-                place = state_of(batches.batches) if "checkpoint" in due else None
                 batches.prefetch()
             if store and "checkpoint" in due:
                 parts = [_joined(parts)]
-                store.save(done, state, parts[0], place if batches else None)
+                store.save(done, state, parts[0], place)
             if show and "bar" in due:
                 show(done, part[0][taken - 1], bool(state.going))
             if watch.callback and "callback" in due:

@@ -62,8 +62,9 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
     """On a loss that is a normal number: 95% of 400 intervals, up to four standard errors."""
 
     def once(key):
-        return nm.evaluate(key, jnp.zeros(1), lambda w, z: z + 0 * w[0], nm.GradientDescent(0.0),
-                           lambda key: (jax.random.normal(key, (30,)),) * 2, episodes=30)  # fmt: skip
+        loss, rule = lambda w, z: z + 0 * w[0], nm.GradientDescent(0.0)
+        tasks = lambda key: (jax.random.normal(key, (30,)),) * 2  # noqa: E731
+        return nm.evaluate(key, jnp.zeros(1), loss, rule, tasks, episodes=30)
 
     results = jax.jit(jax.vmap(once))(jax.random.split(KEY, 400))
     covered = np.mean(np.abs(results.mean) < results.interval)

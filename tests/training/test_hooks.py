@@ -1,4 +1,4 @@
-"""What may happen along the way: callbacks, stopping, going on, other optimizers, data in batches."""
+"""Along the way: callbacks, stopping, going on, other optimizers, data in batches."""
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,7 @@ def test_torch_arrays_are_taken():
 
 def test_an_iterator_is_read_once_and_its_end_is_named():
     same(train(steps=3, tasks=iter(host(3))), train(steps=3, tasks=host(3)))
-    with pytest.raises(ValueError, match="ran out after 3 batches.*iterated again"):
+    with pytest.raises(ValueError, match=r"ran out after 3 batches.*iterated again"):
         train(steps=4, tasks=iter(host(3)))
     with pytest.raises(ValueError, match="ran out after 0 batches"):
         train(tasks=[])
