@@ -167,7 +167,7 @@ def test_a_computation_that_cannot_be_known_is_refused(tmp_path):
         args = value_and_grad, TASKS, OPTIMIZER, 2
         return nm.fit(jax.random.key(0), 1.0, *args, checkpoint=tmp_path, **options)
 
-    with pytest.raises(ValueError, match='value_and_grad holds what cannot .*checkpoint_of="any"'):
+    with pytest.raises(ValueError, match=r'value_and_grad holds what cannot .*checkpoint_of="any"'):
         go()
     assert int(go(checkpoint_of="any").step) == 2
 
