@@ -6,6 +6,7 @@ from negmaml._core.version import __version__ as __version__
 from negmaml.linear import LinearModel, Simulation, simulate
 from negmaml.meta import (
     LearnedRates,
+    Stateful,
     Tasks,
     adapt,
     anil,
@@ -16,6 +17,7 @@ from negmaml.meta import (
     maml_value_and_grad,
     meta_sgd,
     reptile,
+    state_per_step,
 )
 from negmaml.paper.roads import Verification, verify
 from negmaml.problem import MixedLinearRegression
@@ -30,11 +32,12 @@ from negmaml.rules import (
     Schedule,
 )
 from negmaml.sweeps import sweep
-from negmaml.training import Fit, fit, map_over_devices
+from negmaml.training import Evaluation, Fit, evaluate, fit, map_over_devices
 
 sweeps.register("linear", LinearModel)
 
 __all__ = [
+    "Evaluation",
     "Fit",
     "GradientDescent",
     "GradientFlow",
@@ -47,11 +50,13 @@ __all__ = [
     "Rule",
     "Schedule",
     "Simulation",
+    "Stateful",
     "Tasks",
     "Verification",
     "adapt",
     "anil",
     "convolution",
+    "evaluate",
     "fit",
     "fomaml",
     "imaml",
@@ -64,6 +69,7 @@ __all__ = [
     "pytree",
     "reptile",
     "simulate",
+    "state_per_step",
     "static",
     "sweep",
     "sweeps",

@@ -1,7 +1,6 @@
 """Meta-gradients for any JAX loss and parameter pytree; nothing here knows a problem."""
 
 from negmaml.meta.algorithms import (
-    LearnedRates,
     anil,
     fomaml,
     imaml,
@@ -11,11 +10,14 @@ from negmaml.meta.algorithms import (
     reptile,
 )
 from negmaml.meta.batching import Tasks
+from negmaml.meta.blocks import LearnedRates
 from negmaml.meta.inner import adapt
 from negmaml.meta.patches import convolution
+from negmaml.meta.stateful import Stateful, state_per_step
 
 __all__ = [
     "LearnedRates",
+    "Stateful",
     "Tasks",
     "adapt",
     "anil",
@@ -26,4 +28,5 @@ __all__ = [
     "maml_value_and_grad",
     "meta_sgd",
     "reptile",
+    "state_per_step",
 ]

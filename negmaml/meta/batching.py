@@ -1,25 +1,43 @@
 """Batches of tasks, and means over them a block at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.display import Table, displayed, tree_text
 
+
+@displayed
 class Tasks(NamedTuple):
-    """A batch of tasks: pytrees whose leaves lead with the task axis."""
+    """A batch of tasks: pytrees whose leaves lead with the task axis.
+
+    A pair (support, query) and a dict with these two entries are taken for it everywhere.
+    """
 
     support: Any
     query: Any
 
+    def _summary(self) -> Table:
+        counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tuple(self))}
+        (count,) = counts if len(counts) == 1 else [()]
+        title = f"Tasks, {count[0]} of them" if count else "Tasks"
+        return Table(title, [(name, tree_text(part)) for name, part in self._asdict().items()])
 
-def check_tasks(tasks) -> int:
-    """How many tasks there are; raises unless every leaf leads with that many, at least one."""
-    if not isinstance(tasks, tuple) or len(tasks) != 2:
-        raise TypeError(f"tasks must be Tasks(support, query), got {type(tasks).__name__}")
-    return leading_axis("tasks.support and tasks.query", tuple(tasks))
+
+def as_tasks(tasks) -> Tasks:
+    """Tasks of a pair or of a dict with support and query; TypeError for anything else."""
+    if isinstance(tasks, Mapping) and set(tasks) == {"support", "query"}:
+        return Tasks(tasks["support"], tasks["query"])
+    if isinstance(tasks, tuple | list) and len(tasks) == 2:
+        return Tasks(*tasks)
+    held = f" with {sorted(map(str, tasks))}" if isinstance(tasks, Mapping) else ""
+    raise TypeError(
+        "tasks must be Tasks(support, query), a pair of them or a dict with 'support' and 'query', "
+        f"got {type(tasks).__name__}{held}"
+    )
 
 
 def leading_axis(name: str, tree) -> int:
@@ -34,9 +52,9 @@ def leading_axis(name: str, tree) -> int:
     return counts.pop()
 
 
-def mean_over_tasks(block: Callable, tasks, batch_size: int | None):
+def mean_over_tasks(block: Callable, tasks: Tasks, batch_size: int | None):
     """The mean over tasks of what `block` sums, computed `batch_size` tasks at a time."""
-    count = check_tasks(tasks)
+    count = leading_axis("tasks.support and tasks.query", tuple(tasks))
     size = count if batch_size is None else min(batch_size, count)
     whole = count // size * size
     if size == count:

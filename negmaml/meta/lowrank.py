@@ -68,18 +68,32 @@ def wide_weights(loss: Callable, params, data, moving: list[bool], steps: int) -
     return frozenset(filter(worth, rows))
 
 
-def factored_loss(loss: Callable, params, rates, steps: int, support, query, wide, moving):
-    """loss(theta_K, query) after `steps` inner steps with the weights `wide` kept factored.
+class Plan(NamedTuple):
+    """Which leaves adapt and how.
 
-    Arguments:
-        loss: function of (params, data) that returns (scalar, aux).
-        rates: function (leaf, step) -> rate, a scalar for the leaves that are wide.
-        wide, moving: indices of leaves, and for each leaf whether it adapts.
+    rates: function (leaf, step) -> rate, a scalar for the leaves that are wide.
+    wide: leaves that stay factored.
+    moving: for each leaf whether it adapts.
     """
+
+    rates: Callable
+    steps: int
+    wide: frozenset[int]
+    moving: list[bool]
+
+
+def factored_loss(losses: tuple[Callable, Callable], params, plan: Plan, support, query):
+    """loss(theta_K, query) after the inner steps with wide weights kept factored.
+
+    losses: functions of (params, data) that return (scalar, aux), that of the inner steps and that
+    of the query.
+    """
+    rates, steps, wide, moving = plan
+    inner_loss, loss = losses
     theta = jax.tree.leaves(params)
     dense = [i for i, moves in enumerate(moving) if moves and i not in wide]
     factors: dict[int, list] = {i: [] for i in wide}
-    on_support = _Traced(loss, params, support, wide)
+    on_support = _Traced(inner_loss, params, support, wide)
 
     def inner(some, shifts, theta, factors):
         recorder = _Recorder(factors, theta, shifts)

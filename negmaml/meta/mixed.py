@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml.meta.inner import merge, split
+from negmaml.meta.leaves import merge, split
 from negmaml.rules import Rule, combine, separate
 
 

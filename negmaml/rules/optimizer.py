@@ -1,7 +1,10 @@
 """Any optax optimizer as the inner rule."""
 
+from functools import lru_cache
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from negmaml._core.checks import check_count
@@ -19,8 +22,10 @@ class InnerOptimizer(Rule):
             it inside your jitted function to trace them.
         steps: number of steps, a static integer of at least 1.
 
-    Meta-gradients go through its update; square roots of zero, as in Adam at a vanishing
-    gradient, need `eps_root`. Raises TypeError or ValueError for anything else.
+    Second-order meta-gradients go through its update, and are NaN where that has no derivative: in
+    Adam's square root at a gradient of zero, unless it has `eps_root`, such as
+    optax.adam(1e-2, eps_root=1e-10). `maml` and its relatives warn of such an optimizer when they
+    are made. Raises TypeError or ValueError for anything else.
 
     >>> import negmaml as nm
     >>> square = lambda w, target: (w - target) ** 2 / 2
@@ -42,6 +47,11 @@ class InnerOptimizer(Rule):
         object.__setattr__(self, "transformation", transformation)
         object.__setattr__(self, "steps", check_count("steps", steps))
 
+    @property
+    def smooth_at_zero(self) -> bool:
+        """Whether the update has a derivative where one entry of the gradient is zero."""
+        return _smooth_at_zero(self.transformation)
+
     def init(self, params):
         """The optimizer's first state."""
         return self.transformation.init(params)
@@ -50,6 +60,21 @@ class InnerOptimizer(Rule):
         """One step of the optimizer."""
         updates, state = self.transformation.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
+
+
+@lru_cache
+def _smooth_at_zero(transformation) -> bool:
+    start = jnp.zeros(2)
+
+    def update(gradient):
+        updates, _ = transformation.update(gradient, transformation.init(start), start)
+        return updates
+
+    try:
+        with jax.ensure_compile_time_eval():
+            return bool(jnp.all(jnp.isfinite(jax.jacobian(update)(jnp.array([1.0, 0.0])))))
+    except Exception:  # of a transformation that does not take such parameters: nothing is known
+        return True
 
 
 def as_rule(name: str, rule) -> Any:

@@ -154,6 +154,11 @@ class Rule:
         return run(self, jax.grad(loss), start, remat)[0]
 
     @property
+    def smooth_at_zero(self) -> bool:
+        """Whether `update` has a derivative where one entry of the gradient is zero."""
+        return True
+
+    @property
     def plain_rate(self):
         """r of a rule whose step is params - r gradient and nothing else; None for others."""
         return None

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, check_key
+from negmaml._core.display import Table, displayed, tree_text
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.batching import Tasks, leading_axis
 
 
+@displayed
 @pytree
 class Grouped:
     r"""Every group of rows is a task: schools, patients, users, of any numbers of rows.
@@ -51,7 +53,12 @@ class Grouped:
         if m > len(self.counts):
             raise ValueError(f"m must be at most the number of groups, {len(self.counts)}, got {m}")
 
+    def _summary(self) -> Table:
+        sizes = f"m={self.m}, n_t={self.n_t}, n_v={self.n_v}"
+        return _summary("Grouped", self, "groups", sizes)
+
     def __call__(self, key) -> Tasks:
+        check_key("key", key)
         for_groups, for_rows = jax.random.split(key)
         chosen = _without_replacement(for_groups, len(self.counts), self.m)
         keys = jax.random.split(for_rows, self.m)
@@ -62,6 +69,7 @@ class Grouped:
         return Tasks(*(jax.tree.map(lambda x, r=r: x[r], self.data) for r in (support, query)))
 
 
+@displayed
 @pytree
 class Episodes:
     r"""N-way K-shot episodes: tell apart `ways` classes after seeing `shots` images of each.
@@ -100,7 +108,13 @@ class Episodes:
                 f"ways must be at most the number of classes, {len(self.counts)}, got {ways}"
             )
 
+    def _summary(self) -> Table:
+        names = ("ways", "shots", "queries", "m")
+        sizes = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return _summary("Episodes", self, "classes", sizes)
+
     def __call__(self, key) -> Tasks:
+        check_key("key", key)
         return jax.vmap(self._episode)(jax.random.split(key, self.m))
 
     def _episode(self, key) -> Tasks:
@@ -123,6 +137,16 @@ def _set(distribution, data, starts, counts, **sizes) -> None:
     fields = {"data": data, "starts": starts, "counts": counts, "longest": int(counts.max())}
     for name, value in (fields | sizes).items():
         object.__setattr__(distribution, name, value)
+
+
+def _summary(name: str, distribution, kind: str, sizes: str) -> Table:
+    """What a distribution prints: its draws, the data behind them, and how they are grouped."""
+    rows = [("draws", sizes), ("data", tree_text(distribution.data))]
+    counts = distribution.counts
+    if not isinstance(counts, jax.core.Tracer):
+        least, most = int(np.min(counts)), int(np.max(counts))
+        rows.append((kind, f"{len(counts)} of {least} to {most} rows"))
+    return Table(f"{name}, a distribution of tasks", rows)
 
 
 def _sort(data, groups, name: str, needed: int, expression: str):

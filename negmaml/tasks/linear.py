@@ -1,12 +1,19 @@
 """Mixed linear regression as a distribution of tasks."""
 
+from dataclasses import fields as fields_of
 from typing import Any
 
+import numpy as np
+
+from negmaml._core.checks import check_key
+from negmaml._core.display import Table, displayed, shape_text
 from negmaml._core.pytree import pytree
 from negmaml.linear.data import sample
 from negmaml.meta.batching import Tasks
+from negmaml.problem import MixedLinearRegression
 
 
+@displayed
 @pytree
 class Linear:
     r"""Tasks of a `MixedLinearRegression`: m linear models with weights around w0.
@@ -20,6 +27,16 @@ class Linear:
 
     problem: Any
 
+    def __post_init__(self):
+        if not isinstance(self.problem, MixedLinearRegression):
+            raise TypeError(f"problem must be a MixedLinearRegression, got {self.problem!r}")
+
+    def _summary(self) -> Table:
+        fields = [(f.name, getattr(self.problem, f.name)) for f in fields_of(self.problem)]
+        rows = [(name, str(v) if np.ndim(v) == 0 else shape_text(v)) for name, v in fields]
+        return Table("Linear, a distribution of tasks", rows)
+
     def __call__(self, key) -> Tasks:
+        check_key("key", key)
         data = sample(key, self.problem)
         return Tasks(support=(data.X_t, data.y_t), query=(data.X_v, data.y_v))

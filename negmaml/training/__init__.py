@@ -1,7 +1,8 @@
-"""The outer loop, its checkpoints, and runs spread over devices."""
+"""The outer loop, its checkpoints, its test, and runs spread over devices."""
 
 from negmaml.training.devices import map_over_devices
+from negmaml.training.evaluation import Evaluation, evaluate
 from negmaml.training.loop import fit
 from negmaml.training.state import Fit
 
-__all__ = ["Fit", "fit", "map_over_devices"]
+__all__ = ["Evaluation", "Fit", "evaluate", "fit", "map_over_devices"]

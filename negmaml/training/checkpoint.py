@@ -1,83 +1,121 @@
-"""Training in chunks: a bar to watch, and checkpoints to go on from.
+"""Checkpoints of a run, from which it goes on.
 
 A checkpoint is a step of an orbax `CheckpointManager`: the state of the run, its history, and an
-identity, digests of the numbers that the run depends on. Orbax writes a step beside the earlier
-ones and renames it when it is whole, so an interrupted write leaves those as they were.
+identity, digests of all that the run depends on. Orbax writes a step beside the earlier ones and
+renames it when it is whole, so an interrupted write leaves those as they were.
 """
 
 import contextlib
 import hashlib
-from functools import partial
+import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from negmaml._core.checks import check_count
 from negmaml._core.extras import require
-from negmaml.training.state import Run, State, advance
+from negmaml._core.identity import Identity, UnidentifiedError, difference, identify
+from negmaml.training.carried import split_arrays
+from negmaml.training.state import Run, State, whole
 
-FORMAT = "negmaml.fit 1"
+FORMAT = "negmaml.fit 2"
 KEPT = 2  # checkpoints
-PARTS, BAR_PARTS = 10, 100  # chunks of a run with checkpoints, and with a bar
 
 
-def in_chunks(run: Run, state: State, steps: int, directory, every: int | None, progress: bool):
-    """What `advance` gives for all steps; `directory`, `every` and `progress` as in `fit`."""
-    every = -(-steps // PARTS) if every is None else check_count("checkpoint_every", every)
-    length = min(every, -(-steps // BAR_PARTS)) if progress else min(every, steps)
-    shapes = jax.eval_shape(partial(advance, length=length), run, state, 0, steps)[1]
-    history = jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
-    done, save = 0, None
-    with contextlib.ExitStack() as stack:
-        if directory is not None:
-            identity = _identity(run, state)
-            manager = stack.enter_context(_open(Path(directory).absolute()))
-            done, state, history = _latest(manager, identity, state, history)
-            save = partial(_save, manager, identity)
-        if done > steps:
-            raise ValueError(f"checkpoint holds {done} steps already, more than steps={steps}")
-        show = stack.enter_context(_bar(steps)) if progress else None
-        while done < steps:
-            taken = min(length, every - done % every, steps - done)
-            state, part = advance(run, state, done, done + taken, length=length)
-            done += taken
-            history = jax.tree.map(partial(_append, taken), history, part)
-            if save and (done % every == 0 or done == steps):
-                save(done, state, history)
-            if show:
-                show(done, history[0][-1])
-    return state, jax.tree.map(jnp.asarray, history)
+class Store:
+    """The checkpoints of one run in a directory."""
+
+    def __init__(self, manager, identity: dict[str, Any], keep_going: bool):
+        self.manager, self.identity, self.keep_going = manager, identity, keep_going
+        self.damaged: list[int] = []
+
+    def latest(self, state: State, shapes):
+        """(steps done, state, history, place of the loader) of the last that is whole.
+
+        shapes: of a history. Without a checkpoint, the state as given.
+        """
+        blame = None
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                meta = self._restored(step, meta=_ocp().args.JsonRestore()).meta
+                self._check(meta)
+                rows = jax.tree.map(lambda x, n=step: np.zeros((n, *x.shape[1:]), x.dtype), shapes)
+                like = jax.tree.leaves((state, rows))
+                args = _ocp().args.StandardRestore(like)
+                leaves = self._restored(step, leaves=args).leaves
+            except _DamageError as damage:
+                blame = blame or damage
+                self.damaged.append(step)
+                continue
+            if blame is not None:
+                warnings.warn(f"{blame}; going on from checkpoint {step}", stacklevel=4)
+            state, history = jax.tree.unflatten(jax.tree.structure((state, rows)), leaves)
+            return step, state, jax.tree.map(np.asarray, history), meta.get("place")
+        if blame is not None:
+            raise ValueError(
+                f"{blame}, and there is no earlier one; nothing was changed; give another directory"
+            ) from blame
+        empty = jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
+        return 0, state, empty, None
+
+    def save(self, step: int, state: State, history, place) -> None:
+        """Write a checkpoint, in place of damaged ones."""
+        for bad in self.damaged:
+            self.manager.delete(bad)
+        self.damaged = []
+        meta = {"identity": self.identity, "place": place}
+        leaves = jax.tree.leaves((state, history))
+        args = _ocp().args
+        parts = {"meta": args.JsonSave(meta), "leaves": args.StandardSave(leaves)}
+        self.manager.save(step, args=args.Composite(**parts))
+
+    def _check(self, meta) -> None:
+        """Raise for a checkpoint of another run; warn if it is gone on from all the same."""
+        stored = meta.get("identity", {}) if isinstance(meta, dict) else {}
+        found = [
+            f"{name} ({what})" if what else name
+            for name in sorted(self.identity | stored)
+            if (what := _difference(stored.get(name), self.identity.get(name))) is not None
+        ]
+        if not found:
+            return
+        text = "; ".join(found)
+        if self.keep_going and stored.get("format") == FORMAT:
+            warnings.warn(
+                f"going on from a checkpoint as asked; what may differ: {text}", stacklevel=5
+            )
+            return
+        raise ValueError(
+            f"checkpoint {str(self.manager.directory)!r} belongs to another run, which differs in "
+            f"{text}. Nothing was changed; give another directory, or the arguments it was made "
+            'with, or go on from it deliberately with checkpoint_of="any"'
+        )
+
+    def _restored(self, step: int, **parts):
+        try:
+            return self.manager.restore(step, args=_ocp().args.Composite(**parts))
+        except Exception as damage:  # orbax raises many kinds for missing and broken files
+            raise _DamageError(
+                f"checkpoint {step} in {str(self.manager.directory)!r} is damaged or not of `fit` "
+                f"({type(damage).__name__})"
+            ) from damage
 
 
-def _append(count: int, history, part):
-    return np.concatenate([history, np.asarray(part[:count])])
+class _DamageError(Exception):
+    """A checkpoint that cannot be read."""
 
 
-def _identity(run: Run, state: State) -> dict[str, str]:
-    """Digests of what has to be the same for a run to go on."""
-    parts = {"key": jax.random.key_data(run.key), "params": state.params}
-    for name in ("value_and_grad", "sample_tasks", "optimizer", "evaluate", "evaluation_tasks"):
-        parts[f"numbers of {name}"] = getattr(run, name)
-    digests = {name: _digest(part) for name, part in parts.items()}
-    return {"format": FORMAT, "evaluate_every": str(run.evaluate_every), **digests}
-
-
-def _digest(tree) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+def _ocp() -> Any:
+    return require("orbax.checkpoint", "checkpoint")
 
 
 @contextlib.contextmanager
-def _open(directory: Path):
-    """The manager of the checkpoints in a directory that is new, empty or of `fit`."""
-    ocp = require("orbax.checkpoint", "checkpoint")
+def opened(directory: Path, identity: dict[str, Any], keep_going: bool):
+    """The `Store` of a run in a directory that is new, empty or of `fit`."""
+    ocp = _ocp()
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, {str(directory)!r} is a file")
     entries = {entry.name for entry in directory.iterdir()} if directory.exists() else set()
@@ -90,62 +128,90 @@ def _open(directory: Path):
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
     manager = ocp.CheckpointManager(directory, options=options)
     try:
-        yield manager
+        yield Store(manager, identity, keep_going)
     finally:
         manager.close()
 
 
-def _latest(manager, identity: dict[str, str], state: State, history):
-    """(steps done, state, history) of the last checkpoint, or those given if there is none."""
-    import orbax.checkpoint as ocp
+def identity_of(run: Run, state: State, batch, *, trace: bool) -> dict[str, Any]:
+    """What has to be the same for a run to go on: numbers it starts from, programs it consists of.
 
-    step = manager.latest_step()
-    if step is None:
-        return 0, state, history
-    meta = _restore(manager, step, meta=ocp.args.JsonRestore()).meta
-    differing = sorted(n for n in identity | meta if identity.get(n) != meta.get(n))
-    if differing:
-        raise ValueError(
-            f"checkpoint {str(manager.directory)!r} belongs to another run: {', '.join(differing)} "
-            "differ; nothing was changed; give another directory, or the arguments it was made with"
-        )
-    rows = jax.tree.map(lambda x: np.zeros((step, *x.shape[1:]), x.dtype), history)
-    like = jax.tree.leaves((state, rows))
-    leaves = _restore(manager, step, leaves=ocp.args.StandardRestore(like)).leaves
-    state, history = jax.tree.unflatten(jax.tree.structure((state, history)), leaves)
-    return step, state, jax.tree.map(np.asarray, history)
+    batch: that of the first step, where batches are given. trace: whether to read the programs;
+    without, they count as unknown.
+    """
+    now = state.now
+    identity: dict[str, Any] = {
+        "format": FORMAT,
+        "key": _digest(run.key),
+        "params": _digest((now.params, run.carried, now.model_state, now.step)),
+        "evaluate_every": run.evaluate_every,
+        "patience": run.patience,
+    }
+    for name, (function, *arguments) in _programs(run, state, batch).items():
+        identity[name] = _read(name, function, arguments) if trace else None
+    return identity
 
 
-def _restore(manager, step: int, **parts):
-    import orbax.checkpoint as ocp
+def _programs(run: Run, state: State, batch) -> dict[str, tuple]:
+    """Each function of a run with what it is called on; shapes count."""
+    now, params = state.now, whole(run, state.now)
+    arrays, others = split_arrays(params)
+    programs: dict[str, tuple] = {}
+    tasks = jax.tree.map(lambda x: x[0], batch)
+    if run.sample_tasks is not None:
+        programs["sample_tasks"] = run.sample_tasks, run.key
+        tasks = jax.eval_shape(run.sample_tasks, run.key)
 
+    def of_params(function):
+        return lambda arrays, tasks: function(others(arrays), tasks)
+
+    def update(gradient, state, params):
+        optimizer = optax.with_extra_args_support(run.optimizer())
+        some = {"value": jnp.zeros(()), "grad": gradient, "value_fn": lambda p: _squares(p)}
+        return optimizer.update(gradient, state, params, **some)
+
+    programs["value_and_grad"] = of_params(run.value_and_grad), arrays, tasks
+    programs["optimizer"] = update, now.params, now.optimizer_state, now.params
+    if run.evaluate is not None:
+        programs["evaluation_tasks"] = run.evaluation_tasks, run.key
+        tasks = jax.eval_shape(run.evaluation_tasks, run.key)
+        programs["evaluate"] = of_params(run.evaluate), arrays, tasks
+    return programs
+
+
+def _read(name: str, function, arguments) -> dict[str, Any]:
     try:
-        return manager.restore(step, args=ocp.args.Composite(**parts))
-    except Exception as damage:  # orbax raises many kinds for missing and broken files
+        return identify(function, *arguments).to_json()
+    except UnidentifiedError as unknown:
         raise ValueError(
-            f"checkpoint {step} in {str(manager.directory)!r} is damaged or not of `fit` "
-            f"({type(damage).__name__}); nothing was changed; remove {step} to go on from an "
-            "earlier one, or give another directory"
-        ) from damage
+            f"checkpoint must know what run it is of, and {name} holds what cannot be compared "
+            f'({unknown}); to keep checkpoints without that, give checkpoint_of="any"'
+        ) from unknown
 
 
-def _save(manager, identity: dict[str, str], step: int, state: State, history) -> None:
-    import orbax.checkpoint as ocp
+def _difference(then, now) -> str | None:
+    """What differs in words, "" where there is none for it; None if nothing does."""
+    if then == now:
+        return None
+    if isinstance(then, dict) and isinstance(now, dict):
+        return difference(Identity.from_json(then), Identity.from_json(now)) or None
+    programs = isinstance(then, dict) or isinstance(now, dict)
+    return "" if programs else f"{_short(then)} then, {_short(now)} now"
 
-    leaves = jax.tree.leaves((state, history))
-    parts = {"meta": ocp.args.JsonSave(identity), "leaves": ocp.args.StandardSave(leaves)}
-    manager.save(step, args=ocp.args.Composite(**parts))
+
+def _short(value) -> str:
+    return str(value)[:12]
 
 
-@contextlib.contextmanager
-def _bar(steps: int):
-    """A function (steps done, loss) that moves a bar."""
-    rich = require("rich.progress", "cli")
-    first = rich.Progress.get_default_columns()[:2]
-    with rich.Progress(*first, rich.MofNCompleteColumn(), rich.TimeRemainingColumn()) as bar:
-        task = bar.add_task("meta-training", total=steps)
+def _squares(tree):
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
 
-        def show(done: int, loss):
-            bar.update(task, completed=done, description=f"meta-training, loss {float(loss):.4g}")
 
-        yield show
+def _digest(tree) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()

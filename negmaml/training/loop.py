@@ -4,66 +4,107 @@ r"""The outer loop: any optax optimizer on any meta-gradient.
     params_{i+1} = params_i + optimizer(d/d params value(params_i, tasks_i))
 
 The key of step i is a function of the key and of i alone, so that a run can be cut anywhere. One
-compiled program scans over the steps; it is pure, and so is `fit` without checkpoints and progress:
-vmap it over keys, rates, starting points.
+compiled program scans over the steps; it is pure, and so is `fit` where the host has nothing to do
+in between: vmap it over keys, rates, starting points.
 """
 
+import contextlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, check_key
 from negmaml._core.pytree import as_pytree
-from negmaml.meta.inner import check_params
-from negmaml.training.checkpoint import in_chunks
-from negmaml.training.state import Fit, Run, State, advance, start
+from negmaml.meta.leaves import trainable
+from negmaml.meta.stateful import Stateful
+from negmaml.training.carried import Carried
+from negmaml.training.data import Batches, check_sampler, number_of_steps, task_source
+from negmaml.training.host import Stretch, Watch, in_stretches
+from negmaml.training.sharding import spread_over
+from negmaml.training.state import Fit, Point, Run, State, advance, begin, start, whole
 
 
 def fit(
     key,
     params,
     value_and_grad: Callable,
-    sample_tasks: Callable,
+    sample_tasks,
     optimizer,
-    steps: int,
+    steps: int | None = None,
     *,
+    epochs: int | None = None,
     evaluate: Callable | None = None,
     evaluate_every: int | None = None,
-    evaluation_tasks: Callable | None = None,
+    evaluation_tasks=None,
+    patience: int | None = None,
+    callback: Callable | None = None,
+    callback_every: int | None = None,
+    state: Fit | None = None,
+    mesh=None,
+    task_axis=None,
     checkpoint=None,
     checkpoint_every: int | None = None,
+    checkpoint_of: str = "this",
     progress: bool = False,
 ) -> Fit:
     r"""Meta-train: `steps` updates of `params` by an optax optimizer on fresh tasks.
 
     Arguments:
         key: jax.random key; steps, tasks and evaluation tasks get theirs from it by address.
-        params: the meta-parameters, any pytree of floating point arrays.
+        params: the meta-parameters, any pytree. Its floating point leaves train; integers,
+            functions and settings of a module come back as they are. Or `Stateful(params, state)`,
+            for models with running statistics: the optimizer moves the parameters, and the state
+            is what `value_and_grad` returns in its place.
         value_and_grad: (params, tasks) -> (value, gradient), of `maml_value_and_grad`, `fomaml`,
             ... or your own.
-        sample_tasks: key -> tasks, a pure function such as those of `negmaml.tasks`.
+        sample_tasks: key -> tasks, a pure function such as those of `negmaml.tasks`; or an
+            iterable of batches of NumPy, torch or JAX arrays, such as a DataLoader, read again
+            from its start when it ends; or one `Tasks`, the same at every step.
         optimizer: an `optax.GradientTransformation`, or a `jax.tree_util.Partial` that makes one:
-            fit(..., Partial(optax.adam, 1e-3), ...) does not recompile for another rate.
-        steps: number of updates.
+            fit(..., Partial(optax.adam, 1e-3), ...) does not recompile for another rate. One that
+            wants extra arguments is given value, grad and value_fn.
+        steps: number of updates; or `epochs`, passes over an iterable that has a length.
         evaluate: (params, tasks) -> anything, computed every `evaluate_every` steps, such as
             `maml(loss, another_rule)`.
-        evaluation_tasks: key -> tasks for it; `sample_tasks` when left out. Each evaluation has
-            tasks of its own, which no training step sees.
+        evaluation_tasks: key -> tasks for it, or `Tasks`; `sample_tasks` when left out. Each
+            evaluation has tasks of its own, which no training step sees.
+        patience: stop after so many evaluations without a lower one, and return the parameters of
+            the lowest. `evaluate` must return one number.
+        callback: (step, metrics, params) -> anything, on the host every `callback_every` steps (1
+            when left out). metrics["loss"] is the mean since the last call, "evaluation" and "aux"
+            are the latest. If it returns True the run stops.
+        state: a result of `fit` to go on from, with its optimizer state; `params` is not read
+            then, and the steps are numbered from its own: fit(...100), then fit(..., 100,
+            state=first), is fit(..., 200).
+        mesh: a `jax.sharding.Mesh` or a list of devices that share the tasks of every step. Each
+            computes the gradient of its own, and one all-reduce averages them; the result is that
+            of one device up to rounding. Parameters are everywhere, or as yours are sharded on
+            the mesh. Several processes of `jax.distributed` each bring their part of the batches
+            of an iterable, and sample those of a function together.
+        task_axis: the axis or axes of the mesh that share the tasks; all when left out.
         checkpoint: directory of checkpoints, written every `checkpoint_every` steps (a tenth of
             the steps when left out). A run finds its own there and goes on from the latest, with
-            the same result as if never interrupted. Needs orbax: pip install "negmaml[checkpoint]".
+            the same result as if never interrupted (with an iterable, if it can be put where it
+            was by state_dict and load_state_dict, or gives the same batches again). Needs orbax:
+            pip install "negmaml[checkpoint]".
+        checkpoint_of: "this" run alone may be gone on from; with "any", also one of another
+            optimizer, loss or key whose arrays have the same shapes. More steps are always fine.
         progress: whether to show a bar. Needs rich: pip install "negmaml[cli]".
 
-    Returns `Fit`. When a loss, or a parameter after an update, is not finite, the run stops there
-    and the parameters of the last finite loss are returned; nothing is raised. Functions are
-    static: pass the same objects, or `Partial`s of them, to compile once.
+    Returns `Fit`. When a loss, or a parameter after an update, is not finite, the run stops there,
+    the parameters of the last finite loss are returned, and a warning says so (none inside jit and
+    vmap). Functions are static: pass the same objects, or `Partial`s of them, to compile once.
 
-    Raises TypeError or ValueError for parameters that are not floating point, an optimizer that is
-    none, counts below 1, and for a checkpoint that is damaged or belongs to another run, which is
-    left as it is.
+    Raises TypeError or ValueError for parameters none of which is floating point, a key that is
+    none, an optimizer that is none, a `sample_tasks` that is not a function of its key alone, a
+    `value_and_grad` that returns no such pair, counts below 1, and for a checkpoint that is damaged
+    or belongs to another run, which is left as it is.
 
     >>> square = lambda w, target: (w - target) ** 2
     >>> sample = lambda key: (jnp.zeros(1), jax.random.normal(key, (8,)))
@@ -72,45 +113,100 @@ def fit(
     >>> bool(abs(result.params) < 0.5), int(result.step)
     (True, 200)
     """
-    params = check_params(params)
-    steps = check_count("steps", steps)
-    _check_evaluation(evaluate, evaluate_every)
-    evaluate_every = (
-        None if evaluate_every is None else check_count("evaluate_every", evaluate_every)
-    )
-    if not isinstance(optimizer, optax.GradientTransformation | Partial):
+    check_key("key", key)
+    sample, batches = task_source("sample_tasks", sample_tasks)
+    looks = _Looks(evaluate, evaluate_every, evaluation_tasks, patience).checked(sample)
+    steps = number_of_steps(steps, epochs, batches)
+    watch = Watch(
+        checkpoint, checkpoint_every, checkpoint_of, callback, callback_every, progress
+    ).checked()
+    spread = spread_over(mesh, task_axis)
+    point, carried = _beginning(params, state)
+    run = Run(
+        key, _function("value_and_grad", value_and_grad), sample, _made(optimizer),
+        looks.function, looks.tasks, carried, looks.every, looks.patience, spread,
+    )  # fmt: skip
+    _check_samplers(run)
+    offset = 0 if state is None else point.step
+    stretch = Stretch(offset, steps, None if batches is None else Batches(batches, spread))
+    with spread.context(key) if spread is not None else contextlib.nullcontext():
+        if spread is not None:
+            run, point = spread.place((run, point))
+        result = _trained(run, point, stretch, watch)
+    if not _traced(result):
+        _announce(result)
+    return result
+
+
+def _trained(run: Run, point: Point, stretch: Stretch, watch: Watch) -> Fit:
+    """All steps, in one program where the host has nothing to do in between."""
+    first = _first(run.optimizer, point, run.patience)
+    if watch.idle and stretch.batches is None:
+        start, steps = stretch.offset, stretch.steps
+        return _result(run, *advance(run, first, start, start + steps, length=steps))
+    if _traced((run, first)):
+        raise TypeError(
+            "checkpoint, callback, progress and batches from an iterable work on the host: "
+            "leave them out inside jit, vmap and grad"
+        )
+    offset = int(stretch.offset)
+    return _result(run, *in_stretches(run, first, stretch._replace(offset=offset), watch))
+
+
+class _Looks(NamedTuple):
+    """How a run is evaluated; as in `fit`."""
+
+    function: Any
+    every: int | None
+    tasks: Any
+    patience: int | None
+
+    def checked(self, sample) -> "_Looks":
+        """With functions as pytrees; raises where they do not go together."""
+        function, every, tasks, patience = self
+        if (function is None) != (every is None):
+            raise ValueError(
+                "evaluate and evaluate_every go together: what to compute, and after how many "
+                f"steps; got evaluate={function!r}, evaluate_every={every!r}"
+            )
+        if function is None:
+            if patience is not None or tasks is not None:
+                raise ValueError("patience and evaluation_tasks need evaluate and evaluate_every")
+            return self
+        if tasks is None and sample is None:
+            raise ValueError(
+                "evaluation_tasks must be given when sample_tasks is an iterable: a function "
+                "key -> tasks, or Tasks"
+            )
+        own = sample
+        if tasks is not None:
+            own, batches = task_source("evaluation_tasks", tasks)
+            if batches is not None:
+                raise TypeError(
+                    "evaluation_tasks must be a function key -> tasks or Tasks, got "
+                    f"{type(tasks).__name__}"
+                )
+        count = None if patience is None else check_count("patience", patience)
+        every = check_count("evaluate_every", every)
+        return _Looks(_function("evaluate", function), every, own, count)
+
+
+def _function(name: str, function):
+    if not callable(function):
+        raise TypeError(f"{name} must be a function of (params, tasks), got {function!r}")
+    return as_pytree(function)
+
+
+def _made(optimizer) -> Partial:
+    """A `Partial` that makes the optimizer."""
+    if isinstance(optimizer, Partial):
+        return optimizer
+    if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "optimizer must be an optax.GradientTransformation such as optax.adam(1e-3), or a "
             f"jax.tree_util.Partial that makes one, got {optimizer!r}"
         )
-    if not isinstance(optimizer, Partial):
-        optimizer = Partial(_Given(optimizer))
-    run = Run(
-        key,
-        as_pytree(value_and_grad),
-        as_pytree(sample_tasks),
-        optimizer,
-        None if evaluate is None else as_pytree(evaluate),
-        as_pytree(evaluation_tasks or sample_tasks),
-        evaluate_every,
-    )
-    state = start(optimizer, params)
-    if checkpoint is None and not progress:
-        return _result(run, *advance(run, state, 0, steps, length=steps))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((run, state))):
-        raise TypeError(
-            "checkpoint and progress work on the host: leave them out inside jit, vmap and grad"
-        )
-    return _result(run, *in_chunks(run, state, steps, checkpoint, checkpoint_every, progress))
-
-
-def _result(run: Run, state: State, history) -> Fit:
-    loss, aux, evaluation = history
-    if run.evaluate_every is not None:
-        every = run.evaluate_every
-        evaluation = jax.tree.map(lambda x: x[every - 1 :: every], evaluation)
-    params, optimizer_state, step, finite, _ = state
-    return Fit(params, optimizer_state, loss, aux, evaluation, step, finite)
+    return Partial(_Given(optimizer))
 
 
 class _Given(NamedTuple):
@@ -122,9 +218,67 @@ class _Given(NamedTuple):
         return self.value
 
 
-def _check_evaluation(evaluate, evaluate_every) -> None:
-    if (evaluate is None) != (evaluate_every is None):
-        raise ValueError(
-            "evaluate and evaluate_every go together: what to compute, and after how many steps; "
-            f"got evaluate={evaluate!r}, evaluate_every={evaluate_every!r}"
-        )
+def _beginning(params, state: Fit | None) -> tuple[Point, Carried]:
+    """Where a run starts, and the leaves of the parameters that do not train."""
+    if state is not None and not isinstance(state, Fit):
+        raise TypeError(f"state must be a result of fit, got {type(state).__name__}")
+    params = params if state is None else state.params
+    model_state = None
+    if isinstance(params, Stateful):
+        model_state = jax.tree.map(jnp.asarray, params.state)
+        params = params.params
+    floats, rest = trainable(params)
+    floats = jax.tree.map(jnp.asarray, floats)
+    before = (None, jnp.asarray(0)) if state is None else (state.optimizer_state, state.step)
+    return Point(floats, before[0], model_state, before[1]), Carried(rest)
+
+
+def _check_samplers(run: Run) -> None:
+    if run.sample_tasks is not None:
+        check_sampler("sample_tasks", run.sample_tasks, run.key)
+    if run.evaluation_tasks is not None and run.evaluation_tasks is not run.sample_tasks:
+        check_sampler("evaluation_tasks", run.evaluation_tasks, run.key)
+
+
+def _first(optimizer: Partial, point: Point, patience: int | None) -> State:
+    if point.optimizer_state is not None:
+        return begin(point, patience)
+    return start(optimizer, point.params, point.model_state, patience=patience)
+
+
+def _traced(tree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _result(run: Run, state: State, history) -> Fit:
+    loss, aux, evaluation = history
+    if run.evaluate_every is not None:
+        due = (np.arange(len(loss)) + 1) % run.evaluate_every == 0
+        evaluation = jax.tree.map(lambda x: x[np.flatnonzero(due)], evaluation)
+    point = state.now if state.best is None else _chosen(state)
+    return Fit(whole(run, point), point.optimizer_state, loss, aux, evaluation, point.step,
+               state.finite, state.stopped)  # fmt: skip
+
+
+def _chosen(state: State) -> Point:
+    """The best point; the last one while nothing was evaluated."""
+    known = state.best.value < jnp.inf  # type: ignore[union-attr]
+    return jax.tree.map(lambda b, n: jnp.where(known, b, n), state.best.point, state.now)  # type: ignore[union-attr]
+
+
+def _announce(result: Fit) -> None:
+    """Warn of a run that stopped because something was not finite."""
+    if bool(result.finite):
+        return
+    finite = np.flatnonzero(np.isfinite(np.asarray(result.loss)))
+    last = f"the last finite loss was {result.loss[finite[-1]]:.4g}" if len(finite) else (
+        "no loss was finite"
+    )  # fmt: skip
+    warnings.warn(
+        f"training stopped after {len(finite)} of {len(result.loss)} steps: the loss or an update "
+        f"was not finite; {last}, and the parameters are those of update {int(result.step)}. Try a "
+        "smaller learning rate or inner rate, or optax.clip_by_global_norm before the optimizer; "
+        "look for a square root, logarithm or division at zero in the loss",
+        RuntimeWarning,
+        stacklevel=3,
+    )

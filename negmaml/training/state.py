@@ -5,26 +5,35 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.tree_util import Partial
 
+from negmaml._core.display import Table, displayed, mean_text, shape_text, tree_text
 from negmaml._core.pytree import pytree, static
+from negmaml.meta.leaves import merge
+from negmaml.meta.stateful import Stateful
+from negmaml.training.carried import Carried
+from negmaml.training.sharding import Spread
 
 TRAINING, EVALUATION = 0, 1  # what the key is folded with
 
 
+@displayed
 class Fit(NamedTuple):
     """What `fit` returns.
 
     Attributes:
-        params: after `step` updates; of the last step with a finite loss if `finite` is False.
+        params: after `step` updates; of the last step with a finite loss if `finite` is False, and
+            of the best evaluation with `patience`.
         optimizer_state: that goes with them.
         loss: value at the parameters before each step, shape (steps,); NaN where none was taken.
         aux: auxiliary output of each step, stacked; None when the loss has none.
         evaluation: after each `evaluate_every` steps, stacked; None without `evaluate`.
-        step: number of updates in `params`.
+        step: number of updates in `params`, those of a `state` it went on from included.
         finite: whether all losses and updates were finite.
+        stopped: whether `patience` or a callback ended it before its steps.
     """
 
     params: Any
@@ -34,16 +43,59 @@ class Fit(NamedTuple):
     evaluation: Any
     step: Any
     finite: Any
+    stopped: Any
+
+    def _summary(self) -> Table:
+        if any(isinstance(x, jax.core.Tracer) for x in (self.loss, self.step, self.finite)):
+            return Table("Fit, traced", [("loss", shape_text(self.loss))])
+        losses = np.asarray(self.loss, float)
+        taken = losses[..., np.isfinite(losses).reshape(-1, losses.shape[-1]).any(0)]
+        last = taken[..., -max(taken.shape[-1] // 10, 1) :]
+        ends = np.asarray([np.all(self.finite), np.any(self.stopped)])
+        how = ("" if ends[0] else ", not all finite") + (", stopped early" if ends[1] else "")
+        steps = sorted({int(s) for s in np.ravel(self.step)})
+        rows = [
+            ("params", tree_text(self.params)),
+            ("updates", " to ".join(str(s) for s in dict.fromkeys((steps[0], steps[-1]))) + how),
+            ("loss", f"{shape_text(self.loss)}, last tenth {mean_text(last)}"),
+        ]
+        for name in ("aux", "evaluation"):
+            value = getattr(self, name)
+            if value is not None:
+                rows.append((name, tree_text(value)))
+        return Table("Fit", rows)
+
+
+class Point(NamedTuple):
+    """Parameters that can be gone on from."""
+
+    params: Any
+    optimizer_state: Any
+    model_state: Any  # None unless the loss carries one
+    step: Any
+
+
+class Best(NamedTuple):
+    """The best evaluation so far, and how many since were no better."""
+
+    point: Point
+    value: Any
+    misses: Any
 
 
 class State(NamedTuple):
     """Where a run is, and where it was when its loss was last known to be finite."""
 
-    params: Any
-    optimizer_state: Any
-    step: Any
+    now: Point
+    sound: Point
     finite: Any
-    sound: Any  # (params, optimizer_state, step)
+    best: Best | None  # with patience
+    stopped: Any
+
+    @property
+    def going(self):
+        """Whether there is another step to take."""
+        return self.finite & ~self.stopped
 
 
 @pytree
@@ -52,57 +104,135 @@ class Run:
 
     key: Any
     value_and_grad: Any
-    sample_tasks: Any
+    sample_tasks: Any  # None where the batches are handed in
     optimizer: Any
     evaluate: Any
     evaluation_tasks: Any
+    carried: Carried
     evaluate_every: int | None = static()
+    patience: int | None = static()
+    spread: Spread | None = static()
 
 
 @partial(jax.jit, static_argnames="length")
-def advance(run: Run, state: State, start, limit, *, length: int):
-    """The state after `length` steps from `start` on, as far as `limit`; and what was recorded."""
+def advance(run: Run, state: State, start, limit, batches=None, *, length: int):
+    """The state after `length` steps from `start` on, as far as `limit`; and what was recorded.
 
-    def step(state, i):
-        take = partial(_take, run, i)
+    batches: of each step, where they are not sampled.
+    """
+
+    def step(state, number):
+        i, batch = number
+        take = partial(_take, run, i, batch)
         shapes = jax.eval_shape(take, state)[1]
         blank = jax.tree.map(_blank, shapes)
-        go = state.finite & (i < limit)
+        go = state.going & (i < limit)
         return lax.cond(go, take, lambda state: (state, blank), state)
 
-    return lax.scan(step, state, start + jnp.arange(length))
+    return lax.scan(step, state, (start + jnp.arange(length), batches))
 
 
-def _take(run: Run, i, state: State):
+def _take(run: Run, i, batch, state: State):
     """One update, and (loss, aux, evaluation)."""
-    current = state.params, state.optimizer_state, state.step
-    tasks = run.sample_tasks(_address(run.key, TRAINING, i))
-    value, gradient = run.value_and_grad(state.params, tasks)
-    loss, aux = value if isinstance(value, tuple) else (value, None)
-    updates, optimizer_state = run.optimizer().update(gradient, state.optimizer_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    now = state.now
+    tasks = batch
+    if run.sample_tasks is not None:
+        tasks = run.sample_tasks(address(run.key, TRAINING, i))
+    (loss, aux), gradient, model_state = _gradient(run, now, tasks)
+
+    def value_of(params):  # for optimizers that search along a line
+        return _gradient(run, now._replace(params=params), tasks)[0][0]
+
+    optimizer = optax.with_extra_args_support(run.optimizer())
+    updates, optimizer_state = optimizer.update(
+        gradient, now.optimizer_state, now.params, value=loss, grad=gradient, value_fn=value_of
+    )
+    params = optax.apply_updates(now.params, updates)
     known = jnp.isfinite(loss)
     finite = known & _all_finite(params)
-    sound = _choose(known, current, state.sound)
-    moved = _choose(finite, (params, optimizer_state, state.step + 1), sound)
-    new = State(moved[0], moved[1], moved[2], finite, sound)
-    return new, (loss, aux, _evaluation(run, i, new.params))
+    sound = _choose(known, now, state.sound)
+    moved = _choose(finite, Point(params, optimizer_state, model_state, now.step + 1), sound)
+    evaluation = _evaluation(run, i, moved)
+    best, stopped = state.best, state.stopped
+    if best is not None:
+        due = (i + 1) % run.evaluate_every == 0
+        best = _choose(due & finite, _better(best, moved, evaluation), best)
+        stopped = best.misses >= run.patience
+    return State(moved, sound, finite, best, stopped), (loss, aux, evaluation)
 
 
-def _evaluation(run: Run, i, params):
+def _gradient(run: Run, point: Point, tasks):
+    """((loss, aux), gradient, model state) at a point."""
+    function = run.value_and_grad if run.spread is None else run.spread.over(run.value_and_grad)
+    result = function(whole(run, point), tasks)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            "value_and_grad must return (value, gradient), got "
+            f"{tree_text(result)}; for the objective maml(loss, rule) pass "
+            "maml_value_and_grad(loss, rule), for another one jax.value_and_grad(objective)"
+        )
+    value, gradient = result
+    loss, aux = value if isinstance(value, tuple) else (value, None)
+    if jnp.shape(loss) != ():
+        raise ValueError(
+            f"value_and_grad must return one number as the value, got shape {jnp.shape(loss)}"
+        )
+    model_state = None
+    if point.model_state is not None:
+        gradient, model_state = gradient
+        model_state = jax.tree.map(
+            lambda new, old: jnp.asarray(new, old.dtype), model_state, point.model_state
+        )
+    return (loss, aux), _like(point.params, gradient), model_state
+
+
+def whole(run: Run, point: Point):
+    """The parameters as the user gave them: with the leaves that do not train, and model state."""
+    params = merge(point.params, run.carried.tree)
+    return params if point.model_state is None else Stateful(params, point.model_state)
+
+
+def _like(params, gradient):
+    """The gradient with None where `params` has it; raises unless they fit each other."""
+    try:
+        return jax.tree.map(
+            lambda p, g: None if p is None else g, params, gradient, is_leaf=lambda x: x is None
+        )
+    except ValueError as mismatch:
+        raise ValueError(
+            "value_and_grad must return a gradient like the parameters "
+            f"({tree_text(params)}), got {tree_text(gradient)}"
+        ) from mismatch
+
+
+def _evaluation(run: Run, i, point: Point):
     """What `evaluate` says after step i, if it is one that is evaluated."""
     if run.evaluate is None:
         return None
 
-    def evaluate(params):
-        return run.evaluate(params, run.evaluation_tasks(_address(run.key, EVALUATION, i)))
+    def evaluate(point):
+        tasks = run.evaluation_tasks(address(run.key, EVALUATION, i))
+        return run.evaluate(whole(run, point), tasks)
 
-    blank = jax.tree.map(_blank, jax.eval_shape(evaluate, params))
+    shapes = jax.eval_shape(evaluate, point)
+    if run.patience is not None and getattr(shapes, "shape", None) != ():
+        raise ValueError(
+            f"evaluate must return one number, lower for better, to stop by patience; got "
+            f"{tree_text(shapes)}"
+        )
     due = (i + 1) % run.evaluate_every == 0
-    return lax.cond(due, evaluate, lambda _: blank, params)
+    return lax.cond(due, evaluate, lambda _: jax.tree.map(_blank, shapes), point)
 
 
-def _address(key, purpose: int, i):
+def _better(best: Best, point: Point, value) -> Best:
+    """The better of the two; a value that is NaN is none."""
+    improved = value < best.value
+    fresh = Best(point, jnp.asarray(value, best.value.dtype), jnp.zeros_like(best.misses))
+    return _choose(improved, fresh, best._replace(misses=best.misses + 1))
+
+
+def address(key, purpose: int, i):
+    """The key of step i for one purpose."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), i)
 
 
@@ -121,8 +251,14 @@ def _blank(shape):
     )
 
 
-@jax.jit
-def start(optimizer: Partial, params) -> State:
+@partial(jax.jit, static_argnames="patience")
+def start(optimizer: Partial, params, model_state, *, patience: int | None) -> State:
     """The state of a run before its first step."""
-    current = params, optimizer().init(params), jnp.asarray(0)
-    return State(*current, jnp.asarray(True), current)
+    state = optimizer().init(params)
+    return begin(Point(params, state, model_state, jnp.asarray(0)), patience)
+
+
+def begin(point: Point, patience: int | None) -> State:
+    """The state of a run that starts from a point."""
+    best = Best(point, jnp.asarray(jnp.inf), jnp.asarray(0)) if patience else None
+    return State(point, point, jnp.asarray(True), best, jnp.asarray(False))

@@ -367,8 +367,8 @@ def test_bad_input_is_named():
         fine(params, jax.tree.map(lambda x: x[:0], tasks))
     with pytest.raises(TypeError, match=r"Tasks\(support, query\)"):
         fine(params, tasks.support[0])
-    with pytest.raises(TypeError, match=r"floating point.*int32.*\['n'\]"):
-        fine({**params, "n": jnp.array(3)}, tasks)
+    with pytest.raises(TypeError, match=r"floating point arrays, got int32\[\]"):
+        fine(jnp.array(3), tasks)
     with pytest.raises(ValueError, match="loss must return one real number"):
         nm.maml_value_and_grad(lambda p, d: d[1], rule)(params, tasks)
     with pytest.raises(ValueError, match="has_aux=True"):

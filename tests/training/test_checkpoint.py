@@ -1,6 +1,5 @@
 """A run that is cut and taken up again is the run never cut; nothing foreign is touched."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -63,7 +62,7 @@ def test_a_run_goes_on_where_it_was_cut(cut, tmp_path):
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
-from tests.test_checkpoint import run
+from tests.training.test_checkpoint import run
 print("ready", flush=True)
 run(steps=100_000, checkpoint={directory!r}, checkpoint_every=5)
 """
@@ -75,14 +74,13 @@ def test_a_killed_run_goes_on(tmp_path):
 
     root, directory = str(Path(__file__).parents[2]), tmp_path / "run"
     script = SCRIPT.format(root=root, directory=str(directory))
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    try:
-        process.stdout.readline()
-        while not any(p.name.isdigit() for p in directory.glob("*")):
-            assert process.poll() is None
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            while not any(p.name.isdigit() for p in directory.glob("*")):
+                assert process.poll() is None
+        finally:
+            process.send_signal(signal.SIGKILL)
     done = max(int(p.name) for p in directory.glob("*") if p.name.isdigit())
     same(run(steps=done + 7, checkpoint=directory), run(steps=done + 7))
 
@@ -93,7 +91,8 @@ def test_a_run_that_stopped_stays_stopped(tmp_path):
 
     def go(steps, **options):
         key = jax.random.key(0)
-        return nm.fit(key, 0.0, exploding, lambda key: key, optax.sgd(1.0), steps, **options)
+        with pytest.warns(RuntimeWarning, match="not finite"):
+            return nm.fit(key, 0.0, exploding, lambda key: key, optax.sgd(1.0), steps, **options)
 
     go(6, checkpoint=tmp_path, checkpoint_every=2)
     result = go(9, checkpoint=tmp_path)
@@ -105,15 +104,72 @@ def test_a_run_that_stopped_stays_stopped(tmp_path):
     (
         ({"seed": 1}, "key"),
         ({"start": 0.5}, "params"),
-        ({"rate": 0.2}, "numbers of value_and_grad"),
+        ({"rate": 0.2}, r"value_and_grad \(numbers: -0.2 became 0.2"),
     ),
 )
 def test_a_checkpoint_of_another_run_is_refused_and_kept(change, word, tmp_path):
     run(steps=4, checkpoint=tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=f"belongs to another run: {word} differ"):
+    with pytest.raises(ValueError, match=f"belongs to another run, which differs in {word}"):
         run(checkpoint=tmp_path, **change)
     assert contents(tmp_path) == before
+
+
+def small(directory=None, scale=1.0, optimizer=OPTIMIZER, steps=2, **options):
+    """A run of another loss, optimizer or schedule; its functions are made anew each time."""
+
+    def value_and_grad(w, target):
+        return scale * w**2, 2 * scale * w
+
+    def sample(key):
+        return jax.random.normal(key)
+
+    return nm.fit(
+        jax.random.key(0), 1.0, value_and_grad, sample, optimizer, steps, checkpoint=directory,
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    (
+        ({"scale": 3.0}, r"value_and_grad \(numbers: .* became 3.0"),
+        ({"optimizer": optax.adam(0.1)}, r"optimizer \(numbers: "),
+        ({"optimizer": optax.adam(0.05, b1=0.8)}, r"optimizer \(numbers: .*0.8"),
+        ({"optimizer": optax.sgd(0.05)}, r"optimizer \("),
+        ({"optimizer": optax.adam(optax.cosine_decay_schedule(0.05, 9))}, r"optimizer \("),
+    ),
+)
+def test_another_computation_is_refused_with_what_differs(change, word, tmp_path):
+    small(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"which differs in {word}"):
+        small(tmp_path, steps=4, **change)
+    assert contents(tmp_path) == before
+    small(tmp_path, steps=3)  # the same functions made anew
+
+
+def test_another_computation_is_gone_on_with_when_asked(tmp_path):
+    small(tmp_path)
+    slower = optax.adam(0.01)
+    with pytest.warns(UserWarning, match="going on from a checkpoint as asked.*optimizer"):
+        further = small(tmp_path, optimizer=slower, steps=4, checkpoint_of="any")
+    expected = small(optimizer=slower, state=small())
+    np.testing.assert_allclose(further.params, expected.params)
+
+
+def test_a_computation_that_cannot_be_known_is_refused(tmp_path):
+    def value_and_grad(w, _):
+        shape = jax.ShapeDtypeStruct((), jnp.float32)
+        return w**2, jax.pure_callback(lambda w: w, shape, w)
+
+    def go(**options):
+        args = value_and_grad, TASKS, OPTIMIZER, 2
+        return nm.fit(jax.random.key(0), 1.0, *args, checkpoint=tmp_path, **options)
+
+    with pytest.raises(ValueError, match=r'value_and_grad holds what cannot .*checkpoint_of="any"'):
+        go()
+    assert int(go(checkpoint_of="any").step) == 2
 
 
 def test_fewer_steps_than_the_checkpoint_holds_are_refused(tmp_path):
@@ -131,18 +187,27 @@ def test_a_directory_of_something_else_is_refused_and_kept(tmp_path):
         run(checkpoint=tmp_path / "thesis.tex")
 
 
-@pytest.mark.parametrize("part", ("meta", "leaves"))
-def test_a_damaged_checkpoint_is_named_and_an_earlier_one_serves(part, tmp_path):
-    run(steps=6, checkpoint=tmp_path, checkpoint_every=3)
-    for path in (tmp_path / "6" / part).rglob("*"):
+def damage(directory):
+    for path in directory.rglob("*"):
         if path.is_file():
             path.write_bytes(b"\x00garbage")
+
+
+@pytest.mark.parametrize("part", ("meta", "leaves"))
+def test_from_a_damaged_checkpoint_the_one_before_is_gone_on_from(part, tmp_path):
+    run(steps=6, checkpoint=tmp_path, checkpoint_every=3)
+    damage(tmp_path / "6" / part)
+    with pytest.warns(
+        UserWarning, match=r"checkpoint 6 in .* is damaged.*going on from checkpoint 3"
+    ):
+        same(run(checkpoint=tmp_path, checkpoint_every=3), run())
+    same(run(checkpoint=tmp_path), run())  # the damaged one is gone
+    for step in tmp_path.glob("*"):
+        damage(step / part)
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint 6 in .* is damaged.*remove 6 to go on"):
+    with pytest.raises(ValueError, match=r"is damaged.*no earlier one; nothing was changed"):
         run(checkpoint=tmp_path)
     assert contents(tmp_path) == before
-    shutil.rmtree(tmp_path / "6")
-    same(run(checkpoint=tmp_path), run())
 
 
 def test_a_foreign_directory_with_a_number_for_a_name_is_refused(tmp_path):

@@ -74,7 +74,7 @@ def test_training_on_mixed_linear_regression_meets_the_exact_minimiser_and_its_l
 
     def train(key):
         tasks = nm.tasks.Linear(PROBLEM)(key)
-        return nm.fit(key, jnp.zeros(4), value_and_grad, lambda _: tasks, optimizer, steps).params
+        return nm.fit(key, jnp.zeros(4), value_and_grad, tasks, optimizer, steps).params
 
     keys = jax.random.split(jax.random.key(5), 100)
     learned = jax.jit(jax.vmap(train))(keys)
@@ -96,7 +96,7 @@ def test_training_meets_the_theory(x64):
     def distance(key):
         tasks = nm.tasks.Linear(problem)(key)
         optimizer = optax.sgd(0.02, momentum=0.95, nesterov=True)
-        fitted = nm.fit(key, jnp.zeros(30), value_and_grad, lambda _: tasks, optimizer, 500)
+        fitted = nm.fit(key, jnp.zeros(30), value_and_grad, tasks, optimizer, 500)
         return jnp.sum(fitted.params**2)
 
     distances = jax.jit(jax.vmap(distance))(jax.random.split(jax.random.key(8), 200))
@@ -141,7 +141,8 @@ def nothing(key):
 
 
 def test_a_run_stops_at_a_loss_that_is_not_finite_and_keeps_the_last_good_parameters():
-    result = nm.fit(jax.random.key(0), 0.0, exploding, nothing, optax.sgd(1.0), 9)
+    with pytest.warns(RuntimeWarning, match="after 4 of 9 steps.* last finite loss was -3.*Try"):
+        result = nm.fit(jax.random.key(0), 0.0, exploding, nothing, optax.sgd(1.0), 9)
     assert not bool(result.finite)
     assert float(result.params) == 3.0 and int(result.step) == 3
     np.testing.assert_array_equal(result.loss, [0, -1, -2, -3, np.nan, *[np.nan] * 4])
@@ -151,12 +152,14 @@ def test_a_gradient_that_is_not_finite_stops_too():
     def bad_gradient(params, _):
         return params, jnp.where(params < -1.5, jnp.inf, 1.0)
 
-    result = nm.fit(jax.random.key(0), 0.0, bad_gradient, nothing, optax.sgd(1.0), 5)
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        result = nm.fit(jax.random.key(0), 0.0, bad_gradient, nothing, optax.sgd(1.0), 5)
     assert float(result.params) == -2.0 and int(result.step) == 2 and not bool(result.finite)
 
 
 def test_a_run_that_starts_badly_returns_the_start():
-    result = nm.fit(jax.random.key(0), 9.0, exploding, nothing, optax.sgd(1.0), 2)
+    with pytest.warns(RuntimeWarning, match="no loss was finite"):
+        result = nm.fit(jax.random.key(0), 9.0, exploding, nothing, optax.sgd(1.0), 2)
     assert float(result.params) == 9.0 and int(result.step) == 0 and not bool(result.finite)
 
 

@@ -1,0 +1,182 @@
+"""Where the tasks of each step come from: a function of a key, fixed tasks, or batches in turn.
+
+Batches are what a loader gives: NumPy or torch arrays in a pair, a dict or any pytree. The next one
+is fetched and sent to the device while the step before it is computed.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from negmaml._core.checks import check_count
+from negmaml._core.pytree import as_pytree
+from negmaml.meta.batching import Tasks
+from negmaml.training.sharding import Spread
+
+
+def task_source(name: str, tasks) -> tuple[Any, Iterable | None]:
+    """(function of a key as a pytree, None) or (None, iterable of batches)."""
+    if callable(tasks):
+        return as_pytree(tasks), None
+    if isinstance(tasks, Tasks):
+        return Partial(_fixed, tasks), None
+    if isinstance(tasks, Iterable) and not isinstance(tasks, str | bytes | dict | jax.Array):
+        return None, tasks
+    raise TypeError(
+        f"{name} must be a function key -> tasks, an iterable of batches such as a DataLoader, or "
+        f"one fixed batch Tasks(support, query), got {type(tasks).__name__}"
+    )
+
+
+def _fixed(tasks, key):
+    return tasks
+
+
+def number_of_steps(steps: int | None, epochs: int | None, batches) -> int:
+    """`steps` checked, or those of so many passes over the batches."""
+    if (steps is None) == (epochs is None):
+        raise ValueError(f"give either steps or epochs, got steps={steps!r}, epochs={epochs!r}")
+    if steps is not None:
+        return check_count("steps", steps)
+    if not isinstance(batches, Sized):
+        raise ValueError(
+            f"epochs={epochs!r} needs an iterable of batches with a length as sample_tasks, got "
+            f"{type(batches).__name__}; give steps"
+        )
+    return check_count("epochs", epochs) * check_count("len(sample_tasks)", len(batches))
+
+
+def check_sampler(name: str, sample: Partial, key) -> None:
+    """Raise if a function of a key gives other tasks when asked again; warn if it ignores the key.
+
+    A function that JAX traces runs once: what it takes from an iterator or a global generator then
+    would be the tasks of every step. Traced twice, it shows.
+    """
+    if not isinstance(sample, Partial) or sample.func is _fixed:
+        return  # a distribution of tasks, which is a pytree of its own
+    first, second = (jax.make_jaxpr(lambda key: sample(key))(key) for _ in range(2))
+    if not _same(first, second):
+        raise ValueError(
+            f"{name} gives other tasks when it is called again with the same key, so it draws from "
+            "an iterator or from a random state of its own. It is traced once, and one draw would "
+            f"serve every step. Draw with jax.random and the key, or pass the iterable itself as "
+            f"{name}"
+        )
+    (variable,) = first.jaxpr.invars
+    used = {id(atom) for equation in first.jaxpr.eqns for atom in equation.invars}
+    used |= {id(atom) for atom in first.jaxpr.outvars}
+    if first.jaxpr.outvars and id(variable) not in used:
+        warnings.warn(
+            f"{name} does not use its key, so every step has the same tasks; if that is meant, "
+            f"pass the tasks themselves as {name}, else draw them with jax.random and the key",
+            stacklevel=4,
+        )
+
+
+def _same(first, second) -> bool:
+    """Whether two traces of a function are one, constants included."""
+    texts = [re.sub("0x[0-9a-f]+", "", str(closed)) for closed in (first, second)]
+    pairs = list(zip(first.consts, second.consts, strict=False))
+    return texts[0] == texts[1] and all(_equal(a, b) for a, b in pairs)
+
+
+def _equal(a, b) -> bool:
+    if a is b or isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return True
+    if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    return np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=True))
+
+
+class Batches:
+    """The batches of an iterable in turn, over and over, on the device.
+
+    A batch has an axis for the step in front.
+    """
+
+    def __init__(self, batches: Iterable, spread: Spread | None):
+        self.batches, self.spread = batches, spread
+        self.count = 0
+        self.source: Iterator = iter(batches)
+        self.ahead: Any = None
+
+    def peek(self):
+        """The next batch, which `take` gives again."""
+        if self.ahead is None:
+            self.ahead = self._sent()
+        return self.ahead
+
+    prefetch = peek  # on its way while the device is busy
+
+    def take(self):
+        """The next batch."""
+        batch = self.peek()
+        self.ahead = None
+        return batch
+
+    def skip(self, number: int, restart: bool) -> None:
+        """Pass over batches, from the first if asked or where the loader was put."""
+        if restart:
+            self.source, self.ahead = iter(self.batches), None
+        for _ in range(number):
+            if self.ahead is None:
+                self._next()
+            self.ahead = None
+
+    def _next(self):
+        try:
+            batch = next(self.source)
+        except StopIteration:
+            if iter(self.batches) is self.source or self.count == 0:
+                raise ValueError(
+                    f"sample_tasks ran out after {self.count} batches; pass what can be iterated "
+                    "again (a list, a DataLoader; not an iterator or generator), or fewer steps"
+                ) from None
+            self.source = iter(self.batches)
+            batch = next(self.source)
+        self.count += 1
+        return batch
+
+    def _sent(self):
+        # A list is a pair to most loaders, and a pytree of another kind than the tuple.
+        arrays = jax.tree.map(_array, self._next())
+        if self.spread is None:
+            return jax.device_put(jax.tree.map(lambda x: x[None], arrays))
+        return jax.tree.map(self._shared, arrays)
+
+    def _shared(self, array):
+        """Over the devices; each process has brought its own part."""
+        spec = jax.sharding.PartitionSpec(None, self.spread.axes)  # type: ignore[union-attr]
+        sharding = jax.sharding.NamedSharding(self.spread.mesh, spec)  # type: ignore[union-attr]
+        return jax.make_array_from_process_local_data(sharding, array[None])
+
+
+def _array(leaf):
+    """NumPy of what is no JAX array: torch tensors, scalars, lists of numbers."""
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def state_of(batches) -> dict | None:
+    """What a loader says of its place, if it can; see `go_to`."""
+    return batches.state_dict() if hasattr(batches, "state_dict") else None
+
+
+def go_to(batches, place: dict | None, done: int) -> int:
+    """Put a loader where it was after `done` batches; the number to skip where it cannot."""
+    if place is not None and hasattr(batches, "load_state_dict"):
+        batches.load_state_dict(place)
+        return 0
+    if done:
+        warnings.warn(
+            "sample_tasks cannot be put where it was (it has no state_dict and load_state_dict): "
+            f"it is read from its start and {done} batches are passed over, and the run goes on as "
+            "if never cut only if it gives the same batches again",
+            stacklevel=4,
+        )
+    return done

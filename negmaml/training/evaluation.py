@@ -1,0 +1,185 @@
+"""The test of meta-learning as papers report it: mean over fresh tasks, with its interval."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from negmaml._core.checks import check_count, check_key
+from negmaml._core.display import Table, displayed, shape_text
+from negmaml.meta.batching import as_tasks, leading_axis
+from negmaml.meta.leaves import check_scalar, holding, merge, ready, scalar, split, trainable
+from negmaml.meta.stateful import Stateful, parts, threading
+from negmaml.rules import Rule, as_rule, run
+from negmaml.training.carried import Carried
+
+NORMAL_95 = 1.959964  # half the width of the interval in standard errors
+
+
+@displayed
+class Evaluation(NamedTuple):
+    """What `evaluate` returns.
+
+    Attributes:
+        values: the loss or metric on the query of each task, shape (episodes,); after 0, 1, ...
+            steps, shape (steps + 1, episodes), with `by_step`.
+    """
+
+    values: Any
+
+    @property
+    def mean(self):
+        """Over tasks, shape () or (steps + 1,)."""
+        return jnp.mean(self.values, -1)
+
+    @property
+    def standard_error(self):
+        """Of the mean: the standard deviation over tasks / sqrt(episodes)."""
+        return jnp.std(self.values, -1, ddof=1) / self.values.shape[-1] ** 0.5
+
+    @property
+    def interval(self):
+        """Half the width of the 95% interval: 1.96 standard errors."""
+        return NORMAL_95 * self.standard_error
+
+    def _summary(self) -> Table:
+        title = f"Evaluation on {self.values.shape[-1]} tasks, mean and 95% interval"
+        if isinstance(self.values, jax.core.Tracer):
+            return Table(title, [("values", shape_text(self.values))])
+        pairs = zip(np.atleast_1d(self.mean), np.atleast_1d(self.interval), strict=True)
+        texts = [f"{mean:.4g} ± {interval:.2g}" for mean, interval in pairs]
+        if self.values.ndim == 1:
+            return Table(title, [("after adapting", texts[0])])
+        return Table(title, [(str(k), text) for k, text in enumerate(texts)], ("steps", "value"))
+
+
+def evaluate(
+    key,
+    params,
+    loss: Callable,
+    rule: Rule,
+    tasks,
+    *,
+    metric: Callable | None = None,
+    episodes: int = 600,
+    by_step: bool = False,
+    mask=None,
+) -> Evaluation:
+    r"""The loss, or another metric, on the query of fresh tasks after adapting to their support.
+
+        value_i = metric(adapt(loss, params; support_i), query_i),   mean ± 1.96 sd / sqrt(episodes)
+
+    Arguments:
+        key: jax.random key, of which the tasks are drawn.
+        params: as in `fit`: any pytree, or `Stateful(params, state)`.
+        loss: function of (params, data) that adaptation descends.
+        rule: as in `adapt`, of the test. It may take more steps than training did: a `Schedule`
+            repeats its last value.
+        tasks: key -> tasks; as many draws as `episodes` takes, one after another, so that memory is
+            that of one draw. Or `Tasks`, all of which are used, and `episodes` is not read.
+        metric: (params, query) -> one number, such as accuracy; `loss` when left out. With
+            `Stateful` parameters (params, state, query) -> number.
+        episodes: number of tasks. Few-shot papers report 600.
+        by_step: whether to give the metric after every inner step, 0 included.
+        mask: as in `adapt`.
+
+    Returns `Evaluation`. Compiled once for the same functions and shapes. Raises as `adapt`, and
+    TypeError for `by_step` of a rule that takes no steps.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> tasks = nm.Tasks(jnp.array([0.0, 2.0]), jnp.array([0.0, 2.0]))
+    >>> evaluate(jax.random.key(0), 0.0, square, nm.GradientDescent(0.5), tasks).values.tolist()
+    [0.0, 0.5]
+    """
+    check_key("key", key)
+    episodes = check_count("episodes", episodes)
+    rule = as_rule("rule", rule)
+    if by_step and rule.implicit:
+        raise TypeError(f"by_step needs a rule that takes steps, got {rule!r}")
+    for name, function in (("loss", loss), ("metric", metric or loss)):
+        if not callable(function):
+            raise TypeError(f"{name} must be a function of (params, data), got {function!r}")
+    flat = None if mask is None else jax.tree.flatten(mask)
+    test = _Test(loss, metric, None if flat is None else (flat[1], tuple(flat[0])), bool(by_step))
+    params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)
+    if callable(tasks):
+        source = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)
+        values = _drawn(test, key, Carried(params), rule, source, episodes=episodes)
+    else:
+        values = _given(test, Carried(params), rule, as_tasks(tasks))
+    return Evaluation(values)
+
+
+class _Test(NamedTuple):
+    """What is asked; hashable, so that jit knows equal ones again."""
+
+    loss: Callable
+    metric: Callable | None
+    hashable_mask: Any
+    by_step: bool
+
+    def of_task(self, params, rule, support, query):
+        """The metric after adapting, shape () or (steps + 1,)."""
+        mask = self.hashable_mask and self.hashable_mask[0].unflatten(self.hashable_mask[1])
+        stateful = isinstance(params, Stateful)
+        floats, rest = trainable(params.params if stateful else params)
+        rule, floats = ready(rule, floats)
+        moving, frozen = split(floats, mask)
+
+        def value(point):
+            theta, state = point if stateful else (point, None)
+            whole = merge(merge(theta, frozen), rest)
+            data = (whole, state, query) if stateful else (whole, query)
+            result = (self.metric or self.loss)(*data)
+            if self.metric is None and stateful:
+                result = parts(result)[0]
+            return check_scalar(result, False, "loss" if self.metric is None else "metric")[0]
+
+        if stateful:
+            rule, gradient, start = threading(self.loss, rule, params.state, support,
+                                              (moving, frozen, rest))  # fmt: skip
+        else:
+            objective = scalar(holding(self.loss, rest))
+
+            def of_support(theta):
+                return objective(merge(theta, frozen), support)
+
+            if rule.implicit:
+                return value(rule.solve(of_support, moving))
+            gradient, start = jax.grad(of_support), moving
+        last, (visited, _) = run(rule, gradient, start)
+        if not self.by_step:
+            return value(last)
+        if rule.steps == 1:
+            visited = jax.tree.map(lambda x: x[None], visited)
+        return jnp.append(lax.map(value, visited), value(last))
+
+
+@partial(jax.jit, static_argnums=0)
+def _given(test: _Test, params: Carried, rule, tasks):
+    """The values of the tasks, the task axis last."""
+    leading_axis("tasks.support and tasks.query", tuple(tasks))
+    values = jax.vmap(lambda support, query: test.of_task(params.tree, rule, support, query))(
+        *tasks
+    )
+    return jnp.moveaxis(values, 0, -1)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="episodes")
+def _drawn(test: _Test, key, params: Carried, rule, sample, *, episodes: int):
+    """The values of so many tasks, drawn one batch after another."""
+
+    def draw(i):
+        return as_tasks(sample(jax.random.fold_in(key, i)))
+
+    count = leading_axis("tasks.support and tasks.query", tuple(jax.eval_shape(draw, 0)))
+    draws = -(-episodes // count)
+    values = lax.map(lambda i: _given(test, params, rule, draw(i)), jnp.arange(draws))
+    values = jnp.moveaxis(values, 0, -2)  # draws before the tasks of each
+    return values.reshape(*values.shape[:-2], -1)[..., :episodes]

@@ -1,0 +1,272 @@
+"""Along the way: callbacks, stopping, going on, other optimizers, data in batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import negmaml as nm
+from negmaml.training.data import Batches
+
+KEY, TASKS = jax.random.key(0), nm.tasks.Sinusoid(m=4, n_t=3, n_v=3)
+ADAM = optax.adam(1e-2)
+PARAMS = {"w": jnp.full((1, 4), 0.3), "v": jnp.linspace(-1, 1, 4)[:, None]}
+
+
+def loss(params, data):
+    x, y = data
+    return jnp.mean((jnp.sin(x @ params["w"]) @ params["v"] - y) ** 2)
+
+
+ALGORITHM = nm.maml_value_and_grad(loss, nm.GradientDescent(-0.02))
+TEST = nm.maml(loss, nm.GradientDescent(0.02))
+
+
+def train(steps=6, tasks=TASKS, optimizer=ADAM, params=PARAMS, **options):
+    return nm.fit(KEY, params, ALGORITHM, tasks, optimizer, steps, **options)
+
+
+def same(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), first, second)
+
+
+def test_a_callback_is_told_of_the_steps_since_the_last():
+    seen = []
+    result = train(
+        steps=7, callback=lambda *told: seen.append(told), callback_every=3,
+        evaluate=TEST, evaluate_every=2,
+    )  # fmt: skip
+    assert [step for step, _, _ in seen] == [3, 6, 7]
+    losses = np.asarray(result.loss)
+    for (_, metrics, _), own in zip(seen, (losses[:3], losses[3:6], losses[6:]), strict=True):
+        assert metrics["loss"] == pytest.approx(own.mean(), rel=1e-5)
+    evaluations = [float(metrics["evaluation"]) for _, metrics, _ in seen]
+    np.testing.assert_allclose(evaluations, result.evaluation[np.array([0, 2, 2])], rtol=1e-6)
+    same(seen[-1][2], result.params)
+    same(result, train(steps=7, evaluate=TEST, evaluate_every=2))
+
+
+def test_a_callback_that_returns_true_stops():
+    result = train(callback=lambda step, metrics, params: step == 4, callback_every=2)
+    assert int(result.step) == 4 and bool(result.stopped) and result.loss.shape == (6,)
+    assert np.isfinite(result.loss[:4]).all() and np.isnan(result.loss[4:]).all()
+    same(result.params, train(steps=4).params)
+    assert "stopped early" in repr(result)
+
+
+def descending(params, _):
+    return params, jnp.ones(())
+
+
+def parabola(params, _):
+    """Lowest at -3, which sgd(1.0) from zero reaches after three steps."""
+    return (params + 3) ** 2
+
+
+@pytest.mark.parametrize("period", (None, 2))
+def test_patience_stops_and_keeps_the_best(period):
+    hooks = {} if period is None else {"callback": lambda *_: None, "callback_every": period}
+    result = nm.fit(
+        KEY, 0.0, descending, lambda key: key, optax.sgd(1.0, momentum=0.0), 20,
+        evaluate=parabola, evaluate_every=1, patience=4, **hooks,
+    )  # fmt: skip
+    assert float(result.params) == -3.0 and int(result.step) == 3 and bool(result.stopped)
+    np.testing.assert_array_equal(result.evaluation[:7], [4, 1, 0, 1, 4, 9, 16])
+    assert np.isnan(result.evaluation[7:]).all() and np.isnan(result.loss[7:]).all()
+
+
+def test_patience_vmaps_and_each_seed_stops_on_its_own():
+    def one(start):
+        return nm.fit(
+            KEY, start, descending, lambda key: key, optax.sgd(1.0), 9,
+            evaluate=parabola, evaluate_every=1, patience=2,
+        )  # fmt: skip
+
+    result = jax.vmap(one)(jnp.array([0.0, 2.0, 20.0]))
+    np.testing.assert_array_equal(result.params, [-3.0, -3.0, 11.0])
+    np.testing.assert_array_equal(result.stopped, [True, True, False])
+
+
+@pytest.mark.parametrize("hooks", ({}, {"callback": lambda *_: None, "callback_every": 2}))
+def test_going_on_from_a_result_is_the_run_never_cut(hooks):
+    first = train(steps=4, evaluate=TEST, evaluate_every=2)
+    more = train(steps=2, params=None, state=first, evaluate=TEST, evaluate_every=2, **hooks)
+    whole = train(steps=6, evaluate=TEST, evaluate_every=2)
+    same(more.params, whole.params)
+    same(more.optimizer_state, whole.optimizer_state)
+    same(jnp.concatenate([first.loss, more.loss]), whole.loss)
+    same(jnp.concatenate([first.evaluation, more.evaluation]), whole.evaluation)
+    assert int(more.step) == 6
+
+
+def test_optimizers_that_want_the_value_get_it():
+    plateau = optax.chain(
+        optax.sgd(1.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=1e9)
+    )
+    flat = nm.fit(KEY, 0.0, lambda p, _: (0.0 * p, jnp.ones(())), lambda k: k, plateau, 6)
+    assert -6 < float(flat.params) < -1  # the rate was halved on the way
+    searched = train(steps=8, tasks=TASKS(KEY), optimizer=optax.lbfgs())
+    assert searched.loss[-1] < searched.loss[0]
+
+
+# Data.
+
+
+def host(count, kind=tuple):
+    """Batches of NumPy arrays, as loaders give them."""
+    return [kind(jax.tree.map(np.asarray, tuple(TASKS(jax.random.key(i))))) for i in range(count)]
+
+
+def by_hand(steps, batches):
+    params, state = PARAMS, ADAM.init(PARAMS)
+    for i in range(steps):
+        gradient = jax.jit(ALGORITHM)(params, nm.Tasks(*batches[i % len(batches)]))[1]
+        updates, state = ADAM.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+class Loader:
+    """Batches in an order of its own, with a place that it can be put back to."""
+
+    def __init__(self, batches):
+        self.batches, self.place = batches, 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        while self.place < len(self.batches):
+            self.place += 1
+            yield self.batches[self.place - 1]
+        self.place = 0
+
+
+class Restartable(Loader):
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+@pytest.mark.parametrize("kind", (tuple, list, lambda pair: dict(zip(nm.Tasks._fields, pair))))  # noqa: B905
+def test_batches_of_an_iterable_are_taken_in_turn(kind):
+    batches = host(3)
+    own = [kind(batch) for batch in batches]
+    same(train(steps=5, tasks=own).params, by_hand(5, batches))
+
+
+def test_epochs_are_passes_over_an_iterable():
+    batches = host(3)
+    twice = nm.fit(KEY, PARAMS, ALGORITHM, Loader(batches), ADAM, epochs=2)
+    assert twice.loss.shape == (6,)
+    same(twice, train(steps=6, tasks=batches))
+    same(twice, train(steps=6, tasks=Loader(batches), callback=lambda *_: None, callback_every=4))
+
+
+def test_torch_arrays_are_taken():
+    torch = pytest.importorskip("torch")
+    batches = [jax.tree.map(torch.as_tensor, batch) for batch in host(2)]
+    same(train(steps=3, tasks=batches), train(steps=3, tasks=host(2)))
+
+
+def test_an_iterator_is_read_once_and_its_end_is_named():
+    same(train(steps=3, tasks=iter(host(3))), train(steps=3, tasks=host(3)))
+    with pytest.raises(ValueError, match=r"ran out after 3 batches.*iterated again"):
+        train(steps=4, tasks=iter(host(3)))
+    with pytest.raises(ValueError, match="ran out after 0 batches"):
+        train(tasks=[])
+
+
+def test_the_next_batch_is_fetched_while_a_step_is_computed():
+    order = []
+
+    def batches():
+        for i, batch in enumerate(host(3)):
+            order.append(i)
+            yield batch
+
+    train(steps=2, tasks=batches(), callback=lambda step, *_: order.append(f"step {step}"))
+    assert order == [0, 1, "step 1", "step 2"]
+
+
+def test_a_loader_with_a_place_goes_on_where_it_was(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    whole = train(steps=7, tasks=Restartable(host(4)))
+    train(steps=5, tasks=Restartable(host(4)), checkpoint=tmp_path / "a")
+    same(train(steps=7, tasks=Restartable(host(4)), checkpoint=tmp_path / "a"), whole)
+    train(steps=5, tasks=host(4), checkpoint=tmp_path / "b")
+    with pytest.warns(UserWarning, match="5 batches are passed over.*same batches again"):
+        same(train(steps=7, tasks=host(4), checkpoint=tmp_path / "b"), whole)
+
+
+def test_prefetched_batches_are_passed_over_once():
+    batches = Batches(list(range(5)), None)
+    batches.peek()
+    batches.skip(2, restart=False)
+    assert int(batches.take()[0]) == 2
+
+
+def test_one_batch_may_be_given_as_it_is():
+    tasks = TASKS(KEY)
+    same(train(tasks=tasks).params, by_hand(6, [tasks]))
+
+
+# Functions that are not functions of their key.
+
+
+def test_a_sampler_that_is_no_function_of_its_key_is_refused():
+    batches, numbers = iter(host(9)), np.random.default_rng(0)
+
+    def noise(key):
+        x = numbers.standard_normal((2, 3, 1)).astype(np.float32)
+        return (x, x), (x, x)
+
+    for sampler in (lambda key: next(batches), noise):
+        with pytest.raises(ValueError, match="sample_tasks gives other tasks when it is called ag"):
+            train(tasks=sampler)
+    with pytest.raises(ValueError, match="evaluation_tasks gives other tasks"):
+        train(evaluate=TEST, evaluate_every=2, evaluation_tasks=lambda key: next(batches))
+
+
+def test_a_sampler_that_ignores_its_key_is_named_and_used():
+    tasks = TASKS(KEY)
+    with pytest.warns(UserWarning, match="does not use its key.*pass the tasks themselves"):
+        result = train(tasks=lambda key: tasks)
+    same(result, train(tasks=tasks))
+
+
+def test_pure_samplers_of_any_form_pass():
+    pool = TASKS(KEY)
+
+    def choice(key):
+        rows = jax.random.randint(key, (2,), 0, 4)
+        return jax.tree.map(lambda x: jax.nn.relu(x[rows]) + np.float32(1), pool)
+
+    train(steps=1, tasks=choice)
+    train(steps=1, tasks=jax.tree_util.Partial(lambda scale, key: TASKS(key), 2.0))
+    jax.vmap(lambda s: train(steps=1, tasks=lambda key: TASKS(jax.random.fold_in(key, s))).loss)(
+        jnp.arange(2)
+    )
+
+
+def test_an_inner_adam_without_a_derivative_is_named_when_it_is_built():
+    def dead(params, data):
+        return jnp.sum(jnp.sin(params * data) * jnp.array([1.0, 0.0]))
+
+    start, data = jnp.ones(2), nm.Tasks(jnp.ones((1, 2)), jnp.ones((1, 2)))
+    outer = lambda params, data: jnp.sum(params * data)  # noqa: E731
+    plain = nm.InnerOptimizer(optax.adam(1e-2), 2)
+    with pytest.warns(UserWarning, match="eps_root"):
+        bad = nm.maml_value_and_grad(outer, plain, inner_loss=dead)
+    assert np.isnan(bad(start, data)[1]).any()
+    rooted = nm.InnerOptimizer(optax.adam(1e-2, eps_root=1e-10), 2)
+    for algorithm in (
+        nm.maml_value_and_grad(outer, rooted, inner_loss=dead),
+        nm.fomaml(outer, plain, inner_loss=dead),
+        nm.maml_value_and_grad(outer, nm.InnerOptimizer(optax.sgd(0.1, momentum=0.9), 2)),
+    ):
+        assert np.isfinite(algorithm(start, data)[1]).all()
