@@ -1,0 +1,1 @@
+"""Rates from your own grouped data."""
