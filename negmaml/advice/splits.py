@@ -57,7 +57,9 @@ def bootstrap(groups: int, m: int, draws: int, replicates: int, each: int, rando
     """Replicates of the groups, drawn with replacement, each with a few splits; `fold` counts them.
 
     m groups train, drawn from the replicate; those of its groups that do not train are held out.
-    A group that is drawn twice is never on both sides.
+    A group that is drawn twice is never on both sides. Groups that are drawn often train often, so
+    their weight when held out is over the probability of that: on average over splits the weight of
+    a group is how often it was drawn.
     """
     size = replicates * each
     fold = np.repeat(np.arange(replicates), each)
@@ -67,7 +69,7 @@ def bootstrap(groups: int, m: int, draws: int, replicates: int, each: int, rando
     allowed = times.astype(float)
     allowed[rows, at_least] = 0
     train = _pick(allowed, m, random)
-    weights = times.astype(float)
+    weights = times / (1 - times / (groups + 1)) ** m
     weights[rows[:, None], train] = 0
     return _splits(train, weights[:, None], fold, draws, random)
 
