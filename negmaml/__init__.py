@@ -3,6 +3,7 @@
 from negmaml import linear, sweeps, tasks, theory
 from negmaml._core.pytree import pytree, static
 from negmaml._core.version import __version__ as __version__
+from negmaml.advice import Advice, advise
 from negmaml.linear import LinearModel, Simulation, simulate
 from negmaml.meta import (
     LearnedRates,
@@ -35,6 +36,7 @@ from negmaml.training import Fit, fit, map_over_devices
 sweeps.register("linear", LinearModel)
 
 __all__ = [
+    "Advice",
     "Fit",
     "GradientDescent",
     "GradientFlow",
@@ -50,6 +52,7 @@ __all__ = [
     "Tasks",
     "Verification",
     "adapt",
+    "advise",
     "anil",
     "convolution",
     "fit",
@@ -70,3 +73,12 @@ __all__ = [
     "theory",
     "verify",
 ]
+
+
+def __getattr__(name: str):
+    """The estimators, which need scikit-learn, when they are asked for."""
+    if name in ("MetaRegressor", "MetaRegressorCV"):
+        from negmaml import advice
+
+        return getattr(advice, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

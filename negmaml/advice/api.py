@@ -53,7 +53,8 @@ def advise(
     key,
     progress: Callable[[int, int], None] | None = None,
 ) -> Advice:
-    r"""Which inner rates and ridge suit these groups, by exact meta-training on many splits of them.
+    r"""Which inner rates and ridge suit these groups, by exact meta-training on many splits of
+    them.
 
     In every split m groups train: on n_t + n_v rows of each, omega minimises
 
@@ -66,14 +67,15 @@ def advise(
     errors are those of a bootstrap over groups.
 
     Arguments:
-        x: features, (rows, features): an array or a data frame. What the model is linear in; or, with
-            a kernel, its inputs.
+        x: features, (rows, features): an array or a data frame. What the model is linear in; or,
+            with a kernel, its inputs.
         y: targets, (rows,) or (rows, targets), of which the mean loss is taken.
         groups: a label for each row.
-        n_t, n_v: support and query rows of a training group; n_r: rows that a new group will have to
-            adapt on. None: by the sizes of the groups, see `default_sizes`.
+        n_t, n_v: support and query rows of a training group; n_r: rows that a new group will have
+            to adapt on. None: by the sizes of the groups, see `default_sizes`.
         m: groups in meta-training; None: half of them.
-        kernel: kernel(x1, x2) -> (rows 1, rows 2), for a model in its space instead of a linear one.
+        kernel: kernel(x1, x2) -> (rows 1, rows 2), for a model in its space instead of a linear
+            one.
         rates: training rates of any sign; 0 is added. None: 25 from -4 to 4.
         adapt_rates: adaptation rates to choose among; None: any, since the loss is a quadratic.
         meta_ridges: strengths of at least 0. None: 0, and 9 from 1e-4 to 1 times m n_v times the
@@ -145,7 +147,11 @@ class _Run(NamedTuple):
 def _generators(key) -> list[np.random.Generator]:
     """Four streams of random numbers, by address."""
     if not isinstance(key, int | np.integer):
-        key = jax.random.key_data(key) if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        key = (
+            jax.random.key_data(key)
+            if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+            else key
+        )
     root = np.atleast_1d(np.asarray(key)).astype(np.uint64).tolist()
     return [np.random.default_rng([*root, stream]) for stream in range(4)]
 
@@ -207,7 +213,7 @@ def _work(data: Grouped, splits) -> Work:
         splits = 100 if light else 20
     elif check_count("splits", splits) < 2 * choice.FEWEST:
         raise ValueError(f"splits must be at least {2 * choice.FEWEST}, got {splits}")
-    return Work(splits, 200, 5) if light else Work(splits, 30, 2)
+    return Work(splits, min(200, 2 * splits), 5) if light else Work(splits, 30, 2)
 
 
 def _counter(progress, total: int) -> Callable[[int], None]:

@@ -15,6 +15,8 @@ from negmaml.advice.solve import ridge_path
 from negmaml.advice.splits import Splits
 
 NUMBERS = 2**22  # of the systems of a batch of splits, 32 MB
+TESTS = 1000  # of groups a split: with few groups each is tested on several draws of its rows
+MOST_DRAWS = 4
 
 
 def alone(forms: Quadratics, ridges, free: int):
@@ -38,6 +40,7 @@ def mixed_model(forms: Quadratics, splits: Splits, rows: int):
     P = forms.test.shape[-1]
     p = P - forms.targets
     total = np.zeros(splits.weights.shape[:2])
+    times = int(np.clip(TESTS // len(forms.test), 1, min(MOST_DRAWS, forms.adapt.shape[1])))
     for target in range(p, P):
         keep = [*range(p), target]
         pooled = forms.pooled[..., keep, :][..., keep]
@@ -51,9 +54,11 @@ def mixed_model(forms: Quadratics, splits: Splits, rows: int):
         for start in range(0, len(total), step):
             piece = slice(start, start + step)
             found = tuple(value[piece] for value in estimates)
-            errors = _adapted(*found, *_drawn(adapt, rest, splits.draws[piece]))
-            total[piece] += np.einsum("skg,sg->sk", splits.weights[piece], errors)
-    return total / forms.targets / 2
+            for more in range(times):
+                draws = (splits.draws[piece] + more) % adapt.shape[1]
+                errors = _adapted(*found, *_drawn(adapt, rest, draws))
+                total[piece] += np.einsum("skg,sg->sk", splits.weights[piece], errors)
+    return total / (2 * times * forms.targets)
 
 
 def _drawn(adapt, rest, draws):

@@ -71,15 +71,15 @@ def numbers(name: str, value: Any) -> np.ndarray:
         array = raw.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"{name} must hold numbers, got {_first_text(raw)!r}; encode text first, for example as "
-            "a 0/1 column for each value (the command `negmaml advise` does)"
+            f"{name} must hold numbers, got {_first_text(raw)!r}; encode text first, for example "
+            "as a 0/1 column for each value (the command `negmaml advise` does)"
         ) from error
     bad = ~np.isfinite(array)
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
-            f"{name} must be finite, got {array[where]} in row {where[0]} and {bad.sum() - 1} more; "
-            "drop such rows or fill them in first"
+            f"{name} must be finite, got {array[where]} in row {where[0]} and {bad.sum() - 1} "
+            "more; drop such rows or fill them in first"
         )
     return array
 
@@ -115,7 +115,8 @@ def grouped(x, y, groups, *, intercept: bool = True, standardise: bool = False) 
     spread = y.max(0) - y.min(0)
     if not np.all(spread > 1e-12 * np.abs(y).max(0)):
         raise ValueError(
-            f"y must vary, got the constant {y[0, int(np.argmin(spread))]:g}; nothing can be learned"
+            f"y must vary, got the constant {y[0, int(np.argmin(spread))]:g}; nothing can be "
+            "learned"
         )
     labels, codes = unique_labels(labels)
     order = np.argsort(codes, kind="stable")
@@ -145,7 +146,7 @@ def unique_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _features(x, names, intercept):
-    """Without constant columns, which the intercept stands for, and with a word on collinear ones."""
+    """Columns that are not constant, which the intercept is; notes on those and on collinear ones."""
     names = names or tuple(f"x{i}" for i in range(x.shape[1]))
     constant = np.ptp(x, axis=0) <= 1e-12 * np.abs(x).max(0)
     kept = np.flatnonzero(~constant if intercept else np.ones(x.shape[1], bool))
@@ -158,8 +159,8 @@ def _features(x, names, intercept):
         raise ValueError("x must not be all zero without an intercept; pass intercept=True")
     if x.shape[1] > len(x):
         notes.append(
-            f"more features ({x.shape[1]}) than rows ({len(x)}): only a ridge, or the minimum norm, "
-            "makes the solution unique"
+            f"more features ({x.shape[1]}) than rows ({len(x)}): only a ridge, or the minimum "
+            "norm, makes the solution unique"
         )
     elif 1 < x.shape[1] <= 500:
         centred = (x - x.mean(0)) / np.where(constant[kept], 1.0, x.std(0))
@@ -189,7 +190,9 @@ def default_sizes(counts, *, n_t=None, n_v=None, n_r=None) -> tuple[int, int, in
     room for n_t + n_v rows, and for n_r rows to adapt on and as many to measure on.
     """
     half = int(np.clip(np.quantile(counts, 0.25) // 2, 1, LARGEST))
-    n_t, n_v = (half if n is None else check_count(name, n) for name, n in (("n_t", n_t), ("n_v", n_v)))
+    n_t, n_v = (
+        half if n is None else check_count(name, n) for name, n in (("n_t", n_t), ("n_v", n_v))
+    )
     return n_t, n_v, n_t if n_r is None else check_count("n_r", n_r)
 
 
@@ -199,9 +202,10 @@ def large_enough(data: Grouped, n_t: int, n_v: int, n_r: int) -> tuple[Grouped, 
     enough = data.counts >= needed
     if enough.sum() < 4:
         raise ValueError(
-            f"groups must be at least 4 of {needed} rows each (n_t + n_v = {n_t + n_v}, and more than "
-            f"n_r = {n_r} to adapt on and measure), got {enough.sum()} of {data.groups}; their median "
-            f"has {int(np.median(data.counts))} rows: lower n_t, n_v or n_r, or group more coarsely"
+            f"groups must be at least 4 of {needed} rows each (n_t + n_v = {n_t + n_v}, and more "
+            f"than n_r = {n_r} to adapt on and measure), got {enough.sum()} of {data.groups}; "
+            f"their median has {int(np.median(data.counts))} rows: lower n_t, n_v or n_r, or "
+            "group more coarsely"
         )
     if enough.all():
         return data, ()

@@ -21,11 +21,17 @@ BLOCK = 4096  # rows of the meta-system reduced at once
 class _Adaptive(RegressorMixin, BaseEstimator):
     """What a meta-trained model does once it has weights: predict, and adapt by one step."""
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
     def predict(self, X, groups=None):
         """Predictions, (rows,) or (rows, targets).
 
         Without groups, those of the model before adaptation. With a label for each row, rows of
-        groups seen in training get the model adapted on all their training rows, others that before.
+        groups seen in training get the model adapted on all their training rows, others that
+        before.
         """
         check_is_fitted(self, "weights_")
         features = self._features(self._validated(X))
@@ -46,7 +52,7 @@ class _Adaptive(RegressorMixin, BaseEstimator):
     def adapt(self, X, y):
         """This model after one step on the rows of a new group: a fitted predictor.
 
-            theta = omega - adapt_rate/n X^T (X omega - y)
+        theta = omega - adapt_rate/n X^T (X omega - y)
         """
         check_is_fitted(self, "weights_")
         X, y = validate_data(
@@ -69,7 +75,9 @@ class _Adaptive(RegressorMixin, BaseEstimator):
     def intercept_(self):
         """The prediction at x = 0, a number or (targets,)."""
         self._is_linear()
-        start = self._in_units_of_y(self._features(np.zeros((1, self.n_features_in_))) @ self.weights_)
+        start = self._in_units_of_y(
+            self._features(np.zeros((1, self.n_features_in_))) @ self.weights_
+        )
         return float(start[0]) if self._single else start[0]
 
     def _is_linear(self) -> None:
@@ -115,11 +123,14 @@ class _Adaptive(RegressorMixin, BaseEstimator):
         used = [r for r in rows if len(r) >= _needed(n_t, n_v)]
         if not used:
             raise ValueError(
-                f"groups must have at least {_needed(n_t, n_v)} samples to be split into support and "
-                f"query, got at most {max(map(len, rows))}; lower n_t and n_v, or pass larger groups"
+                f"groups must have at least {_needed(n_t, n_v)} samples to be split into support "
+                f"and query, got at most n_samples = {max(map(len, rows))}; lower n_t and n_v, or "
+                "pass larger groups"
             )
         self.n_groups_left_out_ = len(rows) - len(used)
-        triangle = _reduced(features, target, used, train_rate * size, n_t, n_v, self.repeats, random)
+        triangle = _reduced(
+            features, target, used, train_rate * size, n_t, n_v, self.repeats, random
+        )
         self.weights_ = _minimiser(triangle, meta_ridge, target.shape[1], int(self.fit_intercept))
         self._adapted = {
             label: self._stepped(features[r], target[r])
@@ -232,7 +243,8 @@ class MetaRegressorCV(_Adaptive):
         self.random_state = random_state
 
     def fit(self, X, y, groups=None):
-        """Choose rates and ridge by cross-validation over groups, then meta-train on all of them."""
+        """Choose rates and ridge by cross-validation over groups, then meta-train on all of "
+        "them."""
         _check(self)
         if groups is None:
             raise ValueError("groups must be given: rates are chosen by which groups are held out")
@@ -286,10 +298,12 @@ def _needed(n_t, n_v) -> int:
 def _reduced(features, y, groups, rate, n_t, n_v, repeats, random):
     """R of the QR decomposition of the meta-system [Phi, r] over all groups and repeats.
 
-    Phi = X_v - rate/n_t X_v X_t^T X_t and r = y_v - rate/n_t X_v X_t^T y_t, each over sqrt(repeats).
+    Phi = X_v - rate/n_t X_v X_t^T X_t and r = y_v - rate/n_t X_v X_t^T y_t, each over
+    sqrt(repeats).
     """
     z, p = np.hstack([features, y]), features.shape[1]
-    reduced, pending = np.zeros((0, z.shape[1])), []
+    reduced: np.ndarray = np.zeros((0, z.shape[1]))
+    pending: list[np.ndarray] = []
     for _ in range(repeats):
         for rows in groups:
             order = random.permutation(rows)
@@ -299,8 +313,8 @@ def _reduced(features, y, groups, rate, n_t, n_v, repeats, random):
             step = rate / support * (query[:, :p] @ few[:, :p].T) @ few
             pending.append((query - step) / np.sqrt(repeats))
             if sum(map(len, pending)) >= max(BLOCK, 2 * z.shape[1]):
-                reduced, pending = np.linalg.qr(np.vstack([reduced, *pending]), mode="r"), []
-    return np.linalg.qr(np.vstack([reduced, *pending]), mode="r")
+                reduced, pending = _triangle([reduced, *pending]), []
+    return _triangle([reduced, *pending])
 
 
 def _minimiser(triangle, ridge, targets: int, free: int):
@@ -310,3 +324,7 @@ def _minimiser(triangle, ridge, targets: int, free: int):
     system = np.vstack([triangle[:, :p], shrunk])
     right = np.vstack([triangle[:, p:], np.zeros((len(shrunk), targets))])
     return np.linalg.lstsq(system, right, rcond=None)[0]
+
+
+def _triangle(parts: list[np.ndarray]) -> np.ndarray:
+    return np.asarray(np.linalg.qr(np.vstack(parts), mode="r"))

@@ -1,7 +1,7 @@
 """A kernel as features: the functions that its matrix on the data spans.
 
-With K = U diag(l) U^T on rows X, the features psi(x) = k(x, X) U l^(-1/2) have psi(X) psi(X)^T = K, so
-that a linear model of psi is the kernel's model on these rows, and extends to all others.
+With K = U diag(l) U^T on rows X, the features psi(x) = k(x, X) U l^(-1/2) have psi(X) psi(X)^T =
+K, so that a linear model of psi is the kernel's model on these rows, and extends to all others.
 """
 
 from collections.abc import Callable

@@ -40,11 +40,10 @@ def _curves(axis, advice) -> None:
             axis.fill_between(rates, low, high, color=color, alpha=0.2, lw=0, zorder=1)
     lowest = curves.loss.min()
     top = lowest + 1.15 * (np.quantile(curves.loss[:, advice.best.ridge], 0.9) - lowest)
-    shown = [advice.loss[n] for n in BASELINES if n in advice.loss and advice.loss[n] < top]
-    bottom = min([lowest, *shown])
-    for name, color in BASELINES.items():
-        if name in advice.loss and advice.loss[name] <= top:
-            axis.axhline(advice.loss[name], color=color, ls="--", lw=1, label=name)
+    shown = {n: v for n, v in advice.fitted_loss.items() if n in BASELINES and v <= top}
+    bottom = min([lowest, *shown.values()])
+    for name, value in shown.items():
+        axis.axhline(value, color=BASELINES[name], ls="--", lw=1, label=name)
     low, high = advice.train_rate_interval
     axis.axvspan(low, high, color=MARK, alpha=0.12, lw=0)
     axis.axvline(advice.train_rate, color=MARK, lw=1, label=f"advised {advice.train_rate:.3g}")

@@ -1,16 +1,16 @@
 r"""Moments of a random-coefficient model from groups of unequal sizes.
 
-    y_ij = x_ij . w_i + noise,      w_i of mean w0 and covariance Omega,      noise of variance sigma^2
+    y_ij = x_ij . w_i + noise,    w_i of mean w0 and covariance Omega,    noise of variance sigma^2
 
-Each group gives a shrunken fit, defined however few its rows (A = X^T X, c = X^T y, a fixed tau > 0):
+Each group gives a shrunken fit, defined however few its rows (A = X^T X, c = X^T y, tau > 0):
 
-    B = (A + tau)^-1 A,      d = (A + tau)^-1 c,      E d = B w0,      Cov d = B Omega B + sigma^2 N,
-    N = (A + tau)^-1 A (A + tau)^-1.
+    B = (A + tau)^-1 A,    d = (A + tau)^-1 c,    N = (A + tau)^-1 A (A + tau)^-1,
+    E d = B w0,    Cov d = B Omega B + sigma^2 N.
 
 With tau of the order of sigma^2 / Omega this weights groups as generalised least squares does. Then
 
-    sigma^2:  residuals within groups, over their degrees of freedom; if groups have too few rows, the
-              solution of   sum r^T r = tr(A Omega) + n sigma^2   along with the next line;
+    sigma^2:  residuals within groups, over their degrees of freedom; if groups have too few rows,
+              the solution of  sum r^T r = tr(A Omega) + n sigma^2  along with that for Omega;
     w0:       sum B w0 = sum d;
     Omega:    sum (d - B w0)(d - B w0)^T = sum B Omega B + sigma^2 N, a linear system, times G/(G-1)
               for what w0 has taken up, and its negative eigenvalues set to zero.
@@ -62,7 +62,9 @@ def random_coefficients(gram, counts, tau=None) -> RandomCoefficients:
     Raises ValueError if there are fewer than 2 groups.
     """
     if len(gram) < 2:
-        raise ValueError(f"gram must hold at least 2 groups, got {len(gram)}; Omega is their spread")
+        raise ValueError(
+            f"gram must hold at least 2 groups, got {len(gram)}; Omega is their spread"
+        )
     if tau is not None:
         return from_sums(summaries(gram, counts, tau, pooled_fit(gram)), None)
     tau = first_shrinkage(gram, counts)
@@ -184,7 +186,9 @@ def from_sums(groups: Summaries, select) -> RandomCoefficients:
     joint = left - np.sum(weight * by_spread, -1)
     joint = joint / np.maximum(rows - np.sum(weight * by_noise, -1), 1e-9 * rows)
     inside = within / np.maximum(freedom, 1)
-    noise = np.where(freedom >= FREEDOM * rows, inside, np.clip(joint, 1e-6 * left / rows, left / rows))
+    noise = np.where(
+        freedom >= FREEDOM * rows, inside, np.clip(joint, 1e-6 * left / rows, left / rows)
+    )
     omega = by_spread - noise[..., None] * by_noise
     omega = omega.reshape(*lead, p, p) if full else omega[..., None] * np.eye(p)
     return RandomCoefficients(groups.pilot + w0, _semidefinite(omega), noise)

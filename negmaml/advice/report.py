@@ -37,7 +37,7 @@ def _verdict(advice) -> str:
     zero = advice.gain["rate zero"]
     if not advice.told:
         lines.append(
-            "No difference from training rate zero can be told: the best rate found is "
+            "No gain over training rate zero can be told: the best rate found is "
             f"{advice.grid.rates[advice.best.rate] / advice.unit_size:.3g}, with a gain of "
             f"{_percent(zero)}. Rate zero, which is joint training, is the simpler choice."
         )
@@ -75,8 +75,9 @@ def _table(advice) -> str:
 def _done(advice) -> str:
     sizes, data = advice.sizes, advice.data
     lines = [
-        "Loss: half the mean squared error on a held-out group's rows that it did not adapt on; in the "
-        "table on groups that had no part in choosing rates and ridges, each method at its own.",
+        "Loss: half the mean squared error on a held-out group's rows that it did not adapt on; "
+        "in the table on groups that had no part in choosing rates and ridges, each method at "
+        "its own.",
         f"{data.groups} groups, {len(data.x)} rows, {data.x.shape[1]} coefficients; m = {sizes.m} "
         f"groups train, n_t = {sizes.n_t}, n_v = {sizes.n_v}, n_r = {sizes.n_r}.",
         "Features and targets were standardised."
@@ -84,5 +85,7 @@ def _done(advice) -> str:
         else "Features and targets were used as they are, not standardised.",
     ]
     if advice.unit == "scaled":
-        lines.append("Rates are in units of 1 over the largest eigenvalue of the features' moments.")
+        lines.append(
+            "Rates are in units of 1 over the largest eigenvalue of the features' moments."
+        )
     return "\n".join([*lines, *(note[0].upper() + note[1:] + "." for note in advice.notes)])

@@ -48,12 +48,16 @@ class Advice:
         meta_ridge: the ridge to use.
         train_rate_interval: 95% interval of the best training rate, in `unit`; where it ends at the
             end of the grid, it may go on.
-        gain: how much lower the loss of the best rates is than that of each baseline, on groups that
-            did not choose: {"rate zero", "equal rates", "pooled ridge", "ridge alone", "mixed model"}.
+        gain: how much lower the loss of the best rates is than that of each baseline, on groups
+            that
+            did not choose: {"rate zero", "equal rates", "pooled ridge", "ridge alone", "mixed
+                model"}.
         loss: {method: half the mean squared error on groups that did not choose}.
         unit, unit_size: "scaled" or "raw", and what one unit is in raw units.
         sizes: m, n_t, n_v, n_r.
         notes: what was left out or changed.
+        fitted_loss: as `loss`, but on the groups that chose: lower by chance, and comparable with
+            the curves of `table` and `plot`.
     """
 
     train_rate: float
@@ -70,6 +74,7 @@ class Advice:
     grid: Grid = field(repr=False)
     curves: Curves = field(repr=False)
     best: Setting = field(repr=False)
+    fitted_loss: dict[str, float] = field(repr=False)
     input: tuple[Any, ...] = field(repr=False)
 
     @property
@@ -134,6 +139,7 @@ def summarise(
     curves = _curves(meta, grid, chosen["advised"], _by_replicate(replicated.meta, each), count)
     loss = choice.nested(measured, splits, grid)
     repeated = _family_losses(chosen, measured, replicated, each)
+    fitted = _fitted_losses(chosen, meta, measured)
     gain = {
         name: choice.difference(
             loss[name] - loss["advised"],
@@ -152,9 +158,9 @@ def summarise(
     zero = gain["rate zero"]
     use = chosen["advised"] if zero.told and zero.value > 0 else chosen["rate zero"]
     return Advice(
-        float(grid.rates[use.rate] / unit_size), use.adapt / unit_size, float(grid.ridges[use.ridge]),
-        (low / unit_size, high / unit_size), gain, loss, unit, unit_size, sizes, notes,
-        data, grid, curves, chosen["advised"], given,
+        float(grid.rates[use.rate] / unit_size), use.adapt / unit_size,
+        float(grid.ridges[use.ridge]), (low / unit_size, high / unit_size), gain, loss, unit,
+        unit_size, sizes, notes, data, grid, curves, chosen["advised"], fitted, given,
     )  # fmt: skip
 
 
@@ -185,4 +191,12 @@ def _family_losses(chosen, measured: Measured, replicated: Measured, each: int):
         if again.ndim == 3:
             again = again[..., int(np.argmin(measured.others[name].mean(0)[ALL]))]
         found[name] = again
+    return found
+
+
+def _fitted_losses(chosen, meta, measured: Measured) -> dict[str, float]:
+    """The loss of every method at what it chose on all groups, on those groups."""
+    found = {name: float(choice.loss_at(meta, *setting)) for name, setting in chosen.items()}
+    for name, values in measured.others.items():
+        found[name] = float(np.min(values.mean(0)[ALL]))
     return found

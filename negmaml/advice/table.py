@@ -24,6 +24,7 @@ def dataset(advice):
         "excess": (plane, curves.excess),
         "excess_error": (plane, curves.excess_error),
         "method_loss": ("method", list(advice.loss.values())),
+        "method_fitted_loss": ("method", [advice.fitted_loss[name] for name in advice.loss]),
     }
     for name in ("value", "error", "low", "high", "relative"):
         values = [getattr(gains[method], name) for method in gains]
