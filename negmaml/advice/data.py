@@ -146,7 +146,7 @@ def unique_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _features(x, names, intercept):
-    """Columns that are not constant, which the intercept is; notes on those and on collinear ones."""
+    """Columns that vary, since the intercept stands for the others, and notes on what was found."""
     names = names or tuple(f"x{i}" for i in range(x.shape[1]))
     constant = np.ptp(x, axis=0) <= 1e-12 * np.abs(x).max(0)
     kept = np.flatnonzero(~constant if intercept else np.ones(x.shape[1], bool))

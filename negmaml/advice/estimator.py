@@ -243,8 +243,7 @@ class MetaRegressorCV(_Adaptive):
         self.random_state = random_state
 
     def fit(self, X, y, groups=None):
-        """Choose rates and ridge by cross-validation over groups, then meta-train on all of "
-        "them."""
+        """Choose rates and ridge by cross-validation over groups, then meta-train on all."""
         _check(self)
         if groups is None:
             raise ValueError("groups must be given: rates are chosen by which groups are held out")
