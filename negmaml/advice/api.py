@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from negmaml._core.checks import check_choice, check_count, check_finite
+from negmaml._core.checks import check_choice, check_count, check_finite, check_key
 from negmaml.advice import choice
 from negmaml.advice.baselines import alone, mixed_model
 from negmaml.advice.choice import Grid, Measured
@@ -85,7 +85,7 @@ def advise(
         standardise: put features and targets in units of their standard deviations first.
         unit: of all rates given and returned: "scaled", 1 over the largest eigenvalue of the second
             moments of the features; or "raw".
-        key: a JAX key, or an integer seed.
+        key: a random key, jax.random.key(seed).
         progress: called with splits done and splits in all.
 
     Returns an `Advice`.
@@ -94,17 +94,18 @@ def advise(
     constant y, for fewer than 4 groups of enough rows, for sizes that leave no group to test on.
     Groups that are too small and constant features are left out, and named in `Advice.notes`.
 
-    >>> import numpy as np
+    >>> import jax, numpy as np
     >>> random = np.random.default_rng(0)
     >>> groups = np.repeat(np.arange(40), 12)
     >>> x = random.normal(size=(480, 3))
     >>> w = 1 + random.normal(size=(40, 3))
     >>> y = np.sum(x * w[groups], 1) + random.normal(size=480)
-    >>> advice = advise(x, y, groups, n_r=6, key=0)
+    >>> advice = advise(x, y, groups, n_r=6, key=jax.random.key(0))
     >>> bool(advice.adapt_rate > 0), advice.gain["pooled ridge"].told
     (True, True)
     """
     check_choice("unit", unit, UNITS)
+    check_key("key", key)
     random = _generators(key)
     data = grouped(x, y, groups, intercept=intercept, standardise=standardise)
     if kernel is not None:
@@ -140,19 +141,13 @@ class _Run(NamedTuple):
         few = self.grid.ridges * sizes.n_r / (sizes.m * sizes.n_v)
         single = splits.weights @ alone(self.forms, few, free)
         mixed = mixed_model(self.forms, splits, sizes.n_t + sizes.n_v)
-        others = {"pooled ridge": found.pooled, "ridge alone": single, "mixed model": mixed}
-        return Measured(found.meta, others)
+        return Measured(found.meta, found.pooled, {"ridge alone": single, "mixed model": mixed})
 
 
 def _generators(key) -> list[np.random.Generator]:
     """Four streams of random numbers, by address."""
-    if not isinstance(key, int | np.integer):
-        key = (
-            jax.random.key_data(key)
-            if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-            else key
-        )
-    root = np.atleast_1d(np.asarray(key)).astype(np.uint64).tolist()
+    typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    root = np.asarray(jax.random.key_data(key) if typed else key).tolist()
     return [np.random.default_rng([*root, stream]) for stream in range(4)]
 
 

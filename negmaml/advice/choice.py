@@ -12,6 +12,7 @@ from negmaml.advice.splits import Splits
 
 COVERAGE = 0.95
 FEWEST = 5  # splits, one for each fold
+POOLED = ("joint training", "pooled ridge")  # methods that train on all rows alike
 CHOOSE, REPORT, ALL = 0, 1, 2  # the means over held-out groups of `splits.cross_validation`
 
 
@@ -24,9 +25,13 @@ class Setting(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Losses of splits: meta (S, K, 3, R, L), the others by name: (S, K, L) or (S, K)."""
+    """Losses of splits: meta (S, K, 3, R, L), pooled (S, K, 3, 1, L) as in `engine.Losses`.
+
+    others: by name, (S, K, L) or (S, K).
+    """
 
     meta: np.ndarray
+    pooled: np.ndarray
     others: dict[str, np.ndarray]
 
 
@@ -49,6 +54,11 @@ class Difference(NamedTuple):
     def told(self) -> bool:
         """Whether the interval leaves out 0."""
         return self.low > 0 or self.high < 0
+
+    @property
+    def positive(self) -> bool:
+        """Whether the interval is above 0: the advised rates are better."""
+        return self.low > 0
 
 
 class Grid(NamedTuple):
@@ -76,11 +86,12 @@ def best_adapt(meta, grid: Grid):
     return adapt, (c0 - 2 * adapt * c1 + adapt**2 * c2) / 2
 
 
-def settings(meta, grid: Grid) -> dict[str, Setting]:
-    """The best setting of every family of meta-training, of (3, R, L).
+def settings(meta, pooled, grid: Grid) -> dict[str, Setting]:
+    """The best setting of every family of meta-training, (3, R, L), and of pooling, (3, 1, L).
 
     advised: any; rate zero: without inner steps in meta-training; equal rates: the same positive
-    rate in training and adaptation, the usual choice.
+    rate in training and adaptation, the usual choice; joint training: pooled rows, then adapting;
+    pooled ridge: without it.
     """
     adapt, loss = best_adapt(meta, grid)
     found = {"advised": _least(loss, np.arange(len(grid.rates)), adapt)}
@@ -90,7 +101,18 @@ def settings(meta, grid: Grid) -> dict[str, Setting]:
         same = np.broadcast_to(grid.rates[:, None], loss.shape)
         c0, c1, c2 = meta
         found["equal rates"] = _least((c0 - 2 * same * c1 + same**2 * c2) / 2, positive, same)
+    adapt, loss = best_adapt(pooled, grid)
+    found["joint training"] = _least(loss, np.arange(1), adapt)
+    found["pooled ridge"] = _least(pooled[0], np.arange(1), 0 * adapt)
     return found
+
+
+def losses_of(chosen: dict[str, Setting], meta, pooled) -> dict[str, np.ndarray]:
+    """The losses of settings in arrays (..., 3, R, L) and (..., 3, 1, L)."""
+    return {
+        name: loss_at(pooled if name in POOLED else meta, *setting)
+        for name, setting in chosen.items()
+    }
 
 
 def _least(loss, rows, adapt) -> Setting:
@@ -108,9 +130,10 @@ def nested(measured: Measured, splits: Splits, grid: Grid) -> dict[str, float]:
     reported: dict[str, list[float]] = {}
     for fold in np.unique(splits.fold):
         mine = splits.fold == fold
-        meta = measured.meta[mine].mean(0)
-        for name, setting in settings(meta[CHOOSE], grid).items():
-            reported.setdefault(name, []).append(float(loss_at(meta[REPORT], *setting)))
+        meta, pooled = measured.meta[mine].mean(0), measured.pooled[mine].mean(0)
+        chosen = settings(meta[CHOOSE], pooled[CHOOSE], grid)
+        for name, value in losses_of(chosen, meta[REPORT], pooled[REPORT]).items():
+            reported.setdefault(name, []).append(float(value))
         for name, values in measured.others.items():
             mean = values[mine].mean(0)
             at = (REPORT, int(np.argmin(mean[CHOOSE]))) if mean.ndim == 2 else REPORT

@@ -22,7 +22,7 @@ class Losses(NamedTuple):
 
     meta: (S, K, 3, R, L), coefficients of the quadratic c0 - 2 a c1 + a^2 c2 in the adaptation rate
         a; twice the loss.
-    pooled: (S, K, L), a ridge regression on all rows of the training groups, not adapted.
+    pooled: (S, K, 3, 1, L), the same for a ridge regression on all rows of the training groups.
     """
 
     meta: np.ndarray
@@ -49,7 +49,7 @@ def losses(
     P = forms.test.shape[-1]
     p = P - forms.targets
     K = splits.weights.shape[1]
-    meta, pooled = np.empty((size, K, 3, R, L)), np.empty((size, K, L))
+    meta, pooled = np.empty((size, K, 3, R, L)), np.empty((size, K, 3, 1, L))
     flat, single = forms.train.reshape(-1, 3 * P * P), forms.pooled.reshape(-1, P * P)
     step = max(1, NUMBERS // (max(R * L * P * (P - p), R * P * P)))
     for start in range(0, size, step):
@@ -61,9 +61,9 @@ def losses(
         meta[piece] = _values(test, v.reshape(some, R * L, P, -1)).reshape(some, K, 3, R, L)
         alone = (splits.train[piece] @ single).reshape(some, 1, P, P)
         v = _models(np.pad(alone, ((0, 0), (0, 2), (0, 0), (0, 0))), np.zeros(1), ridges, p, free)
-        pooled[piece] = _values(test[:, :, :1], v[:, 0])[:, :, 0]
+        pooled[piece, :, :, 0] = _values(test, v[:, 0])
         advance(some)
-    return Losses(meta, pooled / 2)
+    return Losses(meta, pooled)
 
 
 def _models(Q, rates, ridges, p, free):

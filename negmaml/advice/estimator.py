@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import jax
 import numpy as np
 
 from negmaml._core.checks import check_choice, check_count, check_finite, check_nonnegative
@@ -252,7 +253,7 @@ class MetaRegressorCV(_Adaptive):
             X, y, groups, n_t=self.n_t, n_v=self.n_v, n_r=self.n_r, m=self.m, kernel=self.kernel,
             rates=self.rates, adapt_rates=self.adapt_rates, meta_ridges=self.meta_ridges,
             splits=self.splits, intercept=self.fit_intercept, standardise=self.standardise,
-            unit=self.unit, key=self.random_state,
+            unit=self.unit, key=jax.random.key(self.random_state),
         )  # fmt: skip
         chosen, sizes = self.advice_, self.advice_.sizes
         self.train_rate_, self.adapt_rate_ = chosen.train_rate, chosen.adapt_rate

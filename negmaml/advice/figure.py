@@ -5,7 +5,8 @@ import numpy as np
 from negmaml._core.extras import require
 
 INK, CURVE, MARK = "#222222", "#2a6f97", "#6c757d"
-BASELINES = {"equal rates": "#d1495b", "pooled ridge": "#8d6a9f", "ridge alone": "#b08968",
+BASELINES = {"equal rates": "#d1495b", "joint training": "#e09f3e", "pooled ridge": "#8d6a9f",
+             "ridge alone": "#b08968",
              "mixed model": "#4f772d"}  # fmt: skip
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
          "axes.edgecolor": INK, "svg.fonttype": "none", "svg.hashsalt": "negmaml"}  # fmt: skip

@@ -2,8 +2,9 @@
 
 NAMES = {
     "advised": "best rates",
-    "rate zero": "rate zero (joint training), then adapting",
+    "rate zero": "training rate zero, then adapting",
     "equal rates": "equal positive rates (the usual choice)",
+    "joint training": "pooled ridge on all rows, then adapting",
     "pooled ridge": "pooled ridge, not adapted",
     "ridge alone": "ridge on the new group's rows alone",
     "mixed model": "linear mixed model (best linear unbiased)",
@@ -33,19 +34,20 @@ def _use(advice) -> str:
 
 def _verdict(advice) -> str:
     """Each comparison in words."""
-    lines = []
-    zero = advice.gain["rate zero"]
+    zero, pooled, lines = advice.gain["rate zero"], advice.gain["pooled ridge"], []
+    if not pooled.positive:
+        lines.append("Adapting gains nothing that can be told: a pooled ridge does as well.")
     if not advice.told:
         lines.append(
             "No gain over training rate zero can be told: the best rate found is "
             f"{advice.grid.rates[advice.best.rate] / advice.unit_size:.3g}, with a gain of "
-            f"{_percent(zero)}. Rate zero, which is joint training, is the simpler choice."
+            f"{_percent(zero)}. Rate zero is the simpler choice."
         )
     for name, gain in advice.gain.items():
         if name == "rate zero" and not advice.told:
             continue
         what = NAMES[name].split(" (")[0]
-        if gain.told and gain.value > 0:
+        if gain.positive:
             lines.append(f"Better than {what} by {_percent(gain)}.")
         elif gain.told:
             lines.append(f"Worse than {what} by {_percent(gain, -1)}: prefer that.")

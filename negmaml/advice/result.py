@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from negmaml._core.display import Table, displayed
 from negmaml.advice import choice
 from negmaml.advice.choice import ALL, Difference, Grid, Measured, Setting
 from negmaml.advice.data import Grouped
@@ -38,6 +39,7 @@ class Curves(NamedTuple):
     excess_error: np.ndarray
 
 
+@displayed
 @dataclass(frozen=True, repr=False)
 class Advice:
     """Rates and ridge for grouped data, what they gain, and how sure that is.
@@ -49,9 +51,10 @@ class Advice:
         train_rate_interval: 95% interval of the best training rate, in `unit`; where it ends at the
             end of the grid, it may go on.
         gain: how much lower the loss of the best rates is than that of each baseline, on groups
-            that
-            did not choose: {"rate zero", "equal rates", "pooled ridge", "ridge alone", "mixed
-                model"}.
+            that did not choose. "rate zero": no inner steps in meta-training, then adapting; "equal
+            rates": the same positive rate in both, the usual choice; "joint training": a ridge on all
+            n_t + n_v rows, then adapting; "pooled ridge": without adapting; "ridge alone": on the
+            n_r rows of the group; "mixed model": the best linear unbiased predictor.
         loss: {method: half the mean squared error on groups that did not choose}.
         unit, unit_size: "scaled" or "raw", and what one unit is in raw units.
         sizes: m, n_t, n_v, n_r.
@@ -79,8 +82,8 @@ class Advice:
 
     @property
     def told(self) -> bool:
-        """Whether the best training rate is told from rate zero."""
-        return self.gain["rate zero"].told and self.gain["rate zero"].value > 0
+        """Whether a gain of the best training rate over rate zero can be told."""
+        return self.gain["rate zero"].positive
 
     @cached_property
     def table(self):
@@ -112,11 +115,17 @@ class Advice:
             fit_intercept=self.data.intercept, standardise=bool(np.any(self.data.scales[1] != 1)),
         ).fit(x, y, groups)  # fmt: skip
 
-    def __repr__(self) -> str:
-        return (
-            f"Advice(train_rate={self.train_rate:.4g}, adapt_rate={self.adapt_rate:.4g}, "
-            f"meta_ridge={self.meta_ridge:.4g}, unit={self.unit!r}, told={self.told})"
-        )
+    def _summary(self) -> Table:
+        low, high = self.train_rate_interval
+        rows = [
+            ("train_rate", f"{self.train_rate:.3g}", f"best in [{low:.2g}, {high:.2g}] (95%)"),
+            ("adapt_rate", f"{self.adapt_rate:.3g}", f"unit: {self.unit}"),
+            ("meta_ridge", f"{self.meta_ridge:.3g}", ""),
+        ]
+        for name, gain in self.gain.items():
+            words = f"[{gain.low:.3g}, {gain.high:.3g}]" + ("" if gain.told else " cannot be told")
+            rows.append((f"gain over {name}", f"{gain.value:.3g}", words))
+        return Table(f"Advice for {self.data.groups} groups", rows)
 
 
 def summarise(
@@ -135,11 +144,13 @@ def summarise(
     """The advice that the losses of cross-validation and of a bootstrap come to."""
     count, groups = len(splits.fold), data.groups
     meta = measured.meta.mean(0)[ALL]
-    chosen = choice.settings(meta, grid)
+    pooled = measured.pooled.mean(0)[ALL]
+    chosen = choice.settings(meta, pooled, grid)
     curves = _curves(meta, grid, chosen["advised"], _by_replicate(replicated.meta, each), count)
     loss = choice.nested(measured, splits, grid)
     repeated = _family_losses(chosen, measured, replicated, each)
-    fitted = _fitted_losses(chosen, meta, measured)
+    fitted = {n: float(v) for n, v in choice.losses_of(chosen, meta, pooled).items()}
+    fitted |= {n: float(np.min(v.mean(0)[ALL])) for n, v in measured.others.items()}
     gain = {
         name: choice.difference(
             loss[name] - loss["advised"],
@@ -156,7 +167,7 @@ def summarise(
         grid.rates, curves.excess[at], curves.excess_error[at], groups
     )
     zero = gain["rate zero"]
-    use = chosen["advised"] if zero.told and zero.value > 0 else chosen["rate zero"]
+    use = chosen["advised"] if zero.positive else chosen["rate zero"]
     return Advice(
         float(grid.rates[use.rate] / unit_size), use.adapt / unit_size,
         float(grid.ridges[use.ridge]), (low / unit_size, high / unit_size), gain, loss, unit,
@@ -184,19 +195,11 @@ def _curves(meta, grid: Grid, best: Setting, again, splits: int) -> Curves:
 
 def _family_losses(chosen, measured: Measured, replicated: Measured, each: int):
     """The losses of every method in the bootstrap, (B, each), at what it chose on all groups."""
-    meta = _by_replicate(replicated.meta, each)
-    found = {name: choice.loss_at(meta, *setting) for name, setting in chosen.items()}
+    arrays = (_by_replicate(a, each) for a in (replicated.meta, replicated.pooled))
+    found = choice.losses_of(chosen, *arrays)
     for name, values in replicated.others.items():
         again = _by_replicate(values, each)
         if again.ndim == 3:
             again = again[..., int(np.argmin(measured.others[name].mean(0)[ALL]))]
         found[name] = again
-    return found
-
-
-def _fitted_losses(chosen, meta, measured: Measured) -> dict[str, float]:
-    """The loss of every method at what it chose on all groups, on those groups."""
-    found = {name: float(choice.loss_at(meta, *setting)) for name, setting in chosen.items()}
-    for name, values in measured.others.items():
-        found[name] = float(np.min(values.mean(0)[ALL]))
     return found

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -64,7 +65,7 @@ def advise(
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("splitting", total=None)
         advice = advise_rows(
-            x, y, groups, n_t=n_t, n_v=n_v, n_r=n_r, m=m, standardise=standardise, key=seed,
+            x, y, groups, n_t=n_t, n_v=n_v, n_r=n_r, m=m, standardise=standardise, key=jax.random.key(seed),
             splits=QUICK if quick and splits is None else splits,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip

@@ -14,7 +14,7 @@ GRID = np.sort(np.append(np.linspace(-1.2, 0.8, 21), 0.0))
 
 def plain(seed, **options):
     """Advice in raw units, without intercept and ridge: the setting of the theory."""
-    settings = dict(rates=GRID, meta_ridges=[0.0], intercept=False, unit="raw", key=seed)
+    settings = dict(rates=GRID, meta_ridges=[0.0], intercept=False, unit="raw", key=jax.random.key(seed))
     problem = {k: options.pop(k) for k in ("groups", "sigma", "nu", "p") if k in options}
     return nm.advise(*grouped_rows(seed, **problem), **SIZES, **settings | options)
 
@@ -36,7 +36,7 @@ def truth(m, p=4, sigma=1.0, nu=1.0):
 @pytest.fixture(scope="module")
 def many():
     """Advice on 24 data sets of one problem, and what is true of them."""
-    return [plain(seed, m=5, sigma=1.5) for seed in range(24)], truth(5, sigma=1.5)
+    return [plain(seed, m=3, sigma=1.5) for seed in range(24)], truth(3, sigma=1.5)
 
 
 def test_losses_and_adaptation_rates_are_those_of_the_theory(many):
@@ -87,32 +87,32 @@ def test_a_gain_that_is_there_is_told(many):
     assert np.mean([a.gain["pooled ridge"].told for a in advices]) > 0.9
 
 
-@pytest.mark.parametrize(
-    "problem", [dict(nu=0.0), dict(nu=0.0, sigma=3.0)], ids=["identical tasks", "nearly pure noise"]
-)
-def test_no_gain_is_claimed_where_there_is_none(problem):
-    advices = [plain(seed, **problem) for seed in range(12)]
-    wrong = sum(a.gain["pooled ridge"].told and a.gain["pooled ridge"].value > 0 for a in advices)
-    assert wrong <= 2
+@pytest.mark.parametrize("sigma", [1.0, 3.0])
+def test_no_gain_is_claimed_where_tasks_are_identical(sigma):
+    """Nor where there is little but noise. Rate zero leaves the support rows unused, so that a gain
+    over it is real; over a regression on all rows there is none."""
+    advices = [plain(seed, nu=0.0, sigma=sigma, splits=20) for seed in range(12)]
+    for name in ("pooled ridge", "joint training"):
+        assert sum(a.gain[name].positive for a in advices) <= 1
     assert np.all([abs(a.adapt_rate) < 0.15 for a in advices])
-    assert any("No gain over training rate zero can be told" in a.report() for a in advices)
+    assert any("Adapting gains nothing that can be told" in a.report() for a in advices)
 
 
 def test_permuted_labels_give_no_gain(rows):
     x, y, groups = rows
     shuffled = np.random.default_rng(1).permutation(groups)
-    advice = nm.advise(x, y, shuffled, key=0, **SIZES)
-    real = nm.advise(x, y, groups, key=0, **SIZES)
-    assert real.gain["pooled ridge"].told and real.gain["pooled ridge"].relative > 0.1
-    gain = advice.gain["pooled ridge"]
-    assert not (gain.told and gain.value > 0)
-    assert not advice.told
-    assert advice.train_rate == 0.0
+    advice = nm.advise(x, y, shuffled, key=jax.random.key(0), **SIZES)
+    real = nm.advise(x, y, groups, key=jax.random.key(0), **SIZES)
+    assert real.gain["pooled ridge"].positive and real.gain["pooled ridge"].relative > 0.1
+    assert not advice.gain["pooled ridge"].positive
+    assert not advice.gain["joint training"].positive
+    assert "Adapting gains nothing that can be told" in advice.report()
+    assert "Adapting gains nothing" not in real.report()
 
 
 def test_the_linear_kernel_gives_what_the_features_give(rows):
     x, y, groups = rows
-    common = dict(meta_ridges=[0.0, 3.0], rates=[-0.4, 0.5], key=0, splits=10, **SIZES)
+    common = dict(meta_ridges=[0.0, 3.0], rates=[-0.4, 0.5], key=jax.random.key(0), splits=10, **SIZES)
     linear = nm.advise(x, y, groups, **common)
     kernel = nm.advise(x, y, groups, kernel=lambda a, b: a @ b.T, **common)
     np.testing.assert_allclose(kernel.curves.loss, linear.curves.loss, rtol=1e-6)
@@ -121,15 +121,15 @@ def test_the_linear_kernel_gives_what_the_features_give(rows):
 
 def test_a_kernel_sees_what_a_line_does_not():
     random = np.random.default_rng(0)
-    x = random.uniform(-2, 2, size=(400, 1))
+    x = np.round(random.uniform(-2, 2, size=(400, 1)), 1)  # 41 different inputs
     groups = np.repeat(np.arange(25), 16)
     y = np.sin(3 * x[:, 0] + random.normal(size=25)[groups]) + 0.1 * random.normal(size=400)
 
     def kernel(a, b):
         return jax.numpy.exp(-2 * (a[:, None, 0] - b[None, :, 0]) ** 2)
 
-    curved = nm.advise(x, y, groups, kernel=kernel, key=0, **SIZES)
-    assert curved.loss["advised"] < 0.8 * nm.advise(x, y, groups, key=0, **SIZES).loss["advised"]
+    curved = nm.advise(x, y, groups, kernel=kernel, splits=10, key=jax.random.key(0), **SIZES)
+    assert curved.loss["advised"] < 0.8 * nm.advise(x, y, groups, key=jax.random.key(0), **SIZES).loss["advised"]
 
 
 def test_units_standardising_and_keys(rows):
@@ -141,9 +141,9 @@ def test_units_standardising_and_keys(rows):
     assert raw.adapt_rate == pytest.approx(scaled.adapt_rate * scaled.unit_size)
     again = nm.advise(10 * x, y, groups, key=jax.random.key(0), **options)
     assert again.loss == scaled.loss
-    assert nm.advise(10 * x, y, groups, key=1, **options).loss != scaled.loss
+    assert nm.advise(10 * x, y, groups, key=jax.random.key(1), **options).loss != scaled.loss
     one, two = (
-        nm.advise(a * x, b * y, groups, standardise=True, key=0, **options)
+        nm.advise(a * x, b * y, groups, standardise=True, key=jax.random.key(0), **options)
         for a, b in ((1, 1), (100, 7))
     )
     assert one.loss["advised"] == pytest.approx(two.loss["advised"])
@@ -153,18 +153,18 @@ def test_units_standardising_and_keys(rows):
 def test_rows_may_come_in_any_order_and_labels_may_be_text(rows):
     x, y, groups = rows
     names = np.array([f"school {g:02d}" for g in groups])
-    one = nm.advise(x, y, names, key=0, splits=10, **SIZES)
-    two = nm.advise(x, y, groups, key=0, splits=10, **SIZES)
+    one = nm.advise(x, y, names, key=jax.random.key(0), splits=10, **SIZES)
+    two = nm.advise(x, y, groups, key=jax.random.key(0), splits=10, **SIZES)
     assert one.loss == two.loss
     order = np.argsort(np.tile(np.arange(24), 40), kind="stable")  # groups interleaved
-    mixed = nm.advise(x[order], y[order], groups[order], key=0, splits=10, **SIZES)
+    mixed = nm.advise(x[order], y[order], groups[order], key=jax.random.key(0), splits=10, **SIZES)
     assert mixed.loss["advised"] == pytest.approx(two.loss["advised"])
 
 
 def test_result_says_saves_and_draws(rows, tmp_path):
     import xarray as xr
 
-    advice = nm.advise(*rows, key=0, n_r=5)
+    advice = nm.advise(*rows, key=jax.random.key(0), n_r=5)
     report = advice.report()
     for word in ("Use training rate", "mixed model", "95%", "not standardised", "n_r = 5"):
         assert word in report
@@ -176,15 +176,15 @@ def test_result_says_saves_and_draws(rows, tmp_path):
     assert best <= table["loss"].min().item() + 1e-9
     advice.plot().savefig(tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
-    assert "train_rate=" in repr(advice)
+    assert "gain over rate zero" in repr(advice)
 
 
 def test_adaptation_rates_can_be_restricted(rows):
-    advice = nm.advise(*rows, adapt_rates=[0.0, 0.5], rates=[-1, 1], key=0, splits=10, **SIZES)
+    advice = nm.advise(*rows, adapt_rates=[0.0, 0.5], rates=[-1, 1], key=jax.random.key(0), splits=10, **SIZES)
     assert advice.adapt_rate in (0.0, 0.5)
     assert advice.table.sizes["adapt_rate"] == 2
     np.testing.assert_allclose(advice.grid.rates / advice.unit_size, [-1, 0, 1])
-    only = nm.advise(*rows, rates=[-1], key=0, splits=10, **SIZES)
+    only = nm.advise(*rows, rates=[-1], key=jax.random.key(0), splits=10, **SIZES)
     assert "equal rates" not in only.gain
 
 
@@ -192,7 +192,7 @@ def test_small_groups_and_constant_features_are_left_out_with_a_word(rows):
     x, y, groups = rows
     x = np.c_[x, np.full(len(x), 3.0), x[:, 0]]
     small = np.r_[groups[:-20], np.repeat(np.arange(100, 105), 4)]
-    advice = nm.advise(x, y, small, key=0, splits=10, **SIZES)
+    advice = nm.advise(x, y, small, key=jax.random.key(0), splits=10, **SIZES)
     said = " ".join(advice.notes)
     assert "6 of 45" in said  # 5 groups of 4 rows, and the last one, which lost 20 of 24
     assert "constant features left out: x4" in said
@@ -202,7 +202,7 @@ def test_small_groups_and_constant_features_are_left_out_with_a_word(rows):
 def test_more_features_than_rows_are_said():
     random = np.random.default_rng(0)
     x, y = random.normal(size=(36, 50)), random.normal(size=36)
-    advice = nm.advise(x, y, np.repeat(np.arange(6), 6), key=0, splits=10)
+    advice = nm.advise(x, y, np.repeat(np.arange(6), 6), key=jax.random.key(0), splits=10)
     assert any("more features (50) than rows (36)" in note for note in advice.notes)
     assert np.all(np.isfinite(list(advice.loss.values())))
 
@@ -245,7 +245,7 @@ def changed(rows, what):
 )
 def test_bad_rows_are_refused(rows, what, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        nm.advise(*changed(rows, what), key=0)
+        nm.advise(*changed(rows, what), key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -258,6 +258,7 @@ def test_bad_rows_are_refused(rows, what, message):
         (dict(rates=[np.nan]), "rates must be finite"),
         (dict(meta_ridges=[-1.0]), "meta_ridges must be at least 0"),
         (dict(unit="metre"), "unit must be one of"),
+        (dict(key=0), "jax.random.key"),
         (dict(splits=3), "splits must be at least"),
         (dict(kernel=lambda a, b: a @ b.T - 100.0), "positive semidefinite"),
         (dict(kernel=lambda a, b: a), "kernel must return shape"),
@@ -265,7 +266,7 @@ def test_bad_rows_are_refused(rows, what, message):
 )
 def test_bad_options_are_refused(rows, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        nm.advise(*rows, key=0, **options)
+        nm.advise(*rows, **dict(key=jax.random.key(0)) | options)
 
 
 def test_standard_error_takes_the_noise_of_splits_off():
