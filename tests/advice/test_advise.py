@@ -36,7 +36,7 @@ def truth(m, p=4, sigma=1.0, nu=1.0):
 @pytest.fixture(scope="module")
 def many():
     """Advice on 24 data sets of one problem, and what is true of them."""
-    return [plain(seed, m=3, sigma=1.5) for seed in range(24)], truth(3, sigma=1.5)
+    return [plain(seed, m=3, sigma=1.5, splits=50) for seed in range(24)], truth(3, sigma=1.5)
 
 
 def test_losses_and_adaptation_rates_are_those_of_the_theory(many):
