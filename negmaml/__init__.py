@@ -3,6 +3,7 @@
 from negmaml import kernels, linear, sweeps, tasks, theory
 from negmaml._core.pytree import pytree, static
 from negmaml._core.version import __version__ as __version__
+from negmaml.advice import Advice, advise
 from negmaml.linear import LinearModel, Simulation, simulate
 from negmaml.meta import (
     LearnedRates,
@@ -37,6 +38,7 @@ from negmaml.training import Evaluation, Fit, evaluate, fit, map_over_devices
 sweeps.register("linear", LinearModel)
 
 __all__ = [
+    "Advice",
     "Evaluation",
     "Fit",
     "GradientDescent",
@@ -54,6 +56,7 @@ __all__ = [
     "Tasks",
     "Verification",
     "adapt",
+    "advise",
     "anil",
     "convolution",
     "evaluate",
@@ -77,3 +80,12 @@ __all__ = [
     "theory",
     "verify",
 ]
+
+
+def __getattr__(name: str):
+    """The estimators, which need scikit-learn, when they are asked for."""
+    if name in ("MetaRegressor", "MetaRegressorCV"):
+        from negmaml import advice
+
+        return getattr(advice, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

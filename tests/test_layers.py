@@ -38,7 +38,7 @@ ALLOWED["cli"] = {*ALLOWED, "sweeps"}
 FRONT = {"__init__", "__main__", "examples"}  # these import what they like
 FOLDERS = {name.split(".")[1] for name in MODULES if "." in name}
 OPTIONAL = ("dask", "distributed", "equinox", "flax", "fsspec", "matplotlib", "orbax", "rich")
-OPTIONAL += ("scipy.io", "sklearn", "tyro", "xarray", "zarr")
+OPTIONAL += ("pandas", "pyarrow", "scipy.io", "sklearn", "tyro", "xarray", "zarr")
 
 
 def imported(source, module, is_package=False):

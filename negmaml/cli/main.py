@@ -1,8 +1,7 @@
-"""The command line: reproduce, phases, predict, sweep, heatmap, curves, verify, info."""
+"""The command line: reproduce, phases, predict, advise, sweep, heatmap, curves, verify, info."""
 
 import json
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +18,12 @@ from rich.table import Table
 
 import negmaml
 from negmaml import theory
-from negmaml._core.extras import MissingExtraError, require
+from negmaml._core.extras import MissingExtraError
 from negmaml._core.numerics import cast
 from negmaml._core.provenance import versions
 from negmaml.cli import sweeps as sweep_commands
+from negmaml.cli.advise import advise
+from negmaml.cli.output import check_writable
 from negmaml.paper.reproduce import PROBLEMS, RUNS, Panel, experiments, to_dataset
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
@@ -64,6 +65,7 @@ def run(arguments: Sequence[str]) -> int:
         "reproduce": reproduce,
         "phases": phases,
         "predict": predict,
+        "advise": advise,
         "sweep": sweep_commands.sweep,
         "heatmap": sweep_commands.heatmap,
         "curves": sweep_commands.curves,
@@ -107,7 +109,7 @@ def reproduce(
     """
     imports = threading.Thread(target=_import_figures, daemon=True)
     imports.start()  # while XLA compiles
-    _check_writable(out)
+    check_writable(out)
     runs = runs // 10 if quick else runs
     names = list(PROBLEMS) if figure == "all" else [figure]
     done = {}
@@ -133,7 +135,7 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
         seed: seed of the simulated points.
         runs: runs a simulated point.
     """
-    _check_writable(out)
+    check_writable(out)
     from negmaml.paper import figures
     from negmaml.paper.phases import phases as compute
 
@@ -160,21 +162,6 @@ def _import_figures() -> None:
         import xarray  # noqa: F401
     except ModuleNotFoundError:
         pass
-
-
-def _check_writable(folder: Path) -> None:
-    """Fail before the work, not after it."""
-    for package in ("matplotlib", "xarray", "scipy"):
-        require(package, "figures")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"--out must be a folder that can be written, got {str(folder)!r} "
-            f"({error.strerror}); choose another with --out"
-        ) from error
 
 
 def _write(panels: dict[str, dict[str, Panel]], out: Path, settings: dict) -> list[Path]:

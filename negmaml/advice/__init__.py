@@ -1,0 +1,27 @@
+"""Rates from your own grouped data: cross-validation over groups, moments, an estimator."""
+
+from typing import Any
+
+from negmaml.advice.api import advise
+from negmaml.advice.choice import Difference
+from negmaml.advice.moments import RandomCoefficients, random_coefficients
+from negmaml.advice.result import Advice
+
+__all__ = [
+    "Advice",
+    "Difference",
+    "MetaRegressor",
+    "MetaRegressorCV",
+    "RandomCoefficients",
+    "advise",
+    "random_coefficients",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, when they are asked for: they need scikit-learn."""
+    if name in ("MetaRegressor", "MetaRegressorCV"):
+        from negmaml.advice import estimator
+
+        return getattr(estimator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,93 @@
+"""The advice in words."""
+
+NAMES = {
+    "advised": "best rates",
+    "rate zero": "training rate zero, then adapting",
+    "equal rates": "equal positive rates (the usual choice)",
+    "joint training": "pooled ridge on all rows, then adapting",
+    "pooled ridge": "pooled ridge, not adapted",
+    "ridge alone": "ridge on the new group's rows alone",
+    "mixed model": "linear mixed model (best linear unbiased)",
+}
+
+
+def text(advice) -> str:
+    """One page: what to use, what it gains, what was done."""
+    return "\n\n".join([_use(advice), _verdict(advice), _table(advice), _done(advice)]) + "\n"
+
+
+def _use(advice) -> str:
+    unit = f" ({advice.unit_size:.4g} in raw units each)" if advice.unit == "scaled" else ""
+    low, high = advice.train_rate_interval
+    lines = [
+        f"Use training rate {advice.train_rate:.3g}, adaptation rate {advice.adapt_rate:.3g}"
+        f"{unit}, meta-ridge {advice.meta_ridge:.3g}.",
+        f"The best training rate lies between {low:.2g} and {high:.2g} (95%).",
+    ]
+    rates = advice.grid.rates / advice.unit_size
+    if advice.best.rate in (0, len(rates) - 1):
+        lines.append(
+            f"It is at the end of the rates tried, {rates[advice.best.rate]:.3g}: try wider ones."
+        )
+    return "\n".join(lines)
+
+
+def _verdict(advice) -> str:
+    """Each comparison in words."""
+    zero, pooled, lines = advice.gain["rate zero"], advice.gain["pooled ridge"], []
+    if not pooled.positive:
+        lines.append("Adapting gains nothing that can be told: a pooled ridge does as well.")
+    if not advice.told:
+        lines.append(
+            "No gain over training rate zero can be told: the best rate found is "
+            f"{advice.grid.rates[advice.best.rate] / advice.unit_size:.3g}, with a gain of "
+            f"{_percent(zero)}. Rate zero is the simpler choice."
+        )
+    for name, gain in advice.gain.items():
+        if name == "rate zero" and not advice.told:
+            continue
+        what = NAMES[name].split(" (")[0]
+        if gain.positive:
+            lines.append(f"Better than {what} by {_percent(gain)}.")
+        elif gain.told:
+            lines.append(f"Worse than {what} by {_percent(gain, -1)}: prefer that.")
+        else:
+            lines.append(f"No difference from {what} can be told: {_percent(gain)}.")
+    return "\n".join(lines)
+
+
+def _percent(gain, sign: int = 1) -> str:
+    of = gain.value / gain.relative if gain.relative else 1.0
+    low, high = sorted((sign * gain.low / of, sign * gain.high / of))
+    return f"{sign * gain.relative:.1%} of its loss ({low:.1%} to {high:.1%})"
+
+
+def _table(advice) -> str:
+    rows = [("method", "loss", "best rates are lower by", "95% interval")]
+    for name, loss in advice.loss.items():
+        gain = advice.gain.get(name)
+        more = ("", "") if gain is None else (
+            f"{gain.value:.4g} +- {gain.error:.2g}", f"{gain.low:.3g} to {gain.high:.3g}",
+        )  # fmt: skip
+        rows.append((NAMES[name], f"{loss:.5g}", *more))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _done(advice) -> str:
+    sizes, data = advice.sizes, advice.data
+    lines = [
+        "Loss: half the mean squared error on a held-out group's rows that it did not adapt on; "
+        "in the table on groups that had no part in choosing rates and ridges, each method at "
+        "its own.",
+        f"{data.groups} groups, {len(data.x)} rows, {data.x.shape[1]} coefficients; m = {sizes.m} "
+        f"groups train, n_t = {sizes.n_t}, n_v = {sizes.n_v}, n_r = {sizes.n_r}.",
+        "Features and targets were standardised."
+        if data.scales[3].tolist() != [1.0] * len(data.scales[3])
+        else "Features and targets were used as they are, not standardised.",
+    ]
+    if advice.unit == "scaled":
+        lines.append(
+            "Rates are in units of 1 over the largest eigenvalue of the features' moments."
+        )
+    return "\n".join([*lines, *(note[0].upper() + note[1:] + "." for note in advice.notes)])

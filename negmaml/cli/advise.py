@@ -1,0 +1,234 @@
+"""The command `advise`: a table of grouped rows in, rates and what they are worth out."""
+
+import difflib
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from negmaml._core.extras import require
+from negmaml.advice import advise as advise_rows
+from negmaml.cli.output import check_writable
+from negmaml.paper import figures
+
+console = Console()
+LEVELS = 50  # distinct texts of a column that become 0/1 columns
+QUICK = 20  # splits
+
+Table = Annotated[Path, tyro.conf.Positional]
+
+
+def advise(
+    data: Table,
+    group: str,
+    target: str,
+    features: str | None = None,
+    n_t: int | None = None,
+    n_v: int | None = None,
+    n_r: int | None = None,
+    m: int | None = None,
+    standardise: bool = False,
+    out: Path = Path("advice"),
+    seed: int = 0,
+    splits: int | None = None,
+    quick: bool = False,
+) -> int:
+    """Advise inner rates and a ridge for a table of grouped rows.
+
+    Args:
+        data: a CSV or Parquet file.
+        group: the column that names each row's group.
+        target: the column to predict.
+        features: columns to predict from, with commas between; by default all others.
+        n_t: support rows of a training group; by default chosen from the sizes of the groups.
+        n_v: query rows of a training group.
+        n_r: rows that a new group has to adapt on.
+        m: groups in meta-training; by default half of them.
+        standardise: put features and target in units of their standard deviations.
+        out: folder for advice.png, .svg, .nc and .txt; made if missing.
+        seed: seed of all random numbers.
+        splits: how often the groups are split.
+        quick: a fifth of the splits.
+    """
+    check_writable(out, "advice")
+    imports = threading.Thread(target=_import_figures, daemon=True)
+    imports.start()
+    x, y, groups, notes = read(data, group, target, features)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
+    columns = TextColumn("{task.description:<9}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("splitting", total=None)
+        advice = advise_rows(
+            x, y, groups, n_t=n_t, n_v=n_v, n_r=n_r, m=m, standardise=standardise, key=jax.random.key(seed),
+            splits=QUICK if quick and splits is None else splits,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )  # fmt: skip
+        progress.update(bar, description="drawing")
+        imports.join()
+        paths = figures.save(advice.plot(), out, "advice")
+        paths += _write(advice, out, notes)
+    console.print(advice.report(), highlight=False, soft_wrap=True, markup=False)
+    console.print("wrote " + ", ".join(map(str, paths)), highlight=False, soft_wrap=True)
+    return 0
+
+
+def _import_figures() -> None:
+    """Import what drawing and storing needs, beside the work; errors show where it is used."""
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+        import scipy.io  # noqa: F401
+        import xarray  # noqa: F401
+    except ModuleNotFoundError:
+        pass
+
+
+def _write(advice, out: Path, notes: list[str]) -> list[Path]:
+    stored, said = out / "advice.nc", out / "advice.txt"
+    with figures.whole_file(stored) as partial:
+        advice.table.to_netcdf(partial, engine="scipy")
+    with figures.whole_file(said) as partial:
+        partial.write_text("\n".join([*notes, "", advice.report()]).lstrip())
+    return [stored, said]
+
+
+def read(path: Path, group: str, target: str, features: str | None):
+    """Features, targets, groups and notes of a file.
+
+    Text becomes 0/1 columns, one for each value but the first. Rows with a missing or infinite
+    value in a column that is used are dropped and counted.
+
+    Raises ValueError for a column that is not there, for text among the numbers of a column or in
+    the target, for text of more than 50 values.
+    """
+    pandas = require("pandas", "advice")
+    frame = _opened(pandas, path)
+    given = [name.strip() for name in features.split(",")] if features is not None else None
+    for option, names in (("group", [group]), ("target", [target]), ("features", given or [])):
+        for name in names:
+            _check_column(frame, option, name)
+    if len({group, target, *(given or [])}) < 2 + len(given or []):
+        raise ValueError("--group, --target and --features must name different columns, each once")
+    notes: list[str] = []
+    used = given or _others(pandas, frame, {group, target}, notes)
+    frame = _complete(pandas, frame, [group, target, *used], notes)
+    y = _numeric(pandas, frame, target)
+    if y is None:
+        raise ValueError(
+            f"--target must be a column of numbers, got {target!r} with the text "
+            f"{frame[target].iloc[0]!r}; encode it first"
+        )
+    x = pandas.concat([_encoded(pandas, frame, name, notes) for name in used], axis=1)
+    return x, y.to_numpy(float), frame[group].to_numpy(), notes
+
+
+def _opened(pandas, path: Path):
+    if not path.is_file():
+        raise ValueError(f"data must be a CSV or Parquet file, found none at {str(path)!r}")
+    if path.suffix.lower() in (".parquet", ".pq"):
+        require("pyarrow", "advice")
+        return pandas.read_parquet(path)
+    try:
+        frame = pandas.read_csv(path, low_memory=False)
+    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"data must be a CSV or Parquet file, {str(path)!r} is not: {error}"
+        ) from error
+    if frame.empty:
+        raise ValueError(f"data must have rows, {str(path)!r} has none")
+    return frame
+
+
+def _check_column(frame, option: str, name: str) -> None:
+    if name in frame.columns:
+        return
+    names = [str(column) for column in frame.columns]
+    lower = {n.lower(): n for n in reversed(names)}
+    near = difflib.get_close_matches(name.lower(), lower, 1, 0.5)
+    hint = f"did you mean {lower[near[0]]!r}?" if near else f"it has {', '.join(names)}"
+    raise ValueError(f"--{option} must be a column of the data, got {name!r}; {hint}")
+
+
+def _others(pandas, frame, taken: set[str], notes: list[str]) -> list[str]:
+    """All other columns but row numbers and text of many values."""
+    used = []
+    for name in frame.columns.difference(list(taken), sort=False):
+        values = frame[name]
+        if (
+            pandas.api.types.is_integer_dtype(values)
+            and len(values) > 1
+            and values.diff()[1:].eq(1).all()
+        ):
+            notes.append(f"Column {name!r} left out: it numbers the rows.")
+        elif (
+            _is_text(pandas, values)
+            and _numeric(pandas, frame, name) is None
+            and values.nunique() > LEVELS
+        ):
+            notes.append(f"Column {name!r} left out: text of {values.nunique()} values.")
+        else:
+            used.append(name)
+    if not used:
+        raise ValueError("--features must name a column: the data have none but group and target")
+    return used
+
+
+def _complete(pandas, frame, names: list[str], notes: list[str]):
+    """Rows that have all of these columns."""
+    frame = frame[names].replace([np.inf, -np.inf], np.nan)
+    missing = frame.isna()
+    count = int(missing.any(axis=1).sum())
+    if count:
+        where = ", ".join(f"{name} {n}" for name, n in missing.sum().items() if n)
+        notes.append(
+            f"Rows with missing or infinite values dropped: {count} of {len(frame)} ({where})."
+        )
+    if count == len(frame):
+        raise ValueError(
+            "data must have rows without missing values in the columns used, all have some"
+        )
+    return frame[~missing.any(axis=1)]
+
+
+def _is_text(pandas, values) -> bool:
+    return not (pandas.api.types.is_numeric_dtype(values) or pandas.api.types.is_bool_dtype(values))
+
+
+def _numeric(pandas, frame, name: str):
+    """The column as numbers, None if it is text; raises if it is both."""
+    values = frame[name]
+    if not _is_text(pandas, values):
+        return values.astype(float)
+    read = pandas.to_numeric(values.astype(str), errors="coerce")
+    bad = read.isna() & values.notna()
+    if not bad.any():
+        return read
+    if bad.mean() < 0.5:
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"column {name!r} must be numbers or text, got the text {values.iloc[row]!r} (data row "
+            f"{frame.index[row] + 1}) in {int(bad.sum())} rows among numbers; correct or remove it"
+        )
+    return None
+
+
+def _encoded(pandas, frame, name: str, notes: list[str]) -> Any:
+    """A column as numbers, or as 0/1 columns."""
+    numbers = _numeric(pandas, frame, name)
+    if numbers is not None:
+        return numbers.to_frame(name)
+    if frame[name].nunique() > LEVELS:
+        raise ValueError(
+            f"--features must have at most {LEVELS} different texts a column, got "
+            f"{frame[name].nunique()} in {name!r}; leave it out or merge some"
+        )
+    columns = pandas.get_dummies(frame[name].astype(str), prefix=name, drop_first=True, dtype=float)
+    first = sorted(frame[name].astype(str).unique())[0]
+    notes.append(f"Text column {name!r}: a 0/1 column for each value but {first!r}.")
+    return columns

@@ -1,0 +1,283 @@
+"""What is advised on data of known truth: right where there is a gain, silent where there is none."""
+
+import jax
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml.advice.choice import rates_not_worse, standard_error
+from tests.advice.conftest import grouped_rows
+
+SIZES = dict(n_t=8, n_v=8, n_r=8)
+GRID = np.sort(np.append(np.linspace(-1.2, 0.8, 21), 0.0))
+
+
+def plain(seed, **options):
+    """Advice in raw units, without intercept and ridge: the setting of the theory."""
+    settings = dict(rates=GRID, meta_ridges=[0.0], intercept=False, unit="raw", key=jax.random.key(seed))
+    problem = {k: options.pop(k) for k in ("groups", "sigma", "nu", "p") if k in options}
+    return nm.advise(*grouped_rows(seed, **problem), **SIZES, **settings | options)
+
+
+def truth(m, p=4, sigma=1.0, nu=1.0):
+    """The loss over GRID at the best adaptation rate, and that rate, by the theory."""
+    with jax.enable_x64(True):
+        problem = nm.MixedLinearRegression(p=p, m=m, sigma=sigma, nu=nu, w0=1.0, **SIZES)
+        distance = nm.simulate(
+            jax.random.key(0), problem, nm.GradientDescent(GRID), nm.GradientDescent(0.0), runs=4000
+        ).distance.mean(-1)
+        distance = np.asarray(distance)
+    rate = np.linspace(0, 1, 501)
+    h = (1 - rate) ** 2 + rate**2 * (p + 1) / 8
+    loss = sigma**2 / 2 * (1 + rate**2 * p / 8) + h / 2 * (nu**2 + distance[:, None])
+    return loss.min(1), rate[loss.argmin(1)]
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Advice on 24 data sets of one problem, and what is true of them."""
+    return [plain(seed, m=3, sigma=1.5, splits=50) for seed in range(24)], truth(3, sigma=1.5)
+
+
+def test_losses_and_adaptation_rates_are_those_of_the_theory(many):
+    advices, (loss, adapt) = many
+    for found, expected in (("loss", loss), ("adapt", adapt)):
+        values = np.stack([getattr(a.curves, found)[:, 0] for a in advices])[:, ::4]
+        error = values.std(0, ddof=1) / len(values) ** 0.5
+        assert np.all(abs(values.mean(0) - expected[::4]) < 4 * error + 1e-3)
+
+
+def test_stated_errors_are_the_scatter_over_data_sets(many):
+    advices, _ = many
+    for name, error in (("loss", "error"),):
+        values = np.stack([getattr(a.curves, name)[:, 0] for a in advices])
+        stated = np.stack([getattr(a.curves, error)[:, 0] for a in advices]).mean(0)
+        ratio = stated / values.std(0, ddof=1)
+        assert np.all((ratio > 0.65) & (ratio < 1.5))  # 24 data sets know it to 15%
+
+
+def test_intervals_of_the_best_rate_hold_it(many):
+    advices, (loss, _) = many
+    best = GRID[np.argmin(loss)]
+    intervals = np.array([a.train_rate_interval for a in advices])
+    held = np.mean((intervals[:, 0] <= best) & (best <= intervals[:, 1]))
+    assert held >= 0.8
+    assert np.median(intervals[:, 1] - intervals[:, 0]) < 1.0
+    assert np.mean(intervals[:, 1] < 0.3) > 0.5  # and they are informative
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("m", "sigma"), [(4, 1.5), (15, 0.7)])
+def test_coverage_over_many_data_sets(m, sigma):
+    advices = [plain(seed, m=m, sigma=sigma) for seed in range(200)]
+    loss, _ = truth(m, sigma=sigma)
+    best = GRID[np.argmin(loss)]
+    intervals = np.array([a.train_rate_interval for a in advices])
+    held = np.mean((intervals[:, 0] <= best) & (best <= intervals[:, 1]))
+    assert 0.88 <= held <= 1.0
+    values = np.stack([a.curves.loss[:, 0] for a in advices])
+    stated = np.stack([a.curves.error[:, 0] for a in advices])
+    covered = np.mean(abs(values - loss) < 2.02 * stated, 0)
+    assert np.all(covered > 0.88)
+
+
+def test_a_gain_that_is_there_is_told(many):
+    advices, _ = many
+    assert np.mean([a.told and a.train_rate < 0 for a in advices]) > 0.5
+    assert np.mean([a.gain["pooled ridge"].told for a in advices]) > 0.9
+
+
+@pytest.mark.parametrize("sigma", [1.0, 3.0])
+def test_no_gain_is_claimed_where_tasks_are_identical(sigma):
+    """Nor where there is little but noise. Rate zero leaves the support rows unused, so that a gain
+    over it is real; over a regression on all rows there is none."""
+    advices = [plain(seed, nu=0.0, sigma=sigma, splits=20) for seed in range(12)]
+    for name in ("pooled ridge", "joint training"):
+        assert sum(a.gain[name].positive for a in advices) <= 1
+    assert np.all([abs(a.adapt_rate) < 0.15 for a in advices])
+    assert any("Adapting gains nothing that can be told" in a.report() for a in advices)
+
+
+def test_permuted_labels_give_no_gain(rows):
+    x, y, groups = rows
+    shuffled = np.random.default_rng(1).permutation(groups)
+    advice = nm.advise(x, y, shuffled, key=jax.random.key(0), **SIZES)
+    real = nm.advise(x, y, groups, key=jax.random.key(0), **SIZES)
+    assert real.gain["pooled ridge"].positive and real.gain["pooled ridge"].relative > 0.1
+    assert not advice.gain["pooled ridge"].positive
+    assert not advice.gain["joint training"].positive
+    assert "Adapting gains nothing that can be told" in advice.report()
+    assert "Adapting gains nothing" not in real.report()
+
+
+def test_the_linear_kernel_gives_what_the_features_give(rows):
+    x, y, groups = rows
+    common = dict(meta_ridges=[0.0, 3.0], rates=[-0.4, 0.5], key=jax.random.key(0), splits=10, **SIZES)
+    linear = nm.advise(x, y, groups, **common)
+    kernel = nm.advise(x, y, groups, kernel=lambda a, b: a @ b.T, **common)
+    np.testing.assert_allclose(kernel.curves.loss, linear.curves.loss, rtol=1e-6)
+    assert any("kernel" in note for note in kernel.notes)
+
+
+def test_a_kernel_sees_what_a_line_does_not():
+    random = np.random.default_rng(0)
+    x = np.round(random.uniform(-2, 2, size=(400, 1)), 1)  # 41 different inputs
+    groups = np.repeat(np.arange(25), 16)
+    y = np.sin(3 * x[:, 0] + random.normal(size=25)[groups]) + 0.1 * random.normal(size=400)
+
+    def kernel(a, b):
+        return jax.numpy.exp(-2 * (a[:, None, 0] - b[None, :, 0]) ** 2)
+
+    curved = nm.advise(x, y, groups, kernel=kernel, splits=10, key=jax.random.key(0), **SIZES)
+    assert curved.loss["advised"] < 0.8 * nm.advise(x, y, groups, key=jax.random.key(0), **SIZES).loss["advised"]
+
+
+def test_units_standardising_and_keys(rows):
+    x, y, groups = rows
+    options = dict(splits=10, **SIZES)
+    scaled = nm.advise(10 * x, y, groups, key=jax.random.key(0), **options)
+    raw = nm.advise(10 * x, y, groups, unit="raw", key=jax.random.key(0), **options)
+    assert raw.unit_size == 1.0
+    assert raw.adapt_rate == pytest.approx(scaled.adapt_rate * scaled.unit_size)
+    again = nm.advise(10 * x, y, groups, key=jax.random.key(0), **options)
+    assert again.loss == scaled.loss
+    assert nm.advise(10 * x, y, groups, key=jax.random.key(1), **options).loss != scaled.loss
+    one, two = (
+        nm.advise(a * x, b * y, groups, standardise=True, key=jax.random.key(0), **options)
+        for a, b in ((1, 1), (100, 7))
+    )
+    assert one.loss["advised"] == pytest.approx(two.loss["advised"])
+    assert "standardised" in one.report()
+
+
+def test_rows_may_come_in_any_order_and_labels_may_be_text(rows):
+    x, y, groups = rows
+    names = np.array([f"school {g:02d}" for g in groups])
+    one = nm.advise(x, y, names, key=jax.random.key(0), splits=10, **SIZES)
+    two = nm.advise(x, y, groups, key=jax.random.key(0), splits=10, **SIZES)
+    assert one.loss == two.loss
+    order = np.argsort(np.tile(np.arange(24), 40), kind="stable")  # groups interleaved
+    mixed = nm.advise(x[order], y[order], groups[order], key=jax.random.key(0), splits=10, **SIZES)
+    assert mixed.loss["advised"] == pytest.approx(two.loss["advised"])
+
+
+def test_result_says_saves_and_draws(rows, tmp_path):
+    import xarray as xr
+
+    advice = nm.advise(*rows, key=jax.random.key(0), n_r=5)
+    report = advice.report()
+    for word in ("Use training rate", "mixed model", "95%", "not standardised", "n_r = 5"):
+        assert word in report
+    advice.table.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    table = xr.open_dataset(tmp_path / "a.nc", engine="scipy")
+    assert table["loss"].dims == ("train_rate", "meta_ridge", "adapt_rate")
+    assert table.attrs["adapt_rate"] == advice.adapt_rate
+    best = table["best_loss"].min().item()
+    assert best <= table["loss"].min().item() + 1e-9
+    advice.plot().savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert "gain over rate zero" in repr(advice)
+
+
+def test_adaptation_rates_can_be_restricted(rows):
+    advice = nm.advise(*rows, adapt_rates=[0.0, 0.5], rates=[-1, 1], key=jax.random.key(0), splits=10, **SIZES)
+    assert advice.adapt_rate in (0.0, 0.5)
+    assert advice.table.sizes["adapt_rate"] == 2
+    np.testing.assert_allclose(advice.grid.rates / advice.unit_size, [-1, 0, 1])
+    only = nm.advise(*rows, rates=[-1], key=jax.random.key(0), splits=10, **SIZES)
+    assert "equal rates" not in only.gain
+
+
+def test_small_groups_and_constant_features_are_left_out_with_a_word(rows):
+    x, y, groups = rows
+    x = np.c_[x, np.full(len(x), 3.0), x[:, 0]]
+    small = np.r_[groups[:-20], np.repeat(np.arange(100, 105), 4)]
+    advice = nm.advise(x, y, small, key=jax.random.key(0), splits=10, **SIZES)
+    said = " ".join(advice.notes)
+    assert "6 of 45" in said  # 5 groups of 4 rows, and the last one, which lost 20 of 24
+    assert "constant features left out: x4" in said
+    assert "collinear" in said
+
+
+def test_more_features_than_rows_are_said():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(36, 50)), random.normal(size=36)
+    advice = nm.advise(x, y, np.repeat(np.arange(6), 6), key=jax.random.key(0), splits=10)
+    assert any("more features (50) than rows (36)" in note for note in advice.notes)
+    assert np.all(np.isfinite(list(advice.loss.values())))
+
+
+def changed(rows, what):
+    x, y, groups = (a.copy() for a in rows)
+    if what == "nan":
+        x[3, 1] = np.nan
+    elif what == "infinite":
+        y[5] = np.inf
+    elif what == "constant":
+        y[:] = 2.0
+    elif what == "one group":
+        groups[:] = 0
+    elif what == "single rows":
+        groups = np.arange(len(y))
+    elif what == "text":
+        x = x.astype(object)
+        x[2, 0] = "many"
+    elif what == "short":
+        y = y[:-1]
+    elif what == "missing label":
+        groups = groups.astype(object)
+        groups[7] = None
+    return x, y, groups
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("nan", "x must be finite, got nan in row 3"),
+        ("infinite", "y must be finite, got inf in row 5"),
+        ("constant", "y must vary"),
+        ("one group", "at least 4"),
+        ("single rows", "at least 4"),
+        ("text", "x must hold numbers, got 'many'"),
+        ("short", "same number of rows"),
+        ("missing label", "missing label in row 7"),
+    ],
+)
+def test_bad_rows_are_refused(rows, what, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        nm.advise(*changed(rows, what), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(n_t=20, n_v=20), "at least 4 of 40 rows"),
+        (dict(m=36), "m must be at most 31"),
+        (dict(m=0), "m must be"),
+        (dict(n_t=1.5), "n_t must be an integer"),
+        (dict(rates=[np.nan]), "rates must be finite"),
+        (dict(meta_ridges=[-1.0]), "meta_ridges must be at least 0"),
+        (dict(unit="metre"), "unit must be one of"),
+        (dict(key=0), "jax.random.key"),
+        (dict(splits=3), "splits must be at least"),
+        (dict(kernel=lambda a, b: a @ b.T - 100.0), "positive semidefinite"),
+        (dict(kernel=lambda a, b: a), "kernel must return shape"),
+    ],
+)
+def test_bad_options_are_refused(rows, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        nm.advise(*rows, **dict(key=jax.random.key(0)) | options)
+
+
+def test_standard_error_takes_the_noise_of_splits_off():
+    random = np.random.default_rng(0)
+    values = random.normal(size=(4000, 1)) + 3 * random.normal(size=(4000, 5))
+    assert standard_error(values, 10**9) == pytest.approx(1.0, rel=0.1)
+    assert standard_error(values, 9) == pytest.approx(2**0.5, rel=0.1)
+
+
+def test_interval_of_rates_is_where_the_excess_is_small():
+    rates = np.linspace(-2, 2, 41)
+    low, high = rates_not_worse(rates, (rates - 0.5) ** 2 / 2, 0.1 * abs(rates - 0.5), 1000)
+    half = 0.1 * 1.96  # (a - a0)^2 / 2 = z/2 * 0.1 |a - a0|
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.02)

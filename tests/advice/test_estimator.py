@@ -1,0 +1,194 @@
+"""The estimators: exact, and with the conventions of scikit-learn."""
+
+import pickle
+
+import jax
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import negmaml as nm
+from negmaml.advice.estimator import MetaRegressor, MetaRegressorCV
+
+# The estimator makes its own splits of the rows, so one row is too few in its own words, and it does
+# not take arrays of other libraries.
+NOT_APPLICABLE = {"check_array_api_input"}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "check"),
+    [
+        pytest.param(estimator, check, id=check.func.__name__)
+        for estimator, check in estimator_checks_generator(MetaRegressor(0.2, 0.1))
+        if check.func.__name__ not in NOT_APPLICABLE
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+def test_fit_is_what_gradient_meta_training_converges_to(x64, rows):
+    x, y, groups = rows
+    m, size = 40, 24
+    model = MetaRegressor(
+        -0.3, 0.4, 1.5, unit="raw", n_t=10, n_v=14, repeats=1, fit_intercept=False
+    ).fit(x, y, groups)
+    random = np.random.default_rng(0)  # the estimator's own splits
+    order = np.stack([random.permutation(np.arange(g * size, (g + 1) * size)) for g in range(m)])
+    tasks = nm.Tasks(
+        support=(x[order[:, :10]], y[order[:, :10]]), query=(x[order[:, 10:]], y[order[:, 10:]])
+    )
+
+    def loss(omega, data):
+        inputs, targets = data
+        return jax.numpy.mean((inputs @ omega - targets) ** 2) / 2
+
+    meta = nm.maml_value_and_grad(loss, nm.GradientDescent(-0.3))
+
+    def with_ridge(omega, tasks):
+        value, gradient = meta(omega, tasks)
+        scale = 1.5 / (m * 14)
+        return value + scale / 2 * jax.numpy.sum(omega**2), gradient + scale * omega
+
+    fitted = nm.fit(
+        jax.random.key(0), jax.numpy.zeros(4), with_ridge, lambda key: tasks, optax.sgd(0.3), 400
+    )
+    np.testing.assert_allclose(model.coef_, fitted.params, rtol=1e-8)
+    new = (x[:7], y[:7])
+    adapted = nm.adapt(loss, fitted.params, new, nm.GradientDescent(0.4))
+    np.testing.assert_allclose(model.adapt(*new).coef_, adapted, rtol=1e-8)
+
+
+def test_predictions_before_adaptation_after_it_and_for_known_groups(rows):
+    x, y, groups = rows
+    model = MetaRegressor(-0.2, 0.4, 0.5).fit(x, y, groups)
+    np.testing.assert_allclose(model.predict(x), x @ model.coef_ + model.intercept_)
+    third = groups == 3
+    adapted = model.adapt(x[third], y[third])
+    known = model.predict(x, groups=groups)
+    np.testing.assert_allclose(known[third], adapted.predict(x[third]))
+    assert not np.allclose(known[third], model.predict(x[third]))
+    stranger = model.predict(x[:5], groups=np.full(5, 999))
+    np.testing.assert_allclose(stranger, model.predict(x[:5]))
+    assert model.score(x, y) < np.corrcoef(known, y)[0, 1] ** 2
+
+
+def test_rate_zero_is_a_ridge_regression_on_the_query_rows(rows):
+    from sklearn.linear_model import Ridge
+
+    x, y, groups = rows
+    model = MetaRegressor(0.0, 0.0, 2.0, n_t=4, n_v=20, repeats=1).fit(x, y, groups)
+    random = np.random.default_rng(0)
+    query = np.concatenate(
+        [random.permutation(np.arange(g * 24, (g + 1) * 24))[4:] for g in range(40)]
+    )
+    ridge = Ridge(alpha=2.0).fit(x[query], y[query])
+    np.testing.assert_allclose(model.coef_, ridge.coef_, rtol=1e-9)
+    assert model.intercept_ == pytest.approx(ridge.intercept_)
+
+
+def test_parameters_clones_pickles_and_pipelines(rows):
+    x, y, groups = rows
+    model = MetaRegressor(-0.5, 0.3, 1.0, n_t=5)
+    assert clone(model).get_params() == model.get_params()
+    assert model.set_params(train_rate=0.7).train_rate == 0.7
+    model.fit(x, y, groups)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict(x, groups=groups), model.predict(x, groups=groups))
+    line = make_pipeline(StandardScaler(), MetaRegressor(-0.5, 0.3))
+    line.fit(x, y, metaregressor__groups=groups)
+    assert line.predict(x).shape == y.shape
+
+
+def test_groups_are_routed_through_cross_validation(rows):
+    from sklearn.model_selection import GroupKFold, cross_validate
+
+    x, y, groups = rows
+    with sklearn.config_context(enable_metadata_routing=True):
+        model = MetaRegressor(0.1, 0.2).set_fit_request(groups=True)
+        found = cross_validate(model, x, y, cv=GroupKFold(4), params={"groups": groups},
+                               return_estimator=True)  # fmt: skip
+    assert all(len(fitted.groups_) == 30 for fitted in found["estimator"])
+
+
+def test_frames_text_labels_and_several_targets(rows):
+    x, y, groups = rows
+    frame = pd.DataFrame(x, columns=list("abcd"))
+    labels = pd.Series(groups).map(lambda g: f"school {g}")
+    model = MetaRegressor(-0.2, 0.3, fit_intercept=False).fit(frame, pd.Series(y), labels)
+    assert list(model.feature_names_in_) == list("abcd")
+    both = MetaRegressor(-0.2, 0.3, fit_intercept=False).fit(frame, np.c_[y, -y], labels)
+    assert both.predict(frame).shape == (len(y), 2)
+    np.testing.assert_allclose(both.coef_[0], model.coef_)
+    np.testing.assert_allclose(both.coef_[1], -model.coef_)
+    known = model.predict(frame, groups=labels)
+    assert np.mean((known - y) ** 2) < np.mean((model.predict(frame) - y) ** 2)
+
+
+def test_standardising_changes_no_prediction_of_rate_zero(rows):
+    x, y, groups = rows
+    far = 100 * x + 7
+    plain = MetaRegressor(n_t=4).fit(far, y, groups)
+    scaled = MetaRegressor(n_t=4, standardise=True).fit(far, y, groups)
+    np.testing.assert_allclose(scaled.predict(far), plain.predict(far), rtol=1e-8)
+    np.testing.assert_allclose(scaled.coef_, plain.coef_, rtol=1e-6)
+    assert scaled.intercept_ == pytest.approx(plain.intercept_, rel=1e-6)
+
+
+def linear_kernel(a, b):
+    return a @ b.T
+
+
+def test_the_linear_kernel_is_the_linear_model(rows):
+    x, y, groups = rows
+    options = dict(unit="raw", fit_intercept=False)
+    line = MetaRegressor(-0.3, 0.3, 2.0, **options).fit(x, y, groups)
+    kernel = MetaRegressor(-0.3, 0.3, 2.0, kernel=linear_kernel, **options).fit(x, y, groups)
+    new = x[:6] + 0.1
+    np.testing.assert_allclose(kernel.predict(new), line.predict(new), rtol=1e-6)
+    one, two = (m.adapt(x[:9], y[:9]).predict(new) for m in (kernel, line))
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    with pytest.raises(AttributeError, match="no coefficients"):
+        kernel.coef_  # noqa: B018
+
+
+def test_cross_validated_estimator_takes_what_advise_advises(rows):
+    x, y, groups = rows
+    model = MetaRegressorCV(n_t=8, n_v=8, n_r=8, splits=20).fit(x, y, groups)
+    advice = nm.advise(x, y, groups, n_t=8, n_v=8, n_r=8, splits=20, key=jax.random.key(0))
+    assert model.adapt_rate_ == advice.adapt_rate
+    np.testing.assert_allclose(model.predict(x), advice.model().predict(x))
+    assert clone(model).get_params() == model.get_params()
+    with pytest.raises(ValueError, match="groups must be given"):
+        MetaRegressorCV().fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(train_rate=np.nan), "train_rate must be finite"),
+        (dict(meta_ridge=-1.0), "meta_ridge must be at least 0"),
+        (dict(unit="inch"), "unit must be one of"),
+        (dict(repeats=0), "repeats must be"),
+        (dict(n_t=24), "at least 25 samples"),
+    ],
+)
+def test_bad_parameters_are_refused_at_fit(rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        MetaRegressor(**options).fit(*rows)
+    with pytest.raises(ValueError, match="label for each"):
+        MetaRegressor().fit(rows[0], rows[1], rows[2][:-1])
+
+
+def test_small_groups_are_counted(rows):
+    x, y, groups = rows
+    groups = np.where(np.arange(len(y)) == 0, 77, groups)
+    model = MetaRegressor(n_t=12, n_v=12).fit(x, y, groups)
+    assert model.n_groups_left_out_ == 2  # the single row, and the group that lost it

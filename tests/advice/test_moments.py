@@ -1,0 +1,57 @@
+"""Moments of the random-coefficient model, on data of known moments."""
+
+import numpy as np
+import pytest
+
+from negmaml.advice import random_coefficients
+
+
+def grams(seed, groups, rows, p, sigma, spread, w0):
+    """Gram matrices of (x, y) of groups of 2 to `rows` rows; the first feature is constant."""
+    random = np.random.default_rng(seed)
+    counts, out = random.integers(2, rows + 1, size=groups), []
+    for n in counts:
+        x = random.normal(size=(n, p))
+        x[:, 0] = 1
+        w = w0 + spread @ random.normal(size=p)
+        z = np.c_[x, x @ w + sigma * random.normal(size=n)]
+        out.append(z.T @ z)
+    return np.stack(out), counts
+
+
+@pytest.mark.parametrize(
+    ("groups", "rows", "p"), [(600, 25, 3), (900, 4, 3), (900, 8, 10)],
+    ids=["large groups", "groups of a few rows", "more coefficients than rows"],
+)  # fmt: skip
+def test_moments_are_found_whatever_the_size_of_groups(groups, rows, p):
+    random = np.random.default_rng(5)
+    spread = np.diag(np.linspace(0.5, 1.2, p))
+    if p == 3:  # correlated; with more than 8 coefficients independent ones are assumed
+        spread = spread + 0.3 * np.tril(random.normal(size=(p, p)), -1)
+    w0, sigma = np.linspace(-1, 1, p), 1.5
+    found = [
+        random_coefficients(*grams(s, groups, rows, p, sigma, spread, w0)) for s in range(8)
+    ]
+    for values, true in (
+        ([f.mean for f in found], w0),
+        ([f.covariance for f in found], spread @ spread.T),
+        ([f.noise_variance for f in found], sigma**2),
+    ):
+        values = np.stack(values)
+        error = values.std(0, ddof=1) / len(values) ** 0.5
+        assert np.all(abs(values.mean(0) - true) < 5 * error + 0.02)
+        assert np.all(error < 0.15)
+
+
+def test_identical_groups_have_no_covariance_and_it_is_never_negative():
+    gram, counts = grams(0, 300, 12, 3, 1.0, np.zeros((3, 3)), np.ones(3))
+    found = random_coefficients(gram, counts)
+    assert np.linalg.eigvalsh(found.covariance)[0] >= -1e-12
+    assert np.trace(found.covariance) < 0.05
+    assert found.noise_variance == pytest.approx(1.0, rel=0.1)
+
+
+def test_one_group_is_refused():
+    gram, counts = grams(0, 1, 12, 3, 1.0, np.eye(3), np.ones(3))
+    with pytest.raises(ValueError, match="at least 2 groups"):
+        random_coefficients(gram, counts)
