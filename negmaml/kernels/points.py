@@ -17,7 +17,7 @@ from jax import lax
 from negmaml._core.checks import check_finite, check_nonnegative
 from negmaml._core.pytree import as_pytree
 from negmaml.meta import Tasks
-from negmaml.meta.batching import check_tasks
+from negmaml.meta.batching import as_tasks, leading_axis
 
 TILE = 1024  # points a side
 
@@ -51,7 +51,8 @@ def as_kernel(kernel: Callable) -> Any:
 
 def stack(tasks: Tasks, f0: Callable | None) -> tuple[Points, bool]:
     """(points with labels less those of f0, whether labels have an axis of outputs)."""
-    check_tasks(tasks)
+    tasks = as_tasks(tasks)
+    leading_axis("tasks.support and tasks.query", tuple(tasks))
     (x_t, y_t), (x_v, y_v) = (
         _pair(f"tasks.{name}", part) for name, part in zip(("support", "query"), tasks, strict=True)
     )

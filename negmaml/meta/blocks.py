@@ -64,7 +64,7 @@ class Algorithm(NamedTuple):
     def _with_state(self, rule, params: Stateful, tasks):
         """The same for a loss that hands a state on; its new value comes with the gradient."""
         remat = self.method == "remat"
-        ways = {
+        ways: dict[Any, Any] = {
             objective: stateful.objective,
             exact: partial(stateful.exact, remat=remat),
             first_order: stateful.first_order,

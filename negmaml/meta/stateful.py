@@ -78,8 +78,8 @@ def adapt_with_state(loss: Callable, start: Stateful, support, rule: Rule, mask,
     params, rest = trainable(start.params)
     rule, params = ready(rule, params)
     moving, frozen = split(params, mask)
-    steps = threading(loss, rule, start.state, support, (moving, frozen, rest))
-    (theta, state), _ = run(*steps, remat)
+    threaded, gradient, first = threading(loss, rule, start.state, support, (moving, frozen, rest))
+    (theta, state), _ = run(threaded, gradient, first, remat)
     return Stateful(merge(merge(theta, frozen), rest), state)
 
 

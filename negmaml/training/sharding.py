@@ -79,6 +79,7 @@ class Spread(NamedTuple):
 
     def _averaged(self, tree):
         """The mean over devices of the floating leaves, each dtype in one message."""
+        treedef: Any
         leaves, treedef = jax.tree.flatten(tree)
         real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
         for dtype in {leaf.dtype for leaf, r in zip(leaves, real, strict=True) if r}:

@@ -14,7 +14,9 @@ GRID = np.sort(np.append(np.linspace(-1.2, 0.8, 21), 0.0))
 
 def plain(seed, **options):
     """Advice in raw units, without intercept and ridge: the setting of the theory."""
-    settings = dict(rates=GRID, meta_ridges=[0.0], intercept=False, unit="raw", key=jax.random.key(seed))
+    settings = dict(
+        rates=GRID, meta_ridges=[0.0], intercept=False, unit="raw", key=jax.random.key(seed)
+    )
     problem = {k: options.pop(k) for k in ("groups", "sigma", "nu", "p") if k in options}
     return nm.advise(*grouped_rows(seed, **problem), **SIZES, **settings | options)
 
@@ -112,7 +114,9 @@ def test_permuted_labels_give_no_gain(rows):
 
 def test_the_linear_kernel_gives_what_the_features_give(rows):
     x, y, groups = rows
-    common = dict(meta_ridges=[0.0, 3.0], rates=[-0.4, 0.5], key=jax.random.key(0), splits=10, **SIZES)
+    common = dict(
+        meta_ridges=[0.0, 3.0], rates=[-0.4, 0.5], key=jax.random.key(0), splits=10, **SIZES
+    )
     linear = nm.advise(x, y, groups, **common)
     kernel = nm.advise(x, y, groups, kernel=lambda a, b: a @ b.T, **common)
     np.testing.assert_allclose(kernel.curves.loss, linear.curves.loss, rtol=1e-6)
@@ -129,7 +133,10 @@ def test_a_kernel_sees_what_a_line_does_not():
         return jax.numpy.exp(-2 * (a[:, None, 0] - b[None, :, 0]) ** 2)
 
     curved = nm.advise(x, y, groups, kernel=kernel, splits=10, key=jax.random.key(0), **SIZES)
-    assert curved.loss["advised"] < 0.8 * nm.advise(x, y, groups, key=jax.random.key(0), **SIZES).loss["advised"]
+    assert (
+        curved.loss["advised"]
+        < 0.8 * nm.advise(x, y, groups, key=jax.random.key(0), **SIZES).loss["advised"]
+    )
 
 
 def test_units_standardising_and_keys(rows):
@@ -180,7 +187,9 @@ def test_result_says_saves_and_draws(rows, tmp_path):
 
 
 def test_adaptation_rates_can_be_restricted(rows):
-    advice = nm.advise(*rows, adapt_rates=[0.0, 0.5], rates=[-1, 1], key=jax.random.key(0), splits=10, **SIZES)
+    advice = nm.advise(
+        *rows, adapt_rates=[0.0, 0.5], rates=[-1, 1], key=jax.random.key(0), splits=10, **SIZES
+    )
     assert advice.adapt_rate in (0.0, 0.5)
     assert advice.table.sizes["adapt_rate"] == 2
     np.testing.assert_allclose(advice.grid.rates / advice.unit_size, [-1, 0, 1])

@@ -29,9 +29,7 @@ def test_moments_are_found_whatever_the_size_of_groups(groups, rows, p):
     if p == 3:  # correlated; with more than 8 coefficients independent ones are assumed
         spread = spread + 0.3 * np.tril(random.normal(size=(p, p)), -1)
     w0, sigma = np.linspace(-1, 1, p), 1.5
-    found = [
-        random_coefficients(*grams(s, groups, rows, p, sigma, spread, w0)) for s in range(8)
-    ]
+    found = [random_coefficients(*grams(s, groups, rows, p, sigma, spread, w0)) for s in range(8)]
     for values, true in (
         ([f.mean for f in found], w0),
         ([f.covariance for f in found], spread @ spread.T),
