@@ -42,7 +42,7 @@ def draw(m, n_t, n_v, p, outputs=(), key=0):
 def primal(tasks, rule, ridge):
     """omega* of the linear model, by `minimiser`."""
     (x_t, y_t), (x_v, y_v) = tasks
-    return minimiser(*meta_system(Data(x_t, y_t, x_v, y_v), rule), 0.0, ridge)
+    return minimiser(*meta_system(Data(x_t, y_t, x_v, y_v), rule), meta_ridge=ridge)
 
 
 @pytest.mark.usefixtures("x64")
@@ -232,7 +232,7 @@ def test_derivatives_are_those_of_the_minimiser(p, ridge):
         (x_t, y_t), (x_v, y_v) = tasks
         data = Data(scale**0.5 * x_t, y_t, scale**0.5 * x_v, y_v)
         system = meta_system(data, nm.GradientDescent(rate))
-        return scale**0.5 * x @ minimiser(*system, 0.0, ridge).omega
+        return scale**0.5 * x @ minimiser(*system, meta_ridge=ridge).omega
 
     for order in (jax.grad, lambda f, **k: jax.grad(jax.grad(f), **k)):
         for axis in (0, 1):
