@@ -19,7 +19,6 @@ from jax.tree_util import Partial
 
 from negmaml._core.checks import check_count
 from negmaml.meta import blocks
-from negmaml.meta.batching import Tasks
 from negmaml.meta.blocks import Algorithm
 from negmaml.meta.leaves import Loss
 from negmaml.rules import GradientDescent, Rule, as_rule, check_rule
@@ -27,15 +26,19 @@ from negmaml.rules import GradientDescent, Rule, as_rule, check_rule
 METHODS = ("mixed", "reverse", "remat", "low-rank")
 
 
+# (params, tasks) -> (value, gradient like params); ((value, aux), gradient) with has_aux.
+ValueAndGrad = Callable[[Any, Any], tuple[Any, Any]]
+
+
 def maml(
     loss: Loss,
     rule: Rule,
     *,
     inner_loss: Loss | None = None,
-    mask=None,
+    mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
-) -> Callable[[Any, Tasks], Any]:
+) -> Callable[[Any, Any], Any]:
     r"""The objective of model-agnostic meta-learning; jax.grad of it is the meta-gradient.
 
         L_meta(params) = mean_i loss(adapt(params; support_i), query_i)
@@ -55,11 +58,11 @@ def maml_value_and_grad(
     rule: Rule,
     *,
     inner_loss: Loss | None = None,
-    mask=None,
+    mask: Any = None,
     batch_size: int | None = None,
     method: str | None = None,
     has_aux: bool = False,
-) -> Callable[[Any, Tasks], tuple]:
+) -> ValueAndGrad:
     r"""Value and exact, second-order meta-gradient of `maml`: (params, tasks) -> (value, gradient).
 
     Arguments:
@@ -100,10 +103,10 @@ def fomaml(
     rule: Rule,
     *,
     inner_loss: Loss | None = None,
-    mask=None,
+    mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
-):
+) -> ValueAndGrad:
     r"""First-order MAML: (params, tasks) -> (value, gradient), the gradient at the adapted point.
 
         gradient = mean_i  d loss(theta, query_i) / d theta  at theta = theta_i
@@ -121,12 +124,12 @@ def fomaml(
 def anil(
     loss: Loss,
     rule: Rule,
-    head,
+    head: Any,
     *,
     inner_loss: Loss | None = None,
     batch_size: int | None = None,
     has_aux: bool = False,
-):
+) -> ValueAndGrad:
     """Almost no inner loop: MAML whose inner steps move the `head` only.
 
     `head` is the mask of `adapt`, a pytree of booleans like the parameters or a prefix of it;
@@ -142,10 +145,10 @@ def reptile(
     rule: Rule,
     *,
     inner_loss: Loss | None = None,
-    mask=None,
+    mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
-):
+) -> ValueAndGrad:
     r"""Reptile: (params, tasks) -> (value, gradient), the sum of the inner gradients.
 
         gradient = mean_i sum_k grad loss(theta_{i,k}, support_i)        (gradient descent)
@@ -167,10 +170,10 @@ def imaml(
     rule: Rule,
     *,
     inner_loss: Loss | None = None,
-    mask=None,
+    mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
-):
+) -> ValueAndGrad:
     r"""Implicit MAML: (params, tasks) -> (value, gradient) of the proximal inner problem.
 
         theta_i:  grad loss(theta, support_i) + strength (theta - params) = 0
@@ -194,10 +197,10 @@ def meta_sgd(
     *,
     steps: int = 1,
     inner_loss: Loss | None = None,
-    mask=None,
+    mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
-):
+) -> ValueAndGrad:
     r"""Learned rates: (LearnedRates(params, rate), tasks) -> (value, LearnedRates of gradients).
 
     The rate of `GradientDescent(rate, steps)` is a meta-parameter like any other, unconstrained:

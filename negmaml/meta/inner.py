@@ -5,7 +5,9 @@ from negmaml.meta.stateful import Stateful, adapt_with_state
 from negmaml.rules import Rule
 
 
-def adapt(loss: Loss, params, support, rule: Rule, *, mask=None, remat: bool = False):
+def adapt(
+    loss: Loss, params: Any, support: Any, rule: Rule, *, mask: Any = None, remat: bool = False
+) -> Any:
     r"""Parameters after adapting to the data of one task.
 
         theta_0 = params,      theta_{k+1} = theta_k - rate * grad loss(theta_k, support)

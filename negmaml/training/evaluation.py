@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 
 from negmaml._core.checks import check_count, check_key
 from negmaml._core.display import Table, displayed, shape_text
+from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.leaves import check_scalar, holding, merge, ready, scalar, split, trainable
 from negmaml.meta.stateful import Stateful, parts, threading
@@ -59,16 +60,16 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    key,
-    params,
-    loss: Callable,
+    key: PRNGKeyArray,
+    params: Any,
+    loss: Callable[..., Any],
     rule: Rule,
-    tasks,
+    tasks: Any,
     *,
-    metric: Callable | None = None,
+    metric: Callable[..., Any] | None = None,
     episodes: int = 600,
     by_step: bool = False,
-    mask=None,
+    mask: Any = None,
 ) -> Evaluation:
     r"""The loss, or another metric, on the query of fresh tasks after adapting to their support.
 

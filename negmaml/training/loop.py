@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 
 from negmaml._core.checks import check_count, check_key
 from negmaml._core.pytree import as_pytree
+from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.leaves import trainable
 from negmaml.meta.stateful import Stateful
 from negmaml.training.carried import Carried
@@ -31,24 +32,24 @@ from negmaml.training.state import Fit, Point, Run, State, advance, begin, start
 
 
 def fit(
-    key,
-    params,
-    value_and_grad: Callable,
-    sample_tasks,
-    optimizer,
+    key: PRNGKeyArray,
+    params: Any,
+    value_and_grad: Callable[..., Any],
+    sample_tasks: Any,
+    optimizer: Any,
     steps: int | None = None,
     *,
     epochs: int | None = None,
-    evaluate: Callable | None = None,
+    evaluate: Callable[..., Any] | None = None,
     evaluate_every: int | None = None,
-    evaluation_tasks=None,
+    evaluation_tasks: Any = None,
     patience: int | None = None,
-    callback: Callable | None = None,
+    callback: Callable[..., Any] | None = None,
     callback_every: int | None = None,
     state: Fit | None = None,
-    mesh=None,
-    task_axis=None,
-    checkpoint=None,
+    mesh: Any = None,
+    task_axis: Any = None,
+    checkpoint: Any = None,
     checkpoint_every: int | None = None,
     checkpoint_of: str = "this",
     progress: bool = False,
