@@ -1,5 +1,7 @@
 r"""Adapting a pytree of parameters to the data of one task."""
 
+from typing import Any
+
 from negmaml.meta.leaves import Loss, holding, merge, ready, scalar, split, trainable
 from negmaml.meta.stateful import Stateful, adapt_with_state
 from negmaml.rules import Rule
