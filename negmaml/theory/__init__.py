@@ -1,6 +1,7 @@
 """Closed-form predictions for mixed linear regression; every real argument is differentiable."""
 
 from negmaml.problem import expected_test_loss, shrinkage, wishart_moment, wishart_quadrature
+from negmaml.theory.allocation import Allocation, best_allocation
 from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
 from negmaml.theory.general import general_inputs
 from negmaml.theory.optima import (
@@ -15,8 +16,10 @@ from negmaml.theory.predict import distance, task_error, test_loss
 from negmaml.theory.spread import runs_needed, standard_deviation
 
 __all__ = [
+    "Allocation",
     "Phase",
     "best_adapt_rate",
+    "best_allocation",
     "best_meta_ridge",
     "best_rates",
     "best_train_rate",
