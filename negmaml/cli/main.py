@@ -25,9 +25,10 @@ from negmaml.cli import sweeps as sweep_commands
 from negmaml.cli.advise import advise
 from negmaml.cli.output import check_writable
 from negmaml.paper.reproduce import PROBLEMS, RUNS, Panel, experiments, to_dataset
-from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem import MixedLinearRegression, named_spectrum
 from negmaml.rules import GradientDescent
 
+SHAPE = ("exponent", "level", "share", "spikes")
 Figure = Literal["all", "overparameterized", "underparameterized"]
 console = Console()
 
@@ -54,6 +55,25 @@ class ProblemOptions:
     """Mean of every task weight."""
     omega0: float = 0.0
     """Every coordinate of the start of meta-training."""
+    spectrum: Literal["isotropic", "power", "two-level", "spikes"] = "isotropic"
+    """Eigenvalues of the input covariance, of mean one."""
+    exponent: float = 1.0
+    """Of the power law."""
+    level: float = 10.0
+    """Of the upper of two levels, or what spikes add."""
+    share: float = 0.5
+    """Of the directions at the upper of two levels."""
+    spikes: float = 1.0
+    """How many directions are spikes."""
+
+    def problem(self) -> MixedLinearRegression:
+        """As the rest of the package knows it."""
+        given = asdict(self)
+        name, shape = given.pop("spectrum"), {n: given.pop(n) for n in SHAPE}
+        if name != "isotropic":
+            with jax.enable_x64(True):
+                given["input_covariance"] = named_spectrum(name, self.p, **shape)
+        return MixedLinearRegression(**given)
 
 
 Problem = Annotated[ProblemOptions, tyro.conf.arg(name="")]
@@ -199,7 +219,7 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
         train_rate: alpha_t, the inner rate of meta-training, of any sign.
         adapt_rate: alpha_r, the inner rate at test time, of any sign.
     """
-    task = MixedLinearRegression(**asdict(problem))
+    task = problem.problem()
     with jax.enable_x64(True):
         task, train, adapt = cast(
             (task, GradientDescent(train_rate), GradientDescent(adapt_rate)), jnp.float64
@@ -244,7 +264,7 @@ def verify(
         seed: seed of all random numbers.
     """
     result = negmaml.verify(
-        MixedLinearRegression(**asdict(problem)),
+        problem.problem(),
         GradientDescent(train_rate, steps),
         GradientDescent(adapt_rate),
         key=jax.random.key(seed),
