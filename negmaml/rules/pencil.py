@@ -17,6 +17,7 @@ from one small matrix equation (`negmaml.theory.structured_equations`).
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from negmaml._core.pytree import pytree, static
 
@@ -40,22 +41,31 @@ class Pencil:
 
 def chain(mixing) -> Pencil:
     """The pencil of K steps v_k = v_{k-1} - sum_{j <= k} mixing[k, j] S v_{j-1}; (K, K)."""
-    mixing = jnp.atleast_2d(jnp.asarray(mixing))
-    steps = mixing.shape[0]
-    v, y = 2 * jnp.arange(steps + 1), 2 * jnp.arange(steps) + 1
-    zero = jnp.zeros((2 * steps + 1, 2 * steps + 1), mixing.dtype)
-    half = zero.at[y, v[1:]].set(1.0).at[y, v[:-1]].set(-1.0)
-    constant = half + half.T
-    half = zero.at[y[:, None], v[None, :-1]].set(jnp.tril(mixing))
-    coupling = (half + half.T)[:-1, :-1]
-    points = jnp.zeros(2 * steps, mixing.dtype).at[v[:-1]].set(1.0)
-    return Pencil(constant, coupling, points, 0)
+    mixing = jnp.tril(jnp.atleast_2d(jnp.asarray(mixing)))
+    steps, dtype = mixing.shape[0], mixing.dtype
+    half = np.zeros((2 * steps + 1, 2 * steps + 1))
+    for k in range(1, 2 * steps, 2):
+        half[k, k + 1], half[k, k - 1] = 1, -1
+    to_multiplier = np.array([[0.0, 0.0], [1.0, 0.0]])
+    half_coupling = (mixing[:, None, :, None] * jnp.asarray(to_multiplier, dtype)[:, None]).reshape(
+        2 * steps, 2 * steps
+    )
+    return Pencil(
+        jnp.asarray(half + half.T, dtype),
+        half_coupling + half_coupling.T,
+        jnp.asarray(np.tile([1.0, 0.0], steps), dtype),
+        0,
+    )
 
 
 def proximal(strength) -> Pencil:
     """The pencil of S v + strength (v - omega) = 0."""
-    c = jnp.asarray(strength)
-    zero, one = jnp.zeros_like(c), jnp.ones_like(c)
-    constant = jnp.array([[zero, -c, zero], [-c, zero, c], [zero, c, zero]])
-    coupling = jnp.array([[zero, one], [one, zero]])
-    return Pencil(constant, coupling, jnp.array([zero, one]), 1)
+    constant = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    coupling = np.array([[0.0, 1.0], [1.0, 0.0]])
+    strength = jnp.asarray(strength)
+    return Pencil(
+        strength * jnp.asarray(constant, strength.dtype),
+        jnp.asarray(coupling, strength.dtype),
+        jnp.asarray([0.0, 1.0], strength.dtype),
+        1,
+    )

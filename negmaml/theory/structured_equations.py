@@ -1,7 +1,21 @@
-r"""The equations of the structured theory; negmaml/theory/structured.md derives them.
+r"""The equations of the structured theory: any covariance of inputs and of tasks, any pencil.
+
+In the eigenbasis of the input covariance, with s its eigenvalues, averaging over the data of a task
+replaces S by T Sigma in the task's pencil, T one small symmetric matrix. Per eigenvalue, the task's
+variables z given omega have precision C + s T + s e_out e_out^T, from which follow what the task
+adds to the precision of omega, phi(s), and their mean z = r omega and spread K_c given omega:
+
+    v = 1/(ell + m phi)                    variance of omega, all m tasks together
+    G = K_c + r r^T v                      second moments of one task's z; r r^T v between two tasks
+    T = A (1 + g A/n_t)^{-1},              g = sum_k s_k G(s_k)
+    tau = n_v - sum_k s_k G_out,out        weight of a task's query rows;  ridge = ell tau
+
+Everything is in units of tau, in which both limits without ridge, tau = 0 and ell = 0, are regular.
+Every average wanted is a derivative in a source (`Sources`) of one function, whose first two terms
+in 1/p are here: `limit_slopes` and `fluctuations`. negmaml/theory/structured.md derives all of it.
 """
 
-from functools import partial
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -11,10 +25,18 @@ import numpy as np
 from negmaml._core.numerics import contract
 from negmaml.rules.pencil import Pencil
 
-POWERS = 4  # of Sigma by which the distance may be weighted: 1, Sigma, Sigma^2, Sigma^3
+POWERS = 4  # the distance is weighted by Sigma^0, ..., Sigma^3
 
 
 class System(NamedTuple):
+    """One training set as this theory sees it; everything is real and traced.
+
+    s, count: eigenvalues of the input covariance, positive, and how many there are of each, (k,).
+    o: nu^2/p times the weights' covariance on them, averaged over equal eigenvalues, (k,).
+    d: squared components of omega_0 - w0, summed over equal eigenvalues, (k,).
+    m, n_t, n_v, sigma, ridge: as in the problem. pencil: of the rule.
+    """
+
     s: jax.Array
     count: jax.Array
     o: jax.Array
@@ -26,140 +48,241 @@ class System(NamedTuple):
     ridge: jax.Array
     pencil: Pencil
 
+    @property
+    def inner(self) -> slice:
+        """The pencil's variables that S couples."""
+        return slice(self.pencil.first, self.pencil.first + self.pencil.points.shape[0])
+
 
 class Sources(NamedTuple):
+    """What the averages are derivatives in, in units of tau; all but ell are zero in the end.
+
+    ell: ridge on omega. powers: (POWERS,), of a ridge Sigma^j. rows: weight of fresh query rows.
+    noise: strength of residuals. start: of a ridge along omega_0 - w0.
+    """
+
     ell: jax.Array
-    powers: jax.Array   # (POWERS,)
+    powers: jax.Array
     rows: jax.Array
     noise: jax.Array
     start: jax.Array
 
 
-def no_sources(ell):
+def no_sources(ell) -> Sources:
+    """Only the ridge."""
     zero = jnp.zeros_like(ell)
-    return Sources(ell, jnp.zeros(POWERS, ell.dtype), zero, zero, zero)
+    return Sources(ell, jnp.zeros(POWERS, zero.dtype), zero, zero, zero)
 
 
-class Response(NamedTuple):
-    phi: jax.Array   # (k,)
-    mean: jax.Array   # (d, k)
-    spread: jax.Array   # (d, d, k)
+class Marginal(NamedTuple):
+    """Per eigenvalue: phi (k,), r (d, k), K_c (d, d, k) of this module's head, and v (k,).
 
+    kappa is what a task sees of all others and the ridge, (k,).
+    """
 
-def response(system: System, T) -> Response:
-    pencil, s = system.pencil, system.s
-    size, r = pencil.constant.shape[0], pencil.coupling.shape[0]
-    inner = slice(pencil.first, pencil.first + r)
-    form = jnp.zeros_like(pencil.constant).at[inner, inner].set(T).at[-1, -1].add(1.0)
-    form = pencil.constant[..., None] + form[..., None] * s
-    for j in range(size - 1, 0, -1):
-        pivot, column = form[j, j], form[:, j]
-        form = form - column[:, None] * column[None] / pivot
-        form = form.at[j].set(column / pivot).at[:, j].set(column / pivot).at[j, j].set(-1 / pivot)
-    mean = (-form[:, 0]).at[0].set(1.0)
-    spread = (-form).at[0].set(0.0).at[:, 0].set(0.0)
-    return Response(form[0, 0], mean, spread)
-
-
-class State(NamedTuple):
-    total: jax.Array   # variance of omega (k,)
     phi: jax.Array
     mean: jax.Array
     spread: jax.Array
+    v: jax.Array
     kappa: jax.Array
 
+    def own(self):
+        """G, (d, d, k)."""
+        return self.spread + self.between()
 
-def state(system: System, T, at: Sources) -> State:
-    phi, mean, spread = response(system, T)
+    def between(self):
+        """G between two tasks, (d, d, k)."""
+        return self.mean[:, None] * self.mean[None] * self.v
+
+
+def eliminate(system: System, T):
+    """(phi, r, K_c) of the pencil C + s (T + e_out e_out^T): all variables but omega integrated out."""
+    pencil, first = system.pencil, system.pencil.first
+    size = pencil.constant.shape[0]
+    last = np.zeros((size, size))
+    last[-1, -1] = 1
+    scaled = jnp.pad(T, (first, size - first - T.shape[0])) + jnp.asarray(last, T.dtype)
+    return condition(pencil.constant[..., None] + scaled[..., None] * system.s)
+
+
+@jax.custom_jvp
+def condition(form):
+    """(phi, r, K_c) of quadratic forms (d, d, k): variable after variable, from the last.
+
+    A pencil is quasi-definite, positive on points and negative on multipliers, so no pivot
+    vanishes in this order. The forms lie along the last axis, which vectorises.
+    """
+    size = form.shape[0]
+    spread = 1 / form[-1:, -1:]
+    for j in range(size - 2, -1, -1):
+        column = form[j, j + 1 :]
+        mean = -jnp.sum(spread * column, 1)
+        pivot = form[j, j] + jnp.sum(column * mean, 0)
+        mean = jnp.pad(mean, ((1, 0), (0, 0)), constant_values=1)
+        spread = jnp.pad(spread, ((1, 0), (1, 0), (0, 0)))
+        if j:
+            spread = spread + mean[:, None] * mean[None] / pivot
+    return pivot, mean, spread
+
+
+@condition.defjvp
+def _condition_jvp(primals, tangents):
+    """phi' = r^T L' r,  r' = -K L' r,  K' = -K L' K."""
+    (form,), (change,) = primals, tangents
+    phi, mean, spread = condition(form)
+    moved = jnp.sum(change * mean, 1)
+    product = jnp.sum(spread[:, :, None] * change, 1)
+    slopes = (
+        jnp.sum(mean * moved, 0),
+        -jnp.sum(spread * moved, 1),
+        -jnp.sum(product[:, :, None] * spread, 1),
+    )
+    return (phi, mean, spread), slopes
+
+
+@jax.custom_jvp
+def inverse(matrix):
+    """Of (..., n, n), with its derivative in products."""
+    return jnp.linalg.inv(matrix)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    found = inverse(primals[0])
+    return found, -(found @ tangents[0] @ found)
+
+
+@jax.custom_jvp
+def log_det(matrix):
+    """log |det| of (..., n, n)."""
+    return jnp.linalg.slogdet(matrix)[1]
+
+
+@log_det.defjvp
+def _log_det_jvp(primals, tangents):
+    (matrix,), (change,) = primals, tangents
+    return log_det(matrix), jnp.sum(inverse(matrix).mT * change, (-1, -2))
+
+
+def marginal(system: System, T, at: Sources) -> Marginal:
+    """The state of every eigenvalue; `noise` gives each task an omega of its own, variance noise o."""
+    phi, mean, spread = eliminate(system, T)
     soft = at.noise * system.o
     damp = 1 / (1 + soft * phi)
     spread = spread + mean[:, None] * mean[None] * (soft * damp)
     mean, phi = mean * damp, phi * damp
-    own = at.ell + at.start * system.d / jnp.where(system.count > 0, system.count, 1)
+    count = jnp.where(system.count > 0, system.count, 1)
+    own = at.ell + at.start * system.d / count
     for power in range(POWERS):
         own = own + at.powers[power] * system.s**power
-    total = 1 / (own + system.m * phi)
-    return State(total, phi, mean, spread, own + (system.m - 1) * phi)
+    return Marginal(phi, mean, spread, 1 / (own + system.m * phi), own + (system.m - 1) * phi)
 
 
-def overlaps(system, x: State):
-    """G of one task (d, d, k)."""
-    return x.spread + x.mean[:, None] * x.mean[None] * x.total
-
-
-def inner_block(pencil, matrix):
-    inner = slice(pencil.first, pencil.first + pencil.coupling.shape[0])
-    return matrix[inner, inner]
-
-
-def step(system: System, T, at: Sources):
-    """New T, and g_out."""
+def update(system: System, x: Marginal, noise=0.0):
+    """(T, sum_k s_k G_out,out): the right-hand sides of the equations for T and tau."""
     pencil = system.pencil
-    G = overlaps(system, state(system, T, at)) * (system.count * system.s)
-    g = jnp.sum(inner_block(pencil, G), -1)
-    points = at.noise * system.sigma**2 * jnp.outer(pencil.points, pencil.points)
-    A = pencil.coupling
-    new = jnp.linalg.solve(jnp.eye(A.shape[0]) + A @ (g + points) / system.n_t, A)
-    return (new + new.T) / 2, jnp.sum(G[-1, -1])
+    A, a = pencil.coupling, pencil.points
+    weighted = x.own() * (system.count * system.s)
+    g = jnp.sum(weighted[system.inner, system.inner], -1)
+    g = g + noise * system.sigma**2 * a[:, None] * a[None]
+    T = inverse(jnp.eye(A.shape[0], dtype=A.dtype) + A @ g / system.n_t) @ A
+    return (T + T.T) / 2, jnp.sum(weighted[-1, -1])
 
 
-def tau(system: System, T, at: Sources):
-    return system.n_v / (1 - at.rows) - at.noise * system.sigma**2 - step(system, T, at)[1]
+def tau(system: System, output, at: Sources):
+    """tau, given sum_k s_k G_out,out."""
+    return system.n_v / (1 - at.rows) - at.noise * system.sigma**2 - output
 
 
-def limit_sources(system: System, T, at: Sources):
-    """u and R (at noise = 0)"""
-    x = state(system, T, at)
-    points = system.pencil.points
-    noise = system.sigma**2 * (1 + points @ T @ points)
-    u = noise + jnp.sum(system.count * system.o * x.kappa * x.phi * x.total)
-    return u, jnp.sum(system.d * x.total)
+def limit_slopes(system: System, T, x: Marginal):
+    """(u, R): the leading terms' slopes in `noise` (of one task) and in `start`.
+
+        u = sigma^2 (1 + a^T T a) + sum_k o_k kappa phi v        R = sum_k d_k v
+    """
+    a = system.pencil.points
+    noise = system.sigma**2 * (1 + a @ T @ a)
+    u = noise + jnp.sum(system.count * system.o * x.kappa * x.phi * x.v)
+    return u, jnp.sum(system.d * x.v)
 
 
-def bases(r: int):
-    """Orthonormal bases of symmetric and antisymmetric r x r matrices, as (r^2, .)"""
-    i, j = np.triu_indices(r)
-    S = np.zeros((r, r, i.size))
-    for a, (x, y) in enumerate(zip(i, j)):
-        S[x, y, a] = S[y, x, a] = 1.0 if x == y else 0.5**0.5
-    i, j = np.triu_indices(r, 1)
-    A = np.zeros((r, r, i.size))
-    for a, (x, y) in enumerate(zip(i, j)):
-        A[x, y, a], A[y, x, a] = 0.5**0.5, -(0.5**0.5)
-    return S.reshape(r * r, -1), A.reshape(r * r, -1)
+def fluctuations(system: System, T, x: Marginal, rows):
+    r"""F, the next order: of the Hessian between two copies in the order parameters of all tasks,
+
+        F = { (m-1) log det_S(1 - R Gamma_-) + log det_S(1 - R Gamma_+) - m log det_A(1 - R Gamma) } / 2
+
+    det_S on symmetric, det_A on antisymmetric matrices, with R X = T X T/n_t and, for the query rows,
+    X_out/n_v; Gamma = sum_k s_k^2 G X G within a task, Gamma_- less, Gamma_+ with m - 1 times that
+    between tasks, which vanishes on antisymmetric matrices.
+    """
+    own = pairs(system, x.own())
+    between = pairs(system, x.between())
+    common = pair_sum(own, between, system.m - 1)
+    single = pair_sum(own, between, -1.0)
+    _, antisymmetric = bases(T.shape[0], T.dtype)
+    both = kron(T) / system.n_t
+    operators = jnp.stack([symmetric_operator(system, both, x, rows) for x in (single, common)])
+    one = jnp.eye(operators.shape[-1], dtype=T.dtype)
+    single, common = log_det(one - operators)
+    total = (system.m - 1) * single + common
+    if antisymmetric.shape[1]:
+        operator = sandwich(antisymmetric, both) @ sandwich(antisymmetric, own[0])
+        total = total - system.m * log_det(jnp.eye(operator.shape[0], dtype=T.dtype) - operator)
+    return total / 2
 
 
-def fluctuations(system: System, T, at: Sources):
-    """F of the 1/p term."""
-    pencil, m = system.pencil, system.m
-    x = state(system, T, at)
-    G = overlaps(system, x)
-    r = pencil.coupling.shape[0]
-    S, A = bases(r)
+def pairs(system: System, G):
+    """(sum s^2 G X G as a matrix on r x r matrices X, its out-column, its out-out entry)."""
+    r = system.pencil.points.shape[0]
     weight = system.count * system.s**2
-    inner = slice(pencil.first, pencil.first + r)
+    inside, out = G[system.inner, system.inner], G[system.inner, -1]
+    flat = inside.reshape(r * r, -1)
+    gram = contract("an,bn->ab", flat * weight, flat)
+    gram = gram.reshape(r, r, r, r).swapaxes(1, 2).reshape(r * r, r * r)
+    column = contract("in,jn->ij", out * weight, out).reshape(r * r)
+    return gram, column, jnp.sum(weight * G[-1, -1] ** 2)
 
-    def pairs(M):
-        """(P on r^2 x r^2; p_out r^2; p_oo)"""
-        B = M[inner, inner]
-        P = jnp.einsum("ikn,jln->ijkl", B * weight, B).reshape(r * r, r * r)
-        out = M[inner, -1]
-        p_out = jnp.einsum("in,jn->ij", out * weight, out).reshape(r * r)
-        return P, p_out, jnp.sum(weight * M[-1, -1] ** 2)
 
-    TT = jnp.kron(T, T) / system.n_t
-    row = (1 - at.rows) ** 2 / system.n_v
+def kron(T):
+    """X -> T X T as a matrix on r x r matrices."""
+    r = T.shape[0]
+    return (T[:, None, :, None] * T[None, :, None, :]).reshape(r * r, r * r)
 
-    def symmetric(P, p_out, p_oo):
-        TS = S.T @ TT @ S
-        top = jnp.concatenate([TS @ (S.T @ P @ S), (TS @ (S.T @ p_out))[:, None]], 1)
-        bottom = jnp.concatenate([row * (S.T @ p_out), (row * p_oo)[None]])[None]
-        M = jnp.concatenate([top, bottom], 0)
-        return jnp.linalg.slogdet(jnp.eye(M.shape[0]) - M)[1]
 
-    own = pairs(G)
-    cross = pairs(x.mean[:, None] * x.mean[None] * x.total)
-    minus = symmetric(*(a - b for a, b in zip(own, cross)))
-    plus = symmetric(*(a + (m - 1) * b for a, b in zip(own, cross)))
-    anti = jnp.linalg.slogdet(jnp.eye(A.shape[1]) - (A.T @ TT @ A) @ (A.T @ own[0] @ A))[1]
-    return ((m - 1) * minus + plus - m * anti) / 2
+def pair_sum(own, between, factor):
+    """Gamma within a task plus `factor` times that between tasks."""
+    return tuple(a + factor * b for a, b in zip(own, between, strict=True))
+
+
+def symmetric_operator(system: System, both, gamma, rows):
+    """R Gamma on symmetric matrices (in `bases`) and the query rows, (n + 1, n + 1)."""
+    symmetric, _ = bases(system.pencil.points.shape[0], both.dtype)
+    gram, column, corner = gamma
+    R, column = sandwich(symmetric, both), symmetric.T @ column
+    query = (1 - rows) ** 2 / system.n_v
+    return jnp.block(
+        [
+            [R @ sandwich(symmetric, gram), (R @ column)[:, None]],
+            [query * column[None], (query * corner)[None, None]],
+        ]
+    )
+
+
+def sandwich(basis, matrix):
+    """A matrix on r x r matrices, in a basis of a subspace."""
+    return basis.T @ matrix @ basis
+
+
+def bases(r: int, dtype):
+    """Orthonormal bases of the symmetric and antisymmetric r x r matrices, columns of (r^2, .)."""
+    return tuple(jnp.asarray(basis, dtype) for basis in _bases(r))
+
+
+@cache
+def _bases(r: int):
+    unit = np.eye(r * r).reshape(r, r, r * r)
+    symmetric = [unit[i, j] + unit[j, i] for i in range(r) for j in range(i, r)]
+    antisymmetric = [unit[i, j] - unit[j, i] for i in range(r) for j in range(i + 1, r)]
+    return tuple(
+        np.array([x / np.linalg.norm(x) for x in vectors]).reshape(-1, r * r).T
+        for vectors in (symmetric, antisymmetric)
+    )

@@ -1,0 +1,189 @@
+r"""Distance and task error of the structured theory: the limit and the term of order 1/p after it.
+
+With primes for total derivatives along the root, Z = tau + ell tau_ell, and for any source y in
+which a mean is a derivative (a ridge Sigma^j, or the weight of fresh query rows)
+
+    E_y f = f_y + tau_y (f - ell f_ell)/Z
+
+the mean is E_y (m u) - ell^2 (E_y R - 2 tau_y R/Z) in the limit, and the same with psi for m u and chi
+for R at the next order, where psi and chi are the slopes of F at fixed ridge,
+
+    psi = F_noise - N tau_noise/Z,   chi = F_start - N tau_start/Z,   N = ell F_ell + sum_y y F_y.
+
+All of it is one second derivative of F and tau along the root, in directions that hold the ridge.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from negmaml._core.numerics import contract
+from negmaml.theory.structured_equations import (
+    POWERS,
+    Sources,
+    System,
+    bases,
+    fluctuations,
+    limit_slopes,
+    marginal,
+    inverse,
+    kron,
+    no_sources,
+    pair_sum,
+    pairs,
+    sandwich,
+    tau,
+    update,
+)
+from negmaml.theory.structured_saddle import Root, solve
+
+LARGEST_RIDGED_POLE = 0.5
+ELL, MEANS, ROWS, NOISE, START = 0, slice(1, POWERS + 2), POWERS + 1, POWERS + 2, POWERS + 3
+
+
+class Expansion(NamedTuple):
+    """limit, first: of (E (omega* - w0)^T Sigma^j (omega* - w0) for j = 0, ..., 3; task error)."""
+
+    limit: jax.Array
+    first: jax.Array
+    fade: jax.Array
+    converged: jax.Array
+
+
+def expand(system: System, ridged: bool) -> Expansion:
+    """The two leading orders of all means."""
+    root = solve(system, ridged)
+    return expand_at(system, root)
+
+
+def expand_at(system: System, root: Root) -> Expansion:
+    x = marginal(system, root.T, no_sources(root.ell))
+    slopes = first_slopes(system, root, x)
+    limit = leading(system, root, x, slopes)
+    first = first_order(system, root, slopes)
+    ell_tau = root.ell * slopes.tau[ELL]
+    fade = ((ell_tau - root.tau) / (ell_tau + root.tau)) ** 2
+    return Expansion(limit, first, fade, root.converged)
+
+
+class Slopes(NamedTuple):
+    """Total derivatives along the root in every source, in the order of `Sources`.
+
+    T: (n, sources), in the basis of symmetric matrices. tau, u, R: (sources,).
+    inverse: (n, n), of the map's derivative less one.
+    """
+
+    T: jax.Array
+    tau: jax.Array
+    u: jax.Array
+    R: jax.Array
+    inverse: jax.Array
+
+
+def first_slopes(system: System, root: Root, x) -> Slopes:
+    """By the implicit function theorem: the map's derivative is the Hessian's R Gamma_+."""
+    m, T, a = system.m, root.T, system.pencil.points
+    symmetric, _ = bases(T.shape[0], T.dtype)
+    gram, column, _ = pair_sum(pairs(system, x.own()), pairs(system, x.between()), m - 1)
+    R, column = sandwich(symmetric, kron(T)) / system.n_t, symmetric.T @ column
+    inverted = inverse(jnp.eye(R.shape[0], dtype=T.dtype) - R @ sandwich(symmetric, gram))
+
+    # Sources that are ridges on omega, and what each adds to it on every eigenvalue.
+    s, count, v, phi = system.s, system.count, x.v, x.phi
+    ridges = jnp.stack(
+        [jnp.ones_like(s), *(s**j for j in range(POWERS)), jnp.zeros_like(s), jnp.zeros_like(s)]
+        + [system.d / jnp.where(count > 0, count, 1)]
+    )
+    # G moves by r r^T times this at fixed T.
+    lift = -ridges * v**2
+    lift = lift.at[NOISE].set(system.o * ((1 - phi * v) ** 2 + (m - 1) * (phi * v) ** 2))
+    inner = x.mean[system.inner]
+    r2 = (inner[:, None] * inner[None]).reshape(-1, s.size)
+    by_noise, by_rows = (jnp.asarray(np.eye(ridges.shape[0])[i], T.dtype) for i in (NOISE, ROWS))
+    g = contract("an,yn->ay", r2, lift * (count * s))
+    g = symmetric.T @ (g + system.sigma**2 * jnp.outer(jnp.outer(a, a).ravel(), by_noise))
+    T_y = -inverted @ (R @ g)
+    output = contract("n,yn->y", x.mean[-1] ** 2, lift * (count * s)) - column @ T_y
+    tau_y = system.n_v * by_rows - system.sigma**2 * by_noise - output
+    phi_y = contract("an,ay->yn", r2, symmetric @ T_y) * s
+    kappa_y = ridges + (m - 1) * phi_y
+    moved = (phi * v) ** 2 * kappa_y + (x.kappa * v) ** 2 * phi_y
+    aTa = symmetric.T @ jnp.outer(a, a).ravel()
+    u_y = system.sigma**2 * (aTa @ T_y) + moved @ (count * system.o)
+    R_y = -(ridges + m * phi_y) @ (system.d * v**2)
+    return Slopes(T_y, tau_y, u_y, R_y, inverted)
+
+
+def leading(system: System, root: Root, x, slopes: Slopes):
+    """The limit of all means."""
+    u, R = limit_slopes(system, root.T, x)
+    Z = root.tau + root.ell * slopes.tau[ELL]
+    rate = slopes.tau[MEANS] / Z
+    limit = system.m * (held(root, slopes, slopes.u) + rate * u)
+    return per_task(system, limit - root.ell**2 * (held(root, slopes, slopes.R) - rate * R))
+
+
+def held(root: Root, slopes: Slopes, slope):
+    """Slopes in the means' sources at fixed ridge, of a function whose total slopes are given."""
+    share = root.ell / (root.tau + root.ell * slopes.tau[ELL])
+    return slope[MEANS] - share * slopes.tau[MEANS] * slope[ELL]
+
+
+def per_task(system: System, means):
+    """The task error is a mean over the m tasks."""
+    last = jnp.asarray(np.append(np.zeros(POWERS), 1.0), means.dtype)
+    return means * (1 - last + last / system.m)
+
+
+def first_order(system: System, root: Root, slopes: Slopes):
+    """The next order: psi and chi as one direction of a second derivative."""
+    T, ell = root.T, root.ell
+    symmetric, _ = bases(T.shape[0], T.dtype)
+    t, n = symmetric.T @ T.ravel(), slopes.T.shape[0]
+    v, unravel = ravel_pytree(no_sources(ell))
+    Z = root.tau + ell * slopes.tau[ELL]
+
+    def unpack(t, v):
+        at, T = unravel(v), (symmetric @ t).reshape(T_shape)
+        return at, T, marginal(system, T, at)
+
+    T_shape = T.shape
+
+    def F(t, v):
+        at, T, x = unpack(t, v)
+        return fluctuations(system, T, x, at.rows)
+
+    start = ell**2
+    unit = jnp.asarray(np.eye(v.size), v.dtype)
+    tau_x = slopes.tau[NOISE] - start * slopes.tau[START]
+    x = unit[NOISE] - start * unit[START] - ell / Z * tau_x * unit[ELL]
+    t_x = slopes.T @ x
+    (F_t, F_v), (F_tx, F_vx) = jax.jvp(jax.grad(F, (0, 1)), (t, v), (t_x, x))
+    d_F = F_v + F_t @ slopes.T
+    c = ell * d_F[ELL] / Z
+
+    def constraints(t, v):
+        """fixed-point map and tau, weighted by how F - c tau depends on them"""
+        at, T, y = unpack(t, v)
+        new, output = update(system, y, at.noise)
+        return symmetric.T @ new.ravel(), tau(system, output, at)
+
+    _, column, _ = pair_sum(pairs(system, unpack(t, v)[2].own()), pairs(system, unpack(t, v)[2].between()), system.m - 1)
+    tau_t = symmetric.T @ column
+    adjoint = (F_t - c * tau_t) @ slopes.inverse
+
+    def lagrangian(t, v):
+        new, tau_ = constraints(t, v)
+        return adjoint @ new - c * tau_
+
+    _, (l_t, l_v) = jax.jvp(jax.grad(lagrangian, (0, 1)), (t, v), (t_x, x))
+    second = F_vx + l_v + (F_tx + l_t) @ slopes.T
+    psi = d_F[NOISE] - c * slopes.tau[NOISE]
+    chi = d_F[START] - c * slopes.tau[START]
+    first = held(root, slopes, second) - tau_x / Z * (
+        held(root, slopes, d_F) - 2 * c * held(root, slopes, slopes.tau)
+    )
+    return per_task(system, first + slopes.tau[MEANS] / Z * (psi + start * chi))
