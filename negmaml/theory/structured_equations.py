@@ -25,15 +25,13 @@ import numpy as np
 from negmaml._core.numerics import contract
 from negmaml.rules.pencil import Pencil
 
-POWERS = 4  # the distance is weighted by Sigma^0, ..., Sigma^3
-
-
 class System(NamedTuple):
     """One training set as this theory sees it; everything is real and traced.
 
     s, count: eigenvalues of the input covariance, positive, and how many there are of each, (k,).
     o: nu^2/p times the weights' covariance on them, averaged over equal eigenvalues, (k,).
     d: squared components of omega_0 - w0, summed over equal eigenvalues, (k,).
+    weights: the quadratic forms of omega* - w0 wanted, by their values on the eigenvalues, (J, k).
     m, n_t, n_v, sigma, ridge: as in the problem. pencil: of the rule.
     """
 
@@ -41,6 +39,7 @@ class System(NamedTuple):
     count: jax.Array
     o: jax.Array
     d: jax.Array
+    weights: jax.Array
     m: jax.Array
     n_t: jax.Array
     n_v: jax.Array
@@ -57,21 +56,21 @@ class System(NamedTuple):
 class Sources(NamedTuple):
     """What the averages are derivatives in, in units of tau; all but ell are zero in the end.
 
-    ell: ridge on omega. powers: (POWERS,), of a ridge Sigma^j. rows: weight of fresh query rows.
+    ell: ridge on omega. forms: (J,), of ridges `weights`. rows: weight of fresh query rows.
     noise: strength of residuals. start: of a ridge along omega_0 - w0.
     """
 
     ell: jax.Array
-    powers: jax.Array
+    forms: jax.Array
     rows: jax.Array
     noise: jax.Array
     start: jax.Array
 
 
-def no_sources(ell) -> Sources:
+def no_sources(system: System, ell) -> Sources:
     """Only the ridge."""
     zero = jnp.zeros_like(ell)
-    return Sources(ell, jnp.zeros(POWERS, zero.dtype), zero, zero, zero)
+    return Sources(ell, jnp.zeros(system.weights.shape[0], zero.dtype), zero, zero, zero)
 
 
 class Marginal(NamedTuple):
@@ -171,11 +170,13 @@ def marginal(system: System, T, at: Sources) -> Marginal:
     damp = 1 / (1 + soft * phi)
     spread = spread + mean[:, None] * mean[None] * (soft * damp)
     mean, phi = mean * damp, phi * damp
-    count = jnp.where(system.count > 0, system.count, 1)
-    own = at.ell + at.start * system.d / count
-    for power in range(POWERS):
-        own = own + at.powers[power] * system.s**power
+    own = at.ell + at.start * per_eigenvalue(system) + contract("j,jk->k", at.forms, system.weights)
     return Marginal(phi, mean, spread, 1 / (own + system.m * phi), own + (system.m - 1) * phi)
+
+
+def per_eigenvalue(system: System):
+    """d of one of several equal eigenvalues."""
+    return system.d / jnp.where(system.count > 0, system.count, 1)
 
 
 def update(system: System, x: Marginal, noise=0.0):

@@ -22,7 +22,6 @@ from jax.flatten_util import ravel_pytree
 
 from negmaml._core.numerics import contract
 from negmaml.theory.structured_equations import (
-    POWERS,
     Sources,
     System,
     bases,
@@ -34,6 +33,7 @@ from negmaml.theory.structured_equations import (
     no_sources,
     pair_sum,
     pairs,
+    per_eigenvalue,
     sandwich,
     tau,
     update,
@@ -41,7 +41,8 @@ from negmaml.theory.structured_equations import (
 from negmaml.theory.structured_saddle import Root, solve
 
 LARGEST_RIDGED_POLE = 0.5
-ELL, MEANS, ROWS, NOISE, START = 0, slice(1, POWERS + 2), POWERS + 1, POWERS + 2, POWERS + 3
+# Positions in `Sources`, flattened: the means' sources lie between the ridge and the last two.
+ELL, MEANS, ROWS, NOISE, START = 0, slice(1, -2), -3, -2, -1
 
 
 class Expansion(NamedTuple):
@@ -60,7 +61,7 @@ def expand(system: System, ridged: bool) -> Expansion:
 
 
 def expand_at(system: System, root: Root) -> Expansion:
-    x = marginal(system, root.T, no_sources(root.ell))
+    x = marginal(system, root.T, no_sources(system, root.ell))
     slopes = first_slopes(system, root, x)
     limit = leading(system, root, x, slopes)
     first = first_order(system, root, slopes)
@@ -94,8 +95,8 @@ def first_slopes(system: System, root: Root, x) -> Slopes:
     # Sources that are ridges on omega, and what each adds to it on every eigenvalue.
     s, count, v, phi = system.s, system.count, x.v, x.phi
     ridges = jnp.stack(
-        [jnp.ones_like(s), *(s**j for j in range(POWERS)), jnp.zeros_like(s), jnp.zeros_like(s)]
-        + [system.d / jnp.where(count > 0, count, 1)]
+        [jnp.ones_like(s), *system.weights, jnp.zeros_like(s), jnp.zeros_like(s)]
+        + [per_eigenvalue(system)]
     )
     # G moves by r r^T times this at fixed T.
     lift = -ridges * v**2
@@ -134,7 +135,7 @@ def held(root: Root, slopes: Slopes, slope):
 
 def per_task(system: System, means):
     """The task error is a mean over the m tasks."""
-    last = jnp.asarray(np.append(np.zeros(POWERS), 1.0), means.dtype)
+    last = jnp.asarray(np.append(np.zeros(system.weights.shape[0]), 1.0), means.dtype)
     return means * (1 - last + last / system.m)
 
 
@@ -143,7 +144,7 @@ def first_order(system: System, root: Root, slopes: Slopes):
     T, ell = root.T, root.ell
     symmetric, _ = bases(T.shape[0], T.dtype)
     t, n = symmetric.T @ T.ravel(), slopes.T.shape[0]
-    v, unravel = ravel_pytree(no_sources(ell))
+    v, unravel = ravel_pytree(no_sources(system, ell))
     Z = root.tau + ell * slopes.tau[ELL]
 
     def unpack(t, v):

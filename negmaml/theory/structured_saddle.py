@@ -69,7 +69,7 @@ def solve(system: System, ridged: bool) -> Root:
         lambda linear, y: jnp.linalg.solve(jax.jacfwd(linear)(jnp.zeros_like(y)), y),
     )
     T, ell = _split(system, point, ridged)
-    _, output = update(system, marginal(system, T, no_sources(ell)))
+    _, output = update(system, marginal(system, T, no_sources(system, ell)))
     tau = jnp.where(_over(system), 0, system.n_v - output)
     if ridged:
         positive = system.ridge > 0
@@ -100,7 +100,7 @@ def _split(system: System, point, ridged: bool):
 def _moves(system: System, point, ridged: bool):
     """The map's move from a point, and what it was made of."""
     T, ell = _split(system, point, ridged)
-    x = marginal(system, T, no_sources(ell))
+    x = marginal(system, T, no_sources(system, ell))
     new, output = update(system, x)
     symmetric, _ = bases(T.shape[0], point.dtype)
     unknown = _unknown_ell(system, ridged)
