@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.pytree import pytree, static
+from negmaml.rules.schedule import combine, separate
 
 
 @pytree
@@ -37,6 +38,24 @@ class Pencil:
     coupling: jax.Array
     points: jax.Array
     first: int = static()
+
+
+def pencil_of_updates(rule) -> Pencil:
+    """The pencil of a rule whose update is linear in parameters and gradient.
+
+    Run on parameters that count: the gradient of step j is the j-th unit vector, so that the
+    parameters after step k are minus the weights of all gradients so far.
+    """
+    stepped, fixed = separate(rule)
+    dtype = jnp.result_type(float, *jax.tree.leaves(rule))
+    units = jnp.eye(rule.steps, dtype=dtype)
+    params = jnp.zeros(rule.steps, dtype)
+    state, rows = rule.init(params), [params]
+    for k in range(rule.steps):
+        own = jax.tree.map(lambda values, k=k: values[k], stepped)
+        params, state = combine(own, fixed).update(units[k], state, params)
+        rows.append(params)
+    return chain(-jnp.diff(jnp.stack(rows), axis=0))
 
 
 def chain(mixing) -> Pencil:
@@ -58,7 +77,7 @@ def chain(mixing) -> Pencil:
     )
 
 
-def proximal(strength) -> Pencil:
+def proximal_pencil(strength) -> Pencil:
     """The pencil of S v + strength (v - omega) = 0."""
     constant = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     coupling = np.array([[0.0, 1.0], [1.0, 0.0]])

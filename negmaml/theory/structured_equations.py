@@ -254,6 +254,17 @@ def pair_sum(own, between, factor):
     return tuple(a + factor * b for a, b in zip(own, between, strict=True))
 
 
+def together(system: System, x: Marginal):
+    """Gamma_+: what a change of T in all tasks at once does to one task's g."""
+    return pair_sum(pairs(system, x.own()), pairs(system, x.between()), system.m - 1)
+
+
+def output_column(system: System, x: Marginal):
+    """Derivative of tau in T, in the basis of symmetric matrices."""
+    symmetric, _ = bases(system.pencil.points.shape[0], x.v.dtype)
+    return symmetric.T @ together(system, x)[1]
+
+
 def symmetric_operator(system: System, both, gamma, rows):
     """R Gamma on symmetric matrices (in `bases`) and the query rows, (n + 1, n + 1)."""
     symmetric, _ = bases(system.pencil.points.shape[0], both.dtype)

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from negmaml._core.numerics import contract
 from negmaml.theory.structured_equations import (
-    Sources,
+    Marginal,
     System,
     bases,
     fluctuations,
@@ -31,22 +31,24 @@ from negmaml.theory.structured_equations import (
     inverse,
     kron,
     no_sources,
-    pair_sum,
-    pairs,
     per_eigenvalue,
     sandwich,
+    output_column,
     tau,
+    together,
     update,
 )
 from negmaml.theory.structured_saddle import Root, solve
 
-LARGEST_RIDGED_POLE = 0.5
 # Positions in `Sources`, flattened: the means' sources lie between the ridge and the last two.
 ELL, MEANS, ROWS, NOISE, START = 0, slice(1, -2), -3, -2, -1
 
 
 class Expansion(NamedTuple):
-    """limit, first: of (E (omega* - w0)^T Sigma^j (omega* - w0) for j = 0, ..., 3; task error)."""
+    """limit, first: of every form E (omega* - w0)^T H (omega* - w0), then the task error, (J + 1,).
+
+    fade: of the resummation. converged: whether the root was found.
+    """
 
     limit: jax.Array
     first: jax.Array
@@ -55,18 +57,13 @@ class Expansion(NamedTuple):
 
 
 def expand(system: System, ridged: bool) -> Expansion:
-    """The two leading orders of all means."""
+    """The two leading orders of all means; `ridged` says whether ridge may be > 0."""
     root = solve(system, ridged)
-    return expand_at(system, root)
-
-
-def expand_at(system: System, root: Root) -> Expansion:
     x = marginal(system, root.T, no_sources(system, root.ell))
     slopes = first_slopes(system, root, x)
-    limit = leading(system, root, x, slopes)
-    first = first_order(system, root, slopes)
-    ell_tau = root.ell * slopes.tau[ELL]
-    fade = ((ell_tau - root.tau) / (ell_tau + root.tau)) ** 2
+    limit, first = leading(system, root, x, slopes), first_order(system, root, x, slopes)
+    product = root.ell * slopes.tau[ELL]
+    fade = ((product - root.tau) / (product + root.tau)) ** 2
     return Expansion(limit, first, fade, root.converged)
 
 
@@ -84,11 +81,11 @@ class Slopes(NamedTuple):
     inverse: jax.Array
 
 
-def first_slopes(system: System, root: Root, x) -> Slopes:
+def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
     """By the implicit function theorem: the map's derivative is the Hessian's R Gamma_+."""
     m, T, a = system.m, root.T, system.pencil.points
     symmetric, _ = bases(T.shape[0], T.dtype)
-    gram, column, _ = pair_sum(pairs(system, x.own()), pairs(system, x.between()), m - 1)
+    gram, column, _ = together(system, x)
     R, column = sandwich(symmetric, kron(T)) / system.n_t, symmetric.T @ column
     inverted = inverse(jnp.eye(R.shape[0], dtype=T.dtype) - R @ sandwich(symmetric, gram))
 
@@ -118,7 +115,7 @@ def first_slopes(system: System, root: Root, x) -> Slopes:
     return Slopes(T_y, tau_y, u_y, R_y, inverted)
 
 
-def leading(system: System, root: Root, x, slopes: Slopes):
+def leading(system: System, root: Root, x: Marginal, slopes: Slopes):
     """The limit of all means."""
     u, R = limit_slopes(system, root.T, x)
     Z = root.tau + root.ell * slopes.tau[ELL]
@@ -139,52 +136,45 @@ def per_task(system: System, means):
     return means * (1 - last + last / system.m)
 
 
-def first_order(system: System, root: Root, slopes: Slopes):
-    """The next order: psi and chi as one direction of a second derivative."""
-    T, ell = root.T, root.ell
-    symmetric, _ = bases(T.shape[0], T.dtype)
-    t, n = symmetric.T @ T.ravel(), slopes.T.shape[0]
-    v, unravel = ravel_pytree(no_sources(system, ell))
+def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
+    """The next order of all means: a second derivative of F along the root.
+
+    T moves with the sources, and its second derivatives enter through F_T alone: with the map's
+    residual and tau weighted accordingly, they are second derivatives at fixed T.
+    """
+    ell, shape = root.ell, root.T.shape
+    symmetric, _ = bases(shape[0], ell.dtype)
+    t, (v, unravel) = symmetric.T @ root.T.ravel(), ravel_pytree(no_sources(system, ell))
     Z = root.tau + ell * slopes.tau[ELL]
 
-    def unpack(t, v):
-        at, T = unravel(v), (symmetric @ t).reshape(T_shape)
-        return at, T, marginal(system, T, at)
-
-    T_shape = T.shape
+    def at(t, v):
+        sources, T = unravel(v), (symmetric @ t).reshape(shape)
+        return sources, T, marginal(system, T, sources)
 
     def F(t, v):
-        at, T, x = unpack(t, v)
-        return fluctuations(system, T, x, at.rows)
+        sources, T, x = at(t, v)
+        return fluctuations(system, T, x, sources.rows)
 
-    start = ell**2
+    # psi - ell^2 chi, as a slope along one direction that holds the ridge.
     unit = jnp.asarray(np.eye(v.size), v.dtype)
-    tau_x = slopes.tau[NOISE] - start * slopes.tau[START]
-    x = unit[NOISE] - start * unit[START] - ell / Z * tau_x * unit[ELL]
-    t_x = slopes.T @ x
-    (F_t, F_v), (F_tx, F_vx) = jax.jvp(jax.grad(F, (0, 1)), (t, v), (t_x, x))
-    d_F = F_v + F_t @ slopes.T
-    c = ell * d_F[ELL] / Z
+    along = unit[NOISE] - ell**2 * unit[START]
+    tau_along = slopes.tau @ along
+    along = along - ell / Z * tau_along * unit[ELL]
+    moves = slopes.T @ along, along
+    (F_t, F_v), (F_t_along, F_v_along) = jax.jvp(jax.grad(F, (0, 1)), (t, v), moves)
+    slope = F_v + F_t @ slopes.T
+    share = ell * slope[ELL] / Z
+    adjoint = (F_t - share * output_column(system, x)) @ slopes.inverse
 
     def constraints(t, v):
-        """fixed-point map and tau, weighted by how F - c tau depends on them"""
-        at, T, y = unpack(t, v)
-        new, output = update(system, y, at.noise)
-        return symmetric.T @ new.ravel(), tau(system, output, at)
+        sources, _, x = at(t, v)
+        new, output = update(system, x, sources.noise)
+        return adjoint @ (symmetric.T @ new.ravel()) - share * tau(system, output, sources)
 
-    _, column, _ = pair_sum(pairs(system, unpack(t, v)[2].own()), pairs(system, unpack(t, v)[2].between()), system.m - 1)
-    tau_t = symmetric.T @ column
-    adjoint = (F_t - c * tau_t) @ slopes.inverse
-
-    def lagrangian(t, v):
-        new, tau_ = constraints(t, v)
-        return adjoint @ new - c * tau_
-
-    _, (l_t, l_v) = jax.jvp(jax.grad(lagrangian, (0, 1)), (t, v), (t_x, x))
-    second = F_vx + l_v + (F_tx + l_t) @ slopes.T
-    psi = d_F[NOISE] - c * slopes.tau[NOISE]
-    chi = d_F[START] - c * slopes.tau[START]
-    first = held(root, slopes, second) - tau_x / Z * (
-        held(root, slopes, d_F) - 2 * c * held(root, slopes, slopes.tau)
-    )
-    return per_task(system, first + slopes.tau[MEANS] / Z * (psi + start * chi))
+    _, (c_t_along, c_v_along) = jax.jvp(jax.grad(constraints, (0, 1)), (t, v), moves)
+    second = F_v_along + c_v_along + (F_t_along + c_t_along) @ slopes.T
+    first = held(root, slopes, second)
+    rest = held(root, slopes, slope) - 2 * share * held(root, slopes, slopes.tau)
+    first = first - tau_along / Z * rest
+    psi, chi = (slope[i] - share * slopes.tau[i] for i in (NOISE, START))
+    return per_task(system, first + slopes.tau[MEANS] / Z * (psi + ell**2 * chi))

@@ -25,9 +25,8 @@ from negmaml.theory.structured_equations import (
     kron,
     marginal,
     no_sources,
-    pair_sum,
-    pairs,
     sandwich,
+    together,
     update,
 )
 
@@ -115,9 +114,7 @@ def _try(system: System, point, ridged: bool) -> Trial:
     """Evaluate a point. The map's derivative is R Gamma_+ of the Hessian, so it costs little."""
     move, (x, new, ell, unknown, ratio) = _moves(system, point, ridged)
     symmetric, _ = bases(new.shape[0], point.dtype)
-    gram, column, _ = pair_sum(
-        pairs(system, x.own()), pairs(system, x.between()), system.m - 1
-    )
+    gram, column, _ = together(system, x)
     R = sandwich(symmetric, kron(new) / system.n_t)
     # Derivatives in ell at fixed T, of g and of the sum over outputs: -sum s r r^T v^2.
     by_ell = -x.between() * (system.count * system.s * x.v)
