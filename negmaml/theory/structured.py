@@ -84,7 +84,7 @@ def predict(problem: MixedLinearRegression, train: Rule, meta_ridge, weights) ->
 @quick_jit
 def predict_traced(at: Situation, rule: Rule) -> Prediction:
     """Sizes are traced, so that one compilation serves every problem of one p."""
-    still = contract_zero(at)
+    still = unmoved(at)
     # The first form is the reference of the resummation.
     spectrum = condensed(at.s, at.o, at.d, jnp.concatenate([at.s[None], at.weights]))
     shape, flat = rule.batch_shape, flat_batch(rule)
@@ -101,7 +101,7 @@ def predict_traced(at: Situation, rule: Rule) -> Prediction:
     return found._replace(forms=found.forms + still, limit=found.limit + still)
 
 
-def contract_zero(at: Situation):
+def unmoved(at: Situation):
     """The forms of directions without any input, in which nothing moves."""
     return jnp.sum(jnp.where(at.s > 0, 0, at.weights * at.d), -1)
 
