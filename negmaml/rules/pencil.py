@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.pytree import pytree, static
+from negmaml._core.pytree import pytree
 from negmaml.rules.schedule import combine, separate
 
 
@@ -27,17 +27,13 @@ from negmaml.rules.schedule import combine, separate
 class Pencil:
     """C and A of this module's head; the first variable is omega, the last what is tested.
 
-    constant: C, (d, d), symmetric.
-    coupling: A on the variables it involves, (r, r), symmetric.
-    points: (r,), one for each of those variables that is a point in weight space, zero for a
-        multiplier: where label noise enters.
-    first: position of the first of those variables, which are consecutive.
+    constant, coupling: C and A, (d, d), symmetric.
+    points: (d,), one for each variable that is a point in weight space, zero for a multiplier.
     """
 
     constant: jax.Array
     coupling: jax.Array
     points: jax.Array
-    first: int = static()
 
 
 def pencil_of_updates(rule) -> Pencil:
@@ -65,26 +61,23 @@ def chain(mixing) -> Pencil:
     half = np.zeros((2 * steps + 1, 2 * steps + 1))
     for k in range(1, 2 * steps, 2):
         half[k, k + 1], half[k, k - 1] = 1, -1
-    to_multiplier = np.array([[0.0, 0.0], [1.0, 0.0]])
-    half_coupling = (mixing[:, None, :, None] * jnp.asarray(to_multiplier, dtype)[:, None]).reshape(
-        2 * steps, 2 * steps
-    )
+    spread = mixing[:, None, :, None] * jnp.asarray(_POINT_TO_MULTIPLIER, dtype)[:, None]
+    half_coupling = jnp.pad(spread.reshape(2 * steps, 2 * steps), (0, 1))
     return Pencil(
         jnp.asarray(half + half.T, dtype),
         half_coupling + half_coupling.T,
-        jnp.asarray(np.tile([1.0, 0.0], steps), dtype),
-        0,
+        jnp.asarray(np.arange(2 * steps + 1) % 2 == 0, dtype),
     )
+
+
+# Where an entry of the mixing goes in its 2 x 2 block of (point, multiplier).
+_POINT_TO_MULTIPLIER = np.array([[0.0, 0.0], [1.0, 0.0]])
 
 
 def proximal_pencil(strength) -> Pencil:
     """The pencil of S v + strength (v - omega) = 0."""
     constant = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
-    coupling = np.array([[0.0, 1.0], [1.0, 0.0]])
+    coupling = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     strength = jnp.asarray(strength)
-    return Pencil(
-        strength * jnp.asarray(constant, strength.dtype),
-        jnp.asarray(coupling, strength.dtype),
-        jnp.asarray([0.0, 1.0], strength.dtype),
-        1,
-    )
+    points = jnp.asarray([1.0, 0.0, 1.0], strength.dtype)
+    return Pencil(strength * jnp.asarray(constant, strength.dtype), jnp.asarray(coupling, strength.dtype), points)

@@ -18,15 +18,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.numerics import contract
 from negmaml.theory.structured_equations import (
     System,
     bases,
     eliminate,
     kron,
     marginal,
-    no_sources,
+    pairs,
     sandwich,
-    together,
     update,
 )
 
@@ -68,7 +68,7 @@ def solve(system: System, ridged: bool) -> Root:
         lambda linear, y: jnp.linalg.solve(jax.jacfwd(linear)(jnp.zeros_like(y)), y),
     )
     T, ell = _split(system, point, ridged)
-    _, output = update(system, marginal(system, T, no_sources(system, ell)))
+    _, output = update(system, marginal(system, T, ell))
     tau = jnp.where(_over(system), 0, system.n_v - output)
     if ridged:
         positive = system.ridge > 0
@@ -90,16 +90,16 @@ def _unknown_ell(system: System, ridged: bool):
 
 def _split(system: System, point, ridged: bool):
     """T and ell of a point (T in the basis of symmetric matrices, log ell)."""
-    r = system.pencil.points.shape[0]
-    symmetric, _ = bases(r, point.dtype)
-    T = (symmetric @ point[:-1]).reshape(r, r)
+    d = system.pencil.points.shape[0]
+    symmetric, _ = bases(d, point.dtype)
+    T = (symmetric @ point[:-1]).reshape(d, d)
     return T, jnp.where(_unknown_ell(system, ridged), jnp.exp(point[-1]), 0)
 
 
 def _moves(system: System, point, ridged: bool):
     """The map's move from a point, and what it was made of."""
     T, ell = _split(system, point, ridged)
-    x = marginal(system, T, no_sources(system, ell))
+    x = marginal(system, T, ell)
     new, output = update(system, x)
     symmetric, _ = bases(T.shape[0], point.dtype)
     unknown = _unknown_ell(system, ridged)
@@ -114,19 +114,18 @@ def _try(system: System, point, ridged: bool) -> Trial:
     """Evaluate a point. The map's derivative is R Gamma_+ of the Hessian, so it costs little."""
     move, (x, new, ell, unknown, ratio) = _moves(system, point, ridged)
     symmetric, _ = bases(new.shape[0], point.dtype)
-    gram, column, _ = together(system, x)
-    R = sandwich(symmetric, kron(new) / system.n_t)
-    # Derivatives in ell at fixed T, of g and of the sum over outputs: -sum s r r^T v^2.
-    by_ell = -x.between() * (system.count * system.s * x.v)
-    g_ell = jnp.sum(by_ell[system.inner, system.inner], -1).ravel()
-    output_ell = jnp.sum(by_ell[-1, -1]) - (system.ridge / jnp.where(unknown, ell, 1) ** 2 if ridged else 0)
-    jacobian = jnp.block(
+    gram = pairs(system, x.own()) + (system.m - 1) * pairs(system, x.between())
+    gram = sandwich(symmetric, gram)  # the last of the symmetric matrices is e e^T
+    R = sandwich(symmetric, kron(new)) / system.n_t
+    # Of g at fixed T in log ell.
+    g_ell = contract("ijk,k->ij", x.between(), -system.count * system.s * x.v) * ell
+    g_ell = symmetric.T @ g_ell.ravel()
+    own = (system.ridge / jnp.where(unknown, ell, 1) if ridged else 0) - g_ell[-1]
+    last = jnp.append(-gram[-1], ratio - own) / ratio
+    jacobian = jnp.concatenate(
         [
-            [R @ sandwich(symmetric, gram), -(R @ (symmetric.T @ g_ell) * ell)[:, None]],
-            [
-                jnp.where(unknown, -(symmetric.T @ column) / ratio, 0)[None],
-                jnp.where(unknown, 1 + output_ell * ell / ratio, 0)[None, None],
-            ],
+            jnp.concatenate([R @ gram, -(R @ g_ell)[:, None]], 1),
+            jnp.where(unknown, last, 0)[None],
         ]
     )
     scale = _scale(new, symmetric)
@@ -134,7 +133,7 @@ def _try(system: System, point, ridged: bool) -> Trial:
     newton = jnp.linalg.solve(matrix * scale / scale[:, None], move / scale) * scale
     newton = newton * jnp.minimum(1, 2 / (jnp.abs(newton[-1]) + 1e-30))
     T, _ = _split(system, point, ridged)
-    signs = 2 * system.pencil.points - 1
+    signs = 2 * system.pencil.points - 1  # of T on points and multipliers
     inside = jnp.all(jnp.diag(T) * signs >= 0) & jnp.all(x.phi >= 0)
     error = jnp.max(jnp.abs(move) / scale)
     return Trial(point, move, newton, jnp.where(jnp.isfinite(error), error, jnp.inf), inside)
@@ -152,7 +151,7 @@ def _search(system: System, ridged: bool):
     """(root, error, iterations), from the pencil of S = Sigma, T = A."""
     A = system.pencil.coupling
     symmetric, _ = bases(A.shape[0], A.dtype)
-    phi, *_ = eliminate(system, A)
+    phi, *_ = eliminate(system.pencil, system.s, A)
     low = jnp.finfo(A.dtype).tiny ** 0.25
     ell = jnp.log(jnp.maximum(jnp.sum(system.count * jnp.abs(phi)), low) / system.n_v)
     ell = jnp.where(_unknown_ell(system, ridged), ell, 0)
