@@ -95,10 +95,23 @@ def predict_traced(at: Situation, rule: Rule) -> Prediction:
         )
         return resummed(system, at.ridged)
 
-    many = math.prod(shape) > BLOCK
-    found = lax.map(one, flat, batch_size=BLOCK) if many else jax.vmap(one)(flat)
+    found = _in_blocks(jax.vmap(one), flat, math.prod(shape))
     found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
     return found._replace(forms=found.forms + still, limit=found.limit + still)
+
+
+def _in_blocks(function, batch, size: int):
+    """`function` of a batch, block by block; full blocks only, so that it is compiled once."""
+    if size <= BLOCK:
+        return function(batch)
+    count = -(-size // BLOCK)
+
+    def blocks(x):
+        filled = jnp.pad(x, [(0, count * BLOCK - size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+        return filled.reshape(count, BLOCK, *x.shape[1:])
+
+    found = lax.map(function, jax.tree.map(blocks, batch))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], found)
 
 
 def unmoved(at: Situation):
