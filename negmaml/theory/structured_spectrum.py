@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-BINS = 128
+BINS = 64
 # Spectra up to this length are taken as they are.
-LONGEST = 256
+LONGEST = 128
 
 
 class Eigenvalues(NamedTuple):
