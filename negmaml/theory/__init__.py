@@ -3,6 +3,7 @@
 from negmaml.problem import expected_test_loss, shrinkage, wishart_moment, wishart_quadrature
 from negmaml.theory.allocation import Allocation, best_allocation
 from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
+from negmaml.theory.features import FeatureMoments, feature_moments
 from negmaml.theory.general import general_inputs
 from negmaml.theory.optima import (
     best_adapt_rate,
@@ -17,6 +18,7 @@ from negmaml.theory.spread import runs_needed, standard_deviation
 
 __all__ = [
     "Allocation",
+    "FeatureMoments",
     "Phase",
     "best_adapt_rate",
     "best_allocation",
@@ -26,6 +28,7 @@ __all__ = [
     "distance",
     "expansion_parameter",
     "expected_test_loss",
+    "feature_moments",
     "general_inputs",
     "overparameterized",
     "phase_diagram",
