@@ -1,4 +1,4 @@
-"""The command line: reproduce, phases, predict, advise, sweep, heatmap, curves, verify, info."""
+"""The command line: reproduce, phases, payoff, predict, advise, sweep, heatmap, curves, ..."""
 
 import json
 import sys
@@ -84,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     commands: dict[str, Any] = {
         "reproduce": reproduce,
         "phases": phases,
+        "payoff": payoff,
         "predict": predict,
         "advise": advise,
         "sweep": sweep_commands.sweep,
@@ -173,6 +174,38 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
     return 0
 
 
+def payoff(out: Path = Path("payoff")) -> int:
+    """Map where a negative training rate pays: spectrum, noise, data, with a ridge and without.
+
+    Args:
+        out: folder for payoff.png, .svg and .nc (opens with xarray); made if missing.
+    """
+    check_writable(out)
+    from negmaml.paper import figures
+    from negmaml.paper.payoff import payoff as compute
+
+    with console.status("computing"):
+        dataset = compute()
+    dataset.attrs |= _provenance()
+    path = out / "payoff.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
+    paths = [*figures.save(figures.payoff(dataset), out, "payoff"), path]
+    table = Table(
+        "map", "ridge", "over rate 0", "over the same rate", title="where it gains over 1%"
+    )
+    for name in ("noise", "data"):
+        for ridge in ("none", "best"):
+            shares = (
+                float((dataset[f"{what}_{name}"].sel(ridge=ridge) > 0.01).mean())
+                for what in ("over_zero", "over_same")
+            )
+            table.add_row(name, ridge, *(f"{share:.0%}" for share in shares))
+    console.print(table)
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
 def _import_figures() -> None:
     """Import what drawing and storing needs; an error shows where the import is used."""
     try:
@@ -234,10 +267,10 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
             "best alpha_t": best_train.rate,
             "best alpha_r at the best alpha_t": best_adapt.rate,
             "test loss at both best rates": theory.test_loss(task, best_train, best_adapt),
-            "standard deviation of that over runs": theory.standard_deviation(
-                task, best_train, best_adapt
-            ).test_loss,
         }
+        if task.isotropic:
+            spread = theory.standard_deviation(task, best_train, best_adapt)
+            rows["standard deviation of that over runs"] = spread.test_loss
         table = Table("quantity", "value", title="proportional theory")
         for name, value in rows.items():
             table.add_row(name, f"{float(value):.6g}")

@@ -229,8 +229,7 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
         keys, problem, train
     )
     losses, references = (
-        np.asarray(_loss_of(problem, omega, adapt))
-        for omega in (descended, solved)
+        np.asarray(_loss_of(problem, omega, adapt)) for omega in (descended, solved)
     )
     relative = _ratio(float(np.max(np.abs(losses - references))), float(references.min()))
     note = "" if bool(converged.all()) else f"not converged in {MAX_STEPS} steps"
