@@ -1,4 +1,4 @@
-"""The command line: reproduce, phases, predict, advise, sweep, heatmap, curves, verify, info."""
+"""The command line: reproduce, phases, payoff, predict, advise, sweep, heatmap, curves, ..."""
 
 import json
 import sys
@@ -25,9 +25,10 @@ from negmaml.cli import sweeps as sweep_commands
 from negmaml.cli.advise import advise
 from negmaml.cli.output import check_writable
 from negmaml.paper.reproduce import PROBLEMS, RUNS, Panel, experiments, to_dataset
-from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem import MixedLinearRegression, named_spectrum
 from negmaml.rules import GradientDescent
 
+SHAPE = ("exponent", "level", "share", "spikes")
 Figure = Literal["all", "overparameterized", "underparameterized"]
 console = Console()
 
@@ -54,6 +55,25 @@ class ProblemOptions:
     """Mean of every task weight."""
     omega0: float = 0.0
     """Every coordinate of the start of meta-training."""
+    spectrum: Literal["isotropic", "power", "two-level", "spikes"] = "isotropic"
+    """Eigenvalues of the input covariance, of mean one."""
+    exponent: float = 1.0
+    """Of the power law."""
+    level: float = 10.0
+    """Of the upper of two levels, or what spikes add."""
+    share: float = 0.5
+    """Of the directions at the upper of two levels."""
+    spikes: float = 1.0
+    """How many directions are spikes."""
+
+    def problem(self) -> MixedLinearRegression:
+        """As the rest of the package knows it."""
+        given = asdict(self)
+        name, shape = given.pop("spectrum"), {n: given.pop(n) for n in SHAPE}
+        if name != "isotropic":
+            with jax.enable_x64(True):
+                given["input_covariance"] = named_spectrum(name, self.p, **shape)
+        return MixedLinearRegression(**given)
 
 
 Problem = Annotated[ProblemOptions, tyro.conf.arg(name="")]
@@ -64,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     commands: dict[str, Any] = {
         "reproduce": reproduce,
         "phases": phases,
+        "payoff": payoff,
         "predict": predict,
         "advise": advise,
         "sweep": sweep_commands.sweep,
@@ -153,6 +174,38 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
     return 0
 
 
+def payoff(out: Path = Path("payoff")) -> int:
+    """Map where a negative training rate pays: spectrum, noise, data, with a ridge and without.
+
+    Args:
+        out: folder for payoff.png, .svg and .nc (opens with xarray); made if missing.
+    """
+    check_writable(out)
+    from negmaml.paper import figures
+    from negmaml.paper.payoff import payoff as compute
+
+    with console.status("computing"):
+        dataset = compute()
+    dataset.attrs |= _provenance()
+    path = out / "payoff.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
+    paths = [*figures.save(figures.payoff(dataset), out, "payoff"), path]
+    table = Table(
+        "map", "ridge", "over rate 0", "over the same rate", title="where it gains over 1%"
+    )
+    for name in ("noise", "data"):
+        for ridge in ("none", "best"):
+            shares = (
+                float((dataset[f"{what}_{name}"].sel(ridge=ridge) > 0.01).mean())
+                for what in ("over_zero", "over_same")
+            )
+            table.add_row(name, ridge, *(f"{share:.0%}" for share in shares))
+    console.print(table)
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
 def _import_figures() -> None:
     """Import what drawing and storing needs; an error shows where the import is used."""
     try:
@@ -199,7 +252,7 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
         train_rate: alpha_t, the inner rate of meta-training, of any sign.
         adapt_rate: alpha_r, the inner rate at test time, of any sign.
     """
-    task = MixedLinearRegression(**asdict(problem))
+    task = problem.problem()
     with jax.enable_x64(True):
         task, train, adapt = cast(
             (task, GradientDescent(train_rate), GradientDescent(adapt_rate)), jnp.float64
@@ -214,10 +267,10 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
             "best alpha_t": best_train.rate,
             "best alpha_r at the best alpha_t": best_adapt.rate,
             "test loss at both best rates": theory.test_loss(task, best_train, best_adapt),
-            "standard deviation of that over runs": theory.standard_deviation(
-                task, best_train, best_adapt
-            ).test_loss,
         }
+        if task.isotropic:
+            spread = theory.standard_deviation(task, best_train, best_adapt)
+            rows["standard deviation of that over runs"] = spread.test_loss
         table = Table("quantity", "value", title="proportional theory")
         for name, value in rows.items():
             table.add_row(name, f"{float(value):.6g}")
@@ -244,7 +297,7 @@ def verify(
         seed: seed of all random numbers.
     """
     result = negmaml.verify(
-        MixedLinearRegression(**asdict(problem)),
+        problem.problem(),
         GradientDescent(train_rate, steps),
         GradientDescent(adapt_rate),
         key=jax.random.key(seed),

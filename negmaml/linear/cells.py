@@ -22,12 +22,22 @@ from negmaml.linear.simulation import (
     share,
 )
 from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.spectra import named_spectrum
 from negmaml.rules import GradientDescent
 
 SIZES = ("p", "m", "n_t", "n_v", "n_r")
 STEPS = ("train_steps", "adapt_steps")
 RATES = ("train_rate", "adapt_rate")
-DEFAULTS = {"w0": 0.0, "omega0": 0.0, "meta_ridge": 0.0, "train_steps": 1, "adapt_steps": 1}
+SHAPE = {"exponent": 1.0, "level": 10.0, "share": 0.5, "spikes": 1.0}  # of `named_spectrum`
+STATIC = (*SIZES, *STEPS, "spectrum")
+DEFAULTS: dict[str, Any] = {
+    "w0": 0.0,
+    "omega0": 0.0,
+    "meta_ridge": 0.0,
+    "train_steps": 1,
+    "adapt_steps": 1,
+}
+DEFAULTS |= {"spectrum": "isotropic", **SHAPE}
 BATCH_BLOCKS = 16  # drawn by one call of the program: a tenth of a second on a CPU
 
 
@@ -36,8 +46,9 @@ class LinearModel:
     """Meta-training of the linear model, exactly, once for each key: a function for `nm.sweep`.
 
     `linear(key, p=..., m=..., n_t=..., n_v=..., n_r=..., sigma=..., nu=..., train_rate=...,
-    adapt_rate=...)`, and optionally w0, omega0 (scalars), meta_ridge, train_steps, adapt_steps,
-    returns the first run of `nm.simulate` at that key:
+    adapt_rate=...)`, and optionally w0, omega0 (scalars), meta_ridge, train_steps, adapt_steps, and
+    of the inputs spectrum="power", exponent and so on (`problem.named_spectrum`), returns the first
+    run of `nm.simulate` at that key:
 
         test_loss: train_rate.shape + adapt_rate.shape
         distance, reliable: train_rate.shape
@@ -55,9 +66,9 @@ class LinearModel:
         check_choice("evaluation", evaluation, EVALUATIONS)
         object.__setattr__(self, "evaluation", evaluation)
 
-    accepts = (*SIZES, "sigma", "nu", "w0", "omega0", "meta_ridge", *RATES, *STEPS)
+    accepts = (*STATIC, "sigma", "nu", "w0", "omega0", "meta_ridge", *RATES, *SHAPE)
     requires = (*SIZES, "sigma", "nu", *RATES)
-    static_axes = (*SIZES, *STEPS)
+    static_axes = STATIC
     whole_axes = RATES
     output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
 
@@ -68,7 +79,7 @@ class LinearModel:
         return jax.tree.map(lambda x: x[0], self.batched(key[None], numbers, shared))
 
     def _is_number(self, name: str) -> bool:
-        return name not in (*SIZES, *STEPS, *RATES)
+        return name not in (*STATIC, *RATES)
 
     def check(self, **point) -> None:
         """Raise what the problem raises for values it does not allow."""
@@ -92,7 +103,7 @@ class LinearModel:
         `nm.simulate`.
         """
         point = {**DEFAULTS, **numbers, **shared}
-        dtype = working_dtype(*(point[n] for n in point if n not in (*SIZES, *STEPS)))
+        dtype = working_dtype(*(point[n] for n in point if n not in STATIC))
         rules = [
             GradientDescent(jnp.asarray(point[rate], dtype), point[steps])
             for rate, steps in zip(RATES, STEPS, strict=True)
@@ -102,7 +113,7 @@ class LinearModel:
             for n, v in point.items()
             if self._is_number(n)
         }
-        sizes = {name: point[name] for name in SIZES}
+        sizes = {name: point[name] for name in (*SIZES, "spectrum")}
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
         shape = loop_shape(len(keys), normals_per_run(problem))
 
@@ -136,4 +147,8 @@ class LinearModel:
 
 def _problem(point: dict[str, Any]) -> MixedLinearRegression:
     names = (*SIZES, "sigma", "nu", "w0", "omega0")
-    return MixedLinearRegression(**{name: point[name] for name in names if name in point})
+    given = {name: point[name] for name in names if name in point}
+    if point["spectrum"] != "isotropic":
+        shape = {name: point.get(name, value) for name, value in SHAPE.items()}
+        given["input_covariance"] = named_spectrum(point["spectrum"], point["p"], **shape)
+    return MixedLinearRegression(**given)

@@ -203,16 +203,17 @@ def _simulate(experiment: Experiment) -> Simulation:
         lambda x: jnp.moveaxis(x.reshape(indices.size, *x.shape[2:])[:runs], 0, -1), results
     )
     if evaluation == "expected":
-        losses = expected(problem, distance, losses, adapt, shared)
+        forms = None if losses is None else jnp.moveaxis(losses, -2, -1)
+        losses = expected(problem, distance, forms, adapt, shared)
         losses = jnp.moveaxis(losses, len(train.batch_shape), -1)
     return Simulation(losses, distance + experiment.unmoved, reliable)
 
 
 def expected(problem, distance, forms, adapt: Rule, shared):
-    """The expected test loss, train shape + (runs,) + adapt shape."""
+    """The expected test loss, of the shape of distance + adapt shape; forms have one axis more."""
     if shared.adapted is None:
         return expected_test_loss(problem, distance, adapt)
-    return shared.adapted.test_loss(jnp.moveaxis(forms, -2, -1))
+    return shared.adapted.test_loss(forms)
 
 
 _simulate_few = quick_jit(_simulate)

@@ -161,6 +161,37 @@ def phases(dataset):
     return figure
 
 
+def payoff(dataset):
+    """The eight maps of `negmaml payoff`. Returns a matplotlib Figure."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    maps = (
+        ("noise", "sigma_over_nu", r"$\sigma/\nu$", "exponent", "decay of the spectrum"),
+        ("data", "n_t_over_p", r"$n_t/p$", "rows_over_p", r"$n_v m/p$"),
+    )
+    columns = [(w, r) for w in ("over_zero", "over_same") for r in ("none", "best")]
+    titles = {"over_zero": "over rate 0", "over_same": r"over $\alpha_t=\alpha_r$"}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 4.8), dpi=80, layout="constrained")
+        axes = figure.subplots(2, 4)
+        for row, (name, x, x_label, y, y_label) in zip(axes, maps, strict=True):
+            for axis, (what, ridge) in zip(row, columns, strict=True):
+                values = 100 * dataset[f"{what}_{name}"].sel(ridge=ridge).values.clip(-0.5, 0.5)
+                drawn = axis.pcolormesh(
+                    dataset[x], dataset[y], values, cmap="RdBu", vmin=-50, vmax=50, rasterized=True
+                )
+                axis.contour(dataset[x], dataset[y], values, levels=[0], colors=INK, linewidths=0.8)
+                axis.set(xscale="log", xlabel=x_label)
+                if name == "data":
+                    axis.set_yscale("log")
+                shown = "no ridge" if ridge == "none" else "best ridge"
+                axis.set_title(f"{titles[what]}, {shown}", loc="left", fontsize=8)
+            row[0].set_ylabel(y_label)
+        figure.colorbar(drawn, ax=axes, label="gain of the best negative rate (%)", shrink=0.7)
+    return figure
+
+
 def _draw_map(figure, axis, dataset, name: str, coordinate: str, label: str) -> None:
     from matplotlib.colors import SymLogNorm
 

@@ -17,9 +17,10 @@ from negmaml.linear.simulation import simulate
 from negmaml.linear.solve import minimiser
 from negmaml.linear.system import meta_system
 from negmaml.meta import Tasks, maml
-from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.adaptation import adapted, expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule
+from negmaml.theory import structured
 from negmaml.theory.predict import evaluate
 
 Z_LIMIT = 4.0  # standard errors; a right road fails once in 16,000
@@ -160,16 +161,31 @@ def _ratio(difference: float, scale: float) -> float:
 def _proportional_road(problem, train, adapt, mean: float, error: float) -> Road:
     name = "theory, proportional"
     try:
-        found = evaluate(problem, train, 0.0, "auto")
-    except ValueError as reason:
+        excess, limit, floor = _predicted(problem, train, adapt)
+    except (ValueError, TypeError) as reason:
         return _skipped(name, str(reason).split(":")[0])
-    correction = float(jnp.abs(found.distance / found.limit - 1))
+    correction = abs(_ratio(excess - limit, limit))
     if not np.isfinite(correction):
         return _skipped(name, "the mean is infinite at this size")
     if correction >= 0.5:
         return _skipped(name, f"its 1/p term is {correction:.2g} of the limit at this size")
-    omitted = found.limit * correction**2 / (1 - correction)
-    return _theory_road(name, problem, adapt, found.distance, omitted, mean, error)
+    omitted = limit * correction**2 / (1 - correction)
+    return _theory_road(name, floor + excess, omitted, mean, error)
+
+
+def _predicted(problem, train, adapt) -> tuple[float, float, float]:
+    """Test loss in excess of what w0 itself leaves: predicted, its limit; and what w0 leaves."""
+    if problem.isotropic:
+        found = evaluate(problem, train, 0.0, "auto")
+        floor, *losses = (
+            expected_test_loss(problem, x, adapt) for x in (0.0, found.distance, found.limit)
+        )
+    else:
+        after = adapted(problem, adapt)
+        forms = structured.predict(problem, train, 0.0, after.weights)
+        floor, losses = after.floor, [after.test_loss(x) for x in (forms.forms, forms.limit)]
+    excess, limit = (float(loss - floor) for loss in losses)
+    return excess, limit, float(floor)
 
 
 def _expansion_road(problem, train, adapt, mean: float, error: float) -> Road:
@@ -181,13 +197,14 @@ def _expansion_road(problem, train, adapt, mean: float, error: float) -> Road:
     rho = float(theory.expansion_parameter(problem, train))
     if rho >= 0.5:  # the terms left out would be as large as those kept
         return _skipped(name, f"no expansion at this size: its parameter is {rho:.2g}")
-    omitted = distance * rho / (1 - rho)  # exact for the label noise at alpha_t = 0
-    return _theory_road(name, problem, adapt, distance, omitted, mean, error)
+    # The terms left out are exact for the label noise at alpha_t = 0.
+    value, more = (
+        float(expected_test_loss(problem, distance * x, adapt)) for x in (1, 1 / (1 - rho))
+    )
+    return _theory_road(name, value, more - value, mean, error)
 
 
-def _theory_road(name, problem, adapt, distance, omitted, mean: float, error: float) -> Road:
-    value = float(expected_test_loss(problem, distance, adapt))
-    truncation = float(expected_test_loss(problem, distance + omitted, adapt)) - value
+def _theory_road(name, value: float, truncation: float, mean: float, error: float) -> Road:
     excess = max(abs(value - mean) - truncation, 0.0)
     note = f"next order up to {truncation:.1e}"
     z = _ratio(float(np.copysign(excess, value - mean)), error)
@@ -212,8 +229,7 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
         keys, problem, train
     )
     losses, references = (
-        np.asarray(expected_test_loss(problem, jnp.sum((omega - problem.w0) ** 2, -1), adapt))
-        for omega in (descended, solved)
+        np.asarray(_loss_of(problem, omega, adapt)) for omega in (descended, solved)
     )
     relative = _ratio(float(np.max(np.abs(losses - references))), float(references.min()))
     note = "" if bool(converged.all()) else f"not converged in {MAX_STEPS} steps"
@@ -231,6 +247,14 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
     size, exact_size = (float(jnp.linalg.norm(g)) for g in (gradient, exact))
     relative = _ratio(float(jnp.linalg.norm(gradient - exact)), exact_size)
     return descent, Road(names[1], size, 0.0, exact_size, "relative", relative, EXACT_LIMIT)
+
+
+def _loss_of(problem, omega, adapt):
+    """The expected test loss of weights (..., p)."""
+    if problem.isotropic:
+        return expected_test_loss(problem, jnp.sum((omega - problem.w0) ** 2, -1), adapt)
+    after = adapted(problem, adapt)
+    return after.test_loss(after.forms(omega - problem.w0))
 
 
 def _skipped(name: str, reason: str) -> Road:

@@ -9,7 +9,7 @@ much of the following as it has:
     one_step     q(x) where it is the same for all x  update(gradient, state, params)
     degree       of b, where it is a polynomial                     one step: (params, state)
     metric       P, where the rule acts through P S   solve(loss, params)
-                                                                    all of it, where not by updates
+    pencil       for inputs with a covariance                       all of it, where not by updates
 
 A rule whose update is linear in parameters and gradient may set `linear = True` instead of giving
 q and b: running it on x theta^2/2 - y theta is what the filters are. What a rule lacks raises a
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.numerics import outer
+from negmaml.rules.pencil import Pencil, pencil_of_updates
 from negmaml.rules.schedule import is_schedule
 from negmaml.rules.stepping import run
 
@@ -114,6 +115,20 @@ class Rule:
     def metric(self):
         """None, or P, (p,) or (p, p) and symmetric, of a rule that acts through P S."""
         return None
+
+    @property
+    def pencil(self) -> Pencil:
+        """The rule as a linear pencil in S, which the theory needs for inputs with a covariance.
+
+        Rules with `linear = True` have one by their updates.
+        """
+        if not self.linear:
+            raise _lacks(
+                self, "pencil, a form that is linear in S",
+                "the theory for problems with covariances",
+                "see negmaml.rules.pencil, or use simulate",
+            )  # fmt: skip
+        return pencil_of_updates(self)
 
     def crossing(self, x):
         """A function of x with a simple zero wherever b has one, of whatever order."""

@@ -6,6 +6,7 @@ from negmaml._core.checks import check_finite
 from negmaml._core.numerics import outer
 from negmaml._core.pytree import pytree
 from negmaml.rules.implicit import proximal_point
+from negmaml.rules.pencil import Pencil, proximal_pencil
 from negmaml.rules.protocol import Rule
 
 
@@ -36,6 +37,11 @@ class Proximal(Rule):
         """The filter on the starting point, shape strength.shape + x.shape."""
         strength, x = outer(self.strength, x)
         return strength / (x + strength)
+
+    @property
+    def pencil(self) -> Pencil:
+        """S theta + strength (theta - omega) = 0."""
+        return proximal_pencil(self.strength)
 
     def search_range(self, largest):
         """Strengths are measured in units of the largest eigenvalue."""

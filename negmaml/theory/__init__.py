@@ -1,7 +1,9 @@
 """Closed-form predictions for mixed linear regression; every real argument is differentiable."""
 
 from negmaml.problem import expected_test_loss, shrinkage, wishart_moment, wishart_quadrature
+from negmaml.theory.allocation import Allocation, best_allocation
 from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
+from negmaml.theory.features import FeatureMoments, feature_moments
 from negmaml.theory.general import general_inputs
 from negmaml.theory.optima import (
     best_adapt_rate,
@@ -15,14 +17,18 @@ from negmaml.theory.predict import distance, task_error, test_loss
 from negmaml.theory.spread import runs_needed, standard_deviation
 
 __all__ = [
+    "Allocation",
+    "FeatureMoments",
     "Phase",
     "best_adapt_rate",
+    "best_allocation",
     "best_meta_ridge",
     "best_rates",
     "best_train_rate",
     "distance",
     "expansion_parameter",
     "expected_test_loss",
+    "feature_moments",
     "general_inputs",
     "overparameterized",
     "phase_diagram",

@@ -8,16 +8,17 @@ inner rate on the network.
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_count, check_nonnegative, check_symmetric
+from negmaml._core.checks import check_count, check_finite, check_nonnegative, check_symmetric
 from negmaml._core.numerics import outer
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
+from negmaml.problem.covariance import check_covariance
 from negmaml.rules import Rule
 from negmaml.theory.setting import check_spectral
 
 
 def general_inputs(
-    covariance: Float[ArrayLike, "p p"],
-    weight_covariance: Float[ArrayLike, "p p"],
+    covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],
+    weight_covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],
     train: Rule,
     adapt: Rule,
     *,
@@ -26,7 +27,7 @@ def general_inputs(
     n_v: int,
     n_r: int,
     sigma: ScalarLike,
-    fourth_moment: Float[ArrayLike, "p p"] | None = None,
+    fourth_moment: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"] | None = None,
 ) -> Float[Array, "..."]:
     r"""Theorem 3: expected test loss when p > n_v m for general inputs, omega_0 = w0 = 0.
 
@@ -37,17 +38,22 @@ def general_inputs(
 
     to leading order in n_v m / p. At Sigma = I, Sigma_w = nu^2/p I it is Theorem 1.
 
+    All three matrices may be given by their diagonals along the eigenvectors of Sigma, shape (p,),
+    as `feature_moments` finds them, where p is too large for matrices. What is off the diagonal of
+    F is then left out: inputs whose components have independent signs have none, and then nothing
+    of Sigma_w but its diagonal enters either.
+
     Arguments:
-        covariance: Sigma = E x x^T, shape (p, p).
-        weight_covariance: Sigma_w = E w w^T, shape (p, p).
+        covariance: Sigma = E x x^T, shape (p, p), or its eigenvalues.
+        weight_covariance: Sigma_w = E w w^T, in the same form.
         train, adapt: rules of one inner gradient step, rates of any shape and sign.
         m, n_t, n_v, n_r, sigma: as in `MixedLinearRegression`.
-        fourth_moment: F = E[(x^T Sigma x) x x^T], shape (p, p); Gaussian inputs when left out,
-            F = Sigma tr(Sigma^2) + 2 Sigma^3.
+        fourth_moment: F = E[(x^T Sigma x) x x^T], in the same form; Gaussian inputs when
+            left out, F = Sigma tr(Sigma^2) + 2 Sigma^3.
 
     Returns an array of shape train shape + adapt shape. Raises ValueError for sizes below 1,
-    matrices that are not (p, p), symmetric, finite and (covariances) positive semidefinite, other
-    rules, a bad sigma, and unless p > n_v m.
+    matrices that are not of one shape, symmetric, finite and (covariances) positive semidefinite,
+    other rules, a bad sigma, and unless p > n_v m.
     Source: Bernacchia 2021, Theorem 3.
     """
     m, n_t, n_v, n_r = (
@@ -63,7 +69,7 @@ def general_inputs(
 
     square = _matmul(sigma_x, sigma_x)
     cube = _matmul(square, sigma_x)
-    power = jnp.trace(square)
+    power = jnp.sum(sigma_x**2)
     excess = power * sigma_x + cube if fourth_moment is None else jnp.asarray(fourth_moment) - cube
 
     # H(alpha, n) = Sigma - 2 alpha Sigma^2 + alpha^2 (Sigma^3 + excess/n): a quadratic in alpha, so
@@ -71,7 +77,7 @@ def general_inputs(
     basis_t = jnp.stack([sigma_x, -2 * square, cube + excess / n_t])
     basis_r = jnp.stack([sigma_x, -2 * square, cube + excess / n_r])
     t, r = (_powers(rate) for rate in (train_rate, adapt_rate))
-    h_t = t @ jnp.trace(basis_t, axis1=1, axis2=2)
+    h_t = t @ (jnp.sum(basis_t, 1) if sigma_x.ndim == 1 else jnp.trace(basis_t, axis1=1, axis2=2))
     weights_t = t @ _traces(basis_t, sigma_w[None])[:, 0]
     weights_r = r @ _traces(basis_r, sigma_w[None])[:, 0]
     cross = jnp.tensordot(t @ _traces(basis_t, basis_r), r, ((-1,), (-1,)))
@@ -96,25 +102,36 @@ def _powers(rate):
 
 
 def _matmul(a, b):
+    if a.ndim == 1:  # diagonals
+        return a * b
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def _traces(a, b):
-    """tr(a_i b_j) for stacks of matrices."""
+    """tr(a_i b_j) for stacks of matrices or of diagonals."""
+    if a.ndim == 2:
+        return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
     return jnp.einsum("ixy,jyx->ij", a, b, precision=lax.Precision.HIGHEST)
 
 
 def _check_matrices(sigma_x, sigma_w, fourth_moment, rows: int) -> None:
     p = sigma_x.shape[0] if sigma_x.ndim else 0
+    shape = (p,) if sigma_x.ndim == 1 else (p, p)
     named = dict(covariance=sigma_x, weight_covariance=sigma_w, fourth_moment=fourth_moment)
     for name, matrix in named.items():
-        if matrix is not None and jnp.shape(matrix) != (p, p):
+        if matrix is None:
+            continue
+        if jnp.shape(matrix) != shape:
             raise ValueError(
-                f"{name} must have shape (p, p) with the p of covariance, got {jnp.shape(matrix)} "
-                f"where covariance has {sigma_x.shape}"
+                f"{name} must have shape (p, p) with the p of covariance, or (p,) for diagonals, "
+                f"got {jnp.shape(matrix)} where covariance has {sigma_x.shape}"
             )
-        if matrix is not None:
+        if sigma_x.ndim == 2:
             check_symmetric(name, matrix, semidefinite=name != "fourth_moment")
+        elif name != "fourth_moment":
+            check_covariance(name, matrix, p)
+        else:
+            check_finite(name, matrix, "a fourth moment")
     if p <= rows:
         raise ValueError(
             f"Theorem 3 needs p > n_v m, got p={p} and n_v m={rows}; use fewer tasks or points"

@@ -18,8 +18,8 @@ from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent, Rule, check_rule
-from negmaml.theory import expansions
-from negmaml.theory.predict import METHODS, distance, evaluate_traced, require_no_ridge
+from negmaml.theory import expansions, structured_optima
+from negmaml.theory.predict import METHODS, distance, evaluate_traced, require_no_ridge, require_structured
 from negmaml.theory.search import minimise, parameter_grid, stationary
 from negmaml.theory.setting import Setting, is_zero, setting_of, with_ridge
 
@@ -72,6 +72,9 @@ def best_adapt_rate(
     p = n_v m. Source: Bernacchia 2021, section 4; negmaml.
     """
     adapt = GradientDescent(0.0) if adapt is None else check_rule("adapt", adapt)
+    if not problem.isotropic:
+        require_structured(method, measure)
+        return structured_optima.best_adapt_rate(problem, train, adapt, meta_ridge)
     _require_finite(problem, meta_ridge)
     found = distance(problem, train, method=method, meta_ridge=meta_ridge, measure=measure)
     if adapt.one_step is not None and adapt.metric is None:
@@ -98,6 +101,7 @@ def best_train_rate(
     problem: MixedLinearRegression,
     train: Rule | None = None,
     *,
+    adapt: Rule | None = None,
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
@@ -113,6 +117,8 @@ def best_train_rate(
     Arguments:
         train: a rule of the family wanted, one gradient step when left out; its tuned parameter
             (rate, time, strength) is ignored, all else is kept.
+        adapt: the rule at test time, which matters for a problem with covariances alone; when left
+            out there, the best gradient step after each training rule.
         method, meta_ridge, measure: as in `theory.test_loss`. By "expansion", one gradient step
             without ridge: alpha_t^- of `stationary_train_rates` when p > n_v m, the minimum of
             Theorem 2 when p < n_v m.
@@ -123,6 +129,9 @@ def best_train_rate(
     """
     train = GradientDescent(0.0) if train is None else check_rule("train", train)
     check_choice("method", method, METHODS)
+    if not problem.isotropic:
+        require_structured(method, measure)
+        return structured_optima.best_train_rate(problem, train, adapt, meta_ridge)
     _require_finite(problem, meta_ridge)
     if method == "expansion":
         require_no_ridge(meta_ridge)
@@ -157,21 +166,29 @@ def best_rates(
     """
     train = GradientDescent(0.0) if train is None else train
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
-    best = best_train_rate(problem, train, **options)
+    best = best_train_rate(problem, train, **options)  # for the best step, where it matters
     return best, best_adapt_rate(problem, train.with_tuned(best), adapt, **options)
 
 
 def best_meta_ridge(
-    problem: MixedLinearRegression, train: Rule, *, measure: str = "auto"
+    problem: MixedLinearRegression,
+    train: Rule,
+    *,
+    adapt: Rule | None = None,
+    measure: str = "auto",
 ) -> Float[Array, ""]:
     r"""The meta_ridge >= 0 that minimises the test loss after `train`, a rule with one parameter.
 
     The lowest minimum on a grid from 1e-6 to 1e6 times n_v m, or 0 where that is lower still. At
-    omega_0 = w0 the best is the largest: there meta-training should stay where it starts.
+    omega_0 = w0 the best is the largest: there meta-training should stay where it starts. With
+    covariances it depends on `adapt`, the best gradient step after each ridge when left out.
     Returns a scalar with the derivatives of the stationarity condition (none at 0).
     """
     if check_rule("train", train).batch_shape != ():
         raise ValueError(f"train must have one scalar parameter, got {train!r}")
+    if not problem.isotropic:
+        require_structured("proportional", measure)
+        return structured_optima.best_meta_ridge(problem, train, adapt)
     setting, (train,) = setting_of(problem, (train,), 0.0, measure)
     return _best_ridge(with_ridge(setting, setting.meta_ridge), train, problem.p == problem.rows)
 

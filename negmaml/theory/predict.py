@@ -13,7 +13,7 @@ from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule, flat_batch
-from negmaml.theory import expansions
+from negmaml.theory import expansions, structured
 from negmaml.theory.proportional import Moments, moments
 from negmaml.theory.saddle import training_set
 from negmaml.theory.setting import Setting, is_zero, setting_of
@@ -58,6 +58,9 @@ def test_loss(
     0.994
     """
     check_rule("adapt", adapt)
+    if not problem.isotropic:
+        require_structured(method, measure)
+        return structured.test_loss(problem, train, adapt, meta_ridge)
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
     return expected_test_loss(problem, distance(problem, train, **options), adapt)
 
@@ -81,9 +84,13 @@ def distance(
     `negmaml.theory.proportional`; `task_error` gives the same theory's other number.
     """
     if method == "expansion":
+        require_structured(method, measure, problem.isotropic)
         require_no_ridge(meta_ridge)
         return expansions.distance(problem, train)
     check_choice("method", method, METHODS)
+    if not problem.isotropic:
+        require_structured(method, measure)
+        return structured.distance(problem, train, meta_ridge)
     return evaluate(problem, train, meta_ridge, measure).distance
 
 
@@ -102,6 +109,9 @@ def task_error(
     of the same tasks, with the same training points, would show; its gap to twice the test loss at
     the same rule says how far meta-training has fitted the tasks it saw.
     """
+    if not problem.isotropic:
+        require_structured("proportional", measure)
+        return structured.task_error(problem, train, meta_ridge)
     return evaluate(problem, train, meta_ridge, measure).task_error
 
 
@@ -111,6 +121,23 @@ def require_no_ridge(meta_ridge) -> None:
         raise ValueError(
             f"meta_ridge must be 0 for method='expansion', got {meta_ridge!r}; "
             "use method='proportional'"
+        )
+
+
+def require_structured(method: str, measure: str, isotropic: bool = False) -> None:
+    """Raise where an option is for problems without covariances only."""
+    check_choice("method", method, METHODS)
+    if isotropic:
+        return
+    if method != "proportional":
+        raise ValueError(
+            f"method must be 'proportional' for a problem with covariances, got {method!r}; "
+            "theory.general_inputs has the expansion for p > n_v m"
+        )
+    if measure != "auto":
+        raise ValueError(
+            f"measure must be 'auto' for a problem with covariances, got {measure!r}: the spectrum "
+            "of S follows from the covariance"
         )
 
 

@@ -20,7 +20,12 @@ ROUNDS = 6  # each spans the two intervals around the lowest point with as many 
 
 def parameter_grid(rule: Rule, n, p, points: int = POINTS):
     """A signed grid of the tuned parameter of `rule` on the spectrum of S, increasing."""
-    smallest, largest = rule.search_range((1 + jnp.sqrt(p / n)) ** 2)
+    return signed_grid(rule, (1 + jnp.sqrt(p / n)) ** 2, points)
+
+
+def signed_grid(rule: Rule, largest, points: int = POINTS):
+    """A signed grid of the tuned parameter of `rule` for spectra up to `largest`, increasing."""
+    smallest, largest = rule.search_range(largest)
     steps = jnp.linspace(0, 1, points, dtype=smallest.dtype)
     positive = smallest * (largest / smallest) ** steps
     return jnp.concatenate([-positive[::-1], jnp.zeros(1, smallest.dtype), positive])

@@ -53,6 +53,11 @@ class Setting:
 def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_ridge, measure: str):
     """(the setting, the rules), all of one dtype, for rules of one family; or a clear error."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    if not problem.isotropic:
+        raise ValueError(
+            "problem must not have covariances here: this part of the theory is for isotropic inputs "
+            "and weights; test_loss, distance, task_error and the best rates and ridge take them"
+        )
     for rule in rules:
         check_spectral("train", rule)
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
@@ -70,7 +75,7 @@ def check_spectral(name: str, rule) -> None:
     if rule.metric is not None:
         raise ValueError(
             f"{name} {type(rule).__name__} acts through P S, which has no rotational symmetry: the "
-            "theory of isotropic inputs does not hold; use simulate"
+            "theory does not hold; use simulate"
         )
 
 

@@ -1,0 +1,164 @@
+"""Theory from the spectrum of real features against exact simulation on those features.
+
+Tasks are linear in the features: y = k(x).w + noise with w ~ N(0, nu^2/p I). The theory sees the
+spectrum and the fourth moment that `theory.feature_moments` finds in a sample of features, nothing
+else. The simulation draws fresh features for every run, solves each exactly, and evaluates on the
+features' own covariance.
+
+    python benchmarks/features.py [--runs 60] [--out benchmarks]
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import negmaml as nm
+from negmaml.linear import Data, meta_system, minimiser
+
+P, N_T, N_V, N_R, SIGMA, NU = 120, 20, 6, 20, 0.5, 1.0
+TASKS = (4, 10, 16, 30, 60)  # n_v m / p = 0.2, 0.5, 0.8, 1.5, 3
+RATES = (-0.5, -0.2, 0.0, 0.2, 0.5)  # in units of 1/largest eigenvalue of S
+ADAPT = 0.3
+SAMPLE, TRUTH = 240, 20_000  # features that the theory sees; those that stand for the population
+
+
+def random_features(kind):
+    """Features of 20 Gaussian inputs by a random first layer, scaled by 1/sqrt(p)."""
+    inputs = 20
+    rng = np.random.default_rng(7)
+    W, b = rng.standard_normal((inputs, P)) / inputs**0.5, rng.uniform(0, 2 * np.pi, P)
+    activation = {
+        "ReLU": lambda z: np.maximum(z, 0),
+        "tanh": np.tanh,
+        "Fourier": lambda z: np.cos(2 * z + b),
+    }[kind]
+
+    def draw(rng, count):
+        return activation(rng.standard_normal((count, inputs)) @ W)
+
+    return draw
+
+
+def tangent_features():
+    """Gradient of a two-layer tanh network of width 10 and 11 inputs in its 120 parameters."""
+    inputs, width = 11, 10
+    rng = np.random.default_rng(8)
+    W, a = rng.standard_normal((inputs, width)) / inputs**0.5, rng.standard_normal(width)
+
+    def draw(rng, count):
+        x = rng.standard_normal((count, inputs))
+        h = np.tanh(x @ W)
+        first = (1 - h**2) * a
+        return np.concatenate([h, (x[:, :, None] * first[:, None]).reshape(count, -1)], 1)
+
+    return draw
+
+
+def digit_pixels():
+    """Pixels of scikit-learn's digits, centred, drawn with replacement."""
+    from sklearn.datasets import load_digits
+
+    pixels = load_digits().data / 16
+    pixels = pixels[:, pixels.std(0) > 0]
+    pixels = pixels - pixels.mean(0)
+
+    def draw(rng, count):
+        return pixels[rng.integers(len(pixels), size=count)]
+
+    return draw
+
+
+def simulate(draw, m, rates, adapt, covariance, fourth, runs):
+    """Excess of the expected test loss over what w0 leaves, (rates, runs): exact given omega*."""
+    p = len(covariance)
+    square = covariance @ covariance
+    cube = square @ covariance
+    H = covariance - 2 * adapt * square + adapt**2 * (cube + (fourth - cube) / N_R)
+
+    @jax.jit
+    def solve(data):
+        Phi, r = meta_system(data, nm.GradientDescent(rates))
+        omega = minimiser(Phi, r).omega
+        return jnp.einsum("rp,pq,rq->r", omega, H, omega) / 2
+
+    found = []
+    for run in range(runs):
+        rng = np.random.default_rng([run, m])
+        X = draw(rng, m * (N_T + N_V)).reshape(m, N_T + N_V, p)
+        w = NU / p**0.5 * rng.standard_normal((m, p, 1))
+        y = (X @ w)[..., 0] + SIGMA * rng.standard_normal((m, N_T + N_V))
+        found.append(solve(Data(X[:, :N_T], y[:, :N_T], X[:, N_T:], y[:, N_T:])))
+    return np.stack(found, -1)
+
+
+def compare(name, draw, runs):
+    """Rows (n_v m / p, rate in its unit, theory, simulation, standard error)."""
+    rng = np.random.default_rng(0)
+    population = draw(rng, TRUTH)
+    p = population.shape[1]
+    covariance = population.T @ population / TRUTH
+    quadratic = np.einsum("np,pq,nq->n", population, covariance, population, optimize=True)
+    fourth = (population * quadratic[:, None]).T @ population / TRUTH
+    moments = nm.theory.feature_moments(draw(rng, SAMPLE))
+    top = np.linalg.eigvalsh(covariance)[-1]
+    top *= (1 + np.sqrt(np.trace(covariance) / (top * N_T))) ** 2
+    rates, adapt = jnp.array(RATES) / top, ADAPT / top
+    rows = []
+    for m in sorted({max(1, round(m * p / P)) for m in TASKS}):
+        problem = moments.problem(m=m, n_t=N_T, n_v=N_V, n_r=N_R, sigma=SIGMA, nu=NU)
+        rule = nm.GradientDescent(adapt)
+        loss = moments.test_loss(problem, nm.GradientDescent(rates), rule)
+        theory = np.asarray(loss - moments.adapted(problem, rule).floor)
+        simulated = simulate(draw, m, rates, adapt, covariance, fourth, runs)
+        mean, error = simulated.mean(-1), simulated.std(-1, ddof=1) / runs**0.5
+        rows += [(m * N_V / p, *row) for row in zip(RATES, theory, mean, error, strict=True)]
+    rows = np.array(rows)
+    beyond = np.maximum(np.abs(rows[:, 2] - rows[:, 3]) - 2 * rows[:, 4], 0) / rows[:, 3]
+    print(
+        f"{name:8s} p={p:3d} kurtosis {moments.kurtosis:.2f}: relative error of the excess "
+        f"beyond two standard errors: median {np.median(beyond):.1%}, worst {beyond.max():.1%}; "
+        f"median standard error {np.median(rows[:, 4] / rows[:, 3]):.1%}",
+        flush=True,
+    )
+    return rows
+
+
+def draw_figure(results, out):
+    """A panel for each kind of features: curves theory, points simulation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 2.8), dpi=80, layout="constrained")
+    axes = figure.subplots(1, len(results))
+    for axis, (name, rows) in zip(axes, results.items(), strict=True):
+        for rate, color in zip((-0.5, 0.0, 0.5), ("#2a6f97", "#6c757d", "#d1495b"), strict=True):
+            x, _, theory, mean, error = rows[rows[:, 1] == rate].T
+            axis.plot(x, theory, color=color, lw=1.4)
+            label = rf"$\alpha_t$ = {rate:g}/top"
+            axis.errorbar(x, mean, error, fmt="o", ms=3, color=color, label=label)
+        axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$")
+        axis.set_title(name, loc="left", fontsize=9)
+    axes[0].set_ylabel("excess test loss")
+    axes[0].legend(frameon=False, fontsize=7)
+    figure.savefig(out / "features.png")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    options = parser.parse_args()
+    jax.config.update("jax_enable_x64", True)
+    started = time.process_time()
+    kinds = {kind: random_features(kind) for kind in ("ReLU", "tanh", "Fourier")}
+    kinds |= {"tangent": tangent_features(), "digits": digit_pixels()}
+    results = {name: compare(name, draw, options.runs) for name, draw in kinds.items()}
+    draw_figure(results, options.out)
+    print(f"{time.process_time() - started:.0f} s of CPU time")
+
+
+if __name__ == "__main__":
+    main()

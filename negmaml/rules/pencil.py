@@ -1,0 +1,83 @@
+r"""Linear pencils: a rule written so that the task's matrix S enters linearly.
+
+Adaptation of weights omega with auxiliary vectors z = (omega, ..., y) is the stationary point of the
+quadratic form z^T (C + A S) z / 2 in all of z but omega. K steps of gradient descent,
+
+    v_k = v_{k-1} - rate S v_{k-1},        z = (v_0 = omega, y_1, v_1, ..., y_K, v_K),
+
+have a multiplier y_k for each step: C couples y_k to v_k (+1) and v_{k-1} (-1), and A couples y_k to
+v_{k-1} (rate). Every rule whose steps are linear in the gradients has such a pencil: a step that
+moves by a mix of all gradients so far, v_k = v_{k-1} - sum_j M_kj S v_{j-1} (momentum, a schedule of
+rates), has M instead of the diagonal. The proximal rule of strength c, S v + c (v - omega) = 0, has
+z = (omega, y, v) with y coupled to v by S + c and to omega by -c.
+
+Random matrices enter a pencil one row of data at a time, so averages of any product of filters follow
+from one small matrix equation (`negmaml.theory.structured_equations`).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.pytree import pytree
+from negmaml.rules.schedule import combine, separate
+
+
+@pytree
+class Pencil:
+    """C and A of this module's head; the first variable is omega, the last what is tested.
+
+    constant, coupling: C and A, (d, d), symmetric.
+    points: (d,), one for each variable that is a point in weight space, zero for a multiplier.
+    """
+
+    constant: jax.Array
+    coupling: jax.Array
+    points: jax.Array
+
+
+def pencil_of_updates(rule) -> Pencil:
+    """The pencil of a rule whose update is linear in parameters and gradient.
+
+    Run on parameters that count: the gradient of step j is the j-th unit vector, so that the
+    parameters after step k are minus the weights of all gradients so far.
+    """
+    stepped, fixed = separate(rule)
+    dtype = jnp.result_type(float, *jax.tree.leaves(rule))
+    units = jnp.eye(rule.steps, dtype=dtype)
+    params = jnp.zeros(rule.steps, dtype)
+    state, rows = rule.init(params), [params]
+    for k in range(rule.steps):
+        own = jax.tree.map(lambda values, k=k: values[k], stepped)
+        params, state = combine(own, fixed).update(units[k], state, params)
+        rows.append(params)
+    return chain(-jnp.diff(jnp.stack(rows), axis=0))
+
+
+def chain(mixing) -> Pencil:
+    """The pencil of K steps v_k = v_{k-1} - sum_{j <= k} mixing[k, j] S v_{j-1}; (K, K)."""
+    mixing = jnp.tril(jnp.atleast_2d(jnp.asarray(mixing)))
+    steps, dtype = mixing.shape[0], mixing.dtype
+    half = np.zeros((2 * steps + 1, 2 * steps + 1))
+    for k in range(1, 2 * steps, 2):
+        half[k, k + 1], half[k, k - 1] = 1, -1
+    spread = mixing[:, None, :, None] * jnp.asarray(_POINT_TO_MULTIPLIER, dtype)[:, None]
+    half_coupling = jnp.pad(spread.reshape(2 * steps, 2 * steps), (0, 1))
+    return Pencil(
+        jnp.asarray(half + half.T, dtype),
+        half_coupling + half_coupling.T,
+        jnp.asarray(np.arange(2 * steps + 1) % 2 == 0, dtype),
+    )
+
+
+# Where an entry of the mixing goes in its 2 x 2 block of (point, multiplier).
+_POINT_TO_MULTIPLIER = np.array([[0.0, 0.0], [1.0, 0.0]])
+
+
+def proximal_pencil(strength) -> Pencil:
+    """The pencil of S v + strength (v - omega) = 0."""
+    constant = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    coupling = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    strength = jnp.asarray(strength)
+    points = jnp.asarray([1.0, 0.0, 1.0], strength.dtype)
+    return Pencil(strength * jnp.asarray(constant, strength.dtype), jnp.asarray(coupling, strength.dtype), points)

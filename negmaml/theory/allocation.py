@@ -1,0 +1,307 @@
+r"""How to spend a budget of labelled points on tasks, training points and validation points.
+
+The theory is smooth in m, n_t and n_v, so they are real numbers in the search. It looks at a grid
+over points a task, their split, the rate (in units of the spectrum at that n_t) and the ridge, and
+closes in on the lowest cell, as `negmaml.theory.search` does in one dimension. Then the integers
+around the optimum that the budget pays for are compared, each at its own best rate and ridge.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.checks import check_nonnegative
+from negmaml._core.compilation import quick_jit
+from negmaml._core.numerics import cast
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.rules import GradientDescent, Rule, check_rule
+from negmaml.theory.optima import best_adapt_rate
+from negmaml.theory.predict import means, test_loss
+from negmaml.theory.setting import Setting, setting_of
+
+CELLS = 512  # evaluated by one call of the program
+SIZE_POINTS, SPLIT_POINTS, RIDGE_POINTS = 17, 11, 7  # of the first grid
+RATE_POINTS = 10  # of each sign
+FINE, ROUNDS = 5, 12  # points of an axis afterwards; each round halves the intervals
+EXACT_UP_TO = 3  # training points, where the law of large sizes is no spectrum
+RIDGES = 1e-4, 1e4  # in units of n_v m
+
+
+class Allocation(NamedTuple):
+    """How a budget is best spent.
+
+    m, n_t, n_v: the best integers. train, adapt: the rules, at their best where they are tuned.
+    meta_ridge: the ridge. test_loss: predicted with all of these. cost: what these sizes cost.
+    real_sizes: (m, n_t, n_v) of the optimum over real numbers.
+    """
+
+    m: int
+    n_t: int
+    n_v: int
+    train: Rule
+    adapt: Rule
+    meta_ridge: float
+    test_loss: float
+    cost: float
+    real_sizes: tuple[float, float, float]
+
+
+def best_allocation(
+    budget: float,
+    problem: MixedLinearRegression,
+    train: Rule | None = None,
+    adapt: Rule | None = None,
+    *,
+    meta_ridge: float | None = 0.0,
+    task_cost: float = 0.0,
+    point_cost: float = 1.0,
+    split: float | None = None,
+    tune: bool = True,
+) -> Allocation:
+    r"""The m, n_t, n_v with the lowest predicted test loss that `budget` pays for.
+
+        m (task_cost + point_cost (n_t + n_v)) <= budget
+
+    Arguments:
+        budget: what may be spent; with the default costs, the number of labelled points.
+        problem: what the tasks are; its m, n_t and n_v are ignored.
+        train: a rule of the family wanted in training, one gradient step when left out.
+        adapt: the rule at test time, as it is; one gradient step at its best rate when left out.
+        meta_ridge: a number, or None for the best.
+        task_cost, point_cost: of each task, at least 0, and of each of its points, above 0.
+        split: n_t / (n_t + n_v), between 0 and 1; the best when left out. Rounding keeps it as
+            closely as integers can.
+        tune: whether the parameter of `train` is searched, over both signs, or taken as it is.
+
+    Returns an `Allocation`. Raises ValueError for a budget that does not pay for one task of one
+    training and one validation point, costs out of range, and a split outside (0, 1). It runs on
+    the host: what it returns has no derivatives. Source: negmaml.
+
+    >>> problem = MixedLinearRegression(p=30, m=1, n_t=1, n_v=1, n_r=10, sigma=0.2, nu=0.2)
+    >>> best = best_allocation(3000, problem, GradientDescent(0.3), split=0.5, tune=False)
+    >>> best.n_t == best.n_v and best.cost <= 3000
+    True
+    """
+    train = GradientDescent(0.0) if train is None else check_rule("train", train)
+    for name, rule in (("train", train), ("adapt", adapt)):
+        if rule is not None and check_rule(name, rule).batch_shape != ():
+            raise ValueError(f"{name} must have one scalar parameter, got {rule!r}")
+    _check(budget, task_cost, point_cost, split, meta_ridge)
+    if not problem.isotropic:
+        raise ValueError("best_allocation takes no covariances; leave them out of the problem")
+    spending = Spending(float(budget), float(task_cost), float(point_cost))
+    options = [meta_ridge] if meta_ridge is not None else [0.0, None]
+    searches = [Search(problem, train, spending, split, ridge, tune) for ridge in options]
+    found = [_best(search, adapt) for search in searches]
+    return min(found, key=lambda allocation: allocation.test_loss)
+
+
+class Spending(NamedTuple):
+    """What may be spent, and on what."""
+
+    budget: float
+    task_cost: float
+    point_cost: float
+
+    def tasks(self, points):
+        """m that the budget pays for with n_t + n_v = points."""
+        return self.budget / (self.task_cost + self.point_cost * points)
+
+    def points(self, m):
+        """n_t + n_v that it pays for with m tasks."""
+        return (self.budget / m - self.task_cost) / self.point_cost
+
+    def cost(self, m, n_t, n_v):
+        """Of these sizes."""
+        return m * (self.task_cost + self.point_cost * (n_t + n_v))
+
+    def integers(self, m, n_t, n_v, split, few: int | None) -> set[tuple[int, int, int]]:
+        """Sizes around real ones that it pays for, with the wanted split as nearly as they can."""
+        found = set()
+        share = n_t / (n_t + n_v)
+        counts = {max(1, math.floor(m) - 1), max(1, math.floor(m)), math.ceil(m)}
+        for total in {max(2, math.floor(n_t + n_v)), max(2, math.ceil(n_t + n_v))}:
+            counts.add(max(1, math.floor(self.tasks(total) + 1e-9)))
+        for count in counts:
+            most = math.floor(self.points(count) + 1e-9)
+            if few is not None:
+                firsts = [(few, most - few)]
+            elif split is None:
+                middle = round(most * share)
+                firsts = [(k, most - k) for k in range(middle - 1, middle + 2)]
+            else:  # of the two largest totals the one that keeps the split better
+                halves = [(min(max(round(k * share), 1), k - 1), k) for k in (most, most - 1)]
+                k, total = min(halves, key=lambda half: abs(half[0] / max(half[1], 1) - share))
+                firsts = [(k, total - k)]
+            found |= {(count, a, b) for a, b in firsts if a >= 1 and b >= 1}
+        return found
+
+
+class Search(NamedTuple):
+    """What is searched: see `best_allocation`; meta_ridge is None where it is."""
+
+    problem: MixedLinearRegression
+    train: Rule
+    spending: Spending
+    split: float | None
+    meta_ridge: float | None
+    tune: bool
+
+    def regions(self) -> Iterator[tuple[int | None, list[np.ndarray], Callable]]:
+        """(n_t where it is held, axes, sizes of their coordinates) of every region of real sizes.
+
+        Up to EXACT_UP_TO training points the spectrum is that of integers, so each is held.
+        """
+        spending, split = self.spending, self.split
+        most = spending.points(1)
+        least = EXACT_UP_TO + 2.0 if split is None else max(1 / split, 1 / (1 - split))
+
+        def by_split(points, odds):
+            points, share = np.exp(points), 1 / (1 + np.exp(-odds))
+            return spending.tasks(points), points * share, points * (1 - share)
+
+        if split is not None:
+            sizes = _logarithms(min(least, most), most, SIZE_POINTS)
+            yield None, [sizes, np.log([split / (1 - split)])], by_split
+            return
+        if most >= least:
+            widest = np.log(most - 1)
+            odds = np.linspace(-widest, widest, SPLIT_POINTS)
+            yield None, [_logarithms(least, most, SIZE_POINTS), odds], by_split
+        for n_t in range(1, EXACT_UP_TO + 1):
+            if most >= n_t + 1:
+                yield n_t, [_logarithms(1, most - n_t, SIZE_POINTS)], partial(self._held, n_t)
+
+    def _held(self, n_t, n_v):
+        n_v = np.exp(n_v)
+        return self.spending.tasks(n_t + n_v), np.full_like(n_v, n_t), n_v
+
+    def lowest(self, axes, sizes: Callable, few: int | None, measure: str):
+        """(coordinates, value) of the lowest cell over axes, the rate and the ridge."""
+        n_t = 1 if few is None else few
+        problem = dataclasses.replace(self.problem, n_t=n_t)
+        setting, (train,) = setting_of(problem, (self.train,), 0.0, measure)
+        least_n_t = EXACT_UP_TO + 1 if few is None and self.split is None else 1
+
+        def evaluate(columns):
+            log_ridge = columns[-1]
+            m, n_t, n_v, unit, _ = np.broadcast_arrays(*sizes(*columns[:-2]), *columns[-2:])
+            given = self.meta_ridge is not None
+            ridge = np.full_like(unit, self.meta_ridge) if given else m * n_v * np.exp(log_ridge)
+            allowed = (m > 1 - 1e-9) & (n_t > least_n_t - 1e-9) & (n_v > 1 - 1e-9)
+            allowed &= (m * n_v != self.problem.p) | (ridge > 0)
+            rounded = (np.maximum(size, 1) for size in (m, n_t, n_v))
+            cells = np.stack([*rounded, unit, ridge], -1)
+            padded = np.resize(cells, (-(-len(cells) // CELLS) * CELLS, 5))
+            chunks = cast(padded.reshape(-1, CELLS, 5), setting.p.dtype)
+            ridged = self.meta_ridge != 0
+            found = [np.asarray(_losses(setting, train, x, self.tune, ridged)) for x in chunks]
+            return np.where(allowed, np.concatenate(found)[: len(cells)], np.inf)
+
+        rest = _rate_axis(self.train, self.tune), _ridge_axis(self.meta_ridge)
+        return _closing_in(evaluate, [*axes, *rest])
+
+
+def _best(search: Search, adapt: Rule | None) -> Allocation:
+    """The allocation with a given ridge, or with one above 0 that is searched (None)."""
+    spending = search.spending
+    candidates: dict[tuple[int, int, int], tuple[float, float, float]] = {}
+    for few, axes, sizes in search.regions():
+        measure = "marchenko-pastur" if few is None else "exact"
+        where, _ = search.lowest(axes, sizes, few, measure)
+        m, n_t, n_v = (float(size) for size in sizes(*where[:-2]))
+        for integers in spending.integers(m, n_t, n_v, search.split, few):
+            candidates[integers] = m, n_t, n_v
+    found = []
+    for integers in sorted(candidates):
+        where, value = search.lowest([], partial(np.array, integers, float), integers[1], "auto")
+        found.append((value, integers, where))
+    _, (tasks, training, validation), (unit, log_ridge) = min(found)
+    sized = dataclasses.replace(search.problem, m=tasks, n_t=training, n_v=validation)
+    train, ridge = search.train, search.meta_ridge
+    if search.tune:
+        train = train.with_tuned(float(unit * _rate_unit(train, training, sized.p)))
+    ridge = float(sized.rows * np.exp(log_ridge)) if ridge is None else float(ridge)
+    if adapt is None:
+        adapt = GradientDescent(float(best_adapt_rate(sized, train, meta_ridge=ridge)))
+    loss = float(test_loss(sized, train, adapt, meta_ridge=ridge))
+    best = tasks, training, validation
+    return Allocation(*best, train, adapt, ridge, loss, spending.cost(*best), candidates[best])
+
+
+def _logarithms(least, most, points: int) -> np.ndarray:
+    return np.linspace(np.log(least), np.log(max(least, most)), points)
+
+
+def _rate_axis(train: Rule, tune: bool) -> np.ndarray:
+    """The tuned parameter in units of `_rate_unit`, of both signs; one value unless tuned."""
+    if not tune:
+        return np.zeros(1)
+    smallest, largest = (float(end) for end in train.search_range(jnp.ones(())))
+    positive = np.geomspace(smallest, largest, RATE_POINTS)
+    return np.concatenate([-positive[::-1], [0.0], positive])
+
+
+def _rate_unit(train: Rule, n_t, p):
+    """How the range worth a try scales with the largest eigenvalue of S."""
+    here, there = (train.search_range(x)[1] for x in ((1 + jnp.sqrt(p / n_t)) ** 2, jnp.ones(())))
+    return here / there
+
+
+def _ridge_axis(meta_ridge) -> np.ndarray:
+    """Logarithms of the ridge over n_v m."""
+    smallest, largest = RIDGES
+    return np.log(np.geomspace(smallest, largest, RIDGE_POINTS if meta_ridge is None else 1))
+
+
+def _closing_in(evaluate: Callable, axes: list) -> tuple[tuple[float, ...], float]:
+    """The lowest point of a function of columns of coordinates on a grid, and the value there."""
+    best: tuple = (math.inf, tuple(axis[0] for axis in axes))
+    for _ in range(ROUNDS):
+        mesh = [x.ravel() for x in np.meshgrid(*axes, indexing="ij")]
+        values = evaluate(mesh)
+        i = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
+        point = tuple(float(x[i]) for x in mesh)
+        best = min(best, (float(values[i]), point)) if np.isfinite(values[i]) else best
+        for k, index in enumerate(np.unravel_index(i, [len(axis) for axis in axes])):
+            if len(axes[k]) > 1:
+                low, high = axes[k][max(index - 1, 0)], axes[k][min(index + 1, len(axes[k]) - 1)]
+                axes[k] = np.linspace(low, high, FINE)
+    return best[1], best[0]
+
+
+@partial(quick_jit, static_argnames=("tune", "ridged"))
+def _losses(setting: Setting, train: Rule, cells, tune: bool, ridged: bool):
+    """The distance, which orders test losses at every rule of adaptation."""
+
+    def one(cell):
+        m, n_t, n_v, unit, ridge = cell
+        here = dataclasses.replace(setting, m=m, n_t=n_t, n_v=n_v, meta_ridge=ridge, ridged=ridged)
+        rule = train.with_tuned(unit * _rate_unit(train, n_t, setting.p)) if tune else train
+        found = means(here, rule)
+        return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
+
+    return jax.vmap(one)(cells)
+
+
+def _check(budget, task_cost, point_cost, split, meta_ridge) -> None:
+    for name, value in (("budget", budget), ("task_cost", task_cost), ("point_cost", point_cost)):
+        check_nonnegative(name, value, "what points and tasks cost")
+    if point_cost == 0:
+        raise ValueError("point_cost must be above 0, else any number of points is free, got 0")
+    if split is not None and not 0 < split < 1:
+        raise ValueError(f"split must lie between 0 and 1 (n_t / (n_t + n_v)), got {split!r}")
+    if meta_ridge is not None:
+        check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    least = task_cost + 2 * point_cost
+    if budget < least:
+        raise ValueError(
+            f"budget must pay for one task of one training and one validation point, {least:g}, "
+            f"got {budget!r}"
+        )

@@ -1,0 +1,191 @@
+r"""The theory of real inputs: what it needs of features, from a sample or from their kernel.
+
+By universality the theory sees inputs k(x) through the spectrum of Sigma = E k k^T alone, to
+leading order; at test time one step also sees F = E (k^T Sigma k) k k^T (Theorem 3).
+
+**Spectrum.** The eigenvalues l_i of the kernel matrix K/N of N points spread beyond those of Sigma,
+s_k: with m(z) = sum_i 1/(l_i - z) / N, at every z = -x < 0 (Silverstein 1995)
+
+    1/m - x = 1/N sum_k s_k / (1 + s_k m),
+
+up to fluctuations of relative order 1/N. The right side is linear in how many s_k there are at each
+value, so these numbers are a nonnegative least-squares fit on a grid of values (in the manner of El
+Karoui 2008, here on the real axis, where both sides are smooth). What the fit cannot resolve the
+theory cannot see either: it asks for sums of the same kind. The trace is kept exactly.
+
+**Fourth moment.** tr F = E_ij K_ii K_ij^2 over pairs of different points. Along each eigenvector
+where there are more points than dimensions; else in the proportions of Gaussian features of a
+random length, F = r (Sigma tr Sigma^2 + 2 Sigma^3). That r, the `kurtosis`, is 1 for Gaussian
+features. Universality needs lengths that hardly vary: far from r = 1 neither the correction of the
+spectrum nor the theory holds.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.checks import check_count, check_finite
+from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
+from negmaml.problem.adaptation import Adapted
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.rules import Rule, check_rule
+from negmaml.theory import structured
+
+VALUES, EQUATIONS = 160, 240  # of the grid of s, and of the points x
+SPAN = 1e-9  # smallest value over the largest
+
+
+class FeatureMoments(NamedTuple):
+    """What the theory needs of features; arrays of shape (p,), eigenvalues in falling order.
+
+    s: eigenvalues of E k k^T. fourth: those of F along the same directions.
+    kurtosis: tr F over what Gaussian features have, tr Sigma tr Sigma^2 + 2 tr Sigma^3, all three
+        without bias from the number of points.
+    """
+
+    s: Float[Array, " p"]
+    fourth: Float[Array, " p"]
+    kurtosis: float
+
+    def problem(self, **options: Any) -> MixedLinearRegression:
+        """Mixed linear regression in these features: sizes but p, sigma, nu, offsets, as there."""
+        return MixedLinearRegression(p=len(self.s), input_covariance=self.s, **options)
+
+    def adapted(self, problem: MixedLinearRegression, adapt: Rule) -> Adapted:
+        """`problem.adapted` for one gradient step with the features' own fourth moment."""
+        if check_rule("adapt", adapt).one_step is None or adapt.metric is not None:
+            raise ValueError(f"adapt must be one gradient step, got {adapt!r}")
+        rate, n_r = jnp.asarray(adapt.one_step), problem.n_r
+        weights = jnp.concatenate([self.s ** jnp.arange(1, 4)[:, None], self.fourth[None]])
+        ones = jnp.ones_like(rate)
+        terms = ones, -2 * rate, rate**2 * (1 - 1 / n_r), rate**2 / n_r
+        coefficients, noise = jnp.stack(terms, -1), rate**2 * jnp.sum(self.s**2) / n_r
+        tasks = coefficients @ (weights @ problem.modes.o)
+        return Adapted(problem.sigma**2 / 2 * (1 + noise) + tasks / 2, weights, coefficients, None)
+
+    def test_loss(
+        self,
+        problem: MixedLinearRegression,
+        train: Rule,
+        adapt: Rule,
+        *,
+        meta_ridge: ScalarLike = 0.0,
+    ) -> Float[Array, "..."]:
+        """`theory.test_loss` with the features' own fourth moment at test time.
+
+        Arguments:
+            problem: as from `problem`: its input covariance is `s`.
+            adapt: one gradient step, a rate of any shape.
+        """
+        if np.shape(problem.input_covariance) != self.s.shape:
+            raise ValueError(
+                "problem must have the spectrum s as its input_covariance; use .problem"
+            )
+        after = self.adapted(problem, adapt)
+        return after.test_loss(structured.predict(problem, train, meta_ridge, after.weights).forms)
+
+
+def feature_moments(
+    features: Float[ArrayLike, "points p"] | None = None,
+    *,
+    kernel: Float[ArrayLike, "points points"] | None = None,
+    p: int | None = None,
+) -> FeatureMoments:
+    r"""The spectrum of features and their fourth moment, corrected for the number of points.
+
+    Arguments:
+        features: a sample of independent feature vectors k(x), shape (N, p). For a network in its
+            lazy regime the gradient of its output in its parameters.
+        kernel: or their kernel matrix k(x_i).k(x_j), shape (N, N), with `p`, their dimension, where
+            p is too large for features to be formed.
+
+    Features are not centred: Sigma = E k k^T. Work grows as p N min(p, N).
+    Runs on the host in float64. Raises ValueError for other shapes, fewer than two points, features
+    that are all zero, and NaN or infinity. Source: negmaml; see the head of this module.
+
+    >>> rng = np.random.default_rng(0)
+    >>> found = feature_moments(rng.standard_normal((100, 200)))
+    >>> bool(abs(found.s - 1).max() < 0.6), abs(found.kurtosis - 1) < 0.1
+    (True, True)
+    """
+    X, K, p = _checked(features, kernel, p)
+    N = len(K) if X is None else len(X)
+    small = X is not None and p < N
+    if not small:
+        K = X @ X.T if X is not None else K
+    gram = X.T @ X if small else K
+    eigenvalues, V = np.linalg.eigh(gram / N)
+    values = np.maximum(eigenvalues[::-1], 0)
+    grid, counts = _population(values, N, p)
+    s = _expand(grid, counts, p, values.sum())
+
+    # With K_ii and (K^2)_ii of the kernel matrix: sums over different points, without bias.
+    if small:
+        lengths, squares = np.sum(X**2, 1), np.sum((X @ gram) * X, 1)
+    else:
+        lengths, squares = np.diagonal(K), np.sum(K**2, 1)
+    projected = (squares - lengths**2) / (N - 1)  # k^T Sigma k of each point
+    triples = N**3 * np.sum(eigenvalues**3) - 3 * lengths @ squares + 2 * np.sum(lengths**3)
+    cubes = triples / (N * (N - 1) * max(N - 2, 1))
+    total = np.mean(lengths * projected)
+    kurtosis = total / (lengths.mean() * projected.mean() + 2 * cubes)
+
+    gaussian = s * np.sum(s**2) + 2 * s**3
+    if small:
+        along = np.mean(projected[:, None] * (X @ V[:, ::-1]) ** 2, 0)
+        plain = values * np.sum(s**2) + 2 * values**3
+        gaussian = gaussian * np.divide(along, plain, out=np.ones(p), where=plain > 0)
+    fourth = gaussian * (total / gaussian.sum())
+    return FeatureMoments(jnp.asarray(s), jnp.asarray(fourth), float(kurtosis))
+
+
+def _checked(features, kernel, p):
+    if (features is None) == (kernel is None):
+        raise ValueError("give either features of shape (N, p) or a kernel matrix with p")
+    name, given = ("features", features) if kernel is None else ("kernel", kernel)
+    check_finite(name, given, "a sample of features")
+    array = np.asarray(given, float)
+    if array.ndim != 2 or len(array) < 2:
+        raise ValueError(f"{name} must have shape (N, p) with N >= 2 points, got {array.shape}")
+    if kernel is None:
+        X, K, p = array, None, array.shape[1]
+    else:
+        if array.shape[0] != array.shape[1] or not np.allclose(array, array.T):
+            raise ValueError(f"kernel must be a symmetric matrix (N, N), got shape {array.shape}")
+        if p is None:
+            raise ValueError("p, the dimension of the features, must be given with a kernel matrix")
+        X, K, p = None, array, check_count("p", p)
+    if not array.any():
+        raise ValueError(f"{name} must not be all zero")
+    return X, K, p
+
+
+def _population(values, N: int, p: int):
+    """(values of s, how many there are of each, as real numbers) from sample eigenvalues."""
+    from scipy.optimize import nnls
+
+    top, mean = values[0], values.sum() / p
+    x = np.geomspace(min(mean, values.sum() / N) * 1e-3, top * 1e2, EQUATIONS)
+    rest = N - len(values)  # zero eigenvalues of the kernel matrix, negative ones of Sigma cut
+    m = (np.sum(1 / (values[:, None] + x), 0) + rest / x) / N
+    right = N * (1 / m - x)
+    s = np.geomspace(top * SPAN, top * 1.2, VALUES)
+    matrix = s / (1 + np.multiply.outer(m, s))
+    rows = [matrix / right[:, None], 30 * s[None] / values.sum(), np.full((1, VALUES), 30 / p)]
+    slack = np.zeros((EQUATIONS + 2, 1))  # directions without variance
+    slack[-1] = 30 / p
+    system = np.hstack([np.concatenate(rows), slack])
+    counts, _ = nnls(system, np.concatenate([np.ones(EQUATIONS), [30.0, 30.0]]))
+    return s, counts[:-1]
+
+
+def _expand(values, counts, p: int, trace):
+    """p eigenvalues in falling order: means over each unit of `counts`, with the given trace."""
+    order = np.argsort(values)[::-1]
+    values, counts = values[order], counts[order]
+    reach = np.concatenate([[0.0], np.cumsum(counts)])
+    mass = np.concatenate([[0.0], np.cumsum(counts * values)])
+    edges = np.arange(p + 1) * max(1.0, reach[-1] / p)  # rounding may leave a few too many
+    s = np.diff(np.interp(edges, reach, mass))
+    return np.sort(s)[::-1] * (trace / s.sum())

@@ -1,0 +1,165 @@
+r"""Predictions for problems with covariances: `theory.distance`, `task_error` and `test_loss` there.
+
+The theory gives the mean of any quadratic form (omega* - w0)^T H (omega* - w0) with H a function of
+the input covariance, to leading order and to the next in 1/p (`structured_moments`). The test loss
+is linear in a few of them (`negmaml.problem.adapted`).
+
+**Resummation near the threshold.** With x the next order over the leading one for H = Sigma, every
+form is limit + first/(1 - x s), s as in `negmaml.theory.proportional`. One x for all keeps the means
+linear in H, as they must be, and the test loss a quadratic in the rate of one step at test time.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml._core.checks import check_nonnegative
+from negmaml._core.compilation import quick_jit
+from negmaml._core.numerics import cast, working_dtype
+from negmaml._core.pytree import pytree, static
+from negmaml.problem import MixedLinearRegression, adapted
+from negmaml.rules import Rule, flat_batch
+from negmaml.theory.setting import check_spectral, is_zero
+from negmaml.theory.structured_equations import System
+from negmaml.theory.structured_moments import expand
+from negmaml.theory.structured_spectrum import condensed
+
+# As in `negmaml.theory.proportional`: beyond it the ridge alone keeps the mean finite.
+LARGEST_RIDGED_POLE = 0.5
+# Rules evaluated at once.
+BLOCK = 64
+
+
+@pytree
+class Situation:
+    """A problem with covariances and a ridge, along the eigenvectors of the input covariance.
+
+    s, o, d: `problem.modes`, (p,). weights: forms wanted, (J, p). The rest are scalars, all traced.
+    ridged: whether the ridge may be above zero, static.
+    """
+
+    s: Any
+    o: Any
+    d: Any
+    weights: Any
+    m: Any
+    n_t: Any
+    n_v: Any
+    sigma: Any
+    meta_ridge: Any
+    ridged: bool = static(False)
+
+
+class Prediction(NamedTuple):
+    """Of the rule's shape: forms and their limits with a last axis of forms, (..., J).
+
+    converged: whether the equations were solved; where not, the numbers are NaN.
+    """
+
+    forms: jax.Array
+    task_error: jax.Array
+    limit: jax.Array
+    converged: jax.Array
+
+
+def situation_of(problem: MixedLinearRegression, train: Rule, meta_ridge, weights):
+    """(the situation, the rule), all of one dtype; or a clear error."""
+    check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    check_spectral("train", train)
+    s, o, d, _ = problem.modes
+    numbers = s, o, d, weights, problem.m, problem.n_t, problem.n_v, problem.sigma, meta_ridge
+    dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
+    situation = Situation(*cast(numbers, dtype), ridged=not is_zero(meta_ridge))
+    return situation, cast(train, dtype)
+
+
+def predict(problem: MixedLinearRegression, train: Rule, meta_ridge, weights) -> Prediction:
+    """Means of forms with `weights` (J, p) on the eigenvalues of Sigma, and the task error."""
+    return predict_traced(*situation_of(problem, train, meta_ridge, weights))
+
+
+@quick_jit
+def predict_traced(at: Situation, rule: Rule) -> Prediction:
+    """Sizes are traced, so that one compilation serves every problem of one p."""
+    still = unmoved(at)
+    # The first form is the reference of the resummation.
+    spectrum = condensed(at.s, at.o, at.d, jnp.concatenate([at.s[None], at.weights]))
+    shape, flat = rule.batch_shape, flat_batch(rule)
+
+    def one(rule):
+        system = System(
+            *spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil
+        )
+        return resummed(system, at.ridged)
+
+    found = _in_blocks(jax.vmap(one), flat, math.prod(shape))
+    found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+    return found._replace(forms=found.forms + still, limit=found.limit + still)
+
+
+def _in_blocks(function, batch, size: int):
+    """`function` of a batch, block by block; full blocks only, so that it is compiled once."""
+    if size <= BLOCK:
+        return function(batch)
+    count = -(-size // BLOCK)
+
+    def blocks(x):
+        filled = jnp.pad(x, [(0, count * BLOCK - size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+        return filled.reshape(count, BLOCK, *x.shape[1:])
+
+    found = lax.map(function, jax.tree.map(blocks, batch))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], found)
+
+
+def unmoved(at: Situation):
+    """The forms of directions without any input, in which nothing moves."""
+    return jnp.sum(jnp.where(at.s > 0, 0, at.weights * at.d), -1)
+
+
+def resummed(system: System, ridged: bool) -> Prediction:
+    """The means at finite size; infinite where they do not exist, NaN where no root was found."""
+    limit, first, fade, converged = expand(system, ridged)
+    ridge_felt = system.ridge > 0
+    means, pole = _continued(limit[:-1], first[:-1], limit[0], first[0], fade, ridge_felt)
+    error, _ = _continued(limit[-1], first[-1], limit[-1], first[-1], fade, ridge_felt)
+    rows, rank = system.m * system.n_v, jnp.sum(system.count)
+    unbounded = (rows == rank) & ~ridge_felt
+    # A single task whose filter vanishes within the spectrum: the equations have no regular root.
+    unbounded |= ~converged & (system.m == 1) & (rows > rank) & ~ridge_felt
+
+    def shown(x):
+        return jnp.where(unbounded, jnp.inf, jnp.where(converged, x, jnp.nan))
+
+    return Prediction(
+        shown(means[1:]), shown(error), jnp.where(converged, limit[1:-1], jnp.nan), converged
+    )
+
+
+def _continued(limit, first, of_limit, of_first, fade, ridged):
+    """limit + first/(1 - x s) with x = of_first/of_limit, and x s."""
+    x = jnp.where(of_limit == 0, 0, of_first / jnp.where(of_limit == 0, 1, of_limit))
+    pole = jnp.where(x > 0, x * fade, x)
+    pole = jnp.where(ridged, jnp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+    beyond = pole >= 1
+    found = limit + first / (1 - jnp.where(beyond, 0, pole))
+    return jnp.where(beyond, jnp.where(limit == 0, limit, jnp.inf), found), pole
+
+
+def distance(problem: MixedLinearRegression, train: Rule, meta_ridge):
+    """E |omega* - w0|^2, of the rule's shape."""
+    s = problem.modes.s
+    return predict(problem, train, meta_ridge, jnp.ones_like(s)[None]).forms[..., 0]
+
+
+def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):
+    """The mean squared error on fresh query rows of a training task, of the rule's shape."""
+    return predict(problem, train, meta_ridge, problem.modes.s[None]).task_error
+
+
+def test_loss(problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_ridge):
+    """The test loss, of shape train shape + adapt shape."""
+    after = adapted(problem, adapt)
+    return after.test_loss(predict(problem, train, meta_ridge, after.weights).forms)

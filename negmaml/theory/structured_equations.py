@@ -1,0 +1,177 @@
+r"""The equations of the structured theory: any covariance of inputs and of tasks, any pencil.
+
+In the eigenbasis of the input covariance, with s its eigenvalues, averaging over the data of a task
+replaces S by T Sigma in the task's pencil, T one small symmetric matrix. Per eigenvalue, the task's
+variables z given omega have the precision C + s (T + e e^T), e the variable that is tested, from
+which follow what the task adds to the precision of omega, phi(s), and the mean z = r omega and the
+spread K_c of z given omega:
+
+    v = 1/(ell + m phi)                    variance of omega, all m tasks together
+    G = K_c + r r^T v                      second moments of one task's z; r r^T v between two tasks
+    T = A (1 + g A/n_t)^{-1},              g = sum_k s_k G(s_k)
+    tau = n_v - e^T g e                    weight of a task's query rows;  ridge = ell tau
+
+Everything is in units of tau, in which both limits without ridge, tau = 0 and ell = 0, are regular.
+negmaml/theory/structured.md derives it.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.numerics import contract
+from negmaml.rules.pencil import Pencil
+
+
+class System(NamedTuple):
+    """One training set as this theory sees it; everything is real and traced.
+
+    s, count: eigenvalues of the input covariance, positive, and how many there are of each, (k,).
+    o: nu^2/p times the weights' covariance on them, averaged over equal eigenvalues, (k,).
+    d: squared components of omega_0 - w0, summed over equal eigenvalues, (k,).
+    weights: the quadratic forms of omega* - w0 wanted, by their values on the eigenvalues, (J, k).
+    m, n_t, n_v, sigma, ridge: as in the problem. pencil: of the rule.
+    """
+
+    s: jax.Array
+    count: jax.Array
+    o: jax.Array
+    d: jax.Array
+    weights: jax.Array
+    m: jax.Array
+    n_t: jax.Array
+    n_v: jax.Array
+    sigma: jax.Array
+    ridge: jax.Array
+    pencil: Pencil
+
+
+class Marginal(NamedTuple):
+    """Per eigenvalue: phi (k,), r (d, k), K_c (d, d, k) of this module's head, and v (k,)."""
+
+    phi: jax.Array
+    mean: jax.Array
+    spread: jax.Array
+    v: jax.Array
+
+    def between(self):
+        """G between two tasks, (d, d, k)."""
+        return self.mean[:, None] * self.mean[None] * self.v
+
+    def own(self):
+        """G within a task, (d, d, k)."""
+        return self.spread + self.between()
+
+
+def marginal(system: System, T, ell) -> Marginal:
+    """The state of every eigenvalue."""
+    phi, mean, spread = eliminate(system.pencil, system.s, T)
+    return Marginal(phi, mean, spread, 1 / (ell + system.m * phi))
+
+
+def eliminate(pencil: Pencil, s, T):
+    """(phi, r, K_c) of the pencil C + s (T + e e^T): all variables but omega integrated out."""
+    size = pencil.constant.shape[0]
+    corner = jnp.asarray(np.diag(np.arange(size) == size - 1), T.dtype)
+    return condition(pencil.constant[..., None] + (T + corner)[..., None] * s)
+
+
+@jax.custom_jvp
+def condition(form):
+    """(phi, r, K_c) of quadratic forms (d, d, k): variable after variable, from the last.
+
+    A pencil is quasi-definite, positive on points and negative on multipliers, so no pivot
+    vanishes in this order. The forms lie along the last axis, which vectorises.
+    """
+    spread = 1 / form[-1:, -1:]
+    for j in range(form.shape[0] - 2, -1, -1):
+        column = form[j, j + 1 :]
+        mean = -jnp.sum(spread * column, 1)
+        pivot = form[j, j] + jnp.sum(column * mean, 0)
+        mean = jnp.pad(mean, ((1, 0), (0, 0)), constant_values=1)
+        spread = jnp.pad(spread, ((1, 0), (1, 0), (0, 0)))
+        if j:
+            spread = spread + mean[:, None] * mean[None] / pivot
+    return pivot, mean, spread
+
+
+@condition.defjvp
+def _condition_jvp(primals, tangents):
+    (form,), (change,) = primals, tangents
+    phi, mean, spread = condition(form)
+    return (phi, mean, spread), moved(mean, spread, change)
+
+
+def moved(mean, spread, change):
+    """Changes of (phi, r, K_c) with the form: r^T L' r, -K L' r, -K L' K."""
+    pull = jnp.sum(change * mean, 1)
+    product = jnp.sum(spread[:, :, None] * change, 1)
+    return (
+        jnp.sum(mean * pull, 0),
+        -jnp.sum(spread * pull, 1),
+        -jnp.sum(product[:, :, None] * spread, 1),
+    )
+
+
+def update(system: System, x: Marginal):
+    """(T, e^T g e): the right-hand sides of the equations for T and tau."""
+    A = system.pencil.coupling
+    g = contract("ijk,k->ij", x.own(), system.count * system.s)
+    T = inverse(jnp.eye(A.shape[0], dtype=A.dtype) + A @ g / system.n_t) @ A
+    return (T + T.T) / 2, g[-1, -1]
+
+
+@jax.custom_jvp
+def inverse(matrix):
+    """Of (..., n, n), with its derivative in products."""
+    return jnp.linalg.inv(matrix)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    found = inverse(primals[0])
+    return found, -(found @ tangents[0] @ found)
+
+
+def pairs(system: System, G):
+    """sum_k s_k^2 G X G as a matrix on d x d matrices X: of row (i, j) and column (a, b)."""
+    d = G.shape[0]
+    flat = G.reshape(d * d, -1)
+    gram = contract("xk,yk->xy", flat * (system.count * system.s**2), flat)
+    return exchange(gram)
+
+
+def exchange(gram):
+    """Between (i a, j b) and (i j, a b), on matrices (d^2, d^2)."""
+    d = round(gram.shape[0] ** 0.5)
+    return gram.reshape(d, d, d, d).swapaxes(1, 2).reshape(d * d, d * d)
+
+
+def kron(T):
+    """X -> T X T as a matrix on d x d matrices."""
+    d = T.shape[0]
+    return (T[:, None, :, None] * T[None, :, None, :]).reshape(d * d, d * d)
+
+
+def bases(d: int, dtype):
+    """Orthonormal bases of the symmetric and antisymmetric d x d matrices, columns of (d^2, .)."""
+    return tuple(jnp.asarray(basis, dtype) for basis in _bases(d))
+
+
+@cache
+def _bases(d: int):
+    unit = np.eye(d * d).reshape(d, d, d * d)
+    symmetric = [unit[i, j] + unit[j, i] for i in range(d) for j in range(i, d)]
+    antisymmetric = [unit[i, j] - unit[j, i] for i in range(d) for j in range(i + 1, d)]
+    return tuple(
+        np.array([x / np.linalg.norm(x) for x in vectors]).T
+        for vectors in (symmetric, antisymmetric)
+    )
+
+
+def sandwich(basis, matrix):
+    """A matrix on d x d matrices, in a basis of a subspace."""
+    return basis.T @ matrix @ basis

@@ -1,0 +1,266 @@
+r"""Distance and task error of the structured theory: the limit and the term of order 1/p after it.
+
+Every mean wanted is a slope, in one of the *sources*: a ridge `weights` on omega, or the weight of
+fresh query rows; the residuals' strength (noise) and a ridge along omega_0 - w0 (start) are two more.
+With subscripts for total derivatives in sources along the root, in units of tau,
+
+    Z = tau + ell tau_ell,        E_y f = f_y + tau_y (f - ell f_ell)/Z
+    limit = E_y (m u) - ell^2 (E_y R - 2 tau_y R/Z)
+    u = sigma^2 (1 + a^T T a) + sum_k o_k kappa phi v,    R = sum_k d_k v,    kappa = ell + (m-1) phi.
+
+a is one on points. The next order is the same with psi for m u and chi for R, which are slopes of
+
+    F = { (m-1) log det_S(1 - R Gamma_-) + log det_S(1 - R Gamma_+) - m log det_A(1 - R Gamma) } / 2
+
+at fixed ridge: psi = F_noise - N tau_noise/Z, chi = F_start - N tau_start/Z, N = ell F_ell + sum_y y F_y.
+F is the Hessian's determinant: det_S on symmetric, det_A on antisymmetric d x d matrices,
+R X = T X T/n_t + e (e^T X e) e^T/n_v, and Gamma X = sum_k s_k^2 G X G within a task, Gamma_- less and
+Gamma_+ with m - 1 times that between tasks. Hence a second derivative of F, in directions that hold
+the ridge. negmaml/theory/structured.md derives all of this.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.numerics import contract
+from negmaml.theory.structured_equations import (
+    Marginal,
+    System,
+    bases,
+    exchange,
+    inverse,
+    kron,
+    marginal,
+    moved,
+    pairs,
+    sandwich,
+)
+from negmaml.theory.structured_saddle import Root, solve
+
+# Positions of the sources: the means' lie between the ridge and the last two.
+ELL, MEANS, ROWS, NOISE, START = 0, slice(1, -2), -3, -2, -1
+
+
+class Expansion(NamedTuple):
+    """limit, first: of every form E (omega* - w0)^T H (omega* - w0), then the task error, (J + 1,).
+
+    fade: of the resummation. converged: whether the root was found.
+    """
+
+    limit: jax.Array
+    first: jax.Array
+    fade: jax.Array
+    converged: jax.Array
+
+
+def expand(system: System, ridged: bool) -> Expansion:
+    """The two leading orders of all means; `ridged` says whether ridge may be > 0."""
+    root = solve(system, ridged)
+    x = marginal(system, root.T, root.ell)
+    slopes = first_slopes(system, root, x)
+    limit, first = leading(system, root, x, slopes), first_order(system, root, x, slopes)
+    product = root.ell * slopes.tau[ELL]
+    fade = ((product - root.tau) / (product + root.tau)) ** 2
+    return Expansion(limit, first, fade, root.converged)
+
+
+class Slopes(NamedTuple):
+    """Total derivatives along the root in the sources, y of them.
+
+    own: of the ridge on omega per eigenvalue, at fixed T, (y, k). T: (n, y), in the basis of
+    symmetric matrices. phi: (y, k). tau: (y,). inverse: of one less the map's derivative, (n, n).
+    """
+
+    own: jax.Array
+    T: jax.Array
+    phi: jax.Array
+    tau: jax.Array
+    inverse: jax.Array
+
+
+def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
+    """By the implicit function theorem; the derivative of the map for T is the Hessian's R Gamma_+.
+
+    Sources move G by r r^T `lift` at fixed T: a ridge by -v^2, and noise by giving each task an omega
+    of its own, of variance `noise o`.
+    """
+    d, T = root.T.shape[0], root.T
+    symmetric, _ = bases(d, T.dtype)
+    gram = pairs(system, x.own()) + (system.m - 1) * pairs(system, x.between())
+    R, gram = sandwich(symmetric, kron(T)) / system.n_t, sandwich(symmetric, gram)
+    inverted = inverse(jnp.eye(R.shape[0], dtype=T.dtype) - R @ gram)
+
+    nothing = jnp.zeros_like(x.v)[None]
+    start = system.d / jnp.where(system.count > 0, system.count, 1)
+    own = jnp.concatenate(
+        [jnp.ones_like(nothing), system.weights, nothing, nothing, start[None]]
+    )
+    unit = jnp.asarray(np.eye(own.shape[0]), T.dtype)
+    share = x.phi * x.v
+    lift = system.o * ((1 - share) ** 2 + (system.m - 1) * share**2)
+    lift = unit[NOISE][:, None] * lift - own * x.v**2
+    squares = (x.mean[:, None] * x.mean[None]).reshape(d * d, -1)
+    points = system.pencil.points
+    g = contract("ak,yk->ay", squares, lift * (system.count * system.s))
+    g = g + system.sigma**2 * (points[:, None] * points).reshape(-1, 1) * unit[NOISE]
+    g = symmetric.T @ g
+    T_y = -inverted @ (R @ g)
+    output = g[-1] - gram[-1] @ T_y
+    tau_y = system.n_v * unit[ROWS] - output
+    phi_y = contract("ak,ay->yk", squares, symmetric @ T_y) * system.s
+    return Slopes(own, T_y, phi_y, tau_y, inverted)
+
+
+def leading(system: System, root: Root, x: Marginal, slopes: Slopes):
+    """The limit of all means."""
+    m, points, ell = system.m, system.pencil.points, root.ell
+    symmetric, _ = bases(root.T.shape[0], ell.dtype)
+    square = symmetric.T @ (points[:, None] * points).ravel()
+    kappa, tasks = ell + (m - 1) * x.phi, system.count * system.o
+    u = system.sigma**2 * (1 + points @ root.T @ points) + jnp.sum(tasks * kappa * x.phi * x.v)
+    R = jnp.sum(system.d * x.v)
+    kappa_y = slopes.own + (m - 1) * slopes.phi
+    of_tasks = (x.phi * x.v) ** 2 * kappa_y + (kappa * x.v) ** 2 * slopes.phi
+    u_y = system.sigma**2 * (square @ slopes.T) + of_tasks @ tasks
+    R_y = -(slopes.own + m * slopes.phi) @ (system.d * x.v**2)
+    rate = slopes.tau[MEANS] / (root.tau + ell * slopes.tau[ELL])
+    limit = m * (held(root, slopes, u_y) + rate * u)
+    return per_task(system, limit - ell**2 * (held(root, slopes, R_y) - rate * R))
+
+
+def held(root: Root, slopes: Slopes, slope):
+    """Slopes in the means' sources at fixed ridge, of a function with the total slopes given."""
+    share = root.ell / (root.tau + root.ell * slopes.tau[ELL])
+    return slope[MEANS] - share * slopes.tau[MEANS] * slope[ELL]
+
+
+def per_task(system: System, means):
+    """The task error is a mean over the m tasks."""
+    last = jnp.asarray(np.append(np.zeros(system.weights.shape[0]), 1.0), means.dtype)
+    return means * (1 - last + last / system.m)
+
+
+def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
+    """The next order of all means: a second derivative of F along the root.
+
+    T moves with the sources, and its second derivatives enter through the slope of F in T alone:
+    with the map for T and tau weighted accordingly, they are second derivatives at fixed T.
+    """
+    ell, T = root.ell, root.T
+    symmetric, _ = bases(T.shape[0], ell.dtype)
+    Z = root.tau + ell * slopes.tau[ELL]
+    unit = jnp.asarray(np.eye(slopes.tau.size), ell.dtype)
+    # psi - ell^2 chi, as a slope along one direction that holds the ridge.
+    along = unit[NOISE] - ell**2 * unit[START]
+    tau_along = slopes.tau @ along
+    along = along - ell / Z * tau_along * unit[ELL]
+
+    at = T, x.mean, x.spread, x.v
+    velocity = _velocity(system, x, along @ slopes.own, symmetric @ (slopes.T @ along))
+    parts, moving = jax.jvp(lambda *at: _slopes_of_F(system, *at), at, velocity)
+    F_T, F_own = _chain(system, x.mean, x.spread, x.v, *parts[:3])
+    # Noise moves G and G between tasks at fixed T besides, as in `first_slopes`.
+    share = x.phi * x.v
+    both = _square(parts[1] + parts[2], x.mean) * (system.m * share**2 - 2 * share)
+    F_noise = jnp.sum(system.o * (both + _square(parts[1], x.mean)))
+    F_T = symmetric.T @ F_T.ravel()
+    slope = slopes.own @ F_own + F_T @ slopes.T + unit[NOISE] * F_noise + unit[ROWS] * parts[3]
+
+    gram = pairs(system, x.own()) + (system.m - 1) * pairs(system, x.between())
+    spent = ell * slope[ELL] / Z
+    adjoint = (F_T - spent * sandwich(symmetric, gram)[-1]) @ slopes.inverse
+    adjoint = (symmetric @ adjoint).reshape(T.shape)
+
+    def lagrangian(T, mean, spread, v, explicit, own, between):
+        weighted = _constraints(system, T, adjoint, spent) + own
+        return _chain(system, mean, spread, v, explicit, weighted, between)
+
+    _, (second_T, second_own) = jax.jvp(lagrangian, (*at, *parts[:3]), (*velocity, *moving[:3]))
+    second = slopes.own @ second_own + (symmetric.T @ second_T.ravel()) @ slopes.T
+    second = second + unit[ROWS] * moving[3]
+    rest = held(root, slopes, slope) - 2 * spent * held(root, slopes, slopes.tau)
+    first = held(root, slopes, second) - tau_along / Z * rest
+    psi, chi = (slope[i] - spent * slopes.tau[i] for i in (NOISE, START))
+    return per_task(system, first + slopes.tau[MEANS] / Z * (psi + ell**2 * chi))
+
+
+def _velocity(system: System, x: Marginal, own, T):
+    """How (T, r, K_c, v) move with unit noise, the ridges `own` and T."""
+    T = T.reshape(x.spread.shape[:2])
+    phi, mean, spread = moved(x.mean, x.spread, T[..., None] * system.s)
+    spread = spread + x.mean[:, None] * x.mean[None] * system.o
+    mean = mean - x.mean * (system.o * x.phi)
+    phi = phi - system.o * x.phi**2
+    return T, mean, spread, -(x.v**2) * (own + system.m * phi)
+
+
+def _slopes_of_F(system: System, T, mean, spread, v):
+    """Slopes of F: in T at fixed G, in G within and between tasks, per eigenvalue, and in rows."""
+    m, d = system.m, T.shape[0]
+    between = mean[:, None] * mean[None] * v
+    own = spread + between
+    own_pairs, between_pairs = pairs(system, own), pairs(system, between)
+    symmetric, antisymmetric = bases(d, T.dtype)
+    kronecker = kron(T) / system.n_t
+    corner = jnp.asarray(np.diag(np.arange(symmetric.shape[1]) == symmetric.shape[1] - 1), T.dtype)
+    R = sandwich(symmetric, kronecker) + corner / system.n_v
+    less = sandwich(symmetric, own_pairs - between_pairs)
+    more = sandwich(symmetric, own_pairs + (m - 1) * between_pairs)
+    N, Q = _resolvents(R, jnp.stack([less, more]))
+    R_a, own_a = sandwich(antisymmetric, kronecker), sandwich(antisymmetric, own_pairs)
+    N_a, Q_a = _resolvents(R_a, own_a)
+
+    def weigh(matrix, anti):
+        return exchange(sandwich(symmetric.T, matrix) - sandwich(antisymmetric.T, anti))
+
+    in_own = weigh((m - 1) * N[0] + N[1], m * N_a)
+    in_between = (m - 1) * weigh(N[1] - N[0], 0 * N_a)
+    Q_all = (m - 1) * Q[0] + Q[1]
+    in_T = weigh(Q_all, m * Q_a) @ T.ravel() / system.n_t
+    per = system.count * system.s**2
+    return (
+        -in_T.reshape(d, d),
+        -contract("xy,yk->xk", in_own, own.reshape(d * d, -1)).reshape(own.shape) * per,
+        -contract("xy,yk->xk", in_between, between.reshape(d * d, -1)).reshape(own.shape) * per,
+        Q_all[-1, -1] / system.n_v,
+    )
+
+
+def _resolvents(R, gamma):
+    """(1 - R Gamma)^{-1} R and Gamma (1 - R Gamma)^{-1}."""
+    inverted = inverse(jnp.eye(R.shape[0], dtype=R.dtype) - R @ gamma)
+    return inverted @ R, gamma @ inverted
+
+
+def _constraints(system: System, T, adjoint, spent):
+    """Slopes in G of the map for T, weighted by `adjoint`, and of -`spent` tau, (d, d, k)."""
+    d = T.shape[0]
+    corner = jnp.asarray(np.diag(np.arange(d) == d - 1), T.dtype)
+    per = spent * corner - T @ adjoint @ T / system.n_t
+    return per[..., None] * (system.count * system.s)
+
+
+def _chain(system: System, mean, spread, v, explicit, own, between):
+    """Slopes in T and in the ridge per eigenvalue, of slopes in T at fixed G, in G and between tasks.
+
+    With W = own + between: sum_k -s { K W_own K + v (K W r r^T + r r^T W K) + m v^2 (r^T W r) r r^T }
+    and -v^2 r^T W r.
+    """
+    both = own + between
+    pulled = jnp.sum(both * mean, 1)
+    square = jnp.sum(pulled * mean, 0)
+    bent = jnp.sum(spread * pulled, 1) * v
+    half = bent + system.m / 2 * v**2 * square * mean
+    inner = jnp.sum(spread[:, :, None] * own, 1)
+    inner = jnp.sum(inner[:, :, None] * spread, 1)
+    cross = half[:, None] * mean[None]
+    in_T = contract("ijk,k->ij", inner + cross + cross.swapaxes(0, 1), system.s)
+    return explicit - in_T, -(v**2) * square
+
+
+def _square(W, r):
+    """r^T W r."""
+    return jnp.sum(jnp.sum(W * r, 1) * r, 0)

@@ -1,0 +1,177 @@
+r"""The root of the structured equations, for every input in range.
+
+The unknowns are T, symmetric and small, and log ell. Multiply the multipliers by i: then the pencil
+has a positive real part, the map T -> A (1 + g A/n_t)^{-1} takes matrices of nonnegative real part to
+such matrices, and by the theorem of Earle and Hamilton there is one root with nonnegative real part,
+which iterating the map reaches from anywhere (Helton, Rashidi Far and Speicher 2007 for such
+equations). In real terms: T is nonnegative on points and nonpositive on multipliers. Newton's method
+is safe with this to fall back on: a step that leaves the domain, or does not lessen the residual, is
+undone and one iteration of the map taken instead.
+
+ell follows ell <- (ridge + ell sum_k s_k G_out,out)/n_v, likewise; without ridge it is zero if there
+are more rows than dimensions, and tau is zero if there are fewer.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml._core.numerics import contract
+from negmaml.theory.structured_equations import (
+    System,
+    bases,
+    eliminate,
+    kron,
+    marginal,
+    pairs,
+    sandwich,
+    update,
+)
+
+ITERATIONS = 300
+
+
+class Root(NamedTuple):
+    """T (r, r), ell, tau, and whether it was found."""
+
+    T: jax.Array
+    ell: jax.Array
+    tau: jax.Array
+    converged: jax.Array
+    iterations: jax.Array
+
+
+class Trial(NamedTuple):
+    """A point of the search, the map's move from there, Newton's move, and how far it is off."""
+
+    point: jax.Array
+    picard: jax.Array
+    newton: jax.Array
+    error: jax.Array
+    inside: jax.Array
+
+
+def solve(system: System, ridged: bool) -> Root:
+    """The root, differentiable in all of `system`; `ridged` says whether ridge may be > 0."""
+    frozen = lax.stop_gradient(system)
+    found, error, iterations = _search(frozen, ridged)
+
+    def equation(point):
+        return _moves(system, point, ridged)[0]
+
+    point = lax.custom_root(
+        equation,
+        lax.stop_gradient(found),
+        lambda _, start: start,
+        lambda linear, y: jnp.linalg.solve(jax.jacfwd(linear)(jnp.zeros_like(y)), y),
+    )
+    T, ell = _split(system, point, ridged)
+    _, output = update(system, marginal(system, T, ell))
+    tau = jnp.where(_over(system), 0, system.n_v - output)
+    if ridged:
+        positive = system.ridge > 0
+        tau = jnp.where(positive, system.ridge / jnp.where(positive, ell, 1), tau)
+    converged = error < jnp.finfo(point.dtype).eps ** 0.6
+    return Root(T, ell, tau, converged, iterations)
+
+
+def _over(system: System):
+    """More dimensions than rows."""
+    return jnp.sum(system.count) > system.m * system.n_v
+
+
+def _unknown_ell(system: System, ridged: bool):
+    """Whether ell is not simply zero."""
+    over = _over(system)
+    return over | (system.ridge > 0) if ridged else over
+
+
+def _split(system: System, point, ridged: bool):
+    """T and ell of a point (T in the basis of symmetric matrices, log ell)."""
+    d = system.pencil.points.shape[0]
+    symmetric, _ = bases(d, point.dtype)
+    T = (symmetric @ point[:-1]).reshape(d, d)
+    return T, jnp.where(_unknown_ell(system, ridged), jnp.exp(point[-1]), 0)
+
+
+def _moves(system: System, point, ridged: bool):
+    """The map's move from a point, and what it was made of."""
+    T, ell = _split(system, point, ridged)
+    x = marginal(system, T, ell)
+    new, output = update(system, x)
+    symmetric, _ = bases(T.shape[0], point.dtype)
+    unknown = _unknown_ell(system, ridged)
+    safe = jnp.where(unknown, ell, 1)
+    ratio = (system.ridge / safe if ridged else 0) + output
+    gap = jnp.where(unknown, jnp.log(ratio / system.n_v), -point[-1])
+    move = jnp.append(symmetric.T @ new.ravel() - point[:-1], gap)
+    return move, (x, new, ell, unknown, ratio)
+
+
+def _try(system: System, point, ridged: bool) -> Trial:
+    """Evaluate a point. The map's derivative is R Gamma_+ of the Hessian, so it costs little."""
+    move, (x, new, ell, unknown, ratio) = _moves(system, point, ridged)
+    symmetric, _ = bases(new.shape[0], point.dtype)
+    gram = pairs(system, x.own()) + (system.m - 1) * pairs(system, x.between())
+    gram = sandwich(symmetric, gram)  # the last of the symmetric matrices is e e^T
+    R = sandwich(symmetric, kron(new)) / system.n_t
+    # Of g at fixed T in log ell.
+    g_ell = contract("ijk,k->ij", x.between(), -system.count * system.s * x.v) * ell
+    g_ell = symmetric.T @ g_ell.ravel()
+    own = (system.ridge / jnp.where(unknown, ell, 1) if ridged else 0) - g_ell[-1]
+    last = jnp.append(-gram[-1], ratio - own) / ratio
+    jacobian = jnp.concatenate(
+        [
+            jnp.concatenate([R @ gram, -(R @ g_ell)[:, None]], 1),
+            jnp.where(unknown, last, 0)[None],
+        ]
+    )
+    scale = _scale(new, symmetric)
+    matrix = jnp.eye(point.size, dtype=point.dtype) - jacobian
+    newton = jnp.linalg.solve(matrix * scale / scale[:, None], move / scale) * scale
+    newton = newton * jnp.minimum(1, 2 / (jnp.abs(newton[-1]) + 1e-30))
+    T, _ = _split(system, point, ridged)
+    signs = 2 * system.pencil.points - 1  # of T on points and multipliers
+    inside = jnp.all(jnp.diag(T) * signs >= 0) & jnp.all(x.phi >= 0)
+    error = jnp.max(jnp.abs(move) / scale)
+    return Trial(point, move, newton, jnp.where(jnp.isfinite(error), error, jnp.inf), inside)
+
+
+def _scale(T, symmetric):
+    """Sizes of the entries of T to which errors are compared, and 1 for log ell."""
+    root = jnp.sqrt(jnp.abs(jnp.diag(T)))
+    size = jnp.abs(T) + root[:, None] * root[None]
+    tiny = jnp.finfo(T.dtype).tiny ** 0.5
+    return jnp.append(jnp.maximum(symmetric.T @ size.ravel(), tiny), 1)
+
+
+def _search(system: System, ridged: bool):
+    """(root, error, iterations), from the pencil of S = Sigma, T = A."""
+    A = system.pencil.coupling
+    symmetric, _ = bases(A.shape[0], A.dtype)
+    phi, *_ = eliminate(system.pencil, system.s, A)
+    low = jnp.finfo(A.dtype).tiny ** 0.25
+    ell = jnp.log(jnp.maximum(jnp.sum(system.count * jnp.abs(phi)), low) / system.n_v)
+    ell = jnp.where(_unknown_ell(system, ridged), ell, 0)
+    start = jnp.append(symmetric.T @ A.ravel(), ell)
+    nothing, far = jnp.zeros_like(start), jnp.full_like(ell, jnp.inf)
+    first = Trial(start, nothing, nothing, far, jnp.zeros((), bool))
+    epsilon = jnp.finfo(A.dtype).eps
+
+    def unfinished(state):
+        at, rejected, count = state
+        floor = rejected & (at.error < 1e4 * epsilon)
+        return (at.error > 8 * epsilon) & ~floor & (count < ITERATIONS)
+
+    def advance(state):
+        at, rejected, count = state
+        iterate = rejected | (count < 2)
+        new = _try(system, at.point + jnp.where(iterate, at.picard, at.newton), ridged)
+        good = iterate | (new.inside & (new.error < at.error))
+        kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, at)
+        return kept, ~good, count + 1
+
+    at, _, count = lax.while_loop(unfinished, advance, (first, jnp.zeros((), bool), 0))
+    return at.point, at.error, count

@@ -1,0 +1,86 @@
+"""How to spend a budget: known optima, budgets kept, brute force over integers, clear errors."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml.theory import best_allocation
+
+PROBLEM = nm.MixedLinearRegression(p=30, m=1, n_t=1, n_v=1, n_r=10, sigma=0.2, nu=0.2)
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), ((0.5, 16, 20), (0.3, 10, 11)))
+def test_points_a_task_do_not_depend_on_the_budget_at_a_fixed_rate_and_even_split(
+    rate, least, most, x64
+):
+    # Found independently for n_t = n_v at p = 30: 16 to 20 at alpha_t = 0.5, 10 at 0.3.
+    options = dict(split=0.5, tune=False)
+    for budget in (4000, 40_000):
+        found = best_allocation(budget, PROBLEM, nm.GradientDescent(rate), **options)
+        assert found.n_t == found.n_v
+        assert least <= found.n_t + found.n_v <= most
+        assert sum(found.real_sizes[1:]) == pytest.approx(found.n_t + found.n_v, abs=1.5)
+        assert 0 <= budget - found.cost < found.n_t + found.n_v
+
+
+@pytest.mark.parametrize("budget", (16,))
+def test_no_integers_the_budget_pays_for_are_better(budget, x64):
+    problem = dataclasses.replace(PROBLEM, p=6, omega0=0.2)
+    costs = dict(task_cost=2.0, point_cost=1.0)
+    found = best_allocation(budget, problem, **costs)
+    assert found.cost <= budget
+    losses = {}
+    for m in range(1, budget // 4 + 1):
+        points = int(budget / m - 2)
+        for n_t in range(1, points, 2):
+            sized = dataclasses.replace(problem, m=m, n_t=n_t, n_v=points - n_t)
+            if sized.rows == sized.p:
+                continue
+            train, adapt = nm.theory.best_rates(sized)
+            rules = nm.GradientDescent(float(train)), nm.GradientDescent(float(adapt))
+            losses[m, n_t, points - n_t] = float(nm.theory.test_loss(sized, *rules))
+    assert losses
+    assert found.test_loss <= min(losses.values()) * 1.001
+
+
+def test_costs_of_tasks_favour_fewer_of_them(x64):
+    problem = dataclasses.replace(PROBLEM, omega0=0.1)
+    free, dear = (best_allocation(2000, problem, task_cost=cost) for cost in (0.0, 50.0))
+    assert dear.m < free.m
+    assert dear.cost <= 2000
+    assert dear.test_loss > free.test_loss
+
+
+@pytest.mark.slow
+def test_a_ridge_that_may_be_chosen_does_no_harm(x64):
+    problem = dataclasses.replace(PROBLEM, omega0=0.1)
+    plain, ridged = (best_allocation(300, problem, meta_ridge=r) for r in (0.0, None))
+    assert ridged.test_loss <= plain.test_loss
+    assert ridged.meta_ridge >= 0
+
+
+def test_rules_that_are_given_are_kept():
+    train, adapt = nm.Proximal(1.0), nm.GradientDescent(0.1, steps=2)
+    found = best_allocation(100, PROBLEM, train, adapt, tune=False)
+    assert (found.train, found.adapt) == (train, adapt)
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "message"),
+    (
+        (1, {}, r"budget must pay for one task of one training and one validation point, 2, got 1"),
+        (6, dict(task_cost=5.0), "budget must pay .* 7, got 6"),
+        (-1, {}, "budget must be at least 0"),
+        (float("nan"), {}, "budget must be finite"),
+        (9, dict(point_cost=0), "point_cost must be above 0"),
+        (9, dict(task_cost=-1), "task_cost must be at least 0"),
+        (9, dict(split=1.0), "split must lie between 0 and 1"),
+        (9, dict(meta_ridge=-1.0), "meta_ridge must be at least 0"),
+        (9, dict(train=nm.GradientDescent(np.zeros(2))), "train must have one scalar parameter"),
+    ),
+)
+def test_what_cannot_be_spent_is_refused_by_name(budget, options, message):
+    with pytest.raises(ValueError, match=rf"^{message}"):
+        best_allocation(budget, PROBLEM, **options)
