@@ -117,11 +117,12 @@ def moved(mean, spread, change):
 
 
 def update(system: System, x: Marginal):
-    """(T, e^T g e): the right-hand sides of the equations for T and tau."""
+    """(T, g): the right-hand sides of the equations of this module's head."""
     A = system.pencil.coupling
     g = contract("ijk,k->ij", x.own(), system.count * system.s)
-    T = inverse(jnp.eye(A.shape[0], dtype=A.dtype) + A @ g / system.n_t) @ A
-    return (T + T.T) / 2, g[-1, -1]
+    # In this order variables that A does not involve stay out of T to the last digit.
+    T = A @ inverse(jnp.eye(A.shape[0], dtype=A.dtype) + g @ A / system.n_t)
+    return (T + T.T) / 2, g
 
 
 @jax.custom_jvp

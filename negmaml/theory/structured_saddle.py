@@ -31,6 +31,8 @@ from negmaml.theory.structured_equations import (
 )
 
 ITERATIONS = 300
+# Iterations of the map alone before Newton's method after a failure; when one is looked for.
+PATIENT, RESTART = 60, 60
 
 
 class Root(NamedTuple):
@@ -68,12 +70,12 @@ def solve(system: System, ridged: bool) -> Root:
         lambda linear, y: jnp.linalg.solve(jax.jacfwd(linear)(jnp.zeros_like(y)), y),
     )
     T, ell = _split(system, point, ridged)
-    _, output = update(system, marginal(system, T, ell))
-    tau = jnp.where(_over(system), 0, system.n_v - output)
+    _, g = update(system, marginal(system, T, ell))
+    tau = jnp.where(_over(system), 0, system.n_v - g[-1, -1])
     if ridged:
         positive = system.ridge > 0
         tau = jnp.where(positive, system.ridge / jnp.where(positive, ell, 1), tau)
-    converged = error < jnp.finfo(point.dtype).eps ** 0.6
+    converged = error < jnp.finfo(point.dtype).eps ** 0.5
     return Root(T, ell, tau, converged, iterations)
 
 
@@ -100,19 +102,19 @@ def _moves(system: System, point, ridged: bool):
     """The map's move from a point, and what it was made of."""
     T, ell = _split(system, point, ridged)
     x = marginal(system, T, ell)
-    new, output = update(system, x)
+    new, g = update(system, x)
     symmetric, _ = bases(T.shape[0], point.dtype)
     unknown = _unknown_ell(system, ridged)
     safe = jnp.where(unknown, ell, 1)
-    ratio = (system.ridge / safe if ridged else 0) + output
+    ratio = (system.ridge / safe if ridged else 0) + g[-1, -1]
     gap = jnp.where(unknown, jnp.log(ratio / system.n_v), -point[-1])
     move = jnp.append(symmetric.T @ new.ravel() - point[:-1], gap)
-    return move, (x, new, ell, unknown, ratio)
+    return move, (x, new, g, ell, unknown, ratio)
 
 
 def _try(system: System, point, ridged: bool) -> Trial:
     """Evaluate a point. The map's derivative is R Gamma_+ of the Hessian, so it costs little."""
-    move, (x, new, ell, unknown, ratio) = _moves(system, point, ridged)
+    move, (x, new, g, ell, unknown, ratio) = _moves(system, point, ridged)
     symmetric, _ = bases(new.shape[0], point.dtype)
     gram = pairs(system, x.own()) + (system.m - 1) * pairs(system, x.between())
     gram = sandwich(symmetric, gram)  # the last of the symmetric matrices is e e^T
@@ -128,7 +130,7 @@ def _try(system: System, point, ridged: bool) -> Trial:
             jnp.where(unknown, last, 0)[None],
         ]
     )
-    scale = _scale(new, symmetric)
+    scale = _scale(new, g, symmetric)
     matrix = jnp.eye(point.size, dtype=point.dtype) - jacobian
     newton = jnp.linalg.solve(matrix * scale / scale[:, None], move / scale) * scale
     newton = newton * jnp.minimum(1, 2 / (jnp.abs(newton[-1]) + 1e-30))
@@ -139,12 +141,11 @@ def _try(system: System, point, ridged: bool) -> Trial:
     return Trial(point, move, newton, jnp.where(jnp.isfinite(error), error, jnp.inf), inside)
 
 
-def _scale(T, symmetric):
-    """Sizes of the entries of T to which errors are compared, and 1 for log ell."""
-    root = jnp.sqrt(jnp.abs(jnp.diag(T)))
-    size = jnp.abs(T) + root[:, None] * root[None]
-    tiny = jnp.finfo(T.dtype).tiny ** 0.5
-    return jnp.append(jnp.maximum(symmetric.T @ size.ravel(), tiny), 1)
+def _scale(T, g, symmetric):
+    """Sizes of T to which errors are compared: its own, and that at which it is felt, 1/g. 1 for log ell."""
+    root, felt = (jnp.sqrt(jnp.abs(jnp.diag(x))) for x in (T, g))
+    size = jnp.abs(T) + root[:, None] * root[None] + 1 / (felt[:, None] * felt[None])
+    return jnp.append(symmetric.T @ size.ravel(), 1)
 
 
 def _search(system: System, ridged: bool):
@@ -161,17 +162,21 @@ def _search(system: System, ridged: bool):
     epsilon = jnp.finfo(A.dtype).eps
 
     def unfinished(state):
-        at, rejected, count = state
+        at, rejected, count, _ = state
         floor = rejected & (at.error < 1e4 * epsilon)
         return (at.error > 8 * epsilon) & ~floor & (count < ITERATIONS)
 
     def advance(state):
-        at, rejected, count = state
-        iterate = rejected | (count < 2)
+        at, rejected, count, until = state
+        iterate = rejected | (count < until)
         new = _try(system, at.point + jnp.where(iterate, at.picard, at.newton), ridged)
         good = iterate | (new.inside & (new.error < at.error))
+        # Newton's method may end outside the domain of the root unseen; from there, start again.
+        lost = (iterate & ~jnp.isfinite(new.error)) | ((at.error > 0.1) & (count == RESTART))
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, at)
-        return kept, ~good, count + 1
+        kept = jax.tree.map(lambda a, b: jnp.where(lost, a, b), first, kept)
+        return kept, ~good, count + 1, jnp.where(lost, count + PATIENT, until)
 
-    at, _, count = lax.while_loop(unfinished, advance, (first, jnp.zeros((), bool), 0))
+    begin = first, jnp.zeros((), bool), 0, 2
+    at, _, count, _ = lax.while_loop(unfinished, advance, begin)
     return at.point, at.error, count
