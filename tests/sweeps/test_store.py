@@ -336,7 +336,7 @@ def test_rates_of_the_linear_model_lengthen(tmp_path):
     assert_same(result, nm.sweep(nm.sweeps.linear, longer, 5))
 
 
-@pytest.mark.parametrize("at", [0, 1, 4, 8])
+@pytest.mark.parametrize("at", [1, 8])
 def test_an_extension_of_whole_axes_goes_on_where_it_was_cut(tmp_path, at):
     options = WHOLE | {"store": str(tmp_path / "x.zarr")}
     nm.sweep(products, SHORT, 3, block=2, **options)
@@ -497,7 +497,7 @@ def test_a_scheduler_that_is_lost_is_one_error_that_says_how_to_go_on(tmp_path, 
 
     try:
         time.sleep(5)
-        with pytest.raises(ConnectionError, match=r"scheduler-connection-lost.*same call goes on"):
+        with pytest.raises(ConnectionError, match=r"the scheduler is gone.*same call goes on"):
             nm.sweep(function, GRID, SEEDS, store=path, block=1, progress=lose,
                      client=f"tcp://127.0.0.1:{port}")  # fmt: skip
     finally:
