@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import tyro
@@ -45,12 +45,13 @@ def sweep(
         memory: bytes that a batch of cells may take.
         block: cells computed and stored at once.
         extend: add new seeds and new values of axes to the store.
-        accept_changes: go on though the function or the version changed since.
+        accept_changes: go on though the function computes something else than it did.
     """
     require("xarray", "sweep")
     require("zarr", "sweep")
     fields = specs.read(spec, overrides)
-    memory, block = memory or fields.get("memory"), block or fields.get("block")
+    memory = fields.get("memory") if memory is None else memory
+    block = fields.get("block") if block is None else block
     with ExitStack() as stack:
         stack.enter_context(jax.enable_x64(fields["dtype"] == "float64"))
         call = (fields["function"], fields["grid"])
@@ -61,9 +62,18 @@ def sweep(
         if store is None:
             raise ValueError("--store must say where the result goes; or pass --dry-run")
         client = stack.enter_context(connected(scheduler))
-        options: dict[str, Any] = dict(client=client, memory=memory, block=block, extend=extend,
-                       accept_changes=accept_changes, **specs.arguments(fields))  # fmt: skip
-        sweeps.sweep(*call, store=store, progress=True, **options)
+        sweeps.sweep(
+            *call,
+            store=store,
+            client=client,
+            memory=memory,
+            block=block,
+            extend=extend,
+            accept_changes=accept_changes,
+            version=fields.get("version"),
+            progress=True,
+            **specs.arguments(fields),
+        )
     _print_rows(store, summary.rows(summary.load(store)))
     return 0
 

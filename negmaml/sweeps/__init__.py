@@ -12,7 +12,7 @@ from negmaml.sweeps.planning import plan, prepare
 __all__ = ["StoreError", "SweepFunction", "plan", "prepare", "register", "sweep"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> SweepFunction:
     if name in registered():
         return named(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

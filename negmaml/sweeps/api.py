@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,17 @@ from negmaml.sweeps.planning import Work, index_of, planned, prepare, regions
 from negmaml.sweeps.run import empty
 from negmaml.sweeps.stored import How, Means, into_store
 
+if TYPE_CHECKING:
+    import xarray
+
 Tell = Callable[[int, int], Any]
 
 
 def sweep(
-    function,
-    grid: Mapping | Sequence[Mapping],
+    function: Callable[..., Mapping[str, Any]],
+    grid: Mapping[Any, Any] | Sequence[Mapping[Any, Any]],
     seeds: int | Iterable[int],
-    store: str | os.PathLike | None = None,
+    store: str | os.PathLike[str] | None = None,
     *,
     root: int = 0,
     static: Sequence[str] | None = None,
@@ -36,13 +39,13 @@ def sweep(
     output_dims: Mapping[str, Sequence[str]] | None = None,
     memory: int | None = None,
     block: int | None = None,
-    devices: Sequence | None = None,
+    devices: Sequence[Any] | None = None,
     client: Any = None,
     extend: bool = False,
     accept_changes: bool = False,
     version: str | None = None,
     progress: bool | Tell = False,
-):
+) -> "xarray.Dataset":
     """Evaluate `function(key, **point)` at every point of a grid and every seed.
 
     Arguments:

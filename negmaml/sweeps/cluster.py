@@ -21,6 +21,7 @@ from negmaml.sweeps.planning import index_of
 from negmaml.sweeps.run import Runner
 from negmaml.sweeps.store import Store, open_store
 
+WORKERS_WITHIN = 60  # seconds
 RETRIES = 10  # of a block whose workers die
 _open: dict[str, tuple[Runner, Store]] = {}  # of this worker, for the sweep of each name
 
@@ -84,7 +85,13 @@ def spread(client, job: Job, blocks: list[tuple[Region, np.ndarray]]) -> Iterato
     """Send blocks, and which of their cells lack the part, to the workers; yields cells stored."""
     distributed = require("distributed", "cluster")
     if not client.scheduler_info()["workers"]:
-        client.wait_for_workers(1, timeout=60)
+        try:
+            client.wait_for_workers(1, timeout=WORKERS_WITHIN)
+        except TimeoutError as error:
+            raise ConnectionError(
+                f"the scheduler has no workers, and none came within {WORKERS_WITHIN} s; start "
+                "some with `dask worker`"
+            ) from error
     futures = [
         client.submit(compute_block, job, *block, key=f"{job.name}-{i}", retries=RETRIES)
         for i, block in enumerate(blocks)
@@ -93,9 +100,10 @@ def spread(client, job: Job, blocks: list[tuple[Region, np.ndarray]]) -> Iterato
         for future in distributed.as_completed(futures):
             yield future.result()
             future.release()
-    except (CancelledError, distributed.CommClosedError) as error:
+    except (CancelledError, distributed.comm.CommClosedError) as error:
+        said = str(error).partition("\n")[0]
         raise ConnectionError(
-            f"the scheduler is gone, or gave the blocks up ({error}); those that are finished are "
+            f"the scheduler is gone, or gave the blocks up ({said}); those that are finished are "
             f"in {job.store!r}, and the same call goes on from there with another scheduler"
         ) from error
     finally:

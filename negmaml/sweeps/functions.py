@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,26 +53,32 @@ class SweepFunction(Protocol):
     whole_axes: tuple[str, ...] = ()
     output_dims: Mapping[str, Sequence[str]] = {}
 
-    def __call__(self, key, **point) -> dict[str, jax.Array]:
-        """The outputs of one cell: numbers are traced, static values are plain."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # which lets a subclass name its points
+        __call__: Callable[..., dict[str, jax.Array]]
+    else:
 
-    def check(self, **point) -> None:
+        def __call__(self, key, **point) -> dict[str, jax.Array]:
+            """The outputs of one cell: numbers are traced, static values are plain."""
+            raise NotImplementedError
+
+    def check(self, **point: Any) -> None:
         """Raise ValueError or TypeError for values it does not allow; called before any trace."""
         return None
 
-    def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
+    def batched(
+        self, keys: jax.Array, numbers: Mapping[str, jax.Array], shared: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
         """`__call__` for keys (B,) and numbers of shape (B,); outputs lead with B.
 
         shared: static values and whole axes, the same for all cells.
         """
         return jax.vmap(lambda key, own: self(key, **shared, **own))(keys, dict(numbers))
 
-    def batch_cells(self, **statics) -> int | None:
+    def batch_cells(self, **statics: Any) -> int | None:
         """How many cells a call of the program should take; None to reckon from its memory."""
         return None
 
-    def compiler_options(self, platform: str, cells: int, **statics) -> dict[str, Any] | None:
+    def compiler_options(self, platform: str, cells: int, **statics: Any) -> dict[str, Any] | None:
         """How to compile a program that so many cells will use; None for XLA's own options."""
         return None
 

@@ -280,6 +280,8 @@ def _peak_memory(device) -> int:
     """The most bytes ever held: by the device, or by the process on CPU."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
-    import resource  # not on every system, and only needed here
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -25,7 +25,7 @@ from negmaml.sweeps.functions import made, registered
 from negmaml.sweeps.parse import near
 
 FIELDS = ("function", "seeds", "grid", "root", "options", "static", "whole", "common",
-          "output_dims", "memory", "block", "dtype")  # fmt: skip
+          "output_dims", "memory", "block", "dtype", "version")  # fmt: skip
 PASSED = ("seeds", "root", "static", "whole", "common", "output_dims")
 EXAMPLES = "negmaml.examples"
 WORD = r"[A-Za-z_][\w.:/-]*"  # what --set takes as a string without quotes

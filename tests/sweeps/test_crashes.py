@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import negmaml as nm
 from negmaml.sweeps import files, lock, stored
-from negmaml.sweeps.planning import Work
+from negmaml.sweeps.planning import Work, prepare
 
 GRID = {"size": [2, 3], "scale": [-1.0, 0.0], "kind": "plain", "rates": [0.5, 2.0]}
 BASE = (GRID, 2)
@@ -273,7 +275,37 @@ def scenario(extension):
 
 @pytest.mark.parametrize("extension", [None, "all"])
 def test_a_stop_loses_nothing(extension, place, operations, quick):
-    assert crash_everywhere(place, operations, *scenario(extension), every=7) > 3
+    assert crash_everywhere(place, operations, *scenario(extension), every=11) > 2
+
+
+def some(values):
+    """Some of the values, in any order."""
+    return st.lists(st.sampled_from(values), min_size=1, unique=True)
+
+
+ASKED = st.lists(
+    st.tuples(some([2, 3]), some([-1.0, 0.0, 0.5]), some([0.5, 2.0, -3.0]), some([0, 1, 5])),
+    min_size=2,
+    max_size=4,
+)
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ASKED)
+def test_whatever_was_asked_before_a_sweep_returns_what_is_asked(quick, tmp_path, calls):
+    place = Memory(tmp_path)
+    place.restore(None)
+    for size, scale, rates, seeds in calls:
+        grid = {"size": size, "scale": scale, "kind": "plain", "rates": rates}
+        found = nm.sweep(function, grid, seeds, store=place.url, **OPTIONS).load()
+        work = prepare(function, grid, seeds, **{n: OPTIONS[n] for n in ("whole", "static")})
+        flat = Quick(work).compute(np.unravel_index(np.arange(work.grid.cells), work.grid.shape))
+        for name, values in flat.items():
+            right = values.reshape(*work.grid.shape, *values.shape[1:])
+            np.testing.assert_array_equal(found[name], right)
+        for name, values in (("scale", scale), ("rates", rates), ("seed", seeds), ("size", size)):
+            np.testing.assert_array_equal(found[name], values)
+    assert len(xr.open_zarr(place.url)["seed"]) == len({s for *_, seeds in calls for s in seeds})
 
 
 @pytest.mark.slow

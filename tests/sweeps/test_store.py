@@ -19,6 +19,7 @@ import negmaml as nm
 from negmaml.sweeps import StoreError, planning
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.run import Runner
+from negmaml.sweeps.summary import load
 from tests.sweeps.script import GRID, SEEDS, function
 
 ROOT = Path(__file__).parents[2]
@@ -335,7 +336,7 @@ def test_rates_of_the_linear_model_lengthen(tmp_path):
     assert_same(result, nm.sweep(nm.sweeps.linear, longer, 5))
 
 
-@pytest.mark.parametrize("at", [0, 1, 4, 8])
+@pytest.mark.parametrize("at", [1, 8])
 def test_an_extension_of_whole_axes_goes_on_where_it_was_cut(tmp_path, at):
     options = WHOLE | {"store": str(tmp_path / "x.zarr")}
     nm.sweep(products, SHORT, 3, block=2, **options)
@@ -464,6 +465,46 @@ def test_an_unreachable_scheduler_is_an_error_at_once(tmp_path, computed):
         nm.sweep(function, GRID, SEEDS, store=str(tmp_path / "x"), client="tcp://127.0.0.1:9")
     assert not computed
     assert not (tmp_path / "x").exists()
+
+
+def test_a_store_whose_codecs_could_run_code_is_refused(tmp_path):
+    path = tmp_path / "x.zarr"
+    nm.sweep(function, GRID, SEEDS, store=path)
+    text = (path / "zarr.json").read_text()
+    (path / "zarr.json").write_text(text.replace('"zstd"', '"numcodecs.pickle"'))
+    for read in (lambda: nm.sweep(function, GRID, SEEDS, store=path), lambda: load(str(path))):
+        with pytest.raises(StoreError, match=r"codec 'numcodecs\.pickle'.*could run code"):
+            read()
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost_is_one_error_that_says_how_to_go_on(tmp_path, undisturbed):
+    pytest.importorskip("distributed")
+    path, scheduler = str(tmp_path / "x.zarr"), None
+    port = 18786
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", str(port),
+               "--no-dashboard"]  # fmt: skip
+    scheduler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", f"tcp://127.0.0.1:{port}",
+         "--nthreads", "1", "--no-dashboard", "--death-timeout", "20"],
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def lose(done, cells):
+        if done:
+            scheduler.kill()
+
+    try:
+        time.sleep(5)
+        with pytest.raises(ConnectionError, match=r"the scheduler is gone.*same call goes on"):
+            nm.sweep(function, GRID, SEEDS, store=path, block=1, progress=lose,
+                     client=f"tcp://127.0.0.1:{port}")  # fmt: skip
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+    assert_same(nm.sweep(function, GRID, SEEDS, store=path), undisturbed)
 
 
 def test_a_worker_killed_in_mid_sweep_loses_nothing(tmp_path, undisturbed):

@@ -45,3 +45,18 @@ result = nm.fit(
     jax.random.key(2), params, value_and_grad, nm.tasks.Linear(problem), optax.adam(1e-3), 10
 )
 history = result.loss
+
+
+class Powers(nm.sweeps.SweepFunction):
+    """A sweep function that handles an axis whole."""
+
+    accepts = requires = ("size", "powers")
+    whole_axes = ("powers",)
+
+    def __call__(self, key: Array, *, size: int, powers: Array) -> dict[str, Array]:
+        return {"value": jnp.mean(jax.random.normal(key, (size,))) ** powers}
+
+
+swept = nm.sweep(Powers(), {"size": [2, 3], "powers": [1.0, 2.0]}, 4)
+means = swept["value"].mean("seed")
+linear = nm.sweep(nm.sweeps.linear, [{"p": 3}], seeds=[1, 2], store="x.zarr", progress=True)
