@@ -111,7 +111,7 @@ def one_network(key, name, width, depth, scale, steps):
             pull = jax.tree.map(lambda p, s: ridge / rows * (p - s), params, start)
             return value, jax.tree.map(jnp.add, gradient, pull)
 
-        params = nm.fit(key, start, with_ridge, lambda _: tasks, optimizer, steps).params
+        params = nm.fit(key, start, with_ridge, tasks, optimizer, steps).params
         return nm.maml(loss, adapt)(params, test)
 
     networks = lax.map(trained, (rates, entries))
@@ -271,7 +271,7 @@ def learning(name, loss, seeds, steps, unit):
         tasks, fresh = train(*sizes)(key), test(*test_sizes)(jax.random.fold_in(key, 1))
         start = mlp.init(jax.random.fold_in(key, 2), layers)
         algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate))
-        trained = nm.fit(key, start, algorithm, lambda _: tasks, optax.adam(1e-3), steps).params
+        trained = nm.fit(key, start, algorithm, tasks, optax.adam(1e-3), steps).params
         adapt = jnp.asarray(ADAPT, jnp.float32) * unit
         return lax.map(lambda r: nm.maml(loss, nm.GradientDescent(r))(trained, fresh), adapt)
 

@@ -124,7 +124,7 @@ def one_run(key, setting: Setting) -> Losses:
         algorithm = maml_value_and_grad(loss, GradientDescent(rate))
         # Steps of 1 / the largest curvature of the lazy meta-loss; momentum for the small ones.
         optimizer = Partial(partial(optax.sgd, momentum=0.9, nesterov=True), 1 / scale)
-        return fit(key, start, algorithm, lambda _: tasks, optimizer, setting.steps).params
+        return fit(key, start, algorithm, tasks, optimizer, setting.steps).params
 
     networks = lax.map(lambda pair: trained(*pair), (jnp.asarray(RATES), scales), batch_size=5)
     at_fixed = jax.tree.map(lambda leaf: leaf[int(np.argmin(np.abs(RATES - FIXED_RATE)))], networks)
