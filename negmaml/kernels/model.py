@@ -6,16 +6,17 @@ is what gradient descent on the meta-loss reaches from f_0 (`negmaml.kernels.sys
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.checks import check_choice
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import contract
 from negmaml._core.pytree import as_pytree, pytree, static
+from negmaml.kernels.iterative import train_iteratively
 from negmaml.kernels.points import (
     TILE,
     Points,
@@ -32,12 +33,16 @@ from negmaml.kernels.system import (
     adapted_losses,
     check_spectral,
     own_blocks,
+    own_kernel,
     responses,
     right_side,
     systems,
 )
 from negmaml.meta import Tasks
 from negmaml.rules import Rule
+
+METHODS = "direct", "iterative"
+MANY_POINTS = 10_000
 
 
 @pytree
@@ -89,7 +94,7 @@ class KernelModel:
                 f"labels of tasks must have shape (tasks, points, *{self._outputs}) as in "
                 f"meta_train, got {jnp.shape(tasks.support[1])}"
             )
-        own = _own(self.kernel, points.x, points.sizes)
+        own = own_kernel(self.kernel, points.x, points.sizes)
         return jnp.mean(adapted_losses(own, rule, *_left(points, self._values(points.x))), -1)
 
     @property
@@ -141,20 +146,6 @@ def _moved(K, y, values, rule: Rule):
     return moved.reshape(*left.shape[:-2], *moved.shape[1:])
 
 
-@partial(jax.jit, static_argnames="sizes")
-def _own(kernel, x, sizes: tuple[int, int, int]) -> Own:
-    """The kernel within each of many tasks, some at a time."""
-    m, n_t, n_v = sizes
-    x_t, x_v = (part.reshape(m, -1, *x.shape[1:]) for part in (x[: m * n_t], x[m * n_t :]))
-
-    def blocks(points):
-        x_t, x_v = points
-        K = kernel(x_t, x_t)
-        return Own((K + K.T) / 2, kernel(x_v, x_t))
-
-    return lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
-
-
 @jax.jit
 def _left(points: Points, values):
     """Labels less values, of supports and of queries: batch + (m, n, outputs)."""
@@ -165,7 +156,13 @@ def _left(points: Points, values):
 
 
 def meta_train(
-    kernel: Callable, tasks: Tasks, rule: Rule, *, meta_ridge=0.0, f0: Callable | None = None
+    kernel: Callable,
+    tasks: Tasks,
+    rule: Rule,
+    *,
+    meta_ridge=0.0,
+    f0: Callable | None = None,
+    method: str | None = None,
 ) -> KernelModel:
     r"""The exact minimiser of the meta-loss of a kernel model, for every rate and ridge at once.
 
@@ -186,9 +183,13 @@ def meta_train(
         meta_ridge: at least 0, stacked as in `simulate`; of any shape, a further ridge costs
             products with a vector.
         f0: x -> values like the labels, what training starts from; zero when left out.
+        method: "direct"; "iterative", preconditioned conjugate gradients on kernel matrices that
+            are never stored, for a kernel that JAX can trace; when left out, iterative from
+            10,000 points on.
 
-    Returns a `KernelModel`. Memory: the kernel matrix of all M points and at most 6 M^2 more
-    numbers. Differentiable in rates, ridges and what the kernel holds.
+    Returns a `KernelModel`. Memory for M points: direct, the kernel matrix and at most 6 M^2 more
+    numbers; iterative, 1024 M for each rate and ridge, whose `reliable` says whether the residual
+    became small. Differentiable in rates, ridges and what the kernel holds.
 
     Raises TypeError or ValueError for shapes that disagree, a rule without a filter or with a
     metric, a negative ridge, and a kernel that is not real, finite, symmetric or positive
@@ -205,12 +206,18 @@ def meta_train(
     kernel, f0 = as_kernel(kernel), None if f0 is None else as_pytree(f0)
     check_spectral(rule)
     ridges = check_ridges(meta_ridge)
+    if method is not None:
+        check_choice("method", method, METHODS)
     points, has_outputs = stack(tasks, f0)
-    K = gram(kernel, points.x)
-    weights, reliable = _train(K, points.y_t, points.y_v, rule, jnp.ravel(ridges))
+    x, *labels = points
+    if (method or METHODS[len(x) >= MANY_POINTS]) == "direct":
+        weights, reliable = _train(gram(kernel, x), *labels, rule, jnp.ravel(ridges))
+    else:
+        gram(kernel, x[:TILE])  # checks the kernel
+        weights, reliable = train_iteratively(kernel, x, *labels, rule, jnp.ravel(ridges))
     batch = rule.batch_shape + jnp.shape(ridges)
     weights = weights.reshape(*batch, *weights.shape[2:])
-    return KernelModel(kernel, f0, points.x, weights, reliable.reshape(batch), has_outputs)
+    return KernelModel(kernel, f0, x, weights, reliable.reshape(batch), has_outputs)
 
 
 def _train_all(K, y_t, y_v, rule: Rule, ridges):

@@ -18,6 +18,7 @@ Sizes below: T = m n_t support points and N = m n_v query points of m tasks; M =
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.numerics import contract, outer
+from negmaml.kernels.points import TILE
 from negmaml.rules import Rule, check_rule
 
 
@@ -52,6 +54,20 @@ def own_blocks(K, m: int, n_t: int) -> Own:
     tt = K[:T, :T].reshape(m, n_t, m, n_t)[each, :, each]
     vt = K[T:, :T].reshape(m, -1, m, n_t)[each, :, each]
     return Own(tt, vt)
+
+
+@partial(jax.jit, static_argnames="sizes")
+def own_kernel(kernel, x, sizes: tuple[int, int, int]) -> Own:
+    """The kernel within each of many tasks, some at a time."""
+    m, n_t, n_v = sizes
+    x_t, x_v = (part.reshape(m, -1, *x.shape[1:]) for part in (x[: m * n_t], x[m * n_t :]))
+
+    def blocks(points):
+        x_t, x_v = points
+        K = kernel(x_t, x_t)
+        return Own((K + K.T) / 2, kernel(x_v, x_t))
+
+    return lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
 
 
 def responses(own: Own, rule: Rule):

@@ -18,7 +18,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def reproduction(dataset):
+def reproduction(dataset, points: str = "simulation", curve: str = "theory"):
     """The paper's figures from the dataset of `negmaml reproduce`: a row a problem.
 
     Points are simulated means with standard errors, curves the theory, dashed lines the best
@@ -36,19 +36,19 @@ def reproduction(dataset):
         )
         for row, problem in zip(axes, problems, strict=True):
             for axis, panel in zip(row, ("a", "b"), strict=True):
-                _draw_panel(axis, dataset.sel(problem=problem, panel=panel), panel)
+                _draw_panel(axis, dataset.sel(problem=problem, panel=panel), panel, points, curve)
             row[0].set_ylabel("test loss")
             row[0].set_title(str(problem), loc="left", color=INK, fontweight="bold")
         axes[0, 1].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
-def _draw_panel(axis, data, panel: str) -> None:
+def _draw_panel(axis, data, panel: str, points: str, curve: str) -> None:
     runs = data.sizes[f"run_{panel}"]
-    axis.plot(data["curve_rate"], data["theory"], color=CURVE, lw=1.6, label="theory", zorder=2)
+    axis.plot(data["curve_rate"], data["theory"], color=CURVE, lw=1.6, label=curve, zorder=2)
     axis.errorbar(
         data["rate"], data["loss_mean"], data["loss_error"], fmt="o", ms=3.2, lw=1,
-        color=POINTS, label="simulation", zorder=3,
+        color=POINTS, label=points, zorder=3,
     )  # fmt: skip
     low, high = float(data["curve_rate"][0]), float(data["curve_rate"][-1])
     best = float(data["best_rate_predicted"])

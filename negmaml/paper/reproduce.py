@@ -111,8 +111,8 @@ def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel
     panel_a = losses[FIXED_INDEX, :, : losses.shape[-1] // 10]
     panel_b = losses[: RATES.size, FIXED_INDEX]
     search = _search_rates(best_train)
-    found_a = _with_jackknife(partial(_best_by_parabola, RATES), panel_a)
-    found_b = _with_jackknife(partial(_best_on_grid, search), losses[RATES.size :, FIXED_INDEX])
+    found_a = with_jackknife(partial(_best_by_parabola, RATES), panel_a)
+    found_b = with_jackknife(partial(best_on_grid, search), losses[RATES.size :, FIXED_INDEX])
     return {
         "a": Panel(RATES, panel_a, CURVE_RATES, curves[0], float(best_adapt), *found_a),
         "b": Panel(RATES, panel_b, CURVE_RATES, curves[1], float(best_train), *found_b),
@@ -141,7 +141,7 @@ def _best_by_parabola(rates, mean) -> float:
     return -c1 / (2 * c2)
 
 
-def _best_on_grid(rates, mean) -> float:
+def best_on_grid(rates, mean) -> float:
     """The minimum of the parabola through the lowest point and its neighbours."""
     order = np.argsort(rates)
     rates, mean = rates[order], mean[order]
@@ -149,7 +149,7 @@ def _best_on_grid(rates, mean) -> float:
     return _best_by_parabola(rates[i - 1 : i + 2], mean[i - 1 : i + 2])
 
 
-def _with_jackknife(estimate: Callable, losses, groups: int = 10) -> tuple[float, float]:
+def with_jackknife(estimate: Callable, losses, groups: int = 10) -> tuple[float, float]:
     """An estimate from mean losses (rates, runs), and its standard error over groups of runs."""
     runs = np.arange(losses.shape[-1])
     leave_out = np.array([estimate(losses[:, runs % groups != g].mean(-1)) for g in range(groups)])

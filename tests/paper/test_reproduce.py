@@ -13,10 +13,10 @@ from negmaml.paper.reproduce import (
     PROBLEMS,
     RATES,
     _best_by_parabola,
-    _best_on_grid,
-    _with_jackknife,
+    best_on_grid,
     experiments,
     to_dataset,
+    with_jackknife,
 )
 
 
@@ -69,12 +69,12 @@ def test_parabola_finds_the_minimum_of_a_quadratic():
 
 def test_grid_search_orders_its_rates_and_interpolates():
     rates = np.array([0.6, -0.2, 0.1, 0.4])
-    assert _best_on_grid(rates, (rates - 0.2) ** 2) == pytest.approx(0.2)
+    assert best_on_grid(rates, (rates - 0.2) ** 2) == pytest.approx(0.2)
 
 
 def test_jackknife_error_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(0).normal(size=(1, 200))
-    estimate, error = _with_jackknife(lambda mean: mean[0], values, groups=200)
+    estimate, error = with_jackknife(lambda mean: mean[0], values, groups=200)
     assert estimate == pytest.approx(values.mean())
     assert error == pytest.approx(values.std(ddof=1) / 200**0.5)
 

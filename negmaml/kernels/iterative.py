@@ -1,0 +1,96 @@
+r"""(G + ridge) c = r for many points: conjugate gradients, with kernel matrices never stored.
+
+A product with G = A K A^T is A (K (A^T c)), with K in blocks of rows made anew each time: all
+rates and ridges and outputs are columns of one product, so K is made once an iteration for all of
+them. The preconditioner is a randomised Nystrom approximation of each G by `RANK` eigenvectors,
+which takes one more product: with U, x the approximate eigenpairs and x_k the smallest of them,
+
+    P^-1 = U ((x_k + ridge) / (x + ridge)) U^T + (1 - U U^T)
+
+Source: Frangella, Tropp and Udell, "Randomized Nystrom preconditioning", SIAM J. Matrix Anal. 2023.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from jax.scipy.sparse.linalg import cg
+
+from negmaml._core.numerics import contract
+from negmaml.kernels.points import TILE
+from negmaml.kernels.system import own_kernel, responses, right_side
+from negmaml.rules import Rule
+
+RANK, ITERATIONS = 128, 400
+
+
+@jax.jit
+def train_iteratively(kernel, x, y_t, y_v, rule: Rule, ridges):
+    """(weights (rules, ridges, M, o), reliable (rules, ridges)), where the residual got small."""
+    (m, n_t, _), n_v = y_t.shape, y_v.shape[1]
+    own = own_kernel(kernel, x, (m, n_t, n_v))
+    C = responses(own, rule).reshape(-1, m, n_v, n_t)
+    times_K = partial(_times_kernel, kernel, x)
+    eps = jnp.finfo(C.dtype).eps
+    tolerance = float(eps) ** (2 / 3)
+
+    def spread(C, c):
+        """A^T c, (M, columns)."""
+        c = c.reshape(m, n_v, -1)
+        on_support = -contract("ivt,ivo->ito", C, c)
+        return jnp.concatenate([part.reshape(-1, c.shape[-1]) for part in (on_support, c)])
+
+    def times_G(C, c):
+        values = times_K(spread(C, c))
+        t, v = (part.reshape(m, -1, c.shape[-1]) for part in jnp.split(values, [m * n_t]))
+        return (v - contract("ivt,ito->ivo", C, t)).reshape(c.shape)
+
+    def one_rule(C):
+        right = right_side(C, y_t, y_v).reshape(m * n_v, -1)
+        U, eigenvalues = _nystrom(partial(times_G, C), m * n_v, C.dtype)
+
+        def one_ridge(ridge):
+            def matrix(c):
+                return times_G(C, c) + ridge * c
+
+            scale = (eigenvalues[-1] + ridge) / (eigenvalues + ridge) - 1
+
+            def precondition(c):
+                return c + contract("nk,k,mk,mo->no", U, scale, U, c)
+
+            c, _ = cg(matrix, right, tol=tolerance, maxiter=ITERATIONS, M=precondition)
+            left = jnp.linalg.norm(right - matrix(c))
+            return spread(C, c), left < 10 * tolerance * jnp.linalg.norm(right)
+
+        return jax.vmap(one_ridge)(ridges.astype(C.dtype))
+
+    return jax.vmap(one_rule)(C)
+
+
+def _times_kernel(kernel: Callable, x, columns):
+    """K columns, a block of rows of K at a time."""
+    count = -(-len(x) // TILE)
+    size = -(-len(x) // count)
+    filled = jnp.concatenate([x, jnp.broadcast_to(x[:1], (count * size - len(x), *x.shape[1:]))])
+    blocks = filled.reshape(count, size, *x.shape[1:])
+    rows = lax.map(lambda block: contract("xy,yo->xo", kernel(block, x), columns), blocks)
+    return rows.reshape(count * size, -1)[: len(x)]
+
+
+def _nystrom(times: Callable, size: int, dtype):
+    """Approximate eigenvectors (size, k) and eigenvalues (k,), largest first, of a psd matrix."""
+    rank = min(RANK, size)
+    normals = jax.random.normal(jax.random.key(0), (size, rank), dtype)
+    test = jnp.linalg.qr(normals)[0]
+    image = lax.stop_gradient(times(test))
+    shift = size**0.5 * jnp.finfo(dtype).eps * jnp.linalg.norm(image)
+    image = image + shift * test
+    inner = contract("nk,nl->kl", test, image)
+    L = jnp.linalg.cholesky((inner + inner.T) / 2)
+    U, s, _ = jnp.linalg.svd(solve_triangular(L, image.T, lower=True).T, full_matrices=False)
+    eigenvalues = jnp.maximum(s**2 - shift, shift)
+    usable = jnp.all(jnp.isfinite(L))  # else no preconditioner
+    return jnp.where(usable, U, 0), jnp.where(usable, eigenvalues, 1)

@@ -1,0 +1,43 @@
+"""Networks on quadratic regression beside the exact solution in their tangent kernel."""
+
+import jax
+import numpy as np
+import pytest
+
+from negmaml.paper import figures, nonlinear
+from negmaml.paper.reproduce import FIXED_INDEX, RATES, to_dataset
+
+SMALL = nonlinear.Setting(n_t=10, n_r=10, steps=200, test_tasks=20, test_points=10)
+
+
+@pytest.fixture(scope="module")
+def done():
+    return list(nonlinear.runs(jax.random.key(1), 2, SMALL))
+
+
+def test_wide_networks_are_near_the_kernel_and_panels_meet(done):
+    panels = nonlinear.panels(done)
+    for panel in panels.values():
+        inside = np.abs(RATES) <= 0.3
+        gap = np.abs(panel.mean / panel.theory - 1)[inside]
+        assert np.median(gap) < 0.1
+    at = FIXED_INDEX
+    np.testing.assert_allclose(panels["a"].losses[at], panels["b"].losses[at], rtol=1e-5)
+
+
+def test_runs_are_drawn_and_stored_like_the_linear_ones(done):
+    dataset = to_dataset({"nonlinear": nonlinear.panels(done)}, {})
+    figure = figures.reproduction(dataset, points="networks", curve="exact")
+    labels = figure.axes[1].get_legend_handles_labels()[1]
+    assert labels == ["exact", "networks"]
+
+
+def test_labels_have_mean_zero_over_tasks():
+    setting = SMALL._replace(m=2000, n_t=2, n_v=1)
+    (_, y), _ = nonlinear.draw(jax.random.key(0), setting)[0]
+    assert abs(y.mean()) < 4 * y.std() / 2000**0.5
+
+
+def test_one_run_has_no_error_and_is_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        next(nonlinear.runs(jax.random.key(0), 1))
