@@ -194,10 +194,16 @@ def whole(run: Run, point: Point):
 
 def _like(params, gradient):
     """The gradient with None where `params` has it; raises unless they fit each other."""
+
+    def fitting(p, g):
+        if p is None:
+            return None
+        if not (jax.tree_util.all_leaves([g]) and jnp.shape(g) == jnp.shape(p)):
+            raise ValueError("shapes differ")
+        return g
+
     try:
-        return jax.tree.map(
-            lambda p, g: None if p is None else g, params, gradient, is_leaf=lambda x: x is None
-        )
+        return jax.tree.map(fitting, params, gradient, is_leaf=lambda x: x is None)
     except ValueError as mismatch:
         raise ValueError(
             "value_and_grad must return a gradient like the parameters "
