@@ -23,7 +23,7 @@ import optax
 import negmaml as nm
 from negmaml.examples import mlp
 
-KEY, ROUNDS = jax.random.key(0), 5
+ROUNDS = 5
 
 
 def timed(function):
@@ -54,9 +54,11 @@ def compare(ways, steps):
 def sinusoid(m=25, steps=2000, **options):
     """Meta-training of the sinusoid network."""
     value_and_grad = nm.maml_value_and_grad(mlp.loss, nm.GradientDescent(0.01))
-    tasks, start = nm.tasks.Sinusoid(m=m, n_t=10, n_v=10), mlp.init(KEY)
+    tasks, start = nm.tasks.Sinusoid(m=m, n_t=10, n_v=10), mlp.init(jax.random.key(0))
     optimizer = optax.adam(1e-3)
-    return lambda: nm.fit(KEY, start, value_and_grad, tasks, optimizer, steps, **options)
+    return lambda: nm.fit(
+        jax.random.key(0), start, value_and_grad, tasks, optimizer, steps, **options
+    )
 
 
 def hooks(steps=2000):
@@ -91,7 +93,7 @@ def batches(steps=12):
         return jax.tree.map(lambda x: x[jax.random.randint(key, (), 0, steps)], pool)
 
     def train(tasks):
-        return lambda: nm.fit(KEY, start, value_and_grad, tasks, optimizer, steps)
+        return lambda: nm.fit(jax.random.key(0), start, value_and_grad, tasks, optimizer, steps)
 
     optimizer = optax.adam(1e-3)
     function = jax.tree_util.Partial(draw, pool)
@@ -102,24 +104,19 @@ def devices(steps=300):
     """One device pinned to a core, and two devices that share the tasks, each in a process."""
     if len(sys.argv) > 2:
         count = int(sys.argv[2])
+        os.sched_setaffinity(0, range(count))
         jax.config.update("jax_num_cpu_devices", count)
         mesh = jax.devices() if count > 1 else None
         train = sinusoid(m=200, steps=steps, mesh=mesh)
         train()
-        print(
-            *(
-                statistics.median(t)
-                for t in zip(*(timed(train) for _ in range(ROUNDS)), strict=True)
-            )
-        )
+        times = [timed(train) for _ in range(ROUNDS)]
+        print(*map(statistics.median, zip(*times, strict=True)))
         return
     times = {}
-    for count, cores in ((1, {0}), (2, {0, 1})):
+    for count in (1, 2):
+        command = [sys.executable, __file__, "devices", str(count)]
         flags = {**os.environ, "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-        done = subprocess.run(
-            [sys.executable, __file__, "devices", str(count)], env=flags, check=True, text=True,
-            capture_output=True, preexec_fn=partial(os.sched_setaffinity, 0, cores),
-        )  # fmt: skip
+        done = subprocess.run(command, env=flags, stdout=subprocess.PIPE, text=True, check=True)
         times[count] = [1e3 * float(t) / steps for t in done.stdout.split()]
     for count, (wall, work) in times.items():
         print(f"{count} device(s): {wall:.3f} ms on the wall, {work:.3f} ms of processor a step")

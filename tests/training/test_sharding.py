@@ -92,6 +92,16 @@ seeds = jax.jit(jax.vmap(lambda key: train(key=key, mesh=two, task_axis="task"))
 assert not seeds.loss.sharding.is_fully_replicated
 same(jax.tree.map(lambda *x: np.stack(x), *(train(key=key) for key in keys)), seeds)
 
+# A shard_map of one's own: what its checks do to inner gradients, and the way without.
+whole = algorithm(params, TASKS(keys[0]))[0]
+for check, agrees in ((False, True), (True, False)):
+    own = jax.shard_map(
+        lambda params, tasks: jax.lax.pmean(nm.maml(loss, RULE)(params, tasks), "task"),
+        mesh=auto, in_specs=(PartitionSpec(), PartitionSpec("task")), out_specs=PartitionSpec(),
+        check_vma=check,
+    )
+    assert np.isclose(jax.jit(own)(params, TASKS(keys[0])), whole, rtol=1e-4) == agrees
+
 # Batches, and a run cut and taken up again on other devices.
 batches = [jax.tree.map(np.asarray, TASKS(jax.random.key(i))) for i in range(2)]
 same(train(tasks=batches, mesh=auto), train(tasks=batches))
