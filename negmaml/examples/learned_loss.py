@@ -45,13 +45,12 @@ def main(steps: int = 2000, rate: float = 0.01, seed: int = 0) -> dict[str, floa
     model, tasks = mlp.init(keys[0]), nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
     zeros = jax.tree.map(jnp.zeros_like, model)
     network = (jax.random.normal(keys[3], (2, 16)), jnp.zeros((16, 1)))
-    extras = {"plain": ((), None), "loss": (network, learned_loss),
+    extras: dict[str, tuple] = {"plain": ((), None), "loss": (network, learned_loss),
               "regulariser": (zeros, learned_regulariser)}  # fmt: skip
     rule, results = nm.GradientDescent(rate), {}
     for name, (extra, inner) in extras.items():
         meta, mask = {"model": model, "extra": extra}, {"model": True, "extra": False}
-        own = {"inner_loss": inner, "mask": mask}
-        value_and_grad = nm.maml_value_and_grad(of_query, rule, **own)
+        value_and_grad = nm.maml_value_and_grad(of_query, rule, inner_loss=inner, mask=mask)
         trained = nm.fit(keys[1], meta, value_and_grad, tasks, optax.adam(1e-3), steps).params
         test = nm.evaluate(keys[2], trained, inner or of_query, rule, tasks, metric=of_query,
                            mask=mask)  # fmt: skip
