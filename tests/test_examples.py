@@ -41,3 +41,17 @@ def test_digits_are_told_apart_better_after_adapting():
 def test_models_of_other_libraries_train(name):
     before, after = example(name).main(steps=300)
     assert after < 0.9 * before
+
+
+@pytest.mark.slow
+def test_maml_plus_plus_learns_and_its_steps_help():
+    before, after, rates = example("maml_plus_plus").main(steps=300)
+    assert float(after.mean[-1]) < float(after.mean[0]) < float(before.mean[0])
+    assert len(rates) == 3 and len(np.unique(np.round(np.concatenate(rates), 6))) == 9
+
+
+@pytest.mark.slow
+def test_learned_inner_losses_do_no_worse_than_none():
+    result = example("learned_loss").main(steps=300)
+    assert set(result) == {"plain", "loss", "regulariser", "preconditioner"}
+    assert all(value < 1.02 * result["plain"] for value in result.values())

@@ -217,8 +217,8 @@ def meta_sgd(
 
 def _algorithm(block, loss, rule, *, mask=None, batch_size=None, **options):
     """The pytree (params, tasks) -> result, whose leaves are the numbers of the rule."""
-    for name, function in (("loss", loss), ("inner_loss", options["inner_loss"] or loss)):
-        if not callable(function):
+    for name, function in (("loss", loss), ("inner_loss", options["inner_loss"])):
+        if not callable(function) and not (name == "inner_loss" and function is None):
             raise TypeError(f"{name} must be a function of (params, data), got {function!r}")
     if not isinstance(options["has_aux"], bool):
         raise TypeError(f"has_aux must be True or False, got {options['has_aux']!r}")

@@ -103,8 +103,8 @@ def evaluate(
     rule = as_rule("rule", rule)
     if by_step and rule.implicit:
         raise TypeError(f"by_step needs a rule that takes steps, got {rule!r}")
-    for name, function in (("loss", loss), ("metric", metric or loss)):
-        if not callable(function):
+    for name, function in (("loss", loss), ("metric", metric)):
+        if not callable(function) and not (name == "metric" and function is None):
             raise TypeError(f"{name} must be a function of (params, data), got {function!r}")
     flat = None if mask is None else jax.tree.flatten(mask)
     test = _Test(loss, metric, None if flat is None else (flat[1], tuple(flat[0])), bool(by_step))

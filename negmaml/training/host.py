@@ -19,6 +19,7 @@ from negmaml.training.state import Run, State, advance, whole
 
 PARTS, BAR_PARTS = 10, 100  # stretches of a run with checkpoints, and with a bar
 IN_FLIGHT = 2  # steps on batches that may be under way
+TOGETHER = 512  # stretches of a history that are put into one array
 
 
 class Watch(NamedTuple):
@@ -75,55 +76,100 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
     offset, steps, batches = stretch
     periods = watch.periods(steps)
     length = 1 if batches else min([steps, *periods.values()])
-    forward = partial(advance, length=length)
-    done, parts = 0, []
     with contextlib.ExitStack() as stack:
-        store = None
-        if watch.directory is not None:
-            first = batches.peek() if batches else None
-            go_on = watch.checkpoint_of == "any"
-            identity = checkpoint.identity_of(run, state, first, trace=not go_on)
-            directory = Path(watch.directory).absolute()
-            store = stack.enter_context(checkpoint.opened(directory, identity, go_on))
-            shapes = jax.eval_shape(forward, run, state, offset, steps, first)[1]
-            done, state, history, place = store.latest(state, shapes)
-            parts = [history]
-            if batches:
-                batches.skip(go_to(batches.batches, place, done), restart=place is not None)
-        if done > steps:
-            raise ValueError(f"checkpoint holds {done} steps already, more than steps={steps}")
+        store, done, state, history = _found(run, state, stretch, watch, stack, length)
         show = stack.enter_context(_bar(steps)) if watch.progress else None
-        called, flags = done, deque([state.going])
-        while done < steps:
+        ledger, flags = (
+            _Ledger(history, run.evaluate_every, watch.callback is not None),
+            deque([state]),
+        )
+        while done < steps and _going(flags[0]):
             taken = min([length, *(p - done % p for p in periods.values()), steps - done])
             batch = batches.take() if batches else None
-            state, part = forward(run, state, offset + done, offset + done + taken, batch)
-            parts.append(jax.tree.map(lambda x, n=taken: x[:n], part))
+            here = offset + done
+            state, part = advance(run, state, here, here + taken, batch, length=length)
+            ledger.add(part, taken, length, here)
             done += taken
             due = {name for name, period in periods.items() if done % period == 0 or done == steps}
             place = state_of(batches.batches) if batches and "checkpoint" in due else None
             if batches and done < steps:
                 batches.prefetch()
+            told = "callback" in due and (offset + done, ledger.metrics(), whole(run, state.now))
+            if told and watch.callback(*told) is True:  # type: ignore[misc]
+                state = state._replace(stopped=jnp.asarray(True))
             if store and "checkpoint" in due:
-                parts = [_joined(parts)]
-                store.save(done, state, parts[0], place)
+                store.save(done, state, ledger.history(), place)
             if show and "bar" in due:
-                show(done, part[0][taken - 1], bool(state.going))
-            if watch.callback and "callback" in due:
-                recent = _joined(parts)
-                stop = watch.callback(
-                    int(offset + done), _metrics(recent, done - called), _params(run, state)
-                )
-                called, parts = done, [recent]
-                if stop is True:
-                    state = state._replace(stopped=jnp.asarray(True))
-            flags.append(state.going)
-            if len(flags) > IN_FLIGHT or not batches or due:
-                while len(flags) > (IN_FLIGHT if batches and not due else 1):
-                    flags.popleft()
-                if not flags[0]:
-                    break
-    return state, jax.tree.map(partial(_padded, steps), _joined(parts))
+                show(done, part[0][taken - 1], _going(state))
+            flags.append(state)
+            while len(flags) > (1 if due or not batches else IN_FLIGHT):
+                flags.popleft()
+    return state, jax.tree.map(partial(_padded, steps), ledger.history())
+
+
+def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length: int):
+    """(store of checkpoints if any, steps done, state, history) where the run stands."""
+    if watch.directory is None:
+        return None, 0, state, None
+    offset, steps, batches = stretch
+    first = batches.peek() if batches else None
+    go_on = watch.checkpoint_of == "any"
+    identity = checkpoint.identity_of(run, state, first, trace=not go_on)
+    directory = Path(watch.directory).absolute()
+    store = stack.enter_context(checkpoint.opened(directory, identity, go_on))
+    forward = partial(advance, length=length)
+    shapes = jax.eval_shape(forward, run, state, offset, steps, first)[1]
+    done, state, history, place = store.latest(state, shapes)
+    if done > steps:
+        raise ValueError(f"checkpoint holds {done} steps already, more than steps={steps}")
+    if batches:
+        batches.skip(go_to(batches.batches, place, done), restart=place is not None)
+    return store, done, state, history
+
+
+def _going(state: State) -> bool:
+    """Whether there is another step to take; waits for the state."""
+    return bool(state.finite) and not bool(state.stopped)
+
+
+class _Ledger:
+    """The history of a run, in the stretches it came in, and what a callback is told of it."""
+
+    def __init__(self, history, every: int | None, told: bool):
+        self.parts = [] if history is None else [history]
+        self.every, self.told = every, told  # steps of an evaluation; whether `metrics` is asked
+        self.unseen: list = []
+        self.latest: Any = None  # evaluation
+
+    def add(self, part, taken: int, length: int, first: int) -> None:
+        """The first rows of a stretch that started at step `first`."""
+        if taken < length:
+            part = jax.tree.map(lambda x: x[:taken], part)
+        self.parts.append(part)
+        if len(self.parts) > TOGETHER:
+            self.history()
+        if self.told:
+            self.unseen.append(part)
+        if self.every is not None:
+            due = [row for row in range(taken) if (first + row + 1) % self.every == 0]
+            if due:
+                self.latest = jax.tree.map(lambda x: x[due[-1]], part[2])
+
+    def history(self):
+        """All of it, on the host."""
+        self.parts = [_joined(self.parts)]
+        return self.parts[0]
+
+    def metrics(self) -> dict[str, Any]:
+        """Of the steps since this was last asked."""
+        loss, aux, _ = _joined(self.unseen)
+        self.unseen = []
+        metrics: dict[str, Any] = {"loss": float(np.mean(loss))}
+        if aux is not None:
+            metrics["aux"] = jax.tree.map(lambda x: x[-1], aux)
+        if self.latest is not None:
+            metrics["evaluation"] = jax.tree.map(np.asarray, self.latest)
+        return metrics
 
 
 def _joined(parts: list):
@@ -133,32 +179,9 @@ def _joined(parts: list):
 
 def _padded(steps: int, part):
     """A history with blanks for the steps that were not taken."""
-    blank = np.nan if np.issubdtype(part.dtype, np.inexact) else 0
+    blank = np.nan if jnp.issubdtype(part.dtype, jnp.inexact) else 0
     rest = np.full((steps - len(part), *part.shape[1:]), blank, part.dtype)
     return jnp.asarray(np.concatenate([part, rest]))
-
-
-def _metrics(history, count: int) -> dict[str, Any]:
-    """What a callback is told of the last `count` steps."""
-    loss, aux, evaluation = history
-    metrics: dict[str, Any] = {"loss": float(np.mean(loss[-count:]))}
-    if aux is not None:
-        metrics["aux"] = jax.tree.map(lambda x: x[-1], aux)
-    if evaluation is not None:
-        metrics["evaluation"] = jax.tree.map(_last_known, evaluation)
-    return metrics
-
-
-def _last_known(values):
-    """The last row with a number that is one; NaN stands for steps without an evaluation."""
-    known = (
-        ~np.isnan(values.reshape(len(values), -1)).all(1) if values.dtype.kind == "f" else [True]
-    )
-    return values[np.flatnonzero(known)[-1]] if np.any(known) else values[-1]
-
-
-def _params(run: Run, state: State):
-    return whole(run, state.now)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
 from negmaml._core.display import Table, displayed, mean_text, shape_text, tree_text
@@ -123,9 +124,8 @@ def advance(run: Run, state: State, start, limit, batches=None, *, length: int):
 
     def step(state, number):
         i, batch = number
-        take = partial(_take, run, i, batch)
-        shapes = jax.eval_shape(take, state)[1]
-        blank = jax.tree.map(_blank, shapes)
+        take, shapes = _traced_once(partial(_take, run, i, batch), state)
+        blank = jax.tree.map(_blank, shapes[1])
         go = state.going & (i < limit)
         return lax.cond(go, take, lambda state: (state, blank), state)
 
@@ -194,15 +194,36 @@ def whole(run: Run, point: Point):
 
 def _like(params, gradient):
     """The gradient with None where `params` has it; raises unless they fit each other."""
+
+    def fitting(p, g):
+        if p is None:
+            return None
+        if not (jax.tree_util.all_leaves([g]) and jnp.shape(g) == jnp.shape(p)):
+            raise ValueError("shapes differ")
+        return g
+
     try:
-        return jax.tree.map(
-            lambda p, g: None if p is None else g, params, gradient, is_leaf=lambda x: x is None
-        )
+        return jax.tree.map(fitting, params, gradient, is_leaf=lambda x: x is None)
     except ValueError as mismatch:
         raise ValueError(
             "value_and_grad must return a gradient like the parameters "
             f"({tree_text(params)}), got {tree_text(gradient)}"
         ) from mismatch
+
+
+def _traced_once(function, argument):
+    """The function, to be called within the same trace, and the shapes of its result.
+
+    Tracing a meta-gradient takes longer than running it on a small model, and a branch that also
+    has to be known by shape would be traced twice.
+    """
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(argument)
+    structure = jax.tree.structure(shapes)
+
+    def again(argument):
+        return jax.tree.unflatten(structure, jaxpr_as_fun(program)(*jax.tree.leaves(argument)))
+
+    return again, shapes
 
 
 def _evaluation(run: Run, i, point: Point):
@@ -214,7 +235,7 @@ def _evaluation(run: Run, i, point: Point):
         tasks = run.evaluation_tasks(address(run.key, EVALUATION, i))
         return run.evaluate(whole(run, point), tasks)
 
-    shapes = jax.eval_shape(evaluate, point)
+    evaluate, shapes = _traced_once(evaluate, point)
     if run.patience is not None and getattr(shapes, "shape", None) != ():
         raise ValueError(
             f"evaluate must return one number, lower for better, to stop by patience; got "

@@ -43,11 +43,9 @@ def nested(params, rates, tasks=TASKS):
 
 # (rate, steps, (body, head) of each step): prefixes of the parameters, and values by step.
 FORMS = {
-    "prefix": ({"body": -0.2, "head": 0.1}, 2, [(-0.2, 0.1)] * 2),
     "schedule of a prefix": (
         {"body": nm.Schedule([0.1, -0.3]), "head": 0.2}, 2, [(0.1, 0.2), (-0.3, 0.2)],
     ),
-    "schedule": (nm.Schedule([0.1, -0.3]), 2, [(0.1, 0.1), (-0.3, -0.3)]),
     "more steps than values": (
         {"body": nm.Schedule([0.1, -0.3]), "head": nm.Schedule([0.2])}, 3,
         [(0.1, 0.2), (-0.3, 0.2), (-0.3, 0.2)],

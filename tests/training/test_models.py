@@ -66,6 +66,7 @@ def test_flax_nnx_with_batch_norm():
     check_statistics(loss, start, lambda s: np.asarray(s["norm"]["mean"][...]))
 
 
+@pytest.mark.slow
 def test_equinox_with_batch_norm():
     eqx = pytest.importorskip("equinox")
 
