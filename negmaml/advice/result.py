@@ -52,9 +52,9 @@ class Advice:
             end of the grid, it may go on.
         gain: how much lower the loss of the best rates is than that of each baseline, on groups
             that did not choose. "rate zero": no inner steps in meta-training, then adapting; "equal
-            rates": the same positive rate in both, the usual choice; "joint training": a ridge on all
-            n_t + n_v rows, then adapting; "pooled ridge": without adapting; "ridge alone": on the
-            n_r rows of the group; "mixed model": the best linear unbiased predictor.
+            rates": the same positive rate in both, the usual choice; "joint training": a ridge on
+            all n_t + n_v rows, then adapting; "pooled ridge": without adapting; "ridge alone": on
+            the n_r rows of the group; "mixed model": the best linear unbiased predictor.
         loss: {method: half the mean squared error on groups that did not choose}.
         unit, unit_size: "scaled" or "raw", and what one unit is in raw units.
         sizes: m, n_t, n_v, n_r.

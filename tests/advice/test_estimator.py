@@ -14,10 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import negmaml as nm
-from negmaml.advice.estimator import MetaRegressor, MetaRegressorCV
+from negmaml.advice import MetaRegressor, MetaRegressorCV
 
-# The estimator makes its own splits of the rows, so one row is too few in its own words, and it does
-# not take arrays of other libraries.
+# Arrays of other libraries are not taken.
 NOT_APPLICABLE = {"check_array_api_input"}
 
 
