@@ -41,3 +41,13 @@ def test_digits_are_told_apart_better_after_adapting():
 def test_models_of_other_libraries_train(name):
     before, after = example(name).main(steps=300)
     assert after < 0.9 * before
+
+
+def test_advice_for_real_schools_says_what_adapting_is_worth(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = example("schools").main()
+    assert result.few.gain["equal rates"].positive
+    assert result.few.train_rate_interval[1] < 0 < result.many.train_rate_interval[1]
+    assert result.many.gain["pooled ridge"].positive
+    assert result.after < result.before
+    assert (tmp_path / "schools.csv").exists()
