@@ -15,6 +15,7 @@ from negmaml.advice.engine import losses
 from negmaml.advice.features import kernel_features
 from negmaml.advice.quadratics import Quadratics, quadratics
 from negmaml.advice.result import Advice, Sizes, summarise
+from negmaml.advice.solve import one_thread
 from negmaml.advice.splits import Splits, bootstrap, cross_validation, most_training_groups
 
 POSITIVE = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0)  # dense where curves bend
@@ -118,9 +119,9 @@ def advise(
     advance = _counter(progress, total)
     draws = run.forms.train.shape[1]
     main = cross_validation(data.groups, sizes.m, draws, work.splits, random[2])
-    measured = run.measure(main, advance)
     again = bootstrap(data.groups, sizes.m, draws, work.replicates, work.each, random[3])
-    replicated = run.measure(again, advance)
+    with one_thread():
+        measured, replicated = (run.measure(splits, advance) for splits in (main, again))
     return summarise(data, sizes, grid, unit, size, main, measured, replicated, work.each,
                      (*data.notes, *notes), (x, y, groups, kernel))  # fmt: skip
 

@@ -273,7 +273,7 @@ def test_bad_rows_are_refused(rows, what, message):
         (dict(key=0), "jax.random.key"),
         (dict(splits=3), "splits must be at least"),
         (dict(kernel=lambda a, b: a @ b.T - 100.0), "positive semidefinite"),
-        (dict(kernel=lambda a, b: a), "kernel must return shape"),
+        (dict(kernel=lambda a, b: a), "kernel must return a matrix"),
     ],
 )
 def test_bad_options_are_refused(rows, options, message):
@@ -287,6 +287,12 @@ def test_standard_error_takes_the_noise_of_splits_off():
     values = random.normal(size=(4000, 1)) + 3 * random.normal(size=(4000, 5))
     assert standard_error(values, 10**9) == pytest.approx(1.0, rel=0.1)
     assert standard_error(values, 9) == pytest.approx(2**0.5, rel=0.1)
+
+
+def test_a_rate_that_is_zero_gains_nothing_over_zero(rows):
+    advice = nm.advise(*rows, rates=[-9.0, 9.0], splits=10, key=jax.random.key(0), **SIZES)
+    assert advice.best.rate == 1 and advice.train_rate == 0.0
+    assert not advice.gain["rate zero"].told
 
 
 def test_interval_of_rates_is_where_the_excess_is_small():
