@@ -20,8 +20,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The estimators, when they are asked for: they need scikit-learn."""
-    if name in ("MetaRegressor", "MetaRegressorCV"):
-        from negmaml.advice import estimator
+    if name == "MetaRegressor":
+        from negmaml.advice.estimator import MetaRegressor
 
-        return getattr(estimator, name)
+        return MetaRegressor
+    if name == "MetaRegressorCV":
+        from negmaml.advice.estimator_cv import MetaRegressorCV
+
+        return MetaRegressorCV
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

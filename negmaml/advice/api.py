@@ -10,14 +10,14 @@ from negmaml._core.checks import check_choice, check_count, check_finite, check_
 from negmaml.advice import choice
 from negmaml.advice.baselines import alone, mixed_model
 from negmaml.advice.choice import Grid, Measured
-from negmaml.advice.data import Grouped, default_sizes, grouped, large_enough
+from negmaml.advice.data import UNITS, Grouped, default_sizes, grouped, large_enough
 from negmaml.advice.engine import losses
 from negmaml.advice.features import kernel_features
 from negmaml.advice.quadratics import Quadratics, quadratics
 from negmaml.advice.result import Advice, Sizes, summarise
+from negmaml.advice.solve import one_thread
 from negmaml.advice.splits import Splits, bootstrap, cross_validation, most_training_groups
 
-UNITS = ("scaled", "raw")
 POSITIVE = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0)  # dense where curves bend
 RATES = np.array([*(-rate for rate in reversed(POSITIVE)), 0.0, *POSITIVE])
 RIDGES = np.array([0.0, *np.geomspace(1e-4, 1.0, 9)])  # over rows and mean squared feature
@@ -119,9 +119,9 @@ def advise(
     advance = _counter(progress, total)
     draws = run.forms.train.shape[1]
     main = cross_validation(data.groups, sizes.m, draws, work.splits, random[2])
-    measured = run.measure(main, advance)
     again = bootstrap(data.groups, sizes.m, draws, work.replicates, work.each, random[3])
-    replicated = run.measure(again, advance)
+    with one_thread():
+        measured, replicated = (run.measure(splits, advance) for splits in (main, again))
     return summarise(data, sizes, grid, unit, size, main, measured, replicated, work.each,
                      (*data.notes, *notes), (x, y, groups, kernel))  # fmt: skip
 

@@ -176,17 +176,15 @@ def rates_not_worse(rates, excess, errors, groups: int) -> tuple[float, float]:
     sd(s) |s| / c. Their ratio is |s| / (2 sd(s)): a0 is left out with the right probability if
     rates are whose excess is above *half* the usual multiple of its error.
     """
-    inside = excess <= quantile(groups) / 2 * errors
-    inside[np.argmin(excess)] = True
-    margin = excess - quantile(groups) / 2 * errors
-    first, last = np.flatnonzero(inside)[[0, -1]]
-    return _crossing(rates, margin, first, -1), _crossing(rates, margin, last, 1)
+    half = quantile(groups) / 2
+    ratio = np.divide(excess, errors, out=np.zeros_like(excess), where=errors > 0)
+    first, last = np.flatnonzero(ratio <= half)[[0, -1]]  # the best rate has ratio 0
+    return _crossing(rates, ratio - half, first, -1), _crossing(rates, ratio - half, last, 1)
 
 
 def _crossing(rates, margin, i, step) -> float:
-    """Where the margin turns positive next to i, by linear interpolation."""
+    """Where the margin turns positive next to i, by linear interpolation: the ratio is linear."""
     j = i + step
     if not 0 <= j < len(rates):
         return float(rates[i])
-    low = min(margin[i], 0.0)
-    return float(rates[i] + (rates[j] - rates[i]) * (-low / (margin[j] - low)))
+    return float(rates[i] + (rates[j] - rates[i]) * -margin[i] / (margin[j] - margin[i]))

@@ -7,6 +7,7 @@ import numpy as np
 
 from negmaml._core.checks import check_count
 
+UNITS = ("scaled", "raw")  # of a rate
 LARGEST = 10  # default rows of a part of a group: enough to see curvature, few enough to have
 
 

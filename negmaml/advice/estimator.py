@@ -3,13 +3,11 @@
 import copy
 from typing import Any
 
-import jax
 import numpy as np
 
 from negmaml._core.checks import check_choice, check_count, check_finite, check_nonnegative
 from negmaml._core.extras import require
-from negmaml.advice.api import UNITS, advise
-from negmaml.advice.data import unique_labels, unit_of
+from negmaml.advice.data import UNITS, unique_labels, unit_of
 from negmaml.advice.features import kernel_features
 
 require("sklearn", "advice")
@@ -19,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data  # noqa: E40
 BLOCK = 4096  # rows of the meta-system reduced at once
 
 
-class _Adaptive(RegressorMixin, BaseEstimator):
+class Adaptive(RegressorMixin, BaseEstimator):
     """What a meta-trained model does once it has weights: predict, and adapt by one step."""
 
     def __sklearn_tags__(self):
@@ -106,7 +104,7 @@ class _Adaptive(RegressorMixin, BaseEstimator):
         residual = features @ self.weights_ - y
         return self.weights_ - self._raw_adapt_rate / len(y) * features.T @ residual
 
-    def _learn(self, X, y, groups, train_rate, adapt_rate, meta_ridge, n_t, n_v) -> None:
+    def learn(self, X, y, groups, train_rate, adapt_rate, meta_ridge, n_t, n_v) -> None:
         """Meta-train on validated rows, exactly."""
         random = np.random.default_rng(self.random_state)
         self._single = np.ndim(y) == 1
@@ -139,7 +137,7 @@ class _Adaptive(RegressorMixin, BaseEstimator):
         }
 
 
-class MetaRegressor(_Adaptive):
+class MetaRegressor(Adaptive):
     r"""A linear or kernel model, meta-trained exactly, that adapts to a new group by one step.
 
         omega = argmin sum_groups |y_v - X_v theta(omega)|^2 + meta_ridge |omega|^2
@@ -193,77 +191,18 @@ class MetaRegressor(_Adaptive):
 
         Raises TypeError or ValueError for what cannot be used, before any computing.
         """
-        _check(self)
+        check_parameters(self)
         for name in ("train_rate", "adapt_rate"):
             check_finite(name, getattr(self, name), "a rate")
         check_nonnegative("meta_ridge", self.meta_ridge, "a ridge strength")
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         rates = float(self.train_rate), float(self.adapt_rate), float(self.meta_ridge)
-        self._learn(X, y, groups, *rates, self.n_t, self.n_v)
+        self.learn(X, y, groups, *rates, self.n_t, self.n_v)
         return self
 
 
-class MetaRegressorCV(_Adaptive):
-    """`MetaRegressor` with the rates and the ridge of `advise`, which is in `advice_` after `fit`.
-
-    Arguments: those of `advise` and `MetaRegressor`; `train_rate_`, `adapt_rate_` and `meta_ridge_`
-    are what was chosen. `fit` needs groups, at least 4 of them.
-    """
-
-    def __init__(
-        self,
-        *,
-        rates=None,
-        adapt_rates=None,
-        meta_ridges=None,
-        n_t=None,
-        n_v=None,
-        n_r=None,
-        m=None,
-        splits=None,
-        kernel=None,
-        repeats=5,
-        unit="scaled",
-        fit_intercept=True,
-        standardise=False,
-        random_state=0,
-    ):
-        self.rates = rates
-        self.adapt_rates = adapt_rates
-        self.meta_ridges = meta_ridges
-        self.n_t = n_t
-        self.n_v = n_v
-        self.n_r = n_r
-        self.m = m
-        self.splits = splits
-        self.kernel = kernel
-        self.repeats = repeats
-        self.unit = unit
-        self.fit_intercept = fit_intercept
-        self.standardise = standardise
-        self.random_state = random_state
-
-    def fit(self, X, y, groups=None):
-        """Choose rates and ridge by cross-validation over groups, then meta-train on all."""
-        _check(self)
-        if groups is None:
-            raise ValueError("groups must be given: rates are chosen by which groups are held out")
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
-        self.advice_ = advise(
-            X, y, groups, n_t=self.n_t, n_v=self.n_v, n_r=self.n_r, m=self.m, kernel=self.kernel,
-            rates=self.rates, adapt_rates=self.adapt_rates, meta_ridges=self.meta_ridges,
-            splits=self.splits, intercept=self.fit_intercept, standardise=self.standardise,
-            unit=self.unit, key=jax.random.key(self.random_state),
-        )  # fmt: skip
-        chosen, sizes = self.advice_, self.advice_.sizes
-        self.train_rate_, self.adapt_rate_ = chosen.train_rate, chosen.adapt_rate
-        self.meta_ridge_ = chosen.meta_ridge
-        rates = chosen.train_rate, chosen.adapt_rate, chosen.meta_ridge
-        self._learn(X, y, groups, *rates, sizes.n_t, sizes.n_v)
-        return self
-
-
-def _check(estimator: Any) -> None:
+def check_parameters(estimator: Any) -> None:
+    """Raise for what both estimators refuse, at `fit` as scikit-learn has it."""
     check_choice("unit", estimator.unit, UNITS)
     check_count("repeats", estimator.repeats)
     for name in ("n_t", "n_v"):

@@ -1,7 +1,8 @@
 """A kernel as features: the functions that its matrix on the data spans.
 
 With K = U diag(l) U^T on rows X, the features psi(x) = k(x, X) U l^(-1/2) have psi(X) psi(X)^T =
-K, so that a linear model of psi is the kernel's model on these rows, and extends to all others.
+K, so that a linear model of psi is the kernel's model on these rows, and extends to all others:
+what `negmaml.kernels` finds for one set of tasks, at the price of a linear model for many splits.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+
+from negmaml.kernels.points import as_kernel, cross
 
 LANDMARKS = 2000  # rows that span the functions; more would take a minute to decompose
 ROUNDING = 1e-10  # of the largest eigenvalue: what is below is rounding
@@ -60,12 +63,8 @@ def kernel_features(kernel: Callable, x, random, most: int | None = None) -> Ker
 def evaluated(kernel: Callable, x1, x2) -> np.ndarray:
     """kernel(x1, x2) in float64, symmetric if the rows are the same."""
     with jax.enable_x64(True):
-        matrix = np.asarray(kernel(jax.numpy.asarray(x1), jax.numpy.asarray(x2)), np.float64)
-    if matrix.shape != (len(x1), len(x2)):
-        raise ValueError(
-            f"kernel must return shape (rows of x1, rows of x2) = {(len(x1), len(x2))}, "
-            f"got {matrix.shape}"
-        )
+        points = (jax.numpy.asarray(x, float) for x in (x1, x2))
+        matrix = np.asarray(cross(as_kernel(kernel), *points), np.float64)
     if not np.all(np.isfinite(matrix)):
         raise ValueError("kernel must be finite on the data, got NaN or infinity")
     return (matrix + matrix.T) / 2 if x1 is x2 else matrix

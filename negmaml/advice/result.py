@@ -52,9 +52,9 @@ class Advice:
             end of the grid, it may go on.
         gain: how much lower the loss of the best rates is than that of each baseline, on groups
             that did not choose. "rate zero": no inner steps in meta-training, then adapting; "equal
-            rates": the same positive rate in both, the usual choice; "joint training": a ridge on all
-            n_t + n_v rows, then adapting; "pooled ridge": without adapting; "ridge alone": on the
-            n_r rows of the group; "mixed model": the best linear unbiased predictor.
+            rates": the same positive rate in both, the usual choice; "joint training": a ridge on
+            all n_t + n_v rows, then adapting; "pooled ridge": without adapting; "ridge alone": on
+            the n_r rows of the group; "mixed model": the best linear unbiased predictor.
         loss: {method: half the mean squared error on groups that did not choose}.
         unit, unit_size: "scaled" or "raw", and what one unit is in raw units.
         sizes: m, n_t, n_v, n_r.
@@ -151,16 +151,13 @@ def summarise(
     repeated = _family_losses(chosen, measured, replicated, each)
     fitted = {n: float(v) for n, v in choice.losses_of(chosen, meta, pooled).items()}
     fitted |= {n: float(np.min(v.mean(0)[ALL])) for n, v in measured.others.items()}
-    gain = {
-        name: choice.difference(
-            loss[name] - loss["advised"],
-            float(choice.standard_error(values - repeated["advised"], count)),
-            loss[name],
-            groups,
-        )
-        for name, values in repeated.items()
-        if name != "advised"
-    }
+    gain = {}
+    for name in (name for name in repeated if name != "advised"):
+        value = loss[name] - loss["advised"]
+        error = float(choice.standard_error(repeated[name] - repeated["advised"], count))
+        if chosen.get(name) == chosen["advised"] and name not in choice.POOLED:
+            error = max(error, abs(value))  # the same on all groups: folds differed by chance
+        gain[name] = choice.difference(value, error, loss[name], groups)
     profile = np.argmin(curves.loss, 1)
     at = (np.arange(len(grid.rates)), profile)
     low, high = choice.rates_not_worse(

