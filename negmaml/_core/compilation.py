@@ -1,11 +1,14 @@
 """How programs compile on CPU, where the first call often costs more than the work."""
 
 from collections.abc import Callable
-from functools import cache, update_wrapper
+from functools import cache, update_wrapper, wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.numerics import working_dtype
 
 # LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
 # work of this package is in library calls (products, factorisations) and in straight loops that
@@ -13,18 +16,26 @@ import jax.numpy as jnp
 # but now and then makes a loop of half the speed: for light programs only.
 _OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 _LIGHT_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+# Thousands of operations on scalars compile fastest one by one: fused, a value is computed anew in
+# every kernel that uses it.
+_SCALAR_OPTIONS = {
+    "xla_backend_optimization_level": 0,
+    "xla_disable_hlo_passes": "fusion",
+    "xla_cpu_use_fusion_emitters": True,  # the older one inlines even so
+}
 
 
 @cache
-def compiler_options(platform: str, light: bool) -> dict[str, Any] | None:
+def compiler_options(platform: str, light: bool, fuse: bool = True) -> dict[str, Any] | None:
     """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
 
     light: whether the program will run for less time than it takes to compile.
+    fuse: False for a long program on scalars.
     """
     if platform != "cpu":
         return None
     trivial = jax.jit(lambda: 0).lower()
-    wanted = _OPTIONS | (_LIGHT_OPTIONS if light else {})
+    wanted = _OPTIONS | (_SCALAR_OPTIONS if not fuse else _LIGHT_OPTIONS if light else {})
     return {name: value for name, value in wanted.items() if _takes(trivial, {name: value})}
 
 
@@ -42,16 +53,15 @@ class QuickJit:
     light: whether the program will run for less time than it takes to compile.
     """
 
-    def __init__(self, function: Callable, static_argnames=(), light: bool = True):
-        self.function, self.static_argnames, self.light = function, static_argnames, light
+    def __init__(self, function: Callable, static_argnames=(), light=True, fuse=True):
+        self.function, self.static_argnames = function, static_argnames
+        self.light, self.fuse = light, fuse
         self.plain = jax.jit(function, static_argnames=static_argnames)
         self.programs: dict[str, Any] = {}
         update_wrapper(self, function)
 
     def __call__(self, *arguments, **keywords):
-        traced = isinstance(jnp.zeros(()), jax.core.Tracer) or any(
-            isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((arguments, keywords))
-        )
+        traced = isinstance(jnp.zeros(()), jax.core.Tracer) or not concrete((arguments, keywords))
         return (self.plain if traced else self._quick())(*arguments, **keywords)
 
     def lower(self, *arguments, **keywords):
@@ -61,13 +71,38 @@ class QuickJit:
     def _quick(self):
         platform = jax.default_backend()
         if platform not in self.programs:
-            options = compiler_options(platform, self.light)
+            options = compiler_options(platform, self.light, self.fuse)
             self.programs[platform] = jax.jit(
                 self.function, static_argnames=self.static_argnames, compiler_options=options
             )
         return self.programs[platform]
 
 
-def quick_jit(function: Callable, static_argnames=(), light: bool = True) -> QuickJit:
+def concrete(tree) -> bool:
+    """Whether every value of the tree is known: nothing in it is traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def on_host(function: Callable) -> Callable:
+    """`function`, written over `numerics.namespace`, run by NumPy where its arguments are known.
+
+    A single number then costs no compilation. It is computed in float64 and comes back as arrays
+    of JAX in the type of the arguments. Keywords are passed on as they are.
+    """
+
+    @wraps(function)
+    def call(*arguments, **keywords):
+        if not concrete(arguments):
+            return function(*arguments, **keywords)
+        dtype = working_dtype(arguments)
+        known = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
+        with np.errstate(all="ignore"):
+            found = function(*known, **keywords)
+        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, dtype)), found)
+
+    return call
+
+
+def quick_jit(function: Callable, static_argnames=(), light=True, fuse=True) -> QuickJit:
     """`function` as a `QuickJit`; a decorator."""
-    return QuickJit(function, static_argnames, light)
+    return QuickJit(function, static_argnames, light, fuse)

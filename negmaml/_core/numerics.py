@@ -1,8 +1,26 @@
 """Precision and dtype: products at full precision, numbers of one type, shapes side by side."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+
+def namespace(*trees) -> Any:
+    """numpy where all leaves are its arrays or plain numbers, jax.numpy otherwise.
+
+    A formula written over it serves single numbers on the host, where there is nothing to compile,
+    and traced ones in a program.
+    """
+    host = (np.ndarray, np.generic, int, float)
+    return np if all(isinstance(leaf, host) for leaf in jax.tree.leaves(trees)) else jnp
+
+
+def frozen(tree):
+    """The tree as a constant of differentiation."""
+    return tree if namespace(tree) is np else lax.stop_gradient(tree)
 
 
 def working_dtype(*trees):
@@ -20,8 +38,18 @@ def cast(tree, dtype):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
 
 
+def settled(tree, dtype):
+    """Every leaf as an array of `dtype`: of NumPy where its value is known, where not traced."""
+
+    def settle(leaf):
+        traced = isinstance(leaf, jax.core.Tracer)
+        return jnp.asarray(leaf, dtype) if traced else np.asarray(leaf, dtype)
+
+    return jax.tree.map(settle, tree)
+
+
 def outer(parameter, x):
     """Broadcast so that a function of both has shape parameter.shape + x.shape."""
-    x = jnp.asarray(x)
-    parameter = jnp.asarray(parameter)
+    xp = namespace(parameter, x)
+    x, parameter = xp.asarray(x), xp.asarray(parameter)
     return parameter.reshape(parameter.shape + (1,) * x.ndim), x

@@ -28,8 +28,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from negmaml._core.numerics import contract, outer
+from negmaml._core.compilation import on_host
+from negmaml._core.numerics import contract, namespace, outer, working_dtype
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.filtered import filtered
 from negmaml.problem.model import MixedLinearRegression
@@ -53,13 +55,15 @@ def filter_means(rule: Rule, n: int, p: int) -> tuple[Float[Array, "*rule"], Flo
     the scale of the spectrum.
     """
     _require_no_metric(rule)
+    xp = namespace(rule)
     if rule.one_step is not None:
-        rate = jnp.asarray(rule.one_step)
+        rate = xp.asarray(rule.one_step)
         return shrinkage(rate, n, p), rate**2
-    dtype = jnp.result_type(float, *jax.tree.leaves(rule))
-    nodes, weights = (jnp.asarray(a, dtype) for a in wishart_quadrature(n, p))
-    noise = jnp.where(nodes == 0, 0.0, rule.q(jnp.where(nodes == 0, 1.0, nodes)) ** 2 * nodes)
-    return rule.b(nodes) ** 2 @ weights, noise @ weights
+    dtype = working_dtype(rule)
+    nodes, weights = (a.astype(dtype) for a in wishart_quadrature(n, p))
+    q = xp.asarray(rule.q(np.where(nodes == 0, 1.0, nodes).astype(dtype)))
+    noise = xp.where(nodes == 0, 0.0, q**2 * nodes)
+    return xp.asarray(rule.b(nodes)) ** 2 @ weights, noise @ weights
 
 
 def _require_no_metric(rule: Rule) -> None:
@@ -142,6 +146,12 @@ def expected_test_loss(
     """
     if not problem.isotropic:
         return adapted(problem, adapt).test_loss(jnp.asarray(distance))
+    return loss_after(problem, distance, adapt)
+
+
+@on_host
+def loss_after(problem: MixedLinearRegression, distance, adapt: Rule):
+    """`expected_test_loss` without covariances, written over a namespace."""
     h, noise = filter_means(adapt, problem.n_r, problem.p)
     floor = problem.sigma**2 / 2 * (1 + problem.p / problem.n_r * noise)
     spread, h = outer(problem.nu**2 + distance, h)

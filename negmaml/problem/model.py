@@ -8,13 +8,14 @@ data point a noisy reading of it,
 with Sigma = Omega = I in the paper, and any covariance here.
 """
 
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count, check_finite, check_nonnegative
-from negmaml._core.numerics import cast, working_dtype
+from negmaml._core.numerics import namespace, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.covariance import Modes, check_covariance, modes
 
@@ -107,9 +108,15 @@ class MixedLinearRegression:
     @property
     def offset_squared(self):
         """|omega0 - w0|^2, the squared distance meta-training starts from."""
-        omega0, w0 = cast((self.omega0, self.w0), working_dtype(self.omega0, self.w0))
-        difference = omega0 - w0
-        return jnp.sum(jnp.broadcast_to(difference, (self.p,)) ** 2)
+        known = [x for x in (self.omega0, self.w0) if not isinstance(x, Real)]
+        xp = namespace(known)
+        # Python's numbers leave the type to others, and so does their square.
+        omega0, w0 = self.omega0, self.w0
+        if known:
+            dtype = working_dtype(omega0, w0)
+            omega0, w0 = xp.asarray(omega0, dtype), xp.asarray(w0, dtype)
+        squares = (omega0 - w0) ** 2
+        return xp.sum(squares) if np.ndim(squares) else self.p * squares
 
 
 def _check_vector(name: str, value, p: int) -> None:

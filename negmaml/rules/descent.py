@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count, check_finite
-from negmaml._core.numerics import outer
+from negmaml._core.numerics import namespace, outer
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.protocol import Rule
 from negmaml.rules.schedule import Schedule, is_schedule
@@ -296,6 +296,6 @@ def _geometric_sum(ratio, count: int):
     With S(n) the sum: S(2n) = S(n) (1 + ratio^n) and S(n + 1) = 1 + ratio S(n).
     """
     if count == 1:
-        return jnp.ones_like(ratio)
+        return namespace(ratio).ones_like(ratio)
     half = _geometric_sum(ratio, count // 2) * (1 + ratio ** (count // 2))
     return 1 + ratio * half if count % 2 else half

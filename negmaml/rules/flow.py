@@ -2,10 +2,8 @@
 
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
-
 from negmaml._core.checks import check_finite
-from negmaml._core.numerics import outer
+from negmaml._core.numerics import namespace, outer
 from negmaml._core.pytree import pytree
 from negmaml.rules.protocol import Rule
 
@@ -33,7 +31,12 @@ class GradientFlow(Rule):
     def b(self, x):
         """The filter on the starting point, shape time.shape + x.shape."""
         time, x = outer(self.time, x)
-        return jnp.exp(-time * x)
+        return namespace(time).exp(-time * x)
+
+    @property
+    def entire(self) -> bool:
+        """An exponential has no pole."""
+        return True
 
     def search_range(self, largest):
         """Beyond thirty times 1/largest eigenvalue all flows are the same."""
@@ -46,10 +49,11 @@ def _decay_mean(z):
     Near zero the quotient has derivatives that cancel badly, so a Taylor polynomial replaces
     it there; its remainder z^9/10! is below the rounding of a float64.
     """
-    small = jnp.abs(z) < 1e-1
-    safe = jnp.where(small, 1.0, z)
-    near = jnp.where(small, z, 0.0)
-    series = jnp.ones_like(near)
+    xp = namespace(z)
+    small = xp.abs(z) < 1e-1
+    safe = xp.where(small, 1.0, z)
+    near = xp.where(small, z, 0.0)
+    series = xp.ones_like(near)
     for k in range(9, 1, -1):  # Horner form of sum_k (-z)^k / (k+1)!
         series = 1 - near / k * series
-    return jnp.where(small, series, -jnp.expm1(-safe) / safe)
+    return xp.where(small, series, -xp.expm1(-safe) / safe)

@@ -8,6 +8,7 @@ much of the following as it has:
     b(x)         filter on the start, 1 - x q(x)      init(params)  the state before the first
     one_step     q(x) where it is the same for all x  update(gradient, state, params)
     degree       of b, where it is a polynomial                     one step: (params, state)
+    entire       whether b has no pole anywhere
     metric       P, where the rule acts through P S   solve(loss, params)
     pencil       for inputs with a covariance                       all of it, where not by updates
 
@@ -110,6 +111,11 @@ class Rule:
     def degree(self) -> int | None:
         """The degree of b as a polynomial in x; None where it is none."""
         return None
+
+    @property
+    def entire(self) -> bool:
+        """Whether b is as smooth as a polynomial, with no pole at any x; few nodes integrate it."""
+        return self.degree is not None
 
     @property
     def metric(self):

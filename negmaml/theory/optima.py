@@ -4,24 +4,28 @@ Adaptation multiplies the distance of the trained weights by a positive number, 
 training does not depend on the rule at test time, and the joint optimum is one after the other.
 """
 
+import dataclasses
 import math
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_choice, check_count
-from negmaml._core.compilation import quick_jit
+from negmaml._core.compilation import on_host
+from negmaml._core.numerics import namespace, settled
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.adaptation import loss_after
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent, Rule, check_rule
 from negmaml.theory import expansions, structured_optima
-from negmaml.theory.predict import METHODS, distance, evaluate_traced, require_no_ridge, require_structured
-from negmaml.theory.search import minimise, parameter_grid, stationary
+from negmaml.theory.predict import METHODS, distance, means, require_no_ridge, require_structured
+from negmaml.theory.search import Optimum, minimise, parameter_grid
 from negmaml.theory.setting import Setting, is_zero, setting_of, with_ridge
+
+MOVING = ("sigma", "nu", "offset", "meta_ridge")  # of a setting, what optima are differentiated in
 
 
 def stationary_train_rates(p: int, n_t: int) -> tuple[float, float]:
@@ -78,23 +82,35 @@ def best_adapt_rate(
     _require_finite(problem, meta_ridge)
     found = distance(problem, train, method=method, meta_ridge=meta_ridge, measure=measure)
     if adapt.one_step is not None and adapt.metric is None:
-        return _best_step(problem, problem.nu**2 + found)
+        return _best_step(problem, found)
     if jnp.ndim(found):
         raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
 
-    def loss(value):
-        return expected_test_loss(problem, found, adapt.with_tuned(value))
-
-    best = minimise(loss, parameter_grid(adapt, problem.n_r, problem.p))
-    return stationary(loss, best)
+    numbers = settled((problem, found, adapt), found.dtype)
+    return _best_adaptation(numbers, settled((problem.n_r, problem.p), found.dtype))
 
 
-def _best_step(problem: MixedLinearRegression, spread):
+@on_host
+def _best_step(problem: MixedLinearRegression, distance):
     p, n_r = problem.p, problem.n_r
-    noise = jnp.asarray(problem.sigma) ** 2 * p / n_r
+    xp = namespace(problem, distance)
+    spread, noise = problem.nu**2 + distance, problem.sigma**2 * p / n_r
     nothing = (spread == 0) & (noise == 0)
-    spread = jnp.where(nothing, 1.0, spread)
+    spread = xp.where(nothing, 1.0, spread)
     return spread / (spread * (1 + (p + 1) / n_r) + noise)
+
+
+def _adapted_loss(value, numbers, _):
+    problem, found, adapt = numbers
+    return loss_after(problem, found, adapt.with_tuned(value))
+
+
+def _search_adaptation(numbers, sizes):
+    grid = parameter_grid(numbers[-1], *sizes)
+    return minimise(lambda values: _adapted_loss(values, numbers, sizes), grid)
+
+
+_best_adaptation = Optimum(_adapted_loss, _search_adaptation)
 
 
 def best_train_rate(
@@ -137,17 +153,32 @@ def best_train_rate(
         require_no_ridge(meta_ridge)
         return _best_by_expansion(problem, train)
     setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
-    return _best_parameter(setting, train)
+    return _best_parameter(*_parts(setting, train))
 
 
-@quick_jit
-def _best_parameter(setting: Setting, train: Rule):
-    """One program for every problem, as `evaluate_traced`."""
+def _parts(setting: Setting, train: Rule):
+    """(numbers, fixed) of an `Optimum`: what of a setting and a rule is differentiated, and all."""
+    return ({name: getattr(setting, name) for name in MOVING}, train), setting
 
-    def objective(value):
-        return _finite_distance(setting, train.with_tuned(value))
 
-    return stationary(objective, minimise(objective, parameter_grid(train, setting.n_t, setting.p)))
+def _finite_distance(setting: Setting, train: Rule):
+    """The distance, or its limit where finite sizes make it infinite: that is still ordered."""
+    found = means(setting, train)
+    where, finite = namespace(found.distance).where, namespace(found.distance).isfinite
+    return where(finite(found.distance), found.distance, 1e6 * found.limit)
+
+
+def _distance_at(value, numbers, setting: Setting):
+    moving, train = numbers
+    return _finite_distance(dataclasses.replace(setting, **moving), train.with_tuned(value))
+
+
+def _search_parameter(numbers, setting: Setting):
+    grid = parameter_grid(numbers[1], setting.n_t, setting.p)
+    return minimise(lambda values: _distance_at(values, numbers, setting), grid)
+
+
+_best_parameter = Optimum(_distance_at, _search_parameter)
 
 
 def best_rates(
@@ -190,30 +221,28 @@ def best_meta_ridge(
         require_structured("proportional", measure)
         return structured_optima.best_meta_ridge(problem, train, adapt)
     setting, (train,) = setting_of(problem, (train,), 0.0, measure)
-    return _best_ridge(with_ridge(setting, setting.meta_ridge), train, problem.p == problem.rows)
+    return jnp.exp(_best_log_ridge(*_parts(with_ridge(setting, setting.meta_ridge), train)))
 
 
-@partial(quick_jit, static_argnames="square")
-def _best_ridge(setting: Setting, train: Rule, square: bool):
-    def at(ridge):
-        return _finite_distance(with_ridge(setting, ridge), train)
-
-    def objective(logarithm):
-        return at(jnp.exp(logarithm))
-
-    steps = jnp.linspace(-1, 1, 61, dtype=setting.p.dtype)
-    found = minimise(jax.vmap(objective), jnp.log(setting.rows) + math.log(1e6) * steps)
-    ridge = jnp.exp(stationary(objective, found))
-    if square:
-        return ridge
-    none = at(jnp.zeros_like(setting.p))
-    return jnp.where(objective(lax.stop_gradient(found)) < none, ridge, 0)
+def _distance_at_ridge(logarithm, numbers, setting: Setting):
+    moving, train = numbers
+    ridge = namespace(logarithm).exp(logarithm)
+    return _finite_distance(dataclasses.replace(setting, **moving | {"meta_ridge": ridge}), train)
 
 
-def _finite_distance(setting: Setting, train: Rule):
-    """The distance, or its limit where finite sizes make it infinite: that is still ordered."""
-    found = evaluate_traced(setting, train)
-    return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
+def _search_log_ridge(numbers, setting: Setting):
+    """The logarithm of the best ridge, minus infinity where none is better still."""
+    xp = namespace(numbers, setting)
+    steps = np.linspace(-1, 1, 61, dtype=setting.p.dtype)
+    grid = xp.log(setting.rows) + math.log(1e6) * steps
+    found = minimise(lambda values: _distance_at_ridge(values, numbers, setting), grid)
+    ends = xp.stack([found, xp.full_like(found, -xp.inf)])
+    some, none = _distance_at_ridge(ends, numbers, setting)
+    square = setting.p == setting.rows  # where the mean is infinite without ridge
+    return xp.where(square | (some < none), found, -xp.inf)
+
+
+_best_log_ridge = Optimum(_distance_at_ridge, _search_log_ridge)
 
 
 def _require_finite(problem: MixedLinearRegression, meta_ridge) -> None:
@@ -230,28 +259,36 @@ def _best_by_expansion(problem: MixedLinearRegression, train: Rule):
     if problem.overparameterized:
         return jnp.asarray(stationary_train_rates(problem.p, problem.n_t)[0], dtype)
 
+    return _best_expanded(settled(problem, dtype), ())
+
+
+def _distance_by_expansion(rate, problem: MixedLinearRegression, _):
+    return expansions.distance(problem, GradientDescent(rate))
+
+
+def _search_expansion(problem: MixedLinearRegression, _):
+    """Minima lie near zero without noise and near -n_t/(n_v + 1 + p) when noise dominates, so
+
+    rates 1% apart from far below the scale of the spectrum to n_t leave none out, and start
+    Newton where the curvature is positive.
+    """
+    smallest, largest = 1e-6 * problem.n_t / (problem.n_t + problem.p), 10 * problem.n_t
+    count = round(math.log(largest / smallest) / 0.01)
+    dtype = problem.sigma.dtype
+    rates = np.geomspace(smallest, largest, count).astype(dtype)
+    grid = jnp.asarray(np.concatenate([-rates, np.zeros(1, dtype), rates]))
+
     def objective(rate):
-        return expansions.distance(problem, GradientDescent(rate))
+        return _distance_by_expansion(rate, problem, ())
 
     slope = jax.grad(objective)
     curvature = jax.grad(slope)
 
-    def search(slope, _):
-        # Minima lie near zero without noise and near -n_t/(n_v + 1 + p) when noise dominates, so
-        # rates 1% apart from far below the scale of the spectrum to n_t leave none out, and start
-        # Newton where the curvature is positive.
-        smallest, largest = 1e-6 * problem.n_t / (problem.n_t + problem.p), 10 * problem.n_t
-        count = round(math.log(largest / smallest) / 0.01)
-        rates = jnp.geomspace(smallest, largest, count, dtype=dtype)
-        grid = jnp.concatenate([-rates, jnp.zeros(1, dtype), rates])
-        best = grid[jnp.argmin(jax.vmap(objective)(grid))]
+    def polish(_, rate):
+        bend = curvature(rate)
+        return jnp.where(bend > 0, rate - slope(rate) / jnp.where(bend > 0, bend, 1.0), rate)
 
-        def polish(_, rate):
-            bend = curvature(rate)
-            return jnp.where(bend > 0, rate - slope(rate) / jnp.where(bend > 0, bend, 1.0), rate)
+    return lax.fori_loop(0, 6, polish, grid[jnp.argmin(objective(grid))])
 
-        return lax.fori_loop(0, 6, polish, best)
 
-    return lax.custom_root(
-        slope, jnp.zeros((), dtype), search, lambda linear, y: y / linear(jnp.ones_like(y))
-    )
+_best_expanded = Optimum(_distance_by_expansion, _search_expansion, host=False)

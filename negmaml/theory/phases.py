@@ -12,7 +12,8 @@ from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.rules import GradientDescent, Rule
-from negmaml.theory.predict import means
+from negmaml.theory.proportional import limit
+from negmaml.theory.saddle import training_set
 from negmaml.theory.search import minimise, parameter_grid
 from negmaml.theory.setting import SCALARS, Setting, check_spectral
 from negmaml.theory.spectrum import marchenko_pastur
@@ -69,10 +70,10 @@ def _phases(settings: Setting, train: Rule) -> Phase:
         coarse = marchenko_pastur(n_t, p, p.dtype, MAP_INTERVALS)
         setting = dataclasses.replace(cell, quadrature=coarse)
 
-        def limit(value):
-            return means(setting, train.with_tuned(value)).limit
+        def at(values):
+            return limit(training_set(setting, train.with_tuned(values)), setting.ridged)
 
-        best = minimise(jax.vmap(limit), parameter_grid(train, n_t, p, MAP_POINTS), MAP_ROUNDS)
-        return Phase(best, *jax.vmap(limit)(jnp.stack([best, jnp.zeros_like(best)])))
+        best = minimise(at, parameter_grid(train, n_t, p, MAP_POINTS), MAP_ROUNDS)
+        return Phase(best, *at(jnp.stack([best, jnp.zeros_like(best)])))
 
     return lax.map(one, settings, batch_size=64)

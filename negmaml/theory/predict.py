@@ -1,14 +1,15 @@
 """Predictions of the test loss and its parts, by the proportional theory or by expansion."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.checks import check_choice
-from negmaml._core.compilation import quick_jit
+from negmaml._core.compilation import concrete, on_host, quick_jit
+from negmaml._core.numerics import namespace
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
@@ -22,6 +23,8 @@ METHODS = ("proportional", "expansion")
 
 # Rates evaluated at once: enough to fill vector units, few enough to stay in cache.
 BLOCK = 256
+# Rates up to which NumPy is done before a program would be compiled.
+ON_HOST = 4096
 
 
 def test_loss(
@@ -112,7 +115,7 @@ def task_error(
     if not problem.isotropic:
         require_structured("proportional", measure)
         return structured.task_error(problem, train, meta_ridge)
-    return evaluate(problem, train, meta_ridge, measure).task_error
+    return evaluate(problem, train, meta_ridge, measure, with_error=True).task_error
 
 
 def require_no_ridge(meta_ridge) -> None:
@@ -141,33 +144,33 @@ def require_structured(method: str, measure: str, isotropic: bool = False) -> No
         )
 
 
-def evaluate(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> Moments:
+def evaluate(
+    problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str, with_error: bool = False
+) -> Moments:
     """`proportional.moments`, each of the rule's shape."""
     setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
-    return evaluate_traced(setting, train)
+    if math.prod(train.batch_shape) <= ON_HOST and concrete((setting, train)):
+        return on_host(means)(setting, train, with_error=with_error)
+    return _compiled(setting, train, with_error=with_error)
 
 
-@quick_jit
-def evaluate_traced(setting: Setting, rule: Rule) -> Moments:
+@partial(quick_jit, static_argnames="with_error")
+def _compiled(setting: Setting, rule: Rule, with_error: bool) -> Moments:
     """Sizes are traced, so that one compilation serves every problem."""
-    shape, flat = rule.batch_shape, flat_batch(rule)
-    size = math.prod(shape)
-
-    def one(rule):
-        return means(setting, rule)
-
-    mapped = jax.vmap(one, axis_size=size)  # a rule may hold no number at all
-    results = mapped(flat) if size <= BLOCK else lax.map(one, flat, batch_size=BLOCK)
+    shape, one = rule.batch_shape, partial(means, setting, with_error=with_error)
+    if math.prod(shape) <= BLOCK:
+        return one(rule)
+    results = lax.map(one, flat_batch(rule), batch_size=BLOCK)
     return jax.tree.map(lambda x: x.reshape(shape), results)
 
 
-def means(setting: Setting, rule: Rule) -> Moments:
-    """The moments for a rule with scalar parameters, everything traced."""
-    found = moments(training_set(setting, rule), setting.ridged)
+def means(setting: Setting, rule: Rule, with_error: bool = False) -> Moments:
+    """The moments for a rule or a batch of rules, of its shape."""
+    found = moments(training_set(setting, rule), setting.ridged, with_error)
+    xp = namespace(found.distance)
     alone = (setting.m == 1) & (setting.n_v >= setting.p) & (setting.meta_ridge == 0)
-    crossing = rule.crossing(setting.spectrum.nodes[:-1])
-    vanishes = (jnp.min(crossing) < 0) & (jnp.max(crossing) > 0)  # within the spectrum
-    infinite = jnp.where(alone & vanishes, jnp.inf, 1)
-    return found._replace(
-        distance=found.distance * infinite, task_error=found.task_error * infinite
-    )
+    crossing = xp.asarray(rule.crossing(setting.spectrum.nodes[:-1]))
+    vanishes = (crossing.min(-1) < 0) & (crossing.max(-1) > 0)  # within the spectrum
+    infinite = xp.where(alone & vanishes, xp.inf, 1.0)
+    error = found.task_error * infinite if with_error else None
+    return found._replace(distance=found.distance * infinite, task_error=error)

@@ -26,49 +26,63 @@ one, 1/(1 - x) is exact there. A ridge takes the pole away, hence 1 + x/(1 - x s
 s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the ridge governs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax import lax
-
-from negmaml.theory.saddle import TrainingSet, derivative, solve
+from negmaml._core.numerics import frozen, namespace
+from negmaml.theory.saddle import TrainingSet, solve
+from negmaml.theory.series import Series
 
 # The largest x s with ridge: beyond it the ridge alone keeps the mean finite, |n_v m - p| <= 2 and
 # the ridge tiny, and no expansion in 1/p holds.
 LARGEST_RIDGED_POLE = 0.5
 
+# The derivatives of F that are wanted, in kappa (k), eta (e) and rho (r).
+KEPT_FOR_DISTANCE = ("", "e", "k", "ek", "kk")
+KEPT = (*KEPT_FOR_DISTANCE, "r", "er", "kr")
+
 
 class Moments(NamedTuple):
     """distance: E|omega* - w0|^2. task_error: tau^2. limit: the leading distance. pole: x s."""
 
-    distance: jax.Array
-    task_error: jax.Array
-    limit: jax.Array
-    pole: jax.Array
+    distance: Any
+    task_error: Any
+    limit: Any
+    pole: Any
 
 
-def moments(tasks: TrainingSet, ridged: bool) -> Moments:
-    """The theory's means, with finite-size corrections; infinite where they do not exist."""
+def moments(tasks: TrainingSet, ridged: bool, with_error: bool = True) -> Moments:
+    """The theory's means, with finite-size corrections; infinite where they do not exist.
+
+    The task error is left out, None, unless wanted.
+    """
     kappa = solve(tasks, ridged)
     tasks, kappa = in_units_of(kappa, tasks)
-    point, velocity = around(tasks, kappa)
-    limit, task_error, balance = leading(tasks, point, velocity)
-    distance_1, task_error_1 = first_order(tasks, point, velocity)
+    point = around(tasks, kappa)
+    limit, task_error, balance = leading(tasks, point)
+    distance_1, task_error_1 = first_order(tasks, point, with_error)
     at_threshold = (tasks.p == tasks.n_v * tasks.m) & (tasks.ridge == 0)
     distance, pole = _resummed(limit, distance_1, balance**2, tasks.ridge > 0)
+    where, inf = namespace(kappa).where, float("inf")
+    distance = where(at_threshold, inf, distance)
+    if not with_error:
+        return Moments(distance, None, limit, pole)
     task_error, _ = _resummed(task_error, task_error_1, balance**2, tasks.ridge > 0)
-    task_error = task_error * tasks.unit**2
-    distance, task_error = (jnp.where(at_threshold, jnp.inf, x) for x in (distance, task_error))
-    return Moments(distance, task_error, limit, pole)
+    return Moments(distance, where(at_threshold, inf, task_error * tasks.unit**2), limit, pole)
 
 
-def in_units_of(kappa, tasks: TrainingSet) -> tuple[TrainingSet, jax.Array]:
+def limit(tasks: TrainingSet, ridged: bool):
+    """The distance of `leading` alone, with nothing of finite sizes."""
+    tasks, kappa = in_units_of(solve(tasks, ridged), tasks)
+    return leading(tasks, around(tasks, kappa))[0]
+
+
+def in_units_of(kappa, tasks: TrainingSet) -> tuple[TrainingSet, Any]:
     """Tasks and kappa in units in which kappa is one, so that no power of it overflows."""
-    root = jnp.sqrt(lax.stop_gradient(jnp.where(kappa > 0, kappa, 1)))
+    xp = namespace(kappa)
+    root = frozen(xp.sqrt(xp.where(kappa > 0, kappa, 1.0)))
     tasks = tasks._replace(
-        b=tasks.b / root,
-        a=tasks.a / root,
+        b=tasks.b / root[..., None],
+        a=tuple(amplitude / root[..., None] for amplitude in tasks.a),
         sigma=tasks.sigma / root,
         ridge=tasks.ridge / root / root,
         unit=tasks.unit * root,
@@ -77,112 +91,138 @@ def in_units_of(kappa, tasks: TrainingSet) -> tuple[TrainingSet, jax.Array]:
 
 
 class Point(NamedTuple):
-    """What the theory needs at kappa: t, g and u with two derivatives of each, all scalars."""
+    """What the theory needs at kappa: t, K, g and u, and derivatives of each in kappa (t1, ...)."""
 
-    kappa: jax.Array
-    t: jax.Array
-    g: jax.Array
-    g1: jax.Array
-    g2: jax.Array
-    u: jax.Array
-    u1: jax.Array
-    u2: jax.Array
+    kappa: Any
+    t: Any
+    t1: Any
+    t2: Any
+    K: Any
+    K1: Any
+    K2: Any
+    g: Any
+    g1: Any
+    g2: Any
+    g3: Any
+    u: Any
+    u1: Any
+    u2: Any
+    u3: Any
+
+    @property
+    def slope(self):
+        """(t K)'."""
+        return self.t1 * self.K + self.t * self.K1
 
 
-def around(tasks: TrainingSet, kappa) -> tuple[Point, Point]:
-    """The `Point` at kappa and its derivative in kappa.
+def around(tasks: TrainingSet, kappa) -> Point:
+    """The `Point` at kappa.
 
     The integrals over the spectrum are taken here, once: g' = -int mu/(B + kappa)^2 and so on,
     u' = p int mu V B/(B + kappa)^2 and so on. All else is arithmetic of scalars.
     """
-    p, inverse = tasks.p, 1 / (tasks.B + kappa)
-    powers, noises = [inverse], [tasks.V * tasks.B * inverse**2]
-    for j in (1, 2, 3):
-        powers.append(-j * powers[-1] * inverse)
-        noises.append(-(j + 1) * noises[-1] * inverse)
-    g, g1, g2, g3 = (tasks.mean(values) for values in powers)
-    u1, u2, u3 = (p * tasks.mean(values) for values in noises[:3])
-    point = Point(kappa, tasks.t(kappa), g, g1, g2, tasks.noise(kappa), u1, u2)
-    return point, Point(jnp.ones_like(kappa), p * (g + kappa * g1), g1, g2, g3, u1, u2, u3)
+    p, m, mean = tasks.p, tasks.m, tasks.mean
+    B, V = tasks.B, tasks.V
+    inverse = 1 / (B + kappa[..., None])
+    square = inverse * inverse
+    cube = square * inverse
+    noise = V * B
+    g, g1, g2, g3 = mean(inverse), -mean(square), 2 * mean(cube), -6 * mean(square * square)
+    return Point(
+        kappa,
+        tasks.n_v - p * mean(B * inverse), p * mean(B * square), -2 * p * mean(B * cube),
+        m * kappa - (m - 1) / g,
+        m + (m - 1) * g1 / g**2,
+        (m - 1) * (g2 - 2 * g1 * g1 / g) / g**2,
+        g, g1, g2, g3,
+        tasks.sigma**2 + p * kappa * mean(V * inverse),
+        p * mean(noise * square), -2 * p * mean(noise * cube), 6 * p * mean(noise * square * square),
+    )  # fmt: skip
 
 
-def ridge_felt(m, point: Point):
-    """(K, K') of K = m kappa - (m - 1)/g."""
-    return m * point.kappa - (m - 1) / point.g, m + (m - 1) * point.g1 / point.g**2
-
-
-def leading(tasks: TrainingSet, point: Point, velocity: Point):
+def leading(tasks: TrainingSet, at: Point):
     """Distance and task error of the limit, and (t'K - tK')/(tK)'; equations at the head."""
     n_v, m, D2 = tasks.n_v, tasks.m, tasks.offset
-    (t, g, u), (dt, dg, du) = ((x.t, x.g, x.u) for x in (point, velocity))
-    K, dK = ridge_felt(m, point)
-    slope = dt * K + t * dK
-    distance = m * (dt * u + t * du) + D2 * K**2 * (g * dt - dg * t)
-    task_error = n_v * (u * dK - du * K + D2 / m * K**2 * (g * dK + dg * K))
-    return distance / slope, task_error / slope, (dt * K - t * dK) / slope
+    distance = m * (at.t1 * at.u + at.t * at.u1) + D2 * at.K**2 * (at.g * at.t1 - at.g1 * at.t)
+    start = D2 / m * at.K**2 * (at.g * at.K1 + at.g1 * at.K)
+    task_error = n_v * (at.u * at.K1 - at.u1 * at.K + start)
+    return (
+        distance / at.slope,
+        task_error / at.slope,
+        (at.t1 * at.K - at.t * at.K1) / at.slope,
+    )
 
 
-def first_order(tasks: TrainingSet, point: Point, velocity: Point):
-    r"""The terms of relative order 1/p of distance and task error.
+def first_order(tasks: TrainingSet, at: Point, with_error: bool):
+    r"""The terms of relative order 1/p of distance and, if wanted, task error.
 
     With psi = dF/deta along the saddle point at fixed ridge, chi = dF/dkappa / (tK)' and
     X = dF/drho - n_v K chi,
 
         distance:    { (t psi)' - D2/p (t K)^2 chi' } / (tK)'
         task error:  { n_v (psi K' - psi' K) + (tK)' psi_rho - D2/p K^2 (X' t - X t') } / (m (tK)')
+
+    At fixed ridge t K and fixed weight rho t of the fresh rows, kappa and rho move with eta: it turns
+    t into t + n_v rho/(1 - rho) - eta (u - kappa u') and K into K + eta (m - 1) u'/(p g^2). Hence
+
+        kappa_eta = -((t_eta + n_v rho_eta) K + t K_eta)/(tK)'
+        rho_eta   = -rho (t_eta K' - t' K_eta)/(tK)'
+        psi       = F_eta + F_kappa kappa_eta + F_rho rho_eta.
     """
     p, m, n_v, D2 = tasks.p, tasks.m, tasks.n_v, tasks.offset
-    rho = jnp.zeros_like(point.kappa)
-    (psi, _, X), (dpsi, dchi, dX) = jax.jvp(
-        lambda at: sources(tasks, at, rho), (point,), (velocity,)
-    )
-    psi_rho = derivative(lambda rho: sources(tasks, point, rho)[0], rho)[1]
-    (t, dt), (K, dK) = (point.t, velocity.t), ridge_felt(m, point)
-    slope = dt * K + t * dK
-    distance = dt * psi + t * dpsi - D2 / p * (t * K) ** 2 * dchi
-    task_error = n_v * (psi * dK - dpsi * K) + slope * psi_rho - D2 / p * K**2 * (dX * t - X * dt)
-    return distance / slope, task_error / (m * slope)
+    F = exponent(tasks, at, KEPT if with_error else KEPT_FOR_DISTANCE)
+    slope, slope1 = at.slope, at.t2 * at.K + 2 * at.t1 * at.K1 + at.t * at.K2
+    t_e, t_e1 = at.kappa * at.u1 - at.u, at.kappa * at.u2
+    scale = (m - 1) / (p * at.g**2)
+    K_e, K_e1 = scale * at.u1, scale * (at.u2 - 2 * at.u1 * at.g1 / at.g)
+
+    top = t_e * at.K + at.t * K_e
+    top1 = t_e1 * at.K + t_e * at.K1 + at.t1 * K_e + at.t * K_e1
+    kappa_e = -top / slope
+    kappa_e1 = -(top1 + kappa_e * slope1) / slope
+    psi = F["e"] + F["k"] * kappa_e
+    psi1 = F["ek"] + F["kk"] * kappa_e + F["k"] * kappa_e1
+    chi = F["k"] / slope
+    chi1 = (F["kk"] - chi * slope1) / slope
+    distance = (at.t1 * psi + at.t * psi1 - D2 / p * (at.t * at.K) ** 2 * chi1) / slope
+    if not with_error:
+        return distance, None
+
+    rho_er = -(t_e * at.K1 - at.t1 * K_e) / slope  # rho_eta is zero at rho = 0
+    kappa_er = -n_v * (rho_er * at.K + K_e + kappa_e * at.K1) / slope
+    psi_rho = F["er"] + F["kr"] * kappa_e + F["k"] * kappa_er + F["r"] * rho_er
+    X, X1 = F["r"] - n_v * at.K * chi, F["kr"] - n_v * (at.K1 * chi + at.K * chi1)
+    start = D2 / p * at.K**2 * (X1 * at.t - X * at.t1)
+    task_error = n_v * (psi * at.K1 - psi1 * at.K) + slope * psi_rho - start
+    return distance, task_error / (m * slope)
 
 
-def sources(tasks: TrainingSet, point: Point, rho):
-    """psi, chi and X of `first_order`: the derivatives of F at eta = 0."""
+def exponent(tasks: TrainingSet, at: Point, kept: tuple[str, ...]) -> Series:
+    """F of this module's head: its derivatives in kappa, eta and rho at eta = rho = 0."""
     p, m, n_v = tasks.p, tasks.m, tasks.n_v
-    x, t, g, g1, g2, u, u1, u2 = point
-    E, E_rho = n_v / (1 - rho) ** 2 - p, 2 * n_v / (1 - rho) ** 3
-    det = p * g1 * E - (p * g) ** 2
-    A = E + 2 * x * p * g + x**2 * p * g1
-    M = (m - 1) * p * det + m * (p * g) ** 2 * A
+    g = [p * x for x in (at.g, at.g1, at.g2, at.g3)]
 
-    def slope_of_F(det_, M_):
-        return (m - 1) / 2 * det_ / det + M_ / M / 2
+    def series(**terms):
+        return Series({name.strip("_"): x for name, x in terms.items()}, kept)
 
-    det_x = p * g2 * E - 2 * p**2 * g * g1
-    A_x = p * (2 * g + 4 * x * g1 + x**2 * g2)
-    M_x = (m - 1) * p * det_x + m * p**2 * g * (2 * g1 * A + g * A_x)
-    F_x = slope_of_F(det_x, M_x) - m * g1 / g
-    det_rho = p * g1 * E_rho
-    F_rho = slope_of_F(det_rho, (m - 1) * p * det_rho + m * (p * g) ** 2 * E_rho) - m / (1 - rho)
-    det_eta = E * u2
-    M_eta = (m - 1) * p * det_eta + m * p * g * (2 * u1 * A + p * g * x**2 * u2)
-    F_eta = slope_of_F(det_eta, M_eta) - m * u1 / (p * g)
-
-    # At fixed ridge t K and fixed weight rho t of the fresh rows, kappa and rho move with eta: it
-    # turns t into t - eta (u - x u') and K into K + eta (m - 1) u'/(p g^2).
-    t, dt = t + n_v * rho / (1 - rho), p * (g + x * g1)
-    K, dK = ridge_felt(m, point)
-    t_eta, K_eta = x * u1 - u, (m - 1) * u1 / (p * g**2)
-    slope = dt * K + t * dK
-    rho_eta = -rho * (t_eta * dK - dt * K_eta) / slope
-    x_eta = -((t_eta + n_v * rho_eta) * K + t * K_eta) / slope
-    chi = F_x / slope
-    return F_eta + F_x * x_eta + F_rho * rho_eta, chi, F_rho - n_v * K * chi
+    kappa = series(_=at.kappa, k=1.0)
+    E = series(_=n_v - p, r=2 * n_v)
+    plain = series(_=g[0], k=g[1], kk=g[2])
+    c = plain + series(e=at.u1, ek=at.u2)
+    a = series(_=g[1], k=g[2], kk=g[3], e=at.u2, ek=at.u3)
+    det = a * E - plain * plain
+    A = E + 2.0 * (kappa * plain) + kappa * (kappa * a)
+    M = (m - 1) * p * det + m * (c * (c * A))
+    fresh = series(r=-1.0)
+    return m * (fresh - c.log()) + (m - 1) / 2 * det.log() + 0.5 * M.log()
 
 
 def _resummed(leading, first, fade, ridged):
     """leading (1 + x/(1 - x s)) and x s, with x = first/leading and s = `fade`."""
-    x = jnp.where(leading == 0, 0, first / jnp.where(leading == 0, 1, leading))
-    pole = jnp.where(x > 0, x * fade, x)
-    pole = jnp.where(ridged, jnp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+    xp = namespace(leading)
+    x = xp.where(leading == 0, 0.0, first / xp.where(leading == 0, 1.0, leading))
+    pole = xp.where(x > 0, x * fade, x)
+    pole = xp.where(ridged, xp.minimum(pole, LARGEST_RIDGED_POLE), pole)
     beyond = pole >= 1
-    factor = 1 + x / (1 - jnp.where(beyond, 0, pole))
-    return jnp.where(beyond, jnp.inf, leading * factor), pole
+    factor = 1 + x / (1 - xp.where(beyond, 0.0, pole))
+    return xp.where(beyond, float("inf"), leading * factor), pole

@@ -6,29 +6,34 @@ is said in `negmaml.theory.optima`.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.compilation import concrete, on_host, quick_jit
+from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
 
+HIGHEST = lax.Precision.HIGHEST
 POINTS = 18  # of each sign
 ROUNDS = 6  # each spans the two intervals around the lowest point with as many points as the last
 
 
 def parameter_grid(rule: Rule, n, p, points: int = POINTS):
     """A signed grid of the tuned parameter of `rule` on the spectrum of S, increasing."""
-    return signed_grid(rule, (1 + jnp.sqrt(p / n)) ** 2, points)
+    return signed_grid(rule, (1 + namespace(n, p).sqrt(p / n)) ** 2, points)
 
 
 def signed_grid(rule: Rule, largest, points: int = POINTS):
     """A signed grid of the tuned parameter of `rule` for spectra up to `largest`, increasing."""
+    xp = namespace(largest)
     smallest, largest = rule.search_range(largest)
-    steps = jnp.linspace(0, 1, points, dtype=smallest.dtype)
+    steps = np.linspace(0, 1, points, dtype=smallest.dtype)
     positive = smallest * (largest / smallest) ** steps
-    return jnp.concatenate([-positive[::-1], jnp.zeros(1, smallest.dtype), positive])
+    return xp.concatenate([-positive[::-1], xp.zeros(1, smallest.dtype), positive])
 
 
 def minimise(function: Callable, grid, rounds: int = ROUNDS):
@@ -37,16 +42,22 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
     `function` maps an array of points to values of the same shape; values that are not finite
     count as infinite. Good to about the square root of the precision.
     """
-    steps = jnp.asarray(np.linspace(0, 1, grid.size), grid.dtype)
+    xp = namespace(grid)
+    steps = np.linspace(0, 1, grid.size, dtype=grid.dtype)
 
     def close_in(_, state):
         points, _ = state
         values = function(points)
-        i = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
-        low, high = points[jnp.maximum(i - 1, 0)], points[jnp.minimum(i + 1, grid.size - 1)]
+        i = xp.argmin(xp.where(xp.isfinite(values), values, xp.inf))
+        low, high = points[xp.maximum(i - 1, 0)], points[xp.minimum(i + 1, grid.size - 1)]
         return low + (high - low) * steps, points[i]
 
-    return lax.fori_loop(0, rounds, close_in, (grid, grid[0]))[1]
+    state = grid, grid[0]
+    if xp is np:
+        for i in range(rounds):
+            state = close_in(i, state)
+        return state[1]
+    return lax.fori_loop(0, rounds, close_in, state)[1]
 
 
 def stationary(function: Callable, found):
@@ -57,3 +68,88 @@ def stationary(function: Callable, found):
         lambda _, x: x,
         lambda linear, y: y / linear(jnp.ones_like(y)),
     )
+
+
+class Optimum:
+    r"""The x that minimises objective(x, numbers, fixed), as a function (numbers, fixed) -> x.
+
+    Its derivatives are those of the condition f_x = 0, never of the search:
+
+        dx = -(d f_x / d numbers) . d numbers / f_xx
+
+    The rule holds at x itself, so derivatives of every order follow, forward and reverse. None flow
+    into `fixed`, and none out of an x that is infinite. All leaves are arrays of one real type.
+
+    objective: scalar x to a scalar, differentiable.
+    search: (numbers, fixed) -> x; `on_host` where it is written over `numerics.namespace`.
+    """
+
+    def __init__(self, objective: Callable, search: Callable, host: bool = True):
+        traced = quick_jit(search)
+
+        @jax.custom_jvp
+        def best(numbers, fixed):
+            known = host and concrete((numbers, fixed))
+            return (on_host(search) if known else traced)(numbers, fixed)
+
+        def slope(at, fixed):
+            x, numbers = at
+            return jax.jvp(lambda x: objective(x, numbers, fixed), (x,), (jnp.ones_like(x),))[1]
+
+        gradient = _tower(_gradient(slope))
+
+        @best.defjvp
+        def along(primals, tangents):
+            (numbers, fixed), (moves, _) = primals, tangents
+            found = best(numbers, fixed)
+            within = jnp.isfinite(found)
+            slopes = gradient((jnp.where(within, found, 0.0), numbers), fixed)
+            moved = jnp.dot(slopes[1:], _flat(moves), precision=HIGHEST)
+            return found, jnp.where(within, -moved / slopes[0], 0.0)
+
+        self.best = best
+
+    def __call__(self, numbers, fixed):
+        return self.best(numbers, fixed)
+
+
+def _tower(function: Callable) -> Callable:
+    """A vector or tensor function of a tree of numbers (and `fixed`), each derivative one program.
+
+    JAX would differentiate a compiled program into another that it compiles with options of its own,
+    many times slower on these thousands of scalars. Here the derivative is its own compiled
+    Jacobian times the direction, and that again has a compiled derivative, up to any order asked for.
+    """
+    program = quick_jit(function, fuse=False)
+
+    @jax.custom_jvp
+    def call(at, fixed):
+        return program(at, fixed)
+
+    @call.defjvp
+    def along(primals, tangents):
+        jacobian = _next(function)(*primals)
+        return call(*primals), jnp.dot(jacobian, _flat(tangents[0]), precision=HIGHEST)
+
+    return call
+
+
+@cache
+def _next(function: Callable) -> Callable:
+    return _tower(_gradient(function, jax.jacfwd))
+
+
+def _gradient(function: Callable, transform: Callable = jax.grad) -> Callable:
+    """The derivative in the numbers of the tree, side by side along a last axis."""
+
+    def derivative(at, fixed):
+        leaves, parts = (jax.tree.leaves(x) for x in (at, transform(function)(at, fixed)))
+        shapes = [d.shape[: d.ndim - np.ndim(x)] for d, x in zip(parts, leaves, strict=True)]
+        flat = [d.reshape(*shape, -1) for d, shape in zip(parts, shapes, strict=True)]
+        return jnp.concatenate(flat, -1)
+
+    return derivative
+
+
+def _flat(tree):
+    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])

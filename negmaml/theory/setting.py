@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.checks import check_nonnegative
-from negmaml._core.numerics import cast, working_dtype
+from negmaml._core.numerics import settled, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_filters
@@ -63,10 +63,10 @@ def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_rid
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
     sizes = problem.p, problem.m, problem.n_t, problem.n_v
     dtype = working_dtype(rules, numbers)
-    quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].degree)
-    values = dict(zip(SCALARS, cast((*sizes, *numbers), dtype), strict=True))
+    quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].entire)
+    values = dict(zip(SCALARS, settled((*sizes, *numbers), dtype), strict=True))
     setting = Setting(**values, quadrature=quadrature, ridged=not is_zero(meta_ridge))
-    return setting, cast(rules, dtype)
+    return setting, settled(rules, dtype)
 
 
 def check_spectral(name: str, rule) -> None:

@@ -18,18 +18,21 @@ filters that vary within the spectrum less well.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_choice
+from negmaml._core.numerics import namespace
 from negmaml.problem.wishart import wishart_quadrature
 
 INTERVALS = 64  # of theta
 MEASURES = ("auto", "exact", "marchenko-pastur")
-# The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve
-# the measure itself, and for polynomial filters, which they integrate exactly, where its tail
-# beyond the edge of the Marchenko-Pastur law counts.
-EXACT_UP_TO, EXACT_UP_TO_POLYNOMIAL = 3, 16
+# The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve the
+# measure itself, and for entire filters, which they integrate to many digits, where the tail beyond
+# the edge of the Marchenko-Pastur law counts. With m large, where the distance is a ratio of exact
+# means, the law is off by 1.6% at n_t = p = 16, rate 0.7 (exact moments 0.4%), by 5.9% at 8 (1.4%);
+# for three steps at 0.5 by 19% at 16 (1.4%), for flow at time -0.3 by 1.4% (0.2%). A proximal filter
+# of strength 0.1 has its pole beside the spectrum, and there ten nodes are off by 24%, the law by 1.5%.
+EXACT_UP_TO, EXACT_UP_TO_ENTIRE = 3, 16
 
 
 class Spectrum(NamedTuple):
@@ -39,15 +42,15 @@ class Spectrum(NamedTuple):
     weights: jax.Array
 
 
-def spectrum(n: int, p: int, measure: str, dtype, degree: int | None = None) -> Spectrum | None:
+def spectrum(n: int, p: int, measure: str, dtype, entire: bool = False) -> Spectrum | None:
     """The quadrature of S for sizes n, p; None where `marchenko_pastur` of these sizes serves.
 
     `measure` is "exact" (Gauss rule of the exact moments), "marchenko-pastur" (with its 1/p term),
-    or "auto": exact up to min(n, p) = 3, for filters that are polynomials of some `degree` up to
-    16, else Marchenko-Pastur. Raises ValueError for another.
+    or "auto": exact up to min(n, p) = 3, for filters that are `entire` up to 16, else
+    Marchenko-Pastur. Raises ValueError for another.
     """
     check_choice("measure", measure, MEASURES)
-    small = min(n, p) <= (EXACT_UP_TO if degree is None else EXACT_UP_TO_POLYNOMIAL)
+    small = min(n, p) <= (EXACT_UP_TO_ENTIRE if entire else EXACT_UP_TO)
     if measure == "marchenko-pastur" or (measure == "auto" and not small):
         return None
     nodes, weights = wishart_quadrature(n, p)
@@ -55,7 +58,7 @@ def spectrum(n: int, p: int, measure: str, dtype, degree: int | None = None) -> 
         nodes, weights = np.roll(nodes, -1), np.roll(weights, -1)
     else:
         nodes, weights = np.append(nodes, 0.0), np.append(weights, 0.0)
-    return Spectrum(jnp.asarray(nodes, dtype), jnp.asarray(weights, dtype))
+    return Spectrum(nodes.astype(dtype), weights.astype(dtype))
 
 
 def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
@@ -68,11 +71,12 @@ def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
     # the hard edge (c = 1, theta = pi), where their ratio is 1.
     sine2 = np.sin(theta / 2) ** 2
     cosine2 = np.maximum(np.cos(theta / 2), 1e-9) ** 2
-    n, p = jnp.asarray(n, dtype), jnp.asarray(p, dtype)
-    root = jnp.sqrt(p / n)
-    x = (1 - root) ** 2 + 4 * root * jnp.asarray(cosine2, dtype)
-    bulk, edges = jnp.asarray(8 * trapezoid * sine2 * cosine2, dtype), ends - trapezoid
-    weights = bulk / x + jnp.asarray(edges, dtype) / (2 * p)
+    xp = namespace(n, p)
+    n, p = xp.asarray(n, dtype), xp.asarray(p, dtype)
+    root = xp.sqrt(p / n)
+    x = (1 - root) ** 2 + 4 * root * cosine2.astype(dtype)
+    bulk, edges = (8 * trapezoid * sine2 * cosine2).astype(dtype), (ends - trapezoid).astype(dtype)
+    weights = bulk / x + edges / (2 * p)
     # What the rule leaves of the mass is at zero: the atom, and for c near one the part of the
     # pole of 1/x that the rule does not resolve.
-    return Spectrum(jnp.append(x, 0.0), jnp.append(weights, 1 - jnp.sum(weights)))
+    return Spectrum(xp.append(x, 0.0), xp.append(weights, 1 - xp.sum(weights)))

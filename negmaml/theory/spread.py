@@ -23,21 +23,26 @@ inverse-Wishart variance at alpha_t = 0 exceeds this by a factor gap/(gap - 3), 
 hence 1/(1 - 3 x s), with x s the pole of the mean.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.compilation import quick_jit
+from negmaml._core.compilation import concrete, on_host, quick_jit
+from negmaml._core.numerics import namespace, outer
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import filter_means
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule, flat_batch
-from negmaml.theory.predict import means
-from negmaml.theory.proportional import LARGEST_RIDGED_POLE, around, ridge_felt
+from negmaml.theory.predict import ON_HOST, means
+from negmaml.theory.proportional import LARGEST_RIDGED_POLE, Point, around
 from negmaml.theory.saddle import TrainingSet, solve, training_set
+from negmaml.theory.series import Series
 from negmaml.theory.setting import Setting, setting_of
+
+BLOCK = 64  # rules at once in a program
+KEPT = ("", "x", "y", "xy")
 
 
 class StandardDeviation(NamedTuple):
@@ -68,9 +73,14 @@ def standard_deviation(
     0.067
     """
     variance, _ = _covariance(problem, train, train, meta_ridge, measure)
-    shrink, _ = filter_means(adapt, problem.n_r, problem.p)
-    of_distance = jnp.sqrt(variance)
-    return StandardDeviation(of_distance, jnp.multiply.outer(of_distance, shrink / 2))
+
+    @on_host
+    def deviations(variance, adapt):
+        shrink, _ = filter_means(adapt, problem.n_r, problem.p)
+        of_distance, shrink = outer(namespace(variance).sqrt(variance), shrink)
+        return StandardDeviation(of_distance.reshape(variance.shape), of_distance * shrink / 2)
+
+    return deviations(variance, adapt)
 
 
 def runs_needed(
@@ -110,74 +120,75 @@ def runs_needed(
 def _covariance(problem: MixedLinearRegression, first: Rule, second: Rule, meta_ridge, measure):
     """(Cov(D_1, D_2), E D_1) over runs for rules of one shape."""
     setting, (first, second) = setting_of(problem, (first, second), meta_ridge, measure)
-    return _evaluate(setting, first, second)
+    if math.prod(first.batch_shape) <= ON_HOST and concrete((setting, first, second)):
+        return on_host(_pair)(setting, first, second)
+    return _compiled(setting, first, second)
 
 
 @quick_jit
-def _evaluate(setting: Setting, first: Rule, second: Rule):
+def _compiled(setting: Setting, first: Rule, second: Rule):
+    shape = first.batch_shape
+    if math.prod(shape) <= BLOCK:
+        return _pair(setting, first, second)
     flat = flat_batch(first), flat_batch(second)
-    results = lax.map(lambda rules: _pair(setting, *rules), flat, batch_size=64)
-    return jax.tree.map(lambda x: x.reshape(first.batch_shape), results)
+    results = lax.map(lambda rules: _pair(setting, *rules), flat, batch_size=BLOCK)
+    return jax.tree.map(lambda x: x.reshape(shape), results)
 
 
 def _pair(setting: Setting, first: Rule, second: Rule):
-    """Cov(D_1, D_2) and E D_1 for two scalar rules."""
-    ones = [training_set(setting, rule) for rule in (first, second)]
-    kappas = [solve(one, setting.ridged) for one in ones]
-    slopes = [_ridge_slope(one, kappa) for one, kappa in zip(ones, kappas, strict=True)]
-
-    def covariance_of_loss(*at):
-        return _covariance_of_loss(ones, kappas, at)
-
-    mixed = jax.grad(jax.grad(covariance_of_loss, 0), 1)(*kappas)
+    """Cov(D_1, D_2) and E D_1 for two rules, or two batches of one shape."""
+    pair = [training_set(setting, rule) for rule in (first, second)]
+    points = [around(one, solve(one, setting.ridged)) for one in pair]
+    mixed = _covariance_of_loss(pair, points)["xy"]
     found = [means(setting, rule) for rule in (first, second)]
     factors = [_growth(one, setting.meta_ridge > 0) for one in found]
-    covariance = mixed / (slopes[0] * slopes[1])
+    covariance = mixed / (points[0].slope * points[1].slope)
     return covariance * factors[0] * factors[1], found[0].distance
-
-
-def _ridge_slope(tasks: TrainingSet, kappa):
-    """(t K)'."""
-    point, velocity = around(tasks, kappa)
-    K, dK = ridge_felt(tasks.m, point)
-    return velocity.t * K + point.t * dK
 
 
 def _growth(means, ridged):
     """How the standard deviation of finite sizes exceeds that of the limit."""
-    pole = jnp.where(ridged, jnp.minimum(means.pole, LARGEST_RIDGED_POLE / 2), means.pole)
+    xp = namespace(means.pole)
+    pole = xp.where(ridged, xp.minimum(means.pole, LARGEST_RIDGED_POLE / 2), means.pole)
     rest = 1 - 3 * pole
     nothing = means.limit == 0
-    growth = jnp.where(nothing, 1, means.distance / jnp.where(nothing, 1, means.limit))
-    return jnp.where(rest > 0, growth / jnp.sqrt(jnp.where(rest > 0, rest, 1)), jnp.inf)
+    growth = xp.where(nothing, 1.0, means.distance / xp.where(nothing, 1.0, means.limit))
+    return xp.where(rest > 0, growth / xp.sqrt(xp.where(rest > 0, rest, 1.0)), xp.inf)
 
 
-def _covariance_of_loss(pair: list[TrainingSet], roots, kappas):
-    """Cov(G_1, G_2) at `kappas`; the start's source is that of the `roots`, and does not move."""
-    one, two = pair
+def _covariance_of_loss(pair: list[TrainingSet], points: list[Point]) -> Series:
+    """Cov(G_1, G_2) about the roots, with derivatives in kappa_1 (x) and kappa_2 (y)."""
+    (one, two), (at_1, at_2) = pair, points
     p, m, n_v, D2 = one.p, one.m, one.n_v, one.offset
-    kappa_1, kappa_2 = kappas
-    R = 1 / ((one.B + kappa_1) * (two.B + kappa_2))
-    beta, V = one.b * two.b, jnp.sum(one.a * two.a, 0)
-    product = kappa_1 * kappa_2
-    g_1, g_2 = one.g(kappa_1), two.g(kappa_2)
-    w_1, w_2 = p * one.mean(V * beta * R), one.sigma * two.sigma + p * product * one.mean(V * R)
-    a_11, a_12 = -p * one.mean(R), -p * one.mean(beta * R)
-    a_22 = n_v - p * one.mean(beta**2 * R)
-    det = a_11 * a_22 - a_12**2
+    r_1, r_2 = one.inverse(at_1.kappa), two.inverse(at_2.kappa)
+    beta, V = one.b * two.b, one.a[0] * two.a[0] + one.a[1] * two.a[1]
+
+    def series(**terms):
+        return Series({name.strip("_"): x for name, x in terms.items()}, KEPT)
+
+    def mean_R(values):
+        """<f R>."""
+        f = values * r_1 * r_2
+        x, y, xy = one.mean(f * r_1), one.mean(f * r_2), one.mean(f * r_1 * r_2)
+        return series(_=one.mean(f), x=-x, y=-y, xy=xy)
+
+    product = series(_=at_1.kappa, x=1.0) * series(_=at_2.kappa, y=1.0)
+    t_1, t_2 = series(_=at_1.t, x=at_1.t1), series(_=at_2.t, y=at_2.t1)
+    g_1g_2 = series(_=at_1.g, x=at_1.g1) * series(_=at_2.g, y=at_2.g1)
+    w_1 = p * mean_R(V * beta)
+    w_2 = series(_=one.sigma * two.sigma) + p * (product * mean_R(V))
+    a_11, a_12 = -p * mean_R(1.0), -p * mean_R(beta)
+    a_22 = series(_=n_v) - p * mean_R(beta * beta)
+    per_det = (a_11 * a_22 - a_12 * a_12).reciprocal()
     # Eliminate the tasks' blocks of H, then the parameter C that couples them.
-    inner = m * (a_22 * w_1**2 - 2 * a_12 * w_1 * w_2 + a_11 * w_2**2) / det
-    coupled = m * (a_22 * w_1 - a_12 * w_2) / det
-    H_C = -(m - 1) / (p * g_1 * g_2) - m * a_22 / det
-    noise = m * p * product * one.mean(V**2 * R) + inner + coupled**2 / H_C
+    inner = m * ((a_22 * w_1 * w_1 - 2.0 * (a_12 * w_1 * w_2) + a_11 * w_2 * w_2) * per_det)
+    coupled = m * ((a_22 * w_1 - a_12 * w_2) * per_det)
+    per_H_C = (-(m - 1) / p * g_1g_2.reciprocal() - m * (a_22 * per_det)).reciprocal()
+    noise = m * p * (product * mean_R(V * V)) + inner + coupled * coupled * per_H_C
 
     # The start's source is ridge^2 = (t K)^2, held fixed. ridge^2/t is K^2 (2 t_root - t) to first
     # order, which is all that one derivative in each kappa sees, and regular at t = 0.
-    t_1, t_2 = one.t(kappa_1), two.t(kappa_2)
-    (s_1, K_1), (s_2, K_2) = (
-        lax.stop_gradient((x.t(root), x.K(root))) for x, root in zip(pair, roots, strict=True)
-    )
-    start = D2 / p * K_1 * K_2
-    mirrored = (2 * s_1 - t_1) * (2 * s_2 - t_2)
-    cross = -2 * start * s_1 * s_2 * coupled / H_C
-    return 2 * (t_1 * t_2 * noise + cross + start**2 * mirrored * (1 / H_C - p * g_1 * g_2))
+    start = D2 / p * at_1.K * at_2.K
+    mirrored = series(_=at_1.t, x=-at_1.t1) * series(_=at_2.t, y=-at_2.t1)
+    cross = -2 * start * at_1.t * at_2.t * (coupled * per_H_C)
+    return 2.0 * (t_1 * t_2 * noise + cross + start * start * (mirrored * (per_H_C - p * g_1g_2)))

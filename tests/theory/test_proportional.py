@@ -101,7 +101,7 @@ def printed_limit(problem, rule, ridge):
 def test_the_limit_is_the_one_written_with_resolvents(n_v, ridge, x64):
     problem, rule = resized(n_v=n_v), nm.GradientDescent(-0.6, 2)
     one = seen(problem, rule, ridge)
-    found = leading(one, *around(one, solve(one, True)))
+    found = leading(one, around(one, solve(one, True)))
     expected = printed_limit(problem, rule, ridge)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-9)
     np.testing.assert_allclose(found[1] * one.unit**2, expected[1], rtol=1e-9)
@@ -235,11 +235,36 @@ def test_one_task_whose_filter_vanishes_within_the_spectrum_has_no_mean(x64):
 
 
 def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
-    distance(NEAR, nm.GradientDescent(0.25))
+    rates = np.linspace(-2, 2, predict.ON_HOST + 1)
+    distance(NEAR, nm.GradientDescent(rates))
     monkeypatch.setattr(predict, "means", chex.assert_max_traces(predict.means, n=0))
-    distance(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-3.0))
+    distance(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-rates))
     with pytest.raises(AssertionError, match="traced"):
-        distance(NEAR, nm.GradientDescent(np.array([0.25, 0.5])))
+        distance(NEAR, nm.GradientDescent(rates[:-1]).with_tuned(jnp.append(rates, 0.0)))
+
+
+def test_single_numbers_are_computed_without_a_program(x64, monkeypatch):
+    rules = nm.GradientDescent(0.25), nm.GradientFlow(-0.3), nm.Proximal(np.array([0.5, 2.0]))
+    compiled = [jax.jit(lambda rule: distance(NEAR, rule, meta_ridge=1.0))(rule) for rule in rules]
+    monkeypatch.setattr(predict, "_compiled", None)
+    for rule, expected in zip(rules, compiled, strict=True):
+        found = distance(NEAR, rule, meta_ridge=1.0)
+        assert isinstance(found, jax.Array)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", (8, 16))
+def test_with_many_tasks_the_exact_moments_keep_the_tail_of_the_spectrum(n, x64):
+    # With m large the second theorem, made of exact moments, is exact.
+    problem = resized(p=n, n_t=n, n_v=n, m=10**6)
+    rule = nm.GradientDescent(np.array([-0.5, 0.3, 0.7]))
+    exact = distance(problem, rule, method="expansion")
+    error, of_law = (
+        np.abs(distance(problem, rule, measure=kind) / exact - 1)
+        for kind in ("auto", "marchenko-pastur")
+    )
+    assert error.max() < (0.008 if n == 16 else 0.02)
+    assert of_law[-1] > 3 * error[-1]
 
 
 def test_a_batch_of_rates_is_its_rates(x64):
