@@ -17,6 +17,7 @@ from negmaml.sweeps.functions import group_text, programs
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.lock import Lock
 from negmaml.sweeps.manifest import (
+    Box,
     Manifest,
     differences,
     extended,
@@ -27,6 +28,8 @@ from negmaml.sweeps.manifest import (
 )
 from negmaml.sweeps.planning import Work, in_words, index_of, planned, regions, x64
 from negmaml.sweeps.run import Runner
+
+MOST_PARTS = 254  # that a byte counts
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
     """Compute what the store at `url` lacks of a sweep, and return its dataset: see `nm.sweep`."""
     started, asked = time.perf_counter(), work.grid
     work, store, runner = _opened(work, url, lock.left, means, how)
-    before, last = float(store.attributes.get("wall_seconds", 0.0)), len(store.parts) - 1
+    before, last = float(store.attributes.get("wall_seconds", 0.0)), _last_part(store, asked)
     wanted = _asked(store.manifest.grid, asked)
     whole = int((store.done()[wanted] > last).sum())
     means.tell(whole, asked.cells)
@@ -68,7 +71,9 @@ def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
             runner = None  # it was for a new store, which has one part
     finally:
         if computed:
-            with contextlib.suppress(OSError):  # the error of a full disk is told by the block
+            # The error of a full disk is told by the block, and who lost the lock writes no more.
+            with contextlib.suppress(OSError, StoreError):
+                lock.check()
                 store.describe({"wall_seconds": before + time.perf_counter() - started})
     return _labelled(store, asked, wanted)
 
@@ -92,6 +97,18 @@ def _compute(work: Work, store: stores.Store, part: int, asked, means: Means, ru
         means.memory, x64(), store.url, part,
     )  # fmt: skip
     yield from clusters.spread(means.client, job, [(r, lacking[r]) for r in todo])
+
+
+def _last_part(store: stores.Store, asked: Grid) -> int:
+    """The last part that has values of whole axes which are asked for."""
+    by_names = {axis.names: axis for axis in asked.whole}
+    at = {a.dim: _positions(a.values, by_names[a.names].values)
+          for a in store.manifest.grid.whole if a.dim}  # fmt: skip
+
+    def needed(box: Box) -> bool:
+        return all(((at[dim] >= a) & (at[dim] < b)).any() for dim, (a, b) in box.items())
+
+    return max(i for i, box in enumerate(store.parts) if needed(box))
 
 
 def _asked(held: Grid, asked: Grid) -> tuple[np.ndarray, ...]:
@@ -139,6 +156,11 @@ def _opened(
     notes = {"history": [*store.attributes.get("history", []), *changes]} if changes else {}
     if more:
         merged = extended(known, asked)
+        if len(merged.parts) > MOST_PARTS:
+            raise StoreError(
+                f"store {url!r}: whole axes were lengthened {MOST_PARTS} times, which is the most; "
+                "sweep all values into another store"
+            )
         store.extend(merged, in_words(merged.grid) | notes)
     elif changes or known.programs != held.programs:
         store.note(known, notes)

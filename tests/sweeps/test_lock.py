@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import fsspec
 import pytest
@@ -83,6 +84,21 @@ def test_a_holder_that_slept_too_long_learns_that_it_lost_the_lock(tmp_path):
             pytest.fail("not noticed")
     content = fsspec.filesystem("memory").cat_file(f"{tmp_path}/x.zarr.lock/00000001")
     assert content == b"another"
+
+
+def test_who_lost_the_lock_leaves_what_the_next_holder_wrote(tmp_path):
+    url, files = f"memory://{tmp_path}/x.zarr", fsspec.filesystem("memory")
+    written = []
+
+    def lose(done, cells):
+        if done == 9:
+            files.pipe_file(f"{tmp_path}/x.zarr.lock/00000001", b"another")
+            time.sleep(0.3)
+            written.append(files.cat_file(f"{tmp_path}/x.zarr/zarr.json"))
+
+    with pytest.raises(StoreError, match="went to another sweep"):
+        nm.sweep(function, GRID, SEEDS, store=url, block=3, progress=lose)
+    assert files.cat_file(f"{tmp_path}/x.zarr/zarr.json") == written[0]
 
 
 class Overwriting(type(fsspec.filesystem("memory"))):

@@ -322,6 +322,9 @@ def test_whole_axes_lengthen_in_place_and_only_new_values_are_computed(tmp_path)
     nm.sweep(products, LONGER, 5, **options)
     assert set(shapes_asked) == {(3, 3), (2, 2), (1, 2), (3, 1)}  # what it returns, and is, first
     assert_same(nm.sweep(products, LONGER, 7, **options), nm.sweep(products, LONGER, 7, **WHOLE))
+    shapes_asked.clear()
+    nm.sweep(products, SHORT, 6, **options)  # a part of the store: new cells get everything
+    assert (1, 2) not in shapes_asked
     again = LONGER | {"left": [0.3, -0.4, 0.0, 0.6], "right": [0.2, 0.1, 1.0]}
     assert_same(nm.sweep(products, again, 7, **options), nm.sweep(products, again, 7, **WHOLE))
 

@@ -59,4 +59,4 @@ class Powers(nm.sweeps.SweepFunction):
 
 swept = nm.sweep(Powers(), {"size": [2, 3], "powers": [1.0, 2.0]}, 4)
 means = swept["value"].mean("seed")
-linear = nm.sweep(nm.sweeps.linear, [{"p": 3}], seeds=[1, 2], store="x.zarr", progress=True)
+linear: nm.sweeps.SweepFunction = nm.sweeps.linear
