@@ -19,11 +19,13 @@ import numpy as np
 from negmaml._core.checks import check_nonnegative
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast
+from negmaml.problem.adaptation import Adapted, adapted
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent, Rule, check_rule
 from negmaml.theory.optima import best_adapt_rate
 from negmaml.theory.predict import means, test_loss
 from negmaml.theory.setting import Setting, setting_of
+from negmaml.theory.structured import Situation, predict_traced, situation_of
 
 CELLS = 512  # evaluated by one call of the program
 SIZE_POINTS, SPLIT_POINTS, RIDGE_POINTS = 17, 11, 7  # of the first grid
@@ -93,12 +95,10 @@ def best_allocation(
         if rule is not None and check_rule(name, rule).batch_shape != ():
             raise ValueError(f"{name} must have one scalar parameter, got {rule!r}")
     _check(budget, task_cost, point_cost, split, meta_ridge)
-    if not problem.isotropic:
-        raise ValueError("best_allocation takes no covariances; leave them out of the problem")
     spending = Spending(float(budget), float(task_cost), float(point_cost))
     options = [meta_ridge] if meta_ridge is not None else [0.0, None]
-    searches = [Search(problem, train, spending, split, ridge, tune) for ridge in options]
-    found = [_best(search, adapt) for search in searches]
+    searches = [Search(problem, train, adapt, spending, split, ridge, tune) for ridge in options]
+    found = [_best(search) for search in searches]
     return min(found, key=lambda allocation: allocation.test_loss)
 
 
@@ -148,6 +148,7 @@ class Search(NamedTuple):
 
     problem: MixedLinearRegression
     train: Rule
+    adapt: Rule | None
     spending: Spending
     split: float | None
     meta_ridge: float | None
@@ -156,11 +157,12 @@ class Search(NamedTuple):
     def regions(self) -> Iterator[tuple[int | None, list[np.ndarray], Callable]]:
         """(n_t where it is held, axes, sizes of their coordinates) of every region of real sizes.
 
-        Up to EXACT_UP_TO training points the spectrum is that of integers, so each is held.
+        Up to EXACT_UP_TO training points the spectrum of isotropic inputs is that of integers, so
+        each is held.
         """
         spending, split = self.spending, self.split
         most = spending.points(1)
-        least = EXACT_UP_TO + 2.0 if split is None else max(1 / split, 1 / (1 - split))
+        least = self.held + 2.0 if split is None else max(1 / split, 1 / (1 - split))
 
         def by_split(points, odds):
             points, share = np.exp(points), 1 / (1 + np.exp(-odds))
@@ -174,9 +176,14 @@ class Search(NamedTuple):
             widest = np.log(most - 1)
             odds = np.linspace(-widest, widest, SPLIT_POINTS)
             yield None, [_logarithms(least, most, SIZE_POINTS), odds], by_split
-        for n_t in range(1, EXACT_UP_TO + 1):
+        for n_t in range(1, self.held + 1):
             if most >= n_t + 1:
                 yield n_t, [_logarithms(1, most - n_t, SIZE_POINTS)], partial(self._held, n_t)
+
+    @property
+    def held(self) -> int:
+        """The largest n_t that is held."""
+        return EXACT_UP_TO if self.problem.isotropic else 0
 
     def _held(self, n_t, n_v):
         n_v = np.exp(n_v)
@@ -184,10 +191,9 @@ class Search(NamedTuple):
 
     def lowest(self, axes, sizes: Callable, few: int | None, measure: str):
         """(coordinates, value) of the lowest cell over axes, the rate and the ridge."""
-        n_t = 1 if few is None else few
-        problem = dataclasses.replace(self.problem, n_t=n_t)
-        setting, (train,) = setting_of(problem, (self.train,), 0.0, measure)
-        least_n_t = EXACT_UP_TO + 1 if few is None and self.split is None else 1
+        losses = self._losses(1 if few is None else few, measure)
+        least_n_t = self.held + 1 if few is None and self.split is None else 1
+        rank = int(np.sum(np.asarray(self.problem.modes.s) > 0))
 
         def evaluate(columns):
             log_ridge = columns[-1]
@@ -195,20 +201,37 @@ class Search(NamedTuple):
             given = self.meta_ridge is not None
             ridge = np.full_like(unit, self.meta_ridge) if given else m * n_v * np.exp(log_ridge)
             allowed = (m > 1 - 1e-9) & (n_t > least_n_t - 1e-9) & (n_v > 1 - 1e-9)
-            allowed &= (m * n_v != self.problem.p) | (ridge > 0)
+            allowed &= (m * n_v != rank) | (ridge > 0)
             rounded = (np.maximum(size, 1) for size in (m, n_t, n_v))
             cells = np.stack([*rounded, unit, ridge], -1)
             padded = np.resize(cells, (-(-len(cells) // CELLS) * CELLS, 5))
-            chunks = cast(padded.reshape(-1, CELLS, 5), setting.p.dtype)
-            ridged = self.meta_ridge != 0
-            found = [np.asarray(_losses(setting, train, x, self.tune, ridged)) for x in chunks]
+            found = [np.asarray(losses(chunk)) for chunk in padded.reshape(-1, CELLS, 5)]
             return np.where(allowed, np.concatenate(found)[: len(cells)], np.inf)
 
         rest = _rate_axis(self.train, self.tune), _ridge_axis(self.meta_ridge)
         return _closing_in(evaluate, [*axes, *rest])
 
+    def _losses(self, n_t: int, measure: str) -> Callable:
+        """What is minimised, of cells (m, n_t, n_v, rate in its unit, ridge)."""
+        problem = dataclasses.replace(self.problem, n_t=n_t)
+        s, ridged = problem.modes.s, self.meta_ridge != 0
+        top, total = jnp.max(s), jnp.sum(s)
+        if problem.isotropic:
+            setting, (train,) = setting_of(problem, (self.train,), 0.0, measure)
+            known = cast((setting, train, top, total), setting.p.dtype)
+            return partial(_distances, *known, tune=self.tune, ridged=ridged)
+        # The loss of one step is a quadratic in its rate, which three values give.
+        after = adapted(
+            problem,
+            GradientDescent(np.array([-1.0, 0.0, 1.0])) if self.adapt is None else self.adapt,
+        )
+        situation, train = situation_of(problem, self.train, 0.0, after.weights)
+        return partial(
+            _test_losses, situation, train, top, total, after, tune=self.tune, ridged=ridged
+        )
 
-def _best(search: Search, adapt: Rule | None) -> Allocation:
+
+def _best(search: Search) -> Allocation:
     """The allocation with a given ridge, or with one above 0 that is searched (None)."""
     spending = search.spending
     candidates: dict[tuple[int, int, int], tuple[float, float, float]] = {}
@@ -224,9 +247,11 @@ def _best(search: Search, adapt: Rule | None) -> Allocation:
         found.append((value, integers, where))
     _, (tasks, training, validation), (unit, log_ridge) = min(found)
     sized = dataclasses.replace(search.problem, m=tasks, n_t=training, n_v=validation)
-    train, ridge = search.train, search.meta_ridge
+    train, adapt, ridge = search.train, search.adapt, search.meta_ridge
     if search.tune:
-        train = train.with_tuned(float(unit * _rate_unit(train, training, sized.p)))
+        s = sized.modes.s
+        scale = _rate_unit(train, training, jnp.max(s), jnp.sum(s))
+        train = train.with_tuned(float(unit * scale))
     ridge = float(sized.rows * np.exp(log_ridge)) if ridge is None else float(ridge)
     if adapt is None:
         adapt = GradientDescent(float(best_adapt_rate(sized, train, meta_ridge=ridge)))
@@ -248,9 +273,10 @@ def _rate_axis(train: Rule, tune: bool) -> np.ndarray:
     return np.concatenate([-positive[::-1], [0.0], positive])
 
 
-def _rate_unit(train: Rule, n_t, p):
-    """How the range worth a try scales with the largest eigenvalue of S."""
-    here, there = (train.search_range(x)[1] for x in ((1 + jnp.sqrt(p / n_t)) ** 2, jnp.ones(())))
+def _rate_unit(train: Rule, n_t, top, total):
+    """How the range worth a try scales with the largest eigenvalue of S; top and trace of Sigma."""
+    largest = top * (1 + jnp.sqrt(total / (top * n_t))) ** 2
+    here, there = (train.search_range(x)[1] for x in (largest, jnp.ones(())))
     return here / there
 
 
@@ -277,17 +303,35 @@ def _closing_in(evaluate: Callable, axes: list) -> tuple[tuple[float, ...], floa
 
 
 @partial(quick_jit, static_argnames=("tune", "ridged"))
-def _losses(setting: Setting, train: Rule, cells, tune: bool, ridged: bool):
-    """The distance, which orders test losses at every rule of adaptation."""
+def _distances(setting: Setting, train: Rule, top, total, cells, tune: bool, ridged: bool):
+    """The distance, which orders test losses at every rule of adaptation of isotropic inputs."""
 
     def one(cell):
         m, n_t, n_v, unit, ridge = cell
         here = dataclasses.replace(setting, m=m, n_t=n_t, n_v=n_v, meta_ridge=ridge, ridged=ridged)
-        rule = train.with_tuned(unit * _rate_unit(train, n_t, setting.p)) if tune else train
+        rule = train.with_tuned(unit * _rate_unit(train, n_t, top, total)) if tune else train
         found = means(here, rule)
         return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
 
-    return jax.vmap(one)(cells)
+    return jax.vmap(one)(cells.astype(setting.p.dtype))
+
+
+@partial(quick_jit, static_argnames=("tune", "ridged"))
+def _test_losses(at: Situation, train: Rule, top, total, after: Adapted, cells, tune, ridged):
+    """The test loss of inputs with covariances, at the best rate where `after` has three."""
+
+    def one(cell):
+        m, n_t, n_v, unit, ridge = cell
+        here = dataclasses.replace(at, m=m, n_t=n_t, n_v=n_v, meta_ridge=ridge, ridged=ridged)
+        rule = train.with_tuned(unit * _rate_unit(train, n_t, top, total)) if tune else train
+        losses = after.test_loss(predict_traced(here, rule).forms)
+        if losses.ndim == 0:
+            return losses
+        low, middle, high = losses
+        bend = low + high - 2 * middle
+        return middle - (high - low) ** 2 / (8 * jnp.where(bend > 0, bend, 1))
+
+    return jax.vmap(one)(cells.astype(at.s.dtype))
 
 
 def _check(budget, task_cost, point_cost, split, meta_ridge) -> None:

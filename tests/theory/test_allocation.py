@@ -84,3 +84,12 @@ def test_rules_that_are_given_are_kept():
 def test_what_cannot_be_spent_is_refused_by_name(budget, options, message):
     with pytest.raises(ValueError, match=rf"^{message}"):
         best_allocation(budget, PROBLEM, **options)
+
+
+@pytest.mark.slow
+def test_covariances_are_allocated_by_the_theory_for_them(x64):
+    identity = dataclasses.replace(PROBLEM, input_covariance=np.ones(30))
+    rule, options = nm.GradientDescent(0.3), dict(split=0.5, tune=False)
+    plain, given = (best_allocation(3000, p, rule, **options) for p in (PROBLEM, identity))
+    assert (given.m, given.n_t, given.n_v) == (plain.m, plain.n_t, plain.n_v)
+    assert given.test_loss == pytest.approx(plain.test_loss, rel=1e-3)
