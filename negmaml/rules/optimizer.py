@@ -1,7 +1,7 @@
 """Any optax optimizer as the inner rule."""
 
-from functools import lru_cache
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ import optax
 from negmaml._core.checks import check_count
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.protocol import Rule, check_rule
+
+_KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # what `smooth_at_zero` found
 
 
 @pytree
@@ -62,8 +64,9 @@ class InnerOptimizer(Rule):
         return optax.apply_updates(params, updates), state
 
 
-@lru_cache
 def _smooth_at_zero(transformation) -> bool:
+    if transformation.update in _KNOWN:
+        return _KNOWN[transformation.update]
     start = jnp.zeros(2)
 
     def update(gradient):
@@ -72,9 +75,11 @@ def _smooth_at_zero(transformation) -> bool:
 
     try:
         with jax.ensure_compile_time_eval():
-            return bool(jnp.all(jnp.isfinite(jax.jacobian(update)(jnp.array([1.0, 0.0])))))
-    except Exception:  # of a transformation that does not take such parameters: nothing is known
+            smooth = bool(jnp.all(jnp.isfinite(jax.jacobian(update)(jnp.array([1.0, 0.0])))))
+    except Exception:  # traced numbers, or no such parameters: nothing is known
         return True
+    _KNOWN[transformation.update] = smooth
+    return smooth
 
 
 def as_rule(name: str, rule) -> Any:

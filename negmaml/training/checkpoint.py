@@ -136,7 +136,7 @@ def opened(directory: Path, identity: dict[str, Any], keep_going: bool):
 def identity_of(run: Run, state: State, batch, *, trace: bool) -> dict[str, Any]:
     """What has to be the same for a run to go on: numbers it starts from, programs it consists of.
 
-    batch: that of the first step, where batches are given. trace: whether to read the programs;
+    batch: shapes of one, where batches are given. trace: whether to read the programs;
     without, they count as unknown.
     """
     now = state.now
@@ -157,7 +157,7 @@ def _programs(run: Run, state: State, batch) -> dict[str, tuple]:
     now, params = state.now, whole(run, state.now)
     arrays, others = split_arrays(params)
     programs: dict[str, tuple] = {}
-    tasks = jax.tree.map(lambda x: x[0], batch)
+    tasks = batch
     if run.sample_tasks is not None:
         programs["sample_tasks"] = run.sample_tasks, run.key
         tasks = jax.eval_shape(run.sample_tasks, run.key)

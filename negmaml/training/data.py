@@ -19,6 +19,8 @@ from negmaml._core.pytree import as_pytree
 from negmaml.meta.batching import Tasks
 from negmaml.training.sharding import Spread
 
+GROUP, GROUP_BYTES = 16, 2**25  # batches that are sent at once, at most
+
 
 def task_source(name: str, tasks) -> tuple[Any, Iterable | None]:
     """(function of a key as a pytree, None) or (None, iterable of batches)."""
@@ -95,39 +97,71 @@ def _equal(a, b) -> bool:
 
 
 class Batches:
-    """The batches of an iterable in turn, over and over, on the device.
+    """The batches of an iterable in turn, over and over, in groups of the same shapes.
 
-    A batch has an axis for the step in front.
+    A group is a pytree with an axis for the steps in front, on the device, and how many they are.
     """
 
     def __init__(self, batches: Iterable, spread: Spread | None):
         self.batches, self.spread = batches, spread
         self.count = 0
         self.source: Iterator = iter(batches)
+        self.held: Any = None  # a batch that was read and belongs to the next group
+        self.before: Any = None  # the place of the loader before that one
         self.ahead: Any = None
 
-    def peek(self):
-        """The next batch, which `take` gives again."""
-        if self.ahead is None:
-            self.ahead = self._sent()
-        return self.ahead
+    def shapes(self):
+        """Those of the next batch."""
+        if self.held is None:
+            self.before, self.held = self.place(), self._next()
+        parts = jax.process_count() if self.spread else 1
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((parts * x.shape[0], *x.shape[1:]), x.dtype)
+            if parts > 1 else jax.ShapeDtypeStruct(x.shape, x.dtype), self.held,
+        )  # fmt: skip
 
-    prefetch = peek  # on its way while the device is busy
+    def fitting(self, most: int) -> int:
+        """How many steps a group should have."""
+        self.shapes()
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.held))
+        return max(1, min(most, GROUP, GROUP_BYTES // max(size, 1)))
 
-    def take(self):
-        """The next batch."""
-        batch = self.peek()
+    def take(self, number: int, length: int):
+        """(group of `length` rows, how many are batches), at most `number` of them."""
+        group = self.ahead or self._sent(number, length)
         self.ahead = None
-        return batch
+        return group
 
-    def skip(self, number: int, restart: bool) -> None:
-        """Pass over batches, from the first if asked or where the loader was put."""
-        if restart:
-            self.source, self.ahead = iter(self.batches), None
-        for _ in range(number):
-            if self.ahead is None:
-                self._next()
-            self.ahead = None
+    def prefetch(self, number: int, length: int) -> None:
+        """Have the next group on its way while the device is busy."""
+        self.ahead = self._sent(number, length)
+
+    def place(self):
+        """What the loader says of its place behind the groups so far, if it can."""
+        if self.held is not None:
+            return self.before
+        return self.batches.state_dict() if hasattr(self.batches, "state_dict") else None
+
+    def go_to(self, place, done: int) -> None:
+        """Put the loader where it was after `done` batches; else read it up to there."""
+        if place is not None and hasattr(self.batches, "load_state_dict"):
+            self.batches.load_state_dict(place)
+            self.source, self.held = iter(self.batches), None
+            return
+        if done:
+            warnings.warn(
+                "sample_tasks cannot be put where it was (it has no state_dict and "
+                f"load_state_dict): it is read from its start and {done} batches are passed over, "
+                "and the run goes on as if never cut only if it gives the same batches again",
+                stacklevel=5,
+            )
+        for _ in range(done):
+            self._pull()
+
+    def _pull(self):
+        """The next batch, on the host."""
+        batch, self.held = (self.held if self.held is not None else self._next()), None
+        return batch
 
     def _next(self):
         try:
@@ -141,42 +175,35 @@ class Batches:
             self.source = iter(self.batches)
             batch = next(self.source)
         self.count += 1
-        return batch
+        return jax.tree.map(_array, batch)
 
-    def _sent(self):
-        # A list is a pair to most loaders, and a pytree of another kind than the tuple.
-        arrays = jax.tree.map(_array, self._next())
+    def _sent(self, number: int, length: int):
+        """A group, its last row repeated to the length; cut where the shapes change."""
+        rows = [self._pull()]
+        while len(rows) < number:
+            before, batch = self.place(), self._pull()
+            if _shapes(batch) != _shapes(rows[0]):
+                self.held, self.before = batch, before
+                break
+            rows.append(batch)
+        full = rows + [rows[-1]] * (length - len(rows))
+        return jax.tree.map(lambda *x: self._put(x), *full), len(rows)
+
+    def _put(self, rows):
+        """On the device; over the devices, where each process has brought its own part."""
+        some = [row for row in rows if isinstance(row, jax.Array)]
+        stack = jnp.stack(rows) if some else np.stack(rows)
         if self.spread is None:
-            return jax.device_put(jax.tree.map(lambda x: x[None], arrays))
-        return jax.tree.map(self._shared, arrays)
+            return jax.device_put(stack)
+        spec = jax.sharding.PartitionSpec(None, self.spread.axes)
+        sharding = jax.sharding.NamedSharding(self.spread.mesh, spec)
+        return jax.make_array_from_process_local_data(sharding, stack)
 
-    def _shared(self, array):
-        """Over the devices; each process has brought its own part."""
-        spec = jax.sharding.PartitionSpec(None, self.spread.axes)  # type: ignore[union-attr]
-        sharding = jax.sharding.NamedSharding(self.spread.mesh, spec)  # type: ignore[union-attr]
-        return jax.make_array_from_process_local_data(sharding, array[None])
+
+def _shapes(batch):
+    return jax.tree.structure(batch), [x.shape for x in jax.tree.leaves(batch)]
 
 
 def _array(leaf):
     """NumPy of what is no JAX array: torch tensors, scalars, lists of numbers."""
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-
-
-def state_of(batches) -> dict | None:
-    """What a loader says of its place, if it can; see `go_to`."""
-    return batches.state_dict() if hasattr(batches, "state_dict") else None
-
-
-def go_to(batches, place: dict | None, done: int) -> int:
-    """Put a loader where it was after `done` batches; the number to skip where it cannot."""
-    if place is not None and hasattr(batches, "load_state_dict"):
-        batches.load_state_dict(place)
-        return 0
-    if done:
-        warnings.warn(
-            "sample_tasks cannot be put where it was (it has no state_dict and load_state_dict): "
-            f"it is read from its start and {done} batches are passed over, and the run goes on as "
-            "if never cut only if it gives the same batches again",
-            stacklevel=4,
-        )
-    return done

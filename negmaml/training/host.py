@@ -14,11 +14,11 @@ import numpy as np
 from negmaml._core.checks import check_choice, check_count
 from negmaml._core.extras import require
 from negmaml.training import checkpoint
-from negmaml.training.data import Batches, go_to, state_of
+from negmaml.training.data import Batches
 from negmaml.training.state import Run, State, advance, whole
 
 PARTS, BAR_PARTS = 10, 100  # stretches of a run with checkpoints, and with a bar
-IN_FLIGHT = 2  # steps on batches that may be under way
+IN_FLIGHT = 2  # groups of batches that may be under way
 TOGETHER = 512  # stretches of a history that are put into one array
 
 
@@ -75,7 +75,12 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
     """What `advance` gives for all steps."""
     offset, steps, batches = stretch
     periods = watch.periods(steps)
-    length = 1 if batches else min([steps, *periods.values()])
+    length = min([steps, *periods.values()])
+    length = batches.fitting(length) if batches else length
+
+    def next_steps(done: int) -> int:
+        return min([length, *(p - done % p for p in periods.values()), steps - done])
+
     with contextlib.ExitStack() as stack:
         store, done, state, history = _found(run, state, stretch, watch, stack, length)
         show = stack.enter_context(_bar(steps)) if watch.progress else None
@@ -84,16 +89,16 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
             deque([state]),
         )
         while done < steps and _going(flags[0]):
-            taken = min([length, *(p - done % p for p in periods.values()), steps - done])
-            batch = batches.take() if batches else None
-            here = offset + done
-            state, part = advance(run, state, here, here + taken, batch, length=length)
+            taken, here, group = next_steps(done), offset + done, None
+            if batches:
+                group, taken = batches.take(taken, length)
+            state, part = advance(run, state, here, here + taken, group, length=length)
             ledger.add(part, taken, length, here)
             done += taken
             due = {name for name, period in periods.items() if done % period == 0 or done == steps}
-            place = state_of(batches.batches) if batches and "checkpoint" in due else None
+            place = batches.place() if batches and "checkpoint" in due else None
             if batches and done < steps:
-                batches.prefetch()
+                batches.prefetch(next_steps(done), length)
             told = "callback" in due and (offset + done, ledger.metrics(), whole(run, state.now))
             if told and watch.callback(*told) is True:  # type: ignore[misc]
                 state = state._replace(stopped=jnp.asarray(True))
@@ -112,18 +117,19 @@ def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length
     if watch.directory is None:
         return None, 0, state, None
     offset, steps, batches = stretch
-    first = batches.peek() if batches else None
+    batch = batches.shapes() if batches else None
+    group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), batch)
     go_on = watch.checkpoint_of == "any"
-    identity = checkpoint.identity_of(run, state, first, trace=not go_on)
+    identity = checkpoint.identity_of(run, state, batch, trace=not go_on)
     directory = Path(watch.directory).absolute()
     store = stack.enter_context(checkpoint.opened(directory, identity, go_on))
     forward = partial(advance, length=length)
-    shapes = jax.eval_shape(forward, run, state, offset, steps, first)[1]
+    shapes = jax.eval_shape(forward, run, state, offset, steps, group)[1]
     done, state, history, place = store.latest(state, shapes)
     if done > steps:
         raise ValueError(f"checkpoint holds {done} steps already, more than steps={steps}")
     if batches:
-        batches.skip(go_to(batches.batches, place, done), restart=place is not None)
+        batches.go_to(place, done)
     return store, done, state, history
 
 

@@ -28,7 +28,7 @@ SCRIPT = """
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 3)
 import negmaml as nm
-from tests.test_devices import walk
+from tests.training.test_devices import walk
 assert jax.device_count() == 3
 for count in (2, 3, 8):
     keys = jax.random.split(jax.random.key(0), count)

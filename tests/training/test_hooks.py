@@ -190,7 +190,7 @@ def test_the_next_batch_is_fetched_while_a_step_is_computed():
             yield batch
 
     train(steps=2, tasks=batches(), callback=lambda step, *_: order.append(f"step {step}"))
-    assert order == [0, 1, "step 1", "step 2"]
+    assert order == [0, 1, "step 1", "step 2"]  # every step by itself, for the callback
 
 
 def test_a_loader_with_a_place_goes_on_where_it_was(tmp_path):
@@ -203,11 +203,23 @@ def test_a_loader_with_a_place_goes_on_where_it_was(tmp_path):
         same(train(steps=7, tasks=host(4), checkpoint=tmp_path / "b"), whole)
 
 
-def test_prefetched_batches_are_passed_over_once():
-    batches = Batches(list(range(5)), None)
-    batches.peek()
-    batches.skip(2, restart=False)
-    assert int(batches.take()[0]) == 2
+def test_groups_end_where_shapes_change_and_a_place_is_that_of_the_next_group():
+    rows = [np.zeros(2), np.ones(2), np.full(3, 2.0), np.full(2, 3.0)]
+    batches = Batches(Restartable(rows), None)
+    assert batches.shapes().shape == (2,) and batches.place() == {"place": 0}
+    group, number = batches.take(4, 4)
+    assert number == 2 and group.shape == (4, 2) and group[:, 0].tolist() == [0, 1, 1, 1]
+    assert batches.place() == {"place": 2}  # the third was read, and is kept
+    assert batches.take(4, 4)[0].shape == (4, 3)
+    again = Batches(Restartable(rows), None)
+    again.shapes()
+    again.go_to({"place": 3}, 3)
+    assert again.take(1, 1)[0].tolist() == [[3.0, 3.0]]
+
+
+def test_batches_of_several_shapes_train():
+    ragged = [jax.tree.map(lambda x, i=i: x[: 2 + i % 2], b) for i, b in enumerate(host(5))]
+    same(train(steps=9, tasks=ragged).params, by_hand(9, ragged))
 
 
 def test_one_batch_may_be_given_as_it_is():
