@@ -41,3 +41,9 @@ def test_digits_are_told_apart_better_after_adapting():
 def test_models_of_other_libraries_train(name):
     before, after = example(name).main(steps=300)
     assert after < 0.9 * before
+
+
+def test_rates_chosen_by_leaving_tasks_out_do_on_new_tasks_what_they_did_on_the_old():
+    result = example("kernel_rates").main(tasks=15, test_tasks=200)
+    assert 0.5 < result.chosen / result.left_out < 2
+    assert result.chosen < 3  # half the variance of a sinusoid's values is about 2 to 3
