@@ -65,3 +65,9 @@ def test_advice_for_real_schools_says_what_adapting_is_worth(tmp_path, monkeypat
     assert result.many.gain["pooled ridge"].positive
     assert result.after < result.before
     assert (tmp_path / "schools.csv").exists()
+
+
+def test_rates_chosen_by_leaving_tasks_out_do_on_new_tasks_what_they_did_on_the_old():
+    result = example("kernel_rates").main(tasks=15, test_tasks=200)
+    assert 0.5 < result.chosen / result.left_out < 2
+    assert result.chosen < 3  # half the variance of a sinusoid's values is about 2 to 3

@@ -17,6 +17,12 @@ over (u, u') normal with covariance Sigma_l. At the angle t between them, cos t 
     E relu(u) relu(u') = sqrt(Sigma(x,x) Sigma(x',x')) (sin t + (pi - t) c) / (2 pi),
     E 1(u > 0) 1(u' > 0) = (pi - t) / (2 pi).
 
+Near t = 0 both need t to more digits than cos t has, so the squared distance Sigma(x, x) +
+Sigma(x', x') - 2 Sigma(x, x') goes along; with r the roots of the variances, 1 - cos t is
+(distance - (r - r')^2) / (2 r r'), and the next distance is, the biases dropping out,
+
+    s^2 ( (r - r')^2 / 2 + r r' (1 - cos t - (sin t - t cos t) / pi) ).
+
 Sources: Cho and Saul, NeurIPS 2009; Lee et al., ICLR 2018; Jacot et al., NeurIPS 2018.
 """
 
@@ -49,25 +55,30 @@ class ReLUNetwork:
                 "flatten inputs of more axes"
             )
         s, c, d = self.weight_variance, self.bias_variance, x1.shape[1]
-        one, two = (s * jnp.sum(x**2, 1) / d + c for x in (x1, x2))
-        process = s * contract("xd,yd->xy", x1, x2) / d + c
-        tangent = process
+        one, two = (s * jnp.sum(x**2, 1)[:, None] / d + c for x in (x1, x2))
+        two = two.T
+        tangent = process = s * contract("xd,yd->xy", x1, x2) / d + c
+        distance = s * jnp.sum((x1[:, None] - x2) ** 2, -1) / d
         for _ in range(self.depth):
-            scale = jnp.sqrt(one[:, None] * two)
-            cosine = _cosine(process, scale)
-            angle = jnp.arccos(cosine)
+            scale = jnp.sqrt(one * two)
+            apart = (jnp.sqrt(one) - jnp.sqrt(two)) ** 2
+            lack = _lack(distance, apart, scale)
+            angle = 2 * jnp.arcsin(jnp.sqrt(lack / 2))
             above = (jnp.pi - angle) / (2 * jnp.pi)
-            process = s * scale * (jnp.sin(angle) / (2 * jnp.pi) + above * cosine) + c
+            cosine, sine = 1 - lack, jnp.sin(angle)
+            process = s * scale * (sine / (2 * jnp.pi) + above * cosine) + c
             tangent = process + s * tangent * above
+            distance = s * (apart / 2 + scale * (lack - (sine - angle * cosine) / jnp.pi))
             one, two = (s * variance / 2 + c for variance in (one, two))
         return tangent if self.kind == "tangent" else process
 
 
-def _cosine(process, scale):
-    """process / scale in [-1, 1], exactly 1 where it is to rounding: arccos has no slope there."""
-    cosine = process / jnp.where(scale > 0, scale, 1)
-    margin = 8 * jnp.finfo(cosine.dtype).eps
-    return jnp.where(cosine > 1 - margin, 1, jnp.maximum(cosine, -1))
+def _lack(distance, apart, scale):
+    """1 - cos t in [0, 2]; points that are collinear to rounding are taken to be."""
+    eps = jnp.finfo(scale.dtype).eps
+    left = jnp.where(distance - apart < 4 * eps * distance, 0, distance - apart)
+    lack = left / (2 * jnp.where(scale > 0, scale, 1))
+    return jnp.where(lack > 2 - 8 * eps, 2, lack)
 
 
 def relu_network(

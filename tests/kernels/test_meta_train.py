@@ -172,9 +172,7 @@ def test_fit_on_the_linearised_network_ends_at_the_kernel_solution(params):
         nm.kernels.neural_tangent(network, params), tasks, rule, f0=Partial(network, params)
     )
     algorithm = nm.maml_value_and_grad(loss, rule)
-    trained = nm.fit(
-        jax.random.key(0), params, algorithm, tasks, optax.sgd(0.05, 0.95, True), 6000
-    )
+    trained = nm.fit(jax.random.key(0), params, algorithm, tasks, optax.sgd(0.05, 0.95, True), 6000)
     assert trained.loss[-1] < 1e-12
     x = jax.random.normal(jax.random.key(3), (9, 4))
     np.testing.assert_allclose(model(x), linearised(params)[0](trained.params, x), atol=1e-5)

@@ -188,6 +188,20 @@ def test_infinite_kernel_is_exact_where_points_repeat():
     np.testing.assert_allclose(jnp.diag(kernel(x, x)), 4 * 2 * jnp.sum(x**2, 1) / 4, rtol=1e-6)
 
 
+@pytest.mark.parametrize("inputs", [1, 3])
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_single_precision_is_single_precision_where_points_nearly_repeat(inputs, bias):
+    """An arc cosine near one would have half of the digits."""
+    x = np.random.default_rng(0).uniform(-5, 5, (60, inputs)).astype("f")
+    x[1], x[2], x[4] = x[0], -x[3], x[5] * np.float32(1.001)
+    kernel = relu_network(3, bias_variance=bias)
+    single = kernel(x, x)
+    with jax.enable_x64(True):
+        double = np.asarray(kernel(x.astype(float), x.astype(float)))
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single, double, atol=3e-5 * double.max(), rtol=0)
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
