@@ -18,7 +18,7 @@ from negmaml.problem import named_spectrum
 from negmaml.rules import GradientDescent
 from negmaml.theory.structured import Situation, predict_traced
 
-P, M, N_T, N_V, N_R, NOISE, EXPONENT = 60, 10, 30, 3, 20, 0.5, 1.0
+P, M, N_T, N_V, N_R, NOISE, EXPONENT = 60, 10, 30, 3, 20, 2.0, 1.0
 CELLS = 13
 EXPONENTS = np.linspace(0.0, 2.0, CELLS)
 NOISES = np.geomspace(0.1, 10, CELLS)  # sigma/nu

@@ -171,3 +171,14 @@ def test_fewer_than_two_runs_are_rejected(runs):
 
 def test_precision_outside_is_left_as_it_was(verified):
     assert not jax.config.jax_enable_x64
+
+
+def test_every_road_but_the_expansion_meets_for_inputs_with_a_spectrum():
+    spectrum = np.asarray(nm.problem.named_spectrum("power", 12, exponent=0.8))
+    problem = nm.MixedLinearRegression(
+        p=12, m=2, n_t=8, n_v=2, n_r=6, sigma=0.5, nu=0.7, omega0=0.2, input_covariance=spectrum
+    )
+    result, roads = roads_of(problem, RULES[0], nm.GradientDescent(0.1))
+    assert result.agrees, str(result)
+    assert [name for name in NAMES if roads[name].kind == "skipped"] == ["theory, expansion"]
+    assert "covariances" in roads["theory, expansion"].note
