@@ -21,8 +21,9 @@ from negmaml.advice.splits import Splits, bootstrap, cross_validation, most_trai
 POSITIVE = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0)  # dense where curves bend
 RATES = np.array([*(-rate for rate in reversed(POSITIVE)), 0.0, *POSITIVE])
 RIDGES = np.array([0.0, *np.geomspace(1e-4, 1.0, 9)])  # over rows and mean squared feature
-KERNEL_FEATURES = 200
+KERNEL_FEATURES = 100
 LIGHT = 32  # features up to which a solution costs next to nothing
+MIXED = 40  # coefficients up to which a mixed model is tried: each group costs their cube
 
 
 class Work(NamedTuple):
@@ -109,7 +110,8 @@ def advise(
     random = _generators(key)
     data = grouped(x, y, groups, intercept=intercept, standardise=standardise)
     if kernel is not None:
-        data = _in_kernel_space(data, kernel, random[0])
+        with one_thread():
+            data = _in_kernel_space(data, kernel, random[0])
     sizes, data, notes = _sizes(data, n_t, n_v, n_r, m)
     size = data.unit if unit == "scaled" else 1.0
     grid = _grid(data, sizes, size, rates, adapt_rates, meta_ridges)
@@ -140,8 +142,10 @@ class _Run(NamedTuple):
         found = losses(self.forms, splits, self.grid.rates, self.grid.ridges, free, advance)
         few = self.grid.ridges * sizes.n_r / (sizes.m * sizes.n_v)
         single = splits.weights @ alone(self.forms, few, free)
-        mixed = mixed_model(self.forms, splits, sizes.n_t + sizes.n_v)
-        return Measured(found.meta, found.pooled, {"ridge alone": single, "mixed model": mixed})
+        others = {"ridge alone": single}
+        if self.data.x.shape[1] <= MIXED:
+            others["mixed model"] = mixed_model(self.forms, splits, sizes.n_t + sizes.n_v)
+        return Measured(found.meta, found.pooled, others)
 
 
 def _generators(key) -> list[np.random.Generator]:

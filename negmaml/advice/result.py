@@ -54,7 +54,8 @@ class Advice:
             that did not choose. "rate zero": no inner steps in meta-training, then adapting; "equal
             rates": the same positive rate in both, the usual choice; "joint training": a ridge on
             all n_t + n_v rows, then adapting; "pooled ridge": without adapting; "ridge alone": on
-            the n_r rows of the group; "mixed model": the best linear unbiased predictor.
+            the n_r rows of the group; "mixed model": the best linear unbiased predictor,
+            up to 40 coefficients.
         loss: {method: half the mean squared error on groups that did not choose}.
         unit, unit_size: "scaled" or "raw", and what one unit is in raw units.
         sizes: m, n_t, n_v, n_r.
