@@ -19,7 +19,13 @@ from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent, Rule, check_rule
 from negmaml.theory import expansions, structured_optima
-from negmaml.theory.predict import METHODS, distance, evaluate_traced, require_no_ridge, require_structured
+from negmaml.theory.predict import (
+    METHODS,
+    distance,
+    evaluate_traced,
+    require_no_ridge,
+    require_structured,
+)
 from negmaml.theory.search import minimise, parameter_grid, stationary
 from negmaml.theory.setting import Setting, is_zero, setting_of, with_ridge
 
