@@ -1,12 +1,12 @@
 """How right the theory is for inputs with a covariance: random problems, theory against simulation.
 
-Problems: power-law, two-level, spiked and exponential spectra, random task variances and offsets, one
-and several gradient steps with rates of their own, momentum, proximal, both signs, with and without
-meta-ridge, n_t/p from 0.1 to 3, n_v m/p from 0.1 to 5, 10% away from the threshold. Compared is the
-excess of the test loss, E (omega* - w0)^T H_r (omega* - w0)/2, one adaptation step at a random rate,
-and the task error. Nothing of the theory was fitted to them. The simulation draws inputs in NumPy and
-takes the mean over labels, task weights and signs of the offset given the inputs exactly; runs go on
-until the standard error is below --error.
+Problems: power-law, two-level, spiked and exponential spectra, random task variances and offsets,
+one and several gradient steps with rates of their own, momentum, proximal, both signs, with and
+without meta-ridge, n_t/p from 0.1 to 3, n_v m/p from 0.1 to 5, 10% away from the threshold.
+Compared is the excess of the test loss, E (omega* - w0)^T H_r (omega* - w0)/2, one adaptation step
+at a random rate, and the task error. Nothing of the theory was fitted to them. The simulation draws
+inputs in NumPy and takes the mean over labels, task weights and signs of the offset given the
+inputs exactly; runs go on until the standard error is below --error.
 
     OMP_NUM_THREADS=1 python benchmarks/structured_validation.py --seconds 600 --seed 0
 """

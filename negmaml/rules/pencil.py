@@ -1,18 +1,18 @@
 r"""Linear pencils: a rule written so that the task's matrix S enters linearly.
 
-Adaptation of weights omega with auxiliary vectors z = (omega, ..., y) is the stationary point of the
-quadratic form z^T (C + A S) z / 2 in all of z but omega. K steps of gradient descent,
+Adaptation of weights omega with auxiliary vectors z = (omega, ..., y) is the stationary point of
+the quadratic form z^T (C + A S) z / 2 in all of z but omega. K steps of gradient descent,
 
     v_k = v_{k-1} - rate S v_{k-1},        z = (v_0 = omega, y_1, v_1, ..., y_K, v_K),
 
-have a multiplier y_k for each step: C couples y_k to v_k (+1) and v_{k-1} (-1), and A couples y_k to
-v_{k-1} (rate). Every rule whose steps are linear in the gradients has such a pencil: a step that
-moves by a mix of all gradients so far, v_k = v_{k-1} - sum_j M_kj S v_{j-1} (momentum, a schedule of
-rates), has M instead of the diagonal. The proximal rule of strength c, S v + c (v - omega) = 0, has
-z = (omega, y, v) with y coupled to v by S + c and to omega by -c.
+have a multiplier y_k for each step: C couples y_k to v_k (+1) and v_{k-1} (-1), and A couples y_k
+to v_{k-1} (rate). Every rule whose steps are linear in the gradients has such a pencil: a step that
+moves by a mix of all gradients so far, v_k = v_{k-1} - sum_j M_kj S v_{j-1} (momentum, a schedule
+of rates), has M instead of the diagonal. The proximal rule of strength c, S v + c (v - omega) = 0,
+has z = (omega, y, v) with y coupled to v by S + c and to omega by -c.
 
-Random matrices enter a pencil one row of data at a time, so averages of any product of filters follow
-from one small matrix equation (`negmaml.theory.structured_equations`).
+Random matrices enter a pencil one row of data at a time, so averages of any product of filters
+follow from one small matrix equation (`negmaml.theory.structured_equations`).
 """
 
 import jax
@@ -80,4 +80,8 @@ def proximal_pencil(strength) -> Pencil:
     coupling = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     strength = jnp.asarray(strength)
     points = jnp.asarray([1.0, 0.0, 1.0], strength.dtype)
-    return Pencil(strength * jnp.asarray(constant, strength.dtype), jnp.asarray(coupling, strength.dtype), points)
+    return Pencil(
+        strength * jnp.asarray(constant, strength.dtype),
+        jnp.asarray(coupling, strength.dtype),
+        points,
+    )

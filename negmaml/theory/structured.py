@@ -1,12 +1,14 @@
-r"""Predictions for problems with covariances: `theory.distance`, `task_error` and `test_loss` there.
+r"""Predictions for problems with covariances: `theory.distance`, `task_error` and `test_loss`
+there.
 
 The theory gives the mean of any quadratic form (omega* - w0)^T H (omega* - w0) with H a function of
 the input covariance, to leading order and to the next in 1/p (`structured_moments`). The test loss
 is linear in a few of them (`negmaml.problem.adapted`).
 
 **Resummation near the threshold.** With x the next order over the leading one for H = Sigma, every
-form is limit + first/(1 - x s), s as in `negmaml.theory.proportional`. One x for all keeps the means
-linear in H, as they must be, and the test loss a quadratic in the rate of one step at test time.
+form is limit + first/(1 - x s), s as in `negmaml.theory.proportional`. One x for all keeps the
+means linear in H, as they must be, and the test loss a quadratic in the rate of one step at test
+time.
 """
 
 import math
@@ -31,6 +33,8 @@ from negmaml.theory.structured_spectrum import condensed
 LARGEST_RIDGED_POLE = 0.5
 # Rules evaluated at once.
 BLOCK = 64
+# Spectra are filled up to powers of two from here.
+SHORTEST = 32
 
 
 @pytree
@@ -70,6 +74,12 @@ def situation_of(problem: MixedLinearRegression, train: Rule, meta_ridge, weight
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_spectral("train", train)
     s, o, d, _ = problem.modes
+    # Filled up with directions without input, so that one program serves many p.
+    filled = max(SHORTEST, 2 ** math.ceil(math.log2(problem.p)))
+    s, o, d, weights = (
+        jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, filled - problem.p)])
+        for x in (s, o, d, jnp.asarray(weights))
+    )
     numbers = s, o, d, weights, problem.m, problem.n_t, problem.n_v, problem.sigma, meta_ridge
     dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
     situation = Situation(*cast(numbers, dtype), ridged=not is_zero(meta_ridge))
@@ -83,16 +93,14 @@ def predict(problem: MixedLinearRegression, train: Rule, meta_ridge, weights) ->
 
 @quick_jit
 def predict_traced(at: Situation, rule: Rule) -> Prediction:
-    """Sizes are traced, so that one compilation serves every problem of one p."""
+    """Sizes are traced, so that one compilation serves every problem of about one p."""
     still = unmoved(at)
     # The first form is the reference of the resummation.
     spectrum = condensed(at.s, at.o, at.d, jnp.concatenate([at.s[None], at.weights]))
     shape, flat = rule.batch_shape, flat_batch(rule)
 
     def one(rule):
-        system = System(
-            *spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil
-        )
+        system = System(*spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil)
         return resummed(system, at.ridged)
 
     found = _in_blocks(jax.vmap(one), flat, math.prod(shape))
@@ -123,8 +131,8 @@ def resummed(system: System, ridged: bool) -> Prediction:
     """The means at finite size; infinite where they do not exist, NaN where no root was found."""
     limit, first, fade, converged = expand(system, ridged)
     ridge_felt = system.ridge > 0
-    means, pole = _continued(limit[:-1], first[:-1], limit[0], first[0], fade, ridge_felt)
-    error, _ = _continued(limit[-1], first[-1], limit[-1], first[-1], fade, ridge_felt)
+    means = _continued(limit[:-1], first[:-1], limit[0], first[0], fade, ridge_felt)
+    error = _continued(limit[-1], first[-1], limit[-1], first[-1], fade, ridge_felt)
     rows, rank = system.m * system.n_v, jnp.sum(system.count)
     unbounded = (rows == rank) & ~ridge_felt
     # A single task whose filter vanishes within the spectrum: the equations have no regular root.
@@ -139,13 +147,13 @@ def resummed(system: System, ridged: bool) -> Prediction:
 
 
 def _continued(limit, first, of_limit, of_first, fade, ridged):
-    """limit + first/(1 - x s) with x = of_first/of_limit, and x s."""
+    """limit + first/(1 - x s) with x = of_first/of_limit."""
     x = jnp.where(of_limit == 0, 0, of_first / jnp.where(of_limit == 0, 1, of_limit))
     pole = jnp.where(x > 0, x * fade, x)
     pole = jnp.where(ridged, jnp.minimum(pole, LARGEST_RIDGED_POLE), pole)
     beyond = pole >= 1
     found = limit + first / (1 - jnp.where(beyond, 0, pole))
-    return jnp.where(beyond, jnp.where(limit == 0, limit, jnp.inf), found), pole
+    return jnp.where(beyond, jnp.where(limit == 0, limit, jnp.inf), found)
 
 
 def distance(problem: MixedLinearRegression, train: Rule, meta_ridge):

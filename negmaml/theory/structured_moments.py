@@ -1,22 +1,23 @@
 r"""Distance and task error of the structured theory: the limit and the term of order 1/p after it.
 
 Every mean wanted is a slope, in one of the *sources*: a ridge `weights` on omega, or the weight of
-fresh query rows; the residuals' strength (noise) and a ridge along omega_0 - w0 (start) are two more.
-With subscripts for total derivatives in sources along the root, in units of tau,
+fresh query rows; the residuals' strength (noise) and a ridge along omega_0 - w0 (start) are two
+more. With subscripts for total derivatives in sources along the root, in units of tau,
 
     Z = tau + ell tau_ell,        E_y f = f_y + tau_y (f - ell f_ell)/Z
     limit = E_y (m u) - ell^2 (E_y R - 2 tau_y R/Z)
-    u = sigma^2 (1 + a^T T a) + sum_k o_k kappa phi v,    R = sum_k d_k v,    kappa = ell + (m-1) phi.
+    u = sigma^2 (1 + a^T T a) + sum_k o_k kappa phi v,    kappa = ell + (m-1) phi
+    R = sum_k d_k v.
 
 a is one on points. The next order is the same with psi for m u and chi for R, which are slopes of
 
     F = { (m-1) log det_S(1 - R Gamma_-) + log det_S(1 - R Gamma_+) - m log det_A(1 - R Gamma) } / 2
 
-at fixed ridge: psi = F_noise - N tau_noise/Z, chi = F_start - N tau_start/Z, N = ell F_ell + sum_y y F_y.
-F is the Hessian's determinant: det_S on symmetric, det_A on antisymmetric d x d matrices,
-R X = T X T/n_t + e (e^T X e) e^T/n_v, and Gamma X = sum_k s_k^2 G X G within a task, Gamma_- less and
-Gamma_+ with m - 1 times that between tasks. Hence a second derivative of F, in directions that hold
-the ridge. negmaml/theory/structured.md derives all of this.
+at fixed ridge: psi = F_noise - N tau_noise/Z, chi = F_start - N tau_start/Z, N = ell F_ell + sum_y
+y F_y. F is the Hessian's determinant: det_S on symmetric, det_A on antisymmetric d x d matrices,
+R X = T X T/n_t + e (e^T X e) e^T/n_v, and Gamma X = sum_k s_k^2 G X G within a task, Gamma_- less
+and Gamma_+ with m - 1 times that between tasks. Hence a second derivative of F, in directions that
+hold the ridge. negmaml/theory/structured.md derives all of this.
 """
 
 from typing import NamedTuple
@@ -84,8 +85,8 @@ class Slopes(NamedTuple):
 def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
     """By the implicit function theorem; the derivative of the map for T is the Hessian's R Gamma_+.
 
-    Sources move G by r r^T `lift` at fixed T: a ridge by -v^2, and noise by giving each task an omega
-    of its own, of variance `noise o`.
+    Sources move G by r r^T `lift` at fixed T: a ridge by -v^2, and noise by giving each task an
+    omega of its own, of variance `noise o`.
     """
     d, T = root.T.shape[0], root.T
     symmetric, _ = bases(d, T.dtype)
@@ -95,9 +96,7 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
 
     nothing = jnp.zeros_like(x.v)[None]
     start = system.d / jnp.where(system.count > 0, system.count, 1)
-    own = jnp.concatenate(
-        [jnp.ones_like(nothing), system.weights, nothing, nothing, start[None]]
-    )
+    own = jnp.concatenate([jnp.ones_like(nothing), system.weights, nothing, nothing, start[None]])
     unit = jnp.asarray(np.eye(own.shape[0]), T.dtype)
     share = x.phi * x.v
     lift = system.o * ((1 - share) ** 2 + (system.m - 1) * share**2)
@@ -244,10 +243,10 @@ def _constraints(system: System, T, adjoint, spent):
 
 
 def _chain(system: System, mean, spread, v, explicit, own, between):
-    """Slopes in T and in the ridge per eigenvalue, of slopes in T at fixed G, in G and between tasks.
+    """Slopes in T and in each eigenvalue's ridge, from those in T at fixed G, in G and between tasks.
 
-    With W = own + between: sum_k -s { K W_own K + v (K W r r^T + r r^T W K) + m v^2 (r^T W r) r r^T }
-    and -v^2 r^T W r.
+    With W = own + between: - sum_k s {K own K + v (K W r r^T + r r^T W K) + m v^2 (r^T W r) r r^T}
+    and - v^2 r^T W r.
     """
     both = own + between
     pulled = jnp.sum(both * mean, 1)

@@ -3,7 +3,8 @@ r"""What is best for problems with covariances, where the rule at test time matt
 After one gradient step at test time the loss is a quadratic in its rate: with A_j the sums
 tr(Sigma^j Omega) nu^2/p + E (omega* - w0)^T Sigma^j (omega* - w0),
 
-    2 L = sigma^2 + A_1 - 2 alpha_r A_2 + alpha_r^2 ( (n_r+1)/n_r A_3 + tr(Sigma^2)/n_r (A_1 + sigma^2) ),
+    2 L = sigma^2 + A_1 - 2 alpha_r A_2 + alpha_r^2 ( (n_r+1)/n_r A_3 + tr(Sigma^2)/n_r (A_1 +
+    sigma^2) ),
 
 so the best alpha_r is known for every training rule, and the best of both rates is the minimum of a
 function of the training rate alone.
@@ -39,15 +40,25 @@ def best_adapt_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | N
         return _vertex(curvature, slope)
     if train.batch_shape != ():
         raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
+    derivatives = _derivatives(problem, train, adapt, meta_ridge)
+    return _best_adaptation(problem, train, adapt, meta_ridge, derivatives)
 
-    s = problem.modes.s
-    grid = signed_grid(adapt, _largest(s, problem.n_r))
+
+@partial(quick_jit, static_argnames="derivatives")
+def _best_adaptation(problem, train: Rule, adapt: Rule, meta_ridge, derivatives: bool):
+    """The means are linear in the form, so one prediction serves all values of the parameter."""
+
+    def losses(values):
+        after = adapted(problem, adapt.with_tuned(values))
+        found = predict(problem, train, meta_ridge, after.weights)
+        own = after.coefficients * found.forms
+        return after.floor + jnp.sum(own, -1) / 2
 
     def loss(value):
-        after = adapted(problem, adapt.with_tuned(value))
-        return after.test_loss(predict(problem, train, meta_ridge, after.weights).forms)
+        return losses(value[None])[0]
 
-    return stationary(loss, minimise(jax.vmap(loss), grid))
+    found = minimise(losses, signed_grid(adapt, _largest(problem.modes.s, problem.n_r)))
+    return stationary(loss, found) if derivatives else found
 
 
 def best_train_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | None, meta_ridge):
@@ -81,7 +92,8 @@ def _powers(s):
 
 
 def _quadratic(s, o, n_r, sigma, forms):
-    """(curvature, slope, constant) of 2 L in the rate of one step, curvature r^2 - 2 slope r + ..."""
+    """(curvature, slope, constant) of 2 L in the rate of one step, curvature r^2 - 2 slope r +
+    ..."""
     A = contract("jk,k->j", _powers(s), o) + forms
     power = jnp.sum(s**2) / n_r
     curvature = (n_r + 1) / n_r * A[..., 2] + power * (A[..., 0] + sigma**2)
@@ -124,13 +136,12 @@ def _best_ridge(at: Situation, train: Rule, goal, derivatives: bool):
     def objective(logarithm):
         return value(jnp.exp(logarithm))
 
-    unit = jnp.log(at.m * at.n_v * jnp.mean(at.s))
+    unit = jnp.log(at.m * at.n_v * jnp.sum(at.s) / jnp.sum(at.s > 0))
     steps = jnp.linspace(-1, 1, RIDGE_POINTS, dtype=unit.dtype)
     found = minimise(jax.vmap(objective), unit + math.log(RIDGE_RANGE) * steps)
-    none = value(jnp.zeros_like(unit))
-    lower = objective(found) < none
+    lower, none = jax.vmap(value)(jnp.stack([jnp.exp(found), jnp.zeros_like(unit)]))
     found = stationary(objective, found) if derivatives else found
-    return jnp.where(lower, jnp.exp(found), 0)
+    return jnp.where(lower < none, jnp.exp(found), 0)
 
 
 def _largest(s, n):
@@ -151,6 +162,6 @@ def _require_mean(problem: MixedLinearRegression, meta_ridge) -> None:
     rank = int(np.sum(np.asarray(s) > 0))
     if rank == problem.rows:
         raise ValueError(
-            f"n_v m = {rank}, the number of directions with inputs: without meta_ridge every mean is "
-            "infinite there; give a meta_ridge, or change m or n_v"
+            f"n_v m = {rank}, the number of directions with inputs: without meta_ridge every mean "
+            "is infinite there; give a meta_ridge, or change m or n_v"
         )

@@ -1,15 +1,15 @@
 r"""The root of the structured equations, for every input in range.
 
 The unknowns are T, symmetric and small, and log ell. Multiply the multipliers by i: then the pencil
-has a positive real part, the map T -> A (1 + g A/n_t)^{-1} takes matrices of nonnegative real part to
-such matrices, and by the theorem of Earle and Hamilton there is one root with nonnegative real part,
-which iterating the map reaches from anywhere (Helton, Rashidi Far and Speicher 2007 for such
-equations). In real terms: T is nonnegative on points and nonpositive on multipliers. Newton's method
-is safe with this to fall back on: a step that leaves the domain, or does not lessen the residual, is
-undone and one iteration of the map taken instead.
+has a positive real part, the map T -> A (1 + g A/n_t)^{-1} takes matrices of nonnegative real part
+to such matrices, and by the theorem of Earle and Hamilton there is one root with nonnegative real
+part, which iterating the map reaches from anywhere (Helton, Rashidi Far and Speicher 2007 for such
+equations). In real terms: T is nonnegative on points and nonpositive on multipliers. Newton's
+method is safe with this to fall back on: a step that leaves the domain, or does not lessen the
+residual, is undone and one iteration of the map taken instead.
 
-ell follows ell <- (ridge + ell sum_k s_k G_out,out)/n_v, likewise; without ridge it is zero if there
-are more rows than dimensions, and tau is zero if there are fewer.
+ell follows ell <- (ridge + ell sum_k s_k G_out,out)/n_v, likewise; without ridge it is zero if
+there are more rows than dimensions, and tau is zero if there are fewer.
 """
 
 from typing import NamedTuple
@@ -142,7 +142,8 @@ def _try(system: System, point, ridged: bool) -> Trial:
 
 
 def _scale(T, g, symmetric):
-    """Sizes of T to which errors are compared: its own, and that at which it is felt, 1/g. 1 for log ell."""
+    """Sizes to which errors are compared: of T its own and that at which it is felt, 1/g; else
+    1."""
     root, felt = (jnp.sqrt(jnp.abs(jnp.diag(x))) for x in (T, g))
     size = jnp.abs(T) + root[:, None] * root[None] + 1 / (felt[:, None] * felt[None])
     return jnp.append(symmetric.T @ size.ravel(), 1)

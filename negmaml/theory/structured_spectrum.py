@@ -1,17 +1,16 @@
 r"""Long spectra in short: a thousand or a million eigenvalues as a few hundred with multiplicities.
 
 What the theory needs of a spectrum are sums over eigenvalues of smooth functions of log s. Sorted
-into bins of equal width w in log s, the eigenvalues of a bin are replaced by the two nodes and weights
-that have the same number, mean, variance and third moment: the error of a sum is w^4/4320 of its
-terms' fourth derivative, and bins with one or two eigenvalues stay as they are. Task variances and
-offsets, of which means and slopes enter, keep their sum and mean in each bin.
+into bins of equal width w in log s, the eigenvalues of a bin are replaced by the two nodes and
+weights that have the same number, mean, variance and third moment: the error of a sum is w^4/4320
+of its terms' fourth derivative, and bins with one or two eigenvalues stay as they are. Task
+variances and offsets, of which means and slopes enter, keep their sum and mean in each bin.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 BINS = 64
@@ -73,7 +72,11 @@ def _two_nodes(s, count, o, d, weights) -> Eigenvalues:
     counts = (share * n).ravel()
     per = jnp.where(counts > 0, counts, 1)
     return Eigenvalues(
-        (center * (1 + nodes)).ravel(), counts, split(count * o) / per, split(d), split(count * weights) / per
+        (center * (1 + nodes)).ravel(),
+        counts,
+        split(count * o) / per,
+        split(d),
+        split(count * weights) / per,
     )
 
 
