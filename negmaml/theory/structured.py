@@ -90,9 +90,7 @@ def predict_traced(at: Situation, rule: Rule) -> Prediction:
     shape, flat = rule.batch_shape, flat_batch(rule)
 
     def one(rule):
-        system = System(
-            *spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil
-        )
+        system = System(*spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil)
         return resummed(system, at.ridged)
 
     found = _in_blocks(jax.vmap(one), flat, math.prod(shape))

@@ -95,9 +95,7 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
 
     nothing = jnp.zeros_like(x.v)[None]
     start = system.d / jnp.where(system.count > 0, system.count, 1)
-    own = jnp.concatenate(
-        [jnp.ones_like(nothing), system.weights, nothing, nothing, start[None]]
-    )
+    own = jnp.concatenate([jnp.ones_like(nothing), system.weights, nothing, nothing, start[None]])
     unit = jnp.asarray(np.eye(own.shape[0]), T.dtype)
     share = x.phi * x.v
     lift = system.o * ((1 - share) ** 2 + (system.m - 1) * share**2)

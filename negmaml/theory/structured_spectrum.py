@@ -73,7 +73,11 @@ def _two_nodes(s, count, o, d, weights) -> Eigenvalues:
     counts = (share * n).ravel()
     per = jnp.where(counts > 0, counts, 1)
     return Eigenvalues(
-        (center * (1 + nodes)).ravel(), counts, split(count * o) / per, split(d), split(count * weights) / per
+        (center * (1 + nodes)).ravel(),
+        counts,
+        split(count * o) / per,
+        split(d),
+        split(count * weights) / per,
     )
 
 
