@@ -6,7 +6,6 @@ All families of methods see the same splits, so differences between them are pai
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 from negmaml.advice.splits import Splits
 
@@ -159,6 +158,8 @@ def standard_error(replicates, splits: int):
 
 def quantile(groups: int) -> float:
     """Of Student's t for as many groups, two-sided."""
+    from scipy.special import stdtrit  # a third of the time of importing this package
+
     return float(stdtrit(groups - 1, (1 + COVERAGE) / 2))
 
 

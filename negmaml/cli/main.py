@@ -19,7 +19,7 @@ from rich.table import Table
 import negmaml
 from negmaml import theory
 from negmaml._core.extras import MissingExtraError
-from negmaml._core.numerics import cast
+from negmaml._core.numerics import settled
 from negmaml._core.provenance import versions
 from negmaml.cli import sweeps as sweep_commands
 from negmaml.cli.advise import advise
@@ -285,9 +285,8 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
     """
     task = problem.problem()
     with jax.enable_x64(True):
-        task, train, adapt = cast(
-            (task, GradientDescent(train_rate), GradientDescent(adapt_rate)), jnp.float64
-        )
+        rules = GradientDescent(train_rate), GradientDescent(adapt_rate)
+        task, (train, adapt) = settled((task, rules), np.float64)
         best_train = GradientDescent(theory.best_train_rate(task, adapt))
         best_adapt = GradientDescent(theory.best_adapt_rate(task, best_train))
         rows = {

@@ -48,7 +48,7 @@ def test_loss(
         meta_ridge: lambda >= 0 of (Phi^T Phi + lambda I), Phi stacked over tasks.
         measure: spectrum of a task: "exact" (Gauss rule of the exact moments),
             "marchenko-pastur" (with its 1/p term), or "auto", the first for the smallest sizes
-            (with polynomial filters up to min(n_t, p) = 16), else the second.
+            (up to min(n_t, p) = 16 for filters without a pole, 3 for others), else the second.
 
     Returns an array of shape train shape + adapt shape, like `negmaml.simulate` without its runs;
     infinite where the mean does not exist (`distance`). Raises ValueError for an unknown `method`

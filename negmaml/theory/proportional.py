@@ -136,7 +136,8 @@ def around(tasks: TrainingSet, kappa) -> Point:
         (m - 1) * (g2 - 2 * g1 * g1 / g) / g**2,
         g, g1, g2, g3,
         tasks.sigma**2 + p * kappa * mean(V * inverse),
-        p * mean(noise * square), -2 * p * mean(noise * cube), 6 * p * mean(noise * square * square),
+        p * mean(noise * square), -2 * p * mean(noise * cube),
+        6 * p * mean(noise * square * square),
     )  # fmt: skip
 
 
@@ -162,8 +163,9 @@ def first_order(tasks: TrainingSet, at: Point, with_error: bool):
         distance:    { (t psi)' - D2/p (t K)^2 chi' } / (tK)'
         task error:  { n_v (psi K' - psi' K) + (tK)' psi_rho - D2/p K^2 (X' t - X t') } / (m (tK)')
 
-    At fixed ridge t K and fixed weight rho t of the fresh rows, kappa and rho move with eta: it turns
-    t into t + n_v rho/(1 - rho) - eta (u - kappa u') and K into K + eta (m - 1) u'/(p g^2). Hence
+    At fixed ridge t K and fixed weight rho t of the fresh rows, kappa and rho move with eta: it
+    turns t into t + n_v rho/(1 - rho) - eta (u - kappa u') and K into K + eta (m - 1) u'/(p g^2).
+    Hence
 
         kappa_eta = -((t_eta + n_v rho_eta) K + t K_eta)/(tK)'
         rho_eta   = -rho (t_eta K' - t' K_eta)/(tK)'

@@ -32,8 +32,8 @@ class TrainingSet(NamedTuple):
     p, m, n_v: sizes. sigma: label noise. offset: |omega_0 - w0|^2. ridge: meta_ridge.
     weights: of the spectrum's quadrature, (k,).
     b: filter on the nodes, (..., k) for a batch of rules.
-    a: two of (..., k), the amplitudes by which task weights and label noise enter a task's residual:
-        its covariance is V = (nu^2/p) b^2 + sigma^2 q^2 x/n_t = sum of a^2.
+    a: two of (..., k), the amplitudes by which task weights and label noise enter a task's
+        residual: its covariance is V = (nu^2/p) b^2 + sigma^2 q^2 x/n_t = sum of a^2.
 
     The filters, sigma and the root of the ridge are in units of the largest |b|, so that no square
     overflows; the distance and the task error in units of its square do not depend on the unit.

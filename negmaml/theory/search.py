@@ -116,9 +116,9 @@ class Optimum:
 def _tower(function: Callable) -> Callable:
     """A vector or tensor function of a tree of numbers (and `fixed`), each derivative one program.
 
-    JAX would differentiate a compiled program into another that it compiles with options of its own,
-    many times slower on these thousands of scalars. Here the derivative is its own compiled
-    Jacobian times the direction, and that again has a compiled derivative, up to any order asked for.
+    JAX would differentiate a compiled program into another that it compiles with options of its
+    own, many times slower on these thousands of scalars. Here the derivative is a compiled Jacobian
+    times the direction, and that again has a compiled derivative, up to any order asked for.
     """
     program = quick_jit(function, fuse=False)
 

@@ -1,8 +1,9 @@
 """Functions of a few variables to second order: a value and partial derivatives, by closed rules.
 
 The theory needs a handful of first and second partial derivatives of one explicit function.
-Nested transformations of it trace for seconds and give programs of thousands of equations; the product
-rule and the derivatives of 1/f and log f are all there is to it, on arrays of NumPy or JAX alike.
+Nested transformations of it trace for seconds and give programs of thousands of equations; the
+product rule and the derivatives of 1/f and log f are all there is to it, on arrays of NumPy or JAX
+alike.
 """
 
 from collections import Counter

@@ -26,12 +26,13 @@ from negmaml.problem.wishart import wishart_quadrature
 
 INTERVALS = 64  # of theta
 MEASURES = ("auto", "exact", "marchenko-pastur")
-# The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve the
-# measure itself, and for entire filters, which they integrate to many digits, where the tail beyond
-# the edge of the Marchenko-Pastur law counts. With m large, where the distance is a ratio of exact
-# means, the law is off by 1.6% at n_t = p = 16, rate 0.7 (exact moments 0.4%), by 5.9% at 8 (1.4%);
-# for three steps at 0.5 by 19% at 16 (1.4%), for flow at time -0.3 by 1.4% (0.2%). A proximal filter
-# of strength 0.1 has its pole beside the spectrum, and there ten nodes are off by 24%, the law by 1.5%.
+# The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve
+# the measure itself, and for entire filters, which they integrate to many digits, where the tail
+# beyond the edge of the Marchenko-Pastur law counts. With m large, where the distance is a ratio of
+# exact means, the law is off by 1.6% at n_t = p = 16, rate 0.7 (exact moments 0.4%), by 5.9% at 8
+# (1.4%); for three steps at 0.5 by 19% at 16 (1.4%), for flow at time -0.3 by 1.4% (0.2%). A
+# proximal filter of strength 0.1 has its pole beside the spectrum: ten nodes are off by 24%, the
+# law by 1.5%.
 EXACT_UP_TO, EXACT_UP_TO_ENTIRE = 3, 16
 
 

@@ -1,0 +1,36 @@
+"""Compiled programs kept on disk, so that a command compiles once on a machine and not once a run."""
+
+import os
+import tempfile
+from pathlib import Path
+
+VARIABLE = "NEGMAML_CACHE"
+OFF = ("off", "0", "no", "false")
+
+
+def keep_programs() -> Path | None:
+    """Switch JAX's persistent compilation cache on for this process; returns its folder.
+
+    The folder is that of `NEGMAML_CACHE`, or one of the user's cache directory. It stays off, None, if
+    the variable says off, if JAX has been told of a folder of its own, or where it cannot be written.
+    Entries are named by a hash of program, versions and machine, so processes can share the folder;
+    an entry that cannot be read is compiled anew.
+    """
+    import jax
+    from platformdirs import user_cache_path
+
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted.lower() in OFF or jax.config.jax_compilation_cache_dir:
+        return None
+    folder = Path(wanted) if wanted else user_cache_path("negmaml") / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Most programs of this package compile in less than the second that JAX asks for by default.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
