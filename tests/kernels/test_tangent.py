@@ -188,8 +188,7 @@ def test_infinite_kernel_is_exact_where_points_repeat():
     np.testing.assert_allclose(jnp.diag(kernel(x, x)), 4 * 2 * jnp.sum(x**2, 1) / 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("inputs", [1, 3])
-@pytest.mark.parametrize("bias", [0.0, 0.5])
+@pytest.mark.parametrize(("inputs", "bias"), [(1, 0.5), (3, 0.0), (3, 0.5)])
 def test_single_precision_is_single_precision_where_points_nearly_repeat(inputs, bias):
     """An arc cosine near one would have half of the digits."""
     x = np.random.default_rng(0).uniform(-5, 5, (60, inputs)).astype("f")
