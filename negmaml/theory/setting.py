@@ -56,7 +56,8 @@ def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_rid
     if not problem.isotropic:
         raise ValueError(
             "problem must not have covariances here: this part of the theory is for isotropic "
-            "inputs and weights; test_loss, distance, task_error and the best rates and ridge take them"
+            "inputs and weights; test_loss, distance, task_error and the best rates and ridge take "
+            "them"
         )
     for rule in rules:
         check_spectral("train", rule)

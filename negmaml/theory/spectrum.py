@@ -39,8 +39,8 @@ EXACT_UP_TO, EXACT_UP_TO_ENTIRE = 3, 16
 class Spectrum(NamedTuple):
     """nodes (k,) and weights (k,), which sum to one; the last node is zero and has the atom."""
 
-    nodes: jax.Array
-    weights: jax.Array
+    nodes: jax.Array | np.ndarray
+    weights: jax.Array | np.ndarray
 
 
 def spectrum(n: int, p: int, measure: str, dtype, entire: bool = False) -> Spectrum | None:

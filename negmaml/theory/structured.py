@@ -35,6 +35,7 @@ LARGEST_RIDGED_POLE = 0.5
 BLOCK = 64
 # Spectra are filled up to powers of two from here.
 SHORTEST = 32
+NUMBERS = ("s", "o", "d", "weights", "m", "n_t", "n_v", "sigma", "meta_ridge")
 
 
 @pytree
@@ -54,7 +55,7 @@ class Situation:
     n_v: Any
     sigma: Any
     meta_ridge: Any
-    ridged: bool = static(False)
+    ridged: bool = static(default=False)
 
 
 class Prediction(NamedTuple):
@@ -80,9 +81,10 @@ def situation_of(problem: MixedLinearRegression, train: Rule, meta_ridge, weight
         jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, filled - problem.p)])
         for x in (s, o, d, jnp.asarray(weights))
     )
-    numbers = s, o, d, weights, problem.m, problem.n_t, problem.n_v, problem.sigma, meta_ridge
+    numbers: Any = s, o, d, weights, problem.m, problem.n_t, problem.n_v, problem.sigma, meta_ridge
     dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
-    situation = Situation(*cast(numbers, dtype), ridged=not is_zero(meta_ridge))
+    values = dict(zip(NUMBERS, cast(numbers, dtype), strict=True))
+    situation = Situation(**values, ridged=not is_zero(meta_ridge))
     return situation, cast(train, dtype)
 
 

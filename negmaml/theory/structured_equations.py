@@ -37,7 +37,7 @@ class System(NamedTuple):
     """
 
     s: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     o: jax.Array
     d: jax.Array
     weights: jax.Array

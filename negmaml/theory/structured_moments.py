@@ -243,7 +243,7 @@ def _constraints(system: System, T, adjoint, spent):
 
 
 def _chain(system: System, mean, spread, v, explicit, own, between):
-    """Slopes in T and in each eigenvalue's ridge, from those in T at fixed G, in G and between tasks.
+    """Slopes in T and in each eigenvalue's ridge, from those in T, in G and between tasks.
 
     With W = own + between: - sum_k s {K own K + v (K W r r^T + r r^T W K) + m v^2 (r^T W r) r r^T}
     and - v^2 r^T W r.

@@ -22,7 +22,7 @@ class Eigenvalues(NamedTuple):
     """s, count, o, d, (k,), and weights, (J, k), as in `structured_equations.System`."""
 
     s: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     o: jax.Array
     d: jax.Array
     weights: jax.Array
