@@ -146,6 +146,9 @@ def draw_figure(results, out):
             label = rf"$\alpha_t$ = {rate:g}/top"
             axis.errorbar(x, mean, error, fmt="o", ms=3, color=color, label=label)
         axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$")
+        axis.set_xticks([0.2, 0.5, 1, 3], ["0.2", "0.5", "1", "3"])
+        axis.xaxis.minorticks_off()
+        axis.tick_params(which="both", labelsize=7)
         axis.set_title(name, loc="left", fontsize=9)
     axes[0].set_ylabel("excess test loss")
     axes[0].legend(frameon=False, fontsize=7)

@@ -75,7 +75,8 @@ def _cell(cell):
     top = s[0] * (1 + jnp.sqrt(P / (s[0] * n_t))) ** 2
     rates = jnp.concatenate([NEGATIVE, jnp.zeros(1), POSITIVE]) / top
     weights = s ** jnp.arange(1, 4)[:, None]
-    at = Situation(s, o, o, weights, jnp.asarray(float(M)), n_t, n_v, noise, jnp.zeros(()))
+    m, none = jnp.asarray(float(M)), jnp.zeros(())
+    at = Situation(s, o, o, weights, m, n_t, n_v, noise, none, ridged=False)
 
     def excess(at):
         """Of every rate at its best rate of adaptation, and at the same rate."""
@@ -90,10 +91,10 @@ def _cell(cell):
         return jnp.where(jnp.isfinite(found), found - floor, jnp.inf)
 
     def ridged(ridge):
-        return excess(Situation(s, o, o, weights, at.m, n_t, n_v, noise, ridge, ridged=True))
+        return excess(Situation(s, o, o, weights, m, n_t, n_v, noise, ridge, ridged=True))
 
     plain = excess(at)
-    best = jnp.minimum(plain, jnp.min(lax.map(ridged, RIDGES * at.m * n_v), 0))
+    best = jnp.minimum(plain, jnp.min(lax.map(ridged, RIDGES * m * n_v), 0))
     found = jnp.stack([plain, best])  # ridge, own or same rate at test time, rate
     negative = jnp.min(found[:, 0, : len(NEGATIVE)], -1)
     zero, positive = found[:, 0, len(NEGATIVE)], jnp.min(found[:, 0, len(NEGATIVE) + 1 :], -1)
