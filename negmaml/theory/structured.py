@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_nonnegative
-from negmaml._core.compilation import quick_jit
+from negmaml._core.compilation import concrete, quick_jit
 from negmaml._core.numerics import cast, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
@@ -78,7 +79,7 @@ def situation_of(problem: MixedLinearRegression, train: Rule, meta_ridge, weight
     # Filled up with directions without input, so that one program serves many p.
     filled = max(SHORTEST, 2 ** math.ceil(math.log2(problem.p)))
     s, o, d, weights = (
-        jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, filled - problem.p)])
+        (np if concrete(x) else jnp).pad(x, [(0, 0)] * (x.ndim - 1) + [(0, filled - problem.p)])
         for x in (s, o, d, jnp.asarray(weights))
     )
     numbers: Any = s, o, d, weights, problem.m, problem.n_t, problem.n_v, problem.sigma, meta_ridge

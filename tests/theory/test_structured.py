@@ -10,7 +10,7 @@ import pytest
 import negmaml as nm
 from negmaml.rules.pencil import Pencil, chain
 from negmaml.theory import structured
-from negmaml.theory.predict import evaluate_traced
+from negmaml.theory.predict import means
 from negmaml.theory.setting import setting_of
 from negmaml.theory.spectrum import marchenko_pastur
 from negmaml.theory.structured_equations import System
@@ -58,7 +58,7 @@ def test_limit_with_identity_is_the_isotropic_one(rule, n_v):
     setting, (rule,) = setting_of(problem, (rule,), 0.0, "auto")
     far = 1e12  # the same ratio p/n_t, no 1/p term in the spectrum
     plain = marchenko_pastur(far * problem.n_t, far * problem.p, jnp.float64)
-    limit = evaluate_traced(dataclasses.replace(setting, quadrature=plain), rule).limit
+    limit = means(dataclasses.replace(setting, quadrature=plain), rule).limit
     found = structured.predict(as_covariance(problem), rule, 0.0, jnp.ones((1, problem.p)))
     np.testing.assert_allclose(found.limit[0], limit, rtol=1e-11)
 
