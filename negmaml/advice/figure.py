@@ -12,7 +12,7 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
          "axes.edgecolor": INK, "svg.fonttype": "none", "svg.hashsalt": "negmaml"}  # fmt: skip
 
 
-def figure(advice):
+def figure(advice, theory: bool):
     """Two panels; returns a matplotlib Figure."""
     matplotlib = require("matplotlib", "advice")
     from matplotlib.figure import Figure
@@ -21,12 +21,12 @@ def figure(advice):
         drawn = Figure(figsize=(8.4, 3.5), dpi=160)
         left, right = drawn.subplots(1, 2)
         drawn.subplots_adjust(0.08, 0.14, 0.97, 0.9, 0.3)
-        _curves(left, advice)
+        _curves(left, advice, theory)
         _surface(drawn, right, advice)
     return drawn
 
 
-def _curves(axis, advice) -> None:
+def _curves(axis, advice, theory: bool) -> None:
     """A curve and a band for each ridge, baselines as lines."""
     from matplotlib import colormaps
 
@@ -45,6 +45,8 @@ def _curves(axis, advice) -> None:
     bottom = min([lowest, *shown.values()])
     for name, value in shown.items():
         axis.axhline(value, color=BASELINES[name], ls="--", lw=1, label=name)
+    if theory:
+        axis.plot(rates, advice.theory.loss, color=INK, ls=":", lw=1.6, label="theory", zorder=4)
     low, high = advice.train_rate_interval
     axis.axvspan(low, high, color=MARK, alpha=0.12, lw=0)
     axis.axvline(advice.train_rate, color=MARK, lw=1, label=f"advised {advice.train_rate:.3g}")

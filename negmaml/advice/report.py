@@ -1,5 +1,7 @@
 """The advice in words."""
 
+import numpy as np
+
 NAMES = {
     "advised": "best rates",
     "rate zero": "training rate zero, then adapting",
@@ -11,9 +13,30 @@ NAMES = {
 }
 
 
-def text(advice) -> str:
+def text(advice, theory: bool) -> str:
     """One page: what to use, what it gains, what was done."""
-    return "\n\n".join([_use(advice), _verdict(advice), _table(advice), _done(advice)]) + "\n"
+    parts = [_use(advice), _verdict(advice), _table(advice)]
+    parts += [_theory(advice)] if theory else []
+    return "\n\n".join([*parts, _done(advice)]) + "\n"
+
+
+def _theory(advice) -> str:
+    """What the theory predicts, how far that is from what was measured, and other sizes."""
+    theory, best = advice.theory, advice.best
+    measured, error = (a[best.rate, best.ridge] for a in (advice.curves.loss, advice.curves.error))
+    rates, gap = advice.grid.rates / advice.unit_size, abs(theory.gap)
+    lines = [
+        f"Theory, from the moments of these groups: loss {theory.loss[best.rate]:.4g} at the best "
+        f"rates (measured {measured:.4g} +- {error:.2g}), lowest at training rate "
+        f"{rates[np.nanargmin(theory.loss)]:.3g}; over all rates it is off by "
+        f"{np.nanmedian(gap):.1%} (median) and {np.nanmax(gap):.1%} (most)."
+    ]
+    if theory.agrees:
+        gains = [f"{change} {gain:+.1%}" for change, gain in theory.gains.items()]
+        lines.append(f"Where it holds, the loss would fall by: {', '.join(gains)}.")
+    else:
+        lines.append("It disagrees with the data, so that it says nothing of other sizes.")
+    return "\n".join(lines)
 
 
 def _use(advice) -> str:

@@ -93,17 +93,27 @@ class Advice:
 
         return dataset(self)
 
-    def report(self) -> str:
-        """A page of plain words and one table."""
+    @cached_property
+    def theory(self):
+        """What the structured theory says of these groups, and of other sizes: a `Theory`.
+
+        Computed when asked for: its first program takes five seconds to compile.
+        """
+        from negmaml.advice.predicted import theory_of
+
+        return theory_of(self)
+
+    def report(self, *, theory: bool = False) -> str:
+        """A page of plain words and one table; with what the theory says, if asked for."""
         from negmaml.advice.report import text
 
-        return text(self)
+        return text(self, theory)
 
-    def plot(self):
+    def plot(self, *, theory: bool = False):
         """Loss over the training rate for every ridge, and over both rates: a matplotlib Figure."""
         from negmaml.advice.figure import figure
 
-        return figure(self)
+        return figure(self, theory)
 
     def model(self):
         """A `MetaRegressor` with these rates and this ridge, meta-trained on all groups."""

@@ -37,6 +37,7 @@ def advise(
     seed: int = 0,
     splits: int | None = None,
     quick: bool = False,
+    theory: bool | None = None,
 ) -> int:
     """Advise inner rates and a ridge for a table of grouped rows.
 
@@ -53,7 +54,8 @@ def advise(
         out: folder for advice.png, .svg, .nc and .txt; made if missing.
         seed: seed of all random numbers.
         splits: how often the groups are split.
-        quick: a fifth of the splits.
+        quick: a fifth of the splits, and no theory.
+        theory: the structured theory beside the data, and at other sizes; by default unless quick.
     """
     check_writable(out, "advice")
     imports = threading.Thread(target=_import_figures, daemon=True)
@@ -70,10 +72,14 @@ def advise(
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
         progress.update(bar, description="drawing")
+        theory = not quick if theory is None else theory
+        table = advice.table
+        if theory:
+            table = table.assign(theory_loss=("train_rate", advice.theory.loss))
         imports.join()
-        paths = figures.save(advice.plot(), out, "advice")
-        paths += _write(advice, out, notes)
-    console.print(advice.report(), highlight=False, soft_wrap=True, markup=False)
+        paths = figures.save(advice.plot(theory=theory), out, "advice")
+        paths += _write(table, advice.report(theory=theory), out, notes)
+    console.print(advice.report(theory=theory), highlight=False, soft_wrap=True, markup=False)
     console.print("wrote " + ", ".join(map(str, paths)), highlight=False, soft_wrap=True)
     return 0
 
@@ -89,12 +95,12 @@ def _import_figures() -> None:
         pass
 
 
-def _write(advice, out: Path, notes: list[str]) -> list[Path]:
+def _write(table, report: str, out: Path, notes: list[str]) -> list[Path]:
     stored, said = out / "advice.nc", out / "advice.txt"
     with figures.whole_file(stored) as partial:
-        advice.table.to_netcdf(partial, engine="scipy")
+        table.to_netcdf(partial, engine="scipy")
     with figures.whole_file(said) as partial:
-        partial.write_text("\n".join([*notes, "", advice.report()]).lstrip())
+        partial.write_text("\n".join([*notes, "", report]).lstrip())
     return [stored, said]
 
 

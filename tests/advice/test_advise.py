@@ -187,6 +187,21 @@ def test_result_says_saves_and_draws(rows, tmp_path):
     assert "gain over rate zero" in repr(advice)
 
 
+def test_theory_from_the_same_groups_predicts_what_was_measured():
+    advice = plain(1, groups=80, m=5, splits=50)
+    theory = advice.theory
+    assert theory.agrees
+    assert np.all(abs(theory.gap) < 0.08)  # the measured loss is known to 3%
+    assert abs(theory.adapt[advice.best.rate] - advice.adapt_rate) < 0.1
+    assert theory.moments.noise_variance == pytest.approx(1.0, rel=0.15)
+    assert np.all(np.array(list(theory.gains.values())) > 0)
+    more = plain(1, groups=80, m=10, splits=50)
+    measured = 1 - more.curves.loss.min() / advice.curves.loss.min()
+    assert theory.gains["twice the training groups"] == pytest.approx(measured, abs=0.03)
+    assert "twice the training groups +" in advice.report(theory=True)
+    advice.plot(theory=True)
+
+
 def test_adaptation_rates_can_be_restricted(rows):
     advice = nm.advise(
         *rows, adapt_rates=[0.0, 0.5], rates=[-1, 1], key=jax.random.key(0), splits=10, **SIZES
