@@ -20,7 +20,7 @@ def keep_programs() -> Path | None:
     from platformdirs import user_cache_path
 
     wanted = os.environ.get(VARIABLE, "")
-    if wanted.lower() in OFF or jax.config.jax_compilation_cache_dir:
+    if wanted.lower() in OFF or getattr(jax.config, "jax_compilation_cache_dir", None):
         return None
     folder = Path(wanted) if wanted else user_cache_path("negmaml") / "programs"
     try:

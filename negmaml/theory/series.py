@@ -86,7 +86,7 @@ class Series:
     @staticmethod
     def _pair(relative: dict[str, Any], key: str, own: float, cross: float):
         """own f_ab/f + cross f_a f_b/f^2, None where both are zero."""
-        a, b = key
+        a, b = key[0], key[1]
         parts = [own * relative[key]] if key in relative else []
         if a in relative and b in relative:
             parts.append(cross * relative[a] * relative[b])
@@ -96,7 +96,7 @@ class Series:
 @cache
 def _splits(key: str) -> tuple[tuple[str, str, int], ...]:
     """Ways to share the letters of a key between two factors, and how often each comes up."""
-    ways = Counter()
+    ways: Counter[tuple[str, ...]] = Counter()
     for chosen in range(2 ** len(key)):
         shares = ["", ""]
         for i, letter in enumerate(key):
