@@ -68,6 +68,11 @@ class QuickJit:
         """As that of `jax.jit`, with the options."""
         return self._quick().lower(*arguments, **keywords)
 
+    def clear_cache(self) -> None:
+        """As that of `jax.jit`: the next call traces anew."""
+        for program in (self.plain, *self.programs.values()):
+            program.clear_cache()
+
     def _quick(self):
         platform = jax.default_backend()
         if platform not in self.programs:

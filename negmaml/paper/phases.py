@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml import theory
+from negmaml._core.compilation import on_host
 from negmaml.linear.simulation import simulate
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
+from negmaml.theory.predict import means
+from negmaml.theory.setting import setting_of, with_ridge
 
 CELLS = 200
 P, M = 100.0, 10.0  # of the maps, where only ratios and m count
@@ -89,11 +92,7 @@ def _ridge() -> dict[str, tuple]:
     for n_v in RIDGE_N_V:
         problem = dataclasses.replace(RIDGE, n_v=n_v)
         plain = theory.distance(problem, train)
-
-        def with_ridge(ridge, problem=problem):
-            return theory.distance(problem, train, meta_ridge=ridge)
-
-        ridged = jnp.min(jax.vmap(with_ridge)(jnp.asarray(RIDGES * problem.rows)), 0)
+        ridged = _over_ridges(problem, train, RIDGES * problem.rows).min(0)
         for name, value in zip(
             names, (plain[zero], plain.min(), ridged[zero], ridged.min()), strict=True
         ):
@@ -104,6 +103,12 @@ def _ridge() -> dict[str, tuple]:
     return {f"lowest_{name}": (dimension, _finite(np.array(x))) for name, x in lowest.items()} | {
         f"best_rate_{name}": (dimension, np.array(x)) for name, x in best_rates.items()
     }
+
+
+def _over_ridges(problem: MixedLinearRegression, train: GradientDescent, ridges):
+    """The distance at each ridge and rate, in one evaluation on the host."""
+    setting, (rule,) = setting_of(problem, (train,), 0.0, "auto")
+    return on_host(means)(with_ridge(setting, ridges[:, None]), rule).distance
 
 
 def _finite(values):

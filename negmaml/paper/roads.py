@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from negmaml import theory
+from negmaml._core.compilation import quick_jit
 from negmaml._core.display import Table
 from negmaml._core.numerics import cast, contract
 from negmaml.linear.data import sample
@@ -225,9 +226,7 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
         reason = f"{type(train).__name__} has no gradient steps to differentiate through"
         return _skipped(names[0], reason), _skipped(names[1], reason)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(DESCENT_RUNS))
-    descended, solved, converged, gradient, exact = jax.vmap(_descend, (0, None, None))(
-        keys, problem, train
-    )
+    descended, solved, converged, gradient, exact = _descents(keys, problem, train)
     losses, references = (
         np.asarray(_loss_of(problem, omega, adapt)) for omega in (descended, solved)
     )
@@ -267,7 +266,12 @@ def _squared_error(omega, data):
     return jnp.mean((contract("np,p->n", X, omega) - y) ** 2) / 2
 
 
-@jax.jit
+@quick_jit
+def _descents(keys, problem, train):
+    """`_descend` for each key."""
+    return jax.vmap(_descend, (0, None, None))(keys, problem, train)
+
+
 def _descend(key, problem, train):
     """Meta-train one run by descent; solve it exactly; both meta-gradients at the start."""
     data = sample(key, problem)

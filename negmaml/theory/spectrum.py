@@ -15,9 +15,8 @@ rule of the exact moments (`negmaml.problem.wishart`) is better still; for large
 filters that vary within the spectrum less well.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from negmaml._core.checks import check_choice
@@ -39,8 +38,8 @@ EXACT_UP_TO, EXACT_UP_TO_ENTIRE = 3, 16
 class Spectrum(NamedTuple):
     """nodes (k,) and weights (k,), which sum to one; the last node is zero and has the atom."""
 
-    nodes: jax.Array | np.ndarray
-    weights: jax.Array | np.ndarray
+    nodes: Any
+    weights: Any
 
 
 def spectrum(n: int, p: int, measure: str, dtype, entire: bool = False) -> Spectrum | None:

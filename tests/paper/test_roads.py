@@ -101,11 +101,11 @@ class TestSabotage:
 
     def broken_roads(self, monkeypatch, name, wrong):
         monkeypatch.setattr(module, name, wrong(getattr(module, name)))
-        module._descend.clear_cache()
+        module._descents.clear_cache()
         try:
             result, roads = roads_of(UNDER, RULES[0])
         finally:
-            module._descend.clear_cache()
+            module._descents.clear_cache()
         assert not result.agrees
         return {name for name, road in roads.items() if not road.agrees}
 
