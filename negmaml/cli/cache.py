@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk, so that a command compiles once on a machine and not once a run."""
+"""Compiled programs kept on disk: a command compiles once on a machine, not once a run."""
 
 import os
 import tempfile
@@ -11,10 +11,10 @@ OFF = ("off", "0", "no", "false")
 def keep_programs() -> Path | None:
     """Switch JAX's persistent compilation cache on for this process; returns its folder.
 
-    The folder is that of `NEGMAML_CACHE`, or one of the user's cache directory. It stays off, None, if
-    the variable says off, if JAX has been told of a folder of its own, or where it cannot be written.
-    Entries are named by a hash of program, versions and machine, so processes can share the folder;
-    an entry that cannot be read is compiled anew.
+    The folder is that of `NEGMAML_CACHE`, or one of the user's cache directory. It stays off, None,
+    if the variable says off, if JAX has been told of a folder of its own, or where it cannot be
+    written. Entries are named by a hash of program, versions and machine, so processes can share
+    the folder; an entry that cannot be read is compiled anew.
     """
     import jax
     from platformdirs import user_cache_path
