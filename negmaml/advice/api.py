@@ -116,7 +116,9 @@ def advise(
     size = data.unit if unit == "scaled" else 1.0
     grid = _grid(data, sizes, size, rates, adapt_rates, meta_ridges)
     work = _work(data, splits)
-    run = _Run(data, sizes, grid, quadratics(data, sizes.n_t, sizes.n_v, sizes.n_r, random[1]))
+    with one_thread():
+        forms = quadratics(data, sizes.n_t, sizes.n_v, sizes.n_r, random[1])
+    run = _Run(data, sizes, grid, forms)
     total = work.splits + work.replicates * work.each
     advance = _counter(progress, total)
     draws = run.forms.train.shape[1]

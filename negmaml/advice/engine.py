@@ -14,7 +14,7 @@ from negmaml.advice.quadratics import Quadratics
 from negmaml.advice.solve import ridge_path
 from negmaml.advice.splits import Splits
 
-NUMBERS = 2**22  # of the solutions of a batch of splits, 32 MB
+NUMBERS = 2**22  # of the products of a batch of splits, 32 MB
 
 
 class Losses(NamedTuple):
@@ -51,7 +51,7 @@ def losses(
     K = splits.weights.shape[1]
     meta, pooled = np.empty((size, K, 3, R, L)), np.empty((size, K, 3, 1, L))
     flat, single = forms.train.reshape(-1, 3 * P * P), forms.pooled.reshape(-1, P * P)
-    step = max(1, NUMBERS // (max(R * L * P * (P - p), R * P * P)))
+    step = max(1, NUMBERS // max(3 * K * R * L * P * (P - p), R * P * P))
     for start in range(0, size, step):
         piece = slice(start, start + step)
         some = len(splits.fold[piece])

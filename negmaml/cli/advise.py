@@ -37,7 +37,7 @@ def advise(
     seed: int = 0,
     splits: int | None = None,
     quick: bool = False,
-    theory: bool | None = None,
+    theory: bool = True,
 ) -> int:
     """Advise inner rates and a ridge for a table of grouped rows.
 
@@ -55,7 +55,7 @@ def advise(
         seed: seed of all random numbers.
         splits: how often the groups are split.
         quick: a fifth of the splits, and no theory.
-        theory: the structured theory beside the data, and at other sizes; by default unless quick.
+        theory: whether to put the structured theory beside the data, and at other sizes.
     """
     check_writable(out, "advice")
     imports = threading.Thread(target=_import_figures, daemon=True)
@@ -72,7 +72,7 @@ def advise(
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
         progress.update(bar, description="drawing")
-        theory = not quick if theory is None else theory
+        theory = theory and not quick
         table = advice.table
         if theory:
             table = table.assign(theory_loss=("train_rate", advice.theory.loss))
