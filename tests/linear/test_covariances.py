@@ -85,8 +85,12 @@ def test_a_run_is_the_dense_solution_and_its_loss_the_quadratic_form(changes, sh
     ("train", "adapt"),
     (
         (nm.GradientDescent(RATES), nm.GradientDescent(jnp.array([-0.15, 0.0, 0.25]))),
-        (nm.GradientDescent(-0.1, 2), nm.GradientDescent(0.1, 3)),
-        (nm.Proximal(0.5), nm.GradientFlow(jnp.array([-0.1, 0.4]))),
+        pytest.param(
+            nm.GradientDescent(-0.1, 2), nm.GradientDescent(0.1, 3), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            nm.Proximal(0.5), nm.GradientFlow(jnp.array([-0.1, 0.4])), marks=pytest.mark.slow
+        ),
     ),
 )
 def test_sampled_minus_expected_loss_is_zero_on_average(train, adapt, x64):
