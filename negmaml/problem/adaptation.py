@@ -47,7 +47,7 @@ def shrinkage(rate: ArrayLike, n: ScalarLike, p: ScalarLike) -> Any:
     return (1 - rate) ** 2 + rate**2 * (p + 1) / n
 
 
-def filter_means(rule: Rule, n: int, p: int) -> tuple[Float[Array, "*rule"], Float[Array, "*rule"]]:
+def filter_means(rule: Rule, n: int, p: int) -> tuple[Any, Any]:
     r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
 
     One gradient step in closed form; everything else by the finite-size Gauss quadrature of
@@ -140,6 +140,7 @@ def expected_test_loss(
     number of test tasks: it is the mean over tasks, adaptation data and test points. Source:
     negmaml; for one step it is the conditional mean behind Bernacchia 2021, Theorems 1 and 2.
 
+    >>> from negmaml import GradientDescent
     >>> problem = MixedLinearRegression(p=4, m=1, n_t=1, n_v=1, n_r=2, sigma=1.0, nu=1.0)
     >>> float(expected_test_loss(problem, 0.0, GradientDescent(0.0)))  # sigma^2/2 + nu^2/2
     1.0
