@@ -1,25 +1,57 @@
-"""Checks of what a user gives: each raises an error that names the argument and what is allowed."""
+"""Checks of what a user gives: each raises an error that names the argument and what is allowed.
 
-from collections.abc import Sequence
-from numbers import Integral
+They return the value in the form that the package works with: fractions as floats, lists of numbers
+as arrays, integers of NumPy as those of Python. Values under tracing are taken as they are.
+"""
+
+import reprlib
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import jax
 import numpy as np
+
+_SHORT = reprlib.Repr()
+_SHORT.maxother = _SHORT.maxstring = 120
+
+
+def shown(value) -> str:
+    """A value on one short line."""
+    return " ".join(_SHORT.repr(value).split())
 
 
 def check_count(name: str, value) -> int:
     """`value` as an int, if it is an integer of at least 1; raises otherwise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer of at least 1, got {value!r}; use int(...)")
+        raise TypeError(
+            f"{name} must be an integer of at least 1, got {shown(value)}; use int(...)"
+        )
     if value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     return int(value)
 
 
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+def check_choice(name: str, value, allowed: Sequence[str]) -> None:
     """Raise unless `value` is one of the allowed ones."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}"
+        )
+
+
+def check_flag(name: str, value) -> bool:
+    """`value` as a bool; raises unless it is one."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def check_callable(name: str, value, form: str) -> Any:
+    """`value`; raises unless it can be called. form: what with, or what it gives."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function {form}, got {shown(value)}")
+    return value
 
 
 def check_key(name: str, key) -> None:
@@ -30,7 +62,7 @@ def check_key(name: str, key) -> None:
     if not (typed or raw):
         seed = key if isinstance(key, Integral) and not isinstance(key, bool) else 0
         raise TypeError(
-            f"{name} must be a random key, got {key!r}; write {name}=jax.random.key({seed})"
+            f"{name} must be a random key, got {shown(key)}; write {name}=jax.random.key({seed})"
         )
     if len(shape or ()) != (0 if typed else 1):
         raise ValueError(
@@ -39,51 +71,136 @@ def check_key(name: str, key) -> None:
         )
 
 
-def check_finite(name: str, value, meaning: str) -> None:
-    """Raise unless every number of the pytree `value` is real and finite; the sign is free."""
-    for leaf in jax.tree.leaves(value, is_leaf=lambda x: x is None):
-        if isinstance(leaf, jax.core.Tracer):
-            continue
-        numbers = np.asarray(leaf)
-        if numbers.dtype.kind not in "iuf" and not jax.numpy.issubdtype(numbers.dtype, np.floating):
-            raise TypeError(f"{name} must hold real numbers, got {leaf!r} ({meaning})")
-        if not np.all(np.isfinite(numbers.astype(float))):
-            raise ValueError(
-                f"{name} must be finite, got {leaf!r}; {meaning}: any sign and zero are allowed, "
-                "NaN and infinity are not"
-            )
+def check_finite(name: str, value, meaning: str) -> Any:
+    """The pytree `value`, if it holds numbers that are all real and finite; the sign is free."""
+    leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
+    if not sum(np.size(leaf) for leaf in leaves if not _is_key(leaf)):
+        raise ValueError(
+            f"{name} must hold at least one number, got {shown(value)} ({meaning}); give 0.0 for "
+            "none"
+        )
+    return structure.unflatten([_finite(name, leaf, meaning) for leaf in leaves])
 
 
-def check_nonnegative(name: str, value, meaning: str) -> None:
-    """Raise unless `value` is a finite scalar of at least 0."""
+def _finite(name: str, leaf, meaning: str):
+    """A number or array, fractions as floats."""
+    if isinstance(leaf, jax.core.Tracer):
+        return leaf
+    plain = isinstance(leaf, Real) and not isinstance(leaf, int | float | np.generic)
+    leaf = float(leaf) if plain else leaf
+    numbers = np.asarray(None if _is_key(leaf) else leaf)
+    if numbers.dtype.kind not in "iuf" and not jax.numpy.issubdtype(numbers.dtype, np.floating):
+        raise TypeError(f"{name} must hold real numbers, got {shown(leaf)} ({meaning})")
+    if not np.all(np.isfinite(numbers.astype(float))):
+        raise ValueError(
+            f"{name} must be finite, got {shown(leaf)}; {meaning}: any sign and zero are allowed, "
+            "NaN and infinity are not"
+        )
+    return leaf
+
+
+def _is_key(leaf) -> bool:
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.dtype(float)), jax.dtypes.extended)
+
+
+def as_array(name: str, value) -> Any:
+    """Lists and tuples of numbers as an array; anything else as it is."""
+    if not isinstance(value, list | tuple) or isinstance(value, tuple) and hasattr(value, "_fields"):
+        return value
+    leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
+    if any(isinstance(leaf, jax.Array) for leaf in leaves):
+        return jax.numpy.stack([jax.numpy.asarray(as_array(name, part)) for part in value])
+    fractions = any(isinstance(leaf, Real) and not isinstance(leaf, int | float | np.generic)
+                    for leaf in leaves)  # fmt: skip
+    try:
+        return np.asarray(value, float if fractions else None)
+    except (ValueError, TypeError) as ragged:
+        raise ValueError(
+            f"{name} must be a number or a list of numbers, rows of one length, got {shown(value)}"
+        ) from ragged
+
+
+def check_array(name: str, value, meaning: str, least: float = -np.inf, strict=False) -> Any:
+    """A number or array of finite numbers; a list is one. Of at least `least`, or above it."""
+    value = as_array(name, value)
+    if not jax.tree_util.all_leaves([value]):
+        raise TypeError(f"{name} must be a number or an array, got {shown(value)} ({meaning})")
+    value = check_finite(name, value, meaning)
+    if isinstance(value, jax.core.Tracer) or least == -np.inf:
+        return value
+    lowest = np.min(np.asarray(value, float))
+    if lowest < least or (strict and lowest == least):
+        bound = f"above {least:g}" if strict else f"at least {least:g}"
+        raise ValueError(f"{name} must be {bound} ({meaning}), got {shown(value)}")
+    return value
+
+
+def check_scalar(name: str, value, meaning: str) -> Any:
+    """`value`, if it is one finite number; raises otherwise."""
     if np.ndim(value) != 0:
         raise ValueError(
             f"{name} must be a scalar, got shape {np.shape(value)}; "
             f"use jax.vmap for several values of {name}"
         )
-    check_finite(name, value, meaning)
+    return check_array(name, value, meaning)
+
+
+def check_nonnegative(name: str, value, meaning: str) -> Any:
+    """`value`, if it is a finite scalar of at least 0; raises otherwise."""
+    value = check_scalar(name, value, meaning)
     if not isinstance(value, jax.core.Tracer) and value < 0:
         raise ValueError(f"{name} must be at least 0 ({meaning}), got {value!r}")
+    return value
+
+
+def check_broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The common shape of named arrays of these shapes; raises where they have none."""
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError as mismatch:
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items() if shape)
+        raise ValueError(
+            f"shapes of {', '.join(shapes)} must broadcast against each other, got {given}; give "
+            "each an axis of its own, x[:, None], or one length"
+        ) from mismatch
 
 
 def check_symmetric(name: str, matrix, semidefinite: bool = True) -> None:
-    """Raise unless `matrix` is square, finite, symmetric and, if asked, positive semidefinite."""
+    """Raise unless `matrix` is square, finite, symmetric and, if asked, positive semidefinite.
+
+    What the rounding of products of its precision makes of such a matrix is allowed.
+    """
     shape = np.shape(matrix)
     if len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(f"{name} must be a square matrix, got shape {shape}")
     check_finite(name, matrix, "a symmetric matrix")
     if isinstance(matrix, jax.core.Tracer):
         return
-    numbers = np.asarray(matrix, float)
-    size = max(np.abs(numbers).max(), np.finfo(float).tiny)
+    given = np.asarray(matrix)
+    single = given.dtype.kind == "f" and given.dtype.itemsize < 8
+    numbers = given.astype(float)
+    rounding = len(numbers) * (1e-6 if single else 1e-13) * np.abs(numbers).max()
     gap = np.abs(numbers - numbers.T).max()
-    if gap > 1e-5 * size:  # the rounding of a float32 product
+    if gap > rounding:
         raise ValueError(
-            f"{name} must be symmetric, but entries differ from their mirror by up to {gap:.3g}; "
-            "pass (A + A.T) / 2 if that is rounding"
+            f"{name} must be symmetric, got entries that differ by {gap:.3g} from those across the "
+            "diagonal; use (A + A.T) / 2 if that is what you mean"
         )
-    lowest = np.linalg.eigvalsh((numbers + numbers.T) / 2)[0] if semidefinite else 0.0
-    if lowest < -1e-5 * size * shape[0] ** 0.5:
+    if semidefinite:
+        _check_semidefinite(name, numbers, rounding)
+
+
+def _check_semidefinite(name: str, matrix: np.ndarray, rounding: float) -> None:
+    try:  # a third of the work of eigenvalues
+        np.linalg.cholesky(matrix + max(rounding, np.finfo(float).tiny) * np.eye(len(matrix)))
+    except np.linalg.LinAlgError:
+        least = np.linalg.eigvalsh(matrix)[0]
         raise ValueError(
-            f"{name} must be positive semidefinite, its lowest eigenvalue is {lowest:.3g}"
-        )
+            f"{name} must be positive semidefinite, got an eigenvalue of {least:.3g}; a covariance "
+            "matrix has none below 0"
+        ) from None
+
+
+def check_optional(check: Callable[[str, Any], Any], name: str, value) -> Any:
+    """What a check of (name, value) makes of a value that is given; None where it is left out."""
+    return None if value is None else check(name, value)

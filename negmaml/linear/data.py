@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from negmaml._core.checks import check_key
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.problem.covariance import apply, root
-from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.model import MixedLinearRegression, check_problem
 
 
 class Data(NamedTuple):
@@ -46,6 +47,8 @@ def sample(
     normals (`colours`: the problem's `roots`, where a caller has them). Returns `Data` in the dtype
     of the problem's numbers.
     """
+    check_key("key", key)
+    check_problem(problem)
     dtype = working_dtype(problem)
     return assemble(draw(key, problem, dtype), cast(problem, dtype), colours)
 

@@ -7,14 +7,16 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from negmaml._core.checks import check_array, check_key
 from negmaml._core.numerics import contract
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.linear.data import Roots, sample
 from negmaml.linear.system import meta_system, one_step_system
-from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule
+from negmaml.problem.model import MixedLinearRegression, check_problem
+from negmaml.rules import Rule, check_filters
 
 TEST_TASKS = 100
 GROUPS = 4  # of test tasks, one after another
@@ -41,6 +43,15 @@ def sampled_test_loss(
 
     Returns an array of shape omega.shape[:-1] + rule shape. Source: Bernacchia 2021, section 5.
     """
+    check_key("key", key)
+    check_problem(problem)
+    adapt = check_filters("adapt", adapt)
+    omega = check_array("omega", omega, "weights")
+    if np.shape(omega)[-1:] != (problem.p,):
+        raise ValueError(
+            f"omega must have shape (..., {problem.p}), as many weights as the problem has "
+            f"dimensions, got {np.shape(omega)}"
+        )
     test = dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
     data = sample(key, test, colours=colours)
     if adapt.one_step is not None:

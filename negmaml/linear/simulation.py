@@ -18,7 +18,7 @@ from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adaptation import Adapted, adapted, expected_test_loss
-from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.support import on_support
 from negmaml.rules import Rule, check_filters
 
@@ -153,10 +153,10 @@ class Experiment:
         runs = check_count("runs", runs)
         check_choice("evaluation", evaluation, EVALUATIONS)
         check_choice("split", split, SPLITS)
-        check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+        meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
         check_key("key", key)
-        check_filters("train", train)
-        check_filters("adapt", adapt)
+        check_problem(problem)
+        train, adapt = check_filters("train", train), check_filters("adapt", adapt)
         dtype = working_dtype(problem, train, adapt, meta_ridge)
         unmoved = 0.0
         if train.metric is None and adapt.metric is None:

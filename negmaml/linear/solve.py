@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 
+from negmaml._core.checks import check_array, check_nonnegative
 from negmaml._core.numerics import contract
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
@@ -53,7 +55,22 @@ def minimiser(
 
     Returns a `Solution`. Differentiable in all arguments, at meta_ridge = 0 too.
     """
-    Phi, r = jnp.asarray(Phi), jnp.asarray(r)
+    Phi, r, omega0 = (
+        check_array(name, value, "real numbers")
+        for name, value in (("Phi", Phi), ("r", r), ("omega0", omega0))
+    )
+    meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    if np.ndim(Phi) < 2 or np.shape(r) != np.shape(Phi)[:-1]:
+        raise ValueError(
+            "Phi must have shape (..., N, p) and r (..., N), got "
+            f"{np.shape(Phi)} and {np.shape(r)}"
+        )
+    if np.shape(omega0) not in ((), np.shape(Phi)[-1:]):
+        raise ValueError(
+            f"omega0 must be a number or have shape {np.shape(Phi)[-1:]}, got {np.shape(omega0)}"
+        )
+    dtype = jnp.result_type(float, Phi)
+    Phi, r = jnp.asarray(Phi, dtype), jnp.asarray(r, dtype)
     N, p = Phi.shape[-2:]
     omega0 = jnp.broadcast_to(jnp.asarray(omega0, Phi.dtype), (p,))
     residual = r - contract("...np,p->...n", Phi, omega0)

@@ -22,10 +22,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from negmaml._core.checks import shown
 from negmaml._core.numerics import contract, outer
 from negmaml._core.types import Array, Float
 from negmaml.linear.data import Data
-from negmaml.rules import Rule
+from negmaml.rules import Rule, check_filters
 
 
 class OneStepSystem(NamedTuple):
@@ -52,6 +53,12 @@ def meta_system(
     stacked in order. Source: Bernacchia 2021 for one gradient step; the derivation
     for the others is at the head of this module.
     """
+    rule = check_filters("rule", rule)
+    if not isinstance(data, Data):
+        raise TypeError(
+            f"data must be negmaml.linear.Data(X_t, y_t, X_v, y_v), as from sample, got "
+            f"{shown(data)}"
+        )
     if rule.one_step is not None:
         parts = one_step_system(data, rule.metric)
         rate, _ = outer(rule.one_step, parts.A)

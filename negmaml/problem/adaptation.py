@@ -30,20 +30,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.checks import as_array, check_array, check_count
 from negmaml._core.compilation import on_host
 from negmaml._core.numerics import contract, namespace, outer, working_dtype
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.filtered import filtered
-from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.wishart import wishart_quadrature
-from negmaml.rules import Rule
+from negmaml.rules import Rule, check_filters
 
 
 def shrinkage(rate: ArrayLike, n: ScalarLike, p: ScalarLike) -> Any:
     r"""h(a) = (1 - a)^2 + a^2 (p + 1)/n, the mean of tr (I - a S)^2 / p; n rows, p dimensions.
 
-    Bernacchia 2021, below Theorem 1. Any shape of `rate`, any sign.
+    Bernacchia 2021, below Theorem 1. Any shape of `rate`, any sign. Raises TypeError or ValueError
+    for a rate that is not finite, and for sizes that are no numbers above 0.
     """
+    rate = check_array("rate", rate, "an inner learning rate")
+    n, p = (check_array(name, x, "a size", 0, strict=True) for name, x in (("n", n), ("p", p)))
+    return _shrinkage(rate, n, p)
+
+
+def _shrinkage(rate, n, p):
     return (1 - rate) ** 2 + rate**2 * (p + 1) / n
 
 
@@ -54,11 +62,12 @@ def filter_means(rule: Rule, n: int, p: int) -> tuple[Any, Any]:
     ten nodes, exact for up to nine gradient steps and accurate while the filter is smooth on
     the scale of the spectrum.
     """
+    rule, n, p = check_filters("rule", rule), check_count("n", n), check_count("p", p)
     _require_no_metric(rule)
     xp = namespace(rule)
     if rule.one_step is not None:
         rate = xp.asarray(rule.one_step)
-        return shrinkage(rate, n, p), rate**2
+        return _shrinkage(rate, n, p), rate**2
     dtype = working_dtype(rule)
     nodes, weights = (a.astype(dtype) for a in wishart_quadrature(n, p))
     q = xp.asarray(rule.q(np.where(nodes == 0, 1.0, nodes).astype(dtype)))
@@ -108,6 +117,8 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
 
     Exact for polynomial rules, to the error that `negmaml.problem.filtered` states for others.
     """
+    check_problem(problem)
+    adapt = check_filters("adapt", adapt)
     _require_no_metric(adapt)
     s, o, _, V = problem.modes
     n_r, shape = problem.n_r, adapt.batch_shape
@@ -145,9 +156,23 @@ def expected_test_loss(
     >>> float(expected_test_loss(problem, 0.0, GradientDescent(0.0)))  # sigma^2/2 + nu^2/2
     1.0
     """
+    check_problem(problem)
+    adapt = check_filters("adapt", adapt)
+    distance = _check_distance(distance)
     if not problem.isotropic:
         return adapted(problem, adapt).test_loss(jnp.asarray(distance))
     return loss_after(problem, distance, adapt)
+
+
+def _check_distance(distance):
+    """Infinity is allowed: what the theory says where the mean is."""
+    distance = as_array("distance", distance)
+    known = not isinstance(distance, jax.core.Tracer) and jax.tree_util.all_leaves([distance])
+    if known and np.asarray(distance).dtype.kind == "f":
+        finite = np.where(np.isposinf(distance), 0.0, distance)
+        check_array("distance", finite, "a squared distance", 0)
+        return distance
+    return check_array("distance", distance, "a squared distance", 0)
 
 
 @on_host

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_finite
+from negmaml._core.checks import as_array, check_finite, check_symmetric
 from negmaml._core.numerics import contract, working_dtype
 
 
@@ -92,43 +92,21 @@ def _symmetric_root_jvp(primals, tangents):
     return symmetric_root(matrix), contract("ik,kl,jl->ij", V, rotated, V)
 
 
-def check_covariance(name: str, value: Any, p: int) -> None:
-    """Raise unless `value` is None, p eigenvalues, or a p x p covariance matrix."""
+def check_covariance(name: str, value: Any, p: int) -> Any:
+    """`value`, if it is None, p eigenvalues, or a p x p covariance matrix; raises otherwise."""
     if value is None:
-        return
+        return None
+    value = as_array(name, value)
     if np.shape(value) not in ((p,), (p, p)):
         raise ValueError(
             f"{name} must be None (the identity), eigenvalues of shape ({p},) or a matrix of shape "
             f"({p}, {p}), got shape {np.shape(value)}"
         )
-    check_finite(name, value, "a covariance")
+    value = check_finite(name, value, "a covariance")
     if isinstance(value, jax.core.Tracer):
-        return
-    numbers = np.asarray(value, float)
-    if numbers.ndim == 1:
-        if numbers.min() < 0:
-            raise ValueError(
-                f"{name} must hold eigenvalues of at least 0, got one of {numbers.min():g}"
-            )
-        return
-    _check_matrix(name, numbers, np.asarray(value).dtype)
-
-
-def _check_matrix(name: str, matrix: np.ndarray, dtype) -> None:
-    single = dtype.kind == "f" and dtype.itemsize < 8
-    size = np.abs(matrix).max()
-    rounding = len(matrix) * (1e-6 if single else 1e-13) * size
-    gap = np.abs(matrix - matrix.T).max()
-    if gap > rounding:
-        raise ValueError(
-            f"{name} must be symmetric, got entries that differ by {gap:.3g} from those across the "
-            "diagonal; use (A + A.T) / 2 if that is what you mean"
-        )
-    try:  # a third of the work of eigenvalues
-        np.linalg.cholesky(matrix + max(rounding, np.finfo(float).tiny) * np.eye(len(matrix)))
-    except np.linalg.LinAlgError:
-        least = np.linalg.eigvalsh(matrix)[0]
-        raise ValueError(
-            f"{name} must be positive semidefinite, got an eigenvalue of {least:.3g}; a covariance "
-            "matrix has none below 0"
-        ) from None
+        return value
+    if value.ndim == 2:
+        check_symmetric(name, value)
+    elif (least := np.asarray(value, float).min()) < 0:
+        raise ValueError(f"{name} must hold eigenvalues of at least 0, got one of {least:g}")
+    return value

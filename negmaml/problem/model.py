@@ -14,7 +14,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_count, check_finite, check_nonnegative
+from negmaml._core.checks import (
+    as_array,
+    check_array,
+    check_count,
+    check_nonnegative,
+    shown,
+)
 from negmaml._core.numerics import namespace, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.covariance import Modes, check_covariance, modes
@@ -74,11 +80,12 @@ class MixedLinearRegression:
             size = check_count(name, getattr(self, name))
             object.__setattr__(self, name, size)
         for name in ("sigma", "nu"):
-            check_nonnegative(name, getattr(self, name), "a standard deviation")
+            deviation = check_nonnegative(name, getattr(self, name), "a standard deviation")
+            object.__setattr__(self, name, deviation)
         for name in ("w0", "omega0"):
-            _check_vector(name, getattr(self, name), self.p)
+            object.__setattr__(self, name, _check_vector(name, getattr(self, name), self.p))
         for name in ("input_covariance", "weight_covariance"):
-            check_covariance(name, getattr(self, name), self.p)
+            object.__setattr__(self, name, check_covariance(name, getattr(self, name), self.p))
 
     @property
     def rows(self) -> int:
@@ -119,10 +126,21 @@ class MixedLinearRegression:
         return xp.sum(squares) if np.ndim(squares) else self.p * squares
 
 
-def _check_vector(name: str, value, p: int) -> None:
+def _check_vector(name: str, value, p: int) -> Any:
+    value = as_array(name, value)
     if np.shape(value) not in ((), (p,)):
         raise ValueError(
             f"{name} must be a scalar (every coordinate) or have shape ({p},), "
             f"got shape {np.shape(value)}"
         )
-    check_finite(name, value, "a point in weight space")
+    return check_array(name, value, "a point in weight space")
+
+
+def check_problem(problem) -> None:
+    """Raise unless it is one."""
+    if not isinstance(problem, MixedLinearRegression):
+        raise TypeError(
+            f"problem must be a MixedLinearRegression, got {shown(problem)}; write "
+            "negmaml.MixedLinearRegression(p=..., m=..., n_t=..., n_v=..., n_r=..., sigma=..., "
+            "nu=...)"
+        )

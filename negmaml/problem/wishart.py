@@ -17,12 +17,14 @@ integrates polynomials exactly and smooth filters to many digits, at the finite 
 the Marchenko-Pastur limit is still far off.
 """
 
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
+from numbers import Integral
 
 import numpy as np
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, shown
 
 
 def wishart_moment(n: int, p: int, exponents: tuple[int, ...]) -> int:
@@ -37,17 +39,20 @@ def wishart_moment(n: int, p: int, exponents: tuple[int, ...]) -> int:
     >>> wishart_moment(5, 30, (4,))  # E tr S^4 / p = 539.84 with S = W / n
     10122000
     """
-    n, p = check_count("n", n), check_count("p", p)
-    powers = tuple(sorted(_check_exponent(k) for k in exponents))
-    return _moment(n, p, powers)
+    return _moment(check_count("n", n), check_count("p", p), _check_exponents(exponents))
 
 
-def _check_exponent(k) -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer):
-        raise TypeError(f"exponents must be integers of at least 0, got {k!r}")
-    if k < 0:
-        raise ValueError(f"exponents must be integers of at least 0, got {k!r}")
-    return int(k)
+def _check_exponents(exponents) -> tuple[int, ...]:
+    """Sorted."""
+    listed = isinstance(exponents, Iterable) and not isinstance(exponents, str)
+    given = tuple(exponents) if listed else ()
+    if not listed or any(isinstance(k, bool) or not isinstance(k, Integral) for k in given):
+        raise TypeError(
+            f"exponents must be integers of at least 0, such as (2, 1), got {shown(exponents)}"
+        )
+    if any(k < 0 for k in given):
+        raise ValueError(f"exponents must be integers of at least 0, got {shown(exponents)}")
+    return tuple(sorted(map(int, given)))
 
 
 @lru_cache(maxsize=200_000)
@@ -70,8 +75,8 @@ def _moment(n: int, p: int, powers: tuple[int, ...]) -> int:
 
 def normalized_moment(n: int, p: int, exponents: tuple[int, ...]) -> float:
     """E prod_j (tr S^{k_j} / p), the moment of S = W / n, correctly rounded to a float."""
-    scale = n ** sum(exponents) * p ** len(exponents)
-    return float(Fraction(wishart_moment(n, p, exponents), scale))
+    n, p, powers = check_count("n", n), check_count("p", p), _check_exponents(exponents)
+    return float(Fraction(_moment(n, p, powers), n ** sum(powers) * p ** len(powers)))
 
 
 def wishart_quadrature(n: int, p: int, order: int = 10) -> tuple[np.ndarray, np.ndarray]:

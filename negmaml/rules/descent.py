@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_count, check_finite
+from negmaml._core.checks import check_count, check_finite, check_flag
 from negmaml._core.numerics import namespace, outer
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.protocol import Rule
@@ -50,8 +50,7 @@ class GradientDescent(_Descent):
     steps: int = static(default=1)
 
     def __init__(self, rate: Any, steps: int = 1):
-        check_finite("rate", rate, "an inner learning rate")
-        object.__setattr__(self, "rate", rate)
+        object.__setattr__(self, "rate", check_finite("rate", rate, "an inner learning rate"))
         object.__setattr__(self, "steps", check_count("steps", steps))
 
     def q(self, x):
@@ -114,10 +113,10 @@ class Momentum(_Descent):
 
     def __post_init__(self):
         for name in ("rate", "momentum"):
-            check_finite(name, getattr(self, name), "a number of any sign")
+            number = check_finite(name, getattr(self, name), "a number of any sign")
+            object.__setattr__(self, name, number)
         object.__setattr__(self, "steps", check_count("steps", self.steps))
-        if not isinstance(self.nesterov, bool):
-            raise TypeError(f"nesterov must be True or False, got {self.nesterov!r}")
+        object.__setattr__(self, "nesterov", check_flag("nesterov", self.nesterov))
 
     def check(self, params) -> None:
         super().check(params)
@@ -164,7 +163,8 @@ class Preconditioned(_Descent):
 
     def __post_init__(self):
         for name in ("rate", "preconditioner"):
-            check_finite(name, getattr(self, name), "a number of any sign")
+            number = check_finite(name, getattr(self, name), "a number of any sign")
+            object.__setattr__(self, name, number)
         object.__setattr__(self, "steps", check_count("steps", self.steps))
 
     def check(self, params) -> None:

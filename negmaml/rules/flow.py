@@ -21,7 +21,7 @@ class GradientFlow(Rule):
     tuned: ClassVar[str] = "time"
 
     def __post_init__(self):
-        check_finite("time", self.time, "a flow time")
+        object.__setattr__(self, "time", check_finite("time", self.time, "a flow time"))
 
     def q(self, x):
         """The filter on the labels, shape time.shape + x.shape; `time` at x = 0."""

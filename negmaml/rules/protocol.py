@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.checks import as_array, check_broadcast, shown
 from negmaml._core.numerics import outer
 from negmaml.rules.pencil import Pencil, pencil_of_updates
 from negmaml.rules.schedule import is_schedule
@@ -66,15 +67,17 @@ class Rule:
 
         Raises ValueError when one is a pytree: weights of the linear model have one rate.
         """
-        shapes = []
-        for part in jax.tree.leaves(self, is_leaf=lambda node: node is not self):
+        shapes = {}
+        parts = jax.tree_util.tree_leaves_with_path(self, is_leaf=lambda node: node is not self)
+        for path, part in parts:
             if not is_schedule(part) and not jax.tree_util.all_leaves([part]):
                 raise ValueError(
-                    "the linear model takes a scalar or one array as the parameter of a rule, "
-                    f"got {self!r}; for a batch of rates pass a NumPy or JAX array"
+                    "the linear model takes a number or one array of numbers as the parameter of a "
+                    f"rule, got {shown(self)}; pytrees of rates are for general models"
                 )
-            shapes.append(np.shape(part.values)[1:] if is_schedule(part) else np.shape(part))
-        return np.broadcast_shapes(*shapes)
+            name = jax.tree_util.keystr(path).strip(".")
+            shapes[name] = np.shape(part.values)[1:] if is_schedule(part) else np.shape(part)
+        return check_broadcast(shapes)
 
     def q(self, x):
         """The filter on the labels, shape batch_shape + x.shape."""
@@ -159,6 +162,11 @@ class Rule:
     def check(self, params) -> None:
         """Raise ValueError where the numbers of the rule do not fit the parameters."""
 
+    def check_meta(self) -> None:
+        """Raise where no model can be meta-trained with the rule."""
+        if not self.moves_any_model:
+            self.update(None, None, None)  # says what to add
+
     def init(self, params) -> Any:
         """The state before the first update."""
         return ()
@@ -206,11 +214,18 @@ def flat_batch(rule: Rule) -> Rule:
     return jax.tree.map(flat, rule, is_leaf=is_schedule)
 
 
-def check_filters(name: str, rule) -> None:
-    """Raise unless `rule` is a rule whose numbers have a meaning on the linear model."""
-    check_rule(name, rule)
+def check_filters(name: str, rule) -> Any:
+    """The rule, lists of numbers as arrays, if its numbers have a meaning on the linear model.
+
+    Raises otherwise. There a list is a batch of rates; on a general model it is a pytree, like
+    parameters in a list.
+    """
+    parts, structure = jax.tree.flatten(check_rule(name, rule), is_leaf=lambda x: x is not rule)
+    if parts and parts[0] is not rule:
+        rule = structure.unflatten([as_array(name, part) for part in parts])
     rule.batch_shape  # noqa: B018  one array a parameter, or a clear error
     rule.metric  # noqa: B018  symmetric, or a clear error
+    return rule
 
 
 def check_rule(name: str, rule) -> Any:
@@ -218,7 +233,7 @@ def check_rule(name: str, rule) -> Any:
     if not isinstance(rule, Rule):
         number = f"; for a rate write GradientDescent({rule!r}) " if np.isscalar(rule) else " "
         raise TypeError(
-            f"{name} must be an inner rule such as GradientDescent(-0.2), got {rule!r}{number}"
+            f"{name} must be an inner rule such as GradientDescent(-0.2), got {shown(rule)}{number}"
             "(a rule of your own derives from negmaml.Rule)"
         )
     return rule

@@ -2,7 +2,10 @@
 
 from typing import Any, ClassVar
 
-from negmaml._core.checks import check_finite
+import jax
+import numpy as np
+
+from negmaml._core.checks import check_finite, shown
 from negmaml._core.numerics import outer
 from negmaml._core.pytree import pytree
 from negmaml.rules.implicit import proximal_point
@@ -26,7 +29,8 @@ class Proximal(Rule):
     implicit: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_finite("strength", self.strength, "a proximal strength")
+        strength = check_finite("strength", self.strength, "a proximal strength")
+        object.__setattr__(self, "strength", strength)
 
     def q(self, x):
         """The filter on the labels, shape strength.shape + x.shape."""
@@ -46,6 +50,24 @@ class Proximal(Rule):
     def search_range(self, largest):
         """Strengths are measured in units of the largest eigenvalue."""
         return 1e-3 * largest, 1e3 * largest
+
+    def check(self, params) -> None:
+        if np.shape(self.strength) != ():
+            raise ValueError(
+                f"strength must be one number on a general model, got {shown(self.strength)}; for a "
+                "batch of rules use jax.vmap"
+            )
+
+    def check_meta(self) -> None:
+        """Besides, a strength of zero forgets where it starts: no gradient is left."""
+        super().check_meta()
+        strength = self.strength
+        if not isinstance(strength, jax.core.Tracer) and np.ndim(strength) == 0 and strength == 0:
+            raise ValueError(
+                f"strength must not be 0 to meta-train a model, got {strength!r}: what adapting "
+                "ends at does not depend on where it starts then, and every meta-gradient is zero; "
+                "give one of either sign"
+            )
 
     def solve(self, loss, start, *, remat: bool = False):
         """The point where grad loss(theta) + strength (theta - start) = 0, by Newton's method."""

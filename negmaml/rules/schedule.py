@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_finite
+from negmaml._core.checks import as_array, check_finite, shown
 from negmaml._core.pytree import pytree
 
 
@@ -32,17 +32,13 @@ class Schedule:
     values: Any
 
     def __init__(self, values: Any):
-        if isinstance(
-            values, list | tuple
-        ):  # numbers stay without a dtype of their own, as a rate does
-            traced = any(isinstance(value, jax.Array) for value in values)
-            values = jnp.stack(values) if traced else np.asarray(values)
-        elif not hasattr(values, "ndim"):
-            values = np.asarray(values)
-        check_finite("values", values, "a number of an inner rule for each step")
-        if values.ndim == 0 or values.shape[0] == 0:
+        values = as_array("values", values)  # without a dtype of their own, as a rate is
+        values = values if hasattr(values, "ndim") else np.asarray(values)
+        values = check_finite("values", values, "a number of an inner rule for each step")
+        if values.ndim == 0:
             raise ValueError(
-                f"values must lead with a step axis of at least one entry, got shape {values.shape}"
+                f"values must lead with a step axis of at least one entry, got {shown(values)}; "
+                "one number for all steps needs no Schedule"
             )
         object.__setattr__(self, "values", values)
 

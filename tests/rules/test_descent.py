@@ -265,7 +265,7 @@ def test_what_a_rule_lacks_is_said(call, lacking):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     (
-        (lambda: nm.Schedule([]), ValueError, "step axis of at least one"),
+        (lambda: nm.Schedule([]), ValueError, "values must hold at least one number"),
         (lambda: nm.Schedule(0.1), ValueError, "step axis"),
         (lambda: nm.Schedule([0.1, float("nan")]), ValueError, "values must be finite"),
         (lambda: nm.Momentum(0.1, float("inf"), 2), ValueError, "momentum must be finite"),

@@ -1,0 +1,54 @@
+"""Calls of `negmaml.advice`."""
+
+import numpy as np
+
+import negmaml as nm
+from negmaml import advice
+from tests.calls.form import Wrong, wrong
+from tests.calls.problem import KEY, KEYS
+from tests.calls.rules import COUNTS, FLAGS
+
+RANDOM = np.random.default_rng(0)
+X, Y, GROUPS = RANDOM.normal(size=(48, 2)), RANDOM.normal(size=48), np.repeat(np.arange(8), 6)
+ADVISED = {"x": X, "y": Y, "groups": GROUPS, "key": KEY, "n_t": 2, "n_v": 2, "n_r": 2}
+ROWS = (X[:, 0], X[:4], X * np.nan, np.full(X.shape, "a"), None, 3, "x", np.zeros((48, 0)))
+TARGETS = (Y[:4], Y * np.nan, np.full(48, "a"), None, 3, np.ones(48), np.full(48, np.inf))
+LABELS = (GROUPS[:4], np.zeros(48), GROUPS[:, None], None, 3, [None] * 48, np.arange(48))
+GRAM = np.stack([np.eye(3)] * 3)
+FIT = {"X": X, "y": Y, "groups": GROUPS}
+
+
+def estimator(**parameters):
+    """A fit of an estimator with these parameters."""
+    return nm.MetaRegressor(**parameters).fit(**FIT)
+
+
+def chosen(**parameters):
+    """A fit of an estimator that chooses, with these parameters."""
+    return nm.MetaRegressorCV(**{"n_t": 2, "n_v": 2, "n_r": 2} | parameters).fit(**FIT)
+
+
+WRONG = [
+    *wrong(advice.advise, ADVISED, x=ROWS, y=TARGETS, groups=LABELS, key=KEYS,
+           n_t=(*COUNTS, 50), n_v=(*COUNTS, 50), n_r=(*COUNTS, 6), m=(*COUNTS, 8),
+           kernel=(3, "rbf", lambda a, b: 1.0, lambda a, b: -(a @ b.T)),
+           rates=("a", [np.nan], [], np.ones((2, 2)), {}, [None]), splits=(*COUNTS, 9),
+           adapt_rates=("a", [np.inf], [], {}), meta_ridges=([-1.0], "a", [], [np.nan], {}),
+           intercept=FLAGS, standardise=FLAGS, unit=("none", None, 3), progress=(3, "bar", True)),
+    *wrong(advice.random_coefficients, {"gram": GRAM, "counts": np.full(3, 4)},
+           gram=(GRAM[:1], None, "a", np.eye(3), np.ones((3, 2, 3)), GRAM * np.nan),
+           counts=(np.ones(2), None, "a", [4, 4, 0], [4, 4, np.nan]),
+           tau=(0.0, -1.0, np.nan, "a", [1.0])),
+    *wrong(estimator, {}, train_rate=(np.nan, "a", None, [0.1]), adapt_rate=(np.nan, "a", None),
+           meta_ridge=(-1.0, np.nan, "a", None, [0.1]), n_t=(*COUNTS, 50), n_v=(*COUNTS, 50),
+           repeats=COUNTS, unit=("none", None), kernel=(3, "rbf", np.eye(2)),
+           fit_intercept=("yes", None, 3), standardise=("yes", None, 3),
+           random_state=("a", -1, 1.5)),
+    *wrong(chosen, {}, rates=("a", [np.nan], []), meta_ridges=([-1.0], "a"), splits=COUNTS,
+           m=(*COUNTS, 8), n_r=(*COUNTS, 6), unit=("none",), kernel=(3, "rbf"),
+           random_state=("a", -1, 1.5), fit_intercept=("yes",), standardise=("yes",)),
+    *wrong(nm.MetaRegressor().fit, FIT, groups=(GROUPS[:4], 3, [None] * 48)),
+    *wrong(nm.MetaRegressorCV().fit, FIT, groups=(None, GROUPS[:4], [None] * 48)),
+    Wrong(nm.MetaRegressor().fit(**FIT).predict, {"X": X, "groups": GROUPS[:3]}, "groups"),
+]  # fmt: skip
+RIGHT = []

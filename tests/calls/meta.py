@@ -1,0 +1,204 @@
+"""Calls of `negmaml.meta`, `negmaml.tasks` and `negmaml.training`."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import negmaml as nm
+from tests.calls.form import Right, Wrong, wrong
+from tests.calls.problem import KEY, KEYS
+from tests.calls.rules import COUNTS, FLAGS
+
+RULE = nm.GradientDescent(0.1)
+TASKS = nm.tasks.Sinusoid(m=2, n_t=2, n_v=2)
+SIZES = {"m": 2, "n_t": 2, "n_v": 2}
+DRAWN = TASKS(KEY)
+PARAMS = jnp.ones(1)
+RULES = (0.1, "sgd", None, optax.sgd, 1, [RULE], nm.GradientDescent)
+FUNCTIONS = (3, "loss", np.ones(2), None, {}, [])
+OPTIONAL_FUNCTIONS = (3, "loss", np.ones(2), {}, [])
+TREES = (np.ones((2, 3)), {"w": np.ones(2)}, (np.ones(2), np.ones(3)), None, 3, "tasks", [])
+MASKS = (False, True, 1, "all", {"w": True}, [True, True], 0.0, np.array([1.0]))
+
+
+def loss(w, data):
+    x, y = data
+    return jnp.mean((x * w - y) ** 2)
+
+
+def wide(params, data):
+    """A loss that wants {"w": (1, 2), "b": (2,)}."""
+    return jnp.mean((data[0] @ params["w"] + params["b"]) ** 2)
+
+
+MAML = nm.maml_value_and_grad(loss, RULE)
+MADE = {"loss": loss, "rule": RULE}
+ADAPTED = {"loss": loss, "params": PARAMS, "support": (np.ones(2), np.ones(2)), "rule": RULE}
+TESTED = {"key": KEY, "params": PARAMS, "loss": loss, "rule": RULE, "tasks": TASKS, "episodes": 2}
+FITTED = {"key": KEY, "params": PARAMS, "value_and_grad": MAML, "sample_tasks": TASKS,
+          "optimizer": optax.sgd(0.1), "steps": 2}  # fmt: skip
+LOOKS = {"evaluate": nm.maml(loss, RULE), "evaluate_every": 1}
+LABELLED = {"images": np.ones((8, 2)), "labels": np.repeat([0, 1], 4), "ways": 2, "shots": 1,
+            "queries": 1, "m": 2}  # fmt: skip
+GROUPED = {"data": np.ones(8), "groups": np.repeat([0, 1], 4), "m": 2, "n_t": 1, "n_v": 1}
+SPREAD = {"function": lambda x: x, "items": np.ones(2)}
+IMAGES = {"x": np.ones((1, 4, 4, 1)), "kernel": np.ones((3, 3, 1, 2))}
+MAKERS = (nm.maml, nm.maml_value_and_grad, nm.fomaml, nm.reptile)
+
+
+def gradient(make, rule=RULE):
+    """(params, tasks) -> what an algorithm gives, with names for its arguments."""
+
+    def of(params, tasks):
+        return make(loss, rule)(params, tasks)
+
+    of.__name__ = make.__name__
+    return of
+
+
+def fit_of(params, loss=wide):
+    """A fit of parameters that the loss may not take."""
+    value_and_grad = nm.maml_value_and_grad(loss, RULE)
+    return nm.fit(KEY, params, value_and_grad, TASKS, optax.sgd(0.1), 2)
+
+
+def adapt_of(params):
+    return nm.adapt(wide, params, (np.ones((2, 1)), np.ones(2)), RULE)
+
+
+def gradient_of(params):
+    return nm.maml_value_and_grad(wide, RULE)(params, DRAWN)
+
+
+def evaluate_of(params):
+    return nm.evaluate(KEY, params, wide, RULE, TASKS, episodes=2)
+
+
+MISFITS = [
+    ({"w": jnp.ones((2, 2)), "b": jnp.ones(2)}, r"params\['w'\].*\(2, 2\)"),
+    ({"w": jnp.ones((1, 2)), "b": jnp.ones(3)}, r"params\['b'\].*\(3,\)"),
+    ({"v": jnp.ones((1, 2)), "b": jnp.ones(2)}, r"params\['v'\]"),
+    ([jnp.ones((1, 2)), jnp.ones(2)], r"params\[0\]"),
+]
+STRUCTURES = (3, None, nm.maml(loss, RULE), lambda p, t: (p, p, p), lambda p, t: (p.sum(), (p, p)),
+              lambda p, t: (jnp.ones(2), p), lambda p, t: (p.sum(), {"w": p}),
+              lambda p, t: (p.sum(), p[0]), lambda p, t: p.sum(), lambda p, t: None,
+              lambda p, t: (p.sum(), None), lambda p, t: (1j * p.sum(), p))  # fmt: skip
+
+WRONG = [
+    *wrong(nm.fit, FITTED, key=KEYS, value_and_grad=STRUCTURES, steps=(*COUNTS, None),
+           params=(jnp.array(1), 3, 1j, {"w": jnp.arange(3)}, None, [], {}, "w"),
+           sample_tasks=(3, None, DRAWN.support[0], {"a": 1}, [], "digits", lambda: DRAWN,
+                         lambda key, more: DRAWN),
+           optimizer=(0.1, None, optax.sgd, "adam", [optax.sgd(0.1)], {}),
+           epochs=(1, 2, 0), evaluate=(3, LOOKS["evaluate"]), evaluate_every=(1,), patience=(3,),
+           evaluation_tasks=(TASKS,), callback=(3, "print", []), callback_every=(5, *COUNTS),
+           checkpoint_every=(5, *COUNTS), checkpoint_of=("all", None, True, 1),
+           progress=(1, 0, "yes", "x", None), state=(3, PARAMS, (1, 2), {}),
+           mesh=(3, "cpu", [1, 2], ()), task_axis=("task",), checkpoint=(3, b"x", True, [], "")),
+    *wrong(nm.fit, FITTED | LOOKS, evaluate_every=(*COUNTS, 3, 100), evaluate=(3, "loss", {}),
+           evaluation_tasks=(3, [DRAWN], "x", {}), patience=COUNTS),
+    *wrong(nm.fit, FITTED | {"callback": print}, callback_every=COUNTS),
+    *(Wrong(function, {"params": params}, said)
+      for function in (adapt_of, gradient_of, evaluate_of, fit_of) for params, said in MISFITS),
+    *wrong(nm.adapt, ADAPTED, rule=RULES, mask=MASKS, remat=FLAGS,
+           params=(3, 1j, np.arange(2), None, {}, [], "w", jnp.array(True)),
+           loss=(*FUNCTIONS, lambda w, d: w * d[0], lambda w, d: (loss(w, d), 0), lambda w, d: 1j,
+                 lambda w, d: None, lambda w, d: 3)),
+    Wrong(nm.adapt, ADAPTED | {"rule": nm.GradientDescent([0.1, 0.2])}, r"\brate\b"),
+    Wrong(nm.adapt, ADAPTED | {"rule": nm.GradientDescent(jnp.ones(3))}, r"\brate\b"),
+    Wrong(nm.adapt, ADAPTED | {"rule": nm.GradientFlow(1.0)}, "GradientFlow has no update"),
+    *wrong(nm.evaluate, TESTED, key=KEYS, rule=RULES, loss=FUNCTIONS, metric=OPTIONAL_FUNCTIONS,
+           tasks=(3, None, DRAWN.support[0], {"a": 1}, "x", []), episodes=COUNTS,
+           by_step=FLAGS, params=(3, 1j, None, []), mask=MASKS),
+    *wrong(nm.evaluate, TESTED | {"rule": nm.Proximal(1.0)}, by_step=(True,)),
+    *(row for make in MAKERS for row in (
+        *wrong(make, MADE, rule=RULES, loss=FUNCTIONS, inner_loss=OPTIONAL_FUNCTIONS,
+               batch_size=COUNTS, has_aux=FLAGS, mask=(False, 1, "all", 0.0)),
+        *wrong(gradient(make), {"params": PARAMS, "tasks": DRAWN}, tasks=TREES,
+               params=(3, 1j, None, [], "w", np.arange(2))))),
+    *wrong(nm.imaml, {"loss": loss, "rule": nm.Proximal(1.0)}, loss=FUNCTIONS,
+           rule=(*RULES, RULE, nm.GradientFlow(1.0)), inner_loss=OPTIONAL_FUNCTIONS,
+           batch_size=COUNTS, has_aux=FLAGS),
+    *wrong(nm.anil, MADE | {"head": {"w": True}}, head=(None, False, 1, "head"), rule=RULES,
+           loss=FUNCTIONS, has_aux=FLAGS, batch_size=COUNTS),
+    *wrong(nm.maml_value_and_grad, MADE, method=("forward", 3, True, "")),
+    *wrong(nm.meta_sgd, {"loss": loss}, loss=FUNCTIONS, steps=COUNTS, has_aux=FLAGS,
+           batch_size=COUNTS, inner_loss=OPTIONAL_FUNCTIONS),
+    *wrong(nm.state_per_step, {"loss": loss, "steps": 2}, loss=FUNCTIONS, steps=COUNTS),
+    *(Wrong(gradient(make, nm.Proximal(zero)), {"params": PARAMS, "tasks": DRAWN}, "strength")
+      for make in (nm.maml, nm.maml_value_and_grad, nm.imaml) for zero in (0.0, 0)),
+    Wrong(nm.adapt, ADAPTED | {"rule": nm.Proximal(0.0)}, "strength"),
+    Wrong(nm.adapt, ADAPTED | {"rule": nm.Proximal(jnp.ones(2))}, "strength"),
+    *wrong(nm.map_over_devices, SPREAD, batch_size=COUNTS, function=FUNCTIONS,
+           items=(3, [], None, np.ones(0), {"a": np.ones(2), "b": np.ones(3)}, "ab")),
+    *wrong(nm.convolution, IMAGES, stride=COUNTS, padding=("same", None, 1),
+           x=(np.ones((4, 4, 1)), None, np.ones((1, 4, 4, 2)), "x"),
+           kernel=(np.ones((3, 3, 2)), None, 3.0)),
+    *wrong(nm.tasks.Sinusoid, SIZES, **dict.fromkeys(SIZES, COUNTS)),
+    *wrong(nm.tasks.Quadratic, SIZES | {"p": 1, "sigma": 0.1, "nu": 0.1}, p=COUNTS, m=COUNTS,
+           n_t=COUNTS, n_v=COUNTS, sigma=(-1.0, np.nan, "a", None, [0.1]), nu=(-1.0, None, 1j)),
+    *wrong(nm.tasks.Grouped, GROUPED, m=(*COUNTS, 3), n_t=(*COUNTS, 4), n_v=(*COUNTS, 4),
+           groups=([0, 1], None, 3, np.zeros((8, 1)), [None] * 8, [np.nan] * 8),
+           data=(3, None, [], (np.ones(8), np.ones(7)), np.array(["a"] * 8),
+                 (np.ones(8), np.array(list("abcdefgh"))), [None] * 8)),
+    *wrong(nm.tasks.Episodes, LABELLED, ways=(*COUNTS, 3), shots=(*COUNTS, 4),
+           queries=(*COUNTS, 4), m=COUNTS, labels=([0, 1], None, np.zeros((8, 1))),
+           images=(np.array(["a"] * 8), None, 3)),
+    *(row for distribution in (
+        TASKS, nm.tasks.Quadratic(p=1, sigma=0.1, nu=0.1, **SIZES), nm.tasks.Grouped(**GROUPED),
+        nm.tasks.Episodes(**LABELLED),
+        nm.tasks.Linear(nm.MixedLinearRegression(p=2, n_r=2, sigma=0.1, nu=0.1, **SIZES)))
+      for row in wrong(distribution.__call__, {"key": KEY}, key=KEYS)),
+]  # fmt: skip
+
+
+def stepped(rule, params=PARAMS):
+    """One adaptation."""
+    return nm.adapt(loss, params, ADAPTED["support"], rule)
+
+
+def value(w, target):
+    return jnp.sum((w - target) ** 2)
+
+
+def fitted(**changes):
+    """Two steps on a loss that compiles at once."""
+    given = {"params": 1.0, "sample_tasks": jax.random.normal, "steps": 2,
+             "value_and_grad": jax.value_and_grad(value), "optimizer": optax.sgd(0.1)}  # fmt: skip
+    return nm.fit(KEY, **given | changes).params
+
+
+RIGHT = [
+    Right("a rate of a fraction", lambda: stepped(nm.GradientDescent(Fraction(1, 10))),
+          lambda: stepped(RULE)),
+    Right("a rate of an integer", lambda: stepped(nm.GradientDescent(1)),
+          lambda: stepped(nm.GradientDescent(1.0))),
+    Right("rates in a list, for parameters in a list",
+          lambda: nm.adapt(lambda p, t: p[0] ** 2 + p[1] ** 2, [1.0, 2.0], 0,
+                           nm.GradientDescent([0.1, Fraction(-1, 2)])),
+          lambda: [jnp.asarray(0.8), jnp.asarray(4.0)]),
+    Right("an optimizer of optax", lambda: stepped(optax.sgd(0.1)), lambda: stepped(RULE)),
+    Right("parameters of NumPy", lambda: stepped(RULE, np.ones(1, np.float32)),
+          lambda: stepped(RULE)),
+    Right("a mask of NumPy", lambda: nm.adapt(**ADAPTED, mask=np.bool_(True)),
+          lambda: stepped(RULE)),
+    Right("tasks as a pair", lambda: gradient(nm.fomaml)(PARAMS, tuple(DRAWN)),
+          lambda: gradient(nm.fomaml)(PARAMS, DRAWN)),
+    Right("tasks as a dict", lambda: gradient(nm.fomaml)(PARAMS, DRAWN._asdict()),
+          lambda: gradient(nm.fomaml)(PARAMS, DRAWN)),
+    Right("steps of NumPy", lambda: fitted(steps=np.int64(2)), fitted),
+    Right("parameters of an array", lambda: fitted(params=np.float32(1)), fitted),
+    Right("a raw key", lambda: TASKS(jax.random.PRNGKey(0)), lambda: DRAWN),
+    Right("a batch size beyond the tasks",
+          lambda: nm.fomaml(loss, RULE, batch_size=9)(PARAMS, DRAWN),
+          lambda: gradient(nm.fomaml)(PARAMS, DRAWN)),
+    Right("groups of strings",
+          lambda: nm.tasks.Grouped(**GROUPED | {"groups": list("aaaabbbb")})(KEY),
+          lambda: nm.tasks.Grouped(**GROUPED)(KEY)),
+    Right("items in a list", lambda: nm.map_over_devices(SPREAD["function"], [np.ones(2)]),
+          lambda: [np.ones(2)]),
+]  # fmt: skip
