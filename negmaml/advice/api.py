@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from negmaml._core.checks import check_choice, check_count, check_finite, check_key
+from negmaml._core.checks import (
+    check_array,
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    check_key,
+)
 from negmaml.advice import choice
 from negmaml.advice.baselines import alone, mixed_model
 from negmaml.advice.choice import Grid, Measured
@@ -107,6 +114,12 @@ def advise(
     """
     check_choice("unit", unit, UNITS)
     check_key("key", key)
+    intercept, standardise = (
+        check_flag(name, flag)
+        for name, flag in (("intercept", intercept), ("standardise", standardise))
+    )
+    if progress is not None:
+        check_callable("progress", progress, "of (splits done, splits in all)")
     random = _generators(key)
     data = grouped(x, y, groups, intercept=intercept, standardise=standardise)
     if kernel is not None:
@@ -200,9 +213,8 @@ def _grid(data: Grouped, sizes: Sizes, size: float, rates, adapt_rates, meta_rid
 
 
 def _axis(name: str, values: Any, meaning: str) -> np.ndarray:
-    check_finite(name, values, meaning)
-    axis = np.atleast_1d(np.asarray(values, float))
-    if axis.ndim != 1 or not axis.size:
+    axis = np.atleast_1d(np.asarray(check_array(name, values, meaning), float))
+    if axis.ndim != 1:
         raise ValueError(f"{name} must be a list of numbers, got shape {axis.shape}")
     return axis
 

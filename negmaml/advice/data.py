@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, shown
 
 UNITS = ("scaled", "raw")  # of a rate
 LARGEST = 10  # default rows of a part of a group: enough to see curvature, few enough to have
@@ -68,6 +68,8 @@ def numbers(name: str, value: Any) -> np.ndarray:
         if values.dtype.kind not in "biuf":
             numbers(f"{name} column {column!r}", values)
     raw = np.asarray(value)
+    if raw.ndim == 0:
+        raise TypeError(f"{name} must be an array or a data frame of rows, got {shown(value)}")
     try:
         array = raw.astype(np.float64)
     except (TypeError, ValueError) as error:

@@ -1,11 +1,18 @@
 """Meta-trained linear and kernel models with the conventions of scikit-learn."""
 
 import copy
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from negmaml._core.checks import check_choice, check_count, check_finite, check_nonnegative
+from negmaml._core.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_nonnegative,
+    check_scalar,
+)
 from negmaml._core.extras import require
 from negmaml.advice.data import UNITS, unique_labels, unit_of
 from negmaml.advice.features import kernel_features
@@ -193,7 +200,7 @@ class MetaRegressor(Adaptive):
         """
         check_parameters(self)
         for name in ("train_rate", "adapt_rate"):
-            check_finite(name, getattr(self, name), "a rate")
+            check_scalar(name, getattr(self, name), "a rate")
         check_nonnegative("meta_ridge", self.meta_ridge, "a ridge strength")
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         rates = float(self.train_rate), float(self.adapt_rate), float(self.meta_ridge)
@@ -205,6 +212,11 @@ def check_parameters(estimator: Any) -> None:
     """Raise for what both estimators refuse, at `fit` as scikit-learn has it."""
     check_choice("unit", estimator.unit, UNITS)
     check_count("repeats", estimator.repeats)
+    for name in ("fit_intercept", "standardise"):
+        check_flag(name, getattr(estimator, name))
+    seed = estimator.random_state
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"random_state must be an integer of at least 0, got {seed!r}")
     for name in ("n_t", "n_v"):
         if getattr(estimator, name) is not None:
             check_count(name, getattr(estimator, name))

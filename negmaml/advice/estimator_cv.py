@@ -51,7 +51,10 @@ class MetaRegressorCV(Adaptive):
         """Choose rates and ridge by cross-validation over groups, then meta-train on all."""
         check_parameters(self)
         if groups is None:
-            raise ValueError("groups must be given: rates are chosen by which groups are held out")
+            raise ValueError(
+                "groups must be given, a label for each row, got None: rates are chosen by which "
+                "groups are held out"
+            )
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         self.advice_ = advise(
             X, y, groups, n_t=self.n_t, n_v=self.n_v, n_r=self.n_r, m=self.m, kernel=self.kernel,

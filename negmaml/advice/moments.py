@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from negmaml._core.checks import check_array, check_scalar
+
 FULL = 8  # coefficients up to which Omega is a full matrix
 FREEDOM = 0.1  # degrees of freedom a row from which sigma^2 is that of residuals within groups
 
@@ -59,18 +61,30 @@ def random_coefficients(gram, counts, tau=None) -> RandomCoefficients:
         counts: (G,), rows of each group.
         tau: the shrinkage of the fits; None takes sigma^2 p / tr Omega, found in three rounds.
 
-    Raises ValueError if there are fewer than 2 groups.
+    Raises TypeError or ValueError if there are fewer than 2 groups, for other shapes, NaN and
+    infinity, counts that are not above 0, and a tau that is not above 0.
     """
-    if len(gram) < 2:
-        raise ValueError(
-            f"gram must hold at least 2 groups, got {len(gram)}; Omega is their spread"
-        )
+    gram, counts = _checked(gram, counts)
     if tau is not None:
+        check_array("tau", check_scalar("tau", tau, "a shrinkage"), "a shrinkage", 0, strict=True)
         return from_sums(summaries(gram, counts, tau, pooled_fit(gram)), None)
     tau = first_shrinkage(gram, counts)
     for _ in range(3):
         tau = next_shrinkage(random_coefficients(gram, counts, tau), gram, counts)
     return random_coefficients(gram, counts, tau)
+
+
+def _checked(gram, counts):
+    gram = np.asarray(check_array("gram", gram, "sums over rows"))
+    if gram.ndim != 3 or len(gram) < 2 or gram.shape[1] != gram.shape[2] or gram.shape[1] < 2:
+        raise ValueError(
+            "gram must hold at least 2 groups, shape (groups, p + 1, p + 1), got shape "
+            f"{gram.shape}; Omega is their spread"
+        )
+    counts = np.asarray(check_array("counts", counts, "rows of a group", 0, strict=True))
+    if counts.shape != gram.shape[:1]:
+        raise ValueError(f"counts must have shape ({len(gram)},) like gram, got {counts.shape}")
+    return gram, counts
 
 
 def pooled_fit(gram):

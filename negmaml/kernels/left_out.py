@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.checks import check_optional
 from negmaml._core.compilation import quick_jit
-from negmaml._core.pytree import as_pytree, pytree
-from negmaml.kernels.points import as_kernel, check_ridges, gram, stack
+from negmaml._core.pytree import pytree
+from negmaml.kernels.points import as_kernel, as_start, check_ridges, gram, stack
 from negmaml.kernels.solve import leave_out
 from negmaml.kernels.system import adapted_losses, check_spectral, own_blocks, right_side, systems
 from negmaml.meta import Tasks
@@ -36,7 +37,7 @@ class LeftOut:
         Returns shape batch + the rule's shape + (m,): tasks are the sample, so differences between
         rules have the standard error of their mean over tasks.
         """
-        check_spectral(rule)
+        rule = check_spectral(rule)
         return adapted_losses(self.own, rule, self.support, self.query)
 
 
@@ -59,8 +60,8 @@ def leave_one_task_out(
     >>> left.losses(GradientDescent(0.2)).shape  # rates, ridges, tasks
     (3, 2, 4)
     """
-    kernel, f0 = as_kernel(kernel), None if f0 is None else as_pytree(f0)
-    check_spectral(rule)
+    kernel, f0 = as_kernel(kernel), check_optional(as_start, "f0", f0)
+    rule = check_spectral(rule)
     ridges = check_ridges(meta_ridge)
     points, _ = stack(tasks, f0)
     if points.sizes[0] < 2:

@@ -12,18 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_choice
+from negmaml._core.checks import check_choice, check_optional
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import contract
-from negmaml._core.pytree import as_pytree, pytree, static
+from negmaml._core.pytree import pytree, static
 from negmaml.kernels.iterative import train_iteratively
 from negmaml.kernels.points import (
     TILE,
     Points,
     as_kernel,
+    as_start,
     check_ridges,
     cross,
     gram,
+    pair,
     stack,
     start_values,
 )
@@ -75,8 +77,8 @@ class KernelModel:
         Arguments: support, the task's (x, y), and any spectral rule; values of the function lead
         with batch + the rule's shape. Raises TypeError or ValueError for other shapes and rules.
         """
-        check_spectral(rule)
-        x, y = (jnp.asarray(part) for part in support)
+        rule = check_spectral(rule)
+        x, y = pair("support", support)
         if x.shape[:1] != y.shape[:1] or y.shape[1:] != self._outputs:
             raise ValueError(
                 f"support must be (x, y) of one task, y of shape (points, *{self._outputs}), got "
@@ -87,7 +89,7 @@ class KernelModel:
 
     def loss(self, tasks: Tasks, rule: Rule):
         """Half the mean squared error on the queries after adapting: batch + the rule's shape."""
-        check_spectral(rule)
+        rule = check_spectral(rule)
         points, has_outputs = stack(tasks, None)
         if has_outputs != self.has_outputs or points.y_t.shape[-1:] != self.weights.shape[-1:]:
             raise ValueError(
@@ -203,8 +205,8 @@ def meta_train(
     >>> model(jnp.array([[2.0]])).round(2)  # the labels are x itself
     Array([2.], dtype=float32)
     """
-    kernel, f0 = as_kernel(kernel), None if f0 is None else as_pytree(f0)
-    check_spectral(rule)
+    kernel, f0 = as_kernel(kernel), check_optional(as_start, "f0", f0)
+    rule = check_spectral(rule)
     ridges = check_ridges(meta_ridge)
     if method is not None:
         check_choice("method", method, METHODS)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_finite, check_nonnegative
+from negmaml._core.checks import as_array, check_array, check_callable, check_finite, shown
 from negmaml._core.pytree import as_pytree
 from negmaml.meta import Tasks
 from negmaml.meta.batching import as_tasks, leading_axis
@@ -43,10 +43,15 @@ def as_kernel(kernel: Callable) -> Any:
     """`kernel` as a pytree; a kernel of GPJax by its cross-covariance."""
     if not callable(kernel):
         raise TypeError(
-            f"kernel must be a function (x1, x2) -> matrix, got {kernel!r}; a matrix K of all "
+            f"kernel must be a function (x1, x2) -> matrix, got {shown(kernel)}; a matrix K of all "
             "points is lambda i, j: K[i][:, j] on tasks whose inputs are indices of points"
         )
     return as_pytree(getattr(kernel, "cross_covariance", kernel))
+
+
+def as_start(name: str, f0) -> Any:
+    """f_0 as a pytree; raises for what is no function."""
+    return as_pytree(check_callable(name, f0, "of points x, with values like the labels"))
 
 
 def stack(tasks: Tasks, f0: Callable | None) -> tuple[Points, bool]:
@@ -54,7 +59,7 @@ def stack(tasks: Tasks, f0: Callable | None) -> tuple[Points, bool]:
     tasks = as_tasks(tasks)
     leading_axis("tasks.support and tasks.query", tuple(tasks))
     (x_t, y_t), (x_v, y_v) = (
-        _pair(f"tasks.{name}", part) for name, part in zip(("support", "query"), tasks, strict=True)
+        pair(f"tasks.{name}", part) for name, part in zip(("support", "query"), tasks, strict=True)
     )
     for name, x, y in (("support", x_t, y_t), ("query", x_v, y_v)):
         if y.ndim not in (2, 3) or x.ndim < 2 or x.shape[:2] != y.shape[:2] or 0 in y.shape:
@@ -85,15 +90,17 @@ def _less(y_t, y_v, start):
     return y_t, y_v.reshape(m, n_v, -1) - start[m * n_t :].reshape(m, n_v, outputs)
 
 
-def _pair(name: str, part) -> tuple[jax.Array, jax.Array]:
+def pair(name: str, part) -> tuple[jax.Array, jax.Array]:
+    """(x, y) as arrays, y of floating point; raises for what is none."""
     if not isinstance(part, tuple | list) or len(part) != 2:
         raise TypeError(f"{name} must be a pair (x, y) of arrays, got {type(part).__name__}")
+    part = tuple(as_array(name, leaf) for leaf in part)
+    check_finite(name, [leaf for leaf in part if not np.iscomplexobj(leaf)], "inputs and labels")
     x, y = (jnp.asarray(leaf) for leaf in part)
     if jnp.issubdtype(y.dtype, jnp.complexfloating):
         raise TypeError(
             f"labels in {name} must be real, got {y.dtype}; split them into two outputs"
         )
-    check_finite(name, (x, y), "inputs and labels")
     return x, y.astype(jnp.result_type(float, y))
 
 
@@ -185,11 +192,5 @@ def _tile(kernel: Callable, x1, x2) -> jax.Array:
 
 def check_ridges(meta_ridge):
     """The ridges as an array; ValueError or TypeError unless all are finite and at least 0."""
-    check_finite("meta_ridge", meta_ridge, "a ridge, or an array of them")
-    if isinstance(meta_ridge, jax.core.Tracer):
-        return meta_ridge
-    ridges = np.asarray(meta_ridge)
-    if ridges.size == 0:
-        raise ValueError("meta_ridge must hold at least one ridge, got an empty array")
-    check_nonnegative("meta_ridge", ridges.min(), "a ridge")
-    return ridges
+    ridges = check_array("meta_ridge", meta_ridge, "a ridge, or an array of them", 0)
+    return ridges if isinstance(ridges, jax.core.Tracer) else np.asarray(ridges)

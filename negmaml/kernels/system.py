@@ -27,7 +27,7 @@ from jax import lax
 
 from negmaml._core.numerics import contract, outer
 from negmaml.kernels.points import TILE
-from negmaml.rules import Rule, check_rule
+from negmaml.rules import Rule, check_filters
 
 
 class Own(NamedTuple):
@@ -37,14 +37,16 @@ class Own(NamedTuple):
     vt: jax.Array
 
 
-def check_spectral(rule: Rule) -> None:
-    """Raise unless the rule acts through the spectrum of S alone."""
-    jax.eval_shape(check_rule("rule", rule).q, 0.0)
+def check_spectral(rule: Rule) -> Rule:
+    """The rule, lists of numbers as arrays, if it acts through the spectrum of S alone."""
+    rule = check_filters("rule", rule)
+    jax.eval_shape(rule.q, 0.0)
     if rule.metric is not None:
         raise TypeError(
             f"rule must act in the kernel's own geometry, got {rule!r} with a metric; put the "
             "metric P into the kernel, psi(x)^T P psi(x')"
         )
+    return rule
 
 
 def own_blocks(K, m: int, n_t: int) -> Own:

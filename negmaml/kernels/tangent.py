@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from negmaml._core.checks import check_callable
 from negmaml._core.numerics import contract
 from negmaml.meta.lowrank import open_products, wide_weights
 
@@ -53,6 +54,7 @@ def neural_tangent(apply: Callable, params) -> Callable:
     >>> kernel(jnp.eye(3), jnp.ones((2, 3)))[0]  # at zero, tanh is linear
     Array([1., 1.], dtype=float32)
     """
+    check_callable("apply", apply, "of (params, x)")
     leaves, treedef = jax.tree.flatten(params)
     arrays = {i: jnp.asarray(leaf) for i, leaf in enumerate(leaves) if _is_array(leaf)}
     if any(jnp.issubdtype(leaf.dtype, jnp.complexfloating) for leaf in arrays.values()):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_choice, check_nonnegative
+from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.compilation import compiler_options
 from negmaml._core.numerics import working_dtype
 from negmaml._core.pytree import pytree, static
@@ -84,6 +84,8 @@ class LinearModel:
     def check(self, **point) -> None:
         """Raise what the problem raises for values it does not allow."""
         point = DEFAULTS | point
+        for name in STEPS:
+            check_count(name, point[name])
         _problem(point)
         check_nonnegative("meta_ridge", point["meta_ridge"], "a ridge strength")
 

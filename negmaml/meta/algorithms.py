@@ -14,13 +14,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_choice, check_count, check_flag, check_optional
 from negmaml.meta import blocks
 from negmaml.meta.blocks import Algorithm
-from negmaml.meta.leaves import Loss
+from negmaml.meta.leaves import Loss, check_loss, hashable
 from negmaml.rules import GradientDescent, Rule, as_rule, check_rule
 
 METHODS = ("mixed", "reverse", "remat", "low-rank")
@@ -90,8 +89,8 @@ def maml_value_and_grad(
     numbers of tasks, and what `adapt` raises. Source: Finn, Abbeel and Levine, ICML 2017; the
     mixed mode, Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation", ICML 2025.
     """
-    if method not in (None, *METHODS):
-        raise ValueError(f"method must be one of {METHODS} or None, got {method!r}")
+    if method is not None:
+        check_choice("method", method, METHODS)
     return _algorithm(
         blocks.exact, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
         has_aux=has_aux, method=method,
@@ -135,6 +134,7 @@ def anil(
     `head` is the mask of `adapt`, a pytree of booleans like the parameters or a prefix of it;
     everything else as in `maml_value_and_grad`. Source: Raghu et al., ICLR 2020.
     """
+    hashable("head", head)  # a mask, and not the default of it
     return maml_value_and_grad(
         loss, rule, inner_loss=inner_loss, mask=head, batch_size=batch_size, has_aux=has_aux
     )
@@ -217,18 +217,14 @@ def meta_sgd(
 
 def _algorithm(block, loss, rule, *, mask=None, batch_size=None, **options):
     """The pytree (params, tasks) -> result, whose leaves are the numbers of the rule."""
-    for name, function in (("loss", loss), ("inner_loss", options["inner_loss"])):
-        if not callable(function) and not (name == "inner_loss" and function is None):
-            raise TypeError(f"{name} must be a function of (params, data), got {function!r}")
-    if not isinstance(options["has_aux"], bool):
-        raise TypeError(f"has_aux must be True or False, got {options['has_aux']!r}")
-    if batch_size is not None:
-        batch_size = check_count("batch_size", batch_size)
-    if mask is not None:
-        leaves, treedef = jax.tree.flatten(mask)
-        mask = treedef, tuple(leaves)
+    loss = check_loss("loss", loss)
+    options["inner_loss"] = check_optional(check_loss, "inner_loss", options["inner_loss"])
+    options["has_aux"] = check_flag("has_aux", options["has_aux"])
+    batch_size = check_optional(check_count, "batch_size", batch_size)
+    mask = check_optional(hashable, "mask", mask)
     algorithm = Algorithm(block, loss, hashable_mask=mask, batch_size=batch_size, **options)
     rule = as_rule("rule", rule)
+    rule.check_meta()
     if block in (blocks.objective, blocks.exact) and not rule.smooth_at_zero:
         warnings.warn(
             "the inner optimizer has no derivative where an entry of the gradient is zero (a dead "

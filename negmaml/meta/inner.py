@@ -2,7 +2,8 @@ r"""Adapting a pytree of parameters to the data of one task."""
 
 from typing import Any
 
-from negmaml.meta.leaves import Loss, holding, merge, ready, scalar, split, trainable
+from negmaml._core.checks import check_flag
+from negmaml.meta.leaves import Loss, check_loss, holding, merge, ready, scalar, split, trainable
 from negmaml.meta.stateful import Stateful, adapt_with_state
 from negmaml.rules import Rule
 
@@ -42,9 +43,12 @@ def adapt(
     >>> float(adapt(square, 0.0, 1.0, nm.GradientDescent(-0.5)))  # away from the target
     -0.5
     """
+    remat = check_flag("remat", remat)
     if isinstance(params, Stateful):
+        loss = check_loss("loss", loss, "(params, state, data)")
         return adapt_with_state(loss, params, support, rule, mask, remat)
     params, rest = trainable(params)
+    loss = check_loss("loss", loss)
     rule, params = ready(rule, params)
     moving, frozen = split(params, mask)
     objective = scalar(holding(loss, rest))

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.checks import check_callable, shown
 from negmaml._core.display import tree_text
+from negmaml.meta.misfit import Explained
 from negmaml.rules import Rule, as_rule
 
 Loss = Callable[..., Any]  # of (params, data), or of (params, state, data)
@@ -54,6 +56,29 @@ def ready(rule, params) -> tuple[Rule, Any]:
     return rule, params
 
 
+def check_loss(name: str, loss, form: str = "(params, data)") -> Any:
+    """The loss, made to say which leaf of the parameters does not fit it; raises for no function."""
+    if isinstance(loss, Explained):
+        return loss
+    return Explained(check_callable(name, loss, f"of {form}"), "the loss")
+
+
+def hashable(name: str, mask) -> tuple[Any, tuple]:
+    """A mask in a form that jit can compare: structure and flags; raises unless some are True."""
+    flags, structure = jax.tree.flatten(mask)
+    if not flags or not all(isinstance(flag, bool | np.bool_) for flag in flags):
+        raise ValueError(
+            f"{name} must hold booleans, got {shown(mask)}; use True for leaves that adapt, False "
+            "for others, in a pytree like params or a prefix of it"
+        )
+    if not any(flags):
+        raise ValueError(
+            f"{name} must have a leaf that adapts, got {shown(mask)}; for no adaptation use a rate "
+            "of zero"
+        )
+    return structure, tuple(map(bool, flags))
+
+
 def split(tree, mask):
     """(what moves, what is frozen): two trees like `tree` with None for the other's leaves."""
     if mask is None:
@@ -65,8 +90,7 @@ def split(tree, mask):
             f"mask must be a pytree of booleans like the parameters or a prefix of them "
             f"({jax.tree.structure(tree)}), got {mask!r}"
         ) from mismatch
-    if not all(isinstance(flag, bool | np.bool_) for flag in jax.tree.leaves(flags)):
-        raise ValueError(f"mask must hold booleans, got {mask!r}; use True for leaves that adapt")
+    hashable("mask", mask)
     moving = jax.tree.map(lambda flag, leaf: leaf if flag else None, flags, tree)
     frozen = jax.tree.map(lambda flag, leaf: None if flag else leaf, flags, tree)
     return moving, frozen

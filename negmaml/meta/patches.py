@@ -1,6 +1,7 @@
 """Convolution by patches, fast where XLA's is not."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from negmaml._core.checks import check_count
 
@@ -26,10 +27,10 @@ def convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
     (1, 2, 2, 2)
     """
     stride = check_count("stride", stride)
-    if jnp.ndim(x) != 4 or jnp.ndim(kernel) != 4 or x.shape[3] != kernel.shape[2]:
+    if np.ndim(x) != 4 or np.ndim(kernel) != 4 or x.shape[3] != kernel.shape[2]:
         raise ValueError(
             "x and kernel must have shapes (n, height, width, in) and (kernel height, kernel "
-            f"width, in, out), got {jnp.shape(x)} and {jnp.shape(kernel)}"
+            f"width, in, out), got {np.shape(x)} and {np.shape(kernel)}"
         )
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}")

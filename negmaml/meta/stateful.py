@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_callable, check_count
 from negmaml._core.pytree import pytree
 from negmaml.meta.batching import Tasks
 from negmaml.meta.leaves import check_scalar, merge, ready, split, trainable
@@ -188,6 +188,7 @@ def state_per_step(loss: Callable, steps: int) -> tuple[Callable, Callable]:
     >>> stack.tolist()
     [1.0, 0.0]
     """
+    check_callable("loss", loss, "of (params, state, data)")
     last = check_count("steps", steps)
 
     def init(state):

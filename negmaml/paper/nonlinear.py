@@ -21,7 +21,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from negmaml import kernels
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, check_key
 from negmaml.kernels.system import own_blocks, systems
 from negmaml.meta import Tasks, maml, maml_value_and_grad
 from negmaml.paper.reproduce import (
@@ -146,14 +146,17 @@ def _largest_eigenvalues(kernel, tasks: Tasks, rates):
     return lax.map(lambda entry: jnp.linalg.eigvalsh(at(entry).G)[-1] / y_v.size, entries)
 
 
-def runs(key, count: int = RUNS, setting: Setting = SETTING) -> Iterator[Losses]:
+def runs(key, runs: int = RUNS, setting: Setting = SETTING) -> Iterator[Losses]:
     """The losses of one run after another; run i depends on the key and i alone.
 
     Raises ValueError for fewer than 2: a standard error needs as many.
     """
-    if check_count("runs", count) < 2:
-        raise ValueError(f"runs must be at least 2 for standard errors, got {count!r}")
-    for i in range(count):
+    check_key("key", key)
+    if check_count("runs", runs) < 2:
+        raise ValueError(f"runs must be at least 2 for standard errors, got {runs!r}")
+    if not isinstance(setting, Setting):
+        raise TypeError(f"setting must be a Setting of this module, got {setting!r}")
+    for i in range(runs):
         yield jax.tree.map(np.asarray, one_run(jax.random.fold_in(key, i), setting))
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml import theory
+from negmaml._core.checks import check_count, check_key
 from negmaml._core.compilation import on_host
 from negmaml.linear.simulation import simulate
 from negmaml.problem.model import MixedLinearRegression
@@ -40,6 +41,9 @@ def phases(key, runs: int = 400):
     """Everything the figures of `negmaml phases` show, as a labelled xarray.Dataset."""
     import xarray as xr
 
+    check_key("key", key)
+    if check_count("runs", runs) < 2:
+        raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
     with jax.enable_x64(True):
         parts = _maps() | _descent(key, runs) | _ridge()
     coordinates = {

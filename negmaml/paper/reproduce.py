@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml import theory
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_choice, check_count, check_key
 from negmaml._core.numerics import cast
-from negmaml.linear.simulation import Simulation, compile_simulation
+from negmaml.linear.simulation import EVALUATIONS, Simulation, compile_simulation
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
 
@@ -77,6 +77,10 @@ def experiments(
     tenth of its runs at alpha_t = 0.2. A problem's numbers do not depend on which are asked for.
     Raises ValueError for an unknown name or fewer than 20 runs: panel a needs two.
     """
+    check_key("key", key)
+    check_choice("evaluation", evaluation, EVALUATIONS)
+    if isinstance(names, str) or not isinstance(names, Sequence) or not names:
+        raise TypeError(f"names must be a list of some of {', '.join(PROBLEMS)}, got {names!r}")
     if unknown := [name for name in names if name not in PROBLEMS]:
         raise ValueError(f"names must be among {', '.join(PROBLEMS)}, got {unknown[0]!r}")
     if check_count("runs", runs) < 20:

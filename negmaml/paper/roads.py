@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from negmaml import theory
+from negmaml._core.checks import check_count, check_key
 from negmaml._core.compilation import quick_jit
 from negmaml._core.display import Table
 from negmaml._core.numerics import cast, contract
@@ -19,8 +20,8 @@ from negmaml.linear.solve import minimiser
 from negmaml.linear.system import meta_system
 from negmaml.meta import Tasks, maml
 from negmaml.problem.adaptation import adapted, expected_test_loss
-from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_rule
+from negmaml.problem.model import MixedLinearRegression, check_problem
+from negmaml.rules import Rule, check_scalar_rule
 from negmaml.theory import structured
 from negmaml.theory.predict import evaluate
 
@@ -123,13 +124,20 @@ def verify(
         key: a JAX key, jax.random.key(0) when left out.
         runs: simulated runs, at least 2.
 
-    Returns a `Verification`. Raises ValueError for rules that are not scalar and for runs < 2.
+    Returns a `Verification`. Raises TypeError or ValueError for rules that are not scalar, for
+    runs < 2, and at p = n_v m, where every mean is infinite.
     """
-    for name, rule in (("train", train), ("adapt", adapt)):
-        if check_rule(name, rule).batch_shape != ():
-            raise ValueError(f"{name} must have one scalar parameter, got {rule!r}")
-    if runs < 2:
+    check_problem(problem)
+    train, adapt = check_scalar_rule("train", train), check_scalar_rule("adapt", adapt)
+    if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
+    if key is not None:
+        check_key("key", key)
+    if problem.p == problem.rows:
+        raise ValueError(
+            f"p = n_v m = {problem.p}: every mean is infinite there, and no two samples of it "
+            "agree; change p, m or n_v"
+        )
     with jax.enable_x64(True):
         key = jax.random.key(0) if key is None else key
         problem, train, adapt = cast((problem, train, adapt), jnp.float64)

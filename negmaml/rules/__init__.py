@@ -8,7 +8,7 @@ reinterprets a negative or zero strength.
 from negmaml.rules.descent import GradientDescent, Momentum, Preconditioned
 from negmaml.rules.flow import GradientFlow
 from negmaml.rules.optimizer import InnerOptimizer, as_rule
-from negmaml.rules.protocol import Rule, check_filters, check_rule, flat_batch
+from negmaml.rules.protocol import Rule, check_filters, check_rule, check_scalar_rule, flat_batch
 from negmaml.rules.proximal import Proximal
 from negmaml.rules.schedule import Schedule, combine, separate
 from negmaml.rules.stepping import run
@@ -25,6 +25,7 @@ __all__ = [
     "as_rule",
     "check_filters",
     "check_rule",
+    "check_scalar_rule",
     "combine",
     "flat_batch",
     "run",

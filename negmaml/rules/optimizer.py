@@ -83,7 +83,12 @@ def _smooth_at_zero(transformation) -> bool:
 
 
 def as_rule(name: str, rule) -> Any:
-    """A rule as given, or one step of an optax transformation; TypeError for anything else."""
+    """A rule as given, or one step of an optax transformation; TypeError for anything else.
+
+    For general models: a rule that moves none raises, too.
+    """
     if isinstance(rule, optax.GradientTransformation):
         return InnerOptimizer(rule)
-    return check_rule(name, rule)
+    if not check_rule(name, rule).moves_any_model:
+        rule.update(None, None, None)  # says what to add
+    return rule

@@ -163,9 +163,7 @@ class Rule:
         """Raise ValueError where the numbers of the rule do not fit the parameters."""
 
     def check_meta(self) -> None:
-        """Raise where no model can be meta-trained with the rule."""
-        if not self.moves_any_model:
-            self.update(None, None, None)  # says what to add
+        """Raise ValueError where no model can be meta-trained with the numbers of the rule."""
 
     def init(self, params) -> Any:
         """The state before the first update."""
@@ -225,6 +223,17 @@ def check_filters(name: str, rule) -> Any:
         rule = structure.unflatten([as_array(name, part) for part in parts])
     rule.batch_shape  # noqa: B018  one array a parameter, or a clear error
     rule.metric  # noqa: B018  symmetric, or a clear error
+    return rule
+
+
+def check_scalar_rule(name: str, rule) -> Any:
+    """The rule, if it has one number for every parameter on the linear model; raises otherwise."""
+    rule = check_filters(name, rule)
+    if rule.batch_shape != ():
+        raise ValueError(
+            f"{name} must have one scalar parameter, got {shown(rule)}; call it for each, or "
+            "jax.vmap over rules"
+        )
     return rule
 
 

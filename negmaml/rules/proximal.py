@@ -59,8 +59,7 @@ class Proximal(Rule):
             )
 
     def check_meta(self) -> None:
-        """Besides, a strength of zero forgets where it starts: no gradient is left."""
-        super().check_meta()
+        """A strength of zero forgets where it starts: no gradient is left."""
         strength = self.strength
         if not isinstance(strength, jax.core.Tracer) and np.ndim(strength) == 0 and strength == 0:
             raise ValueError(

@@ -16,7 +16,7 @@ from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.files import check_url
 from negmaml.sweeps.lock import locked
-from negmaml.sweeps.planning import Work, index_of, planned, prepare, regions
+from negmaml.sweeps.planning import Work, check_means, index_of, planned, prepare, regions
 from negmaml.sweeps.run import empty
 from negmaml.sweeps.stored import How, Means, into_store
 
@@ -102,6 +102,7 @@ def sweep(
     require("xarray", "sweep")
     _check_options(store, client, extend, accept_changes)
     check_version(version)
+    check_means(memory, block, devices)
     work = prepare(
         function, grid, seeds, root=root, static=static, whole=whole, common=common,
         output_dims=output_dims,

@@ -110,9 +110,9 @@ def _axis(key, values) -> Axis:
         return Axis(None, names, ((_value(dim, values),),))
     if len(values) == 0:
         raise ValueError(f"grid: axis {dim!r} is empty; give it a value or leave it out")
-    rows = [tuple(row) for row in values] if isinstance(key, tuple) else [(v,) for v in values]
+    rows = list(values) if isinstance(key, tuple) else [(v,) for v in values]
     for row in rows:
-        if len(row) != len(names):
+        if not isinstance(row, Sequence | np.ndarray) or len(row) != len(names):
             raise ValueError(f"grid: {dim} zips {len(names)} axes, got the row {row!r}")
     rows = [tuple(_value(dim, value) for value in row) for row in rows]
     _check_distinct(f"axis {dim!r}", rows)

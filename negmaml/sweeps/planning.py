@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.checks import check_count, check_optional
 from negmaml._core.provenance import provenance
 from negmaml._core.version import __version__
 from negmaml.sweeps.functions import Output, Plain, SweepFunction, outputs, roles
@@ -137,9 +138,7 @@ def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
 
     A probe runs the group of the largest sizes.
     """
-    _check_positive("memory", memory)
-    _check_positive("block", cells)
-    _check_devices(devices)
+    check_means(memory, cells, devices)
     runner = work.runner(work.grid.shape, memory, devices)
     groups = runner.compiler.groups
     group = max(range(len(groups)), key=lambda g: _size(groups[g]))
@@ -160,12 +159,10 @@ def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
     return found, runner
 
 
-def _check_positive(name: str, value) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def _check_devices(devices) -> None:
+def check_means(memory, block, devices) -> None:
+    """Raise for what is no number of bytes, no number of cells, or no devices of this machine."""
+    check_optional(check_count, "memory", memory)
+    check_optional(check_count, "block", block)
     local = jax.local_devices()
     if devices is None:
         return

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_count, check_key
+from negmaml._core.checks import check_count, check_key, shown
 from negmaml._core.display import Table, displayed, tree_text
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.batching import Tasks, leading_axis
@@ -151,19 +151,42 @@ def _summary(name: str, distribution, kind: str, sizes: str) -> Table:
 
 def _sort(data, groups, name: str, needed: int, expression: str):
     """The data with the rows of each group together; where each group starts; its size."""
+    _check_numbers("images" if name == "labels" else "data", data)
     rows, groups = leading_axis("data", data), np.asarray(groups)
     if groups.shape != (rows,):
         raise ValueError(f"{name} must have one entry a row, shape ({rows},), got {groups.shape}")
+    missing = [label is None or label != label for label in groups.tolist()]
+    if any(missing):
+        raise ValueError(
+            f"{name} must name one for every row, got {groups[missing.index(True)]!r} in row "
+            f"{missing.index(True)}; leave such rows out"
+        )
     values, counts = np.unique(groups, return_counts=True)
     small = [f"{v} ({c})" for v, c in zip(values, counts, strict=True) if c < needed]
     if small:
         raise ValueError(
-            f"{len(small)} of {len(values)} values in {name} have fewer than {expression} = "
-            f"{needed} rows: {', '.join(small[:5])}; leave their rows out or ask for fewer"
+            f"{expression} must be at most the rows of each of {name}, got {needed}, and "
+            f"{len(small)} of {len(values)} have fewer: {', '.join(small[:5])}; leave their rows "
+            "out or ask for fewer"
         )
     order = np.argsort(groups, kind="stable")
     data = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[order]), data)
     return data, jnp.asarray(np.cumsum(counts) - counts), jnp.asarray(counts)
+
+
+def _check_numbers(name: str, data) -> None:
+    """Rows of arrays that JAX takes."""
+    leaves = jax.tree.leaves(data, is_leaf=lambda x: x is None)
+    if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
+        raise TypeError(
+            f"{name} must be an array or a pytree of arrays with one entry a row, got {shown(data)}"
+        )
+    for leaf in leaves:
+        if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind not in "biufcV":
+            raise TypeError(
+                f"{name} must hold numbers, got {shown(np.ravel(leaf)[0])}; encode text as numbers, "
+                "for example np.unique(text, return_inverse=True)[1]"
+            )
 
 
 def _rows(distribution, key, group, number: int):

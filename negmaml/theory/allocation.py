@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_nonnegative
+from negmaml._core.checks import check_flag, check_nonnegative, check_optional, check_scalar
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast
 from negmaml.problem.adaptation import Adapted, adapted
-from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import GradientDescent, Rule, check_rule
+from negmaml.problem.model import MixedLinearRegression, check_problem
+from negmaml.rules import GradientDescent, Rule, check_scalar_rule
 from negmaml.theory.optima import best_adapt_rate
 from negmaml.theory.predict import means, test_loss
 from negmaml.theory.setting import Setting, setting_of
@@ -90,10 +90,10 @@ def best_allocation(
     >>> best.n_t == best.n_v and best.cost <= 3000
     True
     """
-    train = GradientDescent(0.0) if train is None else check_rule("train", train)
-    for name, rule in (("train", train), ("adapt", adapt)):
-        if rule is not None and check_rule(name, rule).batch_shape != ():
-            raise ValueError(f"{name} must have one scalar parameter, got {rule!r}")
+    check_problem(problem)
+    train = check_scalar_rule("train", GradientDescent(0.0) if train is None else train)
+    adapt = check_optional(check_scalar_rule, "adapt", adapt)
+    tune = check_flag("tune", tune)
     _check(budget, task_cost, point_cost, split, meta_ridge)
     spending = Spending(float(budget), float(task_cost), float(point_cost))
     options = [meta_ridge] if meta_ridge is not None else [0.0, None]
@@ -339,7 +339,7 @@ def _check(budget, task_cost, point_cost, split, meta_ridge) -> None:
         check_nonnegative(name, value, "what points and tasks cost")
     if point_cost == 0:
         raise ValueError("point_cost must be above 0, else any number of points is free, got 0")
-    if split is not None and not 0 < split < 1:
+    if split is not None and not 0 < check_scalar("split", split, "a share") < 1:
         raise ValueError(f"split must lie between 0 and 1 (n_t / (n_t + n_v)), got {split!r}")
     if meta_ridge is not None:
         check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")

@@ -24,9 +24,10 @@ alpha_r = 0. Tests prove both, by simulation and by automatic differentiation.
 
 import jax.numpy as jnp
 
+from negmaml._core.checks import check_array
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.adaptation import expected_test_loss, shrinkage
-from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.wishart import normalized_moment
 from negmaml.rules import GradientDescent, Rule
 from negmaml.theory.setting import check_spectral
@@ -107,6 +108,7 @@ def expansion_parameter(problem: MixedLinearRegression, train: Rule) -> Float[Ar
     distance E|omega* - w0|^2 by expansion is off by a relative error of order rho. Exact,
     whatever its size; of the rule's shape. Raises ValueError unless `train` is one gradient step.
     """
+    check_problem(problem)
     rate = _one_step_rate(train)
     p, n_v, m = problem.p, problem.n_v, problem.m
     _, _, g3, g4 = (_polynomial(c, rate) for c in _g_coefficients(problem.n_t, p))
@@ -117,12 +119,15 @@ def expansion_parameter(problem: MixedLinearRegression, train: Rule) -> Float[Ar
 
 
 def _test_loss(problem: MixedLinearRegression, train_rate, adapt_rate):
-    found = distance(problem, GradientDescent(train_rate))
-    return expected_test_loss(problem, found, GradientDescent(adapt_rate))
+    train, adapt = (
+        GradientDescent(check_array(name, rate, "an inner learning rate"))
+        for name, rate in (("train_rate", train_rate), ("adapt_rate", adapt_rate))
+    )
+    return expected_test_loss(problem, distance(problem, train), adapt)
 
 
 def _one_step_rate(train: Rule):
-    check_spectral("train", train)
+    train = check_spectral("train", train)
     if train.one_step is None:
         raise ValueError(
             f"train must be GradientDescent with steps=1 for an expansion, got {train!r}; "
@@ -132,6 +137,7 @@ def _one_step_rate(train: Rule):
 
 
 def _require_regime(problem: MixedLinearRegression, overparameterized: bool) -> None:
+    check_problem(problem)
     p, rows = problem.p, problem.rows
     if p > rows if overparameterized else p < rows:
         return

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_count, check_finite
+from negmaml._core.checks import check_count, check_finite, shown
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.adaptation import Adapted
 from negmaml.problem.model import MixedLinearRegression
@@ -142,7 +142,10 @@ def feature_moments(
 
 def _checked(features, kernel, p):
     if (features is None) == (kernel is None):
-        raise ValueError("give either features of shape (N, p) or a kernel matrix with p")
+        what = "neither" if features is None else "both"
+        raise ValueError(
+            f"give either features, of shape (N, p), or a kernel matrix with p; got {what}"
+        )
     name, given = ("features", features) if kernel is None else ("kernel", kernel)
     check_finite(name, given, "a sample of features")
     array = np.asarray(given, float)
@@ -154,10 +157,10 @@ def _checked(features, kernel, p):
         if array.shape[0] != array.shape[1] or not np.allclose(array, array.T):
             raise ValueError(f"kernel must be a symmetric matrix (N, N), got shape {array.shape}")
         if p is None:
-            raise ValueError("p, the dimension of the features, must be given with a kernel matrix")
+            raise ValueError("p, the dimension of the features, must be given with a kernel matrix, got None")
         X, K, p = None, array, check_count("p", p)
     if not array.any():
-        raise ValueError(f"{name} must not be all zero")
+        raise ValueError(f"{name} must not be all zero, got {shown(array)}")
     return X, K, p
 
 

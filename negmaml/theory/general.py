@@ -6,9 +6,15 @@ inner rate on the network.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_count, check_finite, check_nonnegative, check_symmetric
+from negmaml._core.checks import (
+    check_array,
+    check_count,
+    check_nonnegative,
+    check_symmetric,
+)
 from negmaml._core.numerics import outer
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.covariance import check_covariance
@@ -62,15 +68,14 @@ def general_inputs(
     train_rate, adapt_rate = (
         _rate_of(name, rule) for name, rule in (("train", train), ("adapt", adapt))
     )
-    check_nonnegative("sigma", sigma, "a standard deviation")
-    sigma_x, sigma_w = jnp.asarray(covariance), jnp.asarray(weight_covariance)
+    sigma = check_nonnegative("sigma", sigma, "a standard deviation")
     rows = n_v * m
-    _check_matrices(sigma_x, sigma_w, fourth_moment, rows)
+    sigma_x, sigma_w, fourth_moment = _checked(covariance, weight_covariance, fourth_moment, rows)
 
     square = _matmul(sigma_x, sigma_x)
     cube = _matmul(square, sigma_x)
     power = jnp.sum(sigma_x**2)
-    excess = power * sigma_x + cube if fourth_moment is None else jnp.asarray(fourth_moment) - cube
+    excess = power * sigma_x + cube if fourth_moment is None else fourth_moment - cube
 
     # H(alpha, n) = Sigma - 2 alpha Sigma^2 + alpha^2 (Sigma^3 + excess/n): a quadratic in alpha, so
     # every trace is a small table of data-only numbers times powers of the rates.
@@ -89,7 +94,7 @@ def general_inputs(
 
 def _rate_of(name: str, rule: Rule):
     """The rate of one plain gradient step."""
-    check_spectral(name, rule)
+    rule = check_spectral(name, rule)
     if rule.one_step is None:
         raise ValueError(f"{name} must be GradientDescent with steps=1 for Theorem 3, got {rule!r}")
     return rule.one_step
@@ -114,25 +119,31 @@ def _traces(a, b):
     return jnp.einsum("ixy,jyx->ij", a, b, precision=lax.Precision.HIGHEST)
 
 
-def _check_matrices(sigma_x, sigma_w, fourth_moment, rows: int) -> None:
-    p = sigma_x.shape[0] if sigma_x.ndim else 0
-    shape = (p,) if sigma_x.ndim == 1 else (p, p)
-    named = dict(covariance=sigma_x, weight_covariance=sigma_w, fourth_moment=fourth_moment)
-    for name, matrix in named.items():
-        if matrix is None:
-            continue
-        if jnp.shape(matrix) != shape:
+def _checked(covariance, weight_covariance, fourth_moment, rows: int):
+    """The three as arrays of JAX, the last None where it is left out."""
+    named = dict(
+        covariance=covariance, weight_covariance=weight_covariance, fourth_moment=fourth_moment
+    )
+    given = {
+        name: check_array(name, value, "a matrix or its diagonal")
+        for name, value in named.items()
+        if value is not None or name != "fourth_moment"
+    }
+    p = len(given["covariance"]) if np.ndim(given["covariance"]) else 0
+    shape = (p,) if np.ndim(given["covariance"]) == 1 else (p, p)
+    for name, matrix in given.items():
+        if np.shape(matrix) != shape:
             raise ValueError(
                 f"{name} must have shape (p, p) with the p of covariance, or (p,) for diagonals, "
-                f"got {jnp.shape(matrix)} where covariance has {sigma_x.shape}"
+                f"got {np.shape(matrix)} where covariance has {np.shape(given['covariance'])}"
             )
-        if sigma_x.ndim == 2:
-            check_symmetric(name, matrix, semidefinite=name != "fourth_moment")
-        elif name != "fourth_moment":
+        if name != "fourth_moment":
             check_covariance(name, matrix, p)
-        else:
-            check_finite(name, matrix, "a fourth moment")
+        elif len(shape) == 2:
+            check_symmetric(name, matrix, semidefinite=False)
     if p <= rows:
         raise ValueError(
             f"Theorem 3 needs p > n_v m, got p={p} and n_v m={rows}; use fewer tasks or points"
         )
+    x, w, *fourth = (jnp.asarray(matrix) for matrix in given.values())
+    return x, w, fourth[0] if fourth else None

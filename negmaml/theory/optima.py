@@ -13,17 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_choice, check_count
+from negmaml._core.checks import check_choice, check_count, check_optional
 from negmaml._core.compilation import on_host
 from negmaml._core.numerics import namespace, settled
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import loss_after
-from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import GradientDescent, Rule, check_rule
+from negmaml.problem.model import MixedLinearRegression, check_problem
+from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rule
 from negmaml.theory import expansions, structured_optima
 from negmaml.theory.predict import METHODS, distance, means, require_no_ridge, require_structured
 from negmaml.theory.search import Optimum, minimise, parameter_grid
-from negmaml.theory.setting import Setting, is_zero, setting_of, with_ridge
+from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_ridge
+from negmaml.theory.spectrum import MEASURES
 
 MOVING = ("sigma", "nu", "offset", "meta_ridge")  # of a setting, what optima are differentiated in
 
@@ -75,17 +76,17 @@ def best_adapt_rate(
     and the noiseless value is returned. Raises ValueError where the distance is infinite at
     p = n_v m. Source: Bernacchia 2021, section 4; negmaml.
     """
-    adapt = GradientDescent(0.0) if adapt is None else check_rule("adapt", adapt)
+    adapt = GradientDescent(0.0) if adapt is None else adapt
+    meta_ridge, train, adapt = checked(problem, meta_ridge, train=train, adapt=adapt)
+    one_step = adapt.one_step is not None and adapt.metric is None
+    train = train if one_step else check_scalar_rule("train", train)
     if not problem.isotropic:
         require_structured(method, measure)
         return structured_optima.best_adapt_rate(problem, train, adapt, meta_ridge)
     _require_finite(problem, meta_ridge)
     found = distance(problem, train, method=method, meta_ridge=meta_ridge, measure=measure)
-    if adapt.one_step is not None and adapt.metric is None:
+    if one_step:
         return _best_step(problem, found)
-    if jnp.ndim(found):
-        raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
-
     numbers = settled((problem, found, adapt), found.dtype)
     return _best_adaptation(numbers, settled((problem.n_r, problem.p), found.dtype))
 
@@ -143,8 +144,11 @@ def best_train_rate(
     for an unknown method, and by "expansion" for another rule. Source: Bernacchia 2021, section 4;
     negmaml.
     """
-    train = GradientDescent(0.0) if train is None else check_rule("train", train)
+    train = GradientDescent(0.0) if train is None else train
+    meta_ridge, train = checked(problem, meta_ridge, train=train)
+    adapt = check_optional(check_scalar_rule, "adapt", adapt)
     check_choice("method", method, METHODS)
+    check_choice("measure", measure, MEASURES)
     if not problem.isotropic:
         require_structured(method, measure)
         return structured_optima.best_train_rate(problem, train, adapt, meta_ridge)
@@ -195,7 +199,8 @@ def best_rates(
     What is best in training does not depend on `adapt`, so the joint optimum is
     `best_train_rate` and then `best_adapt_rate` after it. Arguments and errors as there.
     """
-    train = GradientDescent(0.0) if train is None else train
+    train = GradientDescent(0.0) if train is None else check_filters("train", train)
+    adapt = check_optional(check_filters, "adapt", adapt)
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
     best = best_train_rate(problem, train, **options)  # for the best step, where it matters
     return best, best_adapt_rate(problem, train.with_tuned(best), adapt, **options)
@@ -215,8 +220,9 @@ def best_meta_ridge(
     covariances it depends on `adapt`, the best gradient step after each ridge when left out.
     Returns a scalar with the derivatives of the stationarity condition (none at 0).
     """
-    if check_rule("train", train).batch_shape != ():
-        raise ValueError(f"train must have one scalar parameter, got {train!r}")
+    check_problem(problem)
+    train = check_scalar_rule("train", train)
+    adapt = check_optional(check_scalar_rule, "adapt", adapt)
     if not problem.isotropic:
         require_structured("proportional", measure)
         return structured_optima.best_meta_ridge(problem, train, adapt)

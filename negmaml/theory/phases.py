@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.checks import check_array, check_broadcast
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast
 from negmaml._core.types import Array, ArrayLike, Float
-from negmaml.rules import GradientDescent, Rule
+from negmaml.rules import GradientDescent, Rule, check_scalar_rule
 from negmaml.theory.proportional import limit
 from negmaml.theory.saddle import training_set
 from negmaml.theory.search import minimise, parameter_grid
@@ -52,13 +53,23 @@ def phase_diagram(
         meta_ridge: as in `theory.test_loss`.
 
     The parameter is good to about 2%. One program for all cells: a map of 200 x 200 takes seconds.
+    Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
+    shapes that do not broadcast, and a rule that is not scalar.
     """
-    train = GradientDescent(0.0) if train is None else train
+    train = check_scalar_rule("train", GradientDescent(0.0) if train is None else train)
     check_spectral("train", train)
-    cells = jnp.broadcast_arrays(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
-    shape, ridged = cells[0].shape, bool(np.any(np.asarray(meta_ridge) != 0))
-    flat = [jnp.ravel(x).astype(jnp.float32) for x in cells]
-    settings = Setting(**dict(zip(SCALARS, flat, strict=True)), ridged=ridged)
+    given = dict(zip(SCALARS, (p, m, n_t, n_v, sigma, nu, offset, meta_ridge), strict=True))
+    cells = {
+        name: check_array(name, value, "of a cell", 0, strict=i < 4)
+        for i, (name, value) in enumerate(given.items())
+    }
+    shape = check_broadcast({name: np.shape(value) for name, value in cells.items()})
+    ridged = bool(np.any(np.asarray(cells["meta_ridge"]) != 0))
+    flat = {
+        name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), shape).ravel()
+        for name, value in cells.items()
+    }
+    settings = Setting(**flat, ridged=ridged)
     found = _phases(settings, cast(train, jnp.float32))
     return jax.tree.map(lambda x: x.reshape(shape), found)
 

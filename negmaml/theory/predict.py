@@ -13,11 +13,12 @@ from negmaml._core.numerics import namespace
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_rule, flat_batch
+from negmaml.rules import Rule, flat_batch
 from negmaml.theory import expansions, structured
 from negmaml.theory.proportional import Moments, moments
 from negmaml.theory.saddle import training_set
-from negmaml.theory.setting import Setting, is_zero, setting_of
+from negmaml.theory.setting import Setting, checked, is_zero, setting_of
+from negmaml.theory.spectrum import MEASURES
 
 METHODS = ("proportional", "expansion")
 
@@ -60,7 +61,7 @@ def test_loss(
     >>> round(float(test_loss(problem, GradientDescent(0.2), GradientDescent(0.2))), 3)
     0.994
     """
-    check_rule("adapt", adapt)
+    meta_ridge, train, adapt = checked(problem, meta_ridge, train=train, adapt=adapt)
     if not problem.isotropic:
         require_structured(method, measure)
         return structured.test_loss(problem, train, adapt, meta_ridge)
@@ -86,6 +87,7 @@ def distance(
     the spectrum: infinity is returned. The equation is at the head of
     `negmaml.theory.proportional`; `task_error` gives the same theory's other number.
     """
+    meta_ridge, train = checked(problem, meta_ridge, train=train)
     if method == "expansion":
         require_structured(method, measure, problem.isotropic)
         require_no_ridge(meta_ridge)
@@ -112,6 +114,7 @@ def task_error(
     of the same tasks, with the same training points, would show; its gap to twice the test loss at
     the same rule says how far meta-training has fitted the tasks it saw.
     """
+    meta_ridge, train = checked(problem, meta_ridge, train=train)
     if not problem.isotropic:
         require_structured("proportional", measure)
         return structured.task_error(problem, train, meta_ridge)
@@ -130,6 +133,7 @@ def require_no_ridge(meta_ridge) -> None:
 def require_structured(method: str, measure: str, isotropic: bool = False) -> None:
     """Raise where an option is for problems without covariances only."""
     check_choice("method", method, METHODS)
+    check_choice("measure", measure, MEASURES)
     if isotropic:
         return
     if method != "proportional":

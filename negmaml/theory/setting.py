@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.checks import check_nonnegative
+from negmaml._core.checks import check_nonnegative, shown
 from negmaml._core.numerics import settled, working_dtype
 from negmaml._core.pytree import pytree, static
-from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import Rule, check_filters
 from negmaml.theory.spectrum import Spectrum, marchenko_pastur, spectrum
 
@@ -52,15 +52,15 @@ class Setting:
 
 def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_ridge, measure: str):
     """(the setting, the rules), all of one dtype, for rules of one family; or a clear error."""
-    check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    check_problem(problem)
     if not problem.isotropic:
         raise ValueError(
-            "problem must not have covariances here: this part of the theory is for isotropic "
-            "inputs and weights; test_loss, distance, task_error and the best rates and ridge take "
-            "them"
+            f"problem must not have covariances here, got {shown(problem)}: this part of the theory "
+            "is for isotropic inputs and weights; test_loss, distance, task_error and the best "
+            "rates and ridge take them"
         )
-    for rule in rules:
-        check_spectral("train", rule)
+    rules = tuple(check_spectral("train", rule) for rule in rules)
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
     sizes = problem.p, problem.m, problem.n_t, problem.n_v
     dtype = working_dtype(rules, numbers)
@@ -70,14 +70,22 @@ def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_rid
     return setting, settled(rules, dtype)
 
 
-def check_spectral(name: str, rule) -> None:
-    """Raise unless a rule acts by its filters on the spectrum of S alone."""
-    check_filters(name, rule)
+def checked(problem, meta_ridge, **rules) -> list:
+    """[the ridge, every rule], in the forms the theory works with; raises for what is none."""
+    check_problem(problem)
+    ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    return [ridge, *(check_filters(name, rule) for name, rule in rules.items())]
+
+
+def check_spectral(name: str, rule) -> Rule:
+    """The rule, if it acts by its filters on the spectrum of S alone; raises otherwise."""
+    rule = check_filters(name, rule)
     if rule.metric is not None:
         raise ValueError(
             f"{name} {type(rule).__name__} acts through P S, which has no rotational symmetry: the "
             "theory does not hold; use simulate"
         )
+    return rule
 
 
 def is_zero(value) -> bool:

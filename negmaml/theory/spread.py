@@ -29,12 +29,13 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
+from negmaml._core.checks import check_array, check_flag
 from negmaml._core.compilation import concrete, on_host, quick_jit
 from negmaml._core.numerics import namespace, outer
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import filter_means
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_rule, flat_batch
+from negmaml.rules import Rule, check_filters, check_scalar_rule, flat_batch
 from negmaml.theory.predict import ON_HOST, means
 from negmaml.theory.proportional import LARGEST_RIDGED_POLE, Point, around
 from negmaml.theory.saddle import TrainingSet, solve, training_set
@@ -72,6 +73,7 @@ def standard_deviation(
     >>> round(float(spread.distance), 3)
     0.067
     """
+    adapt = check_filters("adapt", adapt)
     variance, _ = _covariance(problem, train, train, meta_ridge, measure)
 
     @on_host
@@ -106,9 +108,15 @@ def runs_needed(
     Returns a real number; infinity when the two losses are equal. Raises ValueError for rules
     that are not scalar.
     """
-    for name, rule in (("train_a", train_a), ("train_b", train_b)):
-        if check_rule(name, rule).batch_shape != ():
-            raise ValueError(f"{name} must have one scalar parameter, got {rule!r}")
+    train_a = check_scalar_rule("train_a", train_a)
+    train_b = check_scalar_rule("train_b", train_b)
+    if jax.tree.structure(train_a) != jax.tree.structure(train_b):
+        raise ValueError(
+            f"train_b must be of the family of train_a, {train_a!r}, with other numbers, got "
+            f"{train_b!r}"
+        )
+    standard_errors = check_array("standard_errors", standard_errors, "a distance", 0, strict=True)
+    shared = check_flag("shared", shared)
     pairs = ((train_a, train_a), (train_b, train_b), (train_a, train_b))
     (a, mean_a), (b, mean_b), (cross, _) = (
         _covariance(problem, *pair, meta_ridge, measure) for pair in pairs

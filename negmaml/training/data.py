@@ -4,6 +4,7 @@ Batches are what a loader gives: NumPy or torch arrays in a pair, a dict or any 
 is fetched and sent to the device while the step before it is computed.
 """
 
+import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sized
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, shown
 from negmaml._core.pytree import as_pytree
 from negmaml.meta.batching import Tasks
 from negmaml.training.sharding import Spread
@@ -25,15 +26,29 @@ GROUP, GROUP_BYTES = 16, 2**25  # batches that are sent at once, at most
 def task_source(name: str, tasks) -> tuple[Any, Iterable | None]:
     """(function of a key as a pytree, None) or (None, iterable of batches)."""
     if callable(tasks):
+        _check_takes_a_key(name, tasks)
         return as_pytree(tasks), None
     if isinstance(tasks, Tasks):
         return Partial(_fixed, tasks), None
     if isinstance(tasks, Iterable) and not isinstance(tasks, str | bytes | dict | jax.Array):
+        if isinstance(tasks, Sized) and not len(tasks):
+            raise ValueError(f"{name} must hold at least one batch, got {shown(tasks)}")
         return None, tasks
     raise TypeError(
         f"{name} must be a function key -> tasks, an iterable of batches such as a DataLoader, or "
         f"one fixed batch Tasks(support, query), got {type(tasks).__name__}"
     )
+
+
+def _check_takes_a_key(name: str, sample) -> None:
+    try:
+        inspect.signature(sample).bind("key")
+    except TypeError as mismatch:
+        raise TypeError(
+            f"{name} must be a function of a key alone, got {shown(sample)} ({mismatch})"
+        ) from None
+    except ValueError:  # built in, without a signature
+        return
 
 
 def _fixed(tasks, key):
@@ -169,7 +184,7 @@ class Batches:
         except StopIteration:
             if iter(self.batches) is self.source or self.count == 0:
                 raise ValueError(
-                    f"sample_tasks ran out after {self.count} batches; pass what can be iterated "
+                    f"sample_tasks must not run out, got {self.count} batches; pass what can be iterated "
                     "again (a list, a DataLoader; not an iterator or generator), or fewer steps"
                 ) from None
             self.source = iter(self.batches)

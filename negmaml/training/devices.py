@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from negmaml._core.checks import check_callable, check_count, check_optional
 from negmaml._core.pytree import as_pytree
 from negmaml.meta.batching import leading_axis
 
@@ -36,6 +37,8 @@ def map_over_devices(function: Callable, items, *, batch_size: int | None = None
     >>> map_over_devices(lambda x: x**2, jnp.arange(3.0)).tolist()
     [0.0, 1.0, 4.0]
     """
+    check_callable("function", function, "of one item")
+    batch_size = check_optional(check_count, "batch_size", batch_size)
     leading_axis("items", items)
     return _spread(as_pytree(function), items, batch_size=batch_size)
 

@@ -10,11 +10,21 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_count, check_key
+from negmaml._core.checks import check_count, check_flag, check_key, check_optional
 from negmaml._core.display import Table, displayed, shape_text
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
-from negmaml.meta.leaves import check_scalar, holding, merge, ready, scalar, split, trainable
+from negmaml.meta.leaves import (
+    check_loss,
+    check_scalar,
+    hashable,
+    holding,
+    merge,
+    ready,
+    scalar,
+    split,
+    trainable,
+)
 from negmaml.meta.stateful import Stateful, parts, threading
 from negmaml.rules import Rule, as_rule, run
 from negmaml.training.carried import Carried
@@ -101,13 +111,11 @@ def evaluate(
     check_key("key", key)
     episodes = check_count("episodes", episodes)
     rule = as_rule("rule", rule)
+    by_step = check_flag("by_step", by_step)
     if by_step and rule.implicit:
         raise TypeError(f"by_step needs a rule that takes steps, got {rule!r}")
-    for name, function in (("loss", loss), ("metric", metric)):
-        if not callable(function) and not (name == "metric" and function is None):
-            raise TypeError(f"{name} must be a function of (params, data), got {function!r}")
-    flat = None if mask is None else jax.tree.flatten(mask)
-    test = _Test(loss, metric, None if flat is None else (flat[1], tuple(flat[0])), bool(by_step))
+    loss, metric = check_loss("loss", loss), check_optional(check_loss, "metric", metric)
+    test = _Test(loss, metric, check_optional(hashable, "mask", mask), by_step)
     params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)
     if callable(tasks):
         source = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)

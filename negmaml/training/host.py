@@ -1,6 +1,7 @@
 """Training in stretches, with the host in between: a bar, callbacks, checkpoints, batches."""
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_choice, check_count
+from negmaml._core.checks import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    check_optional,
+    shown,
+)
 from negmaml._core.extras import require
 from negmaml.training import checkpoint
 from negmaml.training.data import Batches
@@ -39,17 +47,20 @@ class Watch(NamedTuple):
 
     def checked(self) -> "Watch":
         """The same; raises for what is wrong."""
-        for name in ("checkpoint_every", "callback_every"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        check_choice("checkpoint_of", self.checkpoint_of, ("this", "any"))
-        if self.callback is not None and not callable(self.callback):
+        for name, of in (("checkpoint_every", "directory"), ("callback_every", "callback")):
+            if (every := check_optional(check_count, name, getattr(self, name))) is None:
+                continue
+            if getattr(self, of) is None:
+                what = name.removesuffix("_every")
+                raise ValueError(f"{name} needs {what}=, got {every} without it")
+        if self.directory is not None and not _is_path(self.directory):
             raise TypeError(
-                f"callback must be a function of (step, metrics, params), got {self.callback!r}"
+                f"checkpoint must be the path of a directory, got {shown(self.directory)}"
             )
-        if not isinstance(self.progress, bool):
-            raise TypeError(f"progress must be True or False, got {self.progress!r}")
-        return self
+        check_choice("checkpoint_of", self.checkpoint_of, ("this", "any"))
+        if self.callback is not None:
+            check_callable("callback", self.callback, "of (step, metrics, params)")
+        return self._replace(progress=check_flag("progress", self.progress))
 
     def periods(self, steps: int) -> dict[str, int]:
         """Steps between two of each thing there is to do."""
@@ -188,6 +199,11 @@ def _padded(steps: int, part):
     blank = np.nan if jnp.issubdtype(part.dtype, jnp.inexact) else 0
     rest = np.full((steps - len(part), *part.shape[1:]), blank, part.dtype)
     return jnp.asarray(np.concatenate([part, rest]))
+
+
+def _is_path(value) -> bool:
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    return isinstance(text, str) and bool(text.strip())
 
 
 @contextlib.contextmanager

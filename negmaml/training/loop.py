@@ -11,6 +11,7 @@ in between: vmap it over keys, rates, starting points.
 import contextlib
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_count, check_key
+from negmaml._core.checks import check_callable, check_count, check_key, shown
 from negmaml._core.pytree import as_pytree
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.leaves import trainable
@@ -118,6 +119,11 @@ def fit(
     sample, batches = task_source("sample_tasks", sample_tasks)
     looks = _Looks(evaluate, evaluate_every, evaluation_tasks, patience).checked(sample)
     steps = number_of_steps(steps, epochs, batches)
+    if looks.every is not None and looks.every > steps and state is None:
+        raise ValueError(
+            f"evaluate_every must be at most the number of steps, {steps}, got {looks.every}: "
+            "nothing would be evaluated"
+        )
     watch = Watch(
         checkpoint, checkpoint_every, checkpoint_of, callback, callback_every, progress
     ).checked()
@@ -141,10 +147,14 @@ def fit(
 
 def _trained(run: Run, point: Point, stretch: Stretch, watch: Watch) -> Fit:
     """All steps, in one program where the host has nothing to do in between."""
-    first = _first(run.optimizer, point, run.patience)
+    begin = partial(_first, run.optimizer, patience=run.patience)
     if watch.idle and stretch.batches is None:
         start, steps = stretch.offset, stretch.steps
-        return _result(run, *advance(run, first, start, start + steps, length=steps))
+        rest = start, start + steps
+        # What is wrong shows while it is traced, once: before the first program is compiled.
+        jax.eval_shape(partial(advance, length=steps), run, jax.eval_shape(begin, point), *rest)
+        return _result(run, *advance(run, begin(point), *rest, length=steps))
+    first = begin(point)
     if _traced((run, first)):
         raise TypeError(
             "checkpoint, callback, progress and batches from an iterable work on the host: "
@@ -171,8 +181,11 @@ class _Looks(NamedTuple):
                 f"steps; got evaluate={function!r}, evaluate_every={every!r}"
             )
         if function is None:
-            if patience is not None or tasks is not None:
-                raise ValueError("patience and evaluation_tasks need evaluate and evaluate_every")
+            for name, value in (("patience", patience), ("evaluation_tasks", tasks)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name} needs evaluate and evaluate_every, got {shown(value)} without them"
+                    )
             return self
         if tasks is None and sample is None:
             raise ValueError(
@@ -193,9 +206,7 @@ class _Looks(NamedTuple):
 
 
 def _function(name: str, function):
-    if not callable(function):
-        raise TypeError(f"{name} must be a function of (params, tasks), got {function!r}")
-    return as_pytree(function)
+    return as_pytree(check_callable(name, function, "of (params, tasks)"))
 
 
 def _made(optimizer) -> Partial:
@@ -205,7 +216,7 @@ def _made(optimizer) -> Partial:
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "optimizer must be an optax.GradientTransformation such as optax.adam(1e-3), or a "
-            f"jax.tree_util.Partial that makes one, got {optimizer!r}"
+            f"jax.tree_util.Partial that makes one, got {shown(optimizer)}"
         )
     return Partial(_Given(optimizer))
 

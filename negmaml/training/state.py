@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from negmaml._core.display import Table, displayed, mean_text, shape_text, tree_text
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.leaves import merge
+from negmaml.meta.misfit import Explained
 from negmaml.meta.stateful import Stateful
 from negmaml.training.carried import Carried
 from negmaml.training.sharding import Spread
@@ -164,7 +165,7 @@ def _take(run: Run, i, batch, state: State):
 def _gradient(run: Run, point: Point, tasks):
     """((loss, aux), gradient, model state) at a point."""
     function = run.value_and_grad if run.spread is None else run.spread.over(run.value_and_grad)
-    result = function(whole(run, point), tasks)
+    result = Explained(function, "value_and_grad")(whole(run, point), tasks)
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(
             "value_and_grad must return (value, gradient), got "
@@ -173,9 +174,9 @@ def _gradient(run: Run, point: Point, tasks):
         )
     value, gradient = result
     loss, aux = value if isinstance(value, tuple) else (value, None)
-    if jnp.shape(loss) != ():
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
         raise ValueError(
-            f"value_and_grad must return one number as the value, got shape {jnp.shape(loss)}"
+            f"value_and_grad must return one real number as the value, got {tree_text(loss)}"
         )
     model_state = None
     if point.model_state is not None:

@@ -28,6 +28,11 @@ def chosen(**parameters):
     return nm.MetaRegressorCV(**{"n_t": 2, "n_v": 2, "n_r": 2} | parameters).fit(**FIT)
 
 
+def predicted(**arguments):
+    """Predictions of a fitted estimator."""
+    return nm.MetaRegressor().fit(**FIT).predict(**arguments)
+
+
 WRONG = [
     *wrong(advice.advise, ADVISED, x=ROWS, y=TARGETS, groups=LABELS, key=KEYS,
            n_t=(*COUNTS, 50), n_v=(*COUNTS, 50), n_r=(*COUNTS, 6), m=(*COUNTS, 8),
@@ -49,6 +54,6 @@ WRONG = [
            random_state=("a", -1, 1.5), fit_intercept=("yes",), standardise=("yes",)),
     *wrong(nm.MetaRegressor().fit, FIT, groups=(GROUPS[:4], 3, [None] * 48)),
     *wrong(nm.MetaRegressorCV().fit, FIT, groups=(None, GROUPS[:4], [None] * 48)),
-    Wrong(nm.MetaRegressor().fit(**FIT).predict, {"X": X, "groups": GROUPS[:3]}, "groups"),
+    Wrong(predicted, {"X": X, "groups": GROUPS[:3]}, "groups"),
 ]  # fmt: skip
 RIGHT = []

@@ -8,6 +8,7 @@ import numpy as np
 import negmaml as nm
 from negmaml import linear
 from negmaml import problem as problems
+from negmaml._core.checks import shown
 from tests.calls.form import Right, Wrong, wrong
 from tests.calls.rules import COUNTS
 
@@ -29,6 +30,7 @@ COVARIANCES = (-np.eye(3), np.array([1.0, -1.0, 1.0]), np.diag([1.0, np.nan, 1.0
                np.array([[0, 2, 0], [2, 0, 0], [0, 0, 1.0]]), np.full(3, np.inf), [], 1j * np.eye(3),
                [1.0, 2.0])  # fmt: skip
 SIMULATED = {"key": KEY, "problem": PROBLEM, "train": ONE, "adapt": TWO}
+DATA = linear.Data(np.ones((2, 2, 3)), np.ones((2, 2)), np.ones((2, 4, 3)), np.ones((2, 4)))
 WRONG = [
     *wrong(nm.MixedLinearRegression, GIVEN, **dict.fromkeys(SIZES, COUNTS), sigma=DEVIATIONS,
            nu=DEVIATIONS, w0=VECTORS, omega0=VECTORS, input_covariance=COVARIANCES,
@@ -59,7 +61,7 @@ WRONG = [
     *wrong(linear.sampled_test_loss,
            {"key": KEY, "problem": PROBLEM, "omega": np.zeros(3), "adapt": ONE},
            key=KEYS, problem=PROBLEMS, adapt=RULES, omega=(np.zeros(2), 0.0, None, "a")),
-    *wrong(linear.meta_system, {"data": linear.sample(KEY, PROBLEM), "rule": ONE}, rule=RULES,
+    *wrong(linear.meta_system, {"data": DATA, "rule": ONE}, rule=RULES,
            data=(None, 3, np.ones((2, 3)), (np.ones(2), np.ones(2)))),
     *wrong(linear.LinearModel, {}, evaluation=("exact", None, 3)),
     *wrong(nm.tasks.Linear, {}, problem=PROBLEMS),
@@ -77,55 +79,59 @@ def runs(train=ONE, adapt=TWO, **changes):
     return nm.simulate(KEY, problem, train, adapt, runs=4).test_loss
 
 
+def modes(**changes):
+    """What a problem is along its eigenvectors."""
+    problem = nm.MixedLinearRegression(**(GIVEN | changes))
+    return problem.modes[:3], problem.offset_squared
+
+
 VECTOR, RATES = np.array([1.0, 0.5, -0.25]), np.array([-0.5, 0.0, 0.25])
-FRACTIONS = [Fraction(-1, 2), 0, Fraction(1, 4)]
-RIGHT = [
-    *(Right(f"{function.__name__}: {name}={value!r}", lambda f=function, n=name, v=value: f(**{n: v}),
-            lambda f=function, n=name, v=plain: f(**{n: v}))
-      for function in (loss, runs)
-      for name in ("w0", "omega0")
-      for value, plain in (
-          ([1.0, 0.5, -0.25], VECTOR), ((1, 0.5, -0.25), VECTOR),
-          ([1, Fraction(1, 2), Fraction(-1, 4)], VECTOR), (Fraction(1, 2), 0.5), (1, 1.0))),
-    *(Right(f"{function.__name__}: {name}={value!r}", lambda f=function, n=name, v=value: f(**{n: v}),
-            lambda f=function, n=name, v=plain: f(**{n: v}))
-      for function in (loss, runs)
-      for name, value, plain in (
-          ("sigma", Fraction(1, 2), 0.5), ("nu", 1, 1.0), ("sigma", np.float32(0.5), 0.5),
-          ("sigma", np.array(0.5), 0.5), ("sigma", 0, 0.0), ("p", np.int32(3), 3),
-          ("input_covariance", [1.0, 2.0, 0.5], np.array([1.0, 2.0, 0.5])),
-          ("input_covariance", [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]],
-           np.array([[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1.0]])),
-          ("weight_covariance", (1, Fraction(1, 2), 2), np.array([1, 0.5, 2])))),
-    *(Right(f"{function.__name__}: {name} of rates {given!r}",
-            lambda f=function, n=name, g=given: f(**{n: nm.GradientDescent(g)}),
-            lambda f=function, n=name: f(**{n: nm.GradientDescent(RATES)}))
-      for function in (loss, runs)
+MATRIX = [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]]
+GIVEN_AS = [
+    # (function, name, as given, as an array)
+    *((loss, name, given, plain) for name in ("w0", "omega0") for given, plain in (
+        ([1.0, 0.5, -0.25], VECTOR), ((1, 0.5, -0.25), VECTOR),
+        ([1, Fraction(1, 2), Fraction(-1, 4)], VECTOR), (Fraction(1, 2), 0.5), (1, 1.0))),
+    *((loss, name, given, plain) for name, given, plain in (
+        ("sigma", Fraction(1, 2), 0.5), ("nu", 1, 1.0), ("sigma", np.float32(0.5), 0.5),
+        ("sigma", np.array(0.5), 0.5), ("sigma", 0, 0.0), ("p", np.int32(3), 3))),
+    *((modes, name, given, plain) for name in ("input_covariance", "weight_covariance")
+      for given, plain in (
+        ([1.0, 2.0, 0.5], np.array([1.0, 2.0, 0.5])), (MATRIX, np.array(MATRIX)),
+        ((1, Fraction(1, 2), 2), np.array([1, 0.5, 2])), ([0, 0, 1], np.array([0.0, 0.0, 1.0])))),
+    (runs, "w0", [1, Fraction(1, 2), Fraction(-1, 4)], VECTOR),
+    *((loss, name, nm.GradientDescent(given), nm.GradientDescent(RATES))
       for name in ("train", "adapt")
-      for given in ([-0.5, 0.0, 0.25], (-0.5, 0, 0.25), FRACTIONS)),
-    Right("rates in a list of lists", lambda: loss(nm.GradientDescent([[-0.5], [0.25]])),
-          lambda: loss(nm.GradientDescent(np.array([[-0.5], [0.25]])))),
-    Right("a list of times", lambda: loss(nm.GradientFlow([1, -0.5])),
-          lambda: loss(nm.GradientFlow(np.array([1, -0.5])))),
-    Right("a list of strengths", lambda: loss(nm.Proximal((1, 0.5))),
-          lambda: loss(nm.Proximal(np.array([1, 0.5])))),
-    Right("a rate of a fraction", lambda: loss(nm.GradientDescent(Fraction(-1, 2))),
-          lambda: loss(nm.GradientDescent(-0.5))),
-    Right("a raw key", lambda: nm.simulate(jax.random.PRNGKey(0), PROBLEM, ONE, TWO, runs=4).distance,
-          lambda: nm.simulate(KEY, PROBLEM, ONE, TWO, runs=4).distance),
-    Right("a key of NumPy", lambda: nm.simulate(np.array([0, 0], np.uint32), PROBLEM, ONE, TWO,
-                                                runs=4).distance,
-          lambda: nm.simulate(KEY, PROBLEM, ONE, TWO, runs=4).distance),
-    Right("runs of NumPy", lambda: nm.simulate(KEY, PROBLEM, ONE, TWO, runs=np.int16(4)).distance,
-          lambda: nm.simulate(KEY, PROBLEM, ONE, TWO, runs=4).distance),
-    Right("a ridge of a fraction",
-          lambda: nm.simulate(KEY, PROBLEM, ONE, TWO, runs=4, meta_ridge=Fraction(1, 2)).distance,
-          lambda: nm.simulate(KEY, PROBLEM, ONE, TWO, runs=4, meta_ridge=0.5).distance),
+      for given in ([-0.5, 0.0, 0.25], (-0.5, 0, 0.25), [Fraction(-1, 2), 0, Fraction(1, 4)])),
+    (runs, "train", nm.GradientDescent((-0.5, 0, Fraction(1, 4))), nm.GradientDescent(RATES)),
+    (runs, "adapt", nm.GradientDescent([-0.5, 0, 0.25]), nm.GradientDescent(RATES)),
+    (loss, "train", nm.GradientDescent([[-0.5], [0.25]]),
+     nm.GradientDescent(np.array([[-0.5], [0.25]]))),
+    (loss, "train", nm.GradientFlow([1, -0.5]), nm.GradientFlow(np.array([1, -0.5]))),
+    (loss, "train", nm.Proximal((1, 0.5)), nm.Proximal(np.array([1, 0.5]))),
+    (loss, "train", nm.GradientDescent(Fraction(-1, 2)), nm.GradientDescent(-0.5)),
+]  # fmt: skip
+
+
+def simulated(**changes):
+    """The distances of four runs."""
+    return nm.simulate(**SIMULATED | {"runs": 4} | changes).distance
+
+
+RIGHT = [
+    *(Right(f"{call.__name__}, {name}={shown(given)}", lambda f=call, n=name, g=given: f(**{n: g}),
+            lambda f=call, n=name, p=plain: f(**{n: p})) for call, name, given, plain in GIVEN_AS),
+    Right("a raw key", lambda: simulated(key=jax.random.PRNGKey(0)), simulated),
+    Right("a key of NumPy", lambda: simulated(key=np.array([0, 0], np.uint32)), simulated),
+    Right("runs of NumPy", lambda: simulated(runs=np.int16(4)), simulated),
+    Right("a ridge of a fraction", lambda: simulated(meta_ridge=Fraction(0)), simulated),
     Right("shrinkage of a list", lambda: problems.shrinkage([0.5, -1], 3, 3),
           lambda: problems.shrinkage(np.array([0.5, -1.0]), 3, 3)),
     Right("exponents in a list", lambda: problems.wishart_moment(5, 30, [4]), lambda: 10122000),
     Right("a list of distances", lambda: problems.expected_test_loss(PROBLEM, [0.5, 1], ONE),
           lambda: problems.expected_test_loss(PROBLEM, np.array([0.5, 1.0]), ONE)),
+    Right("an infinite distance", lambda: problems.expected_test_loss(PROBLEM, np.inf, ONE),
+          lambda: np.inf),
     Right("lists of a system", lambda: linear.minimiser([[1.0, 0], [0, 2]], [1, 1], [0, 1]).omega,
-          lambda: linear.minimiser(np.diag([1.0, 2.0]), np.ones(2), np.array([0.0, 1.0])).omega),
+          lambda: np.array([1.0, 0.5])),
 ]  # fmt: skip

@@ -79,7 +79,7 @@ WRONG = [
     *wrong(theory.runs_needed, COMPARED, problem=(*PROBLEMS, CORRELATED), train_a=(*RULES, BATCH),
            train_b=(*RULES, BATCH, nm.GradientFlow(1.0), nm.GradientDescent(0.1, 2)),
            meta_ridge=RIDGES, measure=SPECTRA, shared=FLAGS,
-           standard_errors=(-1, 0, np.nan, np.inf, "a", None, [4.0])),
+           standard_errors=(-1, 0, np.nan, np.inf, "a", None)),
     *wrong(theory.phase_diagram, PHASE, **dict.fromkeys(("p", "m", "n_t", "n_v"), SIZES),
            **dict.fromkeys(("sigma", "nu", "offset", "meta_ridge"), AMOUNTS),
            train=(0.1, "sgd", BATCH, nm.GradientDescent)),
@@ -133,9 +133,6 @@ RIGHT = [
             lambda p=plain: theory.distance(PROBLEM, ONE, meta_ridge=p))
       for given, plain in ((Fraction(1, 2), 0.5), (1, 1.0), (np.float32(0.5), 0.5),
                            (np.array(0.5), 0.5))),
-    Right("rates of a problem with covariances",
-          lambda: theory.distance(CORRELATED, nm.GradientDescent([-0.5, 0, 0.25])),
-          lambda: theory.distance(CORRELATED, nm.GradientDescent(RATES))),
     Right("a standard deviation of a list of rates",
           lambda: theory.standard_deviation(PROBLEM, nm.GradientDescent([-0.5, 0, 0.25]), TWO),
           lambda: theory.standard_deviation(PROBLEM, nm.GradientDescent(RATES), TWO)),

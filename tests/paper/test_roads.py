@@ -165,7 +165,7 @@ def test_rules_with_several_rates_are_rejected(name):
 
 @pytest.mark.parametrize("runs", [1, 0, -5])
 def test_fewer_than_two_runs_are_rejected(runs):
-    with pytest.raises(ValueError, match=r"^runs must be at least 2"):
+    with pytest.raises(ValueError, match=r"^runs must be"):
         nm.verify(UNDER, *RULES, runs=runs)
 
 

@@ -1,14 +1,12 @@
-"""What is wrong is refused with our words, before anything is computed or stored."""
-
-from fractions import Fraction
+"""Calls of `negmaml.sweeps`."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import negmaml as nm
-from negmaml.sweeps.parse import parse_grid
+from negmaml.sweeps import plan, prepare
+from tests.calls.form import PATH, Right, Wrong, wrong
+from tests.calls.rules import COUNTS
 
 
 def function(key, size, scale=1.0):
@@ -21,7 +19,8 @@ def leading(key, rates):
 
 GRID = {"size": [1, 2], "scale": [0.5, 1.0]}
 RATES = {"rates": [1.0, 2.0]}
-WRONG = [
+GOOD = {"function": function, "grid": GRID, "seeds": 2}
+SAID = [
     # store
     (dict(store=3), TypeError, "store must be a path or a URL, got 3"),
     (dict(store=b"x"), TypeError, "store must be a path or a URL, got b'x'"),
@@ -31,15 +30,15 @@ WRONG = [
     (dict(store=["x.zarr"]), TypeError, "store must be a path"),
     (dict(store="nowhere://bucket/x.zarr"), ValueError, "no file system 'nowhere'"),
     (dict(store="S3 ://x"), ValueError, "no file system"),
-    (dict(extend="yes", store="{path}"), TypeError, "extend must be True or False, got 'yes'"),
-    (dict(extend=1, store="{path}"), TypeError, "extend must be True or False, got 1"),
+    (dict(extend="yes", store=PATH), TypeError, "extend must be True or False, got 'yes'"),
+    (dict(extend=1, store=PATH), TypeError, "extend must be True or False, got 1"),
     (dict(extend=True), ValueError, "extend=True is about a store that is there; pass store="),
-    (dict(accept_changes=None, store="{path}"), TypeError, "accept_changes must be True or"),
+    (dict(accept_changes=None, store=PATH), TypeError, "accept_changes must be True or"),
     (dict(accept_changes=True), ValueError, "accept_changes=True is about a store"),
-    (dict(version=2, store="{path}"), TypeError, "version must be a text"),
-    (dict(version="", store="{path}"), TypeError, "version must be a text"),
+    (dict(version=2, store=PATH), TypeError, "version must be a text"),
+    (dict(version="", store=PATH), TypeError, "version must be a text"),
     (dict(client="tcp://localhost:1"), ValueError, "client needs a store"),
-    (dict(client=3, store="{path}"), TypeError, r"client must be a distributed\.Client"),
+    (dict(client=3, store=PATH), TypeError, r"client must be a distributed\.Client"),
     # names
     (dict(static="size"), TypeError, "static must be a list of names"),
     (dict(static=["size", 3]), TypeError, "static must be a list of names, got 3 in it"),
@@ -71,10 +70,10 @@ WRONG = [
     (dict(root=True), ValueError, "root must be an integer from 0"),
     # means
     (dict(memory=0), ValueError, "memory must be an integer of at least 1"),
-    (dict(memory=1.5), ValueError, "memory must be"),
-    (dict(memory=True), ValueError, "memory must be"),
+    (dict(memory=1.5), TypeError, "memory must be"),
+    (dict(memory=True), TypeError, "memory must be"),
     (dict(block=0), ValueError, "block must be"),
-    (dict(block="4"), ValueError, "block must be"),
+    (dict(block="4"), TypeError, "block must be"),
     (dict(devices=[]), ValueError, "devices must be a list of some of"),
     (dict(devices=["cpu"]), ValueError, "devices must be a list of some of"),
     (dict(devices=3), ValueError, "devices must be a list of some of"),
@@ -99,7 +98,7 @@ WRONG = [
     (dict(grid=GRID | {"scale": [None]}), TypeError, "not a number, string or truth value"),
     (dict(grid=GRID | {"scale": np.ones((2, 2))}), TypeError, "must hold numbers, strings or"),
     (dict(grid=GRID | {"scale": {}}), TypeError, "not a number"),
-    (dict(grid={("size",): [1]}), TypeError, "int"),
+    (dict(grid={("size",): [1]}), ValueError, "zips 1 axes, got the row 1"),
     (dict(grid={("size", "scale"): 3}), TypeError, "need a list of tuples"),
     (dict(grid={("size", "scale"): [(1,)]}), ValueError, "zips 2 axes"),
     (dict(grid={"size size": [1]}), TypeError, "named by a word"),
@@ -113,41 +112,34 @@ WRONG = [
     (dict(function=lambda key, size, scale: {}), TypeError, "must return a dict of arrays"),
     (dict(function=lambda key, size, scale: {"size": 1.0}), ValueError, "names that the grid"),
 ]  # fmt: skip
+LINEAR = {"p": 2, "m": 2, "n_t": 2, "n_v": 2, "n_r": 2, "sigma": 0.1, "nu": 1.0,
+          "train_rate": 0.1, "adapt_rate": 0.1}  # fmt: skip
+WORK = prepare(function, GRID, 2)
 
 
-@pytest.fixture(autouse=True)
-def nothing_computes(monkeypatch):
-    from negmaml.sweeps.run import Runner
-
-    monkeypatch.setattr(Runner, "compute", None)
-    monkeypatch.setattr(Runner, "probe", None)
+def swept(**changes):
+    """A sweep of the linear model."""
+    return nm.sweep(nm.sweeps.linear, LINEAR | changes, 1)
 
 
-@pytest.mark.parametrize(("call", "error", "said"), WRONG)
-def test_wrong_input_is_refused_in_our_words(call, error, said, tmp_path):
-    call = {"function": function, "grid": GRID, "seeds": 2} | call
-    if call.get("store") == "{path}":
-        call["store"] = tmp_path / "x.zarr"
-    with pytest.raises(error, match=said):
-        nm.sweep(**call)
-    assert not list(tmp_path.iterdir())
+WRONG = [
+    *(Wrong(nm.sweep, GOOD | call, said, error) for call, error, said in SAID),
+    *wrong(plan, {"work": WORK}, memory=COUNTS, block=COUNTS, devices=(3, [], ["cpu"])),
+    *wrong(swept, {}, **dict.fromkeys(("p", "m", "n_t", "n_v", "n_r"), (0, -1, 1.5, "a", True)),
+           sigma=(-1.0, np.nan, "a"), nu=(-1.0, "a"), train_rate=(np.nan, "a", 1j), w0=(np.inf,),
+           spectrum=("flat", 3), meta_ridge=(-1.0,), train_steps=(0, 1.5)),
+]  # fmt: skip
 
 
-def test_a_sweep_belongs_outside_of_transformations():
-    with pytest.raises(TypeError, match="call it outside of jit"):
-        jax.jit(lambda x: nm.sweep(function, GRID, 2)["value"].values)(1.0)
-    for transform, x in ((jax.vmap, jnp.ones(2)), (jax.grad, jnp.ones(()))):
-        with pytest.raises(TypeError, match=r"traced value.*outside of jit, vmap and grad"):
-            transform(lambda x: nm.sweep(function, {"size": 1, "scale": x}, 2))(x)
+def values(grid, seeds=2, **options):
+    """What a sweep finds, without its labels."""
+    return np.asarray(nm.sweep(function, grid, seeds, **options)["value"])
 
 
-def test_right_input_of_many_kinds_is_taken():
-    axes = {"a": (0.5, 1), "b": range(3), "c": np.float32(2), "d": [Fraction(1, 4), 2.0],
-            "e": jnp.arange(2.0), "f": np.array([1, 2], np.uint8), "g": [True, False]}  # fmt: skip
-    grid = parse_grid(axes, np.int64(2))
-    assert grid.shape == (2, 3, 2, 2, 2, 2, 2)
-    assert grid.axes[3].values == ((0.25,), (2.0,))
-    assert grid.static == {"b", "f", "g"}
-    assert parse_grid(axes, np.array([3, 1])).seeds == (3, 1)
-    with jax.enable_x64(True):
-        assert parse_grid({"a": 2**40, "b": [1e300, 0.5]}, 1).static == {"a"}
+RIGHT = [
+    Right("seeds in a list", lambda: values(GRID | {"size": 1}, [0, 1]),
+          lambda: values(GRID | {"size": 1})),
+    Right("axes in tuples, arrays and ranges",
+          lambda: values({"size": range(1, 2), "scale": np.array([0.5, 1.0])}),
+          lambda: values({"size": 1, "scale": (0.5, 1)}).reshape(1, 2, 2)),
+]  # fmt: skip

@@ -1,0 +1,38 @@
+"""What a sweep takes, and where it may be called; what it refuses is in tests/calls."""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml.sweeps.parse import parse_grid
+
+
+def function(key, size, scale=1.0):
+    return {"value": scale * jax.random.normal(key) + size}
+
+
+GRID = {"size": [1, 2], "scale": [0.5, 1.0]}
+
+
+def test_a_sweep_belongs_outside_of_transformations():
+    with pytest.raises(TypeError, match="call it outside of jit"):
+        jax.jit(lambda x: nm.sweep(function, GRID, 2)["value"].values)(1.0)
+    for transform, x in ((jax.vmap, jnp.ones(2)), (jax.grad, jnp.ones(()))):
+        with pytest.raises(TypeError, match=r"traced value.*outside of jit, vmap and grad"):
+            transform(lambda x: nm.sweep(function, {"size": 1, "scale": x}, 2))(x)
+
+
+def test_right_input_of_many_kinds_is_taken():
+    axes = {"a": (0.5, 1), "b": range(3), "c": np.float32(2), "d": [Fraction(1, 4), 2.0],
+            "e": jnp.arange(2.0), "f": np.array([1, 2], np.uint8), "g": [True, False]}  # fmt: skip
+    grid = parse_grid(axes, np.int64(2))
+    assert grid.shape == (2, 3, 2, 2, 2, 2, 2)
+    assert grid.axes[3].values == ((0.25,), (2.0,))
+    assert grid.static == {"b", "f", "g"}
+    assert parse_grid(axes, np.array([3, 1])).seeds == (3, 1)
+    with jax.enable_x64(True):
+        assert parse_grid({"a": 2**40, "b": [1e300, 0.5]}, 1).static == {"a"}
