@@ -105,7 +105,11 @@ def _is_key(leaf) -> bool:
 
 def as_array(name: str, value) -> Any:
     """Lists and tuples of numbers as an array; anything else as it is."""
-    if not isinstance(value, list | tuple) or isinstance(value, tuple) and hasattr(value, "_fields"):
+    if (
+        not isinstance(value, list | tuple)
+        or (isinstance(value, tuple)
+        and hasattr(value, "_fields"))
+    ):
         return value
     leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
     if any(isinstance(leaf, jax.Array) for leaf in leaves):
@@ -137,12 +141,13 @@ def check_array(name: str, value, meaning: str, least: float = -np.inf, strict=F
 
 def check_scalar(name: str, value, meaning: str) -> Any:
     """`value`, if it is one finite number; raises otherwise."""
+    value = check_array(name, value, meaning)
     if np.ndim(value) != 0:
         raise ValueError(
             f"{name} must be a scalar, got shape {np.shape(value)}; "
             f"use jax.vmap for several values of {name}"
         )
-    return check_array(name, value, meaning)
+    return value
 
 
 def check_nonnegative(name: str, value, meaning: str) -> Any:

@@ -62,8 +62,7 @@ def minimiser(
     meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     if np.ndim(Phi) < 2 or np.shape(r) != np.shape(Phi)[:-1]:
         raise ValueError(
-            "Phi must have shape (..., N, p) and r (..., N), got "
-            f"{np.shape(Phi)} and {np.shape(r)}"
+            f"Phi must have shape (..., N, p) and r (..., N), got {np.shape(Phi)} and {np.shape(r)}"
         )
     if np.shape(omega0) not in ((), np.shape(Phi)[-1:]):
         raise ValueError(

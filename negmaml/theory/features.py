@@ -157,7 +157,9 @@ def _checked(features, kernel, p):
         if array.shape[0] != array.shape[1] or not np.allclose(array, array.T):
             raise ValueError(f"kernel must be a symmetric matrix (N, N), got shape {array.shape}")
         if p is None:
-            raise ValueError("p, the dimension of the features, must be given with a kernel matrix, got None")
+            raise ValueError(
+                "p, the dimension of the features, must be given with a kernel matrix, got None"
+            )
         X, K, p = None, array, check_count("p", p)
     if not array.any():
         raise ValueError(f"{name} must not be all zero, got {shown(array)}")

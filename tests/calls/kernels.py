@@ -1,13 +1,13 @@
 """Calls of `negmaml.kernels`."""
 
 from fractions import Fraction
-from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
 
 import negmaml as nm
 from negmaml import kernels
+from negmaml._core.pytree import as_pytree
 from tests.calls.form import Right, Wrong, wrong
 from tests.calls.problem import RIDGES, RULES
 from tests.calls.rules import COUNTS
@@ -32,26 +32,11 @@ BAD_KERNELS = (None, 3, "rbf", np.eye(12), lambda a, b: 1.0, lambda a, b: (a @ b
                lambda a, b: a + jnp.zeros((len(a), len(b))))  # fmt: skip
 RIDGES = tuple(ridge for ridge in RIDGES if ridge != [0.1, 0.2])  # several are one batch
 
-
-
-@cache
-def model():
-    """A trained one."""
-    return kernels.meta_train(**TRAINED)
-
-
-def adapted(support, rule):
-    return model().adapt(support, rule)
-
-
-def model_loss(tasks, rule):
-    return model().loss(tasks, rule)
-
-
-def left_out_losses(rule):
-    return kernels.leave_one_task_out(**TRAINED).losses(rule)
-
-
+# As from `meta_train` and `leave_one_task_out`, without training.
+MODEL = kernels.KernelModel(
+    as_pytree(linear), None, X.reshape(12, 1), np.ones((12, 1)), True, False
+)
+LEFT = kernels.LeftOut(Y[:, :3, None], Y[:, 3:, None], True, None)
 WRONG = [
     *(row for function in (kernels.meta_train, kernels.leave_one_task_out)
       for row in wrong(function, TRAINED, kernel=BAD_KERNELS, tasks=BAD_TASKS,
@@ -60,10 +45,10 @@ WRONG = [
     Wrong(kernels.meta_train, TRAINED | {"rule": nm.Rule()},
           "has no q"),
     *wrong(kernels.meta_train, TRAINED, method=("exact", 3, True, "")),
-    *wrong(adapted, {"support": (X[0], Y[0]), "rule": RULE}, rule=(*RULES, WITH_METRIC),
+    *wrong(MODEL.adapt, {"support": (X[0], Y[0]), "rule": RULE}, rule=(*RULES, WITH_METRIC),
            support=(None, 3, X, (X[0], Y[0, :2]), (X, Y), (X[0], Y[0] * 1j), (X[0], Y[0] * np.nan))),
-    *wrong(model_loss, {"tasks": TASKS, "rule": RULE}, rule=RULES, tasks=BAD_TASKS),
-    *wrong(left_out_losses, {"rule": RULE}, rule=RULES),
+    *wrong(MODEL.loss, {"tasks": TASKS, "rule": RULE}, rule=RULES, tasks=BAD_TASKS),
+    *wrong(LEFT.losses, {"rule": RULE}, rule=RULES),
     *wrong(kernels.relu_network, {"depth": 1}, depth=COUNTS, kind=("ntk", None, 3),
            weight_variance=(-1.0, np.nan, "a", None, [1.0]), bias_variance=(-1.0, np.nan, 1j)),
     *wrong(kernels.neural_tangent, {"apply": lambda w, x: x @ w, "params": np.ones(1)},
@@ -84,7 +69,7 @@ RIGHT = [
     Right("a ridge of a fraction", lambda: trained(meta_ridge=Fraction(1, 2)),
           lambda: trained(meta_ridge=0.5)),
     Right("tasks as a dict", lambda: trained(tasks=TASKS._asdict()), trained),
-    Right("points in a list", lambda: model()([[0.5], [1]]), lambda: model()(np.array([[0.5], [1.0]]))),
-    Right("a support of lists", lambda: model().adapt([X[0].tolist(), Y[0].tolist()], RULE)(X[1]),
-          lambda: model().adapt((X[0], Y[0]), RULE)(X[1])),
+    Right("points in a list", lambda: MODEL([[0.5], [1]]), lambda: MODEL(np.array([[0.5], [1.0]]))),
+    Right("a support of lists", lambda: MODEL.adapt([X[0].tolist(), Y[0].tolist()], RULE)(X[1]),
+          lambda: MODEL.adapt((X[0], Y[0]), RULE)(X[1])),
 ]  # fmt: skip

@@ -42,7 +42,6 @@ NUMBERS_OF_A_RULE = {
     "numpy float": (np.float64(-0.25), -0.25),
     "numpy float16": (np.float16(-0.25), -0.25),
     "numpy integer": (np.int8(-2), -2.0),
-
     "0-d array": (np.array(-0.25), -0.25),
     "jax array": (jnp.array([0.5, -1.0]), np.array([0.5, -1.0])),
     "integers": (np.array([2, -1]), np.array([2.0, -1.0])),

@@ -121,9 +121,11 @@ PLAIN = st.one_of(
 )  # fmt: skip
 ANYTHING = st.recursive(
     PLAIN,
-    lambda some: st.lists(some, max_size=3)
-    | st.dictionaries(st.text(max_size=2), some, max_size=2)
-    | st.tuples(some, some),
+    lambda some: (
+        st.lists(some, max_size=3)
+        | st.dictionaries(st.text(max_size=2), some, max_size=2)
+        | st.tuples(some, some)
+    ),
     max_leaves=4,
 )
 
@@ -144,14 +146,14 @@ def is_finite(tree) -> bool:
     return sum(leaf.size for leaf in leaves) > 0 and all(np.isfinite(x).all() for x in leaves)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(ANYTHING)
 def test_whatever_is_given_as_a_rate_is_finite_or_refused(value):
     rule = taken(nm.GradientDescent, "rate", value)
     assert rule is None or is_finite(rule.rate)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(ANYTHING, st.sampled_from(["sigma", "nu", "w0", "omega0", "input_covariance", "p", "m"]))
 def test_whatever_is_given_to_a_problem_has_a_prediction_or_is_refused(value, name):
     def make(value):
@@ -166,7 +168,7 @@ def test_whatever_is_given_to_a_problem_has_a_prediction_or_is_refused(value, na
             assert not np.isnan(nm.theory.distance(made, problem.ONE))
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(ANYTHING, st.sampled_from(["key", "runs", "meta_ridge", "split", "evaluation", "train"]))
 def test_whatever_is_given_to_a_simulation_is_checked_before_it_runs(value, name):
     def check(value):
@@ -180,7 +182,7 @@ def test_whatever_is_given_to_a_simulation_is_checked_before_it_runs(value, name
     assert not programs()
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(ANYTHING, st.sampled_from(["p", "m", "n_t", "n_v", "sigma", "nu", "offset", "meta_ridge"]))
 def test_whatever_is_given_to_a_phase_diagram_is_checked(value, name):
     compiled.clear()
