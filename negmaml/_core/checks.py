@@ -73,6 +73,7 @@ def check_key(name: str, key) -> None:
 
 def check_finite(name: str, value, meaning: str) -> Any:
     """The pytree `value`, if it holds numbers that are all real and finite; the sign is free."""
+    structure: Any
     leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
     if not sum(np.size(leaf) for leaf in leaves if not _is_key(leaf)):
         raise ValueError(
@@ -105,10 +106,8 @@ def _is_key(leaf) -> bool:
 
 def as_array(name: str, value) -> Any:
     """Lists and tuples of numbers as an array; anything else as it is."""
-    if (
-        not isinstance(value, list | tuple)
-        or (isinstance(value, tuple)
-        and hasattr(value, "_fields"))
+    if not isinstance(value, list | tuple) or (
+        isinstance(value, tuple) and hasattr(value, "_fields")
     ):
         return value
     leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)

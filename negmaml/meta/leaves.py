@@ -57,7 +57,7 @@ def ready(rule, params) -> tuple[Rule, Any]:
 
 
 def check_loss(name: str, loss, form: str = "(params, data)") -> Any:
-    """The loss, made to say which leaf of the parameters does not fit it; raises for no function."""
+    """The loss, made to say which leaf of params does not fit it; raises for no function."""
     if isinstance(loss, Explained):
         return loss
     return Explained(check_callable(name, loss, f"of {form}"), "the loss")

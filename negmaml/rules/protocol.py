@@ -218,6 +218,7 @@ def check_filters(name: str, rule) -> Any:
     Raises otherwise. There a list is a batch of rates; on a general model it is a pytree, like
     parameters in a list.
     """
+    structure: Any
     parts, structure = jax.tree.flatten(check_rule(name, rule), is_leaf=lambda x: x is not rule)
     if parts and parts[0] is not rule:
         rule = structure.unflatten([as_array(name, part) for part in parts])

@@ -54,8 +54,8 @@ class Proximal(Rule):
     def check(self, params) -> None:
         if np.shape(self.strength) != ():
             raise ValueError(
-                f"strength must be one number on a general model, got {shown(self.strength)}; for a "
-                "batch of rules use jax.vmap"
+                f"strength must be one number on a general model, got {shown(self.strength)}; for "
+                "a batch of rules use jax.vmap"
             )
 
     def check_meta(self) -> None:

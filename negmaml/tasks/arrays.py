@@ -184,8 +184,8 @@ def _check_numbers(name: str, data) -> None:
     for leaf in leaves:
         if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind not in "biufcV":
             raise TypeError(
-                f"{name} must hold numbers, got {shown(np.ravel(leaf)[0])}; encode text as numbers, "
-                "for example np.unique(text, return_inverse=True)[1]"
+                f"{name} must hold numbers, got {shown(np.ravel(leaf)[0])}; encode text as "
+                "numbers, for example np.unique(text, return_inverse=True)[1]"
             )
 
 

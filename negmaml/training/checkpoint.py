@@ -2,7 +2,8 @@
 
 A checkpoint is a step of an orbax `CheckpointManager`: the state of the run, its history, and an
 identity, digests of all that the run depends on. Orbax writes a step beside the earlier ones and
-renames it when it is whole, so an interrupted write leaves those as they were.
+renames it when it is whole, so an interrupted write leaves those as they were. A digest of the
+numbers themselves finds files with other bits than were written, which orbax reads as they are.
 """
 
 import contextlib
@@ -46,6 +47,10 @@ class Store:
                 like = jax.tree.leaves((state, rows))
                 args = _ocp().args.StandardRestore(like)
                 leaves = self._restored(step, leaves=args).leaves
+                if meta.get("digest", digest := _digest(leaves)) != digest:
+                    raise _DamageError(
+                        f"{self._name(step)} is damaged (other numbers than written)"
+                    )
             except _DamageError as damage:
                 blame = blame or damage
                 self.damaged.append(step)
@@ -66,8 +71,8 @@ class Store:
         for bad in self.damaged:
             self.manager.delete(bad)
         self.damaged = []
-        meta = {"identity": self.identity, "place": place}
         leaves = jax.tree.leaves((state, history))
+        meta = {"identity": self.identity, "place": place, "digest": _digest(leaves)}
         args = _ocp().args
         parts = {"meta": args.JsonSave(meta), "leaves": args.StandardSave(leaves)}
         self.manager.save(step, args=args.Composite(**parts))
@@ -99,9 +104,11 @@ class Store:
             return self.manager.restore(step, args=_ocp().args.Composite(**parts))
         except Exception as damage:  # orbax raises many kinds for missing and broken files
             raise _DamageError(
-                f"checkpoint {step} in {str(self.manager.directory)!r} is damaged or not of `fit` "
-                f"({type(damage).__name__})"
+                f"{self._name(step)} is damaged or not of `fit` ({type(damage).__name__})"
             ) from damage
+
+    def _name(self, step: int) -> str:
+        return f"checkpoint {step} in {str(self.manager.directory)!r}"
 
 
 class _DamageError(Exception):

@@ -27,8 +27,8 @@ VECTORS = ([1.0, 2.0], np.ones(2), np.ones((3, 1)), np.nan, [0.0, np.inf, 1.0], 
            [], ["a", "b", "c"])  # fmt: skip
 COVARIANCES = (-np.eye(3), np.array([1.0, -1.0, 1.0]), np.diag([1.0, np.nan, 1.0]), np.eye(2), 1.0,
                np.array([[1, 2, 0], [0, 1, 0], [0, 0, 1.0]]), np.ones((3, 3, 3)), "identity", {},
-               np.array([[0, 2, 0], [2, 0, 0], [0, 0, 1.0]]), np.full(3, np.inf), [], 1j * np.eye(3),
-               [1.0, 2.0])  # fmt: skip
+               np.array([[0, 2, 0], [2, 0, 0], [0, 0, 1.0]]), np.full(3, np.inf), [],
+               1j * np.eye(3), [1.0, 2.0])  # fmt: skip
 SIMULATED = {"key": KEY, "problem": PROBLEM, "train": ONE, "adapt": TWO}
 DATA = linear.Data(np.ones((2, 2, 3)), np.ones((2, 2)), np.ones((2, 4, 3)), np.ones((2, 4)))
 WRONG = [

@@ -1,4 +1,4 @@
-"""More than two thousand calls of everything public: refused in our words before any work, or right.
+"""Two thousand calls of everything public: refused in our words before any work, or right.
 
 A table for each area lists them; wrong ones are generated, every argument of a kind being given
 every value that is wrong for its kind. At the end, values that nobody thought of.

@@ -77,7 +77,7 @@ WRONG = [
     *wrong(theory.standard_deviation, LOSS, problem=(*PROBLEMS, CORRELATED), train=RULES,
            adapt=RULES, meta_ridge=RIDGES, measure=SPECTRA),
     *wrong(theory.runs_needed, COMPARED, problem=(*PROBLEMS, CORRELATED), train_a=(*RULES, BATCH),
-           train_b=(*RULES, BATCH, nm.GradientFlow(1.0), nm.GradientDescent(0.1, 2)),
+           train_b=(*RULES, BATCH, nm.GradientFlow(1.0), nm.Momentum(0.1, 0.0, 1)),
            meta_ridge=RIDGES, measure=SPECTRA, shared=FLAGS,
            standard_errors=(-1, 0, np.nan, np.inf, "a", None)),
     *wrong(theory.phase_diagram, PHASE, **dict.fromkeys(("p", "m", "n_t", "n_v"), SIZES),

@@ -1,0 +1,162 @@
+"""A run is stopped at each storage operation of its checkpoints in turn; the same call goes on.
+
+Operations are seen by Python's audit hook: a file opened for writing, a directory made, a rename, a
+removal, by whatever library. A process is stopped before each (after it is before the next), and
+within: half of the file is then there. What a library writes beside Python is in directories that
+have not got their name yet; the files of finished checkpoints are cut, emptied, garbled and removed
+one by one instead.
+"""
+
+import gc
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from tests.crash import Operations
+from tests.training.test_checkpoint import run, same
+
+pytest.importorskip("orbax.checkpoint")
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+STEPS, EVERY = 6, 2
+BY_NAME = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink")
+watching: list["Watched"] = []  # a hook stays as long as the process does
+
+
+class Watched(Operations):
+    """The operations of this process below a folder."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = str(folder)
+        self.written: dict[str, bytes] = {}  # what each file held at last
+
+    def remember(self):
+        """What files hold, for halves of them."""
+        for path in Path(self.folder).rglob("*"):
+            if path.is_file():
+                self.written[path.name] = path.read_bytes()
+
+    def hear(self, event, arguments):
+        if event == "open":
+            path, _, flags = arguments
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and self.below(path):
+                self.step(Path(path), self.written.get(Path(path).name, b"{}"))
+        elif event in BY_NAME and (self.below(arguments[0]) or self.relative(event, arguments)):
+            self.step()
+
+    def below(self, path) -> bool:
+        return isinstance(path, str | Path) and str(path).startswith(self.folder)
+
+    def relative(self, event, arguments) -> bool:
+        """Whether it is in a directory that is open, as removals of trees are."""
+        return event in ("os.remove", "os.rmdir") and arguments[-1] >= 0
+
+
+@sys.addaudithook
+def _hear(event, arguments):
+    if watching and (event == "open" or event in BY_NAME):
+        within = list(watching)
+        watching.clear()  # what it writes itself is no operation
+        try:
+            for watched in within:
+                watched.hear(event, arguments)
+        finally:
+            watching.extend(within)
+
+
+@pytest.fixture
+def operations(tmp_path):
+    watched = Watched(tmp_path / "run")
+    watching.append(watched)
+    yield watched
+    watching.clear()
+    gc.collect()  # event loops that were stopped complain when they go
+
+
+def call(folder, steps=STEPS):
+    """The run, taken up where it was; a warning of a damaged checkpoint is fine."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="checkpoint .* is damaged")
+        return run(steps=steps, checkpoint=folder, checkpoint_every=EVERY)
+
+
+def stop_everywhere(operations, before: int, every: int) -> int:
+    """Stop a run that has taken `before` steps everywhere in the rest; returns the points tried."""
+    folder, undisturbed = Path(operations.folder), run(steps=STEPS)
+    kept = folder.with_name("kept")
+    if before:
+        call(folder, before)
+        shutil.copytree(folder, kept)
+    same(operations.run(lambda: call(folder)), undisturbed)
+    count, points = operations.count, 0
+    operations.remember()
+    assert count > 30
+    for at in range(1, count + 2, every):
+        for within in (False, True):
+            shutil.rmtree(folder, ignore_errors=True)
+            if before:
+                shutil.copytree(kept, folder)
+            stopped = operations.run(lambda: call(folder), at, within)
+            assert (stopped is None) == (at <= operations.count)
+            same(call(folder), undisturbed)
+            assert not [p for p in folder.rglob("*") if "tmp" in p.name]
+            points += 1
+    return points
+
+
+@pytest.mark.parametrize("before", (0, 4))
+def test_a_stop_loses_nothing(before, operations):
+    assert stop_everywhere(operations, before, every=17) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", (0, 4))
+def test_a_stop_at_any_operation_loses_nothing(before, operations):
+    print(f"after {before} steps: {stop_everywhere(operations, before, every=1)} points")
+
+
+def garbled(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+    "garbled": lambda content: garbled(content) if content else b"x",
+    "removed": None,
+}
+
+
+def damage_everywhere(folder: Path, every: int) -> int:
+    """Damage each file of the latest checkpoint in turn; the run comes out the same every time."""
+    undisturbed = run(steps=STEPS)
+    call(folder, 4)
+    kept = folder.with_name("kept")
+    shutil.copytree(folder, kept)
+    files = sorted(p.relative_to(folder) for p in (folder / "4").rglob("*") if p.is_file())
+    assert len(files) > 8
+    cases = [(name, kind) for name in files for kind in DAMAGES][::every]
+    for name, kind in cases:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        change = DAMAGES[kind]
+        if change is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_bytes(change((folder / name).read_bytes()))
+        same(call(folder), undisturbed)
+    return len(cases)
+
+
+def test_a_damaged_file_of_a_checkpoint_changes_no_result(tmp_path):
+    assert damage_everywhere(tmp_path / "run", every=7) > 3
+
+
+@pytest.mark.slow
+def test_no_damaged_file_of_a_checkpoint_changes_a_result(tmp_path):
+    print(f"{damage_everywhere(tmp_path / 'run', every=1)} damages")
