@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import negmaml as nm
 from negmaml.sweeps import files, lock, stored
 from negmaml.sweeps.planning import Work, prepare
+from tests.crash import Disk, Operations
 
 GRID = {"size": [2, 3], "scale": [-1.0, 0.0], "kind": "plain", "rates": [0.5, 2.0]}
 BASE = (GRID, 2)
@@ -46,10 +47,6 @@ def function(key, size, scale, kind, rates):
     return {"loss": scale + rates * jnp.sum(draws), "largest": jnp.max(draws)}
 
 
-class Stop(BaseException):
-    """As a kill: nothing handles it."""
-
-
 class Quick:
     """In place of what computes: numbers that tell cells apart, without compiling."""
 
@@ -68,26 +65,6 @@ class Quick:
         loss = numbers["scale"][:, None] + own[:, None] * rates
         finite = own % 3 > 0
         return {"loss": loss.astype(np.float32), "largest": own, "finite": finite}
-
-
-class Disk:
-    """A folder of stores, and what a stop within a write leaves there."""
-
-    within = True
-
-    def __init__(self, folder, name="x.zarr"):
-        self.folder, self.url = folder, str(folder / name)
-
-    def keep(self):
-        return shutil.copytree(self.folder, Path(f"{self.folder}-kept"), dirs_exist_ok=True)
-
-    def restore(self, kept):
-        shutil.rmtree(self.folder)
-        if kept:
-            shutil.copytree(kept, self.folder)
-
-    def names(self):
-        return [p.name for p in self.folder.rglob("*") if not p.is_dir()]
 
 
 class Memory:
@@ -116,11 +93,11 @@ class Memory:
         return [name.rsplit("/", 1)[-1] for name in self.objects if name.startswith(self.root)]
 
 
-class Operations:
-    """Counts storage operations, and stops all from one on."""
+class StoreOperations(Operations):
+    """The writes and removals of stores."""
 
     def __init__(self, monkeypatch):
-        self.count, self.at, self.within = 0, None, False
+        super().__init__()
         put, write, remove = (
             zarr.storage._local._put,
             files.LocalFiles.write,
@@ -160,23 +137,6 @@ class Operations:
         monkeypatch.setattr(files.RemoteFiles, "write", stepped(pipe))
         monkeypatch.setattr(files.RemoteFiles, "remove", stepped(drop))
         monkeypatch.setattr(zarr.storage.FsspecStore, "set", remote_put)
-
-    def step(self, aside=None, content=b""):
-        self.count += 1
-        if self.at is not None and self.count >= self.at:
-            if self.within and aside is not None and self.count == self.at:
-                aside.write_bytes(content[: len(content) // 2])
-            raise Stop
-
-    def run(self, call, at=None, within=False):
-        """The call, stopped at an operation; None if it was."""
-        self.count, self.at, self.within = 0, at, within
-        try:
-            return call()
-        except Stop:
-            return None
-        finally:
-            self.at = None
 
 
 def the_same(result, expected):
@@ -253,7 +213,7 @@ def crash_everywhere(place, operations, before, after, every=1):
 @pytest.fixture
 def operations(monkeypatch, tmp_path):
     monkeypatch.setattr(lock, "BEAT", 0.0005)
-    counted = Operations(monkeypatch)
+    counted = StoreOperations(monkeypatch)
     counted.prefix = str(tmp_path)
     return counted
 
