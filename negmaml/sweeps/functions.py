@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.identity import Identity, UnidentifiedError, identify
+from negmaml._core.registry import maker, registered
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.parse import name_tuple, near
 
@@ -274,20 +275,6 @@ def _text(found: tuple[Output, ...]) -> str:
     return ", ".join(f"{o.name} {o.dtype}{list(o.shape)}" for o in found)
 
 
-# Functions that go by a name, in spec files and as attributes of `negmaml.sweeps`.
-_makers: dict[str, Callable[..., Any]] = {}
-
-
-def register(name: str, make: Callable[..., Any]) -> None:
-    """Let `name` stand for the sweep function that `make(**options)` returns."""
-    _makers[name] = make
-
-
-def registered() -> list[str]:
-    """The registered names."""
-    return sorted(_makers)
-
-
 @cache
 def named(name: str) -> SweepFunction:
     """The function of a name, with the options it has by default."""
@@ -296,13 +283,14 @@ def named(name: str) -> SweepFunction:
 
 def made(name: str, **options) -> SweepFunction:
     """The function of a name; ValueError for an unknown name or option."""
-    if name not in _makers:
+    if name not in registered():
         known = registered()
         raise ValueError(f"no sweep function {name!r}{near(name, known)}; there are {known}")
-    known = list(inspect.signature(_makers[name]).parameters)
+    make = maker(name)
+    known = list(inspect.signature(make).parameters)
     for option in options:
         if option not in known:
             raise ValueError(
                 f"{name!r} has no option {option!r}{near(option, known)}; it has {known}"
             )
-    return _makers[name](**options)
+    return make(**options)
