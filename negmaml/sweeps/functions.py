@@ -182,6 +182,8 @@ def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
     _check_values(roles.function, grid)
     first: tuple[Output, ...] | None = None
     for group in grid.groups():
+        if first is not None and _declares(roles.function, first, grid):
+            break
         shapes = _cell_shapes(roles.function, grid, group)
         found = tuple(_output(name, shapes[name], roles, grid) for name in shapes)
         if first is not None and found != first:
@@ -202,6 +204,15 @@ def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
                 + ", ".join(names)
             )
     return first
+
+
+def _declares(function: SweepFunction, found: tuple[Output, ...], grid: Grid) -> bool:
+    """Whether the function itself says that its outputs have whole axes alone, in every group.
+
+    Tracing it for each of many groups of sizes would take longer than a small sweep.
+    """
+    whole = {axis.names[0] for axis in grid.whole}
+    return all(o.name in function.output_dims and whole >= set(o.dims) for o in found)
 
 
 def _cell_shapes(function: SweepFunction, grid: Grid, group) -> dict[str, jax.ShapeDtypeStruct]:
