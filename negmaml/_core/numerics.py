@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-
 _HOST = (np.ndarray, np.generic, int, float)
 
 

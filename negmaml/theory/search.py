@@ -123,8 +123,9 @@ class Optimum:
         self.known, self.best = known, best
 
     def __call__(self, numbers, fixed):
-        known = self.known is not None and concrete((numbers, fixed))
-        return (self.known if known else self.best)(numbers, fixed)
+        if self.known is not None and concrete((numbers, fixed)):
+            return self.known(numbers, fixed)
+        return self.best(numbers, fixed)
 
 
 def _tower(function: Callable) -> Callable:
