@@ -1,91 +1,9 @@
 """Differentiable meta-learning with inner learning rates of either sign, and the theory of them."""
 
-from negmaml import kernels, linear, sweeps, tasks, theory
-from negmaml._core.pytree import pytree, static
+from negmaml._core.lazy import lazily
+from negmaml._core.registry import register
 from negmaml._core.version import __version__ as __version__
-from negmaml.advice import Advice, advise
-from negmaml.linear import LinearModel, Simulation, simulate
-from negmaml.meta import (
-    LearnedRates,
-    Stateful,
-    Tasks,
-    adapt,
-    anil,
-    convolution,
-    fomaml,
-    imaml,
-    maml,
-    maml_value_and_grad,
-    meta_sgd,
-    reptile,
-    state_per_step,
-)
-from negmaml.paper.roads import Verification, verify
-from negmaml.problem import MixedLinearRegression
-from negmaml.rules import (
-    GradientDescent,
-    GradientFlow,
-    InnerOptimizer,
-    Momentum,
-    Preconditioned,
-    Proximal,
-    Rule,
-    Schedule,
-)
-from negmaml.sweeps import sweep
-from negmaml.training import Evaluation, Fit, evaluate, fit, map_over_devices
 
-sweeps.register("linear", LinearModel)
-
-__all__ = [
-    "Advice",
-    "Evaluation",
-    "Fit",
-    "GradientDescent",
-    "GradientFlow",
-    "InnerOptimizer",
-    "LearnedRates",
-    "MixedLinearRegression",
-    "Momentum",
-    "Preconditioned",
-    "Proximal",
-    "Rule",
-    "Schedule",
-    "Simulation",
-    "Stateful",
-    "Tasks",
-    "Verification",
-    "adapt",
-    "advise",
-    "anil",
-    "convolution",
-    "evaluate",
-    "fit",
-    "fomaml",
-    "imaml",
-    "kernels",
-    "linear",
-    "maml",
-    "maml_value_and_grad",
-    "map_over_devices",
-    "meta_sgd",
-    "pytree",
-    "reptile",
-    "simulate",
-    "state_per_step",
-    "static",
-    "sweep",
-    "sweeps",
-    "tasks",
-    "theory",
-    "verify",
-]
-
-
-def __getattr__(name: str):
-    """The estimators, which need scikit-learn, when they are asked for."""
-    if name in ("MetaRegressor", "MetaRegressorCV"):
-        from negmaml import advice
-
-        return getattr(advice, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Names are imported when they are asked for, from where `__init__.pyi` says: few uses need all.
+__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+register("linear", "negmaml.linear:LinearModel")

@@ -143,15 +143,25 @@ def test_figures_import_nothing_of_the_package():
 
 @pytest.fixture(scope="module")
 def loaded():
-    """Names of the modules that importing negmaml loads in a fresh interpreter."""
-    code = "import sys, negmaml; print(*sys.modules, sep='\\n')"
+    """Names of the modules that are loaded in a fresh interpreter by `import negmaml`, and more
+
+    by taking every name from it.
+    """
+    code = """
+import sys, negmaml
+first = set(sys.modules)
+from negmaml import *
+print(*first); print(*set(sys.modules) - first)
+"""
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    return set(result.stdout.split())
+    return [set(line.split()) for line in result.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_importing_the_package_does_not_import_an_extra(loaded, name):
-    assert "negmaml.paper.roads" in loaded
-    assert name not in loaded
+def test_the_package_does_not_import_an_extra_nor_anything_before_it_is_asked(loaded, name):
+    first, more = loaded
+    assert "negmaml.paper.roads" in more and "jax" in more
+    assert "jax" not in first and "numpy" not in first
+    assert name not in first | more

@@ -1,6 +1,7 @@
 """Packages that come with an extra, imported where they are used."""
 
 import importlib
+import importlib.util
 from typing import Any
 
 
@@ -13,6 +14,16 @@ def require(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{package} is needed here and not installed; pip install 'negmaml[{extra}]'"
-        ) from error
+        raise _missing(package, extra) from error
+
+
+def available(package: str, extra: str) -> None:
+    """Raise, as `require` does, unless the module can be imported later."""
+    if importlib.util.find_spec(package) is None:
+        raise _missing(package, extra)
+
+
+def _missing(package: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(
+        f"{package} is needed here and not installed; pip install 'negmaml[{extra}]'"
+    )

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+_HOST = (np.ndarray, np.generic, int, float)
+
 
 def namespace(*trees) -> Any:
     """numpy where all leaves are its arrays or plain numbers, jax.numpy otherwise.
@@ -14,8 +16,12 @@ def namespace(*trees) -> Any:
     A formula written over it serves single numbers on the host, where there is nothing to compile,
     and traced ones in a program.
     """
-    host = (np.ndarray, np.generic, int, float)
-    return np if all(isinstance(leaf, host) for leaf in jax.tree.leaves(trees)) else jnp
+    # Mostly these are single arrays, for which the walk through a tree takes too long.
+    return np if all(isinstance(tree, _HOST) or _known(tree) for tree in trees) else jnp
+
+
+def _known(tree) -> bool:
+    return all(isinstance(leaf, _HOST) for leaf in jax.tree.leaves(tree))
 
 
 def frozen(tree):

@@ -47,8 +47,6 @@ def sweep(
         extend: add new seeds and new values of axes to the store.
         accept_changes: go on though the function computes something else than it did.
     """
-    require("xarray", "sweep")
-    require("zarr", "sweep")
     fields = specs.read(spec, overrides)
     memory = fields.get("memory") if memory is None else memory
     block = fields.get("block") if block is None else block
@@ -61,6 +59,8 @@ def sweep(
             return 0
         if store is None:
             raise ValueError("--store must say where the result goes; or pass --dry-run")
+        require("xarray", "sweep")
+        require("zarr", "sweep")
         client = stack.enter_context(connected(scheduler))
         sweeps.sweep(
             *call,

@@ -6,23 +6,24 @@ from jax import lax
 UNROLLED = 8  # the largest system written out: the program grows with its cube
 
 
-def cholesky_solve(G, b):
+def cholesky_solve(G, b, unroll: bool = True):
     """Solve G z = b for symmetric positive definite G, by G = L L^T.
 
     Arguments:
         G: shape (batch, k, k), of which the lower triangle is read.
         b: shape (batch, k).
+        unroll: whether small systems are so many that a long program pays.
 
     Returns z of the shape of b, and the pivots, the squared diagonal of L: NaN or not positive
     where G is not positive definite.
     """
-    return _unrolled(G, b) if G.shape[-1] <= UNROLLED else _blocked(G, b)
+    return _unrolled(G, b) if unroll and G.shape[-1] <= UNROLLED else _blocked(G, b)
 
 
-def quadratic_form(G, z):
+def quadratic_form(G, z, unroll: bool = True):
     """z^T G z for G of shape (batch, k, k) and z of shape (batch, k)."""
     k = G.shape[-1]
-    if k > UNROLLED:
+    if not unroll or k > UNROLLED:
         return jnp.sum(z * jnp.sum(G * z[:, :, None], 1), 1)
     rows = [sum(G[:, i, j] * z[:, j] for j in range(k)) for i in range(k)]
     return sum(z[:, i] * rows[i] for i in range(k))

@@ -1,5 +1,6 @@
 """Exact simulation: draw runs, solve each for omega*, evaluate; every rate sees the same runs."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +29,9 @@ SPLITS = ("train-validation", "train-train")
 # Normals drawn by one step of the loop over runs: enough to use vector units and threads, few
 # enough to stay in cache (2^16 and 2^21 are both 10-20% slower).
 BLOCK_NORMALS = 2**19
-LIGHT_NORMALS = 2**23  # a tenth of a second of work, less than compiling takes
+LIGHT_NORMALS = 2**26  # a second of work, twice what compiling for speed takes longer
+# Small systems whose unrolled solution saves more than a third of a second of compiling it.
+MANY_SYSTEMS = 2**20
 ACCELERATOR_BLOCK_NORMALS = 2**24  # 64 MiB: there large kernels count, not the cache
 
 
@@ -177,7 +180,8 @@ def _simulate(experiment: Experiment) -> Simulation:
         experiment.key, experiment.problem, experiment.train, experiment.adapt,
     )  # fmt: skip
     ridge, evaluation, runs = experiment.meta_ridge, experiment.evaluation, experiment.runs
-    shared = share(problem, adapt, evaluation)
+    rates = math.prod(train.batch_shape)
+    shared = share(problem, adapt, evaluation, runs * rates >= MANY_SYSTEMS)
 
     def one_run(index, normals):
         data = assemble(normals, problem, shared.colours)
@@ -221,17 +225,23 @@ _simulate_many = quick_jit(_simulate, light=False)
 
 
 class Shared(NamedTuple):
-    """What all runs of one problem share; `adapted` where the expected loss needs it."""
+    """What all runs of one problem share; `adapted` where the expected loss needs it.
+
+    unroll: whether small systems are to be solved by a long program (`cholesky_solve`).
+    """
 
     colours: Roots
     adapted: Adapted | None
+    unroll: bool
 
 
-def share(problem: MixedLinearRegression, adapt: Rule, evaluation: str) -> Shared:
+def share(
+    problem: MixedLinearRegression, adapt: Rule, evaluation: str, unroll: bool = True
+) -> Shared:
     """Computed once, outside the loop over runs."""
     if problem.isotropic or evaluation == "sampled":
-        return Shared(roots(problem), None)
-    return Shared(roots(problem), adapted(problem, adapt))
+        return Shared(roots(problem), None, unroll)
+    return Shared(roots(problem), adapted(problem, adapt), unroll)
 
 
 def measured(test_key, data: Data, problem, train, adapt, ridge, evaluation, shared: Shared):
@@ -241,8 +251,8 @@ def measured(test_key, data: Data, problem, train, adapt, ridge, evaluation, sha
     of `shared.adapted`.
     """
     if evaluation == "expected" and shared.adapted is None:
-        return None, *meta_train_distance(data, problem, train, ridge)
-    omega, reliable = meta_train(data, problem, train, ridge)
+        return None, *meta_train_distance(data, problem, train, ridge, shared.unroll)
+    omega, reliable = meta_train(data, problem, train, ridge, shared.unroll)
     error = omega - problem.w0
     distance = jnp.sum(error**2, -1)
     if shared.adapted is not None:
@@ -267,11 +277,13 @@ def block_normals() -> int:
     return BLOCK_NORMALS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_NORMALS
 
 
-def meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -> Solution:
+def meta_train(
+    data: Data, problem: MixedLinearRegression, train: Rule, ridge, unroll: bool = True
+) -> Solution:
     """omega* of one run at every rate, by the amortised route where it is safe."""
     if _amortises(data, train):
         start, system, rates = _one_step(data, problem, train)
-        delta, reliable = one_step_corrections(system, rates.ravel(), ridge)
+        delta, reliable = one_step_corrections(system, rates.ravel(), ridge, unroll)
         return Solution((start + delta).reshape(*rates.shape, -1), reliable.reshape(rates.shape))
     Phi, r = meta_system(data, train)
     omega, reliable = minimiser(Phi, r, problem.omega0, meta_ridge=ridge)
@@ -280,11 +292,13 @@ def meta_train(data: Data, problem: MixedLinearRegression, train: Rule, ridge) -
     return Solution(omega, reliable & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))
 
 
-def meta_train_distance(data: Data, problem: MixedLinearRegression, train: Rule, ridge):
+def meta_train_distance(
+    data: Data, problem: MixedLinearRegression, train: Rule, ridge, unroll: bool = True
+):
     """|omega* - w0|^2 of one run at every rate, and its flag: `meta_train` for less."""
     if _amortises(data, train):
         start, system, rates = _one_step(data, problem, train)
-        found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0)
+        found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0, unroll)
         return jax.tree.map(lambda x: x.reshape(rates.shape), found)
     omega, reliable = meta_train(data, problem, train, ridge)
     return jnp.sum((omega - problem.w0) ** 2, -1), reliable

@@ -119,20 +119,21 @@ def _solve_factored(R, b):
     return solve_triangular(R, solve_triangular(R, b, trans=1))
 
 
-def one_step_corrections(system: OneStepSystem, rates, ridge) -> Solution:
+def one_step_corrections(system: OneStepSystem, rates, ridge, unroll: bool = True) -> Solution:
     r"""omega* - omega_0 at every rate of one gradient step, from one pass over the data.
 
     Labels in `system` are relative to omega_0. The Gram matrix squares the condition number: for
     systems that are far from square, where that is harmless; `minimiser` for the others.
 
-    Arguments: rates of shape (R,). Returns a `Solution` of shapes (R, p) and (R,).
+    Arguments: rates of shape (R,); unroll as in `cholesky_solve`. Returns a `Solution` of shapes
+    (R, p) and (R,).
     """
-    solved = _normal_equations(system, rates, ridge)
+    solved = _normal_equations(system, rates, ridge, unroll)
     delta = _weights(system, rates, solved)
     return Solution(delta, solved.well & jnp.all(jnp.isfinite(delta), -1))
 
 
-def one_step_distances(system: OneStepSystem, rates, ridge, offset):
+def one_step_distances(system: OneStepSystem, rates, ridge, offset, unroll: bool = True):
     r"""|omega* - w0|^2 at every rate, where offset = omega_0 - w0: `one_step_corrections` for less.
 
     A wide system needs no weights, only the solution z of its Gram matrix: delta = Phi^T z gives
@@ -145,10 +146,10 @@ def one_step_distances(system: OneStepSystem, rates, ridge, offset):
     Returns (distances, reliable), each of shape (R,).
     """
     A, B, _, _ = system
-    solved = _normal_equations(system, rates, ridge)
+    solved = _normal_equations(system, rates, ridge, unroll)
     if _is_wide(system):
         across = contract("np,p->n", A, offset) - rates[:, None] * contract("np,p->n", B, offset)
-        spread = quadratic_form(solved.gram, solved.z)
+        spread = quadratic_form(solved.gram, solved.z, unroll)
         distance = jnp.sum(offset**2) + 2 * contract("rn,rn->r", solved.z, across) + spread
     else:
         distance = jnp.sum((offset + solved.z) ** 2, -1)
@@ -175,7 +176,7 @@ def _weights(system: OneStepSystem, rates, solved: _Solved):
     return contract("rn,np->rp", solved.z, A) - rates[:, None] * contract("rn,np->rp", solved.z, B)
 
 
-def _normal_equations(system: OneStepSystem, rates, ridge) -> _Solved:
+def _normal_equations(system: OneStepSystem, rates, ridge, unroll: bool) -> _Solved:
     r"""The smaller Gram matrix and its solution, at every rate.
 
     Phi = A - alpha B and r = a - alpha c make the Gram matrix and the right-hand side quadratics
@@ -197,7 +198,7 @@ def _normal_equations(system: OneStepSystem, rates, ridge) -> _Solved:
         G, b = jnp.stack([AtA, AtB + AtB.T, BtB]), jnp.stack([Ata, Atc + Bta, Btc])[..., 0]
     gram = _polynomial(G, -rates[:, None, None])
     b = _polynomial(b, -rates[:, None])
-    z, pivots = cholesky_solve(gram + ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), b)
+    z, pivots = cholesky_solve(gram + ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), b, unroll)
     # A pivot over its diagonal entry, which inputs of unequal variance do not change.
     kept = pivots / (jnp.diagonal(gram, axis1=-2, axis2=-1) + ridge)
     return _Solved(gram, z, kept.min(-1) > max(A.shape) * jnp.finfo(gram.dtype).eps)

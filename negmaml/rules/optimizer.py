@@ -5,7 +5,6 @@ from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from negmaml._core.checks import check_count
 from negmaml._core.pytree import pytree, static
@@ -29,7 +28,7 @@ class InnerOptimizer(Rule):
     optax.adam(1e-2, eps_root=1e-10). `maml` and its relatives warn of such an optimizer when they
     are made. Raises TypeError or ValueError for anything else.
 
-    >>> import negmaml as nm
+    >>> import negmaml as nm, optax
     >>> square = lambda w, target: (w - target) ** 2 / 2
     >>> float(nm.adapt(square, 0.0, 1.0, InnerOptimizer(optax.sgd(-0.5))))
     -0.5
@@ -41,6 +40,8 @@ class InnerOptimizer(Rule):
     sums_gradients: ClassVar[bool] = False
 
     def __init__(self, transformation: Any, steps: int = 1):
+        import optax
+
         if not isinstance(transformation, optax.GradientTransformation):
             raise TypeError(
                 "transformation must be an optax.GradientTransformation such as optax.sgd(0.1), "
@@ -60,6 +61,8 @@ class InnerOptimizer(Rule):
 
     def update(self, gradient, state, params):
         """One step of the optimizer."""
+        import optax
+
         updates, state = self.transformation.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -87,8 +90,11 @@ def as_rule(name: str, rule) -> Any:
 
     For general models: a rule that moves none raises, too.
     """
-    if isinstance(rule, optax.GradientTransformation):
-        return InnerOptimizer(rule)
+    if not isinstance(rule, Rule):
+        import optax
+
+        if isinstance(rule, optax.GradientTransformation):
+            return InnerOptimizer(rule)
     if not check_rule(name, rule).moves_any_model:
         rule.update(None, None, None)  # says what to add
     return rule

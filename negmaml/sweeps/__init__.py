@@ -4,9 +4,10 @@ Functions that are registered under a name are attributes: `negmaml.sweeps.linea
 `negmaml.linear.LinearModel()`.
 """
 
+from negmaml._core.registry import register, registered
 from negmaml.sweeps.api import sweep
 from negmaml.sweeps.files import StoreError
-from negmaml.sweeps.functions import SweepFunction, named, register, registered
+from negmaml.sweeps.functions import SweepFunction, named
 from negmaml.sweeps.planning import plan, prepare
 
 __all__ = ["StoreError", "SweepFunction", "plan", "prepare", "register", "sweep"]

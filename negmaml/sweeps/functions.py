@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.identity import Identity, UnidentifiedError, identify
+from negmaml._core.registry import maker, registered
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.parse import name_tuple, near
 
@@ -181,6 +182,8 @@ def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
     _check_values(roles.function, grid)
     first: tuple[Output, ...] | None = None
     for group in grid.groups():
+        if first is not None and _declares(roles.function, first, grid):
+            break
         shapes = _cell_shapes(roles.function, grid, group)
         found = tuple(_output(name, shapes[name], roles, grid) for name in shapes)
         if first is not None and found != first:
@@ -201,6 +204,15 @@ def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
                 + ", ".join(names)
             )
     return first
+
+
+def _declares(function: SweepFunction, found: tuple[Output, ...], grid: Grid) -> bool:
+    """Whether the function itself says that its outputs have whole axes alone, in every group.
+
+    Tracing it for each of many groups of sizes would take longer than a small sweep.
+    """
+    whole = {axis.names[0] for axis in grid.whole}
+    return all(o.name in function.output_dims and whole >= set(o.dims) for o in found)
 
 
 def _cell_shapes(function: SweepFunction, grid: Grid, group) -> dict[str, jax.ShapeDtypeStruct]:
@@ -274,20 +286,6 @@ def _text(found: tuple[Output, ...]) -> str:
     return ", ".join(f"{o.name} {o.dtype}{list(o.shape)}" for o in found)
 
 
-# Functions that go by a name, in spec files and as attributes of `negmaml.sweeps`.
-_makers: dict[str, Callable[..., Any]] = {}
-
-
-def register(name: str, make: Callable[..., Any]) -> None:
-    """Let `name` stand for the sweep function that `make(**options)` returns."""
-    _makers[name] = make
-
-
-def registered() -> list[str]:
-    """The registered names."""
-    return sorted(_makers)
-
-
 @cache
 def named(name: str) -> SweepFunction:
     """The function of a name, with the options it has by default."""
@@ -296,13 +294,14 @@ def named(name: str) -> SweepFunction:
 
 def made(name: str, **options) -> SweepFunction:
     """The function of a name; ValueError for an unknown name or option."""
-    if name not in _makers:
+    if name not in registered():
         known = registered()
         raise ValueError(f"no sweep function {name!r}{near(name, known)}; there are {known}")
-    known = list(inspect.signature(_makers[name]).parameters)
+    make = maker(name)
+    known = list(inspect.signature(make).parameters)
     for option in options:
         if option not in known:
             raise ValueError(
                 f"{name!r} has no option {option!r}{near(option, known)}; it has {known}"
             )
-    return _makers[name](**options)
+    return make(**options)

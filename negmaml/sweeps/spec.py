@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.functions import made, registered
+from negmaml._core.registry import registered
+from negmaml.sweeps.functions import made
 from negmaml.sweeps.parse import near
 
 FIELDS = ("function", "seeds", "grid", "root", "options", "static", "whole", "common",

@@ -23,7 +23,7 @@ from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rul
 from negmaml.theory import expansions, structured_optima
 from negmaml.theory.predict import METHODS, distance, means, require_no_ridge, require_structured
 from negmaml.theory.search import Optimum, minimise, parameter_grid
-from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_ridge
+from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_ridge, with_spectrum
 from negmaml.theory.spectrum import MEASURES
 
 MOVING = ("sigma", "nu", "offset", "meta_ridge")  # of a setting, what optima are differentiated in
@@ -178,6 +178,7 @@ def _distance_at(value, numbers, setting: Setting):
 
 
 def _search_parameter(numbers, setting: Setting):
+    setting = with_spectrum(setting)
     grid = parameter_grid(numbers[1], setting.n_t, setting.p)
     return minimise(lambda values: _distance_at(values, numbers, setting), grid)
 
@@ -238,7 +239,7 @@ def _distance_at_ridge(logarithm, numbers, setting: Setting):
 
 def _search_log_ridge(numbers, setting: Setting):
     """The logarithm of the best ridge, minus infinity where none is better still."""
-    xp = namespace(numbers, setting)
+    xp, setting = namespace(numbers, setting), with_spectrum(setting)
     steps = np.linspace(-1, 1, 61, dtype=setting.p.dtype)
     grid = xp.log(setting.rows) + math.log(1e6) * steps
     found = minimise(lambda values: _distance_at_ridge(values, numbers, setting), grid)

@@ -17,7 +17,7 @@ from negmaml.rules import Rule, flat_batch
 from negmaml.theory import expansions, structured
 from negmaml.theory.proportional import Moments, moments
 from negmaml.theory.saddle import training_set
-from negmaml.theory.setting import Setting, checked, is_zero, setting_of
+from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_spectrum
 from negmaml.theory.spectrum import MEASURES
 
 METHODS = ("proportional", "expansion")
@@ -170,6 +170,7 @@ def _compiled(setting: Setting, rule: Rule, with_error: bool) -> Moments:
 
 def means(setting: Setting, rule: Rule, with_error: bool = False) -> Moments:
     """The moments for a rule or a batch of rules, of its shape."""
+    setting = with_spectrum(setting)
     found = moments(training_set(setting, rule), setting.ridged, with_error)
     xp = namespace(found.distance)
     alone = (setting.m == 1) & (setting.n_v >= setting.p) & (setting.meta_ridge == 0)

@@ -230,7 +230,7 @@ def _find_root(residual: Callable, low, high, guess):
         value, slope = residual(y)
         low, high = xp.where(value < 0, y, low), xp.where(value < 0, high, y)
         newton = y - value / slope
-        inside = (newton > low) & (newton < high)
+        inside = (newton >= low) & (newton <= high)  # at the root it may stay where it is
         following = xp.where(inside, newton, (low + high) / 2)
         return count + 1, low, high, following, following - y
 

@@ -19,7 +19,7 @@ from negmaml.rules import Rule
 
 HIGHEST = lax.Precision.HIGHEST
 POINTS = 18  # of each sign
-ROUNDS = 6  # each spans the two intervals around the lowest point with as many points as the last
+ROUNDS = 4  # each spans the two intervals around the lowest point with as many points as the last
 
 
 def parameter_grid(rule: Rule, n, p, points: int = POINTS):
@@ -40,7 +40,8 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
     """The lowest minimum of a function of a scalar, among those that `grid` tells apart.
 
     `function` maps an array of points to values of the same shape; values that are not finite
-    count as infinite. Good to about the square root of the precision.
+    count as infinite. Found on a grid that closes in, and on the parabola through its lowest
+    points in the end. Good to about the square root of the precision.
     """
     xp = namespace(grid)
     steps = np.linspace(0, 1, grid.size, dtype=grid.dtype)
@@ -48,9 +49,11 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
     def close_in(_, state):
         points, _ = state
         values = function(points)
-        i = xp.argmin(xp.where(xp.isfinite(values), values, xp.inf))
+        values = xp.where(xp.isfinite(values), values, xp.inf)
+        i = xp.argmin(values)
+        around = xp.clip(i, 1, grid.size - 2) + np.arange(-1, 2)
         low, high = points[xp.maximum(i - 1, 0)], points[xp.minimum(i + 1, grid.size - 1)]
-        return low + (high - low) * steps, points[i]
+        return low + (high - low) * steps, _vertex(points[around], values[around], points[i])
 
     state = grid, grid[0]
     if xp is np:
@@ -58,6 +61,18 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
             state = close_in(i, state)
         return state[1]
     return lax.fori_loop(0, rounds, close_in, state)[1]
+
+
+def _vertex(x, f, lowest):
+    """The lowest point of the parabola through three points, `lowest` where it is not among them.
+
+    The values of a flat minimum are all rounding, hence a parabola may bend down or be off.
+    """
+    xp = namespace(x)
+    left, right = (f[1] - f[0]) / (x[1] - x[0]), (f[2] - f[1]) / (x[2] - x[1])
+    bends = (right > left) & xp.isfinite(f).all()
+    found = (x[0] + x[1] - left * (x[2] - x[0]) / xp.where(bends, right - left, 1.0)) / 2
+    return xp.where(bends & (found > x[0]) & (found < x[2]), found, lowest)
 
 
 def stationary(function: Callable, found):
@@ -85,31 +100,31 @@ class Optimum:
     """
 
     def __init__(self, objective: Callable, search: Callable, host: bool = True):
-        traced = quick_jit(search)
-
-        @jax.custom_jvp
-        def best(numbers, fixed):
-            known = host and concrete((numbers, fixed))
-            return (on_host(search) if known else traced)(numbers, fixed)
+        known, traced = on_host(search) if host else None, quick_jit(search)
+        best = jax.custom_jvp(traced)
 
         def slope(at, fixed):
             x, numbers = at
             return jax.jvp(lambda x: objective(x, numbers, fixed), (x,), (jnp.ones_like(x),))[1]
 
-        gradient = _tower(_gradient(slope))
+        def sensitivity(at, fixed):
+            x, numbers = at
+            within = jnp.isfinite(x)
+            slopes = _gradient(slope)((jnp.where(within, x, 0.0), numbers), fixed)
+            return jnp.where(within, -slopes[1:] / slopes[0], 0.0)
+
+        sensitive = _tower(sensitivity)
 
         @best.defjvp
         def along(primals, tangents):
-            (numbers, fixed), (moves, _) = primals, tangents
-            found = best(numbers, fixed)
-            within = jnp.isfinite(found)
-            slopes = gradient((jnp.where(within, found, 0.0), numbers), fixed)
-            moved = jnp.dot(slopes[1:], _flat(moves), precision=HIGHEST)
-            return found, jnp.where(within, -moved / slopes[0], 0.0)
+            found = self(*primals)
+            return found, _along(sensitive((found, primals[0]), primals[1]), tangents[0])
 
-        self.best = best
+        self.known, self.best = known, best
 
     def __call__(self, numbers, fixed):
+        if self.known is not None and concrete((numbers, fixed)):
+            return self.known(numbers, fixed)
         return self.best(numbers, fixed)
 
 
@@ -128,8 +143,7 @@ def _tower(function: Callable) -> Callable:
 
     @call.defjvp
     def along(primals, tangents):
-        jacobian = _next(function)(*primals)
-        return call(*primals), jnp.dot(jacobian, _flat(tangents[0]), precision=HIGHEST)
+        return call(*primals), _along(_next(function)(*primals), tangents[0])
 
     return call
 
@@ -151,5 +165,8 @@ def _gradient(function: Callable, transform: Callable = jax.grad) -> Callable:
     return derivative
 
 
-def _flat(tree):
-    return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+@jax.jit  # one program, where its few operations would each be one
+def _along(jacobian, moves):
+    """The derivative along a tree of moves, from that in each number."""
+    flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(moves)])
+    return jnp.dot(jacobian, flat, precision=HIGHEST)

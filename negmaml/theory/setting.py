@@ -96,3 +96,8 @@ def is_zero(value) -> bool:
 def with_ridge(setting: Setting, meta_ridge) -> Setting:
     """The setting with another ridge, which may be above zero."""
     return dataclasses.replace(setting, meta_ridge=meta_ridge, ridged=True)
+
+
+def with_spectrum(setting: Setting) -> Setting:
+    """The setting with its quadrature at hand, for those who ask for it many times."""
+    return dataclasses.replace(setting, quadrature=setting.spectrum)

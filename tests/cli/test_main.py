@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from negmaml.cli import main as cli
+from negmaml.cli import paper
 
 
 def test_info_names_versions_and_devices(capsys):
@@ -57,7 +58,7 @@ def test_unwritable_folder_is_refused_before_the_work(tmp_path, capsys, monkeypa
     def never(*_):
         raise AssertionError("computed before the check")
 
-    monkeypatch.setattr(cli, "experiments", never)
+    monkeypatch.setattr(paper, "experiments", never)
     (tmp_path / "file").write_text("in the way")
     assert cli.run(["reproduce", "--out", str(tmp_path / "file")]) == 2
     assert "--out" in capsys.readouterr().err
@@ -74,7 +75,7 @@ def test_interruption_leaves_no_file(tmp_path, capsys, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "experiments", interrupt)
+    monkeypatch.setattr(paper, "experiments", interrupt)
     assert cli.run(["reproduce", "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

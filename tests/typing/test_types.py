@@ -41,6 +41,7 @@ hook = jaxtyping.install_import_hook(["negmaml.theory", "negmaml.linear", "negma
                                      "beartype.beartype")
 with hook:
     import negmaml as nm
+    from negmaml import *
 import jax, numpy as np, pytest
 problem = nm.MixedLinearRegression(p=6, m=2, n_t=4, n_v=2, n_r=4, sigma=0.5, nu=1.0)
 key, rates = jax.random.key(0), nm.GradientDescent(np.linspace(-0.3, 0.3, 3))

@@ -1,0 +1,86 @@
+from negmaml import advice as advice
+from negmaml import kernels, linear, sweeps, tasks, theory
+from negmaml import meta as meta
+from negmaml import paper as paper
+from negmaml import problem as problem
+from negmaml import rules as rules
+from negmaml import training as training
+from negmaml._core.pytree import pytree, static
+from negmaml._core.version import __version__ as __version__
+from negmaml.advice import Advice, advise
+from negmaml.advice import MetaRegressor as MetaRegressor
+from negmaml.advice import MetaRegressorCV as MetaRegressorCV
+from negmaml.linear import Simulation, simulate
+from negmaml.meta import (
+    LearnedRates,
+    Stateful,
+    Tasks,
+    adapt,
+    anil,
+    convolution,
+    fomaml,
+    imaml,
+    maml,
+    maml_value_and_grad,
+    meta_sgd,
+    reptile,
+    state_per_step,
+)
+from negmaml.paper.roads import Verification, verify
+from negmaml.problem import MixedLinearRegression
+from negmaml.rules import (
+    GradientDescent,
+    GradientFlow,
+    InnerOptimizer,
+    Momentum,
+    Preconditioned,
+    Proximal,
+    Rule,
+    Schedule,
+)
+from negmaml.sweeps import sweep
+from negmaml.training import Evaluation, Fit, evaluate, fit, map_over_devices
+
+__all__ = [
+    "Advice",
+    "Evaluation",
+    "Fit",
+    "GradientDescent",
+    "GradientFlow",
+    "InnerOptimizer",
+    "LearnedRates",
+    "MixedLinearRegression",
+    "Momentum",
+    "Preconditioned",
+    "Proximal",
+    "Rule",
+    "Schedule",
+    "Simulation",
+    "Stateful",
+    "Tasks",
+    "Verification",
+    "adapt",
+    "advise",
+    "anil",
+    "convolution",
+    "evaluate",
+    "fit",
+    "fomaml",
+    "imaml",
+    "kernels",
+    "linear",
+    "maml",
+    "maml_value_and_grad",
+    "map_over_devices",
+    "meta_sgd",
+    "pytree",
+    "reptile",
+    "simulate",
+    "state_per_step",
+    "static",
+    "sweep",
+    "sweeps",
+    "tasks",
+    "theory",
+    "verify",
+]

@@ -1,0 +1,41 @@
+"""Names of a package that are imported when they are first asked for, as PEP 562 has it.
+
+What a package offers is written once, as imports in the stub beside its `__init__`: type checkers
+and editors read the stub, and so does the package when it is imported.
+"""
+
+import ast
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def lazily(package: str, file: str) -> tuple[Callable, Callable, list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package, from the stub beside its file."""
+    homes, public = _read(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = homes[name]
+        if home == package:  # a part of the package, which importing puts in its place
+            return importlib.import_module(f"{package}.{name}")
+        found = getattr(importlib.import_module(home), name)
+        setattr(sys.modules[package], name, found)
+        return found
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *homes}), public
+
+
+def _read(stub: str) -> tuple[dict[str, str], list[str]]:
+    """The module of every name that a stub imports, and its `__all__`."""
+    homes: dict[str, str] = {}
+    public: list[str] = []
+    for node in ast.parse(stub).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            homes |= {alias.name: node.module for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            public = ast.literal_eval(node.value)
+    return homes, public

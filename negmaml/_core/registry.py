@@ -1,0 +1,29 @@
+"""Functions that go by a name, known without importing what makes them."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+_makers: dict[str, Callable[..., Any] | str] = {}
+
+
+def register(name: str, make: Callable[..., Any] | str) -> None:
+    """Let `name` stand for what `make(**options)` returns.
+
+    make: a callable, or where to find it, as "package.module:callable".
+    """
+    _makers[name] = make
+
+
+def registered() -> list[str]:
+    """The registered names."""
+    return sorted(_makers)
+
+
+def maker(name: str) -> Callable[..., Any]:
+    """What `name` stands for, imported if need be."""
+    make = _makers[name]
+    if isinstance(make, str):
+        module, _, attribute = make.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    return make

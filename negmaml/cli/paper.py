@@ -1,0 +1,184 @@
+"""The commands of figures: reproduce, phases, payoff."""
+
+import json
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from negmaml.cli.output import check_writable, provenance
+from negmaml.paper.reproduce import PROBLEMS, RUNS, Panel, experiments, to_dataset
+
+Figure = Literal["all", "overparameterized", "underparameterized", "nonlinear"]
+console = Console()
+
+
+def reproduce(
+    out: Path = Path("reproduction"),
+    seed: int = 0,
+    runs: int | None = None,
+    figure: Figure = "all",
+    evaluation: Literal["expected", "sampled"] = "expected",
+    quick: bool = False,
+) -> int:
+    """Reproduce the paper's figures: simulation against theory.
+
+    Args:
+        out: folder for reproduction.png, .svg and .nc (opens with xarray); made if missing.
+        seed: seed of all random numbers.
+        runs: runs a point in panels b, 1000 when left out; panels a show a tenth of them, as in the
+            paper. Of the nonlinear problem, networks a point in both panels, 20 when left out.
+        figure: which of the paper's problems; all are the two linear ones, of a few seconds. The
+            nonlinear one trains networks for minutes, beside the exact solution in their kernel.
+        evaluation: exact mean over test tasks, or the paper's 100 sampled tasks of 50 points; the
+            nonlinear problem has sampled tasks only.
+        quick: a tenth of the runs.
+    """
+    imports = threading.Thread(target=_import_figures, daemon=True)
+    imports.start()  # while XLA compiles
+    check_writable(out)
+    if figure == "nonlinear":
+        return _reproduce_nonlinear(out, seed, runs, quick)
+    runs = RUNS if runs is None else runs
+    runs = runs // 10 if quick else runs
+    names = list(PROBLEMS) if figure == "all" else [figure]
+    done = {}
+    columns = TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("compiling", total=len(names) + 1)
+        for name, panels in experiments(names, jax.random.key(seed), runs, evaluation):
+            done[name] = panels
+            progress.update(bar, advance=1, description="simulating")
+        progress.update(bar, description="drawing")
+        imports.join()
+        described = {name: json.dumps(asdict(PROBLEMS[name])) for name in done}
+        settings = dict(seed=str(seed), runs=str(runs), evaluation=evaluation, **described)
+        paths = _write(done, out, settings, "reproduction")
+    console.print(_agreement_table(done, "theory against simulation"))
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
+def _reproduce_nonlinear(out: Path, seed: int, runs: int | None, quick: bool) -> int:
+    """`reproduce` for networks, a run after another."""
+    from negmaml.paper import nonlinear
+
+    runs = nonlinear.RUNS if runs is None else runs
+    runs = runs // 10 if quick else runs
+    done = []
+    columns = TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("training", total=runs)
+        for losses in nonlinear.runs(jax.random.key(seed), runs):
+            done.append(losses)
+            progress.update(bar, advance=1)
+    panels = {"nonlinear": nonlinear.panels(done)}
+    described = {"nonlinear": json.dumps(nonlinear.SETTING._asdict())}
+    settings = dict(seed=str(seed), runs=str(runs), evaluation="sampled", **described)
+    paths = _write(panels, out, settings, "nonlinear", points="networks", curve="exact, in kernel")
+    console.print(_agreement_table(panels, "exact solution in the kernel against networks"))
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
+def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
+    """Draw phase diagrams of the best training rate, double descent, and rate against ridge.
+
+    Args:
+        out: folder for phases.png, .svg and .nc (opens with xarray); made if missing.
+        seed: seed of the simulated points.
+        runs: runs a simulated point.
+    """
+    check_writable(out)
+    from negmaml.paper import figures
+    from negmaml.paper.phases import phases as compute
+
+    with console.status("computing"):
+        dataset = compute(jax.random.key(seed), runs)
+    dataset.attrs |= {**provenance(), "seed": str(seed), "runs": str(runs)}
+    path = out / "phases.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
+    paths = [*figures.save(figures.phases(dataset), out, "phases"), path]
+    for name in ("best_by_data", "best_by_noise"):
+        share = float((dataset[name] < 0).mean())
+        console.print(f"{name}: best training rate negative in {share:.1%} of the map")
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
+def payoff(out: Path = Path("payoff")) -> int:
+    """Map where a negative training rate pays: spectrum, noise, data, with a ridge and without.
+
+    Args:
+        out: folder for payoff.png, .svg and .nc (opens with xarray); made if missing.
+    """
+    check_writable(out)
+    from negmaml.paper import figures
+    from negmaml.paper.payoff import payoff as compute
+
+    with console.status("computing"):
+        dataset = compute()
+    dataset.attrs |= provenance()
+    path = out / "payoff.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
+    paths = [*figures.save(figures.payoff(dataset), out, "payoff"), path]
+    table = Table(
+        "map", "ridge", "over rate 0", "over the same rate", title="where it gains over 1%"
+    )
+    for name in ("noise", "data"):
+        for ridge in ("none", "best"):
+            shares = (
+                float((dataset[f"{what}_{name}"].sel(ridge=ridge) > 0.01).mean())
+                for what in ("over_zero", "over_same")
+            )
+            table.add_row(name, ridge, *(f"{share:.0%}" for share in shares))
+    console.print(table)
+    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    return 0
+
+
+def _import_figures() -> None:
+    """Import what drawing and storing needs; an error shows where the import is used."""
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+        import scipy.io  # noqa: F401
+        import xarray  # noqa: F401
+    except ModuleNotFoundError:
+        pass
+
+
+def _write(
+    panels: dict[str, dict[str, Panel]], out: Path, settings: dict, stem: str, **labels: str
+) -> list[Path]:
+    from negmaml.paper import figures
+
+    dataset = to_dataset(panels, {**provenance(), **settings})
+    path = out / f"{stem}.nc"
+    with figures.whole_file(path) as partial:
+        dataset.to_netcdf(partial, engine="scipy")
+    return [*figures.save(figures.reproduction(dataset, **labels), out, stem), path]
+
+
+def _agreement_table(results: dict[str, dict[str, Panel]], title: str) -> Table:
+    table = Table(title=f"{title}: best rates, and gaps in test loss")
+    for heading in ("problem", "rate", "theory", "found", "median gap", "worst gap"):
+        table.add_column(heading, no_wrap=True)
+    for name, panels in results.items():
+        for letter, rate in (("a", "alpha_r"), ("b", "alpha_t")):
+            panel = panels[letter]
+            gap = np.abs(panel.theory / panel.mean - 1)
+            found = f"{panel.found:+.3f}({1000 * panel.found_error:.0f})"
+            gaps = f"{np.median(gap):.2%}", f"{gap.max():.2%}"
+            label = name.removesuffix("parameterized")
+            table.add_row(label, rate, f"{panel.predicted:+.3f}", found, *gaps)
+    table.caption = "in brackets the standard error of the last digits"
+    return table

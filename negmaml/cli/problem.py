@@ -1,0 +1,128 @@
+"""The commands about one problem: predict and verify."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from negmaml import theory
+from negmaml._core.numerics import settled
+from negmaml.problem import MixedLinearRegression, named_spectrum
+from negmaml.rules import GradientDescent
+
+SHAPE = ("exponent", "level", "share", "spikes")
+console = Console()
+
+
+@dataclass(frozen=True)
+class ProblemOptions:
+    """Mixed linear regression: sizes, variances and offsets."""
+
+    p: int = 60
+    """Dimension of inputs and weights."""
+    m: int = 3
+    """Tasks in meta-training."""
+    n_t: int = 30
+    """Training points of a task."""
+    n_v: int = 2
+    """Validation points of a task."""
+    n_r: int = 20
+    """Adaptation points of a test task."""
+    sigma: float = 1.0
+    """Standard deviation of the label noise."""
+    nu: float = 0.5
+    """Standard deviation of the tasks' weights."""
+    w0: float = 0.0
+    """Mean of every task weight."""
+    omega0: float = 0.0
+    """Every coordinate of the start of meta-training."""
+    spectrum: Literal["isotropic", "power", "two-level", "spikes"] = "isotropic"
+    """Eigenvalues of the input covariance, of mean one."""
+    exponent: float = 1.0
+    """Of the power law."""
+    level: float = 10.0
+    """Of the upper of two levels, or what spikes add."""
+    share: float = 0.5
+    """Of the directions at the upper of two levels."""
+    spikes: float = 1.0
+    """How many directions are spikes."""
+
+    def problem(self) -> MixedLinearRegression:
+        """As the rest of the package knows it."""
+        given = asdict(self)
+        name, shape = given.pop("spectrum"), {n: given.pop(n) for n in SHAPE}
+        if name != "isotropic":
+            with jax.enable_x64(True):
+                given["input_covariance"] = named_spectrum(name, self.p, **shape)
+        return MixedLinearRegression(**given)
+
+
+Problem = Annotated[ProblemOptions, tyro.conf.arg(name="")]
+
+
+def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2) -> int:
+    """Predict the test loss of one-step MAML, and the best rates.
+
+    Args:
+        problem: the problem.
+        train_rate: alpha_t, the inner rate of meta-training, of any sign.
+        adapt_rate: alpha_r, the inner rate at test time, of any sign.
+    """
+    task = problem.problem()
+    with jax.enable_x64(True):
+        rules = GradientDescent(train_rate), GradientDescent(adapt_rate)
+        task, (train, adapt) = settled((task, rules), np.float64)
+        best_train = GradientDescent(theory.best_train_rate(task, adapt))
+        best_adapt = GradientDescent(theory.best_adapt_rate(task, best_train))
+        rows = {
+            f"test loss at alpha_t = {train_rate:g}, alpha_r = {adapt_rate:g}": theory.test_loss(
+                task, train, adapt
+            ),
+            "best alpha_r for that alpha_t": theory.best_adapt_rate(task, train),
+            "best alpha_t": best_train.rate,
+            "best alpha_r at the best alpha_t": best_adapt.rate,
+            "test loss at both best rates": theory.test_loss(task, best_train, best_adapt),
+        }
+        if task.isotropic:
+            spread = theory.standard_deviation(task, best_train, best_adapt)
+            rows["standard deviation of that over runs"] = spread.test_loss
+        table = Table("quantity", "value", title="proportional theory")
+        for name, value in rows.items():
+            table.add_row(name, f"{float(value):.6g}")
+    console.print(table)
+    return 0
+
+
+def verify(
+    problem: Problem,
+    train_rate: float = -0.2,
+    adapt_rate: float = 0.2,
+    steps: int = 1,
+    runs: int = 1000,
+    seed: int = 0,
+) -> int:
+    """Check six roads to the test loss against each other; fails when they disagree.
+
+    Args:
+        problem: the problem.
+        train_rate: alpha_t, the inner rate of meta-training, of any sign.
+        adapt_rate: alpha_r, the inner rate at test time, of any sign.
+        steps: inner gradient steps of meta-training.
+        runs: simulated runs.
+        seed: seed of all random numbers.
+    """
+    from negmaml.paper.roads import verify as compare
+
+    result = compare(
+        problem.problem(),
+        GradientDescent(train_rate, steps),
+        GradientDescent(adapt_rate),
+        key=jax.random.key(seed),
+        runs=runs,
+    )
+    print(result)
+    return 0 if result.agrees else 1
