@@ -1,4 +1,4 @@
-"""The command line: reproduce, phases, payoff, predict, advise, sweep, heatmap, curves, ..."""
+"""The command line: reproduce, phases, payoff, predict, advise, sweep, status, ..."""
 
 import json
 import sys
@@ -88,6 +88,7 @@ def run(arguments: Sequence[str]) -> int:
         "predict": predict,
         "advise": advise,
         "sweep": sweep_commands.sweep,
+        "status": sweep_commands.status,
         "heatmap": sweep_commands.heatmap,
         "curves": sweep_commands.curves,
         "verify": verify,

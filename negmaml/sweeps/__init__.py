@@ -8,8 +8,9 @@ from negmaml.sweeps.api import sweep
 from negmaml.sweeps.files import StoreError
 from negmaml.sweeps.functions import SweepFunction, named, register, registered
 from negmaml.sweeps.planning import plan, prepare
+from negmaml.sweeps.state import status
 
-__all__ = ["StoreError", "SweepFunction", "plan", "prepare", "register", "sweep"]
+__all__ = ["StoreError", "SweepFunction", "plan", "prepare", "register", "status", "sweep"]
 
 
 def __getattr__(name: str) -> SweepFunction:

@@ -155,11 +155,12 @@ def open_store(url: str, tidy: bool = False) -> Store | None:
     return Store(url, root)
 
 
-def check_store(url: str) -> None:
-    """Raise unless there is a store of a sweep."""
-    files = files_of(url)
-    if _read(url, files) is None:
+def manifest_of(url: str) -> Manifest:
+    """What the store at `url` is a sweep of; FileNotFoundError if there is none."""
+    root = _read(url, files_of(url))
+    if root is None:
         raise FileNotFoundError(f"there is no store at {url!r}")
+    return Manifest.from_json(root["attributes"][MANIFEST])
 
 
 def _read(url: str, files) -> dict[str, Any] | None:
