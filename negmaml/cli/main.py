@@ -89,6 +89,7 @@ def run(arguments: Sequence[str]) -> int:
         "advise": advise,
         "sweep": sweep_commands.sweep,
         "status": sweep_commands.status,
+        "merge": sweep_commands.merge,
         "heatmap": sweep_commands.heatmap,
         "curves": sweep_commands.curves,
         "verify": verify,

@@ -1,4 +1,4 @@
-"""The commands of sweeps: sweep, status, heatmap, curves."""
+"""The commands of sweeps: sweep, status, merge, heatmap, curves."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -107,6 +107,21 @@ def status(store: Name) -> int:
         for worker in found.workers:
             table.add_row(*worker.row())
         console.print(table)
+    return 0
+
+
+def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) -> int:
+    """Put stores of the same sweep that were made apart into one.
+
+    Args:
+        stores: the stores, which are only read.
+        store: where the result goes.
+    """
+    if not stores:
+        raise ValueError("merge takes the stores that are merged: negmaml merge a.zarr b.zarr ...")
+    require("xarray", "sweep")
+    require("zarr", "sweep")
+    _print_rows(store, summary.rows(sweeps.merge(stores, store)))
     return 0
 
 

@@ -7,10 +7,11 @@ Functions that are registered under a name are attributes: `negmaml.sweeps.linea
 from negmaml.sweeps.api import sweep
 from negmaml.sweeps.files import StoreError
 from negmaml.sweeps.functions import SweepFunction, named, register, registered
+from negmaml.sweeps.merging import merge
 from negmaml.sweeps.planning import plan, prepare
 from negmaml.sweeps.state import status
 
-__all__ = ["StoreError", "SweepFunction", "plan", "prepare", "register", "status", "sweep"]
+__all__ = ["StoreError", "SweepFunction", "merge", "plan", "prepare", "register", "status", "sweep"]
 
 
 def __getattr__(name: str) -> SweepFunction:

@@ -7,6 +7,7 @@ worker that is gone are computed as long as one is there; whoever comes later go
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ class _Sharing:
     lacking: np.ndarray
 
     def tell(self) -> None:
-        cells = np.broadcast_shapes(*(part.shape for part in self.asked))
-        cells = int(np.prod(cells))
+        """Say how much is complete."""
+        cells = math.prod(part.size for part in self.asked)
         self.means.tell(cells - int(self.lacking.sum()), cells)
 
 

@@ -1,6 +1,7 @@
 """How far a sweep is, for who asks while it runs."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,7 @@ class Status:
         return "\n".join(lines)
 
 
-def status(store: str) -> Status:
+def status(store: str | os.PathLike[str]) -> Status:
     """How far the sweep in a store is, and which workers share it; reads only.
 
     A worker that did not show that it lives for 20 seconds is listed as gone: others take its
@@ -57,6 +58,7 @@ def status(store: str) -> Status:
     Raises FileNotFoundError if there is no store, and StoreError if it is not one of a sweep.
     """
     check_url(store)
+    store = os.fspath(store)
     manifest = manifest_of(store)
     zarr = require("zarr", "sweep")
     group = zarr.open_group(address(store), mode="r", zarr_format=3, use_consolidated=True)

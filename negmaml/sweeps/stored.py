@@ -186,18 +186,18 @@ def opened(
     store.follow()
     if held.version != asked.version:  # it computes the same, or that was accepted
         changes.append(f"version: {held.version} of negmaml, then {asked.version}")
-    known = with_programs(replace(held, version=asked.version), asked.function, now)
+    noted = with_programs(replace(held, version=asked.version), asked.function, now)
     notes = {"history": [*store.attributes.get("history", []), *changes]} if changes else {}
     if more:
-        merged = extended(known, asked)
+        merged = extended(noted, asked)
         if len(merged.parts) > MOST_PARTS:
             raise StoreError(
                 f"store {url!r}: whole axes were lengthened {MOST_PARTS} times, which is the most; "
                 "sweep all values into another store"
             )
         store.extend(merged, in_words(merged.grid) | notes)
-    elif changes or known.programs != held.programs:
-        store.note(known, notes)
+    elif changes or noted.programs != held.programs:
+        store.note(noted, notes)
     held = store.manifest
     return replace(work, grid=held.grid, outputs=held.outputs), store, None
 
