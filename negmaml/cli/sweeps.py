@@ -1,5 +1,6 @@
 """The commands of sweeps: sweep, status, merge, heatmap, curves."""
 
+import inspect
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -81,6 +82,11 @@ def sweep(
         )
     _print_rows(store, summary.rows(summary.load(store)))
     return 0
+
+
+sweep.__doc__ = inspect.cleandoc(sweep.__doc__ or "").replace(
+    "\n\nArgs:", f"\n\nFields of a spec:\n\n{specs.fields_text()}\n\nArgs:", 1
+)
 
 
 def _part(text: str | None) -> tuple[int, int] | str | None:

@@ -9,9 +9,20 @@ from negmaml.sweeps.files import StoreError
 from negmaml.sweeps.functions import SweepFunction, named, register, registered
 from negmaml.sweeps.merging import merge
 from negmaml.sweeps.planning import plan, prepare
+from negmaml.sweeps.points import random_points
 from negmaml.sweeps.state import status
 
-__all__ = ["StoreError", "SweepFunction", "merge", "plan", "prepare", "register", "status", "sweep"]
+__all__ = [
+    "StoreError",
+    "SweepFunction",
+    "merge",
+    "plan",
+    "prepare",
+    "random_points",
+    "register",
+    "status",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> SweepFunction:

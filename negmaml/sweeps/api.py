@@ -56,8 +56,9 @@ def sweep(
         function: any JAX function that returns a dict of arrays; `nm.sweeps.linear` is the linear
             model.
         grid: a dict of axes, `name: values`; a single value is a constant; a tuple of names zips
-            axes, `("p", "m"): [(20, 2), (60, 3)]`. A list of dicts is their union, along the dim
-            `point`.
+            axes, `("p", "m"): [(20, 2), (60, 3)]`; `"point": [{"a": 1, "b": 0.5}, ...]` lists
+            points, as `nm.sweeps.random_points` draws them. A list of dicts is their union, along
+            the dim `point`.
         seeds: a count n for seeds 0 .. n - 1, or a list of integers.
         store: a path or fsspec URL of a zarr store; in memory without one. Running the same call
             again goes on where the last one stopped.
