@@ -61,8 +61,8 @@ def sweep(
         stack.enter_context(jax.enable_x64(fields["dtype"] == "float64"))
         call = (fields["function"], fields["grid"])
         if dry_run:
-            work = sweeps.prepare(*call, **specs.arguments(fields))
-            _print_rows("dry run", sweeps.plan(work, memory=memory, block=block).rows().items())
+            plan = sweeps.plan(*call, **specs.arguments(fields), memory=memory, block=block)
+            _print_rows("dry run", plan.rows().items())
             return 0
         if store is None:
             raise ValueError("--store must say where the result goes; or pass --dry-run")

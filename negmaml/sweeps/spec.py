@@ -75,6 +75,8 @@ def read(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     several = isinstance(spec["grid"], list)
     grids = [_grid(path, grid) for grid in (spec["grid"] if several else [spec["grid"]])]
     if points := _points(path, spec):
+        if any("point" in grid for grid in grids):
+            raise ValueError(f"{path}: give points in `points` and `random`, or as grid.point")
         for grid in grids:
             grid["point"] = points
     spec["grid"] = grids if several else grids[0]
