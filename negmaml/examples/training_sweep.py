@@ -6,6 +6,8 @@
 All points share their networks and tasks, so that they differ by what is searched alone.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 import optax
@@ -13,7 +15,7 @@ import optax
 import negmaml as nm
 from negmaml.examples import mlp
 
-RANGES = {
+RANGES: dict[str, Any] = {
     "train_rate": {"low": -0.02, "high": 0.02},
     "outer_rate": {"low": 1e-4, "high": 1e-2, "scale": "log"},
 }

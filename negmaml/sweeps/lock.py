@@ -85,12 +85,13 @@ def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
     )  # says who writes; one that is cut off leaves it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        while not _acquired(lock):
+            holder = writer.read_text() if writer.exists() else ""
+            if not (what and what in holder):
+                raise _taken(url, holder)
+            time.sleep(BEAT / 50)  # one that only opens it, and was slow to say that it lives
         left = writer.exists()
         writer.write_text(f"{this_process()}{what and ', '}{what}")
-    except filelock.Timeout as error:
-        holder = writer.read_text() if writer.exists() else ""
-        raise _taken(url, holder) from error
     except OSError as error:
         lock.release()
         raise OSError(
@@ -103,6 +104,15 @@ def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
             yield Lock(lambda: None, left)
     finally:
         lock.release()
+
+
+def _acquired(lock) -> bool:
+    """Whether a lock of the operating system could be had at once."""
+    try:
+        lock.acquire(timeout=0)
+    except TimeoutError:  # that of filelock is one
+        return False
+    return True
 
 
 @contextmanager

@@ -69,10 +69,9 @@ def _check(name: str, given: Any) -> None:
         for field in given:
             if field not in FIELDS:
                 raise ValueError(f"range of {name!r}: no field {field!r}{near(field, FIELDS)}")
-        bounds = [given.get("low"), given.get("high")]
-        if not all(isinstance(b, Real) and not isinstance(b, bool) for b in bounds):
+        low, high = (_number(given.get(bound)) for bound in ("low", "high"))
+        if low is None or high is None:
             raise TypeError(f"range of {name!r} needs numbers low and high, got {dict(given)}")
-        low, high = bounds
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"range of {name!r} needs low < high, both finite, got {dict(given)}")
         scale, integer = given.get("scale", "linear"), given.get("integer", False)
@@ -90,6 +89,11 @@ def _check(name: str, given: Any) -> None:
             )
     elif isinstance(given, Sequence) and not isinstance(given, str) and not given:
         raise ValueError(f"range of {name!r}: no values to choose from")
+
+
+def _number(value: Any) -> float | None:
+    """A number as one, None for anything else."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
 def _draw(name: str, given: Any, seed: int, i: int) -> Any:
