@@ -63,7 +63,7 @@ def test_whole_axes_in_another_order_and_lengthened_are_merged(tmp_path):
         np.testing.assert_array_equal(picked[name], expected[name])
 
 
-@pytest.mark.parametrize("at", range(1, 30, 5))
+@pytest.mark.parametrize("at", (1, 7))
 def test_a_merge_that_is_cut_is_gone_on_with(apart, tmp_path, monkeypatch, at):
     from negmaml.sweeps.store import Store
 

@@ -40,6 +40,11 @@ def url(request, tmp_path):
     return f"memory:/{tmp_path}/x.zarr" if request.param == "url" else str(tmp_path / "x.zarr")
 
 
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "x.zarr")
+
+
 def work(url, part=(1, 1), **options):
     return nm.sweep(function, GRID, SEEDS, store=url, part=part, **(OPTIONS | options))
 
@@ -136,20 +141,20 @@ def test_workers_killed_at_random_and_sent_again(tmp_path, alone):
     assert_whole(str(path), alone)
 
 
-def test_a_worker_that_was_taken_for_gone_joins_again(url, alone):
+def test_a_worker_that_was_taken_for_gone_joins_again(path, alone):
     removed = []
 
     def forget(done, cells):
-        notes = claims.beside(url, claims.FOLDER)
+        notes = claims.beside(path, claims.FOLDER)
         if done == 12 and not removed:
             for name in notes.names():
                 removed.append(name)
                 notes.remove(name)
             time.sleep(3 * lock.BEAT)
 
-    work(url, progress=forget)
+    work(path, progress=forget)
     assert removed
-    assert_whole(url, alone)
+    assert_whole(path, alone)
 
 
 def test_a_block_is_taken_over_by_one_of_many(url):
@@ -165,14 +170,14 @@ def test_a_block_is_taken_over_by_one_of_many(url):
     assert others[taken.index(True)].held or any(other.held for other in others)
 
 
-def test_one_cannot_have_a_store_to_itself_that_others_share(url, alone):
+def test_one_cannot_have_a_store_to_itself_that_others_share(path, alone):
     refused = []
 
     def others(done, cells):
         if done == 9:
             for call in (
-                lambda: nm.sweep(function, GRID, SEEDS, store=url),
-                lambda: nm.sweep(function, GRID, 9, store=url, part=(2, 2), extend=True),
+                lambda: nm.sweep(function, GRID, SEEDS, store=path),
+                lambda: nm.sweep(function, GRID, 9, store=path, part=(2, 2), extend=True),
             ):
                 with pytest.raises(
                     StoreError, match=r"shared by workers|workers share it"
@@ -180,10 +185,10 @@ def test_one_cannot_have_a_store_to_itself_that_others_share(url, alone):
                     call()
                 refused.append(str(error.value))
 
-    work(url, progress=others)
+    work(path, progress=others)
     assert f"process {os.getpid()} on" in refused[0]
     assert "seeds: asked adds 3" in refused[1]
-    assert_whole(url, alone)
+    assert_whole(path, alone)
 
 
 def test_a_worker_is_told_of_a_sweep_that_has_the_store_to_itself(url):
@@ -191,16 +196,16 @@ def test_a_worker_is_told_of_a_sweep_that_has_the_store_to_itself(url):
         work(url)
 
 
-def test_workers_extend_a_store_that_nobody_uses(url):
-    work(url)
+def test_workers_extend_a_store_that_nobody_uses(path):
+    work(path)
     longer = GRID | {"scale": [-1.0, 0.25, 0.0, 0.5, 2.0]}
     calls = [
-        lambda k=k: nm.sweep(function, longer, 8, store=url, part=(k, 2), extend=True)
+        lambda k=k: nm.sweep(function, longer, 8, store=path, part=(k, 2), extend=True)
         for k in (1, 2)
     ]
     raised = together(calls)
     assert not raised or "cannot be changed while" in str(raised[0])
-    result = nm.sweep(function, longer, 8, store=url, part=(1, 1), extend=True).load()
+    result = nm.sweep(function, longer, 8, store=path, part=(1, 1), extend=True).load()
     xr.testing.assert_identical(
         result.drop_attrs(), nm.sweep(function, longer, 8).drop_attrs().load()
     )
