@@ -12,6 +12,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import numpy as np
 
 import negmaml as nm
 from negmaml.linear.data import normals_per_run
-from negmaml.sweeps.planning import index_of, regions
+from negmaml.sweeps.planning import index_of, planned, regions
 
 RATES = np.linspace(-0.6, 0.6, 25)
 OVER = {20: (3, 10, 2), 60: (3, 30, 2), 200: (5, 50, 8)}  # p: m, n_t, n_v
@@ -43,13 +44,12 @@ def seconds(function, repeats: int = 3) -> float:
     return min(times)
 
 
-def ready(cells: dict, seeds: int, **options):
+def ready(cells: dict, seeds: int, block: int | None = None):
     """A runner that has compiled and chosen its blocks, and a function that runs all of them."""
     work = nm.sweeps.prepare(nm.sweeps.linear, cells, seeds)
     runner = work.runner(work.grid.shape, None, None)
-    block = nm.sweeps.plan(work, **options).block
-    runner.block = block
-    todo = regions(work.grid, block)
+    runner.block = planned(work, None, block, None)[0].block
+    todo = regions(work.grid, runner.block)
     full = [np.ones([part.stop - part.start for part in region], bool) for region in todo]
 
     def run():
@@ -135,14 +135,14 @@ def peers() -> None:
 def overhead() -> None:
     """A sweep into a store against its programs called with nothing around them."""
     from negmaml.sweeps.store import create
-    from negmaml.sweeps.stored import _here
+    from negmaml.sweeps.stored import here
 
     print("| p | block, s | sweep to store, s | kernel alone, s | overhead |")
     print("|---|---|---:|---:|---:|")
     for p, seeds in ((20, 100_000), (60, 20_000)):
         work = nm.sweeps.prepare(nm.sweeps.linear, grid(p), seeds)
         runner = work.runner(work.grid.shape, None, None)
-        block = nm.sweeps.plan(work, block=work.grid.cells // 4).block
+        block = planned(work, None, work.grid.cells // 4, None)[0].block
         runner.block = block
         program = runner.compiler.program(0)
         calls = sum(
@@ -163,7 +163,9 @@ def overhead() -> None:
                 made = create(f"{folder}/x.zarr", replace(work.manifest(), block=block), {})
                 todo = regions(work.grid, block)
                 start = time.perf_counter()
-                count = sum(1 for _ in _here(runner, made, 0, todo, made.done() == 0))
+                blocks = ((r, made.done(r) == 0) for r in todo)
+                write = partial(_write, made)
+                count = sum(1 for _ in here(runner, blocks, write))
                 swept = time.perf_counter() - start
             start = time.perf_counter()
             kernel()
@@ -171,6 +173,10 @@ def overhead() -> None:
             ratios.append((swept / alone, swept, alone, alone / count))
         ratio, swept, alone, each = sorted(ratios)[len(ratios) // 2]
         print(f"| {p} | {each:.2f} | {swept:.2f} | {alone:.2f} | {ratio - 1:+.1%} |", flush=True)
+
+
+def _write(store, region, wanted, values) -> None:
+    store.write(region, 0, wanted, values)
 
 
 def memory() -> None:

@@ -5,6 +5,9 @@ import importlib
 import numpy as np
 import pytest
 
+import negmaml as nm
+from negmaml.sweeps import spec
+
 pytest.importorskip("sklearn")
 pytest.importorskip("flax")
 pytest.importorskip("equinox")
@@ -35,6 +38,17 @@ def test_digits_are_told_apart_better_after_adapting():
     result = example("digits").main(steps=150, test_episodes=60)
     assert result.after > 0.8 > 0.45 > result.before
     assert result.after > result.untrained
+
+
+def test_a_random_search_over_training_tells_points_apart():
+    module = example("training_sweep")
+    result = module.main(n=3, steps=40, seeds=1)
+    assert dict(result.curve.sizes) == {"point": 3, "seed": 1, "curve_0": 10}
+    assert len(np.unique(result.test_loss)) == 3
+    assert len(module.report(result).splitlines()) == 4
+    shipped = spec.read("training_sweep", ["grid.steps=40", "random.n=3", "seeds=1"])
+    again = nm.sweep(shipped["function"], shipped["grid"], 1, common=shipped["common"])
+    np.testing.assert_array_equal(again.test_loss, result.test_loss)
 
 
 @pytest.mark.parametrize("name", ("flax_model", "equinox_model"))

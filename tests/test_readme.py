@@ -113,6 +113,26 @@ def test_the_lines_for_a_worker_on_each_gpu_share_a_sweep(tmp_path):
     np.testing.assert_allclose(stored["test_loss"], here["test_loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_lines_of_an_array_job_share_a_sweep_and_stores_are_merged(tmp_path):
+    (lines,) = (text for text in TEXT if "--array" in text)
+    (merge,) = (text for text in TEXT if "negmaml merge" in text)
+    axes = "\n".join(f"{name} = {value}" for name, value in GRID.items())
+    (tmp_path / "spec.toml").write_text(f'function = "linear"\nseeds = 4\n[grid]\n{axes}\n')
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    jobs = []
+    for task in (1, 2, 3):
+        asked = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "3", "PATH": path}
+        script = lines.replace("/shared/x", "a").replace("sweep ", "sweep --block 2 ")
+        jobs.append(subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=os.environ | asked))
+    assert [job.wait(timeout=120) for job in jobs] == [0, 0, 0]
+    more = "negmaml sweep spec.toml --set seeds=[4,5] --store b.zarr"
+    subprocess.run(["bash", "-c", f"{more}\n{merge}"], cwd=tmp_path, check=True,
+                   env=os.environ | {"PATH": path})  # fmt: skip
+    stored, here = xr.open_zarr(tmp_path / "x.zarr"), nm.sweep(nm.sweeps.linear, GRID, 6)
+    np.testing.assert_allclose(stored["test_loss"], here["test_loss"], rtol=1e-5)
+
+
 def test_installation_commands_name_real_extras():
     import tomllib
 

@@ -20,6 +20,8 @@ COMMANDS = {
     "predict": "problem",
     "advise": "advise",
     "sweep": "sweeps",
+    "status": "sweeps",
+    "merge": "sweeps",
     "heatmap": "sweeps",
     "curves": "sweeps",
     "verify": "problem",

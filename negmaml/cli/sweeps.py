@@ -1,5 +1,6 @@
-"""The commands of sweeps: sweep, heatmap, curves."""
+"""The commands of sweeps: sweep, status, merge, heatmap, curves."""
 
+import inspect
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from negmaml._core.extras import require
 from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
+from negmaml.sweeps.claims import SLURM
 from negmaml.sweeps.cluster import connected
 from negmaml.sweeps.files import local_path
 
@@ -29,6 +31,7 @@ def sweep(
     overrides: Overrides = (),
     dry_run: bool = False,
     scheduler: str | None = None,
+    part: str | None = None,
     memory: int | None = None,
     block: int | None = None,
     extend: bool = False,
@@ -42,6 +45,8 @@ def sweep(
         overrides: fields of the spec, as in --set seeds=20 --set grid.sigma=[0.1,1.0].
         dry_run: only say what there is to do: cells, shape groups, blocks, bytes, time.
         scheduler: address of a Dask scheduler whose workers share the blocks.
+        part: 3/16 in the third of 16 processes that run the same command and share the store, or
+            slurm in an array job. Any number may come and go, at any time.
         memory: bytes that a batch of cells may take.
         block: cells computed and stored at once.
         extend: add new seeds and new values of axes to the store.
@@ -54,8 +59,8 @@ def sweep(
         stack.enter_context(jax.enable_x64(fields["dtype"] == "float64"))
         call = (fields["function"], fields["grid"])
         if dry_run:
-            work = sweeps.prepare(*call, **specs.arguments(fields))
-            _print_rows("dry run", sweeps.plan(work, memory=memory, block=block).rows().items())
+            plan = sweeps.plan(*call, **specs.arguments(fields), memory=memory, block=block)
+            _print_rows("dry run", plan.rows().items())
             return 0
         if store is None:
             raise ValueError("--store must say where the result goes; or pass --dry-run")
@@ -66,6 +71,7 @@ def sweep(
             *call,
             store=store,
             client=client,
+            part=_part(part),
             memory=memory,
             block=block,
             extend=extend,
@@ -75,6 +81,53 @@ def sweep(
             **specs.arguments(fields),
         )
     _print_rows(store, summary.rows(summary.load(store)))
+    return 0
+
+
+sweep.__doc__ = inspect.cleandoc(sweep.__doc__ or "").replace(
+    "\n\nArgs:", f"\n\nFields of a spec:\n\n{specs.fields_text()}\n\nArgs:", 1
+)
+
+
+def _part(text: str | None) -> tuple[int, int] | str | None:
+    """3/16 as a pair."""
+    if text in (None, SLURM):
+        return text
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--part takes k/n, such as 3/16, or slurm in an array job, got {text!r}")
+    return int(number), int(count)
+
+
+def status(store: Name) -> int:
+    """Say how far a sweep is, and which workers share it.
+
+    Args:
+        store: a store of `negmaml sweep`.
+    """
+    require("zarr", "sweep")
+    found = sweeps.status(store)
+    _print_rows(store, found.rows())
+    if found.workers:
+        table = Table("worker", "part", "blocks", "last sign of life")
+        for worker in found.workers:
+            table.add_row(*worker.row())
+        console.print(table)
+    return 0
+
+
+def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) -> int:
+    """Put stores of the same sweep that were made apart into one.
+
+    Args:
+        stores: the stores, which are only read.
+        store: where the result goes.
+    """
+    if not stores:
+        raise ValueError("merge takes the stores that are merged: negmaml merge a.zarr b.zarr ...")
+    require("xarray", "sweep")
+    require("zarr", "sweep")
+    _print_rows(store, summary.rows(sweeps.merge(stores, store)))
     return 0
 
 

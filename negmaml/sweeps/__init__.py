@@ -8,9 +8,22 @@ from negmaml._core.registry import register, registered
 from negmaml.sweeps.api import sweep
 from negmaml.sweeps.files import StoreError
 from negmaml.sweeps.functions import SweepFunction, named
+from negmaml.sweeps.merging import merge
 from negmaml.sweeps.planning import plan, prepare
+from negmaml.sweeps.points import random_points
+from negmaml.sweeps.state import status
 
-__all__ = ["StoreError", "SweepFunction", "plan", "prepare", "register", "sweep"]
+__all__ = [
+    "StoreError",
+    "SweepFunction",
+    "merge",
+    "plan",
+    "prepare",
+    "random_points",
+    "register",
+    "status",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> SweepFunction:

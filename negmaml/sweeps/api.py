@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,10 +15,12 @@ from negmaml._core.extras import require
 from negmaml._core.identity import check_version
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
+from negmaml.sweeps.claims import check_alone, parse_part
 from negmaml.sweeps.files import check_url
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.planning import Work, check_means, index_of, planned, prepare, regions
 from negmaml.sweeps.run import empty
+from negmaml.sweeps.shared import into_shared_store
 from negmaml.sweeps.stored import How, Means, into_store
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ def sweep(
     block: int | None = None,
     devices: Sequence[Any] | None = None,
     client: Any = None,
+    part: tuple[int, int] | str | None = None,
     extend: bool = False,
     accept_changes: bool = False,
     version: str | None = None,
@@ -52,8 +56,9 @@ def sweep(
         function: any JAX function that returns a dict of arrays; `nm.sweeps.linear` is the linear
             model.
         grid: a dict of axes, `name: values`; a single value is a constant; a tuple of names zips
-            axes, `("p", "m"): [(20, 2), (60, 3)]`. A list of dicts is their union, along the dim
-            `point`.
+            axes, `("p", "m"): [(20, 2), (60, 3)]`; `"point": [{"a": 1, "b": 0.5}, ...]` lists
+            points, as `nm.sweeps.random_points` draws them. A list of dicts is their union, along
+            the dim `point`.
         seeds: a count n for seeds 0 .. n - 1, or a list of integers.
         store: a path or fsspec URL of a zarr store; in memory without one. Running the same call
             again goes on where the last one stopped.
@@ -70,6 +75,10 @@ def sweep(
         devices: local devices to shard cells over; by default all.
         client: a Dask client, or the address of a scheduler, to spread blocks over workers. Needs
             a store that all of them see.
+        part: (k, n) in the k-th of n processes, in any order and on any machines, that make the
+            same call to share one store; or "slurm" in an array job. Each computes the blocks that
+            it claims, and at the end those of processes that are gone, and returns when nothing is
+            lacking. n is a guess that spreads them: more or fewer may come, at any time.
         extend: add seeds and values of axes to an existing store, keeping what it holds. Readers
             of the store see the old one until the new values have their place.
         accept_changes: go on although the function computes something else than it did when the
@@ -100,7 +109,8 @@ def sweep(
     {'p': 2, 'sigma': 2, 'seed': 5, 'train_rate': 3}
     """
     require("xarray", "sweep")
-    _check_options(store, client, extend, accept_changes)
+    _check_options(store, client, part, extend, accept_changes)
+    part = None if part is None else parse_part(part)
     check_version(version)
     check_means(memory, block, devices)
     work = prepare(
@@ -113,11 +123,15 @@ def sweep(
         store = os.fspath(store)
         with clusters.connected(client) as workers, _told_how_to_go_on(store):
             means = Means(memory, block, devices, workers, tell)
+            how = How(extend, accept_changes, version)
+            if part is not None:
+                return into_shared_store(work, store, part, means, how)
             with locked(store) as lock:
-                return into_store(work, store, lock, means, How(extend, accept_changes, version))
+                left = check_alone(store) or lock.left
+                return into_store(work, store, replace(lock, left=left), means, how)
 
 
-def _check_options(store, client, extend, accept_changes) -> None:
+def _check_options(store, client, part, extend, accept_changes) -> None:
     """That the options which are about a store are of their types, and go together."""
     if isinstance(jnp.zeros(()), jax.core.Tracer):
         raise TypeError(
@@ -131,6 +145,11 @@ def _check_options(store, client, extend, accept_changes) -> None:
             raise ValueError(f"{name}=True is about a store that is there; pass store=")
     if store is not None:
         check_url(store)
+    if part is not None:
+        if store is None:
+            raise ValueError("part is of a sweep that processes share in a store; pass store=")
+        if client is not None:
+            raise ValueError("part and client are two ways to share a sweep; pass one of them")
     if client is not None:
         if store is None:
             raise ValueError("client needs a store that its workers can write to; pass store=")

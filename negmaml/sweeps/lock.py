@@ -1,11 +1,12 @@
-"""One sweep at a time writes to a store.
+"""One sweep at a time writes to a store, or workers share it, who take turns to open it.
 
-Locally by a lock of the operating system, which goes with a process that is killed. At a URL by a
-file that is created exclusively: the store `x.zarr` has beside it `x.zarr.lock/N`, and whoever
-creates the next number holds the lock. The holder keeps rewriting its file while it lives, and
-marks it free when it is done. Numbers only grow, so that a lock whose holder is gone is taken over
-by creating the next one, which one process alone can do; a holder that slept for so long that it
-lost the lock finds a higher number, and stops.
+A sweep that has the store to itself holds a lock of the operating system on a disk, which goes with
+a process that is killed. At a URL, and among workers everywhere, the lock is a file that is created
+exclusively: the store `x.zarr` has beside it `x.zarr.lock/N`, and whoever creates the next number
+holds the lock. The holder keeps rewriting its file while it lives, and marks it free when it is
+done. Numbers only grow, so that a lock whose holder is gone is taken over by creating the next one,
+which one process alone can do; a holder that slept for so long that it lost the lock finds a higher
+number, and stops.
 """
 
 import contextlib
@@ -15,16 +16,19 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from negmaml._core.extras import require
+from negmaml.sweeps.exclusive import LocalNotes, RemoteNotes, beside
 from negmaml.sweeps.files import StoreError, local_path
 
 BEAT = 5.0  # seconds between two signs of life of who holds a lock at a URL
 BEATS_TO_LOSE = 4  # a lock silent for longer is of a process that is gone
 FREE = "free"
+OPENING = "opening"  # what a worker holds the lock for, who is soon done
+Notes = LocalNotes | RemoteNotes
 
 
 @dataclass(frozen=True)
@@ -38,27 +42,42 @@ class Lock:
     left: bool
 
 
+class TakenError(StoreError):
+    """Another sweep holds the store."""
+
+
 @contextmanager
-def locked(url: str) -> Iterator[Lock]:
-    """Hold the store for writing; raises StoreError when another sweep has it."""
-    path = local_path(url)
-    with _held_locally(url, path) if path is not None else _held_by_files(url) as lock:
+def locked(url: str, opening: bool = False) -> Iterator[Lock]:
+    """Hold the store for writing; raises StoreError when another sweep has it.
+
+    opening: for a worker, who shares the store: waits for others that do the same.
+    """
+    path, what = local_path(url), OPENING if opening else ""
+    with ExitStack() as stack:
+        lock: Lock | None = None
+        if path is None or opening:
+            notes = beside(url, "lock" if path is None else OPENING)
+            lock = stack.enter_context(_held_by_files(url, notes, opening))
+        if path is not None:
+            lock = stack.enter_context(_held_locally(url, path, what))
+        assert lock is not None
         yield lock
 
 
-def _taken(url: str, holder: str) -> StoreError:
-    return StoreError(
+def _taken(url: str, holder: str) -> TakenError:
+    return TakenError(
         f"store {url!r} is being written by another sweep ({holder or 'that just began'}); wait "
         "for it, or choose another store"
     )
 
 
-def _this_process() -> str:
+def this_process() -> str:
+    """As others are told of it."""
     return f"process {os.getpid()} on {platform.node()}"
 
 
 @contextmanager
-def _held_locally(url: str, path: Path) -> Iterator[Lock]:
+def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
     filelock = require("filelock", "sweep")
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     writer = path.with_name(
@@ -66,12 +85,13 @@ def _held_locally(url: str, path: Path) -> Iterator[Lock]:
     )  # says who writes; one that is cut off leaves it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        while not _acquired(lock):
+            holder = writer.read_text() if writer.exists() else ""
+            if not (what and what in holder):
+                raise _taken(url, holder)
+            time.sleep(BEAT / 50)  # one that only opens it, and was slow to say that it lives
         left = writer.exists()
-        writer.write_text(_this_process())
-    except filelock.Timeout as error:
-        holder = writer.read_text() if writer.exists() else ""
-        raise _taken(url, holder) from error
+        writer.write_text(f"{this_process()}{what and ', '}{what}")
     except OSError as error:
         lock.release()
         raise OSError(
@@ -86,6 +106,15 @@ def _held_locally(url: str, path: Path) -> Iterator[Lock]:
         lock.release()
 
 
+def _acquired(lock) -> bool:
+    """Whether a lock of the operating system could be had at once."""
+    try:
+        lock.acquire(timeout=0)
+    except TimeoutError:  # that of filelock is one
+        return False
+    return True
+
+
 @contextmanager
 def _left_by_what_is_cut_off(end: Callable[[], None]) -> Iterator[None]:
     """Call `end` after success and errors, not after an interruption, which can leave litter."""
@@ -98,21 +127,11 @@ def _left_by_what_is_cut_off(end: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _held_by_files(url: str) -> Iterator[Lock]:
+def _held_by_files(url: str, notes: Notes, opening: bool) -> Iterator[Lock]:
     """Clocks of machines differ, so what counts is whether a file changes while we look."""
-    files = _LockFiles(url)
-    newest = files.newest()
-    left = newest is not None and _wait_until_silent(files, newest)
-    number = 0 if newest is None else newest + 1
-    own = f"{_this_process()}, {uuid.uuid4().hex[:8]}"
-    if not files.create(number, own):
-        raise _taken(url, files.read(number))
-    if files.create(number, own, again=True):
-        files.remove(number)
-        raise files.not_exclusive()
-    if files.newest() != number:  # created late, over one that others had freed long ago
-        files.remove(number)
-        raise _taken(url, files.read(files.newest() or 0))
+    files = _Numbered(notes)
+    own = f"{this_process()}, {uuid.uuid4().hex[:8]}{', ' + OPENING if opening else ''}"
+    number, left = _turn(url, files, own) if opening else _at_once(url, files, own)
     for older in files.numbers():
         if older < number:
             files.remove(older)
@@ -125,14 +144,44 @@ def _held_by_files(url: str) -> Iterator[Lock]:
                 f"{BEAT * BEATS_TO_LOSE:.0f} s of silence; run the same call again"
             )
 
-    with (
-        _left_by_what_is_cut_off(lambda: files.free(number, lost)),
-        _beating(files, number, own, lost),
-    ):
+    def beat(count: int) -> bool:
+        if files.newest() != number:
+            lost.set()
+            return False
+        files.write(number, f"{own}, beat {count}")
+        return True
+
+    with _left_by_what_is_cut_off(lambda: files.free(number, lost)), beating(beat):
         yield Lock(check, left)
 
 
-def _wait_until_silent(files: "_LockFiles", number: int) -> bool:
+def _at_once(url: str, files: "_Numbered", own: str) -> tuple[int, bool]:
+    """(number, whether the last holder was cut off); raises if another has the lock."""
+    newest = files.newest()
+    left = newest is not None and _wait_until_silent(url, files, newest)
+    number = 0 if newest is None else newest + 1
+    if not files.take(number, own):
+        raise _taken(url, files.read(files.newest() or 0))
+    return number, left
+
+
+def _turn(url: str, files: "_Numbered", own: str) -> tuple[int, bool]:
+    """The same, after others that open the store; raises if a sweep has it to itself."""
+    watch = Watch(files.notes)
+    while True:
+        newest = files.newest()
+        text = "" if newest is None else files.read(newest)
+        silent = newest is not None and text != FREE and watch.silent(files.name(newest))
+        if newest is None or text == FREE or silent:
+            number = 0 if newest is None else newest + 1
+            if files.take(number, own):
+                return number, silent
+        elif OPENING not in text and watch.moved(files.name(newest)):
+            raise _taken(url, text)
+        time.sleep(BEAT / 50)
+
+
+def _wait_until_silent(url: str, files: "_Numbered", number: int) -> bool:
     """Whether the holder of the newest file is gone without a word; raises if it lives."""
     first = files.read(number)
     for _ in range(BEATS_TO_LOSE):
@@ -140,27 +189,47 @@ def _wait_until_silent(files: "_LockFiles", number: int) -> bool:
             return False
         time.sleep(BEAT)
         if (now := files.read(number)) not in (first, FREE):
-            raise _taken(files.url, now)
+            raise _taken(url, now)
         first = now
     return True
 
 
+class Watch:
+    """Who has been silent while we looked, for longer than one that lives would be."""
+
+    def __init__(self, notes: Notes):
+        self.notes = notes
+        self.seen: dict[str, tuple[str, float, int]] = {}  # text, since when, changes
+
+    def silent(self, name: str) -> bool:
+        """Whether a file did not change for long."""
+        now, text = time.monotonic(), self.notes.read(name)
+        held, since, changes = self.seen.get(name, (text, now, 0))
+        if held != text:
+            since, changes = now, changes + 1
+        self.seen[name] = text, since, changes
+        return now - since > BEAT * BEATS_TO_LOSE
+
+    def moved(self, name: str) -> bool:
+        """Whether a file changed since it was first looked at."""
+        self.silent(name)
+        return self.seen[name][2] > 0
+
+
 @contextmanager
-def _beating(files: "_LockFiles", number: int, own: str, lost: threading.Event) -> Iterator[None]:
-    """Rewrite the file of a number as long as the block runs; `lost` is set if it is lost."""
+def beating(beat: Callable[[int], bool]) -> Iterator[None]:
+    """Call beat(1), beat(2), ... as long as the block runs, or until it says False."""
     ended = threading.Event()
 
-    def beat() -> None:
+    def run() -> None:
         count = 0
         while not ended.wait(BEAT):
             count += 1
             with contextlib.suppress(OSError):  # a beat that fails is followed by another
-                if files.newest() != number:
-                    lost.set()
+                if not beat(count):
                     return
-                files.write(number, f"{own}, beat {count}")
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         yield
@@ -169,64 +238,40 @@ def _beating(files: "_LockFiles", number: int, own: str, lost: threading.Event) 
         thread.join()
 
 
-class _LockFiles:
-    """The numbered files beside a store at a URL."""
+class _Numbered:
+    """Files that are named by numbers."""
 
-    def __init__(self, url: str):
-        fsspec = require("fsspec", "sweep")
-        self.url = url
-        self.files, self.folder = fsspec.core.url_to_fs(f"{url.rstrip('/')}.lock")
-        write = getattr(type(self.files), "_pipe_file", type(self.files).pipe_file)
-        if write is fsspec.spec.AbstractFileSystem.pipe_file:  # looks first, and writes then
-            raise self.not_exclusive()
+    def __init__(self, notes: Notes):
+        self.notes = notes
 
-    def not_exclusive(self) -> StoreError:
-        return StoreError(
-            f"store {self.url!r} is on a file system that cannot create a file exclusively, so two "
-            "sweeps could write to it at once; use a path, or S3, Google Cloud Storage or Azure"
-        )
-
-    def path(self, number: int) -> str:
-        return f"{self.folder}/{number:08d}"
+    def name(self, number: int) -> str:
+        return f"{number:08d}"
 
     def numbers(self) -> list[int]:
-        self.files.invalidate_cache(self.folder)
-        try:
-            found = self.files.ls(self.folder, detail=False)
-        except FileNotFoundError:
-            return []
-        names = [name.rsplit("/", 1)[-1] for name in found]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return [int(name) for name in self.notes.names() if name.isdecimal()]
 
     def newest(self) -> int | None:
         return max(self.numbers(), default=None)
 
     def read(self, number: int) -> str:
-        try:
-            return self.files.cat_file(self.path(number)).decode()
-        except FileNotFoundError:
-            return ""
+        return self.notes.read(self.name(number))
 
     def write(self, number: int, text: str) -> None:
-        self.files.pipe_file(self.path(number), text.encode())
+        self.notes.write(self.name(number), text)
 
-    def create(self, number: int, text: str, again: bool = False) -> bool:
-        """Whether the file could be made, because there was none."""
-        try:
-            self.files.pipe_file(self.path(number), text.encode(), mode="create")
-        except FileExistsError:
-            held = True
-        except OSError:  # what stores answer that have no word for it
-            held = bool(self.read(number))
-            if not held:
-                raise
-        else:
-            return True
-        return not again and held and self.read(number) == text  # sent twice by the client
+    def take(self, number: int, own: str) -> bool:
+        """Whether the next number could be created."""
+        if not self.notes.create(self.name(number), own):
+            return False
+        if isinstance(self.notes, RemoteNotes):
+            self.notes.check(self.name(number), own)
+        if self.newest() != number:  # created late, over one that others had freed long ago
+            self.remove(number)
+            return False
+        return True
 
     def remove(self, number: int) -> None:
-        with contextlib.suppress(OSError):
-            self.files.rm_file(self.path(number))
+        self.notes.remove(self.name(number))
 
     def free(self, number: int, lost: threading.Event) -> None:
         if not lost.is_set():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from itertools import product
 from numbers import Integral, Real
@@ -12,7 +13,8 @@ import numpy as np
 
 from negmaml.sweeps.grid import Axis, Grid
 
-RESERVED = ("key", "seed", "done", "finite", "point")
+POINT = "point"  # the dim of points that are listed, and of a union of grids
+RESERVED = ("key", "seed", "done", "finite", POINT)
 
 
 def parse_grid(
@@ -45,7 +47,11 @@ def parse_grid(
         cell_axes.append([a for a in axes if not set(a.names) & set(whole)])
     for axis in whole_axes[0]:
         if len(axis.names) > 1:
-            raise ValueError(f"{axis.dim!r} zips an axis that the function handles whole")
+            taken = ", ".join(sorted(set(axis.names) & set(whole)))
+            raise ValueError(
+                f"grid: {axis.dim!r} zips {taken}, which the function handles whole; give it as an "
+                "axis of its own"
+            )
     axes = _union(cell_axes, whole_axes) if several else cell_axes[0]
     names = [name for axis in (*axes, *whole_axes[0]) for name in axis.names]
     for argument, given in (("static", static or ()), ("whole", whole), ("common", common)):
@@ -100,6 +106,8 @@ def _axes(grid, accepted, required) -> list[Axis]:
 
 
 def _axis(key, values) -> Axis:
+    if key == POINT:
+        return _points(values)
     names = key if isinstance(key, tuple) else (key,)
     if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
         raise TypeError(f"grid: an axis is named by a word or a tuple of words, got {key!r}")
@@ -117,6 +125,25 @@ def _axis(key, values) -> Axis:
     rows = [tuple(_value(dim, value) for value in row) for row in rows]
     _check_distinct(f"axis {dim!r}", rows)
     return Axis(dim, names, tuple(rows))
+
+
+def _points(points) -> Axis:
+    """A list of dicts of the same names as one axis, `point`."""
+    listed = list(points) if isinstance(points, Sequence) and not isinstance(points, str) else []
+    if not listed or not all(isinstance(point, Mapping) and point for point in listed):
+        raise TypeError(
+            f"grid: {POINT!r} must be a list of dicts, such as [{{'rate': 0.1, 'size': 2}}, ...], "
+            f"got {points!r}"
+        )
+    names = tuple(sorted(listed[0]))
+    for i, point in enumerate(listed):
+        if tuple(sorted(point)) != names:
+            raise ValueError(
+                f"grid: every point needs the same names, {', '.join(names)}; point {i} has "
+                + ", ".join(map(str, sorted(point)))
+            )
+    rows = [tuple(_value(name, point[name]) for name in names) for point in listed]
+    return replace(_axis(names, rows), dim=POINT)
 
 
 def _value(name: str, value):
@@ -191,7 +218,7 @@ def _union(cell_axes: list[list[Axis]], whole_axes: list[list[Axis]]) -> list[Ax
         for parts in product(*(axis.values for axis in axes)):
             row = dict(zip(order, (v for part in parts for v in part), strict=True))
             rows[tuple(row[name] for name in names)] = None
-    return [Axis("point", names, tuple(rows))]
+    return [Axis(POINT, names, tuple(rows))]
 
 
 def _check_distinct(what: str, values: Sequence) -> None:

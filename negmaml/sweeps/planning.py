@@ -87,9 +87,15 @@ def x64() -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will do; `rows` of it are the report of a dry run.
+    """What a sweep will do, as a dry run finds it; prints as a table.
 
-    block: cells of a block along each dim. seconds_per_cell and batch: of the largest group.
+    Attributes:
+        grid, outputs: cells and their dims, and what is stored of each cell.
+        block: cells of a block along each dim; a block is a chunk of the store.
+        groups: combinations of static values, each of which is one program.
+        batch, batch_bytes: cells of a call of the largest program, and what it holds.
+        seconds_per_cell: of the largest group, once compiled.
+        compile_seconds: estimate for all programs, were each like that of the largest group.
     """
 
     grid: Grid
@@ -99,6 +105,7 @@ class Plan:
     batch: int
     batch_bytes: int
     seconds_per_cell: float
+    compile_seconds: float
 
     @property
     def blocks(self) -> int:
@@ -117,19 +124,52 @@ class Plan:
 
     def rows(self) -> dict[str, str]:
         """The plan in words."""
-        dims = " x ".join(f"{d} {n}" for d, n in zip(self.grid.dims, self.grid.shape, strict=True))
-        return {
+        sizes = dict(zip(self.grid.dims, self.grid.shape, strict=True))
+        dims = " x ".join(f"{dim} {size}" for dim, size in sizes.items())
+        block = " x ".join(f"{d} {n}" for d, n in zip(sizes, self.block, strict=True))
+        found = {
             "cells": f"{self.grid.cells:,} ({dims})",
-            "shape groups": str(self.groups),
-            "blocks": f"{self.blocks:,} of up to {math.prod(self.block):,} cells",
+            "shape groups": f"{self.groups:,}, a program each",
+            "blocks": f"{self.blocks:,} of up to {math.prod(self.block):,} cells ({block})",
             "batch": f"{self.batch:,} cells, {self.batch_bytes / 2**20:.1f} MiB",
-            "result": f"{self.nbytes / 2**20:.1f} MiB",
-            "estimated time": f"at most {self.seconds:.1f} s, and compiling {self.groups} programs",
+        }
+        for output in self.outputs:
+            own = "".join(f" x {d} {n}" for d, n in zip(output.dims, output.shape, strict=True))
+            found[f"result {output.name}"] = f"{output.dtype}, cells{own}"
+        return found | {
+            "bytes": f"{self.nbytes / 2**20:.1f} MiB",
+            "compiling": f"about {self.compile_seconds:.1f} s",
+            "estimated time": f"at most {self.seconds:.1f} s, and compiling",
         }
 
+    def __repr__(self) -> str:
+        rows = self.rows()
+        width = 2 + max(map(len, rows))
+        return "\n".join(f"{name:<{width}}{value}" for name, value in rows.items())
 
-def plan(work: Work, *, memory=None, block=None, devices=None) -> Plan:
-    """What the sweep would do: a dry run. Compiles and times the largest group of shapes."""
+
+def plan(
+    function, grid, seeds, *, root=0, static=None, whole=None, common=(), output_dims=None,
+    memory=None, block=None, devices=None,
+) -> Plan:  # fmt: skip
+    """A dry run: what `nm.sweep` of the same arguments would do.
+
+    It checks them, compiles the program of the largest group of static values, and times one batch.
+    Nothing is stored. Raises what `nm.sweep` raises for arguments that are not right.
+
+    >>> found = plan(lambda key, x: {"y": x * jax.random.normal(key, (3,))}, {"x": [1.0, 2.0]}, 5)
+    >>> found.blocks, found.nbytes, found.groups
+    (1, 120, 1)
+    >>> print(found)  # doctest: +ELLIPSIS
+    cells           10 (x 2 x seed 5)
+    shape groups    1, a program each
+    blocks          1 of up to 10 cells (x 2 x seed 5)
+    ...
+    """
+    work = prepare(
+        function, grid, seeds, root=root, static=static, whole=whole, common=common,
+        output_dims=output_dims,
+    )  # fmt: skip
     return planned(work, memory, block, devices)[0]
 
 
@@ -154,7 +194,7 @@ def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
     program = runner.compiler.program(group)
     found = Plan(
         runner.grid, runner.outputs, runner.block, len(groups), program.batch, program.nbytes,
-        seconds,
+        seconds, runner.compiler.seconds(group),
     )  # fmt: skip
     return found, runner
 

@@ -61,6 +61,7 @@ class Compiler:
         self.upcoming: Iterator[int] = iter(())
         self.at_once = max(2, min(8, os.cpu_count() or 1))
         self.pool = ThreadPoolExecutor(self.at_once)
+        self.took: dict[int, list[float]] = {}  # seconds to trace and to compile a group
 
     def expect(self, groups: Iterable[int]) -> None:
         """Say in which order groups will be wanted: the next ones compile while one runs."""
@@ -84,11 +85,25 @@ class Compiler:
         self.ready.clear()
         self.started.clear()
 
+    def seconds(self, group: int) -> float:
+        """Time to make the programs of all groups, were each like this one, which is made."""
+        trace, compilation = self.took[group]
+        return len(self.groups) * (trace + compilation / min(self.at_once, len(self.groups)))
+
     def _start(self, group: int) -> None:
         if group not in self.started:
             batch = self._even(self._first_guess(group))
+            start = time.perf_counter()
             lowered = self._traced(group, batch).lower()  # heeds the settings of this thread
-            self.started[group] = batch, self.pool.submit(lowered.compile, self._options(group))
+            self.took[group] = [time.perf_counter() - start]
+            compiled = self.pool.submit(self._compiled, group, lowered, self._options(group))
+            self.started[group] = batch, compiled
+
+    def _compiled(self, group: int, lowered, options):
+        start = time.perf_counter()
+        executable = lowered.compile(options)
+        self.took[group].append(time.perf_counter() - start)
+        return executable
 
     def _fitting(self, group: int, batch: int, executable) -> Program:
         """This program, or one of a smaller batch that keeps to the memory."""

@@ -2,19 +2,21 @@
 
 function = "linear"            # or "module:function"
 seeds = 100                    # a count or a list
-options = { evaluation = "expected" }      # of the linear model
 [grid]                         # [[grid]] more than once for a list of grids
 p = [20, 60]
 sigma = { start = 0.1, stop = 1.0, num = 10 }
 "n_t,n_v" = [[10, 2], [20, 4]]             # zipped
+[random]                       # points drawn at random, along the dim `point`
+n = 50
+nu = { low = 0.01, high = 1.0, scale = "log" }
+
+The fields are in FIELDS.
 """
 
-import importlib
-import os
 import re
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,30 @@ import numpy as np
 
 from negmaml._core.registry import registered
 from negmaml.sweeps.functions import made
+from negmaml.sweeps.objects import imported, resolved
 from negmaml.sweeps.parse import near
+from negmaml.sweeps.points import random_points
 
-FIELDS = ("function", "seeds", "grid", "root", "options", "static", "whole", "common",
-          "output_dims", "memory", "block", "dtype", "version")  # fmt: skip
+FIELDS = {
+    "function": '"linear", or "module:function" of your own; modules of the current folder count',
+    "seeds": "a count n for seeds 0 to n - 1, or a list",
+    "grid": 'axes by name: a value, a list, or { start, stop, num }; "a,b" = [[1, 2], ...] are '
+    "zipped; [[grid]] more than once for a union",
+    "points": "a list of points [{ a = 1, b = 0.5 }, ...] along `point`, crossed with the grid",
+    "random": 'n points drawn at random: n, seed, and for each name { low, high, scale = "log", '
+    "integer = true } or a list to choose from",
+    "options": 'arguments of the function for all cells; { rule = "Momentum", rate = 0.1, ... }, '
+    '{ callable = "jax.nn:relu" } and { call = "optax:adam", ... } stand for objects',
+    "root": "seed of all random numbers, 0 by default",
+    "static": "axes that set shapes or branches; by default integers, strings and truth values",
+    "whole": "axes that the function takes as one array each",
+    "common": "axes along which cells share their random numbers",
+    "output_dims": "names of the dims of outputs, by output",
+    "memory": "bytes that a batch of cells may take",
+    "block": "cells computed and stored at once",
+    "dtype": '"float32", the default, or "float64"',
+    "version": "a label for a function that calls back to Python",
+}
 PASSED = ("seeds", "root", "static", "whole", "common", "output_dims")
 EXAMPLES = "negmaml.examples"
 WORD = r"[A-Za-z_][\w.:/-]*"  # what --set takes as a string without quotes
@@ -44,6 +66,8 @@ def read(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for field in spec:
         if field not in FIELDS:
             raise ValueError(f"{path}: unknown field {field!r}{near(field, FIELDS)}")
+    if "points" in spec or "random" in spec:
+        spec.setdefault("grid", {})
     for field in ("function", "seeds", "grid"):
         if field not in spec:
             raise ValueError(f"{path}: field {field!r} is missing")
@@ -51,9 +75,19 @@ def read(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: dtype must be float32 or float64, got {spec['dtype']!r}")
     several = isinstance(spec["grid"], list)
     grids = [_grid(path, grid) for grid in (spec["grid"] if several else [spec["grid"]])]
+    if points := _points(path, spec):
+        if any("point" in grid for grid in grids):
+            raise ValueError(f"{path}: give points in `points` and `random`, or as grid.point")
+        for grid in grids:
+            grid["point"] = points
     spec["grid"] = grids if several else grids[0]
     spec["function"] = _function(path, spec["function"], spec.pop("options", {}))
     return spec
+
+
+def fields_text() -> str:
+    """The fields of a spec, a line each."""
+    return "\n".join(f"- {name}: {text}" for name, text in FIELDS.items())
 
 
 def arguments(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,23 +149,30 @@ def _grid(path: str, grid) -> dict:
     return found
 
 
-def _function(path: str, name: str, options: Mapping[str, Any]):
+def _points(path: str, spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The points that are listed, and then those drawn at random."""
+    points = spec.get("points", [])
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+        raise ValueError(f"{path}: points must be a list of tables, [{{ a = 1 }}, ...]")
+    if "random" not in spec:
+        return points
+    given = spec["random"]
+    if not isinstance(given, dict) or "n" not in given:
+        raise ValueError(f"{path}: random must be a table with n and a range for each name")
+    try:
+        return [*points, *random_points(**given)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: random: {error}") from error
+
+
+def _function(path: str, name: str, options: Any):
+    if not isinstance(options, dict):
+        raise ValueError(f"{path}: options must be a table, got {options!r}")
+    options = {key: resolved(f"{path}: options.{key}", value) for key, value in options.items()}
     if name in registered():
         try:
             return made(name, **options)
         except ValueError as error:
             raise ValueError(f"{path}: options of {name!r}: {error}") from error
-    module, _, attribute = name.partition(":")
-    if options or not attribute:
-        raise ValueError(
-            f'{path}: function must be "linear" or "module:function" without options, got {name!r}'
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: no module {module!r} for function {name!r}") from error
-    except AttributeError as error:
-        near_one = near(attribute, dir(sys.modules[module]))
-        raise ValueError(f"{path}: {module!r} has no {attribute!r}{near_one}") from error
+    function = imported(f"{path}: function", name)
+    return partial(function, **options) if options else function

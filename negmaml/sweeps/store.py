@@ -140,7 +140,7 @@ def open_store(url: str, tidy: bool = False) -> Store | None:
     tidy: whether to remove what writers left that were cut off.
     """
     files = files_of(url)
-    root = _read(url, files)
+    root = read_root(url, files)
     if root is None:
         left = list(files.names())
         if CREATING in left or (left and all(name.startswith(CREATING) for name in left)):
@@ -155,14 +155,15 @@ def open_store(url: str, tidy: bool = False) -> Store | None:
     return Store(url, root)
 
 
-def check_store(url: str) -> None:
-    """Raise unless there is a store of a sweep."""
-    files = files_of(url)
-    if _read(url, files) is None:
+def manifest_of(url: str) -> Manifest:
+    """What the store at `url` is a sweep of; FileNotFoundError if there is none."""
+    root = read_root(url, files_of(url))
+    if root is None:
         raise FileNotFoundError(f"there is no store at {url!r}")
+    return Manifest.from_json(root["attributes"][MANIFEST])
 
 
-def _read(url: str, files) -> dict[str, Any] | None:
+def read_root(url: str, files) -> dict[str, Any] | None:
     """The metadata of the group, checked; None if there is none."""
     text = files.read(ROOT)
     if text is None:

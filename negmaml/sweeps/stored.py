@@ -3,18 +3,19 @@
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from negmaml._core.identity import Identity
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.files import StoreError, address
 from negmaml.sweeps.functions import group_text, programs
-from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.lock import Lock
 from negmaml.sweeps.manifest import (
     Box,
@@ -30,6 +31,7 @@ from negmaml.sweeps.planning import Work, in_words, index_of, planned, regions, 
 from negmaml.sweeps.run import Runner
 
 MOST_PARTS = 254  # that a byte counts
+Block = tuple[Region, np.ndarray]  # and which of its cells are wanted
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,30 @@ class How:
     version: str | None
 
 
+class SharedError(StoreError):
+    """What is asked changes a store that others share."""
+
+
+class Programs:
+    """What a function computes in groups of static values, each traced once."""
+
+    def __init__(self, work: Work, version: str | None):
+        self.work, self.version = work, version
+        self.found: dict[str, Identity] = {}
+
+    def __call__(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, Identity]:
+        """Their identities, by the group as text."""
+        new = [group for group in groups if group_text(group) not in self.found]
+        self.found |= programs(self.work.function, self.work.grid, new, self.version)
+        return {text: self.found[text] for text in map(group_text, groups)}
+
+
 def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
     """Compute what the store at `url` lacks of a sweep, and return its dataset: see `nm.sweep`."""
     started, asked = time.perf_counter(), work.grid
-    work, store, runner = _opened(work, url, lock.left, means, how)
-    before, last = float(store.attributes.get("wall_seconds", 0.0)), _last_part(store, asked)
-    wanted = _asked(store.manifest.grid, asked)
+    work, store, runner = opened(work, url, lock.left, means, how, Programs(work, how.version))
+    before, last = float(store.attributes.get("wall_seconds", 0.0)), last_part(store, asked)
+    wanted = cells_of(store.manifest.grid, asked)
     whole = int((store.done()[wanted] > last).sum())
     means.tell(whole, asked.cells)
     computed = False
@@ -75,7 +95,7 @@ def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
             with contextlib.suppress(OSError, StoreError):
                 lock.check()
                 store.describe({"wall_seconds": before + time.perf_counter() - started})
-    return _labelled(store, asked, wanted)
+    return labelled(store, asked, wanted)
 
 
 def _compute(work: Work, store: stores.Store, part: int, asked, means: Means, runner):
@@ -85,21 +105,27 @@ def _compute(work: Work, store: stores.Store, part: int, asked, means: Means, ru
     todo = [region for region in regions(work.grid, store.manifest.block) if lacking[region].any()]
     if not todo:
         return
-    grid, outputs = part_of(work.grid, work.outputs, store.parts[part])
-    work = replace(work, grid=grid, outputs=outputs)
-    block = store.manifest.block
+    work, block = of_part(work, store, part), store.manifest.block
     if means.client is None:
         runner = runner or work.runner(block, means.memory, means.devices)
-        yield from _here(runner, store, part, todo, lacking)
+        runner.expect(todo)
+        blocks = ((region, lacking[region]) for region in todo)
+        yield from here(runner, blocks, lambda *block: store.write(block[0], part, *block[1:]))
         return
     job = clusters.Job(
-        f"negmaml-{uuid.uuid4().hex[:8]}", work.function, grid, outputs, work.root, block,
+        f"negmaml-{uuid.uuid4().hex[:8]}", work.function, work.grid, work.outputs, work.root, block,
         means.memory, x64(), store.url, part,
     )  # fmt: skip
     yield from clusters.spread(means.client, job, [(r, lacking[r]) for r in todo])
 
 
-def _last_part(store: stores.Store, asked: Grid) -> int:
+def of_part(work: Work, store: stores.Store, part: int) -> Work:
+    """The sweep of what a part has of the whole axes."""
+    grid, outputs = part_of(work.grid, work.outputs, store.parts[part])
+    return replace(work, grid=grid, outputs=outputs)
+
+
+def last_part(store: stores.Store, asked: Grid) -> int:
     """The last part that has values of whole axes which are asked for."""
     by_names = {axis.names: axis for axis in asked.whole}
     at = {a.dim: _positions(a.values, by_names[a.names].values)
@@ -111,7 +137,7 @@ def _last_part(store: stores.Store, asked: Grid) -> int:
     return max(i for i, box in enumerate(store.parts) if needed(box))
 
 
-def _asked(held: Grid, asked: Grid) -> tuple[np.ndarray, ...]:
+def cells_of(held: Grid, asked: Grid) -> tuple[np.ndarray, ...]:
     """Positions of the cells asked for, as an open index over the dims of the store."""
     found = []
     by_names = {axis.names: axis for axis in asked.axes}
@@ -126,13 +152,16 @@ def _positions(held: tuple, asked: tuple) -> np.ndarray:
     return np.array([at[value] for value in asked])
 
 
-def _opened(
-    work: Work, url: str, tidy: bool, means: Means, how: How
+def opened(
+    work: Work, url: str, tidy: bool, means: Means, how: How, known: Programs, alone: bool = True
 ) -> tuple[Work, stores.Store, Runner | None]:
-    """The store, made or checked; the work in the order of the store; a runner if one was made."""
+    """The store, made or checked; the work in the order of the store; a runner if one was made.
+
+    alone: whether nobody else computes what is in the store as it is.
+    """
     asked, store = work.manifest(), stores.open_store(url, tidy)
     if store is None:
-        now = programs(work.function, work.grid, work.grid.groups(), how.version)
+        now = known(work.grid.groups())
         _, runner = planned(work, means.memory, means.block, means.devices)
         asked = with_programs(replace(asked, block=runner.block), asked.function, now)
         return work, stores.create(url, asked, work.attributes()), runner
@@ -141,29 +170,34 @@ def _opened(
     wrong += [f"{text}; extend adds it (--extend)" for text in more if not how.extend]
     now, changes = {}, []
     if not wrong:
-        now = programs(work.function, work.grid, _compared(held, work.grid), how.version)
+        now = known(_compared(held, work.grid))
         changes = other_programs(held, now)
     if not how.accept_changes:
         wrong += [f"{text}; accept_changes goes on all the same" for text in changes]
     if wrong:
         listed = "\n  ".join(wrong)
         raise StoreError(f"store {url!r} holds another sweep:\n  {listed}")
+    if (more or changes) and not alone:
+        raise SharedError(
+            f"store {url!r} cannot be changed while workers share it; wait for them:\n  "
+            + "\n  ".join([*more, *changes])
+        )
     _check_outputs(work, url, held, asked)
     store.follow()
     if held.version != asked.version:  # it computes the same, or that was accepted
         changes.append(f"version: {held.version} of negmaml, then {asked.version}")
-    known = with_programs(replace(held, version=asked.version), asked.function, now)
+    noted = with_programs(replace(held, version=asked.version), asked.function, now)
     notes = {"history": [*store.attributes.get("history", []), *changes]} if changes else {}
     if more:
-        merged = extended(known, asked)
+        merged = extended(noted, asked)
         if len(merged.parts) > MOST_PARTS:
             raise StoreError(
                 f"store {url!r}: whole axes were lengthened {MOST_PARTS} times, which is the most; "
                 "sweep all values into another store"
             )
         store.extend(merged, in_words(merged.grid) | notes)
-    elif changes or known.programs != held.programs:
-        store.note(known, notes)
+    elif changes or noted.programs != held.programs:
+        store.note(noted, notes)
     held = store.manifest
     return replace(work, grid=held.grid, outputs=held.outputs), store, None
 
@@ -188,7 +222,7 @@ def _check_outputs(work: Work, url: str, stored: Manifest, asked: Manifest) -> N
         )
 
 
-def _labelled(store: stores.Store, asked: Grid, cells):
+def labelled(store: stores.Store, asked: Grid, cells):
     """The dataset of a store, lazily, in the order of the grid that was asked for."""
     import xarray as xr
 
@@ -205,20 +239,26 @@ def _labelled(store: stores.Store, asked: Grid, cells):
     return dataset if held.dims == asked.dims else dataset.transpose(*asked.dims, ...)
 
 
-def _here(runner: Runner, store: stores.Store, part: int, todo, lacking) -> Iterator[int]:
-    """Compute and store a part of the cells of blocks that lack it, here; yields their number.
+def here(
+    runner: Runner, blocks: Iterable[Block | None], write: Callable[..., Any]
+) -> Iterator[int]:
+    """Compute blocks here, and write each as write(region, wanted, values); yields their cells.
 
-    A block is written while the next one is computed, so a kill loses two at most.
+    A block is written while the next one is computed, so a kill loses two at most. None stands for
+    a moment by which all are written.
     """
-    runner.expect(todo)
     with ThreadPoolExecutor(1) as writer:
         pending: list[tuple[int, Future]] = []
-        for region in todo:
-            wanted = lacking[region]
-            values = runner.compute(index_of(region, wanted))
+        for block in blocks:
+            values = None
+            if block is not None:
+                region, wanted = block
+                values = runner.compute(index_of(region, wanted))
             yield from _finished(pending)
-            written = writer.submit(store.write, region, part, wanted, values)
-            pending = [(int(wanted.sum()), written)]
+            pending = []
+            if block is not None:
+                written = writer.submit(write, region, wanted, values)
+                pending = [(int(wanted.sum()), written)]
         yield from _finished(pending)
 
 

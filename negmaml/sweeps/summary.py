@@ -10,7 +10,7 @@ import numpy as np
 from negmaml._core.extras import require
 from negmaml.sweeps.files import address
 from negmaml.sweeps.parse import near
-from negmaml.sweeps.store import check_store
+from negmaml.sweeps.store import manifest_of
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -18,7 +18,7 @@ OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 def load(url: str):
     """The dataset of a store, with `done`; also while a sweep writes it."""
     xr = require("xarray", "sweep")
-    check_store(url)
+    manifest_of(url)
     return xr.open_zarr(address(url), chunks=None, zarr_format=3)
 
 

@@ -51,6 +51,23 @@ def test_sweep_stores_summarises_and_goes_on(stored, capsys):
         np.testing.assert_allclose(dataset["train_rate"], [-0.5, -0.25, 0, 0.25, 0.5])
 
 
+def test_workers_share_a_store_and_status_says_how_far_it_is(folder, stored, capsys, monkeypatch):
+    command = ["sweep", "spec.toml", "--store", "x.zarr", "--part"]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
+    assert cli.run([*command, "slurm"]) == 0
+    assert cli.run([*command, "1/2"]) == 0
+    assert "18 of 18" in capsys.readouterr().out
+    with xr.open_zarr("x.zarr") as found, xr.open_zarr(stored) as expected:
+        np.testing.assert_array_equal(found["test_loss"], expected["test_loss"])
+    assert cli.run(["status", "x.zarr"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("18 of 18 (100.0%)", "blocks done", "blocks claimed", "workers"):
+        assert text in printed
+    assert cli.run(["merge", "x.zarr", str(stored), "--store", "m.zarr"]) == 0
+    assert "18 of 18" in capsys.readouterr().out
+
+
 def test_a_dry_run_computes_and_stores_nothing(folder, capsys):
     assert cli.run(["sweep", "spec.toml", "--dry-run", "--set", "grid.m=[2, 4]"]) == 0
     printed = capsys.readouterr().out
@@ -109,6 +126,12 @@ def test_best_is_where_the_mean_is_least():
         (["sweep", "spec.toml", "--store", "x", "--set", "options.evalution=1"], "evaluation"),
         (["sweep", "bad.toml", "--store", "x"], "not valid TOML"),
         (["sweep", "spec.toml", "--store", "x", "--scheduler", "tcp://127.0.0.1:9"], "scheduler"),
+        (["sweep", "spec.toml", "--store", "x", "--part", "3"], "--part takes k/n"),
+        (["sweep", "spec.toml", "--store", "x", "--part", "0/3"], "k from 1 to n"),
+        (["sweep", "spec.toml", "--store", "x", "--part", "slurm"], "array job"),
+        (["status", "none.zarr"], "no store at"),
+        (["merge", "none.zarr", "--store", "x"], "no store at"),
+        (["merge", "--store", "x"], "merge takes the stores"),
         (["heatmap", "none.zarr", "--x", "m", "--y", "p"], "no store at"),
     ],
 )

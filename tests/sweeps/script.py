@@ -1,5 +1,9 @@
-"""A sweep in a process of its own, to be killed: python -m tests.sweeps.script STORE."""
+"""A sweep in a process of its own, to be killed: python -m tests.sweeps.script STORE.
 
+With PART=2/3 in the environment it is one of several that share the store.
+"""
+
+import os
 import sys
 import time
 
@@ -7,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import negmaml as nm
+from negmaml.sweeps import lock
 
 GRID = {"size": [2, 3], "scale": [-1.0, 0.0, 0.5, 2.0]}
 SEEDS = 6
@@ -25,5 +30,7 @@ def slow(done, cells):
 
 if __name__ == "__main__":
     function.__module__ = "tests.sweeps.script"  # the same function as the tests import
-    nm.sweep(function, GRID, SEEDS, store=sys.argv[1], block=3, progress=slow)
+    lock.BEAT = float(os.environ.get("BEAT", lock.BEAT))
+    part = tuple(map(int, os.environ["PART"].split("/"))) if "PART" in os.environ else None
+    nm.sweep(function, GRID, SEEDS, store=sys.argv[1], block=3, progress=slow, part=part)
     print("finished")

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml.sweeps import files, lock, stored
+from negmaml.sweeps import exclusive, files, lock, stored
 from negmaml.sweeps.planning import Work, prepare
 from tests.crash import Disk, Operations
 
@@ -131,6 +131,22 @@ class StoreOperations(Operations):
 
             return do
 
+        made, noted = exclusive.LocalNotes.create, exclusive.RemoteNotes.create
+
+        def local_create(this, name, text):
+            this.folder.mkdir(parents=True, exist_ok=True)
+            self.step(this.folder / name, b"")  # there already, with nothing in it
+            return made(this, name, text)
+
+        def remote_create(this, name, text, again=False):
+            if not again:
+                self.step()
+            return noted(this, name, text, again)
+
+        monkeypatch.setattr(exclusive.LocalNotes, "create", local_create)
+        monkeypatch.setattr(exclusive.RemoteNotes, "create", remote_create)
+        for kind in (exclusive.LocalNotes, exclusive.RemoteNotes):
+            monkeypatch.setattr(kind, "remove", stepped(kind.remove))
         monkeypatch.setattr(zarr.storage._local, "_put", local_put)
         monkeypatch.setattr(files.LocalFiles, "write", local_write)
         monkeypatch.setattr(files.LocalFiles, "remove", stepped(remove))
@@ -172,11 +188,16 @@ def check_reader(found, old, new):
         np.testing.assert_array_equal(found[name].where(done), right.where(done))
 
 
-def crash_everywhere(place, operations, before, after, every=1):
-    """Stop `after`, on a store of `before` if any, everywhere; returns the points tried."""
+def crash_everywhere(place, operations, before, after, every=1, part=None):
+    """Stop `after`, on a store of `before` if any, everywhere; returns the points tried.
 
-    def call(grid, seeds, extend=True):
-        return nm.sweep(function, grid, seeds, store=place.url, **(OPTIONS | {"extend": extend}))
+    part: of the process that is stopped, as one of several that share the store. What it leaves is
+    then taken up by another of them and by a sweep that has the store to itself, in turn.
+    """
+
+    def call(grid, seeds, extend=True, part=part):
+        options = OPTIONS | {"extend": extend, "part": part}
+        return nm.sweep(function, grid, seeds, store=place.url, **options)
 
     old = call(*before).load() if before else None
     old_stored = seen(place.url)
@@ -204,7 +225,9 @@ def crash_everywhere(place, operations, before, after, every=1):
                     old,
                 )
                 shutil.rmtree(aside)
-            the_same(call(*after), new)
+            others = (None, (2, 2)) if part else (None,)
+            the_same(call(*after, part=others[points % len(others)]), new)
+            assert not [n for n in place.names() if n.startswith(("worker", "block"))]
             assert not [n for n in place.names() if n.endswith(".partial") or "creating" in n]
             points += 1
     return points
@@ -236,6 +259,12 @@ def scenario(extension):
 @pytest.mark.parametrize("extension", [None, "all"])
 def test_a_stop_loses_nothing(extension, place, operations, quick):
     assert crash_everywhere(place, operations, *scenario(extension), every=11) > 2
+
+
+@pytest.mark.parametrize("extension", [None, "all"])
+def test_a_stop_of_a_worker_loses_nothing(extension, place, operations, quick):
+    points = crash_everywhere(place, operations, *scenario(extension), every=23, part=(1, 2))
+    assert points > 1
 
 
 def some(values):
@@ -273,6 +302,13 @@ def test_whatever_was_asked_before_a_sweep_returns_what_is_asked(quick, tmp_path
 def test_a_stop_at_any_operation_loses_nothing(extension, place, operations, quick):
     points = crash_everywhere(place, operations, *scenario(extension))
     print(f"{extension or 'base'}, {type(place).__name__}: {points} points")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extension", [None, *EXTENSIONS])
+def test_a_stop_of_a_worker_at_any_operation_loses_nothing(extension, place, operations, quick):
+    points = crash_everywhere(place, operations, *scenario(extension), part=(1, 2))
+    print(f"{extension or 'base'}, {type(place).__name__}: {points} points of a worker")
 
 
 @pytest.mark.slow

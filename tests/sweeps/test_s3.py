@@ -8,6 +8,7 @@ import negmaml as nm
 from negmaml.sweeps import StoreError, lock
 from tests.sweeps.script import GRID, SEEDS, function
 from tests.sweeps.test_lock import holders
+from tests.sweeps.test_shared import together
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,20 @@ def test_what_is_not_ours_stays(bucket):
     with pytest.raises(StoreError, match="no zarr store"):
         nm.sweep(function, GRID, SEEDS, store=f"{bucket}/mine")
     assert s3fs.S3FileSystem().cat_file("bucket/mine/data") == b"mine"
+
+
+def test_workers_share_a_store_and_stores_are_merged(bucket):
+    parts = [
+        lambda k=k: nm.sweep(function, GRID, SEEDS, store=f"{bucket}/s.zarr", block=3, part=(k, 3))
+        for k in (1, 2, 3)
+    ]
+    assert not together(parts)
+    expected = nm.sweep(function, GRID, SEEDS)
+    for url in (f"{bucket}/s.zarr", f"{bucket}/m.zarr"):
+        found = xr.open_zarr(url).load()
+        xr.testing.assert_identical(found.drop_vars("done").drop_attrs(), expected.drop_attrs())
+        nm.sweeps.merge([url], f"{bucket}/m.zarr") if url.endswith("s.zarr") else None
+    assert nm.sweeps.status(f"{bucket}/s.zarr").cells_done == expected["finite"].size
 
 
 @pytest.mark.parametrize("before", ["", "process 1 on another, beat 3", "free"])

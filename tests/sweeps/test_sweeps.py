@@ -225,6 +225,19 @@ def test_progress_is_a_bar_or_a_function(capsys):
         nm.sweep(draws, {"size": [1, 2]}, 3, progress=1)
 
 
+def test_a_dry_run_says_what_a_sweep_would_be(renamed):
+    grid = {"size": [2, 3], "scale": [0.5, 1.0, 2.0]}
+    found = nm.sweeps.plan(renamed, grid, 4, block=6)
+    assert (found.blocks, found.groups, found.block) == (6, 2, (1, 1, 4))
+    assert found.nbytes == 24 * 4 * (1 + 3)
+    assert found.seconds > 0 and found.compile_seconds > 0
+    lines = repr(found).splitlines()
+    for text in ("24 (size 2 x scale 3 x seed 4)", "float32, cells x squares_0 3", "compiling"):
+        assert any(text in line for line in lines)
+    with pytest.raises(ValueError, match="did you mean 'size'"):
+        nm.sweeps.plan(renamed, {"sise": 2}, 4)
+
+
 class Powers(SweepFunction):
     """Says some of what a sweep asks, and leaves the rest to the defaults."""
 

@@ -1,0 +1,77 @@
+"""Objects that a spec names: rules with their parameters, functions, and what functions return.
+
+{ rule = "Momentum", rate = 0.1, momentum = 0.9, steps = 3 }     negmaml.rules.Momentum(...)
+{ callable = "jax.nn:relu" }                                     the function
+{ call = "optax:adam", learning_rate = 0.01 }                    what it returns
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from negmaml.sweeps.parse import near
+
+RULES = "negmaml.rules"
+KINDS = ("rule", "callable", "call")
+
+
+def imported(where: str, name: Any) -> Any:
+    """What "module:attribute" names; modules of the current folder count."""
+    module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not (module and attribute):
+        raise ValueError(f'{where} must be "module:function", got {name!r}')
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{where}: no module {error.name!r} for {name!r}") from error
+    except AttributeError as error:
+        near_one = near(attribute, dir(sys.modules[module]))
+        raise ValueError(f"{where}: {module!r} has no {attribute!r}{near_one}") from error
+    return found
+
+
+def resolved(where: str, value: Any) -> Any:
+    """A value of a spec with the objects that it names in place of their names."""
+    if isinstance(value, list):
+        return [resolved(where, one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    held = {name: resolved(f"{where}.{name}", one) for name, one in value.items()}
+    kinds = [kind for kind in KINDS if isinstance(value.get(kind), str)]
+    if not kinds:
+        return held
+    kind = kinds[0]
+    name = held.pop(kind)
+    if kind == "rule":
+        made = _rule(where, name)
+    else:
+        made = imported(where, name)
+        if not callable(made):
+            raise ValueError(f"{where}: {name!r} is no function, but {made!r}")
+        if kind == "callable":
+            if held:
+                raise ValueError(
+                    f"{where}: a callable has no arguments, got {', '.join(held)}; to have it "
+                    f'called with them, write call = "{name}"'
+                )
+            return made
+    try:
+        return made(**held)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {name} does not take {held}: {error}") from error
+
+
+def _rule(where: str, name: str) -> Any:
+    rules = importlib.import_module(RULES)
+    known = [one for one in rules.__all__ if one[0].isupper() and one != "Rule"]
+    if name not in known:
+        raise ValueError(
+            f"{where}: no rule {name!r}{near(name, known)}; there are {', '.join(known)}"
+        )
+    return getattr(rules, name)
