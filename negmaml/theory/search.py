@@ -60,16 +60,6 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
     return lax.fori_loop(0, rounds, close_in, state)[1]
 
 
-def stationary(function: Callable, found):
-    """`found`, a minimum of a function, with the derivatives of the stationarity condition."""
-    return lax.custom_root(
-        jax.grad(function),
-        lax.stop_gradient(found),
-        lambda _, x: x,
-        lambda linear, y: y / linear(jnp.ones_like(y)),
-    )
-
-
 class Optimum:
     r"""The x that minimises objective(x, numbers, fixed), as a function (numbers, fixed) -> x.
 

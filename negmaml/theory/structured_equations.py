@@ -178,9 +178,7 @@ def overlaps(system: System, G) -> Overlaps:
     gram = exchange(contract("xk,yk->xy", flat * weights, flat))
     side = contract("ik,jk->ij", outer * weights, outer).ravel() @ symmetric
     last = jnp.sum(weights * corner**2)
-    return Overlaps(
-        bordered(sandwich(symmetric, gram), side, last), sandwich(antisymmetric, gram)
-    )
+    return Overlaps(bordered(sandwich(symmetric, gram), side, last), sandwich(antisymmetric, gram))
 
 
 def bordered(matrix, side, corner):

@@ -109,9 +109,10 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
     squares = symmetric.T @ (mean[:, None] * mean).reshape(symmetric.shape[0], -1)
     lift = lift * (system.count * system.s)
     noise = system.sigma**2 * unit[NOISE]
-    g = contract("ak,yk->ay", squares, lift) + (jnp.outer(points, points).ravel() @ symmetric)[
-        :, None
-    ] * noise
+    g = (
+        contract("ak,yk->ay", squares, lift)
+        + (jnp.outer(points, points).ravel() @ symmetric)[:, None] * noise
+    )
     T_y = -inverted @ (R @ g)
     output = lift @ x.mean[-1] ** 2 + noise - gram[-1, :-1] @ T_y
     tau_y = system.n_v * unit[ROWS] - output
