@@ -115,7 +115,7 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
     s, o, _, V = problem.modes
     n_r, shape = problem.n_r, adapt.batch_shape
     if adapt.one_step is not None:
-        xp = np if concrete((problem, adapt)) else jnp
+        xp = np if concrete((s, o, adapt)) else jnp
         rate, power = xp.asarray(adapt.one_step), xp.sum(s**2) / n_r
         weights = s ** np.arange(1, 4)[:, None]
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r

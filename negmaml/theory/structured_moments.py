@@ -25,6 +25,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from negmaml._core.numerics import contract
 from negmaml.theory.structured_equations import (
@@ -172,7 +173,7 @@ def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
 
     at = T, x.mean, x.spread, x.v
     velocity = _velocity(system, x, along @ slopes.own, symmetric @ (slopes.T @ along))
-    parts, moving = jax.jvp(lambda *at: _slopes_of_F(system, *at), at, velocity)
+    parts, moving = along_line(lambda *at: _slopes_of_F(system, *at), at, velocity)
     F_T, F_own = _chain(system, x.mean, x.spread, x.v, *parts[:3])
     # Noise moves G and G between tasks at fixed T besides, as in `first_slopes`.
     share = x.phi * x.v
@@ -189,13 +190,26 @@ def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
         weighted = _constraints(system, T, adjoint, spent) + own
         return _chain(system, mean, spread, v, explicit, weighted, between)
 
-    _, (second_T, second_own) = jax.jvp(lagrangian, (*at, *parts[:3]), (*velocity, *moving[:3]))
+    _, second = along_line(lagrangian, (*at, *parts[:3]), (*velocity, *moving[:3]))
+    second_T, second_own = second
     second = slopes.own @ second_own + (second_T.ravel() @ symmetric) @ slopes.T
     second = second + unit[ROWS] * moving[3]
     rest = held(root, slopes, slope) - 2 * spent * held(root, slopes, slopes.tau)
     first = held(root, slopes, second) - tau_along / Z * rest
     psi, chi = (slope[i] - spent * slopes.tau[i] for i in (NOISE, START))
     return per_task(system, first + slopes.tau[MEANS] / Z * (psi + ell**2 * chi))
+
+
+def along_line(function, at, velocity):
+    """(value, derivative) of a rational function along a line, as `jax.jvp`: by a complex step.
+
+    The same operations give both, so the program is half as long as that of the product rule, and
+    nothing is subtracted, so all digits are right.
+    """
+    step = jnp.finfo(at[0].dtype).eps ** 2
+    moved = (lax.complex(x, step * v) for x, v in zip(at, velocity, strict=True))
+    found = function(*moved)
+    return tuple(jax.tree.map(part, found) for part in (jnp.real, lambda x: jnp.imag(x) / step))
 
 
 def _velocity(system: System, x: Marginal, own, T):
