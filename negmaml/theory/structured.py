@@ -6,9 +6,10 @@ the input covariance, to leading order and to the next in 1/p (`structured_momen
 is linear in a few of them (`negmaml.problem.adapted`).
 
 **Resummation near the threshold.** With x the next order over the leading one for H = Sigma, every
-form is limit + first/(1 - x s), s as in `negmaml.theory.proportional`. One x for all keeps the
-means linear in H, as they must be, and the test loss a quadratic in the rate of one step at test
-time.
+form is limit + first/(1 - x s), s as in `negmaml.theory.proportional`, and x s at most one over
+|n_v m - rank Sigma|: what of the next order is due to the threshold has its pole there, and the
+rest is not to be continued. One x for all keeps the means linear in H, as they must be, and the
+test loss a quadratic in the rate of one step at test time.
 """
 
 import math
@@ -68,13 +69,14 @@ class Prediction(NamedTuple):
     converged: jax.Array
 
 
-def situated(s, o, d, weights, *numbers, ridged: bool) -> Situation:
+def situated(s, o, d, weights, *numbers: Any, ridged: bool) -> Situation:
     """The situation of eigenvalues and weights of forms, (J, p), and the other numbers in order."""
     xp = namespace(s, o, d, weights)
     still = xp.sum(xp.where(s > 0, 0, weights * d), -1)
     # The first form is the reference of the resummation.
     spectrum = condensed(s, o, d, xp.concatenate([s[None], weights]))
-    return Situation(spectrum, still, *numbers, ridged=ridged)
+    m, n_t, n_v, sigma, meta_ridge = numbers
+    return Situation(spectrum, still, m, n_t, n_v, sigma, meta_ridge, ridged)
 
 
 def situation_of(problem: MixedLinearRegression, train: Rule, meta_ridge, weights):
@@ -132,8 +134,8 @@ def resummed(system: System, ridged: bool) -> Prediction:
     """The means at finite size; infinite where they do not exist, NaN where no root was found."""
     limit, first, fade, converged = expand(system, ridged)
     ridge_felt = system.ridge > 0
-    means = _continued(limit[:-1], first[:-1], limit[0], first[0], fade, ridge_felt)
-    error = _continued(limit[-1], first[-1], limit[-1], first[-1], fade, ridge_felt)
+    means = continued(limit[:-1], first[:-1], pole_of(system, limit[0], first[0], fade))
+    error = continued(limit[-1], first[-1], pole_of(system, limit[-1], first[-1], fade))
     rows, rank = system.m * system.n_v, jnp.sum(system.count)
     unbounded = (rows == rank) & ~ridge_felt
     # A single task whose filter vanishes within the spectrum: the equations have no regular root.
@@ -147,11 +149,16 @@ def resummed(system: System, ridged: bool) -> Prediction:
     )
 
 
-def _continued(limit, first, of_limit, of_first, fade, ridged):
-    """limit + first/(1 - x s) with x = of_first/of_limit."""
-    x = jnp.where(of_limit == 0, 0, of_first / jnp.where(of_limit == 0, 1, of_limit))
-    pole = jnp.where(x > 0, x * fade, x)
-    pole = jnp.where(ridged, jnp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+def pole_of(system: System, limit, first, fade):
+    """x s of this module's head, at most what the distance from the threshold allows."""
+    x = jnp.where(limit == 0, 0, first / jnp.where(limit == 0, 1, limit))
+    gap = jnp.abs(system.m * system.n_v - jnp.sum(system.count))
+    pole = jnp.where(x > 0, jnp.minimum(x * fade, 1 / jnp.maximum(gap, 1)), x)
+    return jnp.where(system.ridge > 0, jnp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+
+
+def continued(limit, first, pole):
+    """limit + first/(1 - pole)."""
     beyond = pole >= 1
     found = limit + first / (1 - jnp.where(beyond, 0, pole))
     return jnp.where(beyond, jnp.where(limit == 0, limit, jnp.inf), found)

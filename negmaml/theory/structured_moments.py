@@ -66,7 +66,11 @@ def expand(system: System, ridged: bool) -> Expansion:
     """The two leading orders of all means; `ridged` says whether ridge may be > 0."""
     root = solve(system, ridged)
     x = marginal(system, root.T, root.ell)
-    slopes = first_slopes(system, root, x)
+    return expand_about(system, root, x, first_slopes(system, root, x))
+
+
+def expand_about(system: System, root: Root, x: Marginal, slopes: "Slopes") -> Expansion:
+    """`expand` where the root and its slopes are known."""
     limit, first = leading(system, root, x, slopes), first_order(system, root, x, slopes)
     product = root.ell * slopes.tau[ELL]
     fade = ((product - root.tau) / (product + root.tau)) ** 2

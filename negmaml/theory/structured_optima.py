@@ -98,7 +98,8 @@ def best_train_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | N
     """The tuned parameter of `train`, for `adapt` or, when None, the best step at test time."""
     _require_mean(problem, meta_ridge)
     weights, goal = _goal(problem, adapt)
-    return _best_parameter(*_parts(*situation_of(problem, train, meta_ridge, weights), goal))
+    at, train = situation_of(problem, train, meta_ridge, weights)
+    return _best_parameter(*_parts(at, train, goal))
 
 
 def best_meta_ridge(problem: MixedLinearRegression, train: Rule, adapt: Rule | None):

@@ -79,9 +79,10 @@ def _root(system: System, ridged: bool):
 
 @_root.defjvp
 def _root_jvp(ridged: bool, primals, tangents):
-    point, error = _root(*primals, ridged)
+    (system,) = primals
+    point, error = _root(system, ridged)
     _, slope = jax.jvp(lambda system: _moves(system, point, ridged)[0], primals, tangents)
-    jacobian = jax.jacfwd(lambda point: _moves(*primals, point, ridged)[0])(point)
+    jacobian = jax.jacfwd(lambda point: _moves(system, point, ridged)[0])(point)
     return (point, error), (-jnp.linalg.solve(jacobian, slope), jnp.zeros_like(error))
 
 
