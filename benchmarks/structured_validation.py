@@ -25,7 +25,7 @@ RULES = ("one step", "one step", "steps", "momentum", "proximal")
 
 
 class Case(NamedTuple):
-    """A random problem: `filters` maps eigenvalues of S to (b, q)."""
+    """A random problem: `filters` is the rate of one step, else maps eigenvalues of S to (b, q)."""
 
     problem: nm.MixedLinearRegression
     train: nm.Rule
@@ -67,12 +67,12 @@ def polynomial(rates, momentum=0.0):
     return filters
 
 
-def random_rule(rng, s):
+def random_rule(rng, s, kinds):
     """(name, rule, its filters)."""
-    kind, top = str(rng.choice(RULES)), s.max()
+    kind, top = str(rng.choice(kinds)), s.max()
     if kind == "one step":
         rate = rng.uniform(-2, 2) / top
-        return kind, nm.GradientDescent(rate), polynomial([rate])
+        return kind, nm.GradientDescent(rate), rate
     if kind == "steps":
         rates = rng.uniform(-1, 1, int(rng.integers(2, 4))) / top
         return kind, nm.GradientDescent(nm.Schedule(rates), len(rates)), polynomial(rates)
@@ -84,7 +84,7 @@ def random_rule(rng, s):
     return kind, rule, lambda x: (strength / (x + strength), 1 / (x + strength))
 
 
-def random_case(rng, sizes):
+def random_case(rng, sizes, kinds):
     p = int(rng.choice(sizes))
     spectrum, s = random_spectrum(rng, p)
     n_t = max(2, round(p * np.exp(rng.uniform(np.log(0.1), np.log(3)))))
@@ -102,7 +102,7 @@ def random_case(rng, sizes):
         p=p, m=m, n_t=n_t, n_v=n_v, n_r=max(2, p // 3), sigma=float(sigma), nu=float(nu),
         omega0=offset, input_covariance=s, weight_covariance=rng.exponential(1, p),
     )  # fmt: skip
-    kind, rule, filters = random_rule(rng, s)
+    kind, rule, filters = random_rule(rng, s, kinds)
     rate = rng.uniform(-0.5, 0.5) / s.max()
     return Case(problem, rule, filters, float(rate), float(ridge), kind, spectrum)
 
@@ -112,17 +112,25 @@ def one_task(rng, problem, filters):
     p, n_t, s = problem.p, problem.n_t, problem.input_covariance
     X = rng.standard_normal((n_t, p)) * np.sqrt(s / n_t)
     rows = rng.standard_normal((problem.n_v, p)) * np.sqrt(s)
+    phi, noise = adapted(X, rows, filters)
+    tasks = phi * (problem.nu**2 / p * problem.weight_covariance)
+    noises = noise @ noise.T / n_t + np.eye(problem.n_v)
+    return phi, tasks @ phi.T + problem.sigma**2 * noises
+
+
+def adapted(X, rows, filters):
+    """Rows times b(S) and times q(S) X^T, for X scaled such that S = X^T X; one step directly."""
+    n_t, p = X.shape
+    if np.isscalar(filters):
+        noise = filters * (rows @ X.T)
+        return rows - noise @ X, noise
     x, left = np.linalg.eigh(X @ X.T if n_t < p else X.T @ X)
     x = np.maximum(x, 1e-300)
     basis = X.T @ left / np.sqrt(x) if n_t < p else left
     b, q = filters(x)
     null = filters(np.zeros(1))[0][0] if n_t < p else 0.0
     inside = rows @ basis
-    phi = (inside * (b - null)) @ basis.T + null * rows
-    noise = inside * q * np.sqrt(x)
-    tasks = phi * (problem.nu**2 / p * problem.weight_covariance)
-    noises = noise @ noise.T / n_t + np.eye(problem.n_v)
-    return phi, tasks @ phi.T + problem.sigma**2 * noises
+    return (inside * (b - null)) @ basis.T + null * rows, inside * q * np.sqrt(x)
 
 
 def one_run(rng, problem, filters, ridge, H):
@@ -177,12 +185,13 @@ def main():
     parser.add_argument("--error", type=float, default=0.0015)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sizes", type=int, nargs="+", default=[40, 60, 80, 120, 160])
+    parser.add_argument("--rules", nargs="+", default=RULES, choices=sorted(set(RULES)))
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     rng = np.random.default_rng(options.seed)
     rows, kinds, start = [], [], time.perf_counter()
     while time.perf_counter() - start < options.seconds:
-        case = random_case(rng, options.sizes)
+        case = random_case(rng, options.sizes, options.rules)
         H = step_form(case.problem, case.adapt_rate)
         mean, error = simulated(rng, case, H, options.error, options.per_problem)
         if error > 0.005:

@@ -16,6 +16,8 @@ from negmaml._core.numerics import working_dtype
 # but now and then makes a loop of half the speed: for light programs only.
 _OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 _LIGHT_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
+# Half of what is still left, for programs of less than a millisecond, which then take twice that.
+_ONCE_OPTIONS = {"xla_backend_optimization_level": 0}
 # Thousands of operations on scalars compile fastest one by one: fused, a value is computed anew in
 # every kernel that uses it.
 _SCALAR_OPTIONS = {
@@ -26,16 +28,20 @@ _SCALAR_OPTIONS = {
 
 
 @cache
-def compiler_options(platform: str, light: bool, fuse: bool = True) -> dict[str, Any] | None:
+def compiler_options(
+    platform: str, light: bool, fuse: bool = True, once: bool = False
+) -> dict[str, Any] | None:
     """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
 
     light: whether the program will run for less time than it takes to compile.
     fuse: False for a long program on scalars.
+    once: whether it is fast enough unoptimised.
     """
     if platform != "cpu":
         return None
     trivial = jax.jit(lambda: 0).lower()
     wanted = _OPTIONS | (_SCALAR_OPTIONS if not fuse else _LIGHT_OPTIONS if light else {})
+    wanted |= _ONCE_OPTIONS if once else {}
     return {name: value for name, value in wanted.items() if _takes(trivial, {name: value})}
 
 
@@ -50,12 +56,12 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
 class QuickJit:
     """`jax.jit` with `compiler_options`; plain within a trace, where JAX takes none.
 
-    light: whether the program will run for less time than it takes to compile.
+    light, fuse, once: of `compiler_options`.
     """
 
-    def __init__(self, function: Callable, static_argnames=(), light=True, fuse=True):
+    def __init__(self, function: Callable, static_argnames=(), light=True, fuse=True, once=False):
         self.function, self.static_argnames = function, static_argnames
-        self.light, self.fuse = light, fuse
+        self.options = light, fuse, once
         self.plain = jax.jit(function, static_argnames=static_argnames)
         self.programs: dict[str, Any] = {}
         update_wrapper(self, function)
@@ -76,7 +82,7 @@ class QuickJit:
     def _quick(self):
         platform = jax.default_backend()
         if platform not in self.programs:
-            options = compiler_options(platform, self.light, self.fuse)
+            options = compiler_options(platform, *self.options)
             self.programs[platform] = jax.jit(
                 self.function, static_argnames=self.static_argnames, compiler_options=options
             )
@@ -108,6 +114,8 @@ def on_host(function: Callable) -> Callable:
     return call
 
 
-def quick_jit(function: Callable, static_argnames=(), light=True, fuse=True) -> QuickJit:
+def quick_jit(
+    function: Callable, static_argnames=(), light=True, fuse=True, once=False
+) -> QuickJit:
     """`function` as a `QuickJit`; a decorator."""
-    return QuickJit(function, static_argnames, light, fuse)
+    return QuickJit(function, static_argnames, light, fuse, once)

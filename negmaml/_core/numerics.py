@@ -35,7 +35,12 @@ def working_dtype(*trees):
 
 
 def contract(subscripts: str, *operands):
-    """`einsum` at full precision: accelerators would round the factors of these statistics."""
+    """`einsum` at full precision: accelerators would round the factors of these statistics.
+
+    Of NumPy's arrays one of NumPy.
+    """
+    if namespace(operands) is np:
+        return np.einsum(subscripts, *operands, optimize=len(operands) > 2)
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
 
 

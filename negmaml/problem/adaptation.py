@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import as_array, check_array, check_count
-from negmaml._core.compilation import on_host
+from negmaml._core.compilation import concrete, on_host
 from negmaml._core.numerics import contract, namespace, outer, working_dtype
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.filtered import filtered
@@ -107,9 +107,12 @@ class Adapted(NamedTuple):
 
     def test_loss(self, forms):
         """The loss for forms of shape (..., J): shape (...) + rule shape."""
+        if concrete((self, forms)):
+            forms = np.asarray(forms)
         flat = self.coefficients.reshape(-1, len(self.weights))
         excess = contract("...j,rj->...r", forms, flat) / 2
-        return self.floor + excess.reshape(*jnp.shape(forms)[:-1], *jnp.shape(self.floor))
+        shape = *forms.shape[:-1], *np.shape(self.floor)
+        return jnp.asarray(self.floor + excess.reshape(shape))
 
 
 def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
@@ -123,10 +126,11 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
     s, o, _, V = problem.modes
     n_r, shape = problem.n_r, adapt.batch_shape
     if adapt.one_step is not None:
-        rate, power = jnp.asarray(adapt.one_step), jnp.sum(s**2) / n_r
-        weights = s ** jnp.arange(1, 4)[:, None]
+        xp = np if concrete((s, o, adapt)) else jnp
+        rate, power = xp.asarray(adapt.one_step), xp.sum(s**2) / n_r
+        weights = s ** np.arange(1, 4)[:, None]
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
-        coefficients, noise = jnp.stack(terms, -1), rate**2 * power
+        coefficients, noise = xp.stack(terms, -1), rate**2 * power
     else:
         h, noise = filtered(adapt, s, n_r)
         weights, noise = h.reshape(-1, problem.p), noise / n_r

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import as_array, check_finite, check_symmetric
+from negmaml._core.compilation import concrete
 from negmaml._core.numerics import contract, working_dtype
 
 
@@ -34,23 +35,25 @@ class Modes(NamedTuple):
 def modes(p: int, inputs, weights, nu, offset) -> Modes:
     """The `Modes` of covariances as above and of omega_0 - w0, shape () or (p,).
 
-    No eigendecomposition unless `inputs` is a matrix.
+    No eigendecomposition unless `inputs` is a matrix. Arrays of NumPy where nothing is traced.
     """
-    offset = jnp.broadcast_to(jnp.asarray(offset, working_dtype(inputs, weights, nu, offset)), (p,))
+    xp = np if concrete((inputs, weights, nu, offset)) else jnp
+    dtype = working_dtype(inputs, weights, nu, offset)
+    offset = xp.broadcast_to(xp.asarray(offset, dtype), (p,))
     if np.ndim(inputs) == 2:
-        s, V = jnp.linalg.eigh(jnp.asarray(inputs))
-        s = jnp.maximum(s, 0)
+        s, V = xp.linalg.eigh(xp.asarray(inputs, dtype))
+        s = xp.maximum(s, 0)
     else:
-        s = jnp.ones_like(offset) if inputs is None else jnp.asarray(inputs, offset.dtype)
+        s = xp.ones_like(offset) if inputs is None else xp.asarray(inputs, dtype)
         V = None
-    variance = jnp.asarray(nu) ** 2 / p
+    variance = xp.asarray(nu, dtype) ** 2 / p
+    weights = None if weights is None else xp.asarray(weights, dtype)
     if weights is None:
-        along = jnp.ones_like(s)
-    elif np.ndim(weights) == 1:
-        along = jnp.asarray(weights) if V is None else contract("jk,j->k", V**2, weights)
+        along = xp.ones_like(s)
+    elif weights.ndim == 1:
+        along = weights if V is None else contract("jk,j->k", V**2, weights)
     else:
-        weights = jnp.asarray(weights)
-        along = jnp.diagonal(weights) if V is None else contract("ik,ij,jk->k", V, weights, V)
+        along = xp.diagonal(weights) if V is None else contract("ik,ij,jk->k", V, weights, V)
     rotated = offset if V is None else contract("p,pk->k", offset, V)
     return Modes(s, variance * along, rotated**2, V)
 

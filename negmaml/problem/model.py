@@ -21,6 +21,7 @@ from negmaml._core.checks import (
     check_nonnegative,
     shown,
 )
+from negmaml._core.compilation import concrete
 from negmaml._core.numerics import namespace, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.covariance import Modes, check_covariance, modes
@@ -109,7 +110,8 @@ class MixedLinearRegression:
         Derivatives in a matrix Sigma with coinciding eigenvalues are NaN, as those of its
         eigenvectors are; its eigenvalues, shape (p,), have all derivatives.
         """
-        offset = jnp.asarray(self.omega0) - jnp.asarray(self.w0)
+        xp = np if concrete((self.omega0, self.w0)) else jnp
+        offset = xp.asarray(self.omega0) - xp.asarray(self.w0)
         return modes(self.p, self.input_covariance, self.weight_covariance, self.nu, offset)
 
     @property

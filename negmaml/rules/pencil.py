@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.pytree import pytree
+from negmaml._core.pytree import pytree, static
 from negmaml.rules.schedule import combine, separate
 
 
@@ -29,11 +29,18 @@ class Pencil:
 
     constant, coupling: C and A, (d, d), symmetric.
     points: (d,), one for each variable that is a point in weight space, zero for a multiplier.
+    active: from which variable to below which A has entries.
     """
 
     constant: jax.Array
     coupling: jax.Array
     points: jax.Array
+    active: tuple[int, int] = static()
+
+    def coupled(self):
+        """A on the variables it involves, (a, a)."""
+        first, last = self.active
+        return self.coupling[first:last, first:last]
 
 
 def pencil_of_updates(rule) -> Pencil:
@@ -67,6 +74,7 @@ def chain(mixing) -> Pencil:
         jnp.asarray(half + half.T, dtype),
         half_coupling + half_coupling.T,
         jnp.asarray(np.arange(2 * steps + 1) % 2 == 0, dtype),
+        (0, 2 * steps),
     )
 
 
@@ -84,4 +92,5 @@ def proximal_pencil(strength) -> Pencil:
         strength * jnp.asarray(constant, strength.dtype),
         jnp.asarray(coupling, strength.dtype),
         points,
+        (1, 3),
     )

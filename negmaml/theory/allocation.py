@@ -331,7 +331,7 @@ def _test_losses(at: Situation, train: Rule, top, total, after: Adapted, cells, 
         bend = low + high - 2 * middle
         return middle - (high - low) ** 2 / (8 * jnp.where(bend > 0, bend, 1))
 
-    return jax.vmap(one)(cells.astype(at.s.dtype))
+    return jax.vmap(one)(cells.astype(at.m.dtype))
 
 
 def _check(budget, task_cost, point_cost, split, meta_ridge) -> None:

@@ -75,16 +75,6 @@ def _vertex(x, f, lowest):
     return xp.where(bends & (found > x[0]) & (found < x[2]), found, lowest)
 
 
-def stationary(function: Callable, found):
-    """`found`, a minimum of a function, with the derivatives of the stationarity condition."""
-    return lax.custom_root(
-        jax.grad(function),
-        lax.stop_gradient(found),
-        lambda _, x: x,
-        lambda linear, y: y / linear(jnp.ones_like(y)),
-    )
-
-
 class Optimum:
     r"""The x that minimises objective(x, numbers, fixed), as a function (numbers, fixed) -> x.
 

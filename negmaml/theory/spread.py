@@ -27,6 +27,7 @@ import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.checks import check_array, check_flag
@@ -35,8 +36,9 @@ from negmaml._core.numerics import namespace, outer
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import filter_means
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_filters, check_scalar_rule, flat_batch
-from negmaml.theory.predict import ON_HOST, means
+from negmaml.rules import Rule, check_filters, check_rule, check_scalar_rule, flat_batch
+from negmaml.theory import structured_spread
+from negmaml.theory.predict import ON_HOST, means, require_structured
 from negmaml.theory.proportional import LARGEST_RIDGED_POLE, Point, around
 from negmaml.theory.saddle import TrainingSet, solve, training_set
 from negmaml.theory.series import Series
@@ -73,7 +75,13 @@ def standard_deviation(
     >>> round(float(spread.distance), 3)
     0.067
     """
-    adapt = check_filters("adapt", adapt)
+    if problem.isotropic:
+        adapt = check_filters("adapt", adapt)
+    else:
+        require_structured("proportional", measure)
+        check_rule("adapt", adapt)
+        found = structured_spread.variances(problem, train, adapt, meta_ridge)
+        return StandardDeviation(*map(jnp.sqrt, found))
     variance, _ = _covariance(problem, train, train, meta_ridge, measure)
 
     @on_host
@@ -90,6 +98,7 @@ def runs_needed(
     train_a: Rule,
     train_b: Rule,
     *,
+    adapt: Rule | None = None,
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
     standard_errors: float = 4.0,
@@ -98,15 +107,18 @@ def runs_needed(
     """Runs of `negmaml.simulate` that tell the test losses after two training rules apart.
 
     So many that the expected difference of the two mean losses is `standard_errors` times the
-    standard error of that difference. The rule at test time scales both alike and drops out.
+    standard error of that difference. The rule at test time scales both alike and drops out, but
+    for problems with covariances.
 
     Arguments:
         train_a, train_b: rules of one family with scalar parameters.
+        adapt: the rule at test time, with a scalar parameter; needed with covariances alone.
         shared: whether both rules see the same data in a run, as in one call of `simulate`
             (common random numbers), or independent data.
 
     Returns a real number; infinity when the two losses are equal. Raises TypeError or ValueError
-    for rules that are not scalar or of two families, and unless standard_errors is above 0.
+    for rules that are not scalar or of two families, unless standard_errors is above 0, and for a
+    problem with covariances without `adapt`.
     """
     train_a = check_scalar_rule("train_a", train_a)
     train_b = check_scalar_rule("train_b", train_b)
@@ -117,6 +129,12 @@ def runs_needed(
         )
     standard_errors = check_array("standard_errors", standard_errors, "a distance", 0, strict=True)
     shared = check_flag("shared", shared)
+    if not problem.isotropic:
+        require_structured("proportional", measure)
+        adapt = check_scalar_rule("adapt", adapt)
+        found = structured_spread.difference(problem, train_a, train_b, adapt, meta_ridge)
+        a, b, cross, gap = found
+        return standard_errors**2 * (a + b - 2 * cross if shared else a + b) / gap**2
     pairs = ((train_a, train_a), (train_b, train_b), (train_a, train_b))
     (a, mean_a), (b, mean_b), (cross, _) = (
         _covariance(problem, *pair, meta_ridge, measure) for pair in pairs

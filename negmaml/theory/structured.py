@@ -6,9 +6,10 @@ the input covariance, to leading order and to the next in 1/p (`structured_momen
 is linear in a few of them (`negmaml.problem.adapted`).
 
 **Resummation near the threshold.** With x the next order over the leading one for H = Sigma, every
-form is limit + first/(1 - x s), s as in `negmaml.theory.proportional`. One x for all keeps the
-means linear in H, as they must be, and the test loss a quadratic in the rate of one step at test
-time.
+form is limit + first/(1 - x s), s as in `negmaml.theory.proportional`, and x s at most one over
+|n_v m - rank Sigma|: what of the next order is due to the threshold has its pole there, and the
+rest is not to be continued. One x for all keeps the means linear in H, as they must be, and the
+test loss a quadratic in the rate of one step at test time.
 """
 
 import math
@@ -20,37 +21,34 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_nonnegative
-from negmaml._core.compilation import concrete, quick_jit
-from negmaml._core.numerics import cast, working_dtype
+from negmaml._core.compilation import quick_jit
+from negmaml._core.numerics import namespace, settled, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory.setting import check_spectral, is_zero
 from negmaml.theory.structured_equations import System
 from negmaml.theory.structured_moments import expand
-from negmaml.theory.structured_spectrum import condensed
+from negmaml.theory.structured_spectrum import Eigenvalues, condensed
 
 # As in `negmaml.theory.proportional`: beyond it the ridge alone keeps the mean finite.
 LARGEST_RIDGED_POLE = 0.5
 # Rules evaluated at once.
 BLOCK = 64
-# Spectra are filled up to powers of two from here.
-SHORTEST = 32
-NUMBERS = ("s", "o", "d", "weights", "m", "n_t", "n_v", "sigma", "meta_ridge")
 
 
 @pytree
 class Situation:
     """A problem with covariances and a ridge, along the eigenvectors of the input covariance.
 
-    s, o, d: `problem.modes`, (p,). weights: forms wanted, (J, p). The rest are scalars, all traced.
+    spectrum: s, o, d of `problem.modes` and the forms wanted after that of Sigma itself, condensed.
+    still: those forms in directions without any input, in which nothing moves, (J,). The rest are
+    scalars, all traced.
     ridged: whether the ridge may be above zero, static.
     """
 
-    s: Any
-    o: Any
-    d: Any
-    weights: Any
+    spectrum: Eigenvalues
+    still: Any
     m: Any
     n_t: Any
     n_v: Any
@@ -71,22 +69,26 @@ class Prediction(NamedTuple):
     converged: jax.Array
 
 
+def situated(s, o, d, weights, *numbers: Any, ridged: bool) -> Situation:
+    """The situation of eigenvalues and weights of forms, (J, p), and the other numbers in order."""
+    xp = namespace(s, o, d, weights)
+    still = xp.sum(xp.where(s > 0, 0, weights * d), -1)
+    # The first form is the reference of the resummation.
+    spectrum = condensed(s, o, d, xp.concatenate([s[None], weights]))
+    m, n_t, n_v, sigma, meta_ridge = numbers
+    return Situation(spectrum, still, m, n_t, n_v, sigma, meta_ridge, ridged)
+
+
 def situation_of(problem: MixedLinearRegression, train: Rule, meta_ridge, weights):
     """(the situation, the rule), all of one dtype; or a clear error."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_spectral("train", train)
     s, o, d, _ = problem.modes
-    # Filled up with directions without input, so that one program serves many p.
-    filled = max(SHORTEST, 2 ** math.ceil(math.log2(problem.p)))
-    s, o, d, weights = (
-        (np if concrete(x) else jnp).pad(x, [(0, 0)] * (x.ndim - 1) + [(0, filled - problem.p)])
-        for x in (s, o, d, jnp.asarray(weights))
-    )
-    numbers: Any = s, o, d, weights, problem.m, problem.n_t, problem.n_v, problem.sigma, meta_ridge
     dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
-    values = dict(zip(NUMBERS, cast(numbers, dtype), strict=True))
-    situation = Situation(**values, ridged=not is_zero(meta_ridge))
-    return situation, cast(train, dtype)
+    numbers = problem.m, problem.n_t, problem.n_v, problem.sigma, meta_ridge
+    spectrum = settled((s, o, d, weights), np.float64)
+    situation = situated(*spectrum, *numbers, ridged=not is_zero(meta_ridge))
+    return settled((situation, train), dtype)
 
 
 def predict(problem: MixedLinearRegression, train: Rule, meta_ridge, weights) -> Prediction:
@@ -94,21 +96,24 @@ def predict(problem: MixedLinearRegression, train: Rule, meta_ridge, weights) ->
     return predict_traced(*situation_of(problem, train, meta_ridge, weights))
 
 
-@quick_jit
 def predict_traced(at: Situation, rule: Rule) -> Prediction:
     """Sizes are traced, so that one compilation serves every problem of about one p."""
-    still = unmoved(at)
-    # The first form is the reference of the resummation.
-    spectrum = condensed(at.s, at.o, at.d, jnp.concatenate([at.s[None], at.weights]))
+    return (_one if math.prod(rule.batch_shape) == 1 else _many)(at, rule)
+
+
+def _predictions(at: Situation, rule: Rule) -> Prediction:
     shape, flat = rule.batch_shape, flat_batch(rule)
 
     def one(rule):
-        system = System(*spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil)
+        system = System(*at.spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil)
         return resummed(system, at.ridged)
 
     found = _in_blocks(jax.vmap(one), flat, math.prod(shape))
     found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
-    return found._replace(forms=found.forms + still, limit=found.limit + still)
+    return found._replace(forms=found.forms + at.still, limit=found.limit + at.still)
+
+
+_one, _many = quick_jit(_predictions, once=True), quick_jit(_predictions)
 
 
 def _in_blocks(function, batch, size: int):
@@ -125,17 +130,12 @@ def _in_blocks(function, batch, size: int):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], found)
 
 
-def unmoved(at: Situation):
-    """The forms of directions without any input, in which nothing moves."""
-    return jnp.sum(jnp.where(at.s > 0, 0, at.weights * at.d), -1)
-
-
 def resummed(system: System, ridged: bool) -> Prediction:
     """The means at finite size; infinite where they do not exist, NaN where no root was found."""
     limit, first, fade, converged = expand(system, ridged)
     ridge_felt = system.ridge > 0
-    means = _continued(limit[:-1], first[:-1], limit[0], first[0], fade, ridge_felt)
-    error = _continued(limit[-1], first[-1], limit[-1], first[-1], fade, ridge_felt)
+    means = continued(limit[:-1], first[:-1], pole_of(system, limit[0], first[0], fade))
+    error = continued(limit[-1], first[-1], pole_of(system, limit[-1], first[-1], fade))
     rows, rank = system.m * system.n_v, jnp.sum(system.count)
     unbounded = (rows == rank) & ~ridge_felt
     # A single task whose filter vanishes within the spectrum: the equations have no regular root.
@@ -149,11 +149,16 @@ def resummed(system: System, ridged: bool) -> Prediction:
     )
 
 
-def _continued(limit, first, of_limit, of_first, fade, ridged):
-    """limit + first/(1 - x s) with x = of_first/of_limit."""
-    x = jnp.where(of_limit == 0, 0, of_first / jnp.where(of_limit == 0, 1, of_limit))
-    pole = jnp.where(x > 0, x * fade, x)
-    pole = jnp.where(ridged, jnp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+def pole_of(system: System, limit, first, fade):
+    """x s of this module's head, at most what the distance from the threshold allows."""
+    x = jnp.where(limit == 0, 0, first / jnp.where(limit == 0, 1, limit))
+    gap = jnp.abs(system.m * system.n_v - jnp.sum(system.count))
+    pole = jnp.where(x > 0, jnp.minimum(x * fade, 1 / jnp.maximum(gap, 1)), x)
+    return jnp.where(system.ridge > 0, jnp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+
+
+def continued(limit, first, pole):
+    """limit + first/(1 - pole)."""
     beyond = pole >= 1
     found = limit + first / (1 - jnp.where(beyond, 0, pole))
     return jnp.where(beyond, jnp.where(limit == 0, limit, jnp.inf), found)
@@ -161,8 +166,7 @@ def _continued(limit, first, of_limit, of_first, fade, ridged):
 
 def distance(problem: MixedLinearRegression, train: Rule, meta_ridge):
     """E |omega* - w0|^2, of the rule's shape."""
-    s = problem.modes.s
-    return predict(problem, train, meta_ridge, jnp.ones_like(s)[None]).forms[..., 0]
+    return predict(problem, train, meta_ridge, np.ones((1, problem.p))).forms[..., 0]
 
 
 def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):

@@ -1,10 +1,10 @@
 r"""The equations of the structured theory: any covariance of inputs and of tasks, any pencil.
 
 In the eigenbasis of the input covariance, with s its eigenvalues, averaging over the data of a task
-replaces S by T Sigma in the task's pencil, T one small symmetric matrix. Per eigenvalue, the task's
-variables z given omega have the precision C + s (T + e e^T), e the variable that is tested, from
-which follow what the task adds to the precision of omega, phi(s), and the mean z = r omega and the
-spread K_c of z given omega:
+replaces S by T Sigma in the task's pencil, T one small symmetric matrix on the variables that the
+pencil's A involves. Per eigenvalue, the task's variables z given omega have the precision
+C + s (T + e e^T), e the variable that is tested, from which follow what the task adds to the
+precision of omega, phi(s), and the mean z = r omega and the spread K_c of z given omega:
 
     v = 1/(ell + m phi)                    variance of omega, all m tasks together
     G = K_c + r r^T v                      second moments of one task's z; r r^T v between two tasks
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from negmaml._core.numerics import contract
 from negmaml.rules.pencil import Pencil
@@ -59,7 +60,7 @@ class Marginal(NamedTuple):
 
     def between(self):
         """G between two tasks, (d, d, k)."""
-        return self.mean[:, None] * self.mean[None] * self.v
+        return self.mean[:, None] * (self.mean * self.v)
 
     def own(self):
         """G within a task, (d, d, k)."""
@@ -74,9 +75,25 @@ def marginal(system: System, T, ell) -> Marginal:
 
 def eliminate(pencil: Pencil, s, T):
     """(phi, r, K_c) of the pencil C + s (T + e e^T): all variables but omega integrated out."""
-    size = pencil.constant.shape[0]
-    corner = jnp.asarray(np.diag(np.arange(size) == size - 1), T.dtype)
-    return condition(pencil.constant[..., None] + (T + corner)[..., None] * s)
+    data = embedded(pencil, T) + np.diag(tested(pencil)).astype(T.dtype)
+    return condition(pencil.constant[..., None] + data[..., None] * s)
+
+
+def tested(pencil: Pencil):
+    """e."""
+    return np.arange(pencil.constant.shape[0]) == pencil.constant.shape[0] - 1
+
+
+def embedded(pencil: Pencil, T):
+    """T on all variables."""
+    first, last = pencil.active
+    return jnp.pad(T, (first, pencil.constant.shape[0] - last))
+
+
+def parts(pencil: Pencil, G):
+    """G (d, d, k) of the variables A involves (a, a, k), between them and e (a, k), of e (k,)."""
+    active = slice(*pencil.active)
+    return G[active, active], G[active, -1], G[-1, -1]
 
 
 @jax.custom_jvp
@@ -117,18 +134,22 @@ def moved(mean, spread, change):
 
 
 def update(system: System, x: Marginal):
-    """(T, g): the right-hand sides of the equations of this module's head."""
-    A = system.pencil.coupling
-    g = contract("ijk,k->ij", x.own(), system.count * system.s)
-    # In this order variables that A does not involve stay out of T to the last digit.
-    T = A @ inverse(jnp.eye(A.shape[0], dtype=A.dtype) + g @ A / system.n_t)
-    return (T + T.T) / 2, g
+    """(T, g, e^T g e): the right-hand sides of the equations of this module's head."""
+    A = system.pencil.coupled()
+    inner, _, corner = parts(system.pencil, x.own())
+    weights = system.count * system.s
+    g = contract("ijk,k->ij", inner, weights)
+    T = A @ inverse(np.eye(A.shape[0], dtype=A.dtype) + g @ A / system.n_t)
+    return (T + T.T) / 2, g, jnp.sum(corner * weights)
 
 
 @jax.custom_jvp
 def inverse(matrix):
-    """Of (..., n, n), with its derivative in products."""
-    return jnp.linalg.inv(matrix)
+    """Of (..., n, n), with its derivative in products; few operations, which are traced often."""
+    lu, _, order = lax.linalg.lu(matrix)
+    unit = jnp.asarray(order[..., None] == np.arange(order.shape[-1]), matrix.dtype)
+    half = lax.linalg.triangular_solve(lu, unit, left_side=True, lower=True, unit_diagonal=True)
+    return lax.linalg.triangular_solve(lu, half, left_side=True)
 
 
 @inverse.defjvp
@@ -137,12 +158,33 @@ def _inverse_jvp(primals, tangents):
     return found, -(found @ tangents[0] @ found)
 
 
-def pairs(system: System, G):
-    """sum_k s_k^2 G X G as a matrix on d x d matrices X: of row (i, j) and column (a, b)."""
-    d = G.shape[0]
-    flat = G.reshape(d * d, -1)
-    gram = contract("xk,yk->xy", flat * (system.count * system.s**2), flat)
-    return exchange(gram)
+class Overlaps(NamedTuple):
+    """X -> sum_k s_k^2 G X G, as far as the images of R need it; see `overlaps`.
+
+    even: on symmetric X of the variables A involves and e e^T last, (n + 1, n + 1). odd: on
+    antisymmetric X, (n', n'). Both in the `bases`.
+    """
+
+    even: jax.Array
+    odd: jax.Array
+
+
+def overlaps(system: System, G) -> Overlaps:
+    """Of (d, d, k)."""
+    inner, outer, corner = parts(system.pencil, G)
+    weights = system.count * system.s**2
+    symmetric, antisymmetric = bases(inner.shape[0], G.dtype)
+    flat = inner.reshape(-1, corner.size)
+    gram = exchange(contract("xk,yk->xy", flat * weights, flat))
+    side = contract("ik,jk->ij", outer * weights, outer).ravel() @ symmetric
+    last = jnp.sum(weights * corner**2)
+    return Overlaps(bordered(sandwich(symmetric, gram), side, last), sandwich(antisymmetric, gram))
+
+
+def bordered(matrix, side, corner):
+    """With one more row and column."""
+    wide = jnp.concatenate([matrix, side[:, None]], 1)
+    return jnp.concatenate([wide, jnp.append(side, corner)[None]])
 
 
 def exchange(gram):
@@ -152,21 +194,21 @@ def exchange(gram):
 
 
 def kron(T):
-    """X -> T X T as a matrix on d x d matrices."""
-    d = T.shape[0]
-    return (T[:, None, :, None] * T[None, :, None, :]).reshape(d * d, d * d)
+    """X -> T X T as a matrix on a x a matrices."""
+    a = T.shape[0]
+    return (T[:, None, :, None] * T[None, :, None, :]).reshape(a * a, a * a)
 
 
-def bases(d: int, dtype):
-    """Orthonormal bases of the symmetric and antisymmetric d x d matrices, columns of (d^2, .)."""
-    return tuple(jnp.asarray(basis, dtype) for basis in _bases(d))
+def bases(a: int, dtype):
+    """Orthonormal bases of the symmetric and antisymmetric a x a matrices, columns of (a^2, .)."""
+    return tuple(basis.astype(dtype) for basis in _bases(a))
 
 
 @cache
-def _bases(d: int):
-    unit = np.eye(d * d).reshape(d, d, d * d)
-    symmetric = [unit[i, j] + unit[j, i] for i in range(d) for j in range(i, d)]
-    antisymmetric = [unit[i, j] - unit[j, i] for i in range(d) for j in range(i + 1, d)]
+def _bases(a: int):
+    unit = np.eye(a * a).reshape(a, a, a * a)
+    symmetric = [unit[i, j] + unit[j, i] for i in range(a) for j in range(i, a)]
+    antisymmetric = [unit[i, j] - unit[j, i] for i in range(a) for j in range(i + 1, a)]
     return tuple(
         np.array([x / np.linalg.norm(x) for x in vectors]).T
         for vectors in (symmetric, antisymmetric)
@@ -174,5 +216,5 @@ def _bases(d: int):
 
 
 def sandwich(basis, matrix):
-    """A matrix on d x d matrices, in a basis of a subspace."""
+    """A matrix on a x a matrices, in a basis of a subspace."""
     return basis.T @ matrix @ basis

@@ -12,17 +12,16 @@ function of the training rate alone.
 
 import dataclasses
 import math
-from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.compilation import quick_jit
-from negmaml._core.numerics import contract
+from negmaml._core.numerics import contract, settled, working_dtype
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, check_rule
-from negmaml.theory.search import minimise, signed_grid, stationary
+from negmaml.theory.search import Optimum, minimise, signed_grid
 from negmaml.theory.setting import is_zero
 from negmaml.theory.structured import Situation, predict, predict_traced, situation_of
 
@@ -30,74 +29,102 @@ from negmaml.theory.structured import Situation, predict, predict_traced, situat
 RIDGE_RANGE, RIDGE_POINTS = 1e6, 61
 
 
+class Step(NamedTuple):
+    """What the best step at test time needs: n_r, sums tr Sigma^j Omega nu^2/p, and tr Sigma^2."""
+
+    n_r: Any
+    tasks: Any
+    square: Any
+
+    def quadratic(self, sigma, forms):
+        """(curvature, slope, constant) of 2 L in the rate: curvature r^2 - 2 slope r + ..."""
+        A, power = self.tasks + forms, self.square / self.n_r
+        noisy = A[..., 0] + sigma**2
+        return (self.n_r + 1) / self.n_r * A[..., 2] + power * noisy, A[..., 1], noisy
+
+    def lowest(self, sigma, forms):
+        """2 L at the best rate."""
+        curvature, slope, constant = self.quadratic(sigma, forms)
+        return constant - slope * _vertex(curvature, slope)
+
+
+class Weighted(NamedTuple):
+    """The loss of a given rule at test time, up to constants and a factor."""
+
+    coefficients: Any
+
+    def lowest(self, sigma, forms):
+        """2 L less a constant."""
+        del sigma
+        return contract("...j,j->...", forms, self.coefficients)
+
+
 def best_adapt_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | None, meta_ridge):
     """The tuned parameter of `adapt`, one gradient step when None, after `train`."""
     _require_mean(problem, meta_ridge)
     if adapt is None or (adapt.one_step is not None and adapt.metric is None):
-        s, o, _, _ = problem.modes
-        found = predict(problem, train, meta_ridge, _powers(s))
-        curvature, slope, _ = _quadratic(s, o, problem.n_r, problem.sigma, found.forms)
+        weights, step = _goal(problem, None)
+        found = predict(problem, train, meta_ridge, weights)
+        curvature, slope, _ = step.quadratic(problem.sigma, found.forms)
         return _vertex(curvature, slope)
     if train.batch_shape != ():
         raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
-    derivatives = _derivatives(problem, train, adapt, meta_ridge)
-    return _best_adaptation(problem, train, adapt, meta_ridge, derivatives)
+    dtype = working_dtype(problem, train, adapt, meta_ridge)
+    return _best_adaptation(*settled(((problem, train, adapt, meta_ridge), ()), dtype))
 
 
-@partial(quick_jit, static_argnames="derivatives")
-def _best_adaptation(problem, train: Rule, adapt: Rule, meta_ridge, derivatives: bool):
+def _adapted_losses(values, numbers):
     """The means are linear in the form, so one prediction serves all values of the parameter."""
+    problem, train, adapt, meta_ridge = numbers
+    after = adapted(problem, adapt.with_tuned(values))
+    found = predict(problem, train, meta_ridge, after.weights)
+    return after.floor + jnp.sum(after.coefficients * found.forms, -1) / 2
 
-    def losses(values):
-        after = adapted(problem, adapt.with_tuned(values))
-        found = predict(problem, train, meta_ridge, after.weights)
-        own = after.coefficients * found.forms
-        return after.floor + jnp.sum(own, -1) / 2
 
-    def loss(value):
-        return losses(value[None])[0]
+def _adapted_loss(value, numbers, _):
+    return _adapted_losses(value[None], numbers)[0]
 
-    found = minimise(losses, signed_grid(adapt, _largest(problem.modes.s, problem.n_r)))
-    return stationary(loss, found) if derivatives else found
+
+def _search_adaptation(numbers, _):
+    problem, _, adapt, _ = numbers
+    grid = signed_grid(adapt, _largest(problem.modes.s, 1, problem.n_r))
+    return minimise(lambda values: _adapted_losses(values, numbers), grid)
+
+
+_best_adaptation = Optimum(_adapted_loss, _search_adaptation, host=False)
 
 
 def best_train_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | None, meta_ridge):
     """The tuned parameter of `train`, for `adapt` or, when None, the best step at test time."""
     _require_mean(problem, meta_ridge)
     weights, goal = _goal(problem, adapt)
-    situation, train = situation_of(problem, train, meta_ridge, weights)
-    return _best_parameter(situation, train, goal, _derivatives(situation, train, goal))
+    at, train = situation_of(problem, train, meta_ridge, weights)
+    return _best_parameter(*_parts(at, train, goal))
 
 
 def best_meta_ridge(problem: MixedLinearRegression, train: Rule, adapt: Rule | None):
     """The ridge, for `adapt` or, when None, the best step at test time; 0 where that is best."""
     weights, goal = _goal(problem, adapt)
-    situation, train = situation_of(problem, train, 0.0, weights)
-    return _best_ridge(situation, train, goal, _derivatives(situation, train, goal))
+    at, train = situation_of(problem, train, 0.0, weights)
+    return jnp.exp(_best_log_ridge(*_parts(dataclasses.replace(at, ridged=True), train, goal)))
+
+
+def _parts(at: Situation, train: Rule, goal):
+    """(numbers, fixed) of an `Optimum`."""
+    return (at, train, settled(goal, at.m.dtype)), ()
 
 
 def _goal(problem: MixedLinearRegression, adapt: Rule | None):
-    """(weights of the forms, how they make up what is minimised): coefficients, or n_r alone."""
+    """(weights of the forms, what is made of them): `Weighted` or, with None, the best `Step`."""
     if adapt is None:
-        s = problem.modes.s
-        return _powers(s), jnp.asarray(float(problem.n_r), s.dtype)
+        s, o, _, _ = problem.modes
+        weights = s ** np.arange(1, 4)[:, None]
+        square = contract("k,k->", s, s)
+        return weights, Step(problem.n_r, contract("jk,k->j", weights, o), square)
     after = adapted(problem, check_rule("adapt", adapt))
     if adapt.batch_shape != ():
         raise ValueError(f"adapt must have one scalar parameter, got {adapt!r}")
-    return after.weights, after.coefficients
-
-
-def _powers(s):
-    return s ** jnp.arange(1, 4)[:, None]
-
-
-def _quadratic(s, o, n_r, sigma, forms):
-    """(curvature, slope, constant) of 2 L in the rate of one step, curvature r^2 - 2 slope r +
-    ..."""
-    A = contract("jk,k->j", _powers(s), o) + forms
-    power = jnp.sum(s**2) / n_r
-    curvature = (n_r + 1) / n_r * A[..., 2] + power * (A[..., 0] + sigma**2)
-    return curvature, A[..., 1], A[..., 0] + sigma**2
+    return after.weights, Weighted(after.coefficients)
 
 
 def _vertex(curvature, slope):
@@ -105,54 +132,53 @@ def _vertex(curvature, slope):
     return jnp.where(curvature > 0, slope / jnp.where(curvature > 0, curvature, 1), 0)
 
 
-def _loss(at: Situation, goal, found):
-    """What is minimised, of a prediction; ordered even where finite sizes make it infinite."""
-
-    def value(forms):
-        if jnp.ndim(goal):
-            return contract("...j,j->...", forms, goal)
-        curvature, slope, constant = _quadratic(at.s, at.o, goal, at.sigma, forms)
-        return constant - slope * _vertex(curvature, slope)
-
+def _loss(at: Situation, goal, train: Rule):
+    """What is minimised; ordered even where finite sizes make it infinite."""
+    found = predict_traced(at, train)
     finite = jnp.all(jnp.isfinite(found.forms), -1, keepdims=True)
-    return value(jnp.where(finite, found.forms, 1e6 * found.limit))
+    return goal.lowest(at.sigma, jnp.where(finite, found.forms, 1e6 * found.limit))
 
 
-@partial(quick_jit, static_argnames="derivatives")
-def _best_parameter(at: Situation, train: Rule, goal, derivatives: bool):
-    def objective(value):
-        return _loss(at, goal, predict_traced(at, train.with_tuned(value)))
-
-    found = minimise(objective, signed_grid(train, _largest(at.s, at.n_t)))
-    return stationary(objective, found) if derivatives else found
+def _loss_of_parameter(value, numbers, _):
+    at, train, goal = numbers
+    return _loss(at, goal, train.with_tuned(value))
 
 
-@partial(quick_jit, static_argnames="derivatives")
-def _best_ridge(at: Situation, train: Rule, goal, derivatives: bool):
-    def value(ridge):
-        ridged = dataclasses.replace(at, meta_ridge=ridge, ridged=True)
-        return _loss(ridged, goal, predict_traced(ridged, train))
+def _search_parameter(numbers, _):
+    at, train, _ = numbers
+    grid = signed_grid(train, _largest(at.spectrum.s, at.spectrum.count, at.n_t))
+    return minimise(lambda values: _loss_of_parameter(values, numbers, _), grid)
 
-    def objective(logarithm):
-        return value(jnp.exp(logarithm))
 
-    unit = jnp.log(at.m * at.n_v * jnp.sum(at.s) / jnp.sum(at.s > 0))
+_best_parameter = Optimum(_loss_of_parameter, _search_parameter, host=False)
+
+
+def _loss_of_ridge(logarithm, numbers, _):
+    at, train, goal = numbers
+    return _loss(dataclasses.replace(at, meta_ridge=jnp.exp(logarithm)), goal, train)
+
+
+def _search_log_ridge(numbers, _):
+    """The logarithm of the best ridge, minus infinity where none is better still."""
+    at, s, count = numbers[0], numbers[0].spectrum.s, numbers[0].spectrum.count
+    unit = jnp.log(at.m * at.n_v * jnp.sum(count * s) / jnp.sum(count))
     steps = jnp.linspace(-1, 1, RIDGE_POINTS, dtype=unit.dtype)
-    found = minimise(jax.vmap(objective), unit + math.log(RIDGE_RANGE) * steps)
-    lower, none = jax.vmap(value)(jnp.stack([jnp.exp(found), jnp.zeros_like(unit)]))
-    found = stationary(objective, found) if derivatives else found
-    return jnp.where(lower < none, jnp.exp(found), 0)
+
+    def objective(values):
+        return jax.vmap(lambda value: _loss_of_ridge(value, numbers, _))(values)
+
+    found = minimise(objective, unit + math.log(RIDGE_RANGE) * steps)
+    lower, none = objective(jnp.stack([found, jnp.full_like(found, -jnp.inf)]))
+    return jnp.where(lower < none, found, -jnp.inf)
 
 
-def _largest(s, n):
+_best_log_ridge = Optimum(_loss_of_ridge, _search_log_ridge, host=False)
+
+
+def _largest(s, count, n):
     """About the largest eigenvalue of S."""
     top = jnp.max(s)
-    return top * (1 + jnp.sqrt(jnp.sum(s) / (top * n))) ** 2
-
-
-def _derivatives(*trees) -> bool:
-    """Whether someone may take derivatives: a program without them is traced sooner."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    return top * (1 + jnp.sqrt(jnp.sum(count * s) / (top * n))) ** 2
 
 
 def _require_mean(problem: MixedLinearRegression, meta_ridge) -> None:

@@ -12,10 +12,12 @@ ell follows ell <- (ridge + ell sum_k s_k G_out,out)/n_v, likewise; without ridg
 there are more rows than dimensions, and tau is zero if there are fewer.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from negmaml._core.numerics import contract
@@ -23,9 +25,11 @@ from negmaml.theory.structured_equations import (
     System,
     bases,
     eliminate,
+    inverse,
     kron,
     marginal,
-    pairs,
+    overlaps,
+    parts,
     sandwich,
     update,
 )
@@ -36,13 +40,12 @@ PATIENT, RESTART = 60, 60
 
 
 class Root(NamedTuple):
-    """T (r, r), ell, tau, and whether it was found."""
+    """T (a, a), ell, tau, and whether it was found."""
 
     T: jax.Array
     ell: jax.Array
     tau: jax.Array
     converged: jax.Array
-    iterations: jax.Array
 
 
 class Trial(NamedTuple):
@@ -57,26 +60,30 @@ class Trial(NamedTuple):
 
 def solve(system: System, ridged: bool) -> Root:
     """The root, differentiable in all of `system`; `ridged` says whether ridge may be > 0."""
-    frozen = lax.stop_gradient(system)
-    found, error, iterations = _search(frozen, ridged)
-
-    def equation(point):
-        return _moves(system, point, ridged)[0]
-
-    point = lax.custom_root(
-        equation,
-        lax.stop_gradient(found),
-        lambda _, start: start,
-        lambda linear, y: jnp.linalg.solve(jax.jacfwd(linear)(jnp.zeros_like(y)), y),
-    )
+    point, error = _root(system, ridged)
     T, ell = _split(system, point, ridged)
-    _, g = update(system, marginal(system, T, ell))
-    tau = jnp.where(_over(system), 0, system.n_v - g[-1, -1])
+    *_, output = update(system, marginal(system, T, ell))
+    tau = jnp.where(_over(system), 0, system.n_v - output)
     if ridged:
         positive = system.ridge > 0
         tau = jnp.where(positive, system.ridge / jnp.where(positive, ell, 1), tau)
     converged = error < jnp.finfo(point.dtype).eps ** 0.5
-    return Root(T, ell, tau, converged, iterations)
+    return Root(T, ell, tau, converged)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _root(system: System, ridged: bool):
+    """(point, error). Its derivatives are those of the equations, not of the search."""
+    return _search(system, ridged)
+
+
+@_root.defjvp
+def _root_jvp(ridged: bool, primals, tangents):
+    (system,) = primals
+    point, error = _root(system, ridged)
+    _, slope = jax.jvp(lambda system: _moves(system, point, ridged)[0], primals, tangents)
+    jacobian = jax.jacfwd(lambda point: _moves(system, point, ridged)[0])(point)
+    return (point, error), (-jnp.linalg.solve(jacobian, slope), jnp.zeros_like(error))
 
 
 def _over(system: System):
@@ -92,9 +99,9 @@ def _unknown_ell(system: System, ridged: bool):
 
 def _split(system: System, point, ridged: bool):
     """T and ell of a point (T in the basis of symmetric matrices, log ell)."""
-    d = system.pencil.points.shape[0]
-    symmetric, _ = bases(d, point.dtype)
-    T = (symmetric @ point[:-1]).reshape(d, d)
+    first, last = system.pencil.active
+    symmetric, _ = bases(last - first, point.dtype)
+    T = (symmetric @ point[:-1]).reshape(last - first, last - first)
     return T, jnp.where(_unknown_ell(system, ridged), jnp.exp(point[-1]), 0)
 
 
@@ -102,62 +109,63 @@ def _moves(system: System, point, ridged: bool):
     """The map's move from a point, and what it was made of."""
     T, ell = _split(system, point, ridged)
     x = marginal(system, T, ell)
-    new, g = update(system, x)
+    new, g, output = update(system, x)
     symmetric, _ = bases(T.shape[0], point.dtype)
     unknown = _unknown_ell(system, ridged)
-    safe = jnp.where(unknown, ell, 1)
-    ratio = (system.ridge / safe if ridged else 0) + g[-1, -1]
+    own = system.ridge / jnp.where(unknown, ell, 1) if ridged else jnp.zeros_like(ell)
+    ratio = own + output
     gap = jnp.where(unknown, jnp.log(ratio / system.n_v), -point[-1])
-    move = jnp.append(symmetric.T @ new.ravel() - point[:-1], gap)
-    return move, (x, new, g, ell, unknown, ratio)
+    move = jnp.append(new.ravel() @ symmetric - point[:-1], gap)
+    return move, (x, T, new, g, ell, unknown, own, ratio)
 
 
 def _try(system: System, point, ridged: bool) -> Trial:
     """Evaluate a point. The map's derivative is R Gamma_+ of the Hessian, so it costs little."""
-    move, (x, new, g, ell, unknown, ratio) = _moves(system, point, ridged)
+    move, (x, T, new, g, ell, unknown, own, ratio) = _moves(system, point, ridged)
     symmetric, _ = bases(new.shape[0], point.dtype)
-    gram = pairs(system, x.own()) + (system.m - 1) * pairs(system, x.between())
-    gram = sandwich(symmetric, gram)  # the last of the symmetric matrices is e e^T
+    between = x.between()
+    gram = overlaps(system, x.own()).even + (system.m - 1) * overlaps(system, between).even
     R = sandwich(symmetric, kron(new)) / system.n_t
     # Of g at fixed T in log ell.
-    g_ell = contract("ijk,k->ij", x.between(), -system.count * system.s * x.v) * ell
-    g_ell = symmetric.T @ g_ell.ravel()
-    own = (system.ridge / jnp.where(unknown, ell, 1) if ridged else 0) - g_ell[-1]
-    last = jnp.append(-gram[-1], ratio - own) / ratio
-    jacobian = jnp.concatenate(
-        [
-            jnp.concatenate([R @ gram, -(R @ g_ell)[:, None]], 1),
-            jnp.where(unknown, last, 0)[None],
-        ]
-    )
+    inner, _, corner = parts(system.pencil, between)
+    rate = -ell * (system.count * system.s * x.v)
+    g_ell = contract("ijk,k->ij", inner, rate).ravel() @ symmetric
+    last = jnp.append(-gram[-1, :-1], ratio - own + jnp.sum(corner * rate)) / ratio
+    last = jnp.where(unknown, last, 0)
+    top = jnp.concatenate([R @ gram[:-1, :-1], -(R @ g_ell)[:, None]], 1)
+    jacobian = jnp.concatenate([top, last[None]])
     scale = _scale(new, g, symmetric)
-    matrix = jnp.eye(point.size, dtype=point.dtype) - jacobian
-    newton = jnp.linalg.solve(matrix * scale / scale[:, None], move / scale) * scale
+    matrix = np.eye(point.size, dtype=point.dtype) - jacobian
+    newton = (inverse(matrix * scale / scale[:, None]) @ (move / scale)) * scale
     newton = newton * jnp.minimum(1, 2 / (jnp.abs(newton[-1]) + 1e-30))
-    T, _ = _split(system, point, ridged)
-    signs = 2 * system.pencil.points - 1  # of T on points and multipliers
-    inside = jnp.all(jnp.diag(T) * signs >= 0) & jnp.all(x.phi >= 0)
+    first, after = system.pencil.active
+    signs = 2 * system.pencil.points[first:after] - 1  # of T on points and multipliers
+    inside = jnp.all(_diagonal(T) * signs >= 0) & jnp.all(x.phi >= 0)
     error = jnp.max(jnp.abs(move) / scale)
     return Trial(point, move, newton, jnp.where(jnp.isfinite(error), error, jnp.inf), inside)
+
+
+def _diagonal(matrix):
+    return jnp.sum(matrix * np.eye(matrix.shape[0], dtype=matrix.dtype), 0)
 
 
 def _scale(T, g, symmetric):
     """Sizes to which errors are compared: of T its own and that at which it is felt, 1/g; else
     1."""
-    root, felt = (jnp.sqrt(jnp.abs(jnp.diag(x))) for x in (T, g))
-    size = jnp.abs(T) + root[:, None] * root[None] + 1 / (felt[:, None] * felt[None])
-    return jnp.append(symmetric.T @ size.ravel(), 1)
+    root, felt = (jnp.sqrt(jnp.abs(_diagonal(x))) for x in (T, g))
+    size = jnp.abs(T) + root[:, None] * root + 1 / (felt[:, None] * felt)
+    return jnp.append(size.ravel() @ symmetric, 1)
 
 
 def _search(system: System, ridged: bool):
-    """(root, error, iterations), from the pencil of S = Sigma, T = A."""
-    A = system.pencil.coupling
+    """(root, error), from the pencil of S = Sigma, T = A."""
+    A = system.pencil.coupled()
     symmetric, _ = bases(A.shape[0], A.dtype)
     phi, *_ = eliminate(system.pencil, system.s, A)
     low = jnp.finfo(A.dtype).tiny ** 0.25
     ell = jnp.log(jnp.maximum(jnp.sum(system.count * jnp.abs(phi)), low) / system.n_v)
     ell = jnp.where(_unknown_ell(system, ridged), ell, 0)
-    start = jnp.append(symmetric.T @ A.ravel(), ell)
+    start = jnp.append(A.ravel() @ symmetric, ell)
     nothing, far = jnp.zeros_like(start), jnp.full_like(ell, jnp.inf)
     first = Trial(start, nothing, nothing, far, jnp.zeros((), bool))
     epsilon = jnp.finfo(A.dtype).eps
@@ -179,5 +187,5 @@ def _search(system: System, ridged: bool):
         return kept, ~good, count + 1, jnp.where(lost, count + PATIENT, until)
 
     begin = first, jnp.zeros((), bool), 0, 2
-    at, _, count, _ = lax.while_loop(unfinished, advance, begin)
-    return at.point, at.error, count
+    at, *_ = lax.while_loop(unfinished, advance, begin)
+    return at.point, at.error

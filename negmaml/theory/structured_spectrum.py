@@ -7,70 +7,87 @@ of its terms' fourth derivative, and bins with one or two eigenvalues stay as th
 variances and offsets, of which means and slopes enter, keep their sum and mean in each bin.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
+
+from negmaml._core.numerics import frozen, namespace
 
 BINS = 64
 # Spectra up to this length are taken as they are.
 LONGEST = 128
+# Shorter ones are filled up to powers of two from here.
+SHORTEST = 32
 
 
 class Eigenvalues(NamedTuple):
     """s, count, o, d, (k,), and weights, (J, k), as in `structured_equations.System`."""
 
-    s: jax.Array
-    count: jax.Array  # type: ignore[assignment]
-    o: jax.Array
-    d: jax.Array
-    weights: jax.Array
+    s: Any
+    count: Any  # type: ignore[assignment]
+    o: Any
+    d: Any
+    weights: Any
 
 
 def condensed(s, o, d, weights) -> Eigenvalues:
-    """One or more eigenvalues in place of every few; eigenvalues of zero count as none."""
+    """One or more eigenvalues in place of every few; eigenvalues of zero count as none.
+
+    Of NumPy's arrays on the host. Spectra are filled up with zeros, so that one program serves many
+    p.
+    """
+    xp = namespace(s, o, d, weights)
+    longer = max(SHORTEST, 2 ** math.ceil(math.log2(s.size))) - s.size if s.size <= LONGEST else 0
+    s, o, d, weights = (
+        xp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, longer)]) for x in (s, o, d, weights)
+    )
     positive = s > 0
-    count = jnp.where(positive, jnp.ones_like(s), 0)
-    unit = jnp.max(s)
-    s = jnp.where(positive, s, jnp.where(unit > 0, unit, 1))
-    o, d = jnp.where(positive, o, 0), jnp.where(positive, d, 0)
+    count = xp.where(positive, xp.ones_like(s), 0)
+    unit = xp.max(s)
+    s = xp.where(positive, s, xp.where(unit > 0, unit, 1))
+    o, d = xp.where(positive, o, 0), xp.where(positive, d, 0)
     if s.size <= LONGEST:
         return Eigenvalues(s, count, o, d, weights)
-    return _two_nodes(s, count, o, d, weights)
+    return _two_nodes(xp, s, count, o, d, weights)
 
 
-def _two_nodes(s, count, o, d, weights) -> Eigenvalues:
-    logs = lax.stop_gradient(jnp.log(s))
-    low, high = jnp.min(logs), jnp.max(logs)
-    width = jnp.maximum(high - low, jnp.finfo(s.dtype).eps) / BINS
-    bins = jnp.clip(((logs - low) / width).astype(int), 0, BINS - 1)
+def _two_nodes(xp, s, count, o, d, weights) -> Eigenvalues:
+    logs = frozen(xp.log(s))
+    low, high = xp.min(logs), xp.max(logs)
+    width = xp.maximum(high - low, np.finfo(s.dtype).eps) / BINS
+    bins = xp.clip(((logs - low) / width).astype(int), 0, BINS - 1)
 
     def total(values):
+        if xp is np:
+            rows = values.reshape(-1, s.size)
+            found = np.stack([np.bincount(bins, row, BINS) for row in rows])
+            return found.reshape(*values.shape[:-1], BINS)
         return jnp.zeros((*values.shape[:-1], BINS), s.dtype).at[..., bins].add(values)
 
     n = total(count)
-    some = jnp.where(n > 0, n, 1)
-    center = jnp.where(n > 0, total(count * s) / some, unit_of(s))
+    some = xp.where(n > 0, n, 1)
+    center = xp.where(n > 0, total(count * s) / some, xp.max(s))  # or a harmless one
     off = (s - center[bins]) / center[bins]
     variance, third = (total(count * off**j) / some for j in (2, 3))
     flat = variance < 1e-24
-    safe = jnp.where(flat, 1, variance)
+    safe = xp.where(flat, 1, variance)
     tilt = third / safe / 2
-    half = jnp.sqrt(safe + tilt**2)
-    nodes = jnp.stack([tilt - half, tilt + half])
-    share = jnp.stack([(half + tilt), (half - tilt)]) / (2 * half)
-    nodes, share = jnp.where(flat, 0, nodes), jnp.where(flat, 0.5, share)
+    half = xp.sqrt(safe + tilt**2)
+    nodes = xp.stack([tilt - half, tilt + half])
+    share = xp.stack([(half + tilt), (half - tilt)]) / (2 * half)
+    nodes, share = xp.where(flat, 0, nodes), xp.where(flat, 0.5, share)
 
     def split(values):
         """Amounts on the two nodes with the sum and the mean of those on the eigenvalues."""
         amount, moment = total(values), total(values * off)
-        gap = jnp.where(flat, 1, nodes[1] - nodes[0])
-        upper = jnp.where(flat, 0.5 * amount, (moment - nodes[0] * amount) / gap)
-        return jnp.concatenate([amount - upper, upper], -1)
+        gap = xp.where(flat, 1, nodes[1] - nodes[0])
+        upper = xp.where(flat, 0.5 * amount, (moment - nodes[0] * amount) / gap)
+        return xp.concatenate([amount - upper, upper], -1)
 
     counts = (share * n).ravel()
-    per = jnp.where(counts > 0, counts, 1)
+    per = xp.where(counts > 0, counts, 1)
     return Eigenvalues(
         (center * (1 + nodes)).ravel(),
         counts,
@@ -78,8 +95,3 @@ def _two_nodes(s, count, o, d, weights) -> Eigenvalues:
         split(d),
         split(count * weights) / per,
     )
-
-
-def unit_of(s):
-    """A harmless eigenvalue where there is none."""
-    return jnp.max(s)

@@ -287,7 +287,6 @@ def test_what_is_not_for_covariances_says_so():
             ValueError,
             "P S",
         ),
-        (lambda: nm.theory.standard_deviation(problem, STEP, STEP), ValueError, "covariances"),
         (lambda: nm.theory.runs_needed(problem, STEP, STEP), ValueError, "covariances"),
         (lambda: nm.theory.distance(problem, STEP, meta_ridge=-1.0), ValueError, "meta_ridge"),
     ):
