@@ -72,7 +72,8 @@ def tangent_jacobian():
 
     @jax.jit
     def kernel(weights, x1, x2):
-        left, right = (jax.jacobian(network)(weights, x) for x in (x1, x2))
+        each = jax.vmap(jax.jacobian(network), (None, 0))  # of a batch: every pair's derivatives
+        left, right = (each(weights, x) for x in (x1, x2))
         pairs = zip(left, right, strict=True)
         return sum(a.reshape(POINTS, -1) @ b.reshape(POINTS, -1).T for a, b in pairs)
 

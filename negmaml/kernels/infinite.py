@@ -31,6 +31,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
+from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import contract
 from negmaml._core.pytree import pytree, static
 
@@ -54,23 +55,35 @@ class ReLUNetwork:
                 f"points must have shape (points, d) with one d, got {x1.shape} and {x2.shape}; "
                 "flatten inputs of more axes"
             )
-        s, c, d = self.weight_variance, self.bias_variance, x1.shape[1]
-        one, two = (s * jnp.sum(x**2, 1)[:, None] / d + c for x in (x1, x2))
-        two = two.T
-        tangent = process = s * contract("xd,yd->xy", x1, x2) / d + c
-        distance = s * jnp.sum((x1[:, None] - x2) ** 2, -1) / d
-        for _ in range(self.depth):
-            scale = jnp.sqrt(one * two)
-            apart = (jnp.sqrt(one) - jnp.sqrt(two)) ** 2
-            lack = _lack(distance, apart, scale)
-            angle = 2 * jnp.arcsin(jnp.sqrt(lack / 2))
-            above = (jnp.pi - angle) / (2 * jnp.pi)
-            cosine, sine = 1 - lack, jnp.sin(angle)
-            process = s * scale * (sine / (2 * jnp.pi) + above * cosine) + c
-            tangent = process + s * tangent * above
-            distance = s * (apart / 2 + scale * (lack - (sine - angle * cosine) / jnp.pi))
-            one, two = (s * variance / 2 + c for variance in (one, two))
-        return tangent if self.kind == "tangent" else process
+        return _kernel(self, x1, x2)
+
+
+def _kernel_matrix(network: ReLUNetwork, x1, x2):
+    s, c, d = network.weight_variance, network.bias_variance, x1.shape[1]
+    one, two = (s * jnp.sum(x**2, 1)[:, None] / d + c for x in (x1, x2))
+    two = two.T
+    tangent = process = s * contract("xd,yd->xy", x1, x2) / d + c
+    distance = s * jnp.sum((x1[:, None] - x2) ** 2, -1) / d
+    for _ in range(network.depth):
+        scale = _root(one * two)
+        apart = (_root(one) - _root(two)) ** 2
+        lack = _lack(distance, apart, scale)
+        sine = _root(lack * (2 - lack))
+        angle = jnp.where(lack < 2, 2 * jnp.arcsin(_root(jnp.where(lack < 2, lack, 0) / 2)), jnp.pi)
+        above, cosine = (jnp.pi - angle) / (2 * jnp.pi), 1 - lack
+        process = s * scale * (sine / (2 * jnp.pi) + above * cosine) + c
+        tangent = process + s * tangent * above
+        distance = s * (apart / 2 + scale * (lack - (sine - angle * cosine) / jnp.pi))
+        one, two = (s * variance / 2 + c for variance in (one, two))
+    return tangent if network.kind == "tangent" else process
+
+
+_kernel = quick_jit(_kernel_matrix)
+
+
+def _root(x):
+    """The square root, of derivative zero at zero: zero stays zero where points repeat."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def _lack(distance, apart, scale):

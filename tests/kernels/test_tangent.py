@@ -188,6 +188,19 @@ def test_infinite_kernel_is_exact_where_points_repeat():
     np.testing.assert_allclose(jnp.diag(kernel(x, x)), 4 * 2 * jnp.sum(x**2, 1) / 4, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("inputs", [1, 3])
+def test_derivatives_exist_where_points_repeat_and_are_opposite(inputs):
+    x = jnp.concatenate([points(3, inputs), -points(2, inputs)]) + 0.0
+
+    def total(variance):
+        kernel = relu_network(2, weight_variance=variance, bias_variance=0.3 * (inputs > 1))
+        return jnp.sum(kernel(x, x) ** 2)
+
+    slope = (total(2.0 + 1e-5) - total(2.0 - 1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.grad(total)(2.0), slope, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("inputs", "bias"), [(1, 0.5), (3, 0.0), (3, 0.5)])
 def test_single_precision_is_single_precision_where_points_nearly_repeat(inputs, bias):
     """An arc cosine near one would have half of the digits."""

@@ -1,0 +1,59 @@
+"""Systems by a tridiagonal matrix, and by eigenvalues where that would be wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from negmaml.kernels import solve as module
+
+decompose, solve = jax.jit(module.decompose), jax.jit(module.solve)
+RIDGES = jnp.array([1e-3, 1.0])
+
+
+def gram(n, rank, key=0):
+    x = jax.random.normal(jax.random.key(key), (n, rank))
+    return x @ x.T
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("rank", "ridges", "clear"),
+    [(60, RIDGES, True), (9, RIDGES, True), (9, jnp.array([0.0, 1.0]), False)],
+)
+def test_both_decompositions_solve(rank, ridges, clear):
+    G, right = gram(30, rank), jax.random.normal(jax.random.key(1), (30, 2))
+    found = decompose(G, ridges)
+    T = jnp.diag(found.diagonal) + jnp.diag(found.beside, 1) + jnp.diag(found.beside, -1)
+    np.testing.assert_allclose(found.V @ T @ found.V.T, G, atol=1e-12)
+    assert found.clear == clear
+    assert clear or not found.beside.any()  # eigenvalues
+    solution, reliable = solve(G, right, ridges)
+    expected = [jnp.linalg.pinv(G + ridge * jnp.eye(30), rtol=1e-12) @ right for ridge in ridges]
+    np.testing.assert_allclose(solution, jnp.stack(expected), rtol=1e-8)
+    assert reliable.all()
+
+
+@pytest.mark.parametrize(("times", "clear"), [(0.5, False), (2.0, True)])
+def test_the_smallest_eigenvalue_decides(times, clear):
+    n, cut = 20, 20 * np.finfo("f").eps * 2
+    x = np.linspace(1, 2, n)
+    x[3] = times * cut
+    V = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))[0]
+    G = jnp.asarray((V * x) @ V.T, jnp.float32)
+    assert decompose(G, jnp.zeros(2)).clear == clear
+    assert decompose(G, jnp.full(2, 2 * cut)).clear
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_small_systems(n):
+    G = gram(n, 5)
+    solution, _ = solve(G, jnp.ones((n, 1)), RIDGES)
+    expected = jnp.linalg.solve(G + jnp.eye(n), jnp.ones((n, 1)))
+    np.testing.assert_allclose(solution[1], expected, rtol=1e-5)
+
+
+def test_platforms_without_the_routine_have_eigenvalues():
+    lowered = solve.trace(gram(5, 9), jnp.ones((5, 1)), RIDGES)
+    text = lowered.lower(lowering_platforms=("tpu",)).as_text().lower()
+    assert "sytrd" not in text
