@@ -165,9 +165,8 @@ def _sort(data, groups, name: str, needed: int, expression: str):
     small = [f"{v} ({c})" for v, c in zip(values, counts, strict=True) if c < needed]
     if small:
         raise ValueError(
-            f"{expression} must be at most the rows of each of {name}, got {needed}, and "
-            f"{len(small)} of {len(values)} have fewer: {', '.join(small[:5])}; leave their rows "
-            "out or ask for fewer"
+            f"{len(small)} of {len(values)} values in {name} have fewer than {expression} = "
+            f"{needed} rows: {', '.join(small[:5])}; leave their rows out or ask for fewer"
         )
     order = np.argsort(groups, kind="stable")
     data = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[order]), data)

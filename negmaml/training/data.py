@@ -184,9 +184,8 @@ class Batches:
         except StopIteration:
             if iter(self.batches) is self.source or self.count == 0:
                 raise ValueError(
-                    f"sample_tasks must not run out, got {self.count} batches; pass what can be "
-                    "iterated again (a list, a DataLoader; not an iterator or generator), or fewer "
-                    "steps"
+                    f"sample_tasks ran out after {self.count} batches; pass what can be iterated "
+                    "again (a list, a DataLoader; not an iterator or generator), or fewer steps"
                 ) from None
             self.source = iter(self.batches)
             batch = next(self.source)

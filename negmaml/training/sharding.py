@@ -128,10 +128,7 @@ def spread_over(mesh: Any, task_axis: Any) -> Spread | None:
     """How tasks are spread; `mesh` is a mesh of any kind, a sequence of devices, or None."""
     if mesh is None:
         if task_axis is not None:
-            raise ValueError(
-                f"task_axis needs a mesh, got {task_axis!r} without one; give "
-                "mesh=jax.make_mesh(...)"
-            )
+            raise ValueError(f"task_axis={task_axis!r} needs a mesh; give mesh=jax.make_mesh(...)")
         return None
     if isinstance(mesh, Sequence) and mesh and all(isinstance(d, jax.Device) for d in mesh):
         mesh = Mesh(np.array(mesh), (AXIS,))
