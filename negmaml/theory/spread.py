@@ -36,13 +36,13 @@ from negmaml._core.numerics import namespace, outer
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import filter_means
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_filters, check_rule, check_scalar_rule, flat_batch
+from negmaml.rules import Rule, check_scalar_rule, flat_batch
 from negmaml.theory import structured_spread
 from negmaml.theory.predict import ON_HOST, means, require_structured
 from negmaml.theory.proportional import LARGEST_RIDGED_POLE, Point, around
 from negmaml.theory.saddle import TrainingSet, solve, training_set
 from negmaml.theory.series import Series
-from negmaml.theory.setting import Setting, setting_of
+from negmaml.theory.setting import Setting, checked, setting_of
 
 BLOCK = 64  # rules at once in a program
 KEPT = ("", "x", "y", "xy")
@@ -75,11 +75,9 @@ def standard_deviation(
     >>> round(float(spread.distance), 3)
     0.067
     """
-    if problem.isotropic:
-        adapt = check_filters("adapt", adapt)
-    else:
+    meta_ridge, train, adapt = checked(problem, meta_ridge, train=train, adapt=adapt)
+    if not problem.isotropic:
         require_structured("proportional", measure)
-        check_rule("adapt", adapt)
         found = structured_spread.variances(problem, train, adapt, meta_ridge)
         return StandardDeviation(*map(jnp.sqrt, found))
     variance, _ = _covariance(problem, train, train, meta_ridge, measure)
@@ -120,6 +118,7 @@ def runs_needed(
     for rules that are not scalar or of two families, unless standard_errors is above 0, and for a
     problem with covariances without `adapt`.
     """
+    meta_ridge, train_a = checked(problem, meta_ridge, train_a=train_a)
     train_a = check_scalar_rule("train_a", train_a)
     train_b = check_scalar_rule("train_b", train_b)
     if type(train_a) is not type(train_b):
