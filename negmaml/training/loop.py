@@ -119,7 +119,8 @@ def fit(
     sample, batches = task_source("sample_tasks", sample_tasks)
     looks = _Looks(evaluate, evaluate_every, evaluation_tasks, patience).checked(sample)
     steps = number_of_steps(steps, epochs, batches)
-    if looks.every is not None and looks.every > steps and state is None:
+    whole_run = state is None and checkpoint is None  # none that goes on, or will
+    if whole_run and looks.every is not None and looks.every > steps:
         raise ValueError(
             f"evaluate_every must be at most the number of steps, {steps}, got {looks.every}: "
             "nothing would be evaluated"
