@@ -35,8 +35,8 @@ def adapt(
 
     Returns a pytree like `params`. Differentiable, so that jax.grad through it is the
     meta-gradient; vmap it for many tasks. Raises TypeError for what is no such rule and where no
-    parameter is floating point, ValueError for a rate or mask unlike `params` and for a loss that
-    is not scalar.
+    parameter is floating point, ValueError for a rate or mask unlike `params`, a mask that leaves
+    nothing to adapt, a loss that is not scalar, and parameters whose shapes do not fit it, by name.
 
     >>> import negmaml as nm
     >>> square = lambda w, target: (w - target) ** 2 / 2

@@ -38,9 +38,10 @@ class GradientDescent(_Descent):
 
     Arguments:
         rate: learning rate of any sign, traced, so a new value does not recompile. On the linear
-            model an array of any shape is a batch of rates that share their data. On a general
-            model a number, or a pytree like the parameters or a prefix of it, of numbers or of
-            arrays that broadcast to their leaf. In either, a `Schedule` has a value for each step.
+            model an array of any shape, or a list, is a batch of rates that share their data. On a
+            general model a number, or a pytree like the parameters or a prefix of it, of numbers or
+            of arrays that broadcast to their leaf. In either, a `Schedule` has a value for each
+            step.
         steps: number of steps, a static integer of at least 1.
 
     Raises ValueError or TypeError for a NaN, infinite or non-real rate and for steps < 1.

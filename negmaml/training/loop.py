@@ -103,7 +103,8 @@ def fit(
     the parameters of the last finite loss are returned, and a warning says so (none inside jit and
     vmap). Functions are static: pass the same objects, or `Partial`s of them, to compile once.
 
-    Raises TypeError or ValueError for parameters none of which is floating point, a key that is
+    What is wrong is found before anything is compiled. Raises TypeError or ValueError for
+    parameters none of which is floating point or that do not fit the loss, a key that is
     none, an optimizer that is none, a `sample_tasks` that is not a function of its key alone, a
     `value_and_grad` that returns no such pair, counts below 1, and for a checkpoint that is damaged
     or belongs to another run, which is left as it is.
