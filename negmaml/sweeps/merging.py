@@ -83,7 +83,7 @@ def merge(stores: Sequence[str | os.PathLike[str]], store: str | os.PathLike[str
     that holds something else; FileNotFoundError for one that is not there.
     """
     xr = require("xarray", "sweep")
-    if isinstance(stores, str | os.PathLike) or len(stores) < 1:
+    if not isinstance(stores, Sequence) or isinstance(stores, str) or not stores:
         raise TypeError(f"stores must be a list of paths or URLs, got {stores!r}")
     for url in (*stores, store):
         check_url(url)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 import negmaml as nm
-from negmaml.sweeps import plan, prepare
+from negmaml.sweeps import merge, plan, random_points, status
 from tests.calls.form import PATH, Right, Wrong, wrong
 from tests.calls.rules import COUNTS
 
@@ -114,7 +114,7 @@ SAID = [
 ]  # fmt: skip
 LINEAR = {"p": 2, "m": 2, "n_t": 2, "n_v": 2, "n_r": 2, "sigma": 0.1, "nu": 1.0,
           "train_rate": 0.1, "adapt_rate": 0.1}  # fmt: skip
-WORK = prepare(function, GRID, 2)
+RANGE = {"low": -1, "high": 1}
 
 
 def swept(**changes):
@@ -124,7 +124,14 @@ def swept(**changes):
 
 WRONG = [
     *(Wrong(nm.sweep, GOOD | call, said, error) for call, error, said in SAID),
-    *wrong(plan, {"work": WORK}, memory=COUNTS, block=COUNTS, devices=(3, [], ["cpu"])),
+    *wrong(plan, GOOD, memory=COUNTS, block=COUNTS, devices=(3, [], ["cpu"])),
+    *wrong(nm.sweep, GOOD | {"store": PATH}, part=(3, "3/4", (1,), (0, 2), (3, 2), (1.0, 2), "x")),
+    *wrong(random_points, {"n": 2, "rate": RANGE}, n=(0, -1, 1.5, True, "a", None),
+           seed=(-1, 0.5, "a"), rate=({}, {"low": 1}, RANGE | {"high": -1}, RANGE | {"low": np.inf}, RANGE | {"x": 1},
+                 RANGE | {"scale": "log"}, RANGE | {"scale": 2}, RANGE | {"integer": 2}, [])),
+    *wrong(merge, {"stores": ["a.zarr"], "store": PATH}, stores=(3, "a.zarr", [], None)),
+    *wrong(merge, {"stores": ["a.zarr"], "store": PATH}, store=(3, "", "nowhere://x", None)),
+    *wrong(status, {"store": PATH}, store=(3, "", "nowhere://x", None)),
     *wrong(swept, {}, **dict.fromkeys(("p", "m", "n_t", "n_v", "n_r"), (0, -1, 1.5, "a", True)),
            sigma=(-1.0, np.nan, "a"), nu=(-1.0, "a"), train_rate=(np.nan, "a", 1j), w0=(np.inf,),
            spectrum=("flat", 3), meta_ridge=(-1.0,), train_steps=(0, 1.5)),
