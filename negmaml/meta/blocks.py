@@ -68,11 +68,18 @@ class Algorithm(NamedTuple):
             objective: stateful.objective,
             exact: partial(stateful.exact, remat=remat),
             first_order: stateful.first_order,
+            summed: stateful.summed,
         }
-        if self.block not in ways or self.method not in (None, "reverse", "remat"):
+        if self.block not in ways:
             raise TypeError(
-                "Stateful parameters go with maml, maml_value_and_grad (method 'reverse' or "
-                "'remat'), anil and fomaml"
+                "params must be LearnedRates(params, rate) for meta_sgd, got Stateful parameters; "
+                "to learn rates of a model with state, make them a part of its params, as "
+                "negmaml.examples.maml_plus_plus does"
+            )
+        if self.method not in (None, "reverse", "remat"):
+            raise TypeError(
+                "Stateful parameters go with method 'reverse' or 'remat', since the state changes "
+                f"what the recursion of others would run through again, got {self.method!r}"
             )
         losses = stateful.Losses(self.loss, self.inner_loss or self.loss, self.mask)
 

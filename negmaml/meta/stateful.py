@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from negmaml._core.checks import check_callable, check_count
 from negmaml._core.pytree import pytree
@@ -128,6 +129,30 @@ def first_order(losses: Losses, rule, start: Stateful, tasks: Tasks):
 
         (value, more), gradient = jax.value_and_grad(loss, has_aux=True)(floats)
         return (value, gradient), more
+
+    sums, more = jax.vmap(one_task)(*tasks)
+    return jax.tree.map(lambda x: jnp.sum(x, 0), sums), more
+
+
+def summed(losses: Losses, rule, start: Stateful, tasks: Tasks):
+    """The same with the sum of the inner gradients, or the way an optimizer went: reptile."""
+    params, rest = trainable(start.params)
+    rule, params = ready(rule, params)
+    leaves = moving, frozen = split(params, losses.mask)
+
+    def one_task(support, query):
+        threaded, gradient, first = threading(
+            losses.inner, rule, start.state, support, (*leaves, rest)
+        )
+        (theta, state), (visited, _) = run(threaded, gradient, first)
+        if rule.sums_gradients:
+            visited = visited if rule.steps > 1 else jax.tree.map(lambda x: x[None], visited)
+            slopes = lax.map(lambda point: gradient(point)[0], visited)
+            way = jax.tree.map(lambda g: jnp.sum(g, 0), slopes)
+        else:
+            way = jax.tree.map(jnp.subtract, moving, theta)
+        value, new, aux = parts(losses.outer(merge(merge(theta, frozen), rest), state, query))
+        return (value, merge(way, jax.tree.map(jnp.zeros_like, frozen))), (aux, like(new, state))
 
     sums, more = jax.vmap(one_task)(*tasks)
     return jax.tree.map(lambda x: jnp.sum(x, 0), sums), more

@@ -155,7 +155,12 @@ class Batches:
         """What the loader says of its place behind the groups so far, if it can."""
         if self.held is not None:
             return self.before
-        return self.batches.state_dict() if hasattr(self.batches, "state_dict") else None
+        if hasattr(self.batches, "state_dict"):
+            return self.batches.state_dict()
+        if hasattr(self.source, "get_state"):  # of the iterator, as in grain
+            state = self.source.get_state()
+            return {"bytes": state.decode()} if isinstance(state, bytes) else {"state": state}
+        return None
 
     def go_to(self, place, done: int) -> None:
         """Put the loader where it was after `done` batches; else read it up to there."""
@@ -163,10 +168,16 @@ class Batches:
             self.batches.load_state_dict(place)
             self.source, self.held = iter(self.batches), None
             return
+        if place is not None and hasattr(self.source, "set_state"):
+            held = place.get("bytes")
+            self.source.set_state(place["state"] if held is None else held.encode())
+            self.held = None
+            return
         if done:
             warnings.warn(
                 "sample_tasks cannot be put where it was (it has no state_dict and "
-                f"load_state_dict): it is read from its start and {done} batches are passed over, "
+                "load_state_dict, and its iterator no get_state and set_state): it "
+                f"is read from its start and {done} batches are passed over, "
                 "and the run goes on as if never cut only if it gives the same batches again",
                 stacklevel=5,
             )

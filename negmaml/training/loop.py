@@ -93,8 +93,8 @@ def fit(
         checkpoint: directory of checkpoints, written every `checkpoint_every` steps (a tenth of
             the steps when left out). A run finds its own there and goes on from the latest, with
             the same result as if never interrupted (with an iterable, if it can be put where it
-            was by state_dict and load_state_dict, or gives the same batches again). Needs orbax:
-            pip install "negmaml[checkpoint]".
+            was, by state_dict and load_state_dict or by get_state and set_state of its iterator,
+            or gives the same batches again). Needs orbax: pip install "negmaml[checkpoint]".
         checkpoint_of: "this" run alone may be gone on from; with "any", also one of another
             optimizer, loss or key whose arrays have the same shapes. More steps are always fine.
         progress: whether to show a bar. Needs rich: pip install "negmaml[cli]".

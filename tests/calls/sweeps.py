@@ -114,6 +114,7 @@ SAID = [
 ]  # fmt: skip
 LINEAR = {"p": 2, "m": 2, "n_t": 2, "n_v": 2, "n_r": 2, "sigma": 0.1, "nu": 1.0,
           "train_rate": 0.1, "adapt_rate": 0.1}  # fmt: skip
+RANGE = {"low": -1, "high": 1}
 
 
 def swept(**changes):
@@ -124,18 +125,17 @@ def swept(**changes):
 WRONG = [
     *(Wrong(nm.sweep, GOOD | call, said, error) for call, error, said in SAID),
     *wrong(plan, GOOD, memory=COUNTS, block=COUNTS, devices=(3, [], ["cpu"])),
-    *wrong(nm.sweep, GOOD | {"store": PATH}, part=((0, 2), (3, 2), (1, 0), (1,), 1, "a", True,
+    *wrong(nm.sweep, GOOD | {"store": PATH}, part=((0, 2), (3, 2), (1, 0), (1,), 1, "3/4", True,
                                                    (1.0, 2), [])),
     Wrong(nm.sweep, GOOD | {"part": (1, 2)}, "part"),
-    *wrong(random_points, {"n": 2, "rate": {"low": -1, "high": 1}}, n=COUNTS,
-           seed=(-1, 1.5, "a", None, True),
-           rate=({}, {"low": 1}, {"low": 1, "high": 0}, {"low": 0, "high": "a"}, [],
-                 {"low": -1, "high": 1, "scale": "log"}, {"low": 0, "high": 1, "scale": "cube"},
-                 {"low": 0, "high": np.nan}, {"low": 0, "high": 1, "step": 1})),
+    *wrong(random_points, {"n": 2, "rate": RANGE}, n=COUNTS, seed=(-1, 0.5, "a", None, True),
+           rate=({}, {"low": 1}, RANGE | {"high": -1}, RANGE | {"low": np.inf}, RANGE | {"x": 1},
+                 RANGE | {"low": np.nan}, RANGE | {"high": "a"}, RANGE | {"scale": "log"},
+                 RANGE | {"scale": "cube"}, RANGE | {"scale": 2}, RANGE | {"integer": 2}, [])),
     Wrong(random_points, {"n": 2}, "need a range"),
     *wrong(status, {"store": PATH}, store=(3, None, "", b"x", "nowhere://x")),
     *wrong(merge, {"stores": ["a.zarr"], "store": PATH}, stores=("a.zarr", [], 3, None),
-           store=(3, None, "")),
+           store=(3, None, "", "nowhere://x")),
     *wrong(swept, {}, **dict.fromkeys(("p", "m", "n_t", "n_v", "n_r"), (0, -1, 1.5, "a", True)),
            sigma=(-1.0, np.nan, "a"), nu=(-1.0, "a"), train_rate=(np.nan, "a", 1j), w0=(np.inf,),
            spectrum=("flat", 3), meta_ridge=(-1.0,), train_steps=(0, 1.5)),

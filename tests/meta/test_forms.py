@@ -187,14 +187,19 @@ def test_a_state_runs_through_the_steps_of_a_task_and_is_averaged_over_tasks():
         objective = nm.maml(centred_loss, rule)(start, TASKS)
         blocks = nm.maml_value_and_grad(centred_loss, rule, batch_size=2)(start, TASKS)
         first = nm.fomaml(centred_loss, rule)(start, TASKS)
-        return value, gradient, objective, blocks, first
+        summed = [nm.reptile(centred_loss, own)(start, TASKS) for own in (rule, optimizer)]
+        return value, gradient, objective, blocks, first, *summed
 
-    value, gradient, objective, blocks, first = everything(start)
+    optimizer = nm.InnerOptimizer(optax.sgd(-0.1), 2)
+    value, gradient, objective, blocks, first, *summed = everything(start)
     expected = nm.maml_value_and_grad(batch_loss, rule)(PARAMS, TASKS)
     same((value, gradient.params), expected)
     same(objective, value)
     same(blocks, (value, gradient))
     same((first[0], first[1].params), nm.fomaml(batch_loss, rule)(PARAMS, TASKS))
+    for own, result in zip((rule, optimizer), summed, strict=True):
+        same((result[0], result[1].params), nm.reptile(batch_loss, own)(PARAMS, TASKS))
+        np.testing.assert_allclose(result[1].state, gradient.state, rtol=1e-5)
     means = []
     for i in range(3):
         support, query = (np.mean(part[0][i], 0) for part in TASKS)
@@ -220,8 +225,10 @@ def test_a_state_that_the_loss_reads_is_differentiated_through():
     algorithm = nm.maml_value_and_grad(product, nm.GradientDescent(0.1))
     computed, gradient = algorithm(start, tasks)
     same((computed, gradient.params), jax.value_and_grad(value)(jnp.asarray(0.7)))
-    with pytest.raises(TypeError, match="Stateful parameters go with"):
-        nm.reptile(product, nm.GradientDescent(0.1))(start, tasks)
+    with pytest.raises(TypeError, match=r"Stateful parameters go with.*got 'mixed'"):
+        nm.maml_value_and_grad(product, nm.GradientDescent(0.1), method="mixed")(start, tasks)
+    with pytest.raises(TypeError, match=r"LearnedRates\(params, rate\) for meta_sgd, got Stateful"):
+        nm.meta_sgd(product)(start, tasks)
     with pytest.raises(TypeError, match="must return"):
         without = lambda params, state, data: loss(params, data)  # noqa: E731
         nm.maml(without, nm.GradientDescent(0.1))(nm.Stateful(PARAMS, 0.0), TASKS)

@@ -152,6 +152,37 @@ class Restartable(Loader):
         self.place = state["place"]
 
 
+class Grained:
+    """Its iterators have a place, as those of grain: a dict, or what a loader of grain has."""
+
+    def __init__(self, batches, encoded=False):
+        self.batches, self.encoded = batches, encoded
+
+    def __iter__(self):
+        return GrainedIterator(self)
+
+
+class GrainedIterator(Loader):
+    def __init__(self, source):
+        super().__init__(source.batches)
+        self.encoded = source.encoded
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.place == len(self.batches):
+            raise StopIteration
+        self.place += 1
+        return self.batches[self.place - 1]
+
+    def get_state(self):
+        return str(self.place).encode() if self.encoded else {"next": self.place}
+
+    def set_state(self, state):
+        self.place = int(state) if self.encoded else state["next"]
+
+
 @pytest.mark.parametrize("kind", (tuple, list, lambda pair: dict(zip(nm.Tasks._fields, pair))))  # noqa: B905
 def test_batches_of_an_iterable_are_taken_in_turn(kind):
     batches = host(3)
@@ -198,6 +229,11 @@ def test_a_loader_with_a_place_goes_on_where_it_was(tmp_path):
     whole = train(steps=7, tasks=Restartable(host(4)))
     train(steps=5, tasks=Restartable(host(4)), checkpoint=tmp_path / "a")
     same(train(steps=7, tasks=Restartable(host(4)), checkpoint=tmp_path / "a"), whole)
+    for encoded in (False, True):
+        path = tmp_path / f"c{encoded}"
+        for steps in (5, 7):  # without a warning
+            found = train(steps=steps, tasks=Grained(host(4), encoded), checkpoint=path)
+        same(found, whole)
     train(steps=5, tasks=host(4), checkpoint=tmp_path / "b")
     with pytest.warns(UserWarning, match="5 batches are passed over.*same batches again"):
         same(train(steps=7, tasks=host(4), checkpoint=tmp_path / "b"), whole)
