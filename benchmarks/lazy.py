@@ -46,7 +46,6 @@ PLAN = {
     (1, 4096, 1.0): 4,
     (2, 64, 1.0): 6,
     (2, 256, 1.0): 6,
-    (2, 1024, 1.0): 3,
     (1, 256, 0.1): 6,
     (2, 256, 0.1): 6,
 }
@@ -287,10 +286,10 @@ def draw(found, exacts, out):
 
 # Does it matter? The best training rates, with the best adaptation rate and ridge for each.
 
-TRAIN = (-3.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 3.0)  # times lambda
+TRAIN = (-3.0, -1.5, -0.75, -0.3, 0.0, 0.3, 0.75, 1.5, 3.0)  # times lambda
 ADAPT = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
-LAZY_SEEDS, LEARNING_SEEDS, LEARNING_STEPS = 48, 24, 600
+LAZY_SEEDS, LEARNING_SEEDS, LEARNING_STEPS = 32, 12, 600
 
 
 def episodes(which):
