@@ -3,16 +3,21 @@
     python benchmarks/lazy.py widths    networks of growing width beside their kernels: a figure
     python benchmarks/lazy.py rates     the best training rate of kernels and networks: a table
 
-Rates are in units of 1/lambda, lambda the largest eigenvalue of the infinite kernel over inputs,
-and a loss is half the mean squared error. Training is on a fixed set of few tasks. Networks of
-`widths` are centred (their value at the start is taken off), as the infinite kernel's prior mean is
-zero, and pulled to their start by the ridge that the kernels have, so that training converges.
+Both keep what is done in a store (--store) and go on from there when run again. Rates are in units
+of 1/lambda, lambda the largest eigenvalue of the infinite kernel over inputs, and a loss is half
+the mean squared error. Training is on a fixed set of few tasks, so that it converges.
+
+Networks of `widths` are centred (their value at the start is taken off), as the infinite kernel's
+prior mean is zero, and pulled to their start by the ridge that the kernels have. `output`
+multiplies what they say: the kernel becomes output^2 as large, so rates and ridge go by that, and
+what the kernel predicts stays as it is; but parameters have to go 1/output as far, out of the lazy
+regime (Chizat, Oyallon and Bach, NeurIPS 2019).
 """
 
 import argparse
-import json
+import tempfile
 import time
-from functools import partial
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,9 +33,22 @@ from negmaml.examples import digits, mlp
 from negmaml.kernels.system import own_blocks, systems
 
 BIAS = 0.5  # variance of biases, in networks and in the infinite kernel
-RIDGE = 0.003  # meta-ridge over rows of the query and lambda
-UNITS = np.linspace(-1.2, 1.2, 9)  # training rates times lambda
-ADAPT = np.array([0.05, 0.1, 0.2, 0.4, 0.7, 1.0])  # adaptation rates times lambda
+RIDGE = 0.01  # meta-ridge over rows of the query and lambda
+UNITS = np.linspace(-1.2, 1.2, 7)  # training rates times lambda
+TEST_UNIT = 0.4  # the adaptation rate times lambda
+STEPS = 200
+LIMIT_SEEDS = 400  # of the exact solution in the infinite kernel
+# Hidden layers, width, output; and seeds for each.
+PLAN = {
+    (1, 64, 1.0): 6,
+    (1, 256, 1.0): 6,
+    (1, 1024, 1.0): 6,
+    (1, 4096, 1.0): 4,
+    (2, 64, 1.0): 6,
+    (2, 256, 1.0): 6,
+    (1, 256, 0.1): 6,
+    (2, 256, 0.1): 6,
+}
 
 
 def quadratic(m, n_t, n_v):
@@ -42,9 +60,10 @@ def sinusoid(m, n_t, n_v):
     return lambda key: nm.Tasks(*((x, y[..., 0]) for x, y in family(key)))
 
 
+# Family, sizes (m, n_t, n_v) of training and of testing, inputs, standard deviation of noise.
 FAMILIES = {
-    "quadratic": (quadratic, (3, 20, 4), (50, 20, 20), 10),
-    "sinusoid": (sinusoid, (4, 10, 5), (50, 10, 20), 1),
+    "quadratic": (quadratic, (3, 20, 4), (50, 20, 20), 10, 0.5),
+    "sinusoid": (sinusoid, (4, 10, 5), (50, 10, 20), 1, 0.0),
 }
 
 
@@ -64,136 +83,231 @@ def network(params, x):
     return x[:, 0]
 
 
-def centred(start, params, x):
-    return network(params, x) - network(start, x)
+def centred(start, output, params, x):
+    return output * (network(params, x) - network(start, x))
 
 
-def largest_eigenvalue(kernel, family):
-    x = family(400, 1, 1)(jax.random.key(99)).support[0].reshape(400, -1)
-    return float(jnp.linalg.eigvalsh(kernel(x, x) / 400)[-1])
+def infinite(depth):
+    return nm.kernels.relu_network(depth, bias_variance=BIAS)
 
 
-def square_loss(apply, params, data):
-    x, y = data
-    return jnp.mean((apply(params, x) - y) ** 2) / 2
+@cache
+def largest_eigenvalue(name, depth):
+    with jax.ensure_compile_time_eval():
+        x = FAMILIES[name][0](400, 1, 1)(jax.random.key(99)).support[0].reshape(400, -1)
+        return float(jnp.linalg.eigvalsh(infinite(depth)(x, x) / 400)[-1])
 
 
-@partial(jax.jit, static_argnames=("name", "width", "depth", "steps"))
-def one_network(key, name, width, depth, scale, steps):
-    """(losses of trained networks, of their kernel, of the infinite kernel) over `UNITS`."""
-    family, train_sizes, test_sizes, inputs = FAMILIES[name]
-    tasks = family(*train_sizes)(jax.random.fold_in(key, 0))
-    test = family(*test_sizes)(jax.random.fold_in(key, 1))
+def setting(name, depth):
+    """Training and adaptation rates, and the ridge."""
+    scale, (m, _, n_v) = largest_eigenvalue(name, depth), FAMILIES[name][1]
+    return jnp.asarray(UNITS, jnp.float32) / scale, TEST_UNIT / scale, RIDGE * m * n_v * scale
+
+
+def data(key, name):
+    family, sizes, test_sizes, *_ = FAMILIES[name]
+    return family(*sizes)(jax.random.fold_in(key, 0)), family(*test_sizes)(
+        jax.random.fold_in(key, 1)
+    )
+
+
+def exact(kernel, tasks, test, rates, adapt, ridge):
+    """Test losses of the kernel's own solution over the training rate."""
+    model = nm.kernels.meta_train(kernel, tasks, nm.GradientDescent(rates), meta_ridge=ridge)
+    return model.loss(test, nm.GradientDescent(adapt))
+
+
+def compare(key, tasks, depth, width, output):
+    """Test losses of trained networks, of their kernel and of the infinite one over `UNITS`."""
+    name, (_, (m, n_t, n_v), _, inputs, _) = tasks, FAMILIES[tasks]
+    rates, adapt, ridge = setting(name, depth)
+    tasks, test = data(key, name)
     start = init(jax.random.fold_in(key, 2), (inputs, *(width,) * depth, 1))
-    rates, adapt = jnp.asarray(UNITS, jnp.float32) / scale, nm.GradientDescent(0.4 / scale)
-
-    rows = train_sizes[0] * train_sizes[2]
-    ridge = RIDGE * rows * scale
-
-    def exact(kernel):
-        rule = nm.GradientDescent(rates)
-        return nm.kernels.meta_train(kernel, tasks, rule, meta_ridge=ridge).loss(test, adapt)
-
     tangent = nm.kernels.neural_tangent(network, start)
-    loss = partial(square_loss, partial(centred, start))
+    losses = {
+        which: exact(kernel, tasks, test, rates, adapt, ridge)
+        for which, kernel in (("kernel", tangent), ("limit", infinite(depth)))
+    }
     x = jnp.concatenate([part[0].reshape(-1, inputs) for part in tasks])
-    K = tangent(x, x)
-    at, entries = systems(K, own_blocks(K, *train_sizes[:2]), nm.GradientDescent(rates))
+    K, rows, square = tangent(x, x), m * n_v, output**2
+    at, entries = systems(K, own_blocks(K, m, n_t), nm.GradientDescent(rates))
+
+    def loss(params, data):
+        x, y = data
+        return jnp.mean((centred(start, output, params, x) - y) ** 2) / 2
 
     def trained(pair):
         rate, entry = pair
-        curvature = (jnp.linalg.eigvalsh(at(entry).G)[-1] + ridge) / rows
-        optimizer = Partial(partial(optax.sgd, momentum=0.95, nesterov=True), 1 / curvature)
-        algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate))
+        algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate / square))
+        largest = jnp.linalg.eigvalsh(at(entry).G)[-1] + ridge
+        root = jnp.sqrt(ridge / largest)  # Nesterov's momentum for what is as convex as this
+        momentum = (1 - root) / (1 + root)
+        optimizer = Partial(_nesterov, rows / (largest * square), momentum)
 
         def with_ridge(params, tasks):
             value, gradient = algorithm(params, tasks)
-            pull = jax.tree.map(lambda p, s: ridge / rows * (p - s), params, start)
-            return value, jax.tree.map(jnp.add, gradient, pull)
+            pull = square * ridge / rows
+            pulled = jax.tree.map(lambda g, p, s: g + pull * (p - s), gradient, params, start)
+            return value, pulled
 
-        params = nm.fit(key, start, with_ridge, tasks, optimizer, steps).params
-        return nm.maml(loss, adapt)(params, test)
+        params = nm.fit(key, start, with_ridge, tasks, optimizer, STEPS).params
+        return nm.maml(loss, nm.GradientDescent(adapt / square))(params, test)
 
-    networks = lax.map(trained, (rates, entries))
-    return networks, exact(tangent), exact(nm.kernels.relu_network(depth, bias_variance=BIAS))
+    return losses | {"network": lax.map(trained, (rates, entries))}
 
 
-def widths(plan, seeds, steps, out):
-    """Train at every width; print a line each, and draw."""
-    results = {}
-    for depth, width in plan:
+def _nesterov(rate, momentum):
+    return optax.sgd(rate, momentum, nesterov=True)
+
+
+def limits(name, depth):
+    """The exact solution in the infinite kernel, (seeds, rates), as in `compare`."""
+
+    @jax.jit
+    def one(key):
+        return exact(infinite(depth), *data(key, name), *setting(name, depth))
+
+    keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(LIMIT_SEEDS)]
+    return np.stack([one(key) for key in keys])
+
+
+def theory(name, depth, points=1500, count=5_000):
+    """Test loss over `UNITS` by the structured theory, from the spectrum of the infinite kernel.
+
+    A task is linear in the kernel's eigenfunctions: the theory sees the mean and the variance of
+    its coefficients, over many tasks, and takes the features for Gaussian.
+    """
+    family, (m, n_t, n_v), (_, n_r, _), inputs, sigma = FAMILIES[name]
+    key = jax.random.key(5)
+    (x, _), _ = family(points, 1, 1)(key)
+    x = np.asarray(x, np.float64).reshape(points, inputs)
+    with jax.enable_x64(True):
+        K = np.asarray(infinite(depth)(x, x))
+    s, V = np.linalg.eigh(K / points)
+    keep = s > 1e-7 * s[-1]
+    s, V = s[keep], V[:, keep]
+    y = functions(name, x, np.random.default_rng(6), count)
+    w = y @ V / (points * s) ** 0.5  # coefficients of sqrt(s) times an eigenfunction
+    rates, adapt, ridge = setting(name, depth)
+    with jax.enable_x64(True):
+        problem = nm.MixedLinearRegression(
+            p=len(s), m=m, n_t=n_t, n_v=n_v, n_r=n_r, sigma=sigma, nu=1.0,
+            w0=w.mean(0), input_covariance=s, weight_covariance=len(s) * w.var(0),
+        )  # fmt: skip
+        train = nm.GradientDescent(np.asarray(rates, np.float64))
+        return np.asarray(
+            nm.theory.test_loss(problem, train, nm.GradientDescent(adapt), meta_ridge=ridge)
+        )
+
+
+def functions(name, x, rng, count):
+    """Values of many tasks at points x, without noise: (count, points)."""
+    if name == "sinusoid":
+        amplitude, phase = rng.uniform(0.1, 5, (count, 1)), rng.uniform(0, np.pi, (count, 1))
+        return amplitude * np.sin(x[:, 0] + phase)
+    w, b = rng.standard_normal((count, x.shape[1])), rng.standard_normal((count, 1))
+    return (w @ x.T / x.shape[1] ** 0.5 + b) ** 2
+
+
+def widths(store, out):
+    """Train at every width, a line each; draw."""
+    exacts = {}
+    for name in FAMILIES:
+        for depth in sorted({depth for depth, *_ in PLAN}):
+            exacts[name, depth] = limits(name, depth), theory(name, depth)
+            limit, predicted = exacts[name, depth]
+            error = limit.std(0, ddof=1) / LIMIT_SEEDS**0.5
+            gap = np.abs(predicted / limit.mean(0) - 1)
+            print(
+                f"{depth} hidden, {name:<9} infinite width {limit.mean(0).round(3)}, errors "
+                f"{error.round(3)}; theory {predicted.round(3)}, median gap {np.median(gap):.1%}",
+                flush=True,
+            )
+    found = {}
+    for (depth, width, output), seeds in PLAN.items():
+        began = time.process_time()
+        grid = {"tasks": list(FAMILIES), "depth": depth, "width": width, "output": output}
+        result = nm.sweep(
+            compare, grid, seeds, store / f"widths_{depth}_{width}_{output}.zarr",
+            output_dims={which: ["rate"] for which in ("network", "kernel", "limit")},
+            common=("depth", "width", "output"), block=1,
+        )  # fmt: skip
         for name in FAMILIES:
-            kernel = nm.kernels.relu_network(depth, bias_variance=BIAS)
-            scale = largest_eigenvalue(kernel, FAMILIES[name][0])
-            began = time.perf_counter()
-            keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(seeds)]
-            losses = np.array([one_network(k, name, width, depth, scale, steps) for k in keys])
-            net, own, limit = np.moveaxis(losses, 1, 0)  # each (seeds, rates)
-            results[depth, name, width] = net, own, limit
+            mine = result.sel(tasks=name)
+            net, own, limit = (mine[w].values for w in ("network", "kernel", "limit"))
+            found[name, depth, width, output] = net, own, limit
             gaps = [
                 np.median(np.abs(a / b - 1)) for a, b in ((net, own), (own, limit), (net, limit))
             ]
-            best = [UNITS[np.median(x, 0).argmin()] for x in (net, own, limit)]
             print(
-                f"{depth} hidden, {name:<9} width {width:>4}: "
-                f"median gap network-kernel {gaps[0]:6.1%}, kernel-limit {gaps[1]:6.1%}, "
-                f"network-limit {gaps[2]:6.1%}; best rates {best[0]:+.1f} {best[1]:+.1f} "
-                f"{best[2]:+.1f}; {time.perf_counter() - began:.0f} s",
+                f"{depth} hidden, {name:<9} width {width:>4} output {output:g}, {seeds} seeds: "
+                f"median gap network-kernel {gaps[0]:6.2%}, kernel-limit {gaps[1]:6.2%}, "
+                f"network-limit {gaps[2]:6.2%}; {time.process_time() - began:.0f} s",
                 flush=True,
             )
-    draw(results, out)
+    draw(found, exacts, out)
 
 
-def draw(results, out):
-    """A panel for each family and depth: medians over seeds, bands to the quartiles."""
+def draw(found, exacts, out):
+    """A panel for each family and depth; networks by what they differ from the limit on their
+    seeds, added to its mean over many."""
     from matplotlib.figure import Figure
 
-    panels = sorted({(name, depth) for depth, name, _ in results})
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), dpi=110, layout="constrained")
-    for axis, (name, depth) in zip(
-        np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True
-    ):
-        mine = sorted(w for d, n, w in results if (n, d) == (name, depth))
-        for i, width in enumerate(mine):
-            net, own, limit = results[depth, name, width]
-            shade = i / max(len(mine) - 1, 1)
-            color = (0.85 - 0.75 * shade, 0.3, 0.3 + 0.5 * shade)
-            low, middle, high = np.quantile(net, (0.25, 0.5, 0.75), 0)
-            axis.fill_between(UNITS, low, high, color=color, alpha=0.12, lw=0)
-            axis.plot(UNITS, middle, "o-", ms=3, lw=1, color=color, label=f"width {width}")
-            axis.plot(UNITS, np.median(own, 0), ls=":", lw=1.2, color=color)
-        axis.plot(UNITS, np.median(limit, 0), color="black", lw=1.6, label="infinite width, exact")
-        axis.set_title(f"{name}, {depth} hidden layer{'s' * (depth > 1)}", fontsize=10)
+    figure = Figure(figsize=(4 * len(exacts), 3.4), dpi=90, layout="constrained")
+    axes = figure.subplots(1, len(exacts))
+    for axis, ((name, depth), (limit, predicted)) in zip(axes, exacts.items(), strict=True):
+        mean = limit.mean(0)
+        axis.plot(UNITS, mean, color="black", lw=1.8, label="infinite width, exact")
+        axis.plot(UNITS, predicted, color="black", lw=1.2, ls="--", label="theory, its spectrum")
+        lazy = sorted(w for n, d, w, o in found if (n, d, o) == (name, depth, 1.0))
+        for (n, d, width, output), (net, own, own_limit) in found.items():
+            if (n, d) != (name, depth):
+                continue
+            shade = lazy.index(width) / max(len(lazy) - 1, 1) if output == 1 else 0
+            color = (0.85 - 0.75 * shade, 0.3, 0.3 + 0.5 * shade) if output == 1 else "#e09f3e"
+            label = f"width {width}" + (f", output x {output:g}" if output != 1 else "")
+            gap = net - own_limit
+            error = gap.std(0, ddof=1) / len(gap) ** 0.5
+            style = "o" if output == 1 else "s"
+            axis.errorbar(
+                UNITS, mean + gap.mean(0), error, fmt=f"{style}-", ms=3, lw=0.8, color=color,
+                label=label,
+            )  # fmt: skip
+            if output == 1:
+                axis.plot(UNITS, mean + (own - own_limit).mean(0), ls=":", lw=1.2, color=color)
+        axis.set_title(f"{name}, {depth + 1} layers", fontsize=10)
         axis.set_xlabel(r"training rate $\alpha_t \lambda$")
-        axis.set_ylim(0.9 * np.median(limit, 0).min(), 1.3 * np.median(limit, 0).max())
-        axis.set_ylabel("test loss")
-    axis.plot([], [], ls=":", color="gray", label="exact, tangent kernel")
-    axis.legend(frameon=False, fontsize=7)
+    axes[0].set_ylabel("test loss")
+    axes[-1].plot([], [], ls=":", color="gray", label="exact, tangent kernel")
+    axes[-1].legend(frameon=False, fontsize=7)
     figure.savefig(out)
     print("wrote", out)
 
 
-# Does it matter? The best training rate, with the best adaptation rate for each.
+# Does it matter? The best training rates, with the best adaptation rate and ridge for each.
+
+TRAIN = (-3.0, -1.5, -0.75, -0.3, 0.0, 0.3, 0.75, 1.5, 3.0)  # times lambda
+ADAPT = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+LAZY_SEEDS, LEARNING_SEEDS, LEARNING_STEPS = 32, 12, 600
 
 
 def episodes(which):
+    """Labels as outputs: one-hot, less their mean."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images, labels = data.images.reshape(-1, 64).astype(np.float32) / 8 - 0.6, data.target
-    chosen = labels < 6 if which == "train" else labels >= 6
+    chosen, ways = (labels < 6) == (which == "train"), digits.WAYS
 
     def family(m, shots, queries):
-        episode = nm.tasks.Episodes(
-            images[chosen], labels[chosen], ways=digits.WAYS, shots=shots, queries=queries, m=m
-        )
-
-        def draw(key):
-            return nm.Tasks(
-                *((x, jax.nn.one_hot(y, digits.WAYS) - 1 / digits.WAYS) for x, y in episode(key))
+        with jax.ensure_compile_time_eval():
+            episode = nm.tasks.Episodes(
+                images[chosen], labels[chosen], ways=ways, shots=shots, queries=queries, m=m
             )
-
-        return draw
+        return lambda key: nm.Tasks(
+            *((x, jax.nn.one_hot(y, ways) - 1 / ways) for x, y in episode(key))
+        )
 
     return family
 
@@ -203,22 +317,13 @@ def outputs(family):
     return lambda *sizes: lambda key: nm.Tasks(*((x, y[..., None]) for x, y in family(*sizes)(key)))
 
 
-# Training family, test family, sizes of training (m, n_t, n_v) and of testing, network, loss.
+# Training family, test family, sizes of training (m, n_t, n_v) and of testing, layers.
 CASES = {
-    "quadratic": (
-        outputs(quadratic),
-        outputs(quadratic),
-        (10, 20, 20),
-        (100, 20, 20),
-        (10, 64, 64, 1),
-    ),
-    "sinusoid": (outputs(sinusoid), outputs(sinusoid), (10, 10, 10), (100, 10, 20), (1, 64, 64, 1)),
+    "quadratic": (outputs(quadratic),) * 2 + ((10, 20, 20), (100, 20, 20), (10, 64, 64, 1)),
+    "sinusoid": (outputs(sinusoid),) * 2 + ((10, 10, 10), (100, 10, 20), (1, 64, 64, 1)),
     "digits": (
-        episodes("train"),
-        episodes("test"),
-        (10, 5, 5),
-        (60, 5, 10),
-        (64, 64, 64, digits.WAYS),
+        *(episodes(which) for which in ("train", "test")),
+        *((10, 5, 5), (60, 5, 10), (64, 64, 64, digits.WAYS)),
     ),
 }
 
@@ -242,78 +347,100 @@ def entropy(params, data):
     )
 
 
-def lazy(name, seeds):
-    """Test losses (seeds, train rates, adapt rates) of the exact solution, best ridge of a few."""
-    train, test, sizes, test_sizes, layers = CASES[name]
-    kernel = nm.kernels.relu_network(2, bias_variance=BIAS)
-    x = train(*sizes)(jax.random.key(99)).support[0].reshape(-1, layers[0])
-    scale = float(jnp.linalg.eigvalsh(kernel(x, x) / len(x))[-1])
-    ridges = jnp.array([1e-3, 1e-2, 1e-1, 1.0])
-
-    @jax.jit
-    def one(key):
-        tasks, fresh = train(*sizes)(key), test(*test_sizes)(jax.random.fold_in(key, 1))
-        rates = nm.GradientDescent(jnp.asarray(UNITS, jnp.float32) / scale)
-        model = nm.kernels.meta_train(kernel, tasks, rates, meta_ridge=ridges)
-        return model.loss(fresh, nm.GradientDescent(jnp.asarray(ADAPT, jnp.float32) / scale))
-
-    losses = np.array([one(jax.random.fold_in(jax.random.key(0), i)) for i in range(seeds)])
-    best = losses.mean((0, 1, 3)).argmin()
-    return losses[:, :, best]
+def drawn(key, case):
+    train, test, sizes, test_sizes, _ = CASES[case]
+    return train(*sizes)(key), test(*test_sizes)(jax.random.fold_in(key, 1))
 
 
-def learning(name, loss, seeds, steps, unit):
-    """The same of networks of 64 units a layer, trained by Adam; rates times `unit`."""
-    train, test, sizes, test_sizes, layers = CASES[name]
-
-    def run(item):
-        key, rate = item
-        tasks, fresh = train(*sizes)(key), test(*test_sizes)(jax.random.fold_in(key, 1))
-        start = mlp.init(jax.random.fold_in(key, 2), layers)
-        algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate))
-        trained = nm.fit(key, start, algorithm, tasks, optax.adam(1e-3), steps).params
-        adapt = jnp.asarray(ADAPT, jnp.float32) * unit
-        return lax.map(lambda r: nm.maml(loss, nm.GradientDescent(r))(trained, fresh), adapt)
-
-    keys = jnp.stack([jax.random.fold_in(jax.random.key(0), i) for i in range(seeds)])
-    grid = jnp.asarray(UNITS, jnp.float32) * unit
-    pairs = jnp.repeat(keys, len(grid)), jnp.tile(grid, seeds)
-    return np.asarray(nm.map_over_devices(run, pairs)).reshape(seeds, len(grid), -1)
+@cache
+def lambda_of(case, lazy):
+    """The largest eigenvalue of the kernel, infinite or at the start of a network."""
+    train, _, sizes, _, layers = CASES[case]
+    with jax.ensure_compile_time_eval():
+        x = train(40, *sizes[1:])(jax.random.key(99)).support[0].reshape(-1, layers[0])[:400]
+        start = mlp.init(jax.random.key(98), layers)
+        kernel = infinite(2) if lazy else nm.kernels.neural_tangent(values, start)
+        return float(jnp.linalg.eigvalsh(kernel(x, x) / len(x))[-1])
 
 
-def best_rates(losses):
-    """Of losses (seeds, train, adapt): best rates on the grid, and paired gains with errors."""
-    mean = losses.mean(0)
-    zero = int(np.argmin(np.abs(UNITS)))
-    best_t = np.unravel_index(mean.argmin(), mean.shape)
-    at_zero = (zero, mean[zero].argmin())
-    positive = np.where(UNITS[:, None] > 0, mean, np.inf)
-    negative = np.where(UNITS[:, None] < 0, mean, np.inf)
-    best_p, best_n = (np.unravel_index(x.argmin(), x.shape) for x in (positive, negative))
+def lazy(key, case):
+    """Test losses (train rates, ridges, adapt rates) of the exact solution in the kernel."""
+    tasks, fresh = drawn(key, case)
+    train, adapt = (
+        nm.GradientDescent(jnp.array(units, jnp.float32) / lambda_of(case, True))
+        for units in (TRAIN, ADAPT)
+    )
+    model = nm.kernels.meta_train(infinite(2), tasks, train, meta_ridge=jnp.array(RIDGES))
+    return {"loss": model.loss(fresh, adapt)}
+
+
+def learning(key, case, cross_entropy, rate):
+    """Test losses (adapt rates,) of a network of 64 units a layer, trained by Adam."""
+    tasks, fresh = drawn(key, case)
+    loss, unit = entropy if cross_entropy else squares, 1 / lambda_of(case, False)
+    start = mlp.init(jax.random.fold_in(key, 2), CASES[case][-1])
+    algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate * unit))
+    trained = nm.fit(key, start, algorithm, tasks, optax.adam(1e-3), LEARNING_STEPS).params
+
+    def tested(rate):
+        return nm.maml(loss, nm.GradientDescent(rate * unit))(trained, fresh)
+
+    return {"loss": lax.map(tested, jnp.array(ADAPT, jnp.float32))}
+
+
+def chosen_and_judged(losses):
+    """Of (seeds, train, others): the best negative and positive rate against rate zero.
+
+    The rate of either sign and all the others are chosen on half of the seeds and judged on the
+    other half, and the other way round, so that choosing favours nobody.
+    """
+    losses, units = losses.reshape(*losses.shape[:2], -1), np.array(TRAIN)
+    signs = {"zero": units == 0, "negative": units < 0, "positive": units > 0}
+    judged, found = {}, {}
+    half = np.arange(len(losses)) % 2
+    for sign, mine in signs.items():
+        judged[sign], found[sign] = np.empty(len(losses)), []
+        for fold in (0, 1):
+            mean = losses[half == fold][:, mine].mean(0)
+            mean = np.where(np.isfinite(mean), mean, np.inf)
+            at, other = np.unravel_index(mean.argmin(), mean.shape)
+            judged[sign][half != fold] = losses[half != fold][:, mine][:, at, other]
+            found[sign].append(units[mine][at])
+    return judged, found
+
+
+def row(case, regime, losses):
+    judged, found = chosen_and_judged(losses)
 
     def mean_error(x):
-        return f"{x.mean():.3f}({x.std(ddof=1) / len(x) ** 0.5:.3f})"
+        return f"{x.mean():.3f} ± {x.std(ddof=1) / len(x) ** 0.5:.3f}"
 
-    def against(at):
-        return mean_error(losses[:, *at] - losses[:, *at_zero])
+    def against_zero(sign):
+        at = ", ".join(f"{unit:+g}" for unit in found[sign])
+        return f"{mean_error(judged[sign] - judged['zero'])} at {at}"
 
-    return (
-        f"{UNITS[best_t[0]]:+.1f} | {ADAPT[best_t[1]]:.2f} | {mean_error(losses[:, *at_zero])} | "
-        f"{against(best_n)} at {UNITS[best_n[0]]:+.1f} | "
-        f"{against(best_p)} at {UNITS[best_p[0]]:+.1f}"
-    )
+    signed = map(against_zero, ("negative", "positive"))
+    cells = case, regime, str(len(losses)), mean_error(judged["zero"]), *signed
+    print("|", " | ".join(cells), "|", flush=True)
 
 
-def rates(seeds, steps):
-    print("| task | regime | best train | best adapt | loss at 0 | negative - 0 | positive - 0 |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    units = {"quadratic": 0.1, "sinusoid": 0.02, "digits": 0.5}
-    for name in CASES:
-        print(f"| {name} | lazy | {best_rates(lazy(name, seeds))} |", flush=True)
-        losses = learning(name, squares, seeds, steps, units[name])
-        print(f"| {name} | learning | {best_rates(losses)} |", flush=True)
-    losses = learning("digits", entropy, seeds, steps, 0.5)
-    print(f"| digits, cross entropy | learning | {best_rates(losses)} |", flush=True)
+def rates(store):
+    print("| task | regime | seeds | loss at 0 | negative, less that | positive, less that |")
+    print("|---|---|---:|---:|---:|---:|")
+    for case in CASES:
+        done = nm.sweep(
+            lazy, {"case": case}, LAZY_SEEDS, store / f"lazy_{case}.zarr", block=4,
+            output_dims={"loss": ["train", "ridge", "adapt"]},
+        )  # fmt: skip
+        row(case, "lazy", done.loss.transpose("seed", "train", "ridge", "adapt").values)
+        for cross_entropy in (False, True) if case == "digits" else (False,):
+            grid = {"case": case, "cross_entropy": cross_entropy, "rate": list(TRAIN)}
+            done = nm.sweep(
+                learning, grid, LEARNING_SEEDS, store / f"learning_{case}_{cross_entropy}.zarr",
+                output_dims={"loss": ["adapt"]}, common=("rate",),
+            )  # fmt: skip
+            name = case + ", cross entropy" * cross_entropy
+            row(name, "learning", done.loss.transpose("seed", "rate", "adapt").values)
 
 
 if __name__ == "__main__":
@@ -321,14 +448,10 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("what", choices=("widths", "rates"))
-    parser.add_argument(
-        "--plan", type=json.loads, default=[[1, 64], [1, 512], [1, 4096], [2, 64], [2, 512]]
-    )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--store", type=Path, default=Path(tempfile.gettempdir()) / "lazy")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/lazy.png"))
     given = parser.parse_args()
     if given.what == "widths":
-        widths([tuple(pair) for pair in given.plan], given.seeds, given.steps, given.out)
+        widths(given.store, given.out)
     else:
-        rates(given.seeds, given.steps)
+        rates(given.store)

@@ -85,3 +85,11 @@ def test_rates_chosen_by_leaving_tasks_out_do_on_new_tasks_what_they_did_on_the_
     result = example("kernel_rates").main(tasks=15, test_tasks=200)
     assert 0.5 < result.chosen / result.left_out < 2
     assert result.chosen < 3  # half the variance of a sinusoid's values is about 2 to 3
+
+
+def test_a_wide_network_ends_where_its_kernel_says_and_a_learning_one_elsewhere():
+    main = example("lazy_network").main
+    lazy, learning = main(width=512, steps=150), main(width=512, steps=150, output=0.1)
+    np.testing.assert_allclose(lazy.network, lazy.kernel, rtol=0.1)
+    np.testing.assert_allclose(lazy.kernel, lazy.limit, rtol=0.25)
+    assert np.abs(learning.network / learning.kernel - 1).max() > 0.1

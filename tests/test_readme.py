@@ -19,7 +19,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 TEXT = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-SLOW = "negmaml phases"  # draws thousands of simulated runs
+SLOW = "negmaml phases", "negmaml reproduce --figure nonlinear"  # thousands of runs; training
 
 
 def commands_of(block):

@@ -177,7 +177,7 @@ def meta_train(
 
     Arguments:
         kernel: (x1, x2) -> matrix; any function of JAX, `neural_tangent`, `relu_network`, a kernel
-            of tinygp.
+            of tinygp or GPJax.
         tasks: `Tasks` of (x, y): x (m, n_t, ...) and y (m, n_t) or (m, n_t, outputs) in the
             support, n_v points in the query.
         rule: any rule that has a spectral filter q; a batch of parameters shares the data. Of

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.numerics import contract
-from negmaml.kernels.system import System
+from negmaml.kernels.system import System, one_by_one
 
 
 class Inverse(NamedTuple):
@@ -119,34 +119,34 @@ def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
     r, which has no derivative of an eigenvector in it.
     """
     V, diagonal, beside, clear = decompose(*lax.stop_gradient((G, ridges)))
+    own = jax.vmap(invert, (None, 0))(diagonal, lax.stop_gradient(ridges))
+    kept, added = clear | own.kept, lax.stop_gradient(ridges)[:, None]  # (ridges, N)
+    total = jnp.where(kept, jnp.where(clear, diagonal, jnp.maximum(diagonal, 0)) + added, 1)
     above, below = jnp.append(beside, 0), jnp.append(jnp.zeros(1, beside.dtype), beside)
 
-    def one(ridge):
-        own = invert(diagonal, lax.stop_gradient(ridge))
-        kept = clear | own.kept
-        total = jnp.where(clear, diagonal, jnp.maximum(diagonal, 0)) + lax.stop_gradient(ridge)
-        total = jnp.where(kept, total, 1)
+    def matrix(v):
+        return contract("ij,rjo->rio", G, v) + ridges[:, None, None] * v
 
-        def matrix(v):
-            return contract("ij,jo->io", G, v) + ridge * v
+    def inverse(b):
+        rotated = jnp.where(kept[:, :, None], contract("jk,rjo->rko", V, b), 0)
 
-        def inverse(b):
-            rotated = jnp.where(kept[:, None], contract("jk,jo->ko", V, b), 0)
-            divided = lax.linalg.tridiagonal_solve(below, total, above, rotated)
-            return contract("ik,ko->io", V, divided)
-
-        first = inverse(lax.stop_gradient(right))
-        first = lax.stop_gradient(first + inverse(right - matrix(first)))
-        rest = lax.custom_linear_solve(
-            lambda v: matrix(matrix(v)),
-            matrix(right - matrix(first)),
-            lambda _, b: inverse(inverse(b)),
-            symmetric=True,
+        divided = one_by_one(
+            lambda pair: lax.linalg.tridiagonal_solve(below, pair[0], above, pair[1]),
+            (total, rotated),
         )
-        return first + rest, clear | own.reliable
+        return contract("ik,rko->rio", V, divided)
 
-    solution, reliable = jax.vmap(one)(ridges)
-    return solution, reliable & jnp.all(jnp.isfinite(solution), (-2, -1))
+    right = jnp.broadcast_to(right, (len(ridges), *right.shape))
+    first = inverse(lax.stop_gradient(right))
+    first = lax.stop_gradient(first + inverse(right - matrix(first)))
+    rest = lax.custom_linear_solve(
+        lambda v: matrix(matrix(v)),
+        matrix(right - matrix(first)),
+        lambda _, b: inverse(inverse(b)),
+        symmetric=True,
+    )
+    solution = first + rest
+    return solution, (clear | own.reliable) & jnp.all(jnp.isfinite(solution), (-2, -1))
 
 
 def leave_out(system: System, right, y_t, ridges):
@@ -169,7 +169,7 @@ def leave_out(system: System, right, y_t, ridges):
         q = contract("ivk,k,ko->ivo", V_j, own.inverse, rotated)
 
         def regular():
-            return jnp.linalg.solve(Q, q)
+            return one_by_one(lambda pair: jnp.linalg.solve(*pair), (Q, q))
 
         def singular():
             null = jnp.where(own.kept, 0, 1).astype(x.dtype)
@@ -191,11 +191,12 @@ def leave_out(system: System, right, y_t, ridges):
 
 def _limit(P, p, Q, q):
     """The limit of (P + ridge Q)^-1 (p + ridge q) of each task, as at the head of this module."""
-    x, W = jnp.linalg.eigh(P)
+    x, W = one_by_one(jnp.linalg.eigh, P)
     inside = x > jnp.finfo(x.dtype).eps ** 0.5  # eigenvalues of a block of a projector, 0 to 1
     inverse = jnp.where(inside, 1 / jnp.where(inside, x, 1), 0)
     e = contract("ivk,ik,iwk,iwo->ivo", W, inverse, W, p)
     U = W * ~inside[:, None, :]
     inner = contract("ivk,ivw,iwl->ikl", U, Q, U) + inside[:, None, :] * jnp.eye(x.shape[-1])
     rest = contract("ivk,ivo->iko", U, q - contract("ivw,iwo->ivo", Q, e))
-    return e + contract("ivk,iko->ivo", U, jnp.linalg.solve(inner, rest))
+    solved = one_by_one(lambda pair: jnp.linalg.solve(*pair), (inner, rest))
+    return e + contract("ivk,iko->ivo", U, solved)

@@ -72,13 +72,26 @@ def own_kernel(kernel, x, sizes: tuple[int, int, int]) -> Own:
     return lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
 
 
+def one_by_one(factorise: Callable, matrices):
+    """`factorise` of each of the matrices, or of a pytree of stacks; on CPU in a loop.
+
+    A batch of factorisations waits there for parts of its own that it gives to the threads of XLA.
+    So as many batches at once as there are threads, of programs side by side or of independent
+    parts of one program, wait for each other for ever (jaxlib 0.10). What a loop calls gives no
+    parts away.
+    """
+    return lax.platform_dependent(
+        matrices, cpu=lambda each: lax.map(factorise, each), default=jax.vmap(factorise)
+    )
+
+
 def responses(own: Own, rule: Rule):
     """C of each task, rule shape + (m, n_v, n_t)."""
     n_t = own.tt.shape[-1]
     if rule.one_step is not None:
         rate, D = outer(rule.one_step, own.vt / n_t)
         return rate.astype(D.dtype) * D
-    x, V = jnp.linalg.eigh(own.tt / n_t)
+    x, V = one_by_one(jnp.linalg.eigh, own.tt / n_t)
     filtered = rule.q(jnp.maximum(x, 0)).astype(V.dtype) / n_t
     return contract("ivt,itk,...ik,isk->...ivs", own.vt, V, filtered, V)
 

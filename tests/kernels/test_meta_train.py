@@ -195,6 +195,22 @@ def test_kernels_of_tinygp_plug_in():
     np.testing.assert_allclose(model(x), expected, rtol=1e-4)
 
 
+def test_kernels_with_a_cross_covariance_plug_in():
+    """Those of GPJax: called they take two single points."""
+
+    class Theirs:
+        def __call__(self, a, b):
+            return jnp.exp(-jnp.sum((a - b) ** 2) / 2)
+
+        def cross_covariance(self, x, y):
+            return jax.vmap(lambda a: jax.vmap(lambda b: self(a, b))(y))(x)
+
+    found, expected = (
+        meta_train(kernel, SMALL, STEP, meta_ridge=0.1) for kernel in (Theirs(), rbf)
+    )
+    np.testing.assert_allclose(found(X[0]), expected(X[0]), rtol=1e-4)
+
+
 @pytest.mark.usefixtures("x64")
 def test_a_matrix_of_all_points_is_a_kernel_of_indices():
     points = jax.random.normal(jax.random.key(0), (20, 3))

@@ -1,10 +1,14 @@
 """Systems by a tridiagonal matrix, and by eigenvalues where that would be wrong."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import negmaml as nm
+from negmaml.kernels import leave_one_task_out, meta_train
 from negmaml.kernels import solve as module
 
 decompose, solve = jax.jit(module.decompose), jax.jit(module.solve)
@@ -57,3 +61,20 @@ def test_platforms_without_the_routine_have_eigenvalues():
     lowered = solve.trace(gram(5, 9), jnp.ones((5, 1)), RIDGES)
     text = lowered.lower(lowering_platforms=("tpu",)).as_text().lower()
     assert "sytrd" not in text
+
+
+def test_no_batch_of_factorisations_waits_for_another():
+    """On CPU those that run side by side can wait for ever: each must be of one matrix."""
+    tasks = nm.tasks.Quadratic(p=3, m=4, n_t=5, n_v=2, sigma=0.3, nu=1.0)(jax.random.key(0))
+    rule = nm.Proximal(jnp.array([0.5, 1.0]))
+
+    def both(tasks):
+        options = dict(meta_ridge=RIDGES)
+        model = meta_train(lambda a, b: a @ b.T, tasks, rule, **options)
+        left = leave_one_task_out(lambda a, b: a @ b.T, tasks, rule, **options)
+        return model.loss(tasks, rule), left.losses(rule)
+
+    text = jax.jit(both).lower(tasks).as_text()
+    calls = [line for line in text.splitlines() if re.search("@(lapack|blas)", line)]
+    assert len(calls) > 6
+    assert not [call for call in calls if re.search(r"\(tensor<\d+x\d+x\d+xf32>", call)]
