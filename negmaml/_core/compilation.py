@@ -58,7 +58,7 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
 
 
 class QuickJit:
-    """`jax.jit` with the `compiler_options` of its work; plain within a trace: JAX takes none there."""
+    """`jax.jit` with the `compiler_options` of its work; plain within a trace."""
 
     def __init__(self, function: Callable, static_argnames=(), work: str = "light"):
         self.function, self.static_argnames, self.work = function, static_argnames, work
