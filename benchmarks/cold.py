@@ -6,7 +6,11 @@ python benchmarks/cold.py --only predict     rows whose name has the word
 
 CPU seconds (user and system, children included), the best of the rounds, and their ratio to a bare
 start of JAX measured in the same rounds: ratios hold on a machine that does other things too.
-Commands run without the cache on disk and, the rows marked (again), a second time with it.
+Commands run without the cache on disk and, the rows marked (again), a second time with it. One more
+run of each counts the programs that are lowered, the equations in them, and the seconds that XLA
+takes to compile them. Rows of roads are the scripts of `benchmarks/reproduction.py`, which
+simulate the panels of the figures and nothing else, beside the same from the package with theory.
+Modules of the package are compiled beforehand, as an installer does it.
 """
 
 import argparse
@@ -17,7 +21,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+HERE = Path(__file__).parent
 BARE = "import jax; jax.jit(lambda x: x + 1)(1.0)"
 SETUP = """
 import jax, dataclasses, negmaml as nm
@@ -35,6 +41,7 @@ SCRIPTS = {
     "best_rates": SETUP + "nm.theory.best_rates(problem)",
     "gradient of best_train_rate": SETUP + "jax.grad(best)(0.5)",
     "jvp of best_train_rate": SETUP + "jax.jvp(best, (0.5,), (1.0,))",
+    "from negmaml import *": "from negmaml import *",
 }
 COMMANDS = {
     "predict": ["predict"],
@@ -46,12 +53,65 @@ COMMANDS = {
 }
 
 
-def cost(arguments, tree: Path, folder: Path, cache: str) -> tuple[float, float]:
+ROAD = """
+import sys; sys.path.insert(0, {here!r}); import reproduction as r
+losses = r.ROADS[{road!r}](0)
+for i, panel in enumerate(r.panels(100, 1000, 1.0)):
+    r.curve(losses, panel, "shared", 100 * i)
+"""
+PANELS = """
+import jax; from negmaml.paper.reproduce import PROBLEMS, experiments
+dict(experiments(list(PROBLEMS), jax.random.key(0)))
+"""
+# Counts, at the end of a process, what was lowered and compiled in it.
+COUNTED = """
+import atexit, os, runpy, sys, jax, jax.monitoring
+from jax._src.interpreters import mlir
+programs, equations, seconds = [0], [0], [0.0]
+def count(jaxpr):
+    total = 0
+    for equation in jaxpr.eqns:
+        total += 1
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=inner):
+            if inner(value):
+                total += count(getattr(value, "jaxpr", value))
+    return total
+def inner(value):
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+lower = mlir.lower_jaxpr_to_module
+def counted(name, jaxpr, *arguments, **options):
+    programs[0] += 1
+    equations[0] += count(getattr(jaxpr, "jaxpr", jaxpr))
+    return lower(name, jaxpr, *arguments, **options)
+mlir.lower_jaxpr_to_module = counted
+def listen(event, duration, **_):
+    if event.endswith("backend_compile_duration"):
+        seconds[0] += duration
+jax.monitoring.register_event_duration_secs_listener(listen)
+@atexit.register
+def write():
+    with open(os.environ["COUNTS"], "w") as file:
+        print(programs[0], equations[0], seconds[0], file=file)
+kind, what, *sys.argv = {arguments!r}
+sys.argv.insert(0, what)
+exec(what) if kind == "-c" else runpy.run_module(what, run_name="__main__", alter_sys=True)
+"""
+
+
+class Row(NamedTuple):
+    """What to run: arguments of Python, which one, and whether with the cache on disk."""
+
+    arguments: list[str]
+    again: bool = False
+    python: str = sys.executable
+
+
+def cost(row: Row, setting: dict[str, str], folder: Path, cache: str) -> tuple[float, float]:
     """CPU seconds of a fresh process and its children, and the peak of resident memory in MiB."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "NEGMAML_CACHE": cache}
+    environment = setting | {"NEGMAML_CACHE": cache}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=folder, env=environment,
+        [row.python, *row.arguments], cwd=folder, env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     _, _, usage = os.wait4(process.pid, 0)
@@ -60,39 +120,73 @@ def cost(arguments, tree: Path, folder: Path, cache: str) -> tuple[float, float]
     return seconds, usage.ru_maxrss / 1024
 
 
-def rows(only: str):
-    """(name, arguments, whether a second time with the cache)."""
+def counts(row: Row, setting: dict[str, str], folder: Path) -> str:
+    """Programs, equations and seconds of compiling, as cells of the table."""
+    file = folder / "counts"
+    file.unlink(missing_ok=True)
+    code = COUNTED.replace("{arguments!r}", repr(row.arguments))
+    environment = setting | {"NEGMAML_CACHE": "off", "COUNTS": str(file)}
+    subprocess.run(
+        [row.python, "-c", code], cwd=folder, env=environment, check=False,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    if not file.exists():
+        return "| | "
+    programs, equations, seconds = file.read_text().split()
+    return f"{programs} | {equations} | {float(seconds):.2f}"
+
+
+def rows(only: str, torch_python: str):
+    """(name, what to run)."""
     for name, script in SCRIPTS.items():
         if only in name or name.startswith("bare"):
-            yield name, ["-c", script], False
+            yield name, Row(["-c", script])
     for name, arguments in COMMANDS.items():
         if only in name:
-            yield name, ["-m", "negmaml", *arguments], False
-            yield f"{name} (again)", ["-m", "negmaml", *arguments], True
+            yield name, Row(["-m", "negmaml", *arguments])
+            yield f"{name} (again)", Row(["-m", "negmaml", *arguments], again=True)
+    for road in ("numpy-batched", "torch", "jax-vmap", "negmaml"):
+        name = f"panels, {road}"
+        if only in name:
+            script = PANELS if road == "negmaml" else ROAD.format(here=str(HERE), road=road)
+            yield (
+                name,
+                Row(["-c", script], False, torch_python if road == "torch" else sys.executable),
+            )
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tree", type=Path, default=Path(__file__).parents[1])
+    parser.add_argument("--tree", type=Path, default=HERE.parent)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="")
+    parser.add_argument("--torch-python", default=sys.executable, help="of the torch road")
     given = parser.parse_args()
     best: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder, cache = Path(scratch), str(Path(scratch) / "programs")
+        modules = {"PYTHONPATH": str(given.tree), "PYTHONPYCACHEPREFIX": str(folder / "modules")}
+        setting = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"} | modules
+        wanted = dict(rows(given.only, given.torch_python))
+        cost(Row(["-c", "from negmaml import *; import negmaml.cli"]), setting, folder, "off")
+        for name, row in wanted.items():  # compile modules, fill the cache
+            if row.again or name.startswith("panels"):
+                cost(row, setting, folder, cache)
         for _ in range(given.rounds):
-            for name, arguments, again in rows(given.only):
-                if again and name not in best:
-                    cost(arguments, given.tree, folder, cache)  # fills it
-                kept = cache if again else "off"
-                seen = cost(arguments, given.tree, folder, kept)
+            for name, row in wanted.items():
+                seen = cost(row, setting, folder, cache if row.again else "off")
                 best[name] = min(best.get(name, seen), seen)
+        counted = {
+            name: "| | " if row.again else counts(row, setting, folder)
+            for name, row in wanted.items()
+        }
     bare = best["bare start of JAX"][0]
     print(f"{time.strftime('%Y-%m-%d')}, {given.tree}")
-    print("| in a fresh process | CPU, s | / bare start | peak MiB |\n|---|---:|---:|---:|")
+    heads = "CPU, s", "/ bare start", "peak MiB", "programs", "equations", "compiling, s"
+    print(f"| in a fresh process | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
     for name, (seconds, peak) in best.items():
-        print(f"| {name} | {seconds:.2f} | {seconds / bare:.1f} | {peak:.0f} |")
+        print(f"| {name} | {seconds:.2f} | {seconds / bare:.1f} | {peak:.0f} | {counted[name]} |")
 
 
 if __name__ == "__main__":

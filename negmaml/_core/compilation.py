@@ -12,36 +12,40 @@ from negmaml._core.numerics import working_dtype
 
 # LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
 # work of this package is in library calls (products, factorisations) and in straight loops that
-# vectorise anyway. The older of two code generators, gone in later versions, halves what is left,
-# but now and then makes a loop of half the speed: for light programs only.
-_OPTIONS = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
-_LIGHT_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
-# Half of what is still left, for programs of less than a millisecond, which then take twice that.
-_ONCE_OPTIONS = {"xla_backend_optimization_level": 0}
-# Thousands of operations on scalars compile fastest one by one: fused, a value is computed anew in
-# every kernel that uses it.
-_SCALAR_OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_disable_hlo_passes": "fusion",
-    "xla_cpu_use_fusion_emitters": True,  # the older one inlines even so
+# vectorise anyway.
+_OPTIONS: dict[str, Any] = {
+    "xla_backend_optimization_level": 1,
+    "xla_llvm_disable_expensive_passes": True,
+}
+# The older of two code generators, gone in later versions, halves what is left, but now and then
+# makes a loop of half the speed.
+_LIGHT: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+_BY_WORK: dict[str, dict[str, Any]] = {
+    "heavy": {},  # runs for longer than it compiles
+    "light": _LIGHT,
+    # Hardly anything: not optimised at all it takes a third of the time once more, and runs at a
+    # tenth of the speed.
+    "trivial": _LIGHT | {"xla_backend_optimization_level": 0},
+    # Thousands of operations on scalars compile fastest one by one: fused, a value is computed anew
+    # in every kernel that uses it.
+    "scalars": {
+        "xla_backend_optimization_level": 0,
+        "xla_disable_hlo_passes": "fusion",
+        "xla_cpu_use_fusion_emitters": True,  # the older one inlines even so
+    },
 }
 
 
 @cache
-def compiler_options(
-    platform: str, light: bool, fuse: bool = True, once: bool = False
-) -> dict[str, Any] | None:
+def compiler_options(platform: str, work: str) -> dict[str, Any] | None:
     """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
 
-    light: whether the program will run for less time than it takes to compile.
-    fuse: False for a long program on scalars.
-    once: whether it is fast enough unoptimised.
+    work: of the program, "heavy", "light", "trivial" or "scalars".
     """
     if platform != "cpu":
         return None
     trivial = jax.jit(lambda: 0).lower()
-    wanted = _OPTIONS | (_SCALAR_OPTIONS if not fuse else _LIGHT_OPTIONS if light else {})
-    wanted |= _ONCE_OPTIONS if once else {}
+    wanted = _OPTIONS | _BY_WORK[work]
     return {name: value for name, value in wanted.items() if _takes(trivial, {name: value})}
 
 
@@ -54,14 +58,10 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
 
 
 class QuickJit:
-    """`jax.jit` with `compiler_options`; plain within a trace, where JAX takes none.
+    """`jax.jit` with the `compiler_options` of its work; plain within a trace."""
 
-    light, fuse, once: of `compiler_options`.
-    """
-
-    def __init__(self, function: Callable, static_argnames=(), light=True, fuse=True, once=False):
-        self.function, self.static_argnames = function, static_argnames
-        self.options = light, fuse, once
+    def __init__(self, function: Callable, static_argnames=(), work: str = "light"):
+        self.function, self.static_argnames, self.work = function, static_argnames, work
         self.plain = jax.jit(function, static_argnames=static_argnames)
         self.programs: dict[str, Any] = {}
         update_wrapper(self, function)
@@ -82,7 +82,7 @@ class QuickJit:
     def _quick(self):
         platform = jax.default_backend()
         if platform not in self.programs:
-            options = compiler_options(platform, *self.options)
+            options = compiler_options(platform, self.work)
             self.programs[platform] = jax.jit(
                 self.function, static_argnames=self.static_argnames, compiler_options=options
             )
@@ -114,8 +114,6 @@ def on_host(function: Callable) -> Callable:
     return call
 
 
-def quick_jit(
-    function: Callable, static_argnames=(), light=True, fuse=True, once=False
-) -> QuickJit:
+def quick_jit(function: Callable, static_argnames=(), work: str = "light") -> QuickJit:
     """`function` as a `QuickJit`; a decorator."""
-    return QuickJit(function, static_argnames, light, fuse, once)
+    return QuickJit(function, static_argnames, work)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from negmaml.cli.output import check_writable, provenance
-from negmaml.paper.reproduce import PROBLEMS, RUNS, Panel, experiments, to_dataset
+from negmaml.paper.reproduce import PROBLEMS, RUNS, Panel, contents, experiments
 
 Figure = Literal["all", "overparameterized", "underparameterized", "nonlinear"]
 console = Console()
@@ -151,7 +151,6 @@ def _import_figures() -> None:
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
         import scipy.io  # noqa: F401
-        import xarray  # noqa: F401
     except ModuleNotFoundError:
         pass
 
@@ -159,13 +158,12 @@ def _import_figures() -> None:
 def _write(
     panels: dict[str, dict[str, Panel]], out: Path, settings: dict, stem: str, **labels: str
 ) -> list[Path]:
-    from negmaml.paper import figures
+    from negmaml.paper import figures, netcdf
 
-    dataset = to_dataset(panels, {**provenance(), **settings})
     path = out / f"{stem}.nc"
     with figures.whole_file(path) as partial:
-        dataset.to_netcdf(partial, engine="scipy")
-    return [*figures.save(figures.reproduction(dataset, **labels), out, stem), path]
+        netcdf.write(partial, *contents(panels), {**provenance(), **settings})
+    return [*figures.save(figures.reproduction(panels, **labels), out, stem), path]
 
 
 def _agreement_table(results: dict[str, dict[str, Panel]], title: str) -> Table:

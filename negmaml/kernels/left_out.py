@@ -85,4 +85,4 @@ def _leave_out_all(K, y_t, y_v, rule: Rule, ridges):
     return lax.map(one, entries), own
 
 
-_leave_out = quick_jit(_leave_out_all, light=False)
+_leave_out = quick_jit(_leave_out_all, work="heavy")

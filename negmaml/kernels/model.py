@@ -240,4 +240,4 @@ def _train_all(K, y_t, y_v, rule: Rule, ridges):
     return lax.map(one, entries)
 
 
-_train = quick_jit(_train_all, light=False)
+_train = quick_jit(_train_all, work="heavy")

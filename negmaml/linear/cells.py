@@ -96,7 +96,8 @@ class LinearModel:
 
     def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
         """How to compile a program that so many cells will use."""
-        return compiler_options(platform, light=cells <= 4 * self.batch_cells(**sizes))
+        few = cells <= 4 * self.batch_cells(**sizes)
+        return compiler_options(platform, "light" if few else "heavy")
 
     def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
         """Many cells: keys (B,), numbers (B,); shared rates of any shape, sizes as integers.

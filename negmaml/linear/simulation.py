@@ -221,7 +221,7 @@ def expected(problem, distance, forms, adapt: Rule, shared):
 
 
 _simulate_few = quick_jit(_simulate)
-_simulate_many = quick_jit(_simulate, light=False)
+_simulate_many = quick_jit(_simulate, work="heavy")
 
 
 class Shared(NamedTuple):

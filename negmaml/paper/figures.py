@@ -18,8 +18,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def reproduction(dataset, points: str = "simulation", curve: str = "theory"):
-    """The paper's figures from the dataset of `negmaml reproduce`: a row a problem.
+def reproduction(experiments, points: str = "simulation", curve: str = "theory"):
+    """The paper's figures from the panels of `negmaml reproduce`: a row a problem.
 
     Points are simulated means with standard errors, curves the theory, dashed lines the best
     rate predicted. Returns a matplotlib Figure.
@@ -27,32 +27,28 @@ def reproduction(dataset, points: str = "simulation", curve: str = "theory"):
     import matplotlib
     from matplotlib.figure import Figure
 
-    problems = dataset["problem"].values
+    rows = len(experiments)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.75 * len(problems)), dpi=160)
-        axes = figure.subplots(len(problems), 2, squeeze=False)
-        figure.subplots_adjust(
-            0.09, 0.17 / len(problems), 0.98, 1 - 0.1 / len(problems), 0.24, 0.42
-        )
-        for row, problem in zip(axes, problems, strict=True):
-            for axis, panel in zip(row, ("a", "b"), strict=True):
-                _draw_panel(axis, dataset.sel(problem=problem, panel=panel), panel, points, curve)
+        figure = Figure(figsize=(7.2, 2.75 * rows), dpi=160)
+        axes = figure.subplots(rows, 2, squeeze=False)
+        figure.subplots_adjust(0.09, 0.17 / rows, 0.98, 1 - 0.1 / rows, 0.24, 0.42)
+        for row, (problem, panels) in zip(axes, experiments.items(), strict=True):
+            for axis, letter in zip(row, ("a", "b"), strict=True):
+                _draw_panel(axis, panels[letter], letter, points, curve)
             row[0].set_ylabel("test loss")
-            row[0].set_title(str(problem), loc="left", color=INK, fontweight="bold")
+            row[0].set_title(problem, loc="left", color=INK, fontweight="bold")
         axes[0, 1].legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
-def _draw_panel(axis, data, panel: str, points: str, curve: str) -> None:
-    runs = data.sizes[f"run_{panel}"]
-    axis.plot(data["curve_rate"], data["theory"], color=CURVE, lw=1.6, label=curve, zorder=2)
+def _draw_panel(axis, panel, letter: str, points: str, curve: str) -> None:
+    axis.plot(panel.curve_rates, panel.curve, color=CURVE, lw=1.6, label=curve, zorder=2)
     axis.errorbar(
-        data["rate"], data["loss_mean"], data["loss_error"], fmt="o", ms=3.2, lw=1,
-        color=POINTS, label=points, zorder=3,
+        panel.rates, panel.mean, panel.error, fmt="o", ms=3.2, lw=1, color=POINTS, label=points,
+        zorder=3,
     )  # fmt: skip
-    low, high = float(data["curve_rate"][0]), float(data["curve_rate"][-1])
-    best = float(data["best_rate_predicted"])
-    label = f"{OPTIMA[panel]} = {best:.2f}"
+    low, high, best = panel.curve_rates[0], panel.curve_rates[-1], panel.predicted
+    label = f"{OPTIMA[letter]} = {best:.2f}"
     if low <= best <= high:
         axis.axvline(best, color=MARK, ls="--", lw=1, zorder=1)
         axis.annotate(
@@ -67,8 +63,8 @@ def _draw_panel(axis, data, panel: str, points: str, curve: str) -> None:
             ha="left" if left else "right", color=MARK, fontsize=8,
         )  # fmt: skip
     axis.set_xlim(low, high)
-    axis.set_xlabel(LABELS[panel])
-    axis.set_title(f"{runs} runs a point", loc="right", fontsize=8, color=MARK)
+    axis.set_xlabel(LABELS[letter])
+    axis.set_title(f"{panel.losses.shape[-1]} runs a point", loc="right", fontsize=8, color=MARK)
 
 
 def heat_map(x, y, values, labels: tuple[str, str, str], signed: bool):

@@ -5,19 +5,23 @@ and by noise; what happens across p = n_v m; and does a meta-ridge replace a neg
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from negmaml import theory
 from negmaml._core.checks import check_count, check_key
-from negmaml._core.compilation import on_host
-from negmaml.linear.simulation import simulate
+from negmaml._core.compilation import quick_jit
+from negmaml._core.numerics import cast
+from negmaml.linear.data import Data, sample
+from negmaml.linear.simulation import meta_train_distance
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
 from negmaml.theory.predict import means
-from negmaml.theory.setting import setting_of, with_ridge
+from negmaml.theory.setting import Setting, setting_of, with_ridge
 
 CELLS = 200
 P, M = 100.0, 10.0  # of the maps, where only ratios and m count
@@ -73,17 +77,34 @@ def _descent(key, runs: int) -> dict[str, tuple]:
     """E|omega* - w0|^2 across the threshold by theory, and simulated with standard errors."""
     train = GradientDescent(jnp.asarray(DESCENT_RATES))
     curve = [theory.distance(dataclasses.replace(DESCENT, n_v=n), train) for n in CURVE_N_V]
-    means, errors = [], []
-    for i, n_v in enumerate(DESCENT_N_V):
-        problem = dataclasses.replace(DESCENT, n_v=n_v)
-        found = simulate(jax.random.fold_in(key, i), problem, train, train, runs=runs).distance
-        means.append(found.mean(-1))
-        errors.append(found.std(-1, ddof=1) / runs**0.5)
+    most = dataclasses.replace(DESCENT, n_v=max(DESCENT_N_V))
+    data = jax.device_get(_draw(cast(most, jnp.float64), key, runs))
+    found = [np.asarray(_distances(_first(data, n), DESCENT, train)) for n in DESCENT_N_V]
     return {
         "descent_theory": (("curve", "rate"), _finite(np.array(curve))),
-        "descent_mean": (("point", "rate"), np.array(means)),
-        "descent_error": (("point", "rate"), np.array(errors)),
+        "descent_mean": (("point", "rate"), np.array([x.mean(0) for x in found])),
+        "descent_error": (
+            ("point", "rate"),
+            np.array([x.std(0, ddof=1) / runs**0.5 for x in found]),
+        ),
     }
+
+
+@partial(quick_jit, static_argnames="runs")
+def _draw(problem: MixedLinearRegression, key, runs: int) -> Data:
+    """The data of all runs, drawn once: every amount of validation data is the first part of it."""
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(runs))
+    return jax.vmap(lambda key: sample(key, problem))(keys)
+
+
+def _first(data: Data, n_v: int) -> Data:
+    return data._replace(X_v=data.X_v[:, :, :n_v], y_v=data.y_v[:, :, :n_v])
+
+
+@quick_jit
+def _distances(data: Data, problem: MixedLinearRegression, train: GradientDescent):
+    """|omega* - w0|^2 of every run and rate, exactly."""
+    return lax.map(lambda run: meta_train_distance(run, problem, train, 0.0, unroll=False)[0], data)
 
 
 def _ridge() -> dict[str, tuple]:
@@ -110,9 +131,17 @@ def _ridge() -> dict[str, tuple]:
 
 
 def _over_ridges(problem: MixedLinearRegression, train: GradientDescent, ridges):
-    """The distance at each ridge and rate, in one evaluation on the host."""
+    """The distance at each ridge and rate; one program for problems of any size."""
     setting, (rule,) = setting_of(problem, (train,), 0.0, "auto")
-    return on_host(means)(with_ridge(setting, ridges[:, None]), rule).distance
+    return np.asarray(_ridged_distance(with_ridge(setting, setting.meta_ridge), rule, ridges))
+
+
+@quick_jit
+def _ridged_distance(setting: Setting, rule: GradientDescent, ridges):
+    def at(ridge):
+        return means(with_ridge(setting, ridge), rule).distance
+
+    return jax.vmap(at)(ridges)
 
 
 def _finite(values):

@@ -7,7 +7,7 @@ alpha_t = 0.2, panel b over the training rate alpha_t at alpha_r = 0.2.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +169,11 @@ def to_dataset(experiments: dict[str, dict[str, Panel]], attributes: dict[str, s
     """
     import xarray as xr
 
+    return xr.Dataset(*contents(experiments), attributes)
+
+
+def contents(experiments: dict[str, dict[str, Panel]]) -> tuple[dict[str, tuple], dict[str, Any]]:
+    """Variables and coordinates of `to_dataset`."""
     panels = [list(pair.values()) for pair in experiments.values()]
 
     def each(get):
@@ -188,10 +193,10 @@ def to_dataset(experiments: dict[str, dict[str, Panel]], attributes: dict[str, s
         losses = np.array([pair[letter].losses for pair in experiments.values()], np.float32)
         note = {"long_name": f"test loss of single runs over {varied}"}
         variables[f"loss_{letter}"] = (("problem", "rate", f"run_{letter}"), losses, note)
-    coordinates = {
+    coordinates: dict[str, Any] = {
         "problem": list(experiments),
         "panel": ["a", "b"],
         "rate": RATES,
         "curve_rate": CURVE_RATES,
     }
-    return xr.Dataset(variables, coordinates, attributes)
+    return variables, coordinates

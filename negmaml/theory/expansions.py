@@ -25,6 +25,7 @@ alpha_r = 0. Tests prove both, by simulation and by automatic differentiation.
 import jax.numpy as jnp
 
 from negmaml._core.checks import check_array
+from negmaml._core.compilation import on_host
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.adaptation import expected_test_loss, shrinkage
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -109,7 +110,11 @@ def expansion_parameter(problem: MixedLinearRegression, train: Rule) -> Float[Ar
     whatever its size; of the rule's shape. Raises ValueError unless `train` is one gradient step.
     """
     check_problem(problem)
-    rate = _one_step_rate(train)
+    return _expansion_parameter(problem, _one_step_rate(train))
+
+
+@on_host
+def _expansion_parameter(problem: MixedLinearRegression, rate):
     p, n_v, m = problem.p, problem.n_v, problem.m
     _, _, g3, g4 = (_polynomial(c, rate) for c in _g_coefficients(problem.n_t, p))
     h_squared = shrinkage(rate, problem.n_t, p) ** 2
@@ -146,6 +151,7 @@ def _require_regime(problem: MixedLinearRegression, overparameterized: bool) -> 
     raise ValueError(f"this theorem needs p {sign} n_v m, got p={p} and n_v m={rows}; {remedy}")
 
 
+@on_host
 def _distance_over(problem: MixedLinearRegression, rate):
     """Theorem 1's D."""
     p, n_t = problem.p, problem.n_t
@@ -155,6 +161,7 @@ def _distance_over(problem: MixedLinearRegression, rate):
     return ratio * (problem.nu**2 + problem.sigma**2 * noise) + start
 
 
+@on_host
 def _distance_under(problem: MixedLinearRegression, rate):
     """Theorem 2's D, with the square of h_t."""
     p, n_t, n_v = problem.p, problem.n_t, problem.n_v
@@ -183,7 +190,7 @@ def _g_coefficients(n: int, p: int) -> tuple[tuple[float, ...], ...]:
 
 def _polynomial(coefficients: tuple[float, ...], x):
     """Horner's rule, lowest order first."""
-    value = jnp.zeros_like(x)
+    value = 0.0 * x
     for coefficient in reversed(coefficients):
         value = value * x + coefficient
     return value

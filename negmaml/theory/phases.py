@@ -10,7 +10,7 @@ from jax import lax
 
 from negmaml._core.checks import check_array, check_broadcast
 from negmaml._core.compilation import quick_jit
-from negmaml._core.numerics import cast
+from negmaml._core.numerics import cast, namespace
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
 from negmaml.theory.proportional import limit
@@ -65,8 +65,9 @@ def phase_diagram(
     }
     shape = check_broadcast({name: np.shape(value) for name, value in cells.items()})
     ridged = bool(np.any(np.asarray(cells["meta_ridge"]) != 0))
+    xp = namespace(cells)
     flat = {
-        name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), shape).ravel()
+        name: xp.broadcast_to(xp.asarray(value, np.float32), shape).ravel()
         for name, value in cells.items()
     }
     settings = Setting(**flat, ridged=ridged)

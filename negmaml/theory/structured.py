@@ -113,7 +113,7 @@ def _predictions(at: Situation, rule: Rule) -> Prediction:
     return found._replace(forms=found.forms + at.still, limit=found.limit + at.still)
 
 
-_one, _many = quick_jit(_predictions, once=True), quick_jit(_predictions)
+_one, _many = quick_jit(_predictions, work="trivial"), quick_jit(_predictions)
 
 
 def _in_blocks(function, batch, size: int):

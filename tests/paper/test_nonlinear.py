@@ -26,8 +26,9 @@ def test_wide_networks_are_near_the_kernel_and_panels_meet(done):
 
 
 def test_runs_are_drawn_and_stored_like_the_linear_ones(done):
-    dataset = to_dataset({"nonlinear": nonlinear.panels(done)}, {})
-    figure = figures.reproduction(dataset, points="networks", curve="exact")
+    panels = {"nonlinear": nonlinear.panels(done)}
+    assert to_dataset(panels, {}).sizes["problem"] == 1
+    figure = figures.reproduction(panels, points="networks", curve="exact")
     labels = figure.axes[1].get_legend_handles_labels()[1]
     assert labels == ["exact", "networks"]
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from negmaml.paper import figures
+from negmaml.paper import figures, netcdf
 from negmaml.paper.reproduce import (
     CURVE_RATES,
     PROBLEMS,
     RATES,
     _best_by_parabola,
     best_on_grid,
+    contents,
     experiments,
     to_dataset,
     with_jackknife,
@@ -96,8 +97,8 @@ def test_dataset_is_labelled_and_survives_its_file(dataset, tmp_path):
         np.testing.assert_allclose(back["curve_rate"], CURVE_RATES)
 
 
-def test_figure_shows_every_point_and_curve(dataset):
-    figure = figures.reproduction(dataset)
+def test_figure_shows_every_point_and_curve(results):
+    figure = figures.reproduction(results)
     assert len(figure.axes) == 4
     for axis in figure.axes:
         curve, points = axis.lines[0], axis.containers[0]
@@ -106,10 +107,16 @@ def test_figure_shows_every_point_and_curve(dataset):
         assert any("best" in text.get_text() for text in axis.texts)
 
 
-def test_saving_leaves_whole_files_only(dataset, tmp_path):
-    paths = figures.save(figures.reproduction(dataset), tmp_path, "figure")
+def test_saving_leaves_whole_files_only(results, tmp_path):
+    paths = figures.save(figures.reproduction(results), tmp_path, "figure")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.png", "figure.svg"]
     assert all(path.stat().st_size > 10_000 for path in paths)
+
+
+def test_what_is_written_is_the_dataset(results, dataset, tmp_path):
+    netcdf.write(tmp_path / "x.nc", *contents(results), dataset.attrs)
+    with xr.open_dataset(tmp_path / "x.nc", engine="scipy") as back:
+        xr.testing.assert_identical(back.load(), dataset)
 
 
 def test_failing_to_save_leaves_no_file(tmp_path):
