@@ -26,11 +26,10 @@ from negmaml.theory.structured_equations import (
     bases,
     eliminate,
     inverse,
-    kron,
     marginal,
     overlaps,
     parts,
-    sandwich,
+    response,
     update,
 )
 
@@ -40,11 +39,12 @@ PATIENT, RESTART = 60, 60
 
 
 class Root(NamedTuple):
-    """T (a, a), ell, tau, and whether it was found."""
+    """T (a, a), ell, tau, f of unsplit pencils, and whether it was found."""
 
     T: jax.Array
     ell: jax.Array
     tau: jax.Array
+    f: jax.Array | None
     converged: jax.Array
 
 
@@ -62,13 +62,13 @@ def solve(system: System, ridged: bool) -> Root:
     """The root, differentiable in all of `system`; `ridged` says whether ridge may be > 0."""
     point, error = _root(system, ridged)
     T, ell = _split(system, point, ridged)
-    *_, output = update(system, marginal(system, T, ell))
+    *_, output, f = update(system, marginal(system, T, ell))
     tau = jnp.where(_over(system), 0, system.n_v - output)
     if ridged:
         positive = system.ridge > 0
         tau = jnp.where(positive, system.ridge / jnp.where(positive, ell, 1), tau)
     converged = error < jnp.finfo(point.dtype).eps ** 0.5
-    return Root(T, ell, tau, converged)
+    return Root(T, ell, tau, f, converged)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -109,25 +109,25 @@ def _moves(system: System, point, ridged: bool):
     """The map's move from a point, and what it was made of."""
     T, ell = _split(system, point, ridged)
     x = marginal(system, T, ell)
-    new, g, output = update(system, x)
+    new, g, output, f = update(system, x)
     symmetric, _ = bases(T.shape[0], point.dtype)
     unknown = _unknown_ell(system, ridged)
     own = system.ridge / jnp.where(unknown, ell, 1) if ridged else jnp.zeros_like(ell)
     ratio = own + output
     gap = jnp.where(unknown, jnp.log(ratio / system.n_v), -point[-1])
     move = jnp.append(new.ravel() @ symmetric - point[:-1], gap)
-    return move, (x, T, new, g, ell, unknown, own, ratio)
+    return move, (x, T, new, g, f, ell, unknown, own, ratio)
 
 
 def _try(system: System, point, ridged: bool) -> Trial:
     """Evaluate a point. The map's derivative is R Gamma_+ of the Hessian, so it costs little."""
-    move, (x, T, new, g, ell, unknown, own, ratio) = _moves(system, point, ridged)
+    move, (x, T, new, g, f, ell, unknown, own, ratio) = _moves(system, point, ridged)
     symmetric, _ = bases(new.shape[0], point.dtype)
     between = x.between()
-    gram = overlaps(system, x.own()).even + (system.m - 1) * overlaps(system, between).even
-    R = sandwich(symmetric, kron(new)) / system.n_t
+    gram = overlaps(system, x.own(), f).even + (system.m - 1) * overlaps(system, between, f).even
+    R = response(system, new, f)
     # Of g at fixed T in log ell.
-    inner, _, corner = parts(system.pencil, between)
+    inner, _, corner = parts(system.pencil, between, f)
     rate = -ell * (system.count * system.s * x.v)
     g_ell = contract("ijk,k->ij", inner, rate).ravel() @ symmetric
     last = jnp.append(-gram[-1, :-1], ratio - own + jnp.sum(corner * rate)) / ratio
@@ -161,6 +161,8 @@ def _search(system: System, ridged: bool):
     """(root, error), from the pencil of S = Sigma, T = A."""
     A = system.pencil.coupled()
     symmetric, _ = bases(A.shape[0], A.dtype)
+    if system.pencil.unsplit:
+        A = A + np.diag(np.arange(A.shape[0]) == A.shape[0] - 1).astype(A.dtype)
     phi, *_ = eliminate(system.pencil, system.s, A)
     low = jnp.finfo(A.dtype).tiny ** 0.25
     ell = jnp.log(jnp.maximum(jnp.sum(system.count * jnp.abs(phi)), low) / system.n_v)
