@@ -71,6 +71,14 @@ def expand(system: System, ridged: bool) -> Expansion:
     return expand_about(system, root, x, first_slopes(system, root, x))
 
 
+def limits(system: System, ridged: bool):
+    """The leading order alone; infinite where no root was found, so that a search passes it by."""
+    root = solve(system, ridged)
+    x = marginal(system, root.T, root.ell)
+    found = leading(system, root, x, first_slopes(system, root, x))
+    return jnp.where(root.converged, found, jnp.inf)
+
+
 def expand_about(system: System, root: Root, x: Marginal, slopes: "Slopes") -> Expansion:
     """`expand` where the root and its slopes are known."""
     limit, first = leading(system, root, x, slopes), first_order(system, root, x, slopes)
