@@ -6,7 +6,7 @@ to such matrices, and by the theorem of Earle and Hamilton there is one root wit
 part, which iterating the map reaches from anywhere (Helton, Rashidi Far and Speicher 2007 for such
 equations). In real terms: T is nonnegative on points and nonpositive on multipliers. Newton's
 method is safe with this to fall back on: a step that leaves the domain, or does not lessen the
-residual, is undone and one iteration of the map taken instead.
+residual, is shortened and, if that does not help, one iteration of the map taken instead.
 
 ell follows ell <- (ridge + ell sum_k s_k G_out,out)/n_v, likewise; without ridge it is zero if
 there are more rows than dimensions, and tau is zero if there are fewer.
@@ -36,6 +36,8 @@ from negmaml.theory.structured_equations import (
 ITERATIONS = 300
 # Iterations of the map alone before Newton's method after a failure; when one is looked for.
 PATIENT, RESTART = 60, 60
+# Of Newton's step, below which an iteration of the map is taken in its place.
+LEAST_SHARE = 0.1
 
 
 class Root(NamedTuple):
@@ -173,21 +175,23 @@ def _search(system: System, ridged: bool):
     epsilon = jnp.finfo(A.dtype).eps
 
     def unfinished(state):
-        at, rejected, count, _ = state
-        floor = rejected & (at.error < 1e4 * epsilon)
+        at, share, count, _ = state
+        floor = (share < 1) & (at.error < 1e4 * epsilon)
         return (at.error > 8 * epsilon) & ~floor & (count < ITERATIONS)
 
     def advance(state):
-        at, rejected, count, until = state
-        iterate = rejected | (count < until)
-        new = _try(system, at.point + jnp.where(iterate, at.picard, at.newton), ridged)
+        at, share, count, until = state
+        iterate = (share < LEAST_SHARE) | (count < until)
+        move = jnp.where(iterate, at.picard, share * at.newton)
+        new = _try(system, at.point + move, ridged)
         good = iterate | (new.inside & (new.error < at.error))
         # Newton's method may end outside the domain of the root unseen; from there, start again.
         lost = (iterate & ~jnp.isfinite(new.error)) | ((at.error > 0.1) & (count == RESTART))
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, at)
         kept = jax.tree.map(lambda a, b: jnp.where(lost, a, b), first, kept)
-        return kept, ~good, count + 1, jnp.where(lost, count + PATIENT, until)
+        share = jnp.where(good | lost, 1.0, share / 8)
+        return kept, share, count + 1, jnp.where(lost, count + PATIENT, until)
 
-    begin = first, jnp.zeros((), bool), 0, 2
+    begin = first, jnp.ones_like(ell), 0, 2
     at, *_ = lax.while_loop(unfinished, advance, begin)
     return at.point, at.error
