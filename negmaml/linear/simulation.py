@@ -19,12 +19,11 @@ from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adaptation import Adapted, adapted, expected_test_loss
-from negmaml.problem.model import MixedLinearRegression, check_problem
+from negmaml.problem.model import SPLITS, MixedLinearRegression, check_problem
 from negmaml.problem.support import on_support
 from negmaml.rules import Rule, check_filters
 
 EVALUATIONS = ("expected", "sampled")
-SPLITS = ("train-validation", "train-train")
 
 # Normals drawn by one step of the loop over runs: enough to use vector units and threads, few
 # enough to stay in cache (2^16 and 2^21 are both 10-20% slower).

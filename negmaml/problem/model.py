@@ -26,6 +26,9 @@ from negmaml._core.numerics import namespace, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.covariance import Modes, check_covariance, modes
 
+# Points of the outer loss: fresh ones of each task, or those that it adapts on.
+SPLITS = ("train-validation", "train-train")
+
 
 @pytree
 class MixedLinearRegression:

@@ -15,6 +15,8 @@ Random matrices enter a pencil one row of data at a time, so averages of any pro
 follow from one small matrix equation (`negmaml.theory.structured_equations`).
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,17 +32,24 @@ class Pencil:
     constant, coupling: C and A, (d, d), symmetric.
     points: (d,), one for each variable that is a point in weight space, zero for a multiplier.
     active: from which variable to below which A has entries.
+    unsplit: whether the rows of data that A couples are those that test v_K, too; then `active`
+        includes it.
     """
 
     constant: jax.Array
     coupling: jax.Array
     points: jax.Array
     active: tuple[int, int] = static()
+    unsplit: bool = static(default=False)
 
     def coupled(self):
         """A on the variables it involves, (a, a)."""
         first, last = self.active
         return self.coupling[first:last, first:last]
+
+    def without_split(self) -> "Pencil":
+        """The pencil of an outer loss on the training points themselves."""
+        return dataclasses.replace(self, active=(self.active[0], len(self.points)), unsplit=True)
 
 
 def pencil_of_updates(rule) -> Pencil:

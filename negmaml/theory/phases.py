@@ -12,18 +12,25 @@ from negmaml._core.checks import check_array, check_broadcast
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast, namespace
 from negmaml._core.types import Array, ArrayLike, Float
+from negmaml.problem.covariance import check_covariance
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
 from negmaml.theory.proportional import limit
 from negmaml.theory.saddle import training_set
-from negmaml.theory.search import minimise, parameter_grid
+from negmaml.theory.search import minimise, parameter_grid, signed_grid
 from negmaml.theory.setting import SCALARS, Setting, check_spectral
 from negmaml.theory.spectrum import marchenko_pastur
+from negmaml.theory.structured_equations import System
+from negmaml.theory.structured_moments import limits
+from negmaml.theory.structured_spectrum import Eigenvalues, condensed
 
 MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
 
 
 class Phase(NamedTuple):
-    """best: the parameter with the lowest distance. distance: there. at_zero: with parameter 0."""
+    """best: the parameter with the lowest distance. distance: there. at_zero: with parameter 0.
+
+    All three of the shape of the grid.
+    """
 
     best: Float[Array, "..."]
     distance: Float[Array, "..."]
@@ -41,6 +48,8 @@ def phase_diagram(
     *,
     offset: ArrayLike = 0.0,
     meta_ridge: ArrayLike = 0.0,
+    input_covariance: Float[ArrayLike, " k"] | None = None,
+    weight_covariance: Float[ArrayLike, " k"] | None = None,
 ) -> Phase:
     """Best training parameters over a grid of problems, in the limit of large sizes.
 
@@ -51,6 +60,10 @@ def phase_diagram(
         train: a rule of the family wanted, one gradient step when left out.
         offset: |omega_0 - w0|^2.
         meta_ridge: as in `theory.test_loss`.
+        input_covariance, weight_covariance: as in the problem, as k eigenvalues that stand for p/k
+            directions each, the same for all cells, and None for the identity. With either, the
+            distance is that of predictions, E (omega* - w0)^T Sigma (omega* - w0), and the offset
+            the same in every direction.
 
     The parameter is good to about 2%. One program for all cells: a map of 200 x 200 takes seconds.
     Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
@@ -71,7 +84,12 @@ def phase_diagram(
         for name, value in cells.items()
     }
     settings = Setting(**flat, ridged=ridged)
-    found = _phases(settings, cast(train, jnp.float32))
+    if input_covariance is not None or weight_covariance is not None:
+        spectrum = _spectrum(input_covariance, weight_covariance)
+        dtype = spectrum.s.dtype
+        found = _phases_of(cast(settings, dtype), cast(spectrum, dtype), cast(train, dtype))
+    else:
+        found = _phases(settings, cast(train, jnp.float32))
     return jax.tree.map(lambda x: x.reshape(shape), found)
 
 
@@ -89,3 +107,45 @@ def _phases(settings: Setting, train: Rule) -> Phase:
         return Phase(best, *at(jnp.stack([best, jnp.zeros_like(best)])))
 
     return lax.map(one, settings, batch_size=64)
+
+
+def _spectrum(inputs, weights) -> Eigenvalues:
+    """Shares of the directions with each eigenvalue, `count`; o in units of nu^2/p; the form of
+    Sigma.
+    """
+    known = [np.asarray(x, float) for x in (inputs, weights) if x is not None]
+    k = known[0].shape[0] if known[0].ndim else 0
+    s, o = (np.ones(k) if x is None else np.asarray(x, float) for x in (inputs, weights))
+    for name, value in (("input_covariance", s), ("weight_covariance", o)):
+        if np.ndim(value) != 1:
+            raise ValueError(f"{name} must hold eigenvalues of shape (k,), got {np.shape(value)}")
+        check_covariance(name, value, k)
+    short = condensed(s, o, np.ones(k), s[None])
+    return short._replace(count=short.count / k, d=short.d / k)
+
+
+@quick_jit
+def _phases_of(settings: Setting, spectrum: Eigenvalues, train: Rule) -> Phase:
+    """`_phases` for any covariance."""
+
+    def one(cell: Setting):
+        here = spectrum._replace(
+            count=spectrum.count * cell.p,
+            o=spectrum.o * cell.nu**2 / cell.p,
+            d=spectrum.d * cell.offset,
+        )
+        numbers = cell.m, cell.n_t, cell.n_v, cell.sigma, cell.meta_ridge
+
+        def at(values):
+            def form(value):
+                system = System(*here, *numbers, train.with_tuned(value).pencil)
+                return limits(system, cell.ridged)[0]
+
+            return jax.vmap(form)(values)
+
+        top = jnp.max(here.s)
+        top = top * (1 + jnp.sqrt(jnp.sum(here.count * here.s) / (top * cell.n_t))) ** 2
+        best = minimise(at, signed_grid(train, top, MAP_POINTS), MAP_ROUNDS)
+        return Phase(best, *at(jnp.stack([best, jnp.zeros_like(best)])))
+
+    return lax.map(one, settings, batch_size=16)

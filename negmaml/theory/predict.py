@@ -12,7 +12,7 @@ from negmaml._core.compilation import concrete, on_host, quick_jit
 from negmaml._core.numerics import namespace
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import expected_test_loss
-from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.model import SPLITS, MixedLinearRegression
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory import expansions, structured
 from negmaml.theory.proportional import Moments, moments
@@ -36,6 +36,7 @@ def test_loss(
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
+    split: str = "train-validation",
 ) -> Float[Array, "..."]:
     r"""Predicted test loss of a model meta-trained with `train` and adapted with `adapt`.
 
@@ -50,10 +51,12 @@ def test_loss(
         measure: spectrum of a task: "exact" (Gauss rule of the exact moments),
             "marchenko-pastur" (with its 1/p term), or "auto", the first for the smallest sizes
             (up to min(n_t, p) = 16 for filters without a pole, 3 for others), else the second.
+        split: "train-validation", or "train-train": the outer loss on the training points
+            themselves (n_v is then unused), for rules with a pencil.
 
     Returns an array of shape train shape + adapt shape, like `negmaml.simulate` without its runs;
-    infinite where the mean does not exist (`distance`). Raises ValueError for an unknown `method`
-    or `measure`, a bad ridge, and as the expansions do. Source: negmaml,
+    infinite where the mean does not exist (`distance`). Raises ValueError for an unknown `method`,
+    `measure` or `split`, a bad ridge, and as the expansions do. Source: negmaml,
     derived in negmaml/theory/proportional.md.
 
     >>> from negmaml import GradientDescent
@@ -62,9 +65,12 @@ def test_loss(
     0.994
     """
     meta_ridge, train, adapt = checked(problem, meta_ridge, train=train, adapt=adapt)
-    if not problem.isotropic:
-        require_structured(method, measure)
-        return structured.test_loss(problem, train, adapt, meta_ridge)
+    check_choice("split", split, SPLITS)
+    unsplit = split == "train-train"
+    if unsplit or not problem.isotropic:
+        require_structured(method, measure, split=split)
+        problem = structured.spelled_out(problem)
+        return structured.test_loss(problem, train, adapt, meta_ridge, unsplit)
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
     return expected_test_loss(problem, distance(problem, train, **options), adapt)
 
@@ -76,6 +82,7 @@ def distance(
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
+    split: str = "train-validation",
 ) -> Float[Array, "..."]:
     r"""E|omega* - w0|^2 over training sets, of the rule's shape.
 
@@ -88,14 +95,16 @@ def distance(
     `negmaml.theory.proportional`; `task_error` gives the same theory's other number.
     """
     meta_ridge, train = checked(problem, meta_ridge, train=train)
+    check_choice("split", split, SPLITS)
+    unsplit = split == "train-train"
     if method == "expansion":
-        require_structured(method, measure, problem.isotropic)
+        require_structured(method, measure, problem.isotropic and not unsplit, split)
         require_no_ridge(meta_ridge)
         return expansions.distance(problem, train)
     check_choice("method", method, METHODS)
-    if not problem.isotropic:
-        require_structured(method, measure)
-        return structured.distance(problem, train, meta_ridge)
+    if unsplit or not problem.isotropic:
+        require_structured(method, measure, split=split)
+        return structured.distance(structured.spelled_out(problem), train, meta_ridge, unsplit)
     return evaluate(problem, train, meta_ridge, measure).distance
 
 
@@ -130,21 +139,24 @@ def require_no_ridge(meta_ridge) -> None:
         )
 
 
-def require_structured(method: str, measure: str, isotropic: bool = False) -> None:
-    """Raise where an option is for problems without covariances only."""
+def require_structured(
+    method: str, measure: str, isotropic: bool = False, split: str = "train-validation"
+) -> None:
+    """Raise where an option is for problems without covariances and with a split only."""
     check_choice("method", method, METHODS)
     check_choice("measure", measure, MEASURES)
     if isotropic:
         return
+    case = "a problem with covariances" if split == "train-validation" else f"split={split!r}"
     if method != "proportional":
         raise ValueError(
-            f"method must be 'proportional' for a problem with covariances, got {method!r}; "
-            "theory.general_inputs has the expansion for p > n_v m"
+            f"method must be 'proportional' for {case}, got {method!r}; "
+            "theory.general_inputs has the expansion for covariances and p > n_v m"
         )
     if measure != "auto":
         raise ValueError(
-            f"measure must be 'auto' for a problem with covariances, got {measure!r}: the spectrum "
-            "of S follows from the covariance"
+            f"measure must be 'auto' for {case}, got {measure!r}: the spectrum of S follows from "
+            "the covariance"
         )
 
 

@@ -130,6 +130,11 @@ def runs_needed(
     shared = check_flag("shared", shared)
     if not problem.isotropic:
         require_structured("proportional", measure)
+        if adapt is None:
+            raise ValueError(
+                "adapt must be given for a problem with covariances, where it matters which "
+                "directions scatter: a rule such as GradientDescent(0.2)"
+            )
         adapt = check_scalar_rule("adapt", adapt)
         found = structured_spread.difference(problem, train_a, train_b, adapt, meta_ridge)
         a, b, cross, gap = found

@@ -12,6 +12,7 @@ rest is not to be continued. One x for all keeps the means linear in H, as they 
 test loss a quadratic in the rate of one step at test time.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ class Situation:
     spectrum: s, o, d of `problem.modes` and the forms wanted after that of Sigma itself, condensed.
     still: those forms in directions without any input, in which nothing moves, (J,). The rest are
     scalars, all traced.
-    ridged: whether the ridge may be above zero, static.
+    ridged: whether the ridge may be above zero, static. unsplit: whether the outer loss is on the
+        training points themselves, static; n_v is n_t then.
     """
 
     spectrum: Eigenvalues
@@ -55,6 +57,13 @@ class Situation:
     sigma: Any
     meta_ridge: Any
     ridged: bool = static(default=False)
+    unsplit: bool = static(default=False)
+
+    def system(self, rule: Rule) -> System:
+        """With a rule of scalar parameters."""
+        pencil = rule.pencil.without_split() if self.unsplit else rule.pencil
+        numbers = self.m, self.n_t, self.n_v, self.sigma, self.meta_ridge
+        return System(*self.spectrum, *numbers, pencil)
 
 
 class Prediction(NamedTuple):
@@ -79,21 +88,37 @@ def situated(s, o, d, weights, *numbers: Any, ridged: bool) -> Situation:
     return Situation(spectrum, still, m, n_t, n_v, sigma, meta_ridge, ridged)
 
 
-def situation_of(problem: MixedLinearRegression, train: Rule, meta_ridge, weights):
+def situation_of(
+    problem: MixedLinearRegression, train: Rule, meta_ridge, weights, unsplit: bool = False
+):
     """(the situation, the rule), all of one dtype; or a clear error."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_spectral("train", train)
     s, o, d, _ = problem.modes
     dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
-    numbers = problem.m, problem.n_t, problem.n_v, problem.sigma, meta_ridge
+    n_v = problem.n_t if unsplit else problem.n_v
+    numbers = problem.m, problem.n_t, n_v, problem.sigma, meta_ridge
     spectrum = settled((s, o, d, weights), np.float64)
     situation = situated(*spectrum, *numbers, ridged=not is_zero(meta_ridge))
+    situation = dataclasses.replace(situation, unsplit=unsplit)
     return settled((situation, train), dtype)
 
 
-def predict(problem: MixedLinearRegression, train: Rule, meta_ridge, weights) -> Prediction:
-    """Means of forms with `weights` (J, p) on the eigenvalues of Sigma, and the task error."""
-    return predict_traced(*situation_of(problem, train, meta_ridge, weights))
+def spelled_out(problem: MixedLinearRegression) -> MixedLinearRegression:
+    """The problem with the identity as a covariance where it has none."""
+    if not problem.isotropic:
+        return problem
+    return dataclasses.replace(problem, input_covariance=np.ones(problem.p))
+
+
+def predict(
+    problem: MixedLinearRegression, train: Rule, meta_ridge, weights, unsplit: bool = False
+) -> Prediction:
+    """Means of forms with `weights` (J, p) on the eigenvalues of Sigma, and the task error.
+
+    unsplit: for an outer loss on the training points themselves; without the task error.
+    """
+    return predict_traced(*situation_of(problem, train, meta_ridge, weights, unsplit))
 
 
 def predict_traced(at: Situation, rule: Rule) -> Prediction:
@@ -105,8 +130,7 @@ def _predictions(at: Situation, rule: Rule) -> Prediction:
     shape, flat = rule.batch_shape, flat_batch(rule)
 
     def one(rule):
-        system = System(*at.spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil)
-        return resummed(system, at.ridged)
+        return resummed(at.system(rule), at.ridged)
 
     found = _in_blocks(jax.vmap(one), flat, math.prod(shape))
     found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
@@ -164,9 +188,9 @@ def continued(limit, first, pole):
     return jnp.where(beyond, jnp.where(limit == 0, limit, jnp.inf), found)
 
 
-def distance(problem: MixedLinearRegression, train: Rule, meta_ridge):
+def distance(problem: MixedLinearRegression, train: Rule, meta_ridge, unsplit: bool = False):
     """E |omega* - w0|^2, of the rule's shape."""
-    return predict(problem, train, meta_ridge, np.ones((1, problem.p))).forms[..., 0]
+    return predict(problem, train, meta_ridge, np.ones((1, problem.p)), unsplit).forms[..., 0]
 
 
 def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):
@@ -174,7 +198,9 @@ def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):
     return predict(problem, train, meta_ridge, problem.modes.s[None]).task_error
 
 
-def test_loss(problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_ridge):
+def test_loss(
+    problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_ridge, unsplit: bool = False
+):
     """The test loss, of shape train shape + adapt shape."""
     after = adapted(problem, adapt)
-    return after.test_loss(predict(problem, train, meta_ridge, after.weights).forms)
+    return after.test_loss(predict(problem, train, meta_ridge, after.weights, unsplit).forms)

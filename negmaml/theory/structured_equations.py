@@ -12,6 +12,13 @@ precision of omega, phi(s), and the mean z = r omega and the spread K_c of z giv
     tau = n_v - e^T g e                    weight of a task's query rows;  ridge = ell tau
 
 Everything is in units of tau, in which both limits without ridge, tau = 0 and ell = 0, are regular.
+
+Where the outer loss is on the training points themselves (`Pencil.unsplit`), each row of data
+enters as A/n_t + e e^T at once. T then stands for T + e e^T above, on e too, with T_0 the T above:
+
+    T = T_0 + f f^T,    f = e - T_0 g e/n_t,    tau = n_t - e^T g f
+
+and T_0 and f both follow from g. Elsewhere f is e.
 negmaml/theory/structured.md derives it.
 """
 
@@ -75,7 +82,9 @@ def marginal(system: System, T, ell) -> Marginal:
 
 def eliminate(pencil: Pencil, s, T):
     """(phi, r, K_c) of the pencil C + s (T + e e^T): all variables but omega integrated out."""
-    data = embedded(pencil, T) + np.diag(tested(pencil)).astype(T.dtype)
+    data = embedded(pencil, T)
+    if not pencil.unsplit:
+        data = data + np.diag(tested(pencil)).astype(T.dtype)
     return condition(pencil.constant[..., None] + data[..., None] * s)
 
 
@@ -90,10 +99,21 @@ def embedded(pencil: Pencil, T):
     return jnp.pad(T, (first, pencil.constant.shape[0] - last))
 
 
-def parts(pencil: Pencil, G):
-    """G (d, d, k) of the variables A involves (a, a, k), between them and e (a, k), of e (k,)."""
+def parts(pencil: Pencil, G, f=None):
+    """G (d, d, k) of variables A involves (a, a, k), G f (a, k) and f^T G f (k,); f = e if None."""
     active = slice(*pencil.active)
-    return G[active, active], G[active, -1], G[-1, -1]
+    inner = G[active, active]
+    if f is None:
+        return inner, G[active, -1], G[-1, -1]
+    outer = jnp.sum(inner * f[:, None], 1)
+    return inner, outer, jnp.sum(outer * f[:, None], 0)
+
+
+def along_f(pencil: Pencil, values, f=None):
+    """f^T values, (d, ...), with f = e if None."""
+    if f is None:
+        return values[-1]
+    return contract("i,i...->...", f, values[slice(*pencil.active)])
 
 
 @jax.custom_jvp
@@ -134,13 +154,27 @@ def moved(mean, spread, change):
 
 
 def update(system: System, x: Marginal):
-    """(T, g, e^T g e): the right-hand sides of the equations of this module's head."""
+    """(T, g, n_v - tau, f): the right-hand sides of the equations of this module's head."""
     A = system.pencil.coupled()
     inner, _, corner = parts(system.pencil, x.own())
     weights = system.count * system.s
     g = contract("ijk,k->ij", inner, weights)
     T = A @ inverse(np.eye(A.shape[0], dtype=A.dtype) + g @ A / system.n_t)
-    return (T + T.T) / 2, g, jnp.sum(corner * weights)
+    T = (T + T.T) / 2
+    if not system.pencil.unsplit:
+        return T, g, jnp.sum(corner * weights), None
+    f = np.eye(A.shape[0], dtype=A.dtype)[-1] - T @ g[:, -1] / system.n_t
+    return T + f[:, None] * f, g, g[:, -1] @ f, f
+
+
+def response(system: System, T, f):
+    """Less the derivative of T in g, on symmetric matrices in the `bases`."""
+    symmetric, _ = bases(T.shape[0], T.dtype)
+    R = kron(T)
+    if f is not None:  # tau, in units of which T is, moves as well
+        square = jnp.outer(f, f).ravel()
+        R = R - square[:, None] * square
+    return sandwich(symmetric, R) / system.n_t
 
 
 @jax.custom_jvp
@@ -161,7 +195,7 @@ def _inverse_jvp(primals, tangents):
 class Overlaps(NamedTuple):
     """X -> sum_k s_k^2 G X G, as far as the images of R need it; see `overlaps`.
 
-    even: on symmetric X of the variables A involves and e e^T last, (n + 1, n + 1). odd: on
+    even: on symmetric X of the variables A involves and f f^T last, (n + 1, n + 1). odd: on
     antisymmetric X, (n', n'). Both in the `bases`.
     """
 
@@ -169,9 +203,9 @@ class Overlaps(NamedTuple):
     odd: jax.Array
 
 
-def overlaps(system: System, G) -> Overlaps:
-    """Of (d, d, k)."""
-    inner, outer, corner = parts(system.pencil, G)
+def overlaps(system: System, G, f=None) -> Overlaps:
+    """Of (d, d, k); f = e if None."""
+    inner, outer, corner = parts(system.pencil, G, f)
     weights = system.count * system.s**2
     symmetric, antisymmetric = bases(inner.shape[0], G.dtype)
     flat = inner.reshape(-1, corner.size)

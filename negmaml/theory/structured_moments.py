@@ -31,6 +31,7 @@ from negmaml._core.numerics import contract
 from negmaml.theory.structured_equations import (
     Marginal,
     System,
+    along_f,
     bases,
     bordered,
     embedded,
@@ -41,6 +42,7 @@ from negmaml.theory.structured_equations import (
     moved,
     overlaps,
     parts,
+    response,
     sandwich,
     tested,
 )
@@ -69,6 +71,14 @@ def expand(system: System, ridged: bool) -> Expansion:
     return expand_about(system, root, x, first_slopes(system, root, x))
 
 
+def limits(system: System, ridged: bool):
+    """The leading order alone; infinite where no root was found, so that a search passes it by."""
+    root = solve(system, ridged)
+    x = marginal(system, root.T, root.ell)
+    found = leading(system, root, x, first_slopes(system, root, x))
+    return jnp.where(root.converged, found, jnp.inf)
+
+
 def expand_about(system: System, root: Root, x: Marginal, slopes: "Slopes") -> Expansion:
     """`expand` where the root and its slopes are known."""
     limit, first = leading(system, root, x, slopes), first_order(system, root, x, slopes)
@@ -82,6 +92,7 @@ class Slopes(NamedTuple):
 
     own: of the ridge on omega per eigenvalue, at fixed T, (y, k). T: (n, y), in the basis of
     symmetric matrices. phi: (y, k). tau: (y,). inverse: of one less the map's derivative, (n, n).
+    g: (n, y).
     """
 
     own: jax.Array
@@ -89,6 +100,7 @@ class Slopes(NamedTuple):
     phi: jax.Array
     tau: jax.Array
     inverse: jax.Array
+    g: jax.Array
 
 
 def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
@@ -99,8 +111,8 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
     """
     T, active = root.T, slice(*system.pencil.active)
     symmetric, _ = bases(T.shape[0], T.dtype)
-    gram = all_overlaps(system, x)
-    R = sandwich(symmetric, kron(T)) / system.n_t
+    gram = all_overlaps(system, x, root.f)
+    R = response(system, T, root.f)
     inverted = inverse(np.eye(R.shape[0], dtype=T.dtype) - R @ gram[:-1, :-1])
 
     nothing = jnp.zeros_like(x.v)[None]
@@ -119,15 +131,17 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
         + (jnp.outer(points, points).ravel() @ symmetric)[:, None] * noise
     )
     T_y = -inverted @ (R @ g)
-    output = lift @ x.mean[-1] ** 2 + noise - gram[-1, :-1] @ T_y
+    through, noisy = (along_f(system.pencil, y, root.f) for y in (x.mean, system.pencil.points))
+    output = lift @ through**2 + noisy**2 * noise - gram[-1, :-1] @ T_y
     tau_y = system.n_v * unit[ROWS] - output
-    return Slopes(own, T_y, contract("ak,ay->yk", squares, T_y) * system.s, tau_y, inverted)
+    phi_y = contract("ak,ay->yk", squares, T_y) * system.s
+    return Slopes(own, T_y, phi_y, tau_y, inverted, g - gram[:-1, :-1] @ T_y)
 
 
-def all_overlaps(system: System, x: Marginal):
-    """Gamma_+, on symmetric matrices."""
-    between = overlaps(system, x.between()).even
-    return overlaps(system, x.own()).even + (system.m - 1) * between
+def all_overlaps(system: System, x: Marginal, f):
+    """Gamma_+, on symmetric matrices and f f^T."""
+    between = overlaps(system, x.between(), f).even
+    return overlaps(system, x.own(), f).even + (system.m - 1) * between
 
 
 def leading(system: System, root: Root, x: Marginal, slopes: Slopes):
@@ -137,7 +151,10 @@ def leading(system: System, root: Root, x: Marginal, slopes: Slopes):
     symmetric, _ = bases(root.T.shape[0], ell.dtype)
     square = jnp.outer(points, points).ravel() @ symmetric
     kappa, tasks = ell + (m - 1) * x.phi, system.count * system.o
-    u = system.sigma**2 * (1 + points @ root.T @ points) + jnp.sum(tasks * kappa * x.phi * x.v)
+    queries = 0 if system.pencil.unsplit else 1
+    u = system.sigma**2 * (queries + points @ root.T @ points) + jnp.sum(
+        tasks * kappa * x.phi * x.v
+    )
     R = jnp.sum(system.d * x.v)
     kappa_y = slopes.own + (m - 1) * slopes.phi
     of_tasks = (x.phi * x.v) ** 2 * kappa_y + (kappa * x.v) ** 2 * slopes.phi
@@ -187,14 +204,16 @@ def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
     slope = slopes.own @ F_own + F_T @ slopes.T + unit[NOISE] * F_noise + unit[ROWS] * parts[3]
 
     spent = ell * slope[ELL] / Z
-    adjoint = (F_T - spent * all_overlaps(system, x)[-1, :-1]) @ slopes.inverse
+    adjoint = (F_T - spent * all_overlaps(system, x, root.f)[-1, :-1]) @ slopes.inverse
     adjoint = (symmetric @ adjoint).reshape(T.shape)
 
-    def lagrangian(T, mean, spread, v, explicit, own, between):
-        weighted = _constraints(system, T, adjoint, spent) + own
+    def lagrangian(T, mean, spread, v, explicit, own, between, *f):
+        weighted = _constraints(system, T, adjoint, spent, *f) + own
         return _chain(system, mean, spread, v, explicit, weighted, between)
 
-    _, second = along_line(lagrangian, (*at, *parts[:3]), (*velocity, *moving[:3]))
+    f = () if root.f is None else (root.f,)
+    f_velocity = () if root.f is None else (_velocity_of_f(system, root, slopes.g @ along),)
+    _, second = along_line(lagrangian, (*at, *parts[:3], *f), (*velocity, *moving[:3], *f_velocity))
     second_T, second_own = second
     second = slopes.own @ second_own + (second_T.ravel() @ symmetric) @ slopes.T
     second = second + unit[ROWS] * moving[3]
@@ -237,7 +256,8 @@ def _slopes_of_F(system: System, T, mean, spread, v):
     symmetric, antisymmetric = bases(T.shape[0], T.dtype)
     kronecker = kron(T) / system.n_t
     R = sandwich(symmetric, kronecker)
-    R = bordered(R, jnp.zeros_like(R[0]), 1 / system.n_v)
+    queries = 0 if system.pencil.unsplit else 1 / system.n_v
+    R = bordered(R, jnp.zeros_like(R[0]), queries)
     N, Q = _resolvents(R, jnp.stack([within.even - across, within.even + (m - 1) * across]))
     N_a, Q_a = _resolvents(sandwich(antisymmetric, kronecker), within.odd)
 
@@ -247,7 +267,7 @@ def _slopes_of_F(system: System, T, mean, spread, v):
         -in_T.reshape(T.shape),
         -_in_overlaps(system, own, (m - 1) * N[0] + N[1], m * N_a),
         -_in_overlaps(system, between, (m - 1) * (N[1] - N[0]), None),
-        Q_all[-1, -1] / system.n_v,
+        Q_all[-1, -1] * queries,
     )
 
 
@@ -279,10 +299,21 @@ def _resolvents(R, gamma):
     return inverted @ R, gamma @ inverted
 
 
-def _constraints(system: System, T, adjoint, spent):
+def _velocity_of_f(system: System, root: Root, g):
+    """f moves with g by -T_0 g f/n_t."""
+    symmetric, _ = bases(root.T.shape[0], g.dtype)
+    pulled = (symmetric @ g).reshape(root.T.shape) @ root.f
+    return -(root.T @ pulled - root.f * (root.f @ pulled)) / system.n_t
+
+
+def _constraints(system: System, T, adjoint, spent, f=None):
     """Slopes in G of the map for T, weighted by `adjoint`, and of -`spent` tau, (d, d, k)."""
-    per = embedded(system.pencil, T @ adjoint @ T / -system.n_t)
-    per = per + spent * np.diag(tested(system.pencil))
+    per = T @ adjoint @ T / -system.n_t
+    if f is None:
+        per = embedded(system.pencil, per) + spent * np.diag(tested(system.pencil))
+    else:
+        share = spent + f @ adjoint @ f / system.n_t
+        per = embedded(system.pencil, per + share * f[:, None] * f)
     return per[..., None] * (system.count * system.s)
 
 

@@ -6,7 +6,7 @@ to such matrices, and by the theorem of Earle and Hamilton there is one root wit
 part, which iterating the map reaches from anywhere (Helton, Rashidi Far and Speicher 2007 for such
 equations). In real terms: T is nonnegative on points and nonpositive on multipliers. Newton's
 method is safe with this to fall back on: a step that leaves the domain, or does not lessen the
-residual, is undone and one iteration of the map taken instead.
+residual, is shortened and, if that does not help, one iteration of the map taken instead.
 
 ell follows ell <- (ridge + ell sum_k s_k G_out,out)/n_v, likewise; without ridge it is zero if
 there are more rows than dimensions, and tau is zero if there are fewer.
@@ -26,25 +26,27 @@ from negmaml.theory.structured_equations import (
     bases,
     eliminate,
     inverse,
-    kron,
     marginal,
     overlaps,
     parts,
-    sandwich,
+    response,
     update,
 )
 
 ITERATIONS = 300
 # Iterations of the map alone before Newton's method after a failure; when one is looked for.
 PATIENT, RESTART = 60, 60
+# Of Newton's step, below which an iteration of the map is taken in its place.
+LEAST_SHARE = 0.1
 
 
 class Root(NamedTuple):
-    """T (a, a), ell, tau, and whether it was found."""
+    """T (a, a), ell, tau, f of unsplit pencils, and whether it was found."""
 
     T: jax.Array
     ell: jax.Array
     tau: jax.Array
+    f: jax.Array | None
     converged: jax.Array
 
 
@@ -62,13 +64,13 @@ def solve(system: System, ridged: bool) -> Root:
     """The root, differentiable in all of `system`; `ridged` says whether ridge may be > 0."""
     point, error = _root(system, ridged)
     T, ell = _split(system, point, ridged)
-    *_, output = update(system, marginal(system, T, ell))
+    *_, output, f = update(system, marginal(system, T, ell))
     tau = jnp.where(_over(system), 0, system.n_v - output)
     if ridged:
         positive = system.ridge > 0
         tau = jnp.where(positive, system.ridge / jnp.where(positive, ell, 1), tau)
     converged = error < jnp.finfo(point.dtype).eps ** 0.5
-    return Root(T, ell, tau, converged)
+    return Root(T, ell, tau, f, converged)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -109,25 +111,25 @@ def _moves(system: System, point, ridged: bool):
     """The map's move from a point, and what it was made of."""
     T, ell = _split(system, point, ridged)
     x = marginal(system, T, ell)
-    new, g, output = update(system, x)
+    new, g, output, f = update(system, x)
     symmetric, _ = bases(T.shape[0], point.dtype)
     unknown = _unknown_ell(system, ridged)
     own = system.ridge / jnp.where(unknown, ell, 1) if ridged else jnp.zeros_like(ell)
     ratio = own + output
     gap = jnp.where(unknown, jnp.log(ratio / system.n_v), -point[-1])
     move = jnp.append(new.ravel() @ symmetric - point[:-1], gap)
-    return move, (x, T, new, g, ell, unknown, own, ratio)
+    return move, (x, T, new, g, f, ell, unknown, own, ratio)
 
 
 def _try(system: System, point, ridged: bool) -> Trial:
     """Evaluate a point. The map's derivative is R Gamma_+ of the Hessian, so it costs little."""
-    move, (x, T, new, g, ell, unknown, own, ratio) = _moves(system, point, ridged)
+    move, (x, T, new, g, f, ell, unknown, own, ratio) = _moves(system, point, ridged)
     symmetric, _ = bases(new.shape[0], point.dtype)
     between = x.between()
-    gram = overlaps(system, x.own()).even + (system.m - 1) * overlaps(system, between).even
-    R = sandwich(symmetric, kron(new)) / system.n_t
+    gram = overlaps(system, x.own(), f).even + (system.m - 1) * overlaps(system, between, f).even
+    R = response(system, new, f)
     # Of g at fixed T in log ell.
-    inner, _, corner = parts(system.pencil, between)
+    inner, _, corner = parts(system.pencil, between, f)
     rate = -ell * (system.count * system.s * x.v)
     g_ell = contract("ijk,k->ij", inner, rate).ravel() @ symmetric
     last = jnp.append(-gram[-1, :-1], ratio - own + jnp.sum(corner * rate)) / ratio
@@ -161,6 +163,8 @@ def _search(system: System, ridged: bool):
     """(root, error), from the pencil of S = Sigma, T = A."""
     A = system.pencil.coupled()
     symmetric, _ = bases(A.shape[0], A.dtype)
+    if system.pencil.unsplit:
+        A = A + np.diag(np.arange(A.shape[0]) == A.shape[0] - 1).astype(A.dtype)
     phi, *_ = eliminate(system.pencil, system.s, A)
     low = jnp.finfo(A.dtype).tiny ** 0.25
     ell = jnp.log(jnp.maximum(jnp.sum(system.count * jnp.abs(phi)), low) / system.n_v)
@@ -171,21 +175,23 @@ def _search(system: System, ridged: bool):
     epsilon = jnp.finfo(A.dtype).eps
 
     def unfinished(state):
-        at, rejected, count, _ = state
-        floor = rejected & (at.error < 1e4 * epsilon)
+        at, share, count, _ = state
+        floor = (share < 1) & (at.error < 1e4 * epsilon)
         return (at.error > 8 * epsilon) & ~floor & (count < ITERATIONS)
 
     def advance(state):
-        at, rejected, count, until = state
-        iterate = rejected | (count < until)
-        new = _try(system, at.point + jnp.where(iterate, at.picard, at.newton), ridged)
+        at, share, count, until = state
+        iterate = (share < LEAST_SHARE) | (count < until)
+        move = jnp.where(iterate, at.picard, share * at.newton)
+        new = _try(system, at.point + move, ridged)
         good = iterate | (new.inside & (new.error < at.error))
         # Newton's method may end outside the domain of the root unseen; from there, start again.
         lost = (iterate & ~jnp.isfinite(new.error)) | ((at.error > 0.1) & (count == RESTART))
         kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, at)
         kept = jax.tree.map(lambda a, b: jnp.where(lost, a, b), first, kept)
-        return kept, ~good, count + 1, jnp.where(lost, count + PATIENT, until)
+        share = jnp.where(good | lost, 1.0, share / 8)
+        return kept, share, count + 1, jnp.where(lost, count + PATIENT, until)
 
-    begin = first, jnp.zeros((), bool), 0, 2
+    begin = first, jnp.ones_like(ell), 0, 2
     at, *_ = lax.while_loop(unfinished, advance, begin)
     return at.point, at.error

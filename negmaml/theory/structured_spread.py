@@ -99,10 +99,7 @@ def covariances(at: Situation, first: Rule, second: Rule | None):
     rules = [flat_batch(rule) for rule in (first, second) if rule is not None]
 
     def one(rules):
-        systems = [
-            System(*at.spectrum, at.m, at.n_t, at.n_v, at.sigma, at.meta_ridge, rule.pencil)
-            for rule in rules
-        ]
+        systems = [at.system(rule) for rule in rules]
         pair = [respond(system, at.ridged) for system in systems]
         found = covariance(systems[0], pair[0], pair[-1])
         return found[1:, 1:], pair[0].growth * pair[-1].growth, pair[0].means

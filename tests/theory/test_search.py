@@ -98,3 +98,23 @@ def test_a_phase_diagram_has_the_best_rates_of_its_cells(x64):
             p=1000, m=10, n_t=int(n_t[i]), n_v=int(n_v[j]), n_r=5, sigma=0.5, nu=1.0
         )
         assert float(found.best[i, j]) == pytest.approx(float(best_train_rate(problem)), rel=0.08)
+
+
+@pytest.mark.slow
+def test_a_phase_diagram_of_a_spectrum(x64):
+    """With the identity that of isotropic inputs; else the best of each cell."""
+    n_t, n_v = np.array([500.0, 2000.0]), np.array([30.0, 400.0])
+    cells = 1000.0, 10.0, n_t[:, None], n_v, 0.5, 1.0
+    plain, same = phase_diagram(*cells), phase_diagram(*cells, input_covariance=np.ones(4))
+    np.testing.assert_allclose(same.best, plain.best, rtol=0.05)
+    np.testing.assert_allclose(same.distance, plain.distance, rtol=1e-3)
+    s = np.repeat([4.0, 0.5], 500)
+    found = phase_diagram(*cells, input_covariance=s[[0, -1]])
+    adapt = nm.GradientDescent(0.0)
+    for i, j in np.ndindex(2, 2):
+        problem = nm.MixedLinearRegression(
+            p=1000, m=10, n_t=int(n_t[i]), n_v=int(n_v[j]), n_r=5, sigma=0.5, nu=1.0,
+            input_covariance=s,
+        )  # fmt: skip
+        best = float(best_train_rate(problem, adapt=adapt))
+        assert float(found.best[i, j]) == pytest.approx(best, rel=0.08)

@@ -289,6 +289,11 @@ def test_what_is_not_for_covariances_says_so():
         ),
         (lambda: nm.theory.runs_needed(problem, STEP, STEP), ValueError, "covariances"),
         (lambda: nm.theory.distance(problem, STEP, meta_ridge=-1.0), ValueError, "meta_ridge"),
+        (
+            lambda: nm.theory.phase_diagram(9, 2, 3, 4, 1, 1, input_covariance=np.eye(9)),
+            ValueError,
+            "input_covariance",
+        ),
     ):
         with pytest.raises(error, match=match):
             call()
