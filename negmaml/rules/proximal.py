@@ -6,11 +6,12 @@ import jax
 import numpy as np
 
 from negmaml._core.checks import check_finite, shown
-from negmaml._core.numerics import outer
+from negmaml._core.numerics import namespace, outer
 from negmaml._core.pytree import pytree
 from negmaml.rules.implicit import proximal_point
 from negmaml.rules.pencil import Pencil, proximal_pencil
 from negmaml.rules.protocol import Rule
+from negmaml.rules.scaled import Filters, log_size
 
 
 @pytree
@@ -19,7 +20,7 @@ class Proximal(Rule):
 
     theta minimises |X theta - y|^2 / n + strength |theta - omega|^2 (for a negative strength
     it is the stationary point). Any sign and shape; near -x for an eigenvalue x of S the filter
-    has a pole, and so at x = 0 has strength zero. Raises ValueError or TypeError when the
+    has a pole. Strength zero is the limit: b is zero, and one at x = 0, where q is infinite. Raises ValueError or TypeError when the
     strength is NaN, infinite or not real.
     """
 
@@ -40,7 +41,35 @@ class Proximal(Rule):
     def b(self, x):
         """The filter on the starting point, shape strength.shape + x.shape."""
         strength, x = outer(self.strength, x)
-        return strength / (x + strength)
+        xp = namespace(strength, x)
+        null = x == 0
+        return xp.where(null, 1.0, strength / (xp.where(null, 1.0, x) + strength))
+
+    def filters(self, x) -> Filters:
+        """As for every rule; at a pole the largest number there is."""
+        if (type(self).q, type(self).b) != (Proximal.q, Proximal.b):
+            return super().filters(x)
+        strength, x = outer(self.strength, x)
+        xp = namespace(strength, x)
+        below = x + strength
+        pole = below == 0
+        log_below = xp.where(pole, xp.log(xp.finfo(below.dtype).tiny), log_size(below))
+        sign = xp.where(pole, 1.0, xp.sign(below))
+        null = xp.broadcast_to(x == 0, below.shape)
+        return Filters(
+            xp.where(null, 1.0, xp.sign(strength) * sign),
+            xp.where(null, 0.0, log_size(xp.where(null, 1.0, strength)) - log_below),
+            sign, -log_below,
+        )  # fmt: skip
+
+    def crossing(self, x):
+        """strength / (x + strength) has no zero."""
+        return namespace(self.strength, x).ones_like(outer(self.strength, x)[1])
+
+    def pole(self, x):
+        """x + strength."""
+        strength, x = outer(self.strength, x)
+        return x + strength
 
     @property
     def pencil(self) -> Pencil:
