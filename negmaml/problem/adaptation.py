@@ -86,10 +86,10 @@ def filter_sizes(rule: Rule, n: int, p: int) -> tuple[Any, Any, Any]:
     dtype = working_dtype(rule)
     nodes, weights = (a.astype(dtype) for a in wishart_quadrature(n, p))
     found = rule.filters(nodes)
-    size = found.log_b, found.scale + log_size(xp.asarray(found.label))
+    log_q = log_size(xp.asarray(found.label)) + (0.0 if found.scale is None else found.scale)
     root_x = np.log(np.where(nodes > 0, nodes, 1.0)).astype(dtype) / 2
-    b = _root_mean_square(xp.asarray(size[0]), weights)
-    q = _root_mean_square(xp.where(nodes > 0, xp.asarray(size[1]) + root_x, -xp.inf), weights)
+    b = _root_mean_square(xp.asarray(found.log_b), weights)
+    q = _root_mean_square(xp.where(nodes > 0, log_q + root_x, -xp.inf), weights)
     return b, q, xp.broadcast_to(means_exist(rule, nodes[nodes > 0], n), b.shape)
 
 

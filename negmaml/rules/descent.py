@@ -77,6 +77,8 @@ class GradientDescent(_Descent):
         rate, x = outer(self.rate, x)
         ratio = 1 - rate * x
         xp, count = namespace(ratio), self.steps
+        if count == 1:
+            return Filters(xp.sign(ratio), log_size(ratio), rate * xp.ones_like(ratio), None)
         unit = frozen(xp.maximum(xp.abs(ratio), 1.0))
         label = rate * _scaled_sum(ratio / unit, 1 / unit, count)
         sign = xp.sign(ratio) ** count

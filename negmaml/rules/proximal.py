@@ -20,8 +20,8 @@ class Proximal(Rule):
 
     theta minimises |X theta - y|^2 / n + strength |theta - omega|^2 (for a negative strength
     it is the stationary point). Any sign and shape; near -x for an eigenvalue x of S the filter
-    has a pole. Strength zero is the limit: b is zero, and one at x = 0, where q is infinite. Raises ValueError or TypeError when the
-    strength is NaN, infinite or not real.
+    has a pole. Strength zero is the limit: b is zero, and one at x = 0, where q is infinite. Raises
+    ValueError or TypeError when the strength is NaN, infinite or not real.
     """
 
     strength: Any
@@ -52,15 +52,10 @@ class Proximal(Rule):
         strength, x = outer(self.strength, x)
         xp = namespace(strength, x)
         below = x + strength
-        pole = below == 0
-        log_below = xp.where(pole, xp.log(xp.finfo(below.dtype).tiny), log_size(below))
-        sign = xp.where(pole, 1.0, xp.sign(below))
+        below = xp.where(below == 0, 4 * xp.finfo(below.dtype).tiny, below)
         null = xp.broadcast_to(x == 0, below.shape)
-        return Filters(
-            xp.where(null, 1.0, xp.sign(strength) * sign),
-            xp.where(null, 0.0, log_size(xp.where(null, 1.0, strength)) - log_below),
-            sign, -log_below,
-        )  # fmt: skip
+        size = log_size(xp.where(null, 1.0, strength)) - log_size(xp.where(null, 1.0, below))
+        return Filters(xp.where(null, 1.0, xp.sign(strength * below)), size, 1 / below, None)
 
     def crossing(self, x):
         """strength / (x + strength) has no zero."""

@@ -17,7 +17,10 @@ from negmaml.rules.stepping import each_step
 
 
 class Filters(NamedTuple):
-    """b = sign exp(log_b), q = label exp(scale); all of shape batch_shape + x.shape."""
+    """b = sign exp(log_b), q = label exp(scale); all of shape batch_shape + x.shape.
+
+    A scale of None is zero everywhere.
+    """
 
     sign: Any
     log_b: Any
@@ -38,7 +41,7 @@ def filters_of_values(b, q) -> Filters:
     xp = namespace(b, q)
     b, q = xp.asarray(b), xp.asarray(q)
     largest = xp.finfo(q.dtype).max
-    return Filters(xp.sign(b), log_size(b), xp.clip(q, -largest, largest), xp.zeros_like(q))
+    return Filters(xp.sign(b), log_size(b), xp.clip(q, -largest, largest), None)
 
 
 def filters_of_updates(rule, x) -> Filters:

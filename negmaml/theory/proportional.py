@@ -26,6 +26,7 @@ one, 1/(1 - x) is exact there. A ridge takes the pole away, hence 1 + x/(1 - x s
 s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the ridge governs.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from negmaml._core.numerics import frozen, namespace
@@ -34,11 +35,11 @@ from negmaml.theory.saddle import (
     TrainingSet,
     largest_exponent,
     largest_log_ratio,
+    log_at_least_tiny,
     mean_over,
     shares,
     solve,
 )
-from negmaml.theory.saddle import log_at_least_tiny as _log
 from negmaml.theory.series import Series
 
 # The largest x s with ridge: beyond it the ridge alone keeps the mean finite, |n_v m - p| <= 2 and
@@ -139,25 +140,32 @@ def in_units(tasks: TrainingSet, root: Root) -> Seen:
     xp = namespace(half)
     top, most = largest_log_ratio(half) / 2, largest_exponent(half)
     least = 5 - most / 2  # of the unit of amplitudes, for its square to be a number
-    log_b = xp.minimum(tasks.log_b - half[..., None], top)
-    b = tasks.sign * xp.exp(log_b)
-    log_label = tasks.scale - xp.maximum(half[..., None], tasks.log_b - top)
-
-    amplitudes = xp.stack([
-        xp.max(xp.abs(b), -1) * tasks.tasks,
-        xp.sqrt(frozen(tasks.offset)) * xp.ones_like(half),
-    ])  # fmt: skip
-    log_sigma = _log(tasks.sigma)
-    log_labels = log_sigma + xp.maximum(xp.max(_log(xp.abs(tasks.label)) + log_label, -1), -half)
-    log_amplitude = frozen(xp.maximum(xp.maximum(xp.max(_log(amplitudes), 0), log_labels), least))
 
     def exp(x):
         return xp.exp(xp.clip(x, -most, most))
 
+    free, fitted = shares(tasks.log_b, root.log_kappa)
+    size = exp(tasks.log_b - half[..., None])
+    capped = xp.minimum(size, math.exp(top))
+    # The size of labels exp(scale - half), less in the ratio of `capped` to `size`.
+    known = tasks.scale is None
+    log_label = (
+        -half[..., None] if known else tasks.scale - xp.maximum(half[..., None], tasks.log_b - top)
+    )
+    largest = xp.maximum(
+        xp.max(capped, -1) * tasks.tasks, xp.sqrt(frozen(tasks.offset)) * xp.ones_like(half)
+    )
+    labels = log_at_least_tiny(xp.max(xp.abs(tasks.label), -1)) + xp.max(log_label, -1)
+    log_amplitude = log_at_least_tiny(tasks.sigma) + xp.maximum(labels, -half)
+    log_amplitude = xp.maximum(xp.maximum(log_at_least_tiny(largest), log_amplitude), least)
+    log_amplitude = frozen(log_amplitude)
+
     unit = exp(-log_amplitude)
     label = tasks.label * exp(log_label - log_amplitude[..., None])
+    if known:
+        label = label * (capped / xp.where(capped > 0, size, 1.0))
+    b = tasks.sign * capped
     a = tasks.tasks * unit[..., None] * b, tasks.sigma * label
-    free, fitted = shares(tasks.log_b, root.log_kappa)
     return Seen(
         tasks.p, tasks.m, tasks.n_v, tasks.sigma * exp(-half - log_amplitude),
         tasks.offset * unit * unit, tasks.weights, b, a, free, fitted, log_amplitude,
@@ -175,7 +183,7 @@ def squared_unit(value, log_unit):
 class Point(NamedTuple):
     """What the theory needs at kappa = 1: t, K, g and u, and derivatives in kappa (t1, ...).
 
-    w = int mu B/(B + kappa)^2. k = 1 - m tau, so that K = k/g. left = u - u'.
+    w = int mu B/(B + kappa)^2. l = -g'. k = 1 - m tau, so that K = k/g. left = u - u'.
     bend, w_squared: int mu r^2 s (s - 2 r) and r^2 s^2, r = 1/(B + 1) and s = 1 - r.
     """
 
@@ -188,9 +196,7 @@ class Point(NamedTuple):
     K2: Any
     K3: Any
     g: Any
-    g1: Any
-    g2: Any
-    g3: Any
+    l: Any
     u: Any
     u1: Any
     u2: Any
@@ -221,36 +227,33 @@ def around(tasks: Seen, root: Root) -> Point:
     r"""The `Point` at the root.
 
     The integrals over the spectrum are taken here, once: with r = 1/(B + 1) and s = 1 - r,
-    g' = -int mu r^2, w = int mu r s, u' = p int mu V s r and so on. All else is arithmetic of
-    scalars. Derivatives of K are by a = s - w/g, since powers of r would cancel:
+    w = int mu r s, u' = p int mu V s r and so on. All else is arithmetic of scalars. Derivatives
+    of K = k/g are variances of s,
 
-        K'  = k/g + (m - 1) w/g^2
-        K'' = 2 (m - 1)/g^2 int mu r a^2,       and the next -6 (m - 1)/g^2 int mu r^2 a^2
+        K' = k/g + (m - 1) w/g^2,    K'' = 2 (m - 1)/g^2 int mu r (s - w/g)^2,
+        and the next -6 (m - 1)/g^2 int mu r^2 (s - w/g)^2.
     """
     p, m, mean, t, k = tasks.p, tasks.m, tasks.mean, root.t, root.k
     r, s, V = tasks.free, tasks.fitted, tasks.V
-    r_s, r2 = r * s, r * r
+    r_s = r * s
     r2_s = r * r_s
     noise = V * r_s
-    g, w = mean(r), mean(r_s)
-    a = s - (w / g)[..., None]
-    r_a2 = r * a * a
-    over = (m - 1) / g / g
+    g, w, w_r, w_rr = mean(r), mean(r_s), mean(r2_s), mean(r * r2_s)
+    left, u1 = tasks.sigma**2 + p * mean(V * r * r), p * mean(noise)
+    over, share, l, w_s = (m - 1) / g / g, w / g, g - w, w_r - w_rr
     return Point(
-        t, p * w, -2 * p * mean(r2_s), 6 * p * mean(r * r2_s),
-        k / g, k / g + over * w, 2 * over * mean(r_a2), -6 * over * mean(r * r_a2),
-        g, -mean(r2), 2 * mean(r2 * r), -6 * mean(r2 * r2),
-        tasks.sigma**2 + p * mean(V * r),
-        p * mean(noise), -2 * p * mean(noise * r), 6 * p * mean(noise * r2),
-        k, w, tasks.sigma**2 + p * mean(V * r2),
-        mean(r2_s * (s - 2 * r)), mean(r_s * r_s),
+        t, p * w, -2 * p * w_r, 6 * p * w_rr,
+        k / g, k / g + over * w, 2 * over * (w - w_r - share * w),
+        -6 * over * (w_s - 2 * share * w_r + share * share * l),
+        g, l, left + u1, u1, -2 * p * mean(noise * r), 6 * p * mean(noise * r * r),
+        k, w, left, w_r - 3 * w_rr, w_s,
     )  # fmt: skip
 
 
 def leading(tasks: Seen, at: Point):
     """Distance and task error of the limit, and (t'K - tK')/(tK)'; equations at the head."""
     n_v, m, D2 = tasks.n_v, tasks.m, tasks.offset
-    distance = m * (at.t1 * at.u + at.t * at.u1) + D2 * at.K**2 * (at.g * at.t1 - at.g1 * at.t)
+    distance = m * (at.t1 * at.u + at.t * at.u1) + D2 * at.K**2 * (at.g * at.t1 + at.l * at.t)
     start = D2 * at.K**2 * at.w  # (g K)' = m w
     task_error = n_v * (at.u * at.K1 - at.u1 * at.K + start)
     return (
@@ -282,7 +285,7 @@ def first_order(tasks: Seen, at: Point, with_error: bool):
     slope, slope1 = at.slope, at.slope1
     t_e, t_e1 = -at.left, at.u2
     scale = (m - 1) / (p * at.g**2)
-    K_e, K_e1 = scale * at.u1, scale * (at.u2 - 2 * at.u1 * at.g1 / at.g)
+    K_e, K_e1 = scale * at.u1, scale * (at.u2 + 2 * at.u1 * at.l / at.g)
 
     top = t_e * at.K + at.t * K_e
     top1 = t_e1 * at.K + t_e * at.K1 + at.t1 * K_e + at.t * K_e1
@@ -311,7 +314,8 @@ def exponent(tasks: Seen, at: Point, kept: tuple[str, ...]) -> Series:
     The determinant and the last logarithm are differences of much larger numbers, and F does not
     feel kappa itself where it is far above or below B. Hence
 
-        F = m log(1 - rho) + (m - 1)/2 log d/c^2 + 1/2 log S,     d = -det,  S = m A - (m - 1) p d/c^2
+        F = m log(1 - rho) + (m - 1)/2 log d/c^2 + 1/2 log S,     d = -det
+        S = m A - (m - 1) p d/c^2
 
     and with f = kappa g, w = f', l = int mu (kappa/(B + kappa))^2 = f - kappa w, for every kappa
 
@@ -322,7 +326,7 @@ def exponent(tasks: Seen, at: Point, kept: tuple[str, ...]) -> Series:
     """
     p, m, n_v, t, k, f, w = tasks.p, tasks.m, tasks.n_v, at.t, at.k, at.g, at.w
     u1, u2, u3, E = at.u1, at.u2, at.u3, n_v - p
-    l, w1 = -at.g1, at.t2 / p
+    l, w1 = at.l, at.t2 / p
     d, d1 = l * t + p * f * w, -w1 * t + p * f * (2 * w + w1)
 
     def series(**terms):

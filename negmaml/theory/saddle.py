@@ -31,6 +31,9 @@ from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
 from negmaml.theory.setting import Setting
 
+# Powers of the precision to which a root is found, first without exponentials and then well.
+ROUGH, FINE = 0.3, 0.6
+
 
 class TrainingSet(NamedTuple):
     """One training set as the theory sees it; sizes are real and traced, so that they may vary.
@@ -39,7 +42,7 @@ class TrainingSet(NamedTuple):
     ridge: meta_ridge.
     weights: of the spectrum's quadrature, (k,).
     sign, log_b: the filter on the nodes, (..., k) for a batch of rules.
-    label, scale: q sqrt(x/n_t) on the nodes is label exp(scale).
+    label, scale: q sqrt(x/n_t) on the nodes is label exp(scale); a scale of None is zero.
     Arrays are NumPy's or JAX's, all the same.
     """
 
@@ -70,7 +73,8 @@ def training_set(setting: Setting, rule: Rule) -> TrainingSet:
     x, weights = setting.spectrum
     xp = namespace(setting, rule)
     found = rule.filters(x)
-    sign, log_b, label, scale = (xp.asarray(part, x.dtype) for part in found)
+    sign, log_b, label = (xp.asarray(part, x.dtype) for part in found[:3])
+    scale = None if found.scale is None else xp.asarray(found.scale, x.dtype)
     # The root of a zero has no derivative, also where nothing is differentiated.
     rows = xp.where(x > 0, xp.sqrt(xp.where(x > 0, x, 1.0) / setting.n_t), 0.0)
     return TrainingSet(
@@ -122,7 +126,7 @@ def _root(tasks: TrainingSet, ridged: bool) -> Root:
 
 @_root.defjvp
 def _along(ridged: bool, primals, tangents):
-    """Of t k/f = ridge/kappa in log kappa; there t' = p w, k' = m w, w = int mu B kappa/(B + kappa)^2."""
+    """Of t k/f = ridge/kappa in y = log kappa: t' = p w, k' = m w, w = int mu free fitted."""
     (tasks,), (moves,) = primals, tangents
     root = _root(tasks, ridged)
     y, t, k = root
@@ -198,13 +202,28 @@ def _ridgeless(tasks: TrainingSet) -> Root:
 
     every = xp.min(xp.where(passing, 1.0, 0.0), -1) > 0
     low = xp.where(every, odds + smallest, xp.minimum(zero, odds + smallest))
-    top = mean(xp.exp(2 * log_b - largest[..., None]))
-    y = _find_root(residual, low, odds + largest, odds + largest + log_at_least_tiny(top))
+    high = odds + largest
+    B = xp.exp(xp.maximum(2 * log_b - largest[..., None], -largest_exponent(high) / 3))
+    guess = high + log_at_least_tiny(mean(B))
+    near = _find_root(partial(_roughly, tasks.weights, B, largest, odds), low, high, guess, ROUGH)
+    y = _find_root(residual, low, high, near, FINE)
     y = xp.where(all_used, zero, y)
     f = mean(shares(log_b, y)[0])
     t = xp.where(all_used, n_v - p + p * f, n_v - xp.minimum(n_v, p / m))
     k = xp.where(all_used, 1 - m + m * f, xp.maximum(p - n_v * m, 0.0) / p)
     return Root(y, t, k)
+
+
+def _roughly(weights, B, log_unit, odds, y):
+    """The residual of `_ridgeless`, without exponentials, for B and kappa within some decades."""
+    xp, mean = namespace(B), partial(mean_over, weights)
+    far = largest_exponent(B) / 3
+    kappa = xp.exp(xp.clip(y - log_unit, -far, far))[..., None]
+    free = kappa / (B + kappa)
+    f, square = mean(free), mean(free * free)
+    fitted = xp.maximum(1 - f, xp.finfo(f.dtype).eps)
+    value = log_at_least_tiny(f) - xp.log(fitted) - odds
+    return value, (f - square) / (xp.maximum(f, xp.finfo(f.dtype).tiny) * fitted)
 
 
 def _ridged(tasks: TrainingSet, start: Root) -> Root:
@@ -265,17 +284,19 @@ def largest_exponent(x) -> float:
     return float(np.log(np.finfo(x.dtype).max)) - 1
 
 
-def _find_root(residual: Callable, low, high, guess):
+def _find_root(residual: Callable, low, high, guess, tolerance: float = 1.0):
     """Newton's method on an increasing function, kept in a bracket by bisection.
 
-    `residual` returns value and slope. A step to the precision of the number ends it.
+    `residual` returns value and slope. A step to the precision of the number ends it, or to
+    `tolerance` powers of that: the next would be to twice as many digits.
     """
     xp = namespace(guess)
-    epsilon = xp.finfo(guess.dtype).eps
+    epsilon = float(xp.finfo(guess.dtype).eps)
 
     def unfinished(state):
         count, _, _, y, step = state
-        return (count < 150) & xp.any(xp.abs(step) > 8 * epsilon * xp.maximum(1.0, xp.abs(y)))
+        enough = xp.maximum(8 * epsilon**tolerance, 8 * epsilon * xp.abs(y))
+        return (count < 150) & xp.any(xp.abs(step) > enough)
 
     def advance(state):
         count, low, high, y, _ = state

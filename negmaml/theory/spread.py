@@ -227,7 +227,7 @@ def _covariance_of_loss(pair: list[Seen], points: list[Point]) -> Series:
 
     product = series(_=1.0, x=1.0) * series(_=1.0, y=1.0)
     t_1, t_2 = series(_=at_1.t, x=at_1.t1), series(_=at_2.t, y=at_2.t1)
-    g_1g_2 = series(_=at_1.g, x=at_1.g1) * series(_=at_2.g, y=at_2.g1)
+    g_1g_2 = series(_=at_1.g, x=-at_1.l) * series(_=at_2.g, y=-at_2.l)
     w_1 = p * mean_R(V * beta)
     w_2 = series(_=one.sigma * two.sigma) + p * (product * mean_R(V))
     a_11, a_12 = -p * mean_R(1.0), -p * mean_R(beta)
