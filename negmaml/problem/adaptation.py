@@ -32,12 +32,13 @@ import numpy as np
 
 from negmaml._core.checks import as_array, check_array, check_count
 from negmaml._core.compilation import concrete, on_host
-from negmaml._core.numerics import contract, namespace, outer, working_dtype
+from negmaml._core.numerics import contract, frozen, namespace, outer, working_dtype
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.filtered import filtered
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.wishart import wishart_quadrature
 from negmaml.rules import Rule, check_filters
+from negmaml.rules.scaled import log_size
 
 
 def shrinkage(rate: ArrayLike, n: ScalarLike, p: ScalarLike) -> Any:
@@ -58,21 +59,64 @@ def _shrinkage(rate, n, p):
 def filter_means(rule: Rule, n: int, p: int) -> tuple[Any, Any]:
     r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
 
-    One gradient step in closed form; everything else by the finite-size Gauss quadrature of
-    ten nodes, exact for up to nine gradient steps and accurate while the filter is smooth on
-    the scale of the spectrum.
+    The squares of `filter_sizes`, infinite where the means are.
     """
     rule, n, p = check_filters("rule", rule), check_count("n", n), check_count("p", p)
+    xp = namespace(rule)
+    b, q, exists = filter_sizes(rule, n, p)
+    return xp.where(exists, b * b, xp.inf), xp.where(exists, q * q, xp.inf)
+
+
+def filter_sizes(rule: Rule, n: int, p: int) -> tuple[Any, Any, Any]:
+    r"""Roots of E tr b(S)^2 / p and E tr q(S)^2 S / p, and whether both means exist.
+
+    One gradient step in closed form; everything else by the finite-size Gauss quadrature of
+    ten nodes, exact for up to nine gradient steps and accurate while the filter is smooth on
+    the scale of the spectrum. Roots that are too large for a number come as the largest one.
+
+    The density of the eigenvalues falls as exp(-n x/2) and vanishes nowhere: the means are infinite
+    for filters that grow as exp(n x/4) or faster, and for those with a pole at x > 0, but for poles
+    beyond the outermost nodes so rarely felt that this is ignored.
+    """
     _require_no_metric(rule)
     xp = namespace(rule)
     if rule.one_step is not None:
         rate = xp.asarray(rule.one_step)
-        return _shrinkage(rate, n, p), rate**2
+        return xp.sqrt(_shrinkage(rate, n, p)), rate, xp.ones(rate.shape, bool)
     dtype = working_dtype(rule)
     nodes, weights = (a.astype(dtype) for a in wishart_quadrature(n, p))
-    q = xp.asarray(rule.q(np.where(nodes == 0, 1.0, nodes).astype(dtype)))
-    noise = xp.where(nodes == 0, 0.0, q**2 * nodes)
-    return xp.asarray(rule.b(nodes)) ** 2 @ weights, noise @ weights
+    found = rule.filters(nodes)
+    log_q = log_size(xp.asarray(found.label)) + (0.0 if found.scale is None else found.scale)
+    root_x = np.log(np.where(nodes > 0, nodes, 1.0)).astype(dtype) / 2
+    b = _root_mean_square(xp.asarray(found.log_b), weights)
+    q = _root_mean_square(xp.where(nodes > 0, log_q + root_x, -xp.inf), weights)
+    return b, q, xp.broadcast_to(means_exist(rule, nodes[nodes > 0], n), b.shape)
+
+
+def means_exist(rule: Rule, nodes, n):
+    """Whether E b(S)^2 exists, n rows and positive nodes of the spectrum; see `filter_sizes`."""
+    xp = namespace(rule, nodes, n)
+    exists = 4 * xp.asarray(rule.growth) < n
+    pole = rule.pole(nodes)
+    if pole is None:
+        return exists
+    pole = xp.asarray(pole)
+    return exists & ((pole.min(-1) > 0) | (pole.max(-1) < 0))
+
+
+def _root_mean_square(log_values, weights):
+    """The root of sum weights exp(2 log_values), at most the largest number."""
+    xp = namespace(log_values)
+    largest = xp.max(log_values, -1)
+    some = xp.isfinite(largest)
+    unit = frozen(xp.where(some, largest, 0.0))
+    mean = xp.exp(2 * (log_values - unit[..., None])) @ weights
+    root = xp.sqrt(xp.where(some, mean, 1.0)) * xp.exp(xp.minimum(unit, _largest_log(unit)))
+    return xp.where(some, root, 0.0)
+
+
+def _largest_log(x) -> float:
+    return float(np.log(np.finfo(x.dtype).max)) - 1
 
 
 def _require_no_metric(rule: Rule) -> None:
@@ -182,7 +226,19 @@ def _check_distance(distance):
 @on_host
 def loss_after(problem: MixedLinearRegression, distance, adapt: Rule):
     """`expected_test_loss` without covariances, written over a namespace."""
-    h, noise = filter_means(adapt, problem.n_r, problem.p)
-    floor = problem.sigma**2 / 2 * (1 + problem.p / problem.n_r * noise)
-    spread, h = outer(problem.nu**2 + distance, h)
-    return floor + h / 2 * spread
+    xp = namespace(problem, distance, adapt)
+    b, q, exists = filter_sizes(adapt, problem.n_r, problem.p)
+    spread, b = outer(problem.nu**2 + distance, b)
+    noise = problem.sigma * q * (problem.p / problem.n_r) ** 0.5
+    floor = (problem.sigma**2 + noise * noise) / 2
+    # Either factor of spread and b^2 may be infinite where the other is zero.
+    still = (spread == 0) | (b == 0)
+    lost = xp.where(still, 0.0, xp.where(still, 1.0, spread / 2) * b * b)
+    felt = (problem.sigma > 0) | (spread > 0)
+    return xp.where(exists | ~felt, floor + lost, xp.inf)
+
+
+def times_filter(value, size):
+    """value size^2, of shape value shape + size shape; zero where value is."""
+    value, size = outer(value, size)
+    return namespace(value, size).where(value == 0, 0.0, value * size * size)

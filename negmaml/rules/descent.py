@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count, check_finite, check_flag
-from negmaml._core.numerics import namespace, outer
+from negmaml._core.numerics import frozen, namespace, outer
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.protocol import Rule
+from negmaml.rules.scaled import Filters, filters_of_updates, log_size
 from negmaml.rules.schedule import Schedule, is_schedule
 
 
@@ -67,6 +68,22 @@ class GradientDescent(_Descent):
             return super().b(x)
         rate, x = outer(self.rate, x)
         return (1 - rate * x) ** self.steps
+
+    def filters(self, x) -> Filters:
+        """As for every rule, in units of |1 - rate x|^steps where that is above one."""
+        if is_schedule(self.rate):
+            return filters_of_updates(self, x)
+        if (type(self).q, type(self).b) != (GradientDescent.q, GradientDescent.b):
+            return super().filters(x)
+        rate, x = outer(self.rate, x)
+        ratio = 1 - rate * x
+        xp, count = namespace(ratio), self.steps
+        if count == 1:
+            return Filters(xp.sign(ratio), log_size(ratio), rate * xp.ones_like(ratio), None)
+        unit = frozen(xp.maximum(xp.abs(ratio), 1.0))
+        label = rate * _scaled_sum(ratio / unit, 1 / unit, count)
+        sign = xp.sign(ratio) ** count
+        return Filters(sign, count * log_size(ratio), label, count * xp.log(unit))
 
     def crossing(self, x):
         """1 - rate x: a power of it changes no sign where the power is even."""
@@ -289,6 +306,18 @@ def _shapes(part) -> str:
 def _only(value):
     """The value of the only step."""
     return value.values[0] if isinstance(value, Schedule) else value
+
+
+def _scaled_sum(ratio, unit, count: int):
+    """S(count) = unit^count sum_{k < count} (ratio/unit)^k, with steps as in `_geometric_sum`.
+
+    S(2n) = S(n) (unit^n + ratio^n) and S(n + 1) = unit^(n + 1) + ratio S(n).
+    """
+    if count == 1:
+        return unit * namespace(ratio).ones_like(ratio)
+    half = count // 2
+    total = _scaled_sum(ratio, unit, half) * (unit**half + ratio**half)
+    return unit ** (2 * half + 1) + ratio * total if count % 2 else total
 
 
 def _geometric_sum(ratio, count: int):

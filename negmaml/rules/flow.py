@@ -6,6 +6,7 @@ from negmaml._core.checks import check_finite
 from negmaml._core.numerics import namespace, outer
 from negmaml._core.pytree import pytree
 from negmaml.rules.protocol import Rule
+from negmaml.rules.scaled import Filters
 
 
 @pytree
@@ -32,6 +33,26 @@ class GradientFlow(Rule):
         """The filter on the starting point, shape time.shape + x.shape."""
         time, x = outer(self.time, x)
         return namespace(time).exp(-time * x)
+
+    def filters(self, x) -> Filters:
+        """As for every rule; uphill in units of exp(-time x)."""
+        if (type(self).q, type(self).b) != (GradientFlow.q, GradientFlow.b):
+            return super().filters(x)
+        time, x = outer(self.time, x)
+        z = time * x
+        xp = namespace(z)
+        down = z >= 0
+        label = time * _decay_mean(xp.where(down, z, -z))  # (1 - exp(-z))/z exp(z) uphill
+        return Filters(xp.ones_like(z), -z, label, xp.where(down, 0.0, -z))
+
+    def crossing(self, x):
+        """An exponential has no zero."""
+        return namespace(self.time, x).ones_like(outer(self.time, x)[1])
+
+    @property
+    def growth(self):
+        """-time."""
+        return -self.time
 
     @property
     def entire(self) -> bool:

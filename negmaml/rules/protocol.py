@@ -9,6 +9,7 @@ much of the following as it has:
     one_step     q(x) where it is the same for all x  update(gradient, state, params)
     degree       of b, where it is a polynomial                     one step: (params, state)
     entire       whether b has no pole anywhere
+    growth, pole where means over S end to exist
     metric       P, where the rule acts through P S   solve(loss, params)
     pencil       for inputs with a covariance                       all of it, where not by updates
 
@@ -28,6 +29,7 @@ import numpy as np
 from negmaml._core.checks import as_array, check_broadcast, shown
 from negmaml._core.numerics import outer
 from negmaml.rules.pencil import Pencil, pencil_of_updates
+from negmaml.rules.scaled import Filters, filters_of_updates, filters_of_values
 from negmaml.rules.schedule import is_schedule
 from negmaml.rules.stepping import run
 
@@ -139,9 +141,28 @@ class Rule:
             )  # fmt: skip
         return pencil_of_updates(self)
 
+    def filters(self, x) -> Filters:
+        """b and q with their sizes kept apart, which theory needs where the filters overflow.
+
+        Of a rule with q and b of its own these values; one with `linear = True` is run in units
+        that follow it.
+        """
+        if self.linear and type(self).q is Rule.q:
+            return filters_of_updates(self, x)
+        return filters_of_values(self.b(x), self.q(x))
+
     def crossing(self, x):
         """A function of x with a simple zero wherever b has one, of whatever order."""
-        return self.b(x)
+        return self.filters(x).sign
+
+    def pole(self, x):
+        """A function of x with a simple zero wherever b has a pole; None of a rule without any."""
+        return None
+
+    @property
+    def growth(self):
+        """g of a rule with |b(x)| like exp(g x) at large x; zero of polynomials and fractions."""
+        return 0.0
 
     def search_range(self, largest):
         """(smallest, largest) size of the tuned parameter to try on a spectrum up to `largest`."""

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 
 from negmaml._core.checks import check_finite, shown
-from negmaml._core.numerics import outer
+from negmaml._core.numerics import namespace, outer
 from negmaml._core.pytree import pytree
 from negmaml.rules.implicit import proximal_point
 from negmaml.rules.pencil import Pencil, proximal_pencil
 from negmaml.rules.protocol import Rule
+from negmaml.rules.scaled import Filters, log_size
 
 
 @pytree
@@ -19,8 +20,8 @@ class Proximal(Rule):
 
     theta minimises |X theta - y|^2 / n + strength |theta - omega|^2 (for a negative strength
     it is the stationary point). Any sign and shape; near -x for an eigenvalue x of S the filter
-    has a pole, and so at x = 0 has strength zero. Raises ValueError or TypeError when the
-    strength is NaN, infinite or not real.
+    has a pole. Strength zero is the limit: b is zero, and one at x = 0, where q is infinite. Raises
+    ValueError or TypeError when the strength is NaN, infinite or not real.
     """
 
     strength: Any
@@ -40,7 +41,30 @@ class Proximal(Rule):
     def b(self, x):
         """The filter on the starting point, shape strength.shape + x.shape."""
         strength, x = outer(self.strength, x)
-        return strength / (x + strength)
+        xp = namespace(strength, x)
+        null = x == 0
+        return xp.where(null, 1.0, strength / (xp.where(null, 1.0, x) + strength))
+
+    def filters(self, x) -> Filters:
+        """As for every rule; at a pole the largest number there is."""
+        if (type(self).q, type(self).b) != (Proximal.q, Proximal.b):
+            return super().filters(x)
+        strength, x = outer(self.strength, x)
+        xp = namespace(strength, x)
+        below = x + strength
+        below = xp.where(below == 0, 4 * xp.finfo(below.dtype).tiny, below)
+        null = xp.broadcast_to(x == 0, below.shape)
+        size = log_size(xp.where(null, 1.0, strength)) - log_size(xp.where(null, 1.0, below))
+        return Filters(xp.where(null, 1.0, xp.sign(strength * below)), size, 1 / below, None)
+
+    def crossing(self, x):
+        """strength / (x + strength) has no zero."""
+        return namespace(self.strength, x).ones_like(outer(self.strength, x)[1])
+
+    def pole(self, x):
+        """x + strength."""
+        strength, x = outer(self.strength, x)
+        return x + strength
 
     @property
     def pencil(self) -> Pencil:

@@ -10,11 +10,7 @@ from negmaml.rules.schedule import combine, separate
 
 def run(rule, gradient: Callable, start, remat: bool = False):
     """The last parameters, and every (parameters, state) that a step started from, stacked."""
-    if isinstance(rule.steps, jax.core.Tracer):
-        raise TypeError(
-            f"steps of {type(rule).__name__} must be static, an integer that JAX does not trace; "
-            "declare it as `steps: int = negmaml.static(default=1)`"
-        )
+    _check_steps(rule)
     stepped, fixed = separate(rule)
 
     def step(carry, own):
@@ -28,3 +24,29 @@ def run(rule, gradient: Callable, start, remat: bool = False):
         return theta, visited
     (theta, _), visited = lax.scan(step, first, stepped, length=rule.steps)
     return theta, visited
+
+
+def each_step(rule, advance: Callable, carry, unrolled: bool = False):
+    """`carry` after carry = advance(the rule of a step, carry) for every step.
+
+    unrolled: step by step, which compiles nothing where all is known.
+    """
+    _check_steps(rule)
+    stepped, fixed = separate(rule)
+    if unrolled or rule.steps == 1:
+        for k in range(rule.steps):
+            own = jax.tree.map(lambda x, k=k: x[k], stepped)
+            carry = advance(combine(own, fixed), carry)
+        return carry
+    return lax.scan(
+        lambda carry, own: (advance(combine(own, fixed), carry), None),
+        carry, stepped, length=rule.steps,
+    )[0]  # fmt: skip
+
+
+def _check_steps(rule) -> None:
+    if isinstance(rule.steps, jax.core.Tracer):
+        raise TypeError(
+            f"steps of {type(rule).__name__} must be static, an integer that JAX does not trace; "
+            "declare it as `steps: int = negmaml.static(default=1)`"
+        )

@@ -166,10 +166,11 @@ def _parts(setting: Setting, train: Rule):
 
 
 def _finite_distance(setting: Setting, train: Rule):
-    """The distance, or its limit where finite sizes make it infinite: that is still ordered."""
+    """The distance; where finite sizes make it infinite, above all others in order of its limit."""
     found = means(setting, train)
-    where, finite = namespace(found.distance).where, namespace(found.distance).isfinite
-    return where(finite(found.distance), found.distance, 1e6 * found.limit)
+    xp = namespace(found.distance)
+    beyond = float(xp.finfo(found.limit.dtype).max) ** 0.5
+    return xp.where(xp.isfinite(found.distance), found.distance, beyond * found.limit)
 
 
 def _distance_at(value, numbers, setting: Setting):

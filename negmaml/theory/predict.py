@@ -5,13 +5,14 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_choice
 from negmaml._core.compilation import concrete, on_host, quick_jit
 from negmaml._core.numerics import namespace
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.adaptation import expected_test_loss, means_exist
 from negmaml.problem.model import SPLITS, MixedLinearRegression
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory import expansions, structured
@@ -185,9 +186,20 @@ def means(setting: Setting, rule: Rule, with_error: bool = False) -> Moments:
     setting = with_spectrum(setting)
     found = moments(training_set(setting, rule), setting.ridged, with_error)
     xp = namespace(found.distance)
+    nodes = setting.spectrum.nodes[:-1]
+    if with_error:
+        finite = means_exist(rule, nodes, setting.n_t) | (found.task_error == 0)
+        found = found._replace(task_error=xp.where(finite, found.task_error, xp.inf))
     alone = (setting.m == 1) & (setting.n_v >= setting.p) & (setting.meta_ridge == 0)
-    crossing = xp.asarray(rule.crossing(setting.spectrum.nodes[:-1]))
+    if xp is np and not alone.any():
+        return found
+    crossing = xp.asarray(rule.crossing(nodes))
     vanishes = (crossing.min(-1) < 0) & (crossing.max(-1) > 0)  # within the spectrum
-    infinite = xp.where(alone & vanishes, xp.inf, 1.0)
-    error = found.task_error * infinite if with_error else None
-    return found._replace(distance=found.distance * infinite, task_error=error)
+
+    def grown(value):
+        return xp.where(alone & vanishes & (value > 0), xp.inf, value)
+
+    error = grown(found.task_error) if with_error else None
+    return found._replace(
+        distance=grown(found.distance), task_error=error, growth=grown(found.growth)
+    )

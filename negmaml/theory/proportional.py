@@ -26,10 +26,20 @@ one, 1/(1 - x) is exact there. A ridge takes the pole away, hence 1 + x/(1 - x s
 s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the ridge governs.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from negmaml._core.numerics import frozen, namespace
-from negmaml.theory.saddle import TrainingSet, solve
+from negmaml.theory.saddle import (
+    Root,
+    TrainingSet,
+    largest_exponent,
+    largest_log_ratio,
+    log_at_least_tiny,
+    mean_over,
+    shares,
+    solve,
+)
 from negmaml.theory.series import Series
 
 # The largest x s with ridge: beyond it the ridge alone keeps the mean finite, |n_v m - p| <= 2 and
@@ -42,12 +52,16 @@ KEPT = (*KEPT_FOR_DISTANCE, "r", "er", "kr")
 
 
 class Moments(NamedTuple):
-    """distance: E|omega* - w0|^2. task_error: tau^2. limit: the leading distance. pole: x s."""
+    """distance: E|omega* - w0|^2. task_error: tau^2. limit: the leading distance. pole: x s.
+
+    growth: distance/limit.
+    """
 
     distance: Any
     task_error: Any
     limit: Any
     pole: Any
+    growth: Any
 
 
 def moments(tasks: TrainingSet, ridged: bool, with_error: bool = True) -> Moments:
@@ -55,97 +69,192 @@ def moments(tasks: TrainingSet, ridged: bool, with_error: bool = True) -> Moment
 
     The task error is left out, None, unless wanted.
     """
-    kappa = solve(tasks, ridged)
-    tasks, kappa = in_units_of(kappa, tasks)
-    point = around(tasks, kappa)
-    limit, task_error, balance = leading(tasks, point)
-    distance_1, task_error_1 = first_order(tasks, point, with_error)
-    at_threshold = (tasks.p == tasks.n_v * tasks.m) & (tasks.ridge == 0)
-    distance, pole = _resummed(limit, distance_1, balance**2, tasks.ridge > 0)
-    where, inf = namespace(kappa).where, float("inf")
-    distance = where(at_threshold, inf, distance)
+    root = solve(tasks, ridged)
+    seen = in_units(tasks, root)
+    point = around(seen, root)
+    limit, task_error, balance = leading(seen, point)
+    distance_1, task_error_1 = first_order(seen, point, with_error)
+    ridge = tasks.ridge > 0
+    where, inf = namespace(limit).where, float("inf")
+    noisy = (tasks.sigma > 0) | ((tasks.tasks > 0) & (tasks.m > 1))
+    at_threshold = (abs(tasks.p - tasks.n_v * tasks.m) <= 1) & ~ridge & noisy
+    growth, pole = _resummed(limit, distance_1, balance**2, ridge)
+    growth = where(at_threshold, inf, growth)
+    limit = squared_unit(limit, seen.log_amplitude)
+    distance = _grown(limit, growth)
     if not with_error:
-        return Moments(distance, None, limit, pole)
-    task_error, _ = _resummed(task_error, task_error_1, balance**2, tasks.ridge > 0)
-    return Moments(distance, where(at_threshold, inf, task_error * tasks.unit**2), limit, pole)
+        return Moments(distance, None, limit, pole, growth)
+    error_growth, _ = _resummed(task_error, task_error_1, balance**2, ridge)
+    task_error = squared_unit(task_error, seen.log_amplitude + root.log_kappa / 2)
+    task_error = _grown(task_error, where(at_threshold, inf, error_growth))
+    return Moments(distance, task_error, limit, pole, growth)
 
 
 def limit(tasks: TrainingSet, ridged: bool):
     """The distance of `leading` alone, with nothing of finite sizes."""
-    tasks, kappa = in_units_of(solve(tasks, ridged), tasks)
-    return leading(tasks, around(tasks, kappa))[0]
+    root = solve(tasks, ridged)
+    seen = in_units(tasks, root)
+    return squared_unit(leading(seen, around(seen, root))[0], seen.log_amplitude)
 
 
-def in_units_of(kappa, tasks: TrainingSet) -> tuple[TrainingSet, Any]:
-    """Tasks and kappa in units in which kappa is one, so that no power of it overflows."""
-    xp = namespace(kappa)
-    root = frozen(xp.sqrt(xp.where(kappa > 0, kappa, 1.0)))
-    tasks = tasks._replace(
-        b=tasks.b / root[..., None],
-        a=tuple(amplitude / root[..., None] for amplitude in tasks.a),
-        sigma=tasks.sigma / root,
-        ridge=tasks.ridge / root / root,
-        unit=tasks.unit * root,
+class Seen(NamedTuple):
+    """A `TrainingSet` in units in which kappa is one, and the largest amplitude.
+
+    Distances do not change with the unit of the filters, and are quadratic in the amplitudes. So
+    nothing overflows but what is asked for.
+
+    p, m, n_v, weights: as there. sigma, offset: in these units.
+    b: the filter on the nodes; where b^2 is far above kappa less, with all else of that node.
+    a: two of (..., k), the amplitudes by which task weights and label noise enter a task's
+        residual: its covariance is V = (nu^2/p) b^2 + sigma^2 q^2 x/n_t = sum of a^2.
+    free, fitted: 1/(B + 1) and B/(B + 1).
+    log_amplitude: logarithm of the unit of amplitudes, constant.
+    """
+
+    p: Any
+    m: Any
+    n_v: Any
+    sigma: Any
+    offset: Any
+    weights: Any
+    b: Any
+    a: Any
+    free: Any
+    fitted: Any
+    log_amplitude: Any
+
+    @property
+    def V(self):
+        """The residual's covariance on the nodes."""
+        tasks, labels = self.a[0], self.a[1]
+        return tasks * tasks + labels * labels
+
+    def mean(self, values):
+        """int mu f of values on the nodes."""
+        return mean_over(self.weights, values)
+
+
+def in_units(tasks: TrainingSet, root: Root) -> Seen:
+    """The training set as seen from its root."""
+    half = root.log_kappa / 2
+    xp = namespace(half)
+    top, most = largest_log_ratio(half) / 2, largest_exponent(half)
+    least = 5 - most / 2  # of the unit of amplitudes, for its square to be a number
+
+    def exp(x):
+        return xp.exp(xp.clip(x, -most, most))
+
+    free, fitted = shares(tasks.log_b, root.log_kappa)
+    size = exp(tasks.log_b - half[..., None])
+    capped = xp.minimum(size, math.exp(top))
+    # The size of labels exp(scale - half), less in the ratio of `capped` to `size`.
+    known = tasks.scale is None
+    log_label = (
+        -half[..., None] if known else tasks.scale - xp.maximum(half[..., None], tasks.log_b - top)
     )
-    return tasks, kappa / root / root
+    largest = xp.maximum(
+        xp.max(capped, -1) * tasks.tasks, xp.sqrt(frozen(tasks.offset)) * xp.ones_like(half)
+    )
+    labels = log_at_least_tiny(xp.max(xp.abs(tasks.label), -1)) + xp.max(log_label, -1)
+    log_amplitude = log_at_least_tiny(tasks.sigma) + xp.maximum(labels, -half)
+    log_amplitude = xp.maximum(xp.maximum(log_at_least_tiny(largest), log_amplitude), least)
+    log_amplitude = frozen(log_amplitude)
+
+    unit = exp(-log_amplitude)
+    label = tasks.label * exp(log_label - log_amplitude[..., None])
+    if known:
+        label = label * (capped / xp.where(capped > 0, size, 1.0))
+    b = tasks.sign * capped
+    a = tasks.tasks * unit[..., None] * b, tasks.sigma * label
+    return Seen(
+        tasks.p, tasks.m, tasks.n_v, tasks.sigma * exp(-half - log_amplitude),
+        tasks.offset * unit * unit, tasks.weights, b, a, free, fitted, log_amplitude,
+    )  # fmt: skip
+
+
+def squared_unit(value, log_unit):
+    """value exp(2 log_unit), infinite where it is too large for a number, zero where value is."""
+    xp = namespace(value, log_unit)
+    most = largest_exponent(log_unit)
+    unit = xp.exp(xp.clip(log_unit, -most, most))
+    return value * unit * unit
 
 
 class Point(NamedTuple):
-    """What the theory needs at kappa: t, K, g and u, and derivatives of each in kappa (t1, ...)."""
+    """What the theory needs at kappa = 1: t, K, g and u, and derivatives in kappa (t1, ...).
 
-    kappa: Any
+    w = int mu B/(B + kappa)^2. l = -g'. k = 1 - m tau, so that K = k/g. left = u - u'.
+    bend, w_squared: int mu r^2 s (s - 2 r) and r^2 s^2, r = 1/(B + 1) and s = 1 - r.
+    """
+
     t: Any
     t1: Any
     t2: Any
+    t3: Any
     K: Any
     K1: Any
     K2: Any
+    K3: Any
     g: Any
-    g1: Any
-    g2: Any
-    g3: Any
+    l: Any
     u: Any
     u1: Any
     u2: Any
     u3: Any
+    k: Any
+    w: Any
+    left: Any
+    bend: Any
+    w_squared: Any
 
     @property
     def slope(self):
         """(t K)'."""
         return self.t1 * self.K + self.t * self.K1
 
+    @property
+    def slope1(self):
+        """(t K)''."""
+        return self.t2 * self.K + 2 * self.t1 * self.K1 + self.t * self.K2
 
-def around(tasks: TrainingSet, kappa) -> Point:
-    """The `Point` at kappa.
+    @property
+    def slope2(self):
+        """(t K)'''."""
+        return self.t3 * self.K + 3 * (self.t2 * self.K1 + self.t1 * self.K2) + self.t * self.K3
 
-    The integrals over the spectrum are taken here, once: g' = -int mu/(B + kappa)^2 and so on,
-    u' = p int mu V B/(B + kappa)^2 and so on. All else is arithmetic of scalars.
+
+def around(tasks: Seen, root: Root) -> Point:
+    r"""The `Point` at the root.
+
+    The integrals over the spectrum are taken here, once: with r = 1/(B + 1) and s = 1 - r,
+    w = int mu r s, u' = p int mu V s r and so on. All else is arithmetic of scalars. Derivatives
+    of K = k/g are variances of s,
+
+        K' = k/g + (m - 1) w/g^2,    K'' = 2 (m - 1)/g^2 int mu r (s - w/g)^2,
+        and the next -6 (m - 1)/g^2 int mu r^2 (s - w/g)^2.
     """
-    p, m, mean = tasks.p, tasks.m, tasks.mean
-    B, V = tasks.B, tasks.V
-    inverse = 1 / (B + kappa[..., None])
-    square = inverse * inverse
-    cube = square * inverse
-    noise = V * B
-    g, g1, g2, g3 = mean(inverse), -mean(square), 2 * mean(cube), -6 * mean(square * square)
+    p, m, mean, t, k = tasks.p, tasks.m, tasks.mean, root.t, root.k
+    r, s, V = tasks.free, tasks.fitted, tasks.V
+    r_s = r * s
+    r2_s = r * r_s
+    noise = V * r_s
+    g, w, w_r, w_rr = mean(r), mean(r_s), mean(r2_s), mean(r * r2_s)
+    left, u1 = tasks.sigma**2 + p * mean(V * r * r), p * mean(noise)
+    over, share, l, w_s = (m - 1) / g / g, w / g, g - w, w_r - w_rr
     return Point(
-        kappa,
-        tasks.n_v - p * mean(B * inverse), p * mean(B * square), -2 * p * mean(B * cube),
-        m * kappa - (m - 1) / g,
-        m + (m - 1) * g1 / g**2,
-        (m - 1) * (g2 - 2 * g1 * g1 / g) / g**2,
-        g, g1, g2, g3,
-        tasks.sigma**2 + p * kappa * mean(V * inverse),
-        p * mean(noise * square), -2 * p * mean(noise * cube),
-        6 * p * mean(noise * square * square),
+        t, p * w, -2 * p * w_r, 6 * p * w_rr,
+        k / g, k / g + over * w, 2 * over * (w - w_r - share * w),
+        -6 * over * (w_s - 2 * share * w_r + share * share * l),
+        g, l, left + u1, u1, -2 * p * mean(noise * r), 6 * p * mean(noise * r * r),
+        k, w, left, w_r - 3 * w_rr, w_s,
     )  # fmt: skip
 
 
-def leading(tasks: TrainingSet, at: Point):
+def leading(tasks: Seen, at: Point):
     """Distance and task error of the limit, and (t'K - tK')/(tK)'; equations at the head."""
     n_v, m, D2 = tasks.n_v, tasks.m, tasks.offset
-    distance = m * (at.t1 * at.u + at.t * at.u1) + D2 * at.K**2 * (at.g * at.t1 - at.g1 * at.t)
-    start = D2 / m * at.K**2 * (at.g * at.K1 + at.g1 * at.K)
+    distance = m * (at.t1 * at.u + at.t * at.u1) + D2 * at.K**2 * (at.g * at.t1 + at.l * at.t)
+    start = D2 * at.K**2 * at.w  # (g K)' = m w
     task_error = n_v * (at.u * at.K1 - at.u1 * at.K + start)
     return (
         distance / at.slope,
@@ -154,7 +263,7 @@ def leading(tasks: TrainingSet, at: Point):
     )
 
 
-def first_order(tasks: TrainingSet, at: Point, with_error: bool):
+def first_order(tasks: Seen, at: Point, with_error: bool):
     r"""The terms of relative order 1/p of distance and, if wanted, task error.
 
     With psi = dF/deta along the saddle point at fixed ridge, chi = dF/dkappa / (tK)' and
@@ -173,10 +282,10 @@ def first_order(tasks: TrainingSet, at: Point, with_error: bool):
     """
     p, m, n_v, D2 = tasks.p, tasks.m, tasks.n_v, tasks.offset
     F = exponent(tasks, at, KEPT if with_error else KEPT_FOR_DISTANCE)
-    slope, slope1 = at.slope, at.t2 * at.K + 2 * at.t1 * at.K1 + at.t * at.K2
-    t_e, t_e1 = at.kappa * at.u1 - at.u, at.kappa * at.u2
+    slope, slope1 = at.slope, at.slope1
+    t_e, t_e1 = -at.left, at.u2
     scale = (m - 1) / (p * at.g**2)
-    K_e, K_e1 = scale * at.u1, scale * (at.u2 - 2 * at.u1 * at.g1 / at.g)
+    K_e, K_e1 = scale * at.u1, scale * (at.u2 + 2 * at.u1 * at.l / at.g)
 
     top = t_e * at.K + at.t * K_e
     top1 = t_e1 * at.K + t_e * at.K1 + at.t1 * K_e + at.t * K_e1
@@ -199,32 +308,60 @@ def first_order(tasks: TrainingSet, at: Point, with_error: bool):
     return distance, task_error / (m * slope)
 
 
-def exponent(tasks: TrainingSet, at: Point, kept: tuple[str, ...]) -> Series:
-    """F of this module's head: its derivatives in kappa, eta and rho at eta = rho = 0."""
-    p, m, n_v = tasks.p, tasks.m, tasks.n_v
-    g = [p * x for x in (at.g, at.g1, at.g2, at.g3)]
+def exponent(tasks: Seen, at: Point, kept: tuple[str, ...]) -> Series:
+    r"""F of this module's head: its derivatives in kappa, eta and rho at eta = rho = 0.
+
+    The determinant and the last logarithm are differences of much larger numbers, and F does not
+    feel kappa itself where it is far above or below B. Hence
+
+        F = m log(1 - rho) + (m - 1)/2 log d/c^2 + 1/2 log S,     d = -det
+        S = m A - (m - 1) p d/c^2
+
+    and with f = kappa g, w = f', l = int mu (kappa/(B + kappa))^2 = f - kappa w, for every kappa
+
+        kappa^2 d/p = l t + p f kappa w      kappa c = p f           S = (t K)'
+        S_eta = kappa^2 u'' {(m - 1) t + p f k}/(p f^2) + 2 (m - 1) kappa u' (kappa^2 d/p)/(p f^3)
+
+    where nothing is lost. l' = -w' and (kappa^2 d/p)' = -w' t + p f (2 w + w') at kappa = 1.
+    """
+    p, m, n_v, t, k, f, w = tasks.p, tasks.m, tasks.n_v, at.t, at.k, at.g, at.w
+    u1, u2, u3, E = at.u1, at.u2, at.u3, n_v - p
+    l, w1 = at.l, at.t2 / p
+    d, d1 = l * t + p * f * w, -w1 * t + p * f * (2 * w + w1)
 
     def series(**terms):
         return Series({name.strip("_"): x for name, x in terms.items()}, kept)
 
-    kappa = series(_=at.kappa, k=1.0)
-    E = series(_=n_v - p, r=2 * n_v)
-    plain = series(_=g[0], k=g[1], kk=g[2])
-    c = plain + series(e=at.u1, ek=at.u2)
-    a = series(_=g[1], k=g[2], kk=g[3], e=at.u2, ek=at.u3)
-    det = a * E - plain * plain
-    A = E + 2.0 * (kappa * plain) + kappa * (kappa * a)
-    M = (m - 1) * p * det + m * (c * (c * A))
+    c = series(_=p * f, k=p * w, kk=p * w1, e=u1, ek=u1 + u2)
+    det = series(
+        _=p * d, k=p * d1, kk=2 * p * (at.bend * t + p * (w * w - 3 * f * at.w_squared)),
+        e=-u2 * E, ek=-(2 * u2 + u3) * E, r=2 * n_v * p * l, er=-2 * n_v * u2, kr=-2 * n_v * p * w1,
+    )  # fmt: skip
+    G, over = (m - 1) * t + p * f * k, 1 / (p * f * f)
+    twice = 2 * (m - 1) * over / f
+    S = series(
+        _=at.slope, k=at.slope1, kk=at.slope2,
+        e=over * u2 * G + twice * u1 * d,
+        ek=over * ((2 * u2 + u3) * G + 2 * u2 * w * (m * p * f - G / f))
+        + twice * ((u1 + u2) * d + u1 * (d1 - 3 * d * w / f)),
+        r=2 * n_v * at.K1, kr=2 * n_v * at.K2, er=n_v * twice * (f * u2 + 2 * u1 * l),
+    )  # fmt: skip
     fresh = series(r=-1.0)
-    return m * (fresh - c.log()) + (m - 1) / 2 * det.log() + 0.5 * M.log()
+    return m * fresh + (m - 1) * (0.5 * det.log() - c.log()) + 0.5 * S.log()
 
 
 def _resummed(leading, first, fade, ridged):
-    """leading (1 + x/(1 - x s)) and x s, with x = first/leading and s = `fade`."""
+    """1 + x/(1 - x s) and x s, with x = first/leading and s = `fade`."""
     xp = namespace(leading)
     x = xp.where(leading == 0, 0.0, first / xp.where(leading == 0, 1.0, leading))
     pole = xp.where(x > 0, x * fade, x)
     pole = xp.where(ridged, xp.minimum(pole, LARGEST_RIDGED_POLE), pole)
     beyond = pole >= 1
     factor = 1 + x / (1 - xp.where(beyond, 0.0, pole))
-    return xp.where(beyond, float("inf"), leading * factor), pole
+    return xp.where(beyond, float("inf"), factor), pole
+
+
+def _grown(value, growth):
+    """value growth, zero where value is zero."""
+    xp = namespace(value)
+    return xp.where(value == 0, value, value * xp.where(value == 0, 1.0, growth))

@@ -11,6 +11,12 @@ asymptotically free, and one number kappa holds all of them together with the va
 
 both factors nonnegative: the root at or above the larger of the roots of t and K. Without ridge one
 factor vanishes: t when p > n_v m, K when p < n_v m, and at p = n_v m both.
+
+**Precision.** With tau = int mu B/(B + kappa), the part of a task's directions that is fitted, and
+f = kappa g = 1 - tau, it is t = n_v - p tau and K = kappa k/f with k = 1 - m tau. Whichever of t
+and k is not zero without ridge is known from the sizes, and a ridge changes both by differences of
+tau, so no digit of them is lost, in float32 neither. B and kappa come as logarithms: filters of
+steep rules differ by many thousands of decades.
 """
 
 from collections.abc import Callable
@@ -21,22 +27,22 @@ import jax
 import numpy as np
 from jax import lax
 
-from negmaml._core.numerics import frozen, namespace
+from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
 from negmaml.theory.setting import Setting
+
+# Powers of the precision to which a root is found, first without exponentials and then well.
+ROUGH, FINE = 0.3, 0.6
 
 
 class TrainingSet(NamedTuple):
     """One training set as the theory sees it; sizes are real and traced, so that they may vary.
 
-    p, m, n_v: sizes. sigma: label noise. offset: |omega_0 - w0|^2. ridge: meta_ridge.
+    p, m, n_v: sizes. sigma: label noise. tasks: nu^2/p, as its root. offset: |omega_0 - w0|^2.
+    ridge: meta_ridge.
     weights: of the spectrum's quadrature, (k,).
-    b: filter on the nodes, (..., k) for a batch of rules.
-    a: two of (..., k), the amplitudes by which task weights and label noise enter a task's
-        residual: its covariance is V = (nu^2/p) b^2 + sigma^2 q^2 x/n_t = sum of a^2.
-
-    The filters, sigma and the root of the ridge are in units of the largest |b|, so that no square
-    overflows; the distance and the task error in units of its square do not depend on the unit.
+    sign, log_b: the filter on the nodes, (..., k) for a batch of rules.
+    label, scale: q sqrt(x/n_t) on the nodes is label exp(scale); a scale of None is zero.
     Arrays are NumPy's or JAX's, all the same.
     """
 
@@ -44,68 +50,68 @@ class TrainingSet(NamedTuple):
     m: Any
     n_v: Any
     sigma: Any
+    tasks: Any
     offset: Any
     ridge: Any
     weights: Any
-    b: Any
-    a: Any
-    unit: Any
+    sign: Any
+    log_b: Any
+    label: Any
+    scale: Any
 
-    @property
-    def B(self):
-        """b^2 on the nodes."""
-        return self.b * self.b
 
-    @property
-    def V(self):
-        """The residual's covariance on the nodes."""
-        tasks, labels = self.a[0], self.a[1]
-        return tasks * tasks + labels * labels
+class Root(NamedTuple):
+    """log kappa, t, and k = 1 - m tau."""
 
-    def mean(self, values):
-        """int mu f of values on the nodes; under JAX a sum, which XLA fuses with what it sums."""
-        if namespace(values) is np and self.weights.ndim == 1:
-            return values @ self.weights
-        return (self.weights * values).sum(-1)
-
-    def inverse(self, kappa):
-        """1/(B + kappa) on the nodes."""
-        return 1 / (self.B + kappa[..., None])
-
-    def g(self, kappa):
-        """int mu/(B + kappa)."""
-        return self.mean(self.inverse(kappa))
-
-    def t(self, kappa):
-        """Rows of a task not used up by the fit."""
-        return self.n_v - self.p * self.mean(self.B * self.inverse(kappa))
-
-    def K(self, kappa):
-        """The ridge felt by the sum over tasks."""
-        return self.m * kappa - (self.m - 1) / self.g(kappa)
+    log_kappa: Any
+    t: Any
+    k: Any
 
 
 def training_set(setting: Setting, rule: Rule) -> TrainingSet:
     """The `TrainingSet` of a setting and a rule, or a batch of rules."""
     x, weights = setting.spectrum
     xp = namespace(setting, rule)
-    b, q = xp.asarray(rule.b(x), x.dtype), xp.asarray(rule.q(x), x.dtype)
-    unit = frozen(xp.max(xp.abs(b), -1))
-    unit = xp.where(unit > 0, unit, 1.0)
-    b, q = b / unit[..., None], q / unit[..., None]
+    found = rule.filters(x)
+    sign, log_b, label = (xp.asarray(part, x.dtype) for part in found[:3])
+    scale = None if found.scale is None else xp.asarray(found.scale, x.dtype)
     # The root of a zero has no derivative, also where nothing is differentiated.
-    rows = xp.where(x > 0, x, 1.0) / setting.n_t
-    labels = setting.sigma * q * xp.where(x > 0, xp.sqrt(rows), 0.0)
-    a = setting.nu / xp.sqrt(setting.p) * b, labels
-    ridge = setting.meta_ridge / unit / unit
+    rows = xp.where(x > 0, xp.sqrt(xp.where(x > 0, x, 1.0) / setting.n_t), 0.0)
     return TrainingSet(
-        setting.p, setting.m, setting.n_v, setting.sigma / unit, setting.offset, ridge, weights,
-        b, a, unit,
+        setting.p, setting.m, setting.n_v, setting.sigma, setting.nu / xp.sqrt(setting.p),
+        setting.offset, setting.meta_ridge, weights, sign, log_b, label * rows, scale,
     )  # fmt: skip
 
 
-def solve(tasks: TrainingSet, ridged: bool):
-    """kappa, differentiable in all that `tasks` holds; `ridged` says whether ridge may be > 0.
+def mean_over(weights, values):
+    """int mu f of values on the nodes; under JAX a sum, which XLA fuses with what it sums."""
+    if namespace(values) is np and weights.ndim == 1:
+        return values @ weights
+    return (weights * values).sum(-1)
+
+
+def shares(log_b, log_kappa):
+    """(kappa/(B + kappa), B/(B + kappa)) on the nodes, both to full relative precision.
+
+    Ratios of B to kappa beyond 1/eps are all the same, so that products of shares do not vanish.
+    """
+    xp = namespace(log_b, log_kappa)
+    z = 2 * log_b - log_kappa[..., None]
+    most = largest_log_ratio(z)
+    small = xp.where(xp.isfinite(z), xp.exp(-xp.abs(xp.clip(z, -3 * most, most))), 0.0)
+    larger = 1 / (1 + small)
+    smaller = small * larger
+    fitted = z > 0
+    return xp.where(fitted, smaller, larger), xp.where(fitted, larger, smaller)
+
+
+def largest_log_ratio(x) -> float:
+    """Of B to kappa: the smaller share is well below the precision of x, its cube a number."""
+    return -1.3 * float(np.log(np.finfo(x.dtype).eps))
+
+
+def solve(tasks: TrainingSet, ridged: bool) -> Root:
+    """The root, differentiable in all that `tasks` holds; `ridged`: whether ridge may be > 0.
 
     The search itself is not differentiated: by the implicit function theorem the derivatives of
     kappa are those of the equation t K = ridge that it solves.
@@ -114,116 +120,183 @@ def solve(tasks: TrainingSet, ridged: bool):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _root(tasks: TrainingSet, ridged: bool):
+def _root(tasks: TrainingSet, ridged: bool) -> Root:
     return _search(tasks, ridged)
 
 
 @_root.defjvp
-def _along(ridged: bool, tasks, moves):
-    (tasks,), (moves,) = tasks, moves
-    kappa = _root(tasks, ridged)
-    moved = jax.jvp(lambda tasks: tasks.t(kappa) * tasks.K(kappa) - tasks.ridge, (tasks,), (moves,))
-    inverse = tasks.inverse(kappa)
-    square = inverse * inverse
-    dt = tasks.p * tasks.mean(tasks.B * square)
-    dK = tasks.m - (tasks.m - 1) * tasks.mean(square) / tasks.mean(inverse) ** 2
-    return kappa, -moved[1] / (dt * tasks.K(kappa) + tasks.t(kappa) * dK)
+def _along(ridged: bool, primals, tangents):
+    """Of t k/f = ridge/kappa in y = log kappa: t' = p w, k' = m w, w = int mu free fitted."""
+    (tasks,), (moves,) = primals, tangents
+    root = _root(tasks, ridged)
+    y, t, k = root
+    xp = namespace(y)
+
+    def of(tasks: TrainingSet):
+        tau = mean_over(tasks.weights, shares(tasks.log_b, y)[1])
+        ridge = tasks.ridge * xp.exp(xp.minimum(-y, largest_exponent(y)))
+        return tasks.n_v - tasks.p * tau, 1 - tasks.m * tau, tau, ridge
+
+    _, (dt, dk, dtau, dridge) = jax.jvp(of, (tasks,), (moves,))
+    free, fitted = shares(tasks.log_b, y)
+    f, w = mean_over(tasks.weights, free), mean_over(tasks.weights, free * fitted)
+    slope = tasks.p * w * k / f + t * (f * k + (tasks.m - 1) * w) / f**2
+    dy = -(dt * k / f + t * (dk / f + k * dtau / f**2) - dridge) / slope
+    return root, Root(dy, dt + tasks.p * w * dy, dk + tasks.m * w * dy)
 
 
-def _search(tasks: TrainingSet, ridged: bool):
-    """The root of t K = ridge."""
+def _search(tasks: TrainingSet, ridged: bool) -> Root:
+    """The root of t K = ridge; at p = n_v m without ridge, where t = k = 0, k is barely above."""
     root = _ridgeless(tasks)
+    xp = namespace(root)
+    square = (root.t == 0) & (root.k == 0)
+    ridgeless = root._replace(k=xp.where(square, xp.finfo(root.k.dtype).eps, root.k))
     if not ridged:
-        return root
-    where = namespace(root).where
+        return ridgeless
     positive = tasks.ridge > 0
-    safe = tasks._replace(ridge=where(positive, tasks.ridge, 1.0))
-    return where(positive, _ridged(safe, root), root)
+    found = _ridged(tasks._replace(ridge=xp.where(positive, tasks.ridge, 1.0)), root)
+    pairs = zip(found, ridgeless, strict=True)
+    return Root(*(xp.where(positive, one, other) for one, other in pairs))
 
 
-def _ridgeless(tasks: TrainingSet):
+def _ridgeless(tasks: TrainingSet) -> Root:
     """The root of kappa g(kappa) = 1 - min(n_v/p, 1/m), in log kappa and log odds.
 
     In these coordinates the left side rises with slope between 0 and 1, and exactly 1 for a
     constant filter, so Newton's method is at home. kappa g lies between the values of constant
     filters at the smallest and the largest B, which brackets the root.
+
+    Where the fit can have all that the filters let pass (one task with n_v >= p, or filters with
+    zeros) the root is at kappa = 0; then kappa is so far below every B that it makes no difference.
     """
-    p, m, n_v, B, mean = tasks.p, tasks.m, tasks.n_v, tasks.B, tasks.mean
-    xp = namespace(B)
-    tiny = xp.finfo(B.dtype).tiny
+    p, m, n_v, log_b, mean = (
+        tasks.p,
+        tasks.m,
+        tasks.n_v,
+        tasks.log_b,
+        partial(mean_over, tasks.weights),
+    )
+    xp = namespace(log_b)
     used = xp.minimum(n_v / p, 1 / m)
-    none = used >= 1  # a single task with more points than dimensions: kappa = 0
-    odds = xp.log((1 - xp.where(none, 0.5, used)) / used)
+    passing = xp.isfinite(log_b)
+    smallest = 2 * xp.min(xp.where(passing, log_b, xp.inf), -1)
+    smallest = xp.where(xp.isfinite(smallest), smallest, 0.0)
+    largest = xp.maximum(2 * xp.max(log_b, -1), smallest)
+    zero = smallest + 0.75 * np.log(xp.finfo(log_b.dtype).eps)
+    all_used = used + mean(xp.where(passing, 0.0, 1.0)) >= 1 - 4 * xp.finfo(log_b.dtype).eps
+    used = xp.where(used < 1, used, 0.5)
+    odds = xp.log((1 - used) / used)
 
     def residual(y):
-        kappa = xp.exp(y)
-        inverse = 1 / (B + kappa[..., None])
-        free, taken = kappa * mean(inverse), mean(B * inverse)
-        slope = kappa * mean(B * inverse * inverse) / (free * taken)
-        return _log(free) - _log(taken) - odds, slope
+        # Counted from where B and kappa cross: between eigenvalues as far apart as steep filters
+        # put them all but the smaller shares are known, and only those say where kappa lies.
+        free, fitted = shares(log_b, y)
+        above = fitted > free
+        more = mean(above.astype(y.dtype)) - used
+        more = xp.where(xp.abs(more) < 64 * xp.finfo(y.dtype).eps * used, 0.0, more)
+        more = more - mean(xp.where(above, free, -fitted))  # tau - used
+        least = xp.finfo(y.dtype).eps - 1
+        f, tau = xp.maximum(-more / (1 - used), least), xp.maximum(more / used, least)
+        slope = mean(free * fitted) / ((1 + f) * (1 + tau) * (1 - used) * used)
+        return xp.log1p(f) - xp.log1p(tau), slope
 
-    low = odds + xp.log(xp.maximum(xp.min(B, -1), tiny * 1e6))
-    high = odds + _log(xp.max(B, -1))
-    y = _find_root(residual, low, high, odds + _log(mean(B)))
-    return xp.where(none, 0.0, xp.exp(y))
+    every = xp.min(xp.where(passing, 1.0, 0.0), -1) > 0
+    low = xp.where(every, odds + smallest, xp.minimum(zero, odds + smallest))
+    high = odds + largest
+    B = xp.exp(xp.maximum(2 * log_b - largest[..., None], -largest_exponent(high) / 3))
+    guess = high + log_at_least_tiny(mean(B))
+    near = _find_root(partial(_roughly, tasks.weights, B, largest, odds), low, high, guess, ROUGH)
+    y = _find_root(residual, low, high, near, FINE)
+    y = xp.where(all_used, zero, y)
+    f = mean(shares(log_b, y)[0])
+    t = xp.where(all_used, n_v - p + p * f, n_v - xp.minimum(n_v, p / m))
+    k = xp.where(all_used, 1 - m + m * f, xp.maximum(p - n_v * m, 0.0) / p)
+    return Root(y, t, k)
 
 
-def _ridged(tasks: TrainingSet, start):
-    """The root of t K = ridge > 0 above `start`, the ridgeless one, in log(kappa - start).
+def _roughly(weights, B, log_unit, odds, y):
+    """The residual of `_ridgeless`, without exponentials, for B and kappa within some decades."""
+    xp, mean = namespace(B), partial(mean_over, weights)
+    far = largest_exponent(B) / 3
+    kappa = xp.exp(xp.clip(y - log_unit, -far, far))[..., None]
+    free = kappa / (B + kappa)
+    f, square = mean(free), mean(free * free)
+    fitted = xp.maximum(1 - f, xp.finfo(f.dtype).eps)
+    value = log_at_least_tiny(f) - xp.log(fitted) - odds
+    return value, (f - square) / (xp.maximum(f, xp.finfo(f.dtype).tiny) * fitted)
 
-    t and K are taken as differences from `start`, where one of them is zero, so that none of their
-    digits cancels.
+
+def _ridged(tasks: TrainingSet, start: Root) -> Root:
+    """The root of t K = ridge > 0 above `start`, the ridgeless one, in z = log(kappa - start).
+
+    t and k are taken as differences from `start`, where one of them is zero, so that none of their
+    digits cancels: tau falls by h int mu B/(B + start) kappa/(B + kappa), h = 1 - start/kappa.
     """
-    p, m, n_v, ridge, B, mean = tasks.p, tasks.m, tasks.n_v, tasks.ridge, tasks.B, tasks.mean
-    xp = namespace(B)
-    tiny = xp.finfo(B.dtype).tiny
-    first = B + start[..., None]
-    at_start = 1 / xp.maximum(first, tiny)
-    g = mean(at_start)
-    over = p > n_v * m
-    t_start = xp.where(over, 0.0, n_v - xp.minimum(p / m, n_v))
-    K_start = xp.where(over, xp.maximum(m * start - (m - 1) / g, 0.0), 0.0)
+    p, m, n_v, log_b, mean = (
+        tasks.p,
+        tasks.m,
+        tasks.n_v,
+        tasks.log_b,
+        partial(mean_over, tasks.weights),
+    )
+    xp = namespace(log_b)
+    y_0, t_0, k_0 = start
+    free_0, fitted_0 = shares(log_b, y_0)
+    log_ridge = xp.log(tasks.ridge)
 
-    def slopes(inverse, g_here):
-        both = at_start * inverse
-        return p * mean(B * both), m - (m - 1) * mean(both) / (g_here * g)
+    def at(z):
+        y = xp.logaddexp(z, y_0)
+        h = xp.exp(z - y)
+        free, fitted = shares(log_b, y)
+        gone = h * mean(fitted_0 * free)
+        return y, h, t_0 + p * gone, k_0 + m * gone, mean(free), mean(free * fitted)
 
     def residual(z):
-        step = xp.exp(z)
-        inverse = 1 / (first + step[..., None])
-        g_here = mean(inverse)
-        t, K = slopes(inverse, g_here)
-        t, K = t_start + step * t, K_start + step * K
-        square = inverse * inverse
-        dt = p * mean(B * square)
-        dK = m - (m - 1) * mean(square) / g_here**2
-        return _log(t) + _log(K) - xp.log(ridge), step * (dt / t + dK / K)
+        y, h, t, k, f, w = at(z)
+        rise = h * (p * w / t + m * w / k - w / f + 1)
+        return log_at_least_tiny(t) + log_at_least_tiny(k) - log_at_least_tiny(
+            f
+        ) + y - log_ridge, rise
 
-    dt, dK = slopes(at_start, g)
-    linear = ridge / xp.maximum(dt * K_start + t_start * dK, tiny)
-    square = xp.sqrt(ridge / xp.maximum(dt * dK, tiny))
     # There K >= kappa/2 and t >= n_v/2, since 1/g <= kappa + mean B and t >= n_v - p mean B/kappa.
-    high = _log(2 * (m - 1 + p / n_v) * mean(B) + 4 * ridge / n_v)
-    low = xp.full_like(high, xp.log(tiny) / 2)
-    return start + xp.exp(_find_root(residual, low, high, _log(xp.minimum(linear, square))))
+    largest = 2 * xp.max(log_b, -1)
+    largest = xp.where(xp.isfinite(largest), largest, 0.0)
+    log_mean = largest + log_at_least_tiny(mean(xp.exp(2 * log_b - largest[..., None])))
+    high = xp.logaddexp(xp.log(2 * (m - 1 + p / n_v)) + log_mean, log_ridge + xp.log(4 / n_v))
+    low = xp.minimum(y_0, high) + np.log(xp.finfo(log_b.dtype).eps) - 5
+    f, w = mean(free_0), mean(free_0 * fitted_0)
+    bend = (f * k_0 + (m - 1) * w) / f**2
+    linear = log_ridge - log_at_least_tiny(p * w * k_0 / f + t_0 * bend)
+    square = (log_ridge + y_0 - log_at_least_tiny(p * w * bend)) / 2
+    z = _find_root(residual, low, high, xp.minimum(linear, square))
+    y, _, t, k, _, _ = at(z)
+    return Root(y, t, k)
 
 
-def _log(x):
+def log_at_least_tiny(x):
+    """log x, of zero that of the smallest number."""
     xp = namespace(x)
     return xp.log(xp.maximum(x, xp.finfo(x.dtype).tiny))
 
 
-def _find_root(residual: Callable, low, high, guess):
+def largest_exponent(x) -> float:
+    """What the exponential still has as a number, in the precision of x."""
+    return float(np.log(np.finfo(x.dtype).max)) - 1
+
+
+def _find_root(residual: Callable, low, high, guess, tolerance: float = 1.0):
     """Newton's method on an increasing function, kept in a bracket by bisection.
 
-    `residual` returns value and slope. A step to the precision of the number ends it.
+    `residual` returns value and slope. A step to the precision of the number ends it, or to
+    `tolerance` powers of that: the next would be to twice as many digits.
     """
     xp = namespace(guess)
-    epsilon = xp.finfo(guess.dtype).eps
+    epsilon = float(xp.finfo(guess.dtype).eps)
 
     def unfinished(state):
         count, _, _, y, step = state
-        return (count < 150) & xp.any(xp.abs(step) > 8 * epsilon * xp.maximum(1.0, xp.abs(y)))
+        enough = xp.maximum(8 * epsilon**tolerance, 8 * epsilon * xp.abs(y))
+        return (count < 150) & xp.any(xp.abs(step) > enough)
 
     def advance(state):
         count, low, high, y, _ = state

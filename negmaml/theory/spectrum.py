@@ -77,6 +77,9 @@ def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
     x = (1 - root) ** 2 + 4 * root * cosine2.astype(dtype)
     bulk, edges = (8 * trapezoid * sine2 * cosine2).astype(dtype), (ends - trapezoid).astype(dtype)
     weights = bulk / x + edges / (2 * p)
-    # What the rule leaves of the mass is at zero: the atom, and for c near one the part of the
-    # pole of 1/x that the rule does not resolve.
-    return Spectrum(xp.append(x, 0.0), xp.append(weights, 1 - xp.sum(weights)))
+    # What the rule leaves of the mass is at zero: the atom, and for c near one the part of the pole
+    # of 1/x that the rule does not resolve. Of rounding nothing is left there.
+    rest, atom = 1 - xp.sum(weights), xp.maximum(1 - n / p, 0)
+    rest = xp.where(xp.abs(rest - atom) < xp.finfo(x.dtype).eps ** 0.75, atom, rest)
+    zero = xp.zeros_like(rest)
+    return Spectrum(xp.append(x, zero), xp.append(weights, rest))

@@ -32,15 +32,22 @@ from jax import lax
 
 from negmaml._core.checks import check_array, check_flag
 from negmaml._core.compilation import concrete, on_host, quick_jit
-from negmaml._core.numerics import namespace, outer
+from negmaml._core.numerics import namespace
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adaptation import filter_means
+from negmaml.problem.adaptation import filter_sizes, times_filter
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_scalar_rule, flat_batch
 from negmaml.theory import structured_spread
 from negmaml.theory.predict import ON_HOST, means, require_structured
-from negmaml.theory.proportional import LARGEST_RIDGED_POLE, Point, around
-from negmaml.theory.saddle import TrainingSet, solve, training_set
+from negmaml.theory.proportional import (
+    LARGEST_RIDGED_POLE,
+    Point,
+    Seen,
+    around,
+    in_units,
+    squared_unit,
+)
+from negmaml.theory.saddle import solve, training_set
 from negmaml.theory.series import Series
 from negmaml.theory.setting import Setting, checked, setting_of
 
@@ -80,15 +87,24 @@ def standard_deviation(
         require_structured("proportional", measure)
         found = structured_spread.variances(problem, train, adapt, meta_ridge)
         return StandardDeviation(*map(jnp.sqrt, found))
-    variance, _ = _covariance(problem, train, train, meta_ridge, measure)
+    variance, unit, _, _ = _covariance(problem, train, train, meta_ridge, measure)
 
     @on_host
-    def deviations(variance, adapt):
-        shrink, _ = filter_means(adapt, problem.n_r, problem.p)
-        of_distance, shrink = outer(namespace(variance).sqrt(variance), shrink)
-        return StandardDeviation(of_distance.reshape(variance.shape), of_distance * shrink / 2)
+    def deviations(variance, unit, adapt):
+        xp = namespace(variance, unit, adapt)
+        shrink, _, exists = filter_sizes(adapt, problem.n_r, problem.p)
+        of_distance = squared_unit(_root(variance), unit)
+        of_loss = times_filter(of_distance / 2, shrink)
+        return StandardDeviation(of_distance, xp.where(exists | (of_loss == 0), of_loss, xp.inf))
 
-    return deviations(variance, adapt)
+    return deviations(variance, unit, adapt)
+
+
+def _root(variance):
+    """The root of a variance, which rounding may put below zero, with a derivative there too."""
+    xp = namespace(variance)
+    some = variance > 0
+    return xp.where(some, xp.sqrt(xp.where(some, variance, 1.0)), 0.0)
 
 
 def runs_needed(
@@ -140,15 +156,21 @@ def runs_needed(
         a, b, cross, gap = found
         return standard_errors**2 * (a + b - 2 * cross if shared else a + b) / gap**2
     pairs = ((train_a, train_a), (train_b, train_b), (train_a, train_b))
-    (a, mean_a), (b, mean_b), (cross, _) = (
+    (a, unit_a, _, mean_a), (b, unit_b, _, mean_b), (cross, _, _, _) = (
         _covariance(problem, *pair, meta_ridge, measure) for pair in pairs
     )
-    variance = a + b - 2 * cross if shared else a + b
-    return standard_errors**2 * variance / (mean_a - mean_b) ** 2
+    difference = jnp.abs(mean_a - mean_b)
+    same = difference == 0
+    log_difference = jnp.log(jnp.where(same, 1.0, difference))
+    size_a, size_b = (jnp.exp(2 * unit - log_difference) for unit in (unit_a, unit_b))
+    variance = a * size_a**2 + b * size_b**2
+    if shared:
+        variance = jnp.maximum(variance - 2 * cross * size_a * size_b, 0.0)
+    return jnp.where(same, jnp.inf, standard_errors**2 * variance)
 
 
 def _covariance(problem: MixedLinearRegression, first: Rule, second: Rule, meta_ridge, measure):
-    """(Cov(D_1, D_2), E D_1) over runs for rules of one shape."""
+    """(Cov(D_1, D_2) exp(-2 (u_1 + u_2)), u_1, u_2, E D_1) for rules of one shape."""
     setting, (first, second) = setting_of(problem, (first, second), meta_ridge, measure)
     if math.prod(first.batch_shape) <= ON_HOST and concrete((setting, first, second)):
         return on_host(_pair)(setting, first, second)
@@ -166,14 +188,20 @@ def _compiled(setting: Setting, first: Rule, second: Rule):
 
 
 def _pair(setting: Setting, first: Rule, second: Rule):
-    """Cov(D_1, D_2) and E D_1 for two rules, or two batches of one shape."""
+    """What `_covariance` returns, for two rules or two batches of one shape."""
     pair = [training_set(setting, rule) for rule in (first, second)]
-    points = [around(one, solve(one, setting.ridged)) for one in pair]
-    mixed = _covariance_of_loss(pair, points)["xy"]
+    roots = [solve(one, setting.ridged) for one in pair]
+    seen = [in_units(one, root) for one, root in zip(pair, roots, strict=True)]
+    points = [around(one, root) for one, root in zip(seen, roots, strict=True)]
+    mixed = _covariance_of_loss(seen, points)["xy"]
     found = [means(setting, rule) for rule in (first, second)]
     factors = [_growth(one, setting.meta_ridge > 0) for one in found]
     covariance = mixed / (points[0].slope * points[1].slope)
-    return covariance * factors[0] * factors[1], found[0].distance
+    xp = namespace(covariance)
+    growth = factors[0] * factors[1]
+    without = xp.isinf(growth) & (covariance != 0)
+    grown = xp.where(without, xp.inf, covariance * xp.where(xp.isinf(growth), 1.0, growth))
+    return grown, seen[0].log_amplitude, seen[1].log_amplitude, found[0].distance
 
 
 def _growth(means, ridged):
@@ -181,16 +209,15 @@ def _growth(means, ridged):
     xp = namespace(means.pole)
     pole = xp.where(ridged, xp.minimum(means.pole, LARGEST_RIDGED_POLE / 2), means.pole)
     rest = 1 - 3 * pole
-    nothing = means.limit == 0
-    growth = xp.where(nothing, 1.0, means.distance / xp.where(nothing, 1.0, means.limit))
-    return xp.where(rest > 0, growth / xp.sqrt(xp.where(rest > 0, rest, 1.0)), xp.inf)
+    return xp.where(rest > 0, means.growth / xp.sqrt(xp.where(rest > 0, rest, 1.0)), xp.inf)
 
 
-def _covariance_of_loss(pair: list[TrainingSet], points: list[Point]) -> Series:
+def _covariance_of_loss(pair: list[Seen], points: list[Point]) -> Series:
     """Cov(G_1, G_2) about the roots, with derivatives in kappa_1 (x) and kappa_2 (y)."""
     (one, two), (at_1, at_2) = pair, points
-    p, m, n_v, D2 = one.p, one.m, one.n_v, one.offset
-    r_1, r_2 = one.inverse(at_1.kappa), two.inverse(at_2.kappa)
+    xp = namespace(at_1.t)
+    p, m, n_v, D2 = one.p, one.m, one.n_v, xp.sqrt(one.offset) * xp.sqrt(two.offset)
+    r_1, r_2 = one.free, two.free
     beta, V = one.b * two.b, one.a[0] * two.a[0] + one.a[1] * two.a[1]
 
     def series(**terms):
@@ -202,9 +229,9 @@ def _covariance_of_loss(pair: list[TrainingSet], points: list[Point]) -> Series:
         x, y, xy = one.mean(f * r_1), one.mean(f * r_2), one.mean(f * r_1 * r_2)
         return series(_=one.mean(f), x=-x, y=-y, xy=xy)
 
-    product = series(_=at_1.kappa, x=1.0) * series(_=at_2.kappa, y=1.0)
+    product = series(_=1.0, x=1.0) * series(_=1.0, y=1.0)
     t_1, t_2 = series(_=at_1.t, x=at_1.t1), series(_=at_2.t, y=at_2.t1)
-    g_1g_2 = series(_=at_1.g, x=at_1.g1) * series(_=at_2.g, y=at_2.g1)
+    g_1g_2 = series(_=at_1.g, x=-at_1.l) * series(_=at_2.g, y=-at_2.l)
     w_1 = p * mean_R(V * beta)
     w_2 = series(_=one.sigma * two.sigma) + p * (product * mean_R(V))
     a_11, a_12 = -p * mean_R(1.0), -p * mean_R(beta)

@@ -11,7 +11,7 @@ import pytest
 import negmaml as nm
 from negmaml.problem.wishart import normalized_moment
 from negmaml.theory import distance, predict, task_error
-from negmaml.theory.proportional import around, leading
+from negmaml.theory.proportional import around, in_units, leading
 from negmaml.theory.saddle import solve, training_set
 from negmaml.theory.setting import setting_of
 from negmaml.theory.spectrum import marchenko_pastur, spectrum
@@ -82,7 +82,7 @@ def printed_limit(problem, rule, ridge):
     """The resolvent form of the limit: distance and tau^2 from traces of P = (T + kappa)^-1."""
     x, w = marchenko_pastur(problem.n_t, problem.p, jnp.float64)
     one = seen(problem, rule, ridge)
-    k_s = float(solve(one, True)) * float(one.unit) ** 2
+    k_s = float(np.exp(solve(one, True).log_kappa))
     p, m, N, D2 = problem.p, problem.m, problem.rows, float(problem.offset_squared)
     B, q = rule.b(x) ** 2, rule.q(x)
     V = problem.nu**2 / p * B + problem.sigma**2 * q**2 * x / problem.n_t
@@ -101,10 +101,13 @@ def printed_limit(problem, rule, ridge):
 def test_the_limit_is_the_one_written_with_resolvents(n_v, ridge, x64):
     problem, rule = resized(n_v=n_v), nm.GradientDescent(-0.6, 2)
     one = seen(problem, rule, ridge)
-    found = leading(one, around(one, solve(one, True)))
+    root = solve(one, True)
+    units = in_units(one, root)
+    found = leading(units, around(units, root))
     expected = printed_limit(problem, rule, ridge)
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-9)
-    np.testing.assert_allclose(found[1] * one.unit**2, expected[1], rtol=1e-9)
+    unit = np.exp(2 * units.log_amplitude)
+    np.testing.assert_allclose(found[0] * unit, expected[0], rtol=1e-9)
+    np.testing.assert_allclose(found[1] * unit * np.exp(root.log_kappa), expected[1], rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,236 @@
+"""The theory on inputs of every size: what is NaN, infinite, imprecise or has no derivative.
+
+python benchmarks/extremes.py [--groups 100] [--seed 0] [--examples]
+
+A group has sizes of its own and a rule for training and one for adapting, of any family; its 40
+inputs differ in all that is no size. Every input goes three ways: a plain call (NumPy's float64,
+returned in the type of the inputs), a vmap in float64 and one in float32, of the same numbers.
+Derivatives are those of the test loss in sigma, nu, the tuned parameter and the ridge. Counted are
+
+NaN             by the road that the line names
+infinite        in float32 where float64 has a number that float32 could hold
+1%, 10%, 2x     more than that between float32 and float64
+gradient        a derivative that is not finite, where the loss and the derivative in float64 (as
+                far as float32 could hold it) are
+"""
+
+import argparse
+import collections
+import os
+import warnings
+
+# Compilation is most of the time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false",
+)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import negmaml as nm
+from negmaml.theory import distance, standard_deviation, task_error, test_loss
+
+EACH = 40
+LARGEST = float(np.finfo(np.float32).max)
+CALLS = None
+QUANTITIES = ("test loss", "distance", "task error", "deviation of the loss")
+
+
+def sizes(rng):
+    """p, m, n_t, n_v, n_r log-uniform with n_v m/p of 1e-3 to 1e3; some at or next to n_v m = p."""
+    while True:
+        p, m, n_t, n_r = np.exp(rng.uniform(0, np.log([1e5, 1e4, 1e4, 1e4]))).round().astype(int)
+        rows = p * np.exp(rng.uniform(-1, 1) * np.log(1e3))
+        n_v = max(1, round(rows / m)) if rng.random() > 0.1 else max(1, round(p / m))
+        if 1e-3 <= n_v * m / p <= 1e3:
+            return dict(p=int(p), m=int(m), n_t=int(n_t), n_v=int(n_v), n_r=int(n_r))
+
+
+def signed(rng, largest, smallest=1e-3):
+    """Both signs; uniform, log-uniform or zero."""
+    kind = rng.random(EACH)
+    spread = np.sign(rng.uniform(-1, 1, EACH)) * np.exp(
+        rng.uniform(np.log(smallest), np.log(largest), EACH)
+    )
+    values = np.where(kind < 0.5, rng.uniform(-largest, largest, EACH), spread)
+    return np.where(kind > 0.95, 0.0, values).astype(np.float32)
+
+
+def positive(rng, zeros=0.1):
+    """0 to 1e3: uniform, log-uniform or zero."""
+    kind = rng.random(EACH)
+    spread = np.exp(rng.uniform(np.log(1e-3), np.log(1e3), EACH))
+    values = np.where(kind < 0.3, rng.uniform(0, 1e3, EACH), spread)
+    return np.where(kind > 1 - zeros, 0.0, values).astype(np.float32)
+
+
+def strengths(rng, n, p):
+    """Of `Proximal`: half of the negative ones within the spectrum and near its edges."""
+    edges = (1 + np.array([-1.0, 1.0]) * np.sqrt(p / n)) ** 2
+    within = -rng.uniform(0, 1.1 * edges[1], EACH)
+    edge = -edges[rng.integers(2, size=EACH)] * (1 + rng.choice([0, 1e-6, 1e-3, -1e-3], EACH))
+    kind = rng.random(EACH)
+    any_size = signed(rng, 1e3)
+    near = np.where(kind < 0.15, within, np.where(kind < 0.25, edge, any_size))
+    return near.astype(np.float32)
+
+
+def draw_rule(rng, n, p):
+    """(build, numbers): a rule of numbers (EACH, ...)."""
+    family = rng.integers(8)
+    if family <= 1:
+        return nm.GradientDescent, (signed(rng, 5),)
+    if family == 2:
+        return lambda rate: nm.GradientDescent(rate, 10), (signed(rng, 5),)
+    if family == 3:
+        momentum = rng.uniform(-1, 1, EACH).astype(np.float32)
+        return lambda r, b: nm.Momentum(r, b, 4), (signed(rng, 5), momentum)
+    if family == 4:
+        values = np.stack([signed(rng, 5) for _ in range(3)], -1)
+        return lambda values: nm.GradientDescent(nm.rules.Schedule(values), 3), (values,)
+    if family == 5:
+        return nm.Proximal, (strengths(rng, n, p),)
+    return nm.GradientFlow, (signed(rng, 5),)
+
+
+def draw(rng):
+    """The sizes, the two rules, and what differs within a group: a dict of arrays (EACH, ...)."""
+    size = sizes(rng)
+    train, numbers = draw_rule(rng, size["n_t"], size["p"])
+    adapt, others = draw_rule(rng, size["n_r"], size["p"])
+    ridge = positive(rng, 0.3) if rng.random() < 0.7 else None
+    w0 = np.where(rng.random(EACH) < 0.5, 0.0, positive(rng)).astype(np.float32)
+    inputs = dict(sigma=positive(rng), nu=positive(rng), w0=w0, train=numbers, adapt=others)
+    return size, train, adapt, inputs | ({} if ridge is None else {"ridge": ridge})
+
+
+def predictions(size, train, adapt, of_loss_alone=False):
+    """A function of one input that returns QUANTITIES, or the first."""
+
+    def function(inputs):
+        variances = {name: inputs[name] for name in ("sigma", "nu", "w0")}
+        problem = nm.MixedLinearRegression(**size, **variances)
+        rules = train(*inputs["train"]), adapt(*inputs["adapt"])
+        options = {"meta_ridge": inputs.get("ridge", 0.0)}
+        loss = test_loss(problem, *rules, **options)
+        if of_loss_alone:
+            return loss
+        return (
+            loss,
+            distance(problem, rules[0], **options),
+            task_error(problem, rules[0], **options),
+            standard_deviation(problem, *rules, **options).test_loss,
+        )
+
+    return function
+
+
+def gradients(size, train, adapt):
+    """The derivatives of the test loss in all but the offset and the rule at test time."""
+    function = predictions(size, train, adapt, of_loss_alone=True)
+
+    def loss(moving, fixed):
+        return function(moving | fixed)
+
+    def slopes(inputs):
+        fixed = {name: inputs[name] for name in ("w0",)}
+        moving = {name: value for name, value in inputs.items() if name not in fixed}
+        return jax.grad(loss)(moving, fixed)
+
+    return slopes
+
+
+def at(inputs, i):
+    """The i-th input."""
+    return jax.tree.map(lambda x: x[i], inputs)
+
+
+def of_type(inputs, dtype):
+    """The same numbers in another type."""
+    return jax.tree.map(lambda x: np.asarray(x, dtype), inputs)
+
+
+def flat(tree):
+    """The leaves of a batch side by side, (EACH, k)."""
+    return np.concatenate([np.asarray(x).reshape(EACH, -1) for x in jax.tree.leaves(tree)], 1)
+
+
+def evaluate(group):
+    """Values by road (EACH, quantities), and derivatives by road (EACH, k)."""
+    *form, inputs = group
+    values, slopes = {}, {}
+    function, derivative = predictions(*form), gradients(*form)
+    for name, dtype in (("float64", np.float64), ("float32", np.float32)):
+        with jax.enable_x64(dtype is np.float64):
+            own = jax.tree.map(jnp.asarray, of_type(inputs, dtype))
+            values[name] = flat(jax.vmap(function)(own))
+            slopes[name] = flat(jax.vmap(derivative)(own))
+            if name == "float32":
+                count = EACH if CALLS is None else CALLS
+                plain = [function(at(of_type(inputs, dtype), i)) for i in range(count)]
+                filled = plain + [values["float64"][i] for i in range(count, EACH)]
+                values["float32, plain call"] = np.array(filled, np.float64).astype(dtype)
+    return values, slopes
+
+
+def faults(values, slopes):
+    """{(fault, road): inputs (EACH, quantities) that have it}."""
+    found = {(f"NaN, {road}", ""): np.isnan(x) for road, x in values.items()}
+    exact = values["float64"]
+    holds = np.isfinite(exact) & (np.abs(exact) <= LARGEST)
+    for road in ("float32", "float32, plain call"):
+        value = values[road].astype(np.float64)
+        both = holds & np.isfinite(value)
+        with np.errstate(all="ignore"):
+            off = np.abs(value - exact) - 1e-37
+            ratio = np.maximum(value / exact, exact / value)
+        found[f"infinite, {road}", ""] = holds & np.isinf(value)
+        for label, beyond in (("1%", off > 0.01 * exact), ("10%", off > 0.1 * exact)):
+            found[f"{label} off, {road}", ""] = both & beyond
+        found[f"2x off, {road}", ""] = both & ((ratio >= 2) & (off > 0))
+    slope = slopes["float64"]
+    for road in ("float64", "float32"):
+        finite = np.isfinite(values[road][:, :1])
+        held = np.isfinite(slope) & (np.abs(slope) <= LARGEST) if road == "float32" else True
+        bad = finite & held & ~np.isfinite(slopes[road])
+        found[f"gradient, {road}", ""] = np.pad(bad.any(1)[:, None], ((0, 0), (0, 3)))
+    return {name: where for (name, _), where in found.items()}
+
+
+def main():
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--groups", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--examples", action="store_true", help="print the inputs that fail")
+    options = parser.parse_args()
+    rng = np.random.default_rng(options.seed)
+    counts = collections.defaultdict(lambda: np.zeros(len(QUANTITIES), int))
+    warnings.simplefilter("ignore", RuntimeWarning)
+    for number in range(options.groups):
+        group = draw(rng)
+        values, slopes = evaluate(group)
+        for name, where in faults(values, slopes).items():
+            counts[name] += where.sum(0)
+            if options.examples and where.any():
+                i = int(np.argmax(where.any(1)))
+                size, train, adapt, inputs = group
+                own = at(inputs, i)
+                print(
+                    f"[{number}:{i}] {name} x{where.sum(0)}\n   {size} {train(*own['train'])} "
+                    f"{adapt(*own['adapt'])} { {k: v for k, v in own.items() if k not in ('train', 'adapt')} }\n   "
+                    + "  ".join(f"{road}: {x[i]}" for road, x in values.items())
+                    + f"\n   slopes {slopes['float64'][i]} {slopes['float32'][i]}",
+                    flush=True,
+                )
+    print(f"{options.groups * EACH} inputs\n| fault | " + " | ".join(QUANTITIES) + " |")
+    print("|---|" + "---:|" * len(QUANTITIES))
+    for name, count in counts.items():
+        print(f"| {name} | " + " | ".join(map(str, count)) + " |")
+
+
+if __name__ == "__main__":
+    main()
