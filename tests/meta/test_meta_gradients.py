@@ -377,7 +377,7 @@ def test_bad_input_is_named():
         nm.GradientDescent(float("nan"))
     with pytest.raises(ValueError, match="mask must be a pytree of booleans"):
         nm.anil(loss, rule, {"w": True})(params, tasks)
-    with pytest.raises(ValueError, match="mask must hold booleans"):
+    with pytest.raises(ValueError, match="head must hold booleans"):
         nm.anil(loss, rule, {"w": 1, "b": 0, "v": 1})(params, tasks)
     with pytest.raises(ValueError, match="batch_size"):
         nm.maml_value_and_grad(loss, rule, batch_size=0)
