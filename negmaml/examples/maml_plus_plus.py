@@ -16,78 +16,63 @@ WIDTH = 40
 
 def init(key):
     """Two hidden layers, each with a gain and a shift after its normalisation."""
-    keys = jax.random.split(key, 3)
     shapes = [(1, WIDTH), (WIDTH, WIDTH), (WIDTH, 1)]
-    return [
-        {"w": jax.random.normal(k, s) * (2 / s[0]) ** 0.5, "gain": jnp.ones(s[1]),
-         "shift": jnp.zeros(s[1])} for k, s in zip(keys, shapes, strict=True)
-    ]  # fmt: skip
-
-
-def network(layers, statistics, x, momentum=0.9):
-    """The prediction, and the running (mean, variance) of the inputs of each activation."""
-    new = []
-    for layer, (mean, variance) in zip(layers, statistics, strict=False):
-        z = x @ layer["w"]
-        mean, variance = (momentum * old + (1 - momentum) * now for old, now in
-                          ((mean, z.mean(0)), (variance, z.var(0))))  # fmt: skip
-        new.append((mean, variance))
-        x = jax.nn.relu(layer["gain"] * (z - mean) / jnp.sqrt(variance + 1e-5) + layer["shift"])
-    last = layers[-1]
-    return x @ last["w"] + last["shift"], new
+    weights = [jax.random.normal(jax.random.fold_in(key, i), s) * (2 / s[0]) ** 0.5
+               for i, s in enumerate(shapes)]  # fmt: skip
+    ones = [jnp.ones(w.shape[1]) for w in weights]
+    return [{"w": w, "gain": one, "shift": 0 * one} for w, one in zip(weights, ones, strict=True)]
 
 
 def loss(layers, statistics, data):
-    """Mean squared error, and the new statistics."""
-    predicted, new = network(layers, statistics, data[0])
-    return jnp.mean((predicted - data[1]) ** 2), new
-
-
-def objective(meta, state, tasks, inner_steps, annealed):
-    """The weighted query losses of all inner steps, and the statistics of each step."""
-    statistics, count = state
-    last = jnp.minimum(count / annealed, 1.0)  # from equal weights to the last step alone
-    weights = jnp.full(inner_steps, (1 - last) / inner_steps).at[-1].add(last)
-
-    def one_task(support, query):
-        layers, losses, kept = meta.params, [], []
-        for k in range(inner_steps):
-            rates = [rate.values[k] for rate in meta.rate]
-            own = jax.tree.map(lambda x, k=k: x[k], statistics)
-            point = nm.Stateful(layers, own)
-            layers, own = nm.adapt(loss, point, support, nm.GradientDescent(rates))
-            value, own = loss(layers, own, query)
-            losses.append(value)
-            kept.append(own)
-        return jnp.stack(losses), jax.tree.map(lambda *x: jnp.stack(x), *kept)
-
-    losses, kept = jax.vmap(one_task)(*tasks)
-    return jnp.mean(losses @ weights), (jax.tree.map(lambda x: x.mean(0), kept), count + 1)
+    """Mean squared error, and the running (mean, variance) of the inputs of each activation."""
+    (x, y), (*hidden, last), new = data, layers, []
+    for layer, held in zip(hidden, statistics, strict=True):
+        z = x @ layer["w"]
+        mean, var = (0.9 * a + 0.1 * b for a, b in zip(held, (z.mean(0), z.var(0)), strict=True))
+        x = jax.nn.relu(layer["gain"] * (z - mean) / jnp.sqrt(var + 1e-5) + layer["shift"])
+        new.append((mean, var))
+    return jnp.mean((x @ last["w"] + last["shift"] - y) ** 2), new
 
 
 def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int = 0):
     """(test loss by inner step before meta-training and after, the learned rates)."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    rates = [nm.Schedule(jnp.full(inner_steps, rate)) for _ in range(3)]
-    ones = [(jnp.zeros((inner_steps, WIDTH)), jnp.ones((inner_steps, WIDTH))) for _ in range(2)]
-    start = nm.Stateful(nm.LearnedRates(init(keys[0]), rates), (ones, jnp.zeros(())))
+    for_params, for_training, for_test = jax.random.split(jax.random.key(seed), 3)
+    by_step, per_step = nm.state_per_step(loss, inner_steps)
+
+    def objective(meta, state, tasks):
+        """The weighted query losses of all inner steps, and the statistics of each step."""
+        (statistics, place), count = state
+        last = jnp.minimum(4 * count / steps, 1.0)  # from equal weights to the last step alone
+        weights = jnp.full(inner_steps, (1 - last) / inner_steps).at[-1].add(last)
+
+        def one_task(support, query):
+            point, losses = nm.Stateful(meta.params, (statistics, place)), []
+            for k in range(inner_steps):
+                rule = nm.GradientDescent([own.values[k] for own in meta.rate])
+                point = nm.adapt(by_step, point, support, rule)
+                value, (own, _) = by_step(point.params, point.state, query)
+                losses.append(value)
+            return jnp.stack(losses) @ weights, own
+
+        values, kept = jax.vmap(one_task)(*tasks)
+        return values.mean(), ((jax.tree.map(lambda x: x.mean(0), kept), place), count + 1)
 
     def value_and_grad(meta, tasks):
-        of_params = lambda p: objective(p, meta.state, tasks, inner_steps, steps / 4)  # noqa: E731
-        (value, state), gradient = jax.value_and_grad(of_params, has_aux=True)(meta.params)
+        of_all = jax.value_and_grad(objective, has_aux=True)
+        (value, state), gradient = of_all(meta.params, meta.state, tasks)
         return value, nm.Stateful(gradient, state)
 
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    tasks = nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
-    trained = nm.fit(keys[1], start, value_and_grad, tasks, optimizer, steps).params
-
     def test(meta):
-        by_step, init_state = nm.state_per_step(loss, inner_steps - 1)
-        _, first_step = init_state(())
-        point = nm.Stateful(meta.params.params, (meta.state[0], first_step))
         rule = nm.GradientDescent(meta.params.rate, inner_steps)
-        return nm.evaluate(keys[2], point, by_step, rule, tasks, by_step=True)
+        point = nm.Stateful(meta.params.params, meta.state[0])
+        return nm.evaluate(for_test, point, by_step, rule, tasks, by_step=True)
 
+    rates = [nm.Schedule(jnp.full(inner_steps, rate)) for _ in range(3)]
+    statistics = per_step([(jnp.zeros(WIDTH), jnp.ones(WIDTH)) for _ in range(2)])
+    start = nm.Stateful(nm.LearnedRates(init(for_params), rates), (statistics, jnp.zeros(())))
+    tasks = nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    trained = nm.fit(for_training, start, value_and_grad, tasks, optimizer, steps).params
     return test(start), test(trained), [rate.values for rate in trained.params.rate]
 
 
