@@ -35,7 +35,7 @@ for row in WRONG:
 # arrays, and to see whether the values of a kernel are those of one.
 OPERATIONS = {*dir(jnp), *dir(jax.lax), "stage", "threefry_fold_in", "reduce_max", "symmetric",
               "eigvalsh"}  # fmt: skip
-GIVEN = r"\bgot\b|holds|without|missing|=True|returns|\bno\b|needs?\b|= \d|pass store"
+GIVEN = r"\bgot\b|holds|without|missing|=True|returns|\bno\b|needs?\b|= \d|pass store|be given"
 compiled: list[str] = []
 
 

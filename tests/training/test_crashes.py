@@ -11,6 +11,7 @@ import gc
 import os
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -84,6 +85,14 @@ def call(folder, steps=STEPS):
         return run(steps=steps, checkpoint=folder, checkpoint_every=EVERY)
 
 
+def settle(folder: Path):
+    """Wait for what writes beside Python, which a kill would have ended."""
+    before, now = None, set(folder.rglob("*"))
+    while before != now:
+        time.sleep(0.02)
+        before, now = now, set(folder.rglob("*"))
+
+
 def stop_everywhere(operations, before: int, every: int) -> int:
     """Stop a run that has taken `before` steps everywhere in the rest; returns the points tried."""
     folder, undisturbed = Path(operations.folder), run(steps=STEPS)
@@ -102,6 +111,7 @@ def stop_everywhere(operations, before: int, every: int) -> int:
                 shutil.copytree(kept, folder)
             stopped = operations.run(lambda: call(folder), at, within)
             assert (stopped is None) == (at <= operations.count)
+            settle(folder)
             same(call(folder), undisturbed)
             assert not [p for p in folder.rglob("*") if "tmp" in p.name]
             points += 1
