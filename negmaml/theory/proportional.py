@@ -18,7 +18,7 @@ of its Hessian the next. That determinant is, up to a constant, exp(2 F) with
     det = a E - (p g)^2                     A = E + 2 kappa p g + kappa^2 a
 
 eta is the source of the residual, rho that of the error on fresh query rows, both zero in the end.
-At alpha_t = 0 the term is the first of the expansion of the exact inverse-Wishart mean,
+`exponent` has it in a form in which nothing cancels. At alpha_t = 0 the term is the first of the expansion of the exact inverse-Wishart mean,
 N/(p - N - 1) = N/(p - N) (1 + 1/(p - N) + ...).
 
 **Resummation.** That mean suggests how the series goes on: with x the 1/p term over the leading
