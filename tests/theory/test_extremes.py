@@ -18,6 +18,8 @@ from negmaml.theory import (
     distance,
     standard_deviation,
     task_error,
+)
+from negmaml.theory import (
     test_loss as loss_of,
 )
 from negmaml.theory.predict import means
