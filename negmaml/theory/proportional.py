@@ -172,7 +172,8 @@ def in_units(tasks: TrainingSet, root: Root) -> Seen:
     a = tasks.tasks * unit[..., None] * b, tasks.sigma * label
     return Seen(
         tasks.p, tasks.m, tasks.n_v, tasks.sigma * exp(-half - log_amplitude),
-        xp.where(reached, 0.0, tasks.offset * unit * unit), tasks.weights, b, a, free, fitted, log_amplitude,
+        xp.where(reached, 0.0, tasks.offset * unit * unit), tasks.weights, b, a, free, fitted,
+        log_amplitude,
     )  # fmt: skip
 
 
