@@ -58,10 +58,7 @@ def test_loss(
     Returns an array of shape train shape + adapt shape, like `negmaml.simulate` without its runs;
     infinite where the mean does not exist: as in `distance`, after a flow at test time uphill for
     n_r/4 or longer, and after a proximal rule with -strength among the eigenvalues of S. Raises
-    infinite where the mean does not exist: as in `distance`, after a flow at test time uphill for
-    n_r/4 or longer, and after a proximal rule with -strength among the eigenvalues of S. Raises
     ValueError for an unknown `method`, `measure` or `split`, a bad ridge, and as the expansions do.
-    Source: negmaml, derived in negmaml/theory/proportional.md.
     Source: negmaml, derived in negmaml/theory/proportional.md.
 
     >>> from negmaml import GradientDescent

@@ -270,7 +270,7 @@ def _ridged(tasks: TrainingSet, start: Root) -> Root:
     largest = xp.where(xp.isfinite(largest), largest, 0.0)
     log_mean = largest + log_at_least_tiny(mean(xp.exp(2 * log_b - largest[..., None])))
     high = xp.logaddexp(xp.log(2 * (m - 1 + p / n_v)) + log_mean, log_ridge + xp.log(4 / n_v))
-    low = xp.minimum(y_0, high) + np.log(xp.finfo(log_b.dtype).eps) - 5
+    low = xp.minimum(y_0, high) + 3 * np.log(xp.finfo(log_b.dtype).eps)
     f, w = mean(free_0), mean(free_0 * fitted_0)
     bend = (f * k_0 + (m - 1) * w) / f**2
     linear = log_ridge - log_at_least_tiny(p * w * k_0 / f + t_0 * bend)
