@@ -56,9 +56,10 @@ def test_loss(
             themselves (n_v is then unused), for rules with a pencil.
 
     Returns an array of shape train shape + adapt shape, like `negmaml.simulate` without its runs;
-    infinite where the mean does not exist (`distance`). Raises ValueError for an unknown `method`,
-    `measure` or `split`, a bad ridge, and as the expansions do. Source: negmaml,
-    derived in negmaml/theory/proportional.md.
+    infinite where the mean does not exist: as in `distance`, after a flow at test time uphill for
+    n_r/4 or longer, and after a proximal rule with -strength among the eigenvalues of S. Raises
+    ValueError for an unknown `method`, `measure` or `split`, a bad ridge, and as the expansions do.
+    Source: negmaml, derived in negmaml/theory/proportional.md.
 
     >>> from negmaml import GradientDescent
     >>> problem = MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)
@@ -92,7 +93,8 @@ def distance(
 
     Without ridge the mean is infinite where |n_v m - p| <= 1 (and just beyond, where the
     correction's own pole lies), and for a single task with n_v >= p whose filter has a zero within
-    the spectrum: infinity is returned. The equation is at the head of
+    the spectrum: infinity is returned. It is never NaN: filters of steep rules are taken by their
+    logarithms, and what is too large for a number is infinite. The equation is at the head of
     `negmaml.theory.proportional`; `task_error` gives the same theory's other number.
     """
     meta_ridge, train = checked(problem, meta_ridge, train=train)
@@ -122,7 +124,7 @@ def task_error(
 
     Arguments as in `test_loss`; of the rule's shape. Twice the meta-loss that more query points
     of the same tasks, with the same training points, would show; its gap to twice the test loss at
-    the same rule says how far meta-training has fitted the tasks it saw.
+    the same rule says how far meta-training has fitted the tasks it saw. Infinite as the test loss.
     """
     meta_ridge, train = checked(problem, meta_ridge, train=train)
     if not problem.isotropic:

@@ -18,6 +18,7 @@ of its Hessian the next. That determinant is, up to a constant, exp(2 F) with
     det = a E - (p g)^2                     A = E + 2 kappa p g + kappa^2 a
 
 eta is the source of the residual, rho that of the error on fresh query rows, both zero in the end.
+`exponent` has it in a form in which nothing cancels.
 At alpha_t = 0 the term is the first of the expansion of the exact inverse-Wishart mean,
 N/(p - N - 1) = N/(p - N) (1 + 1/(p - N) + ...).
 
@@ -165,10 +166,14 @@ def in_units(tasks: TrainingSet, root: Root) -> Seen:
     if known:
         label = label * (capped / xp.where(capped > 0, size, 1.0))
     b = tasks.sign * capped
+    # With rows enough nothing is left of the start, unless a filter lets a direction not pass.
+    rows = (tasks.p <= tasks.n_v * tasks.m) & (tasks.ridge == 0)
+    reached = rows & (xp.min(xp.where(xp.isfinite(tasks.log_b), 1.0, 0.0), -1) > 0)
     a = tasks.tasks * unit[..., None] * b, tasks.sigma * label
     return Seen(
         tasks.p, tasks.m, tasks.n_v, tasks.sigma * exp(-half - log_amplitude),
-        tasks.offset * unit * unit, tasks.weights, b, a, free, fitted, log_amplitude,
+        xp.where(reached, 0.0, tasks.offset * unit * unit), tasks.weights, b, a, free, fitted,
+        log_amplitude,
     )  # fmt: skip
 
 
@@ -240,7 +245,7 @@ def around(tasks: Seen, root: Root) -> Point:
     noise = V * r_s
     g, w, w_r, w_rr = mean(r), mean(r_s), mean(r2_s), mean(r * r2_s)
     left, u1 = tasks.sigma**2 + p * mean(V * r * r), p * mean(noise)
-    over, share, l, w_s = (m - 1) / g / g, w / g, g - w, w_r - w_rr
+    over, share, l, w_s = (m - 1) / g / g, w / g, mean(r * r), w_r - w_rr
     return Point(
         t, p * w, -2 * p * w_r, 6 * p * w_rr,
         k / g, k / g + over * w, 2 * over * (w - w_r - share * w),

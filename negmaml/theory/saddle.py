@@ -147,19 +147,19 @@ def _along(ridged: bool, primals, tangents):
 
 def _search(tasks: TrainingSet, ridged: bool) -> Root:
     """The root of t K = ridge; at p = n_v m without ridge, where t = k = 0, k is barely above."""
-    root = _ridgeless(tasks)
+    root, start = _ridgeless(tasks)
     xp = namespace(root)
     square = (root.t == 0) & (root.k == 0)
     ridgeless = root._replace(k=xp.where(square, xp.finfo(root.k.dtype).eps, root.k))
     if not ridged:
         return ridgeless
     positive = tasks.ridge > 0
-    found = _ridged(tasks._replace(ridge=xp.where(positive, tasks.ridge, 1.0)), root)
+    found = _ridged(tasks._replace(ridge=xp.where(positive, tasks.ridge, 1.0)), start)
     pairs = zip(found, ridgeless, strict=True)
     return Root(*(xp.where(positive, one, other) for one, other in pairs))
 
 
-def _ridgeless(tasks: TrainingSet) -> Root:
+def _ridgeless(tasks: TrainingSet) -> tuple[Root, Root]:
     """The root of kappa g(kappa) = 1 - min(n_v/p, 1/m), in log kappa and log odds.
 
     In these coordinates the left side rises with slope between 0 and 1, and exactly 1 for a
@@ -168,6 +168,7 @@ def _ridgeless(tasks: TrainingSet) -> Root:
 
     Where the fit can have all that the filters let pass (one task with n_v >= p, or filters with
     zeros) the root is at kappa = 0; then kappa is so far below every B that it makes no difference.
+    A ridge may want it lower still, and starts from the second root returned, for it at zero.
     """
     p, m, n_v, log_b, mean = (
         tasks.p,
@@ -183,7 +184,8 @@ def _ridgeless(tasks: TrainingSet) -> Root:
     smallest = xp.where(xp.isfinite(smallest), smallest, 0.0)
     largest = xp.maximum(2 * xp.max(log_b, -1), smallest)
     zero = smallest + 0.75 * np.log(xp.finfo(log_b.dtype).eps)
-    all_used = used + mean(xp.where(passing, 0.0, 1.0)) >= 1 - 4 * xp.finfo(log_b.dtype).eps
+    stopped = mean(xp.where(passing, 0.0, 1.0).astype(log_b.dtype))
+    all_used = used + stopped >= 1 - 4 * xp.finfo(log_b.dtype).eps
     used = xp.where(used < 1, used, 0.5)
     odds = xp.log((1 - used) / used)
 
@@ -211,7 +213,12 @@ def _ridgeless(tasks: TrainingSet) -> Root:
     f = mean(shares(log_b, y)[0])
     t = xp.where(all_used, n_v - p + p * f, n_v - xp.minimum(n_v, p / m))
     k = xp.where(all_used, 1 - m + m * f, xp.maximum(p - n_v * m, 0.0) / p)
-    return Root(y, t, k)
+    start = Root(
+        xp.where(all_used, y - 2 * largest_log_ratio(y), y),
+        xp.where(all_used, n_v - p + p * stopped, t),
+        xp.where(all_used, 1 - m + m * stopped, k),
+    )
+    return Root(y, t, k), start
 
 
 def _roughly(weights, B, log_unit, odds, y):
@@ -263,7 +270,7 @@ def _ridged(tasks: TrainingSet, start: Root) -> Root:
     largest = xp.where(xp.isfinite(largest), largest, 0.0)
     log_mean = largest + log_at_least_tiny(mean(xp.exp(2 * log_b - largest[..., None])))
     high = xp.logaddexp(xp.log(2 * (m - 1 + p / n_v)) + log_mean, log_ridge + xp.log(4 / n_v))
-    low = xp.minimum(y_0, high) + np.log(xp.finfo(log_b.dtype).eps) - 5
+    low = xp.minimum(y_0, high) + 3 * np.log(xp.finfo(log_b.dtype).eps)
     f, w = mean(free_0), mean(free_0 * fitted_0)
     bend = (f * k_0 + (m - 1) * w) / f**2
     linear = log_ridge - log_at_least_tiny(p * w * k_0 / f + t_0 * bend)

@@ -47,15 +47,19 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
     steps = np.linspace(0, 1, grid.size, dtype=grid.dtype)
 
     def close_in(_, state):
-        points, _ = state
+        points, _, lowest, value = state
         values = function(points)
         values = xp.where(xp.isfinite(values), values, xp.inf)
         i = xp.argmin(values)
         around = xp.clip(i, 1, grid.size - 2) + np.arange(-1, 2)
         low, high = points[xp.maximum(i - 1, 0)], points[xp.minimum(i + 1, grid.size - 1)]
-        return low + (high - low) * steps, _vertex(points[around], values[around], points[i])
+        # A point that no later one equals is kept: a minimum may be a single point, such as zero.
+        better = values[i] <= value
+        vertex = xp.where(better, _vertex(points[around], values[around], points[i]), lowest)
+        lowest, value = xp.where(better, points[i], lowest), xp.minimum(values[i], value)
+        return low + (high - low) * steps, vertex, lowest, value
 
-    state = grid, grid[0]
+    state = grid, grid[0], grid[0], xp.full_like(grid[0], xp.inf)
     if xp is np:
         for i in range(rounds):
             state = close_in(i, state)
