@@ -139,7 +139,7 @@ def test_newtons_method_ends_at_the_root(monkeypatch, x64):
     monkeypatch.setattr(saddle, "_find_root", counting)
     problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)
     nm.theory.best_train_rate(problem)
-    assert len(steps) == ROUNDS and max(steps) < 12
+    assert len(steps) >= ROUNDS and max(steps) < 12
 
 
 def test_derivatives_of_an_optimum_are_one_program_of_few_thousand_equations(x64):
