@@ -1,5 +1,6 @@
 """The command line: exit status, what it prints, and that failures leave nothing behind."""
 
+import subprocess
 import sys
 
 import pytest
@@ -95,3 +96,17 @@ def test_failing_to_draw_leaves_earlier_results_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "reproduction", interrupt)
     assert cli.run(arguments) == 130
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_typo_costs_the_import_of_its_command_alone():
+    code = """
+import sys
+from negmaml.cli import run
+assert run(["predict", "--p", "-3"]) == 2
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "p must be" in done.stderr and "negmaml.cli.problem" in loaded
+    heavy = {"optax", "xarray", "matplotlib", "scipy", "negmaml.linear", "negmaml.cli.sweeps"}
+    assert not heavy & loaded

@@ -334,3 +334,29 @@ def test_many_groups_keep_few_programs_and_compile_once(monkeypatch):
     assert compiled == [4, 0, 1, 2, 3, 4]  # the largest first, to see how long it takes
     monkeypatch.undo()
     assert result["first"].equals(nm.sweep(draws, grid, 2)["first"])
+
+
+class Declared(SweepFunction):
+    """Says that its output has the dim of its whole axis, in every group of sizes."""
+
+    accepts = requires = ("size", "powers")
+    whole_axes = ("powers",)
+    output_dims = {"value": ("powers",)}  # noqa: RUF012
+    traced = 0
+
+    def __call__(self, key, *, size, powers):
+        type(self).traced += 1
+        return {"value": jnp.sum(jax.random.normal(key, (size,))) ** powers}
+
+
+class Undeclared(Declared):
+    output_dims = {}  # noqa: RUF012
+    traced = 0
+
+
+def test_outputs_that_are_declared_are_traced_once_and_others_in_every_group():
+    grid = {"size": [2, 3, 4, 5], "powers": [1.0, 2.0]}
+    for function, times in ((Declared(), 1), (Undeclared(), 4)):
+        work = nm.sweeps.prepare(function, grid, 3)
+        assert [o.dims for o in work.outputs] == [("powers",)]
+        assert type(function).traced == times

@@ -15,10 +15,13 @@ from negmaml.theory import (
     best_rates,
     best_train_rate,
     distance,
+    optima,
     phase_diagram,
+    saddle,
     stationary_train_rates,
 )
-from negmaml.theory.search import minimise
+from negmaml.theory.search import ROUNDS, minimise
+from negmaml.theory.setting import setting_of
 
 OFF = nm.MixedLinearRegression(p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2)
 GRID = np.concatenate([-np.geomspace(1e-3, 100, 300), [0.0], np.geomspace(1e-3, 100, 300)])
@@ -118,3 +121,59 @@ def test_a_phase_diagram_of_a_spectrum(x64):
         )  # fmt: skip
         best = float(best_train_rate(problem, adapt=adapt))
         assert float(found.best[i, j]) == pytest.approx(best, rel=0.08)
+
+
+def test_newtons_method_ends_at_the_root(monkeypatch, x64):
+    """Rounding at the root once sent it into bisection, ten times as many steps."""
+    steps = []
+    find = saddle._find_root
+
+    def counting(residual, *ends):
+        def counted(y):
+            steps[-1] += 1
+            return residual(y)
+
+        steps.append(0)
+        return find(counted, *ends)
+
+    monkeypatch.setattr(saddle, "_find_root", counting)
+    problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)
+    nm.theory.best_train_rate(problem)
+    assert len(steps) >= ROUNDS and max(steps) < 12
+
+
+def test_derivatives_of_an_optimum_are_one_program_of_few_thousand_equations(x64):
+    problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)
+    setting, (train,) = setting_of(problem, (nm.GradientDescent(0.0),), 0.0, "auto")
+    numbers, fixed = optima._parts(setting, train)
+
+    def slopes(x, numbers):
+        return jax.grad(lambda x: optima._distance_at(x, numbers, fixed))(x)
+
+    traced = jax.make_jaxpr(jax.grad(slopes, (0, 1)))(0.1, numbers)
+    assert 500 < equations(traced.jaxpr) < 5000
+
+
+def equations(jaxpr):
+    """How many there are, those of inner programs included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += 1
+        values = jax.tree.leaves(list(equation.params.values()), is_leaf=is_program)
+        total += sum(equations(getattr(x, "jaxpr", x)) for x in values if is_program(x))
+    return total
+
+
+def is_program(value):
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+
+
+@pytest.mark.parametrize("best", [-3.7, 0.013, 120.0])
+def test_a_smooth_minimum_is_found_to_the_root_of_the_precision(best, x64):
+    grid = np.concatenate([-np.geomspace(1e-3, 1e4, 18)[::-1], [0.0], np.geomspace(1e-3, 1e4, 18)])
+
+    def function(x):
+        t = (x - best) / abs(best)
+        return 1 + t**2 + 0.2 * t**3 * np.exp(-(t**2))
+
+    assert abs(minimise(function, grid) / best - 1) < 1e-6
