@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from negmaml._core.checks import check_finite
 from negmaml._core.numerics import namespace, outer
 from negmaml._core.pytree import pytree
+from negmaml.rules.pencil import chain, error_of, interpolated
 from negmaml.rules.protocol import Rule
 from negmaml.rules.scaled import Filters
 
@@ -58,6 +59,14 @@ class GradientFlow(Rule):
     def entire(self) -> bool:
         """An exponential has no pole."""
         return True
+
+    def pencil_on(self, largest):
+        """That of a polynomial, `negmaml.rules.pencil.interpolated`."""
+        return chain(interpolated(self.b, largest))
+
+    def pencil_error(self, largest):
+        """0.1% at |time| largest = 2, 0.4% at 3, 1.1% at 4."""
+        return error_of(interpolated(self.b, largest), self.b, largest)
 
     def search_range(self, largest):
         """Beyond thirty times 1/largest eigenvalue all flows are the same."""

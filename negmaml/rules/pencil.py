@@ -16,13 +16,17 @@ follow from one small matrix equation (`negmaml.theory.structured_equations`).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.numerics import namespace
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.schedule import combine, separate
+
+DEGREE = 4  # of the polynomial in place of a filter that is none
 
 
 @pytree
@@ -85,6 +89,43 @@ def chain(mixing) -> Pencil:
         jnp.asarray(np.arange(2 * steps + 1) % 2 == 0, dtype),
         (0, 2 * steps),
     )
+
+
+def interpolated(b, largest):
+    """The mixing, for `chain`, of a polynomial in place of a filter b with b(0) = 1.
+
+    Of degree `DEGREE`, it has b's values at 0 and the Chebyshev points of (0, largest). In Newton's
+    form: all steps but the last are of one point each, 1 - x/x_k, and the last mixes them.
+    """
+    xp = namespace(b(largest))
+    angles = np.pi * (np.arange(DEGREE) + 0.5) / DEGREE
+    x = largest * xp.asarray((1 + np.cos(angles)) / 2)
+    return xp.concatenate([xp.diag(1 / x)[:-1], _last_step(b, x, xp)[None]])
+
+
+def error_of(mixing, b, largest) -> float:
+    """The largest error of the polynomial of `mixing` on (0, largest), over the largest b there."""
+    xp = namespace(mixing)
+    grid = largest * xp.asarray(np.linspace(0, 1, 65))
+    exact = b(grid)
+    states = [xp.ones_like(grid)]
+    for k in range(len(mixing)):
+        gradient = grid * sum(mixing[k, j] * states[j] for j in range(k + 1))
+        states.append(states[-1] - gradient)
+    return xp.max(xp.abs(states[-1] - exact)) / xp.max(xp.abs(exact))
+
+
+def _last_step(b, x, xp):
+    """Forward substitution at the points one after another."""
+    products = [xp.ones_like(x)]
+    for j in range(DEGREE - 1):
+        products.append(products[-1] * (1 - x / x[j]))
+    values = products[-1] - b(x)
+    found: list[Any] = []
+    for i in range(DEGREE):
+        known = sum(found[j] * products[j][i] for j in range(i))
+        found.append((values[i] / x[i] - known) / products[i][i])
+    return xp.stack(found)
 
 
 # Where an entry of the mixing goes in its 2 x 2 block of (point, multiplier).

@@ -151,6 +151,14 @@ class Rule:
             return filters_of_updates(self, x)
         return filters_of_values(self.b(x), self.q(x))
 
+    def pencil_on(self, largest):
+        """A pencil for spectra up to `largest`, off by `pencil_error`; exact where there is one."""
+        return self.pencil
+
+    def pencil_error(self, largest) -> float:
+        """The largest error of b that `pencil_on` makes on (0, largest), over the largest b."""
+        return 0.0
+
     def crossing(self, x):
         """A function of x with a simple zero wherever b has one, of whatever order."""
         return self.filters(x).sign

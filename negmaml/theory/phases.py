@@ -19,6 +19,7 @@ from negmaml.theory.saddle import training_set
 from negmaml.theory.search import minimise, parameter_grid, signed_grid
 from negmaml.theory.setting import SCALARS, Setting, check_spectral
 from negmaml.theory.spectrum import marchenko_pastur
+from negmaml.theory.structured import largest_of
 from negmaml.theory.structured_equations import System
 from negmaml.theory.structured_moments import limits
 from negmaml.theory.structured_spectrum import Eigenvalues, condensed
@@ -135,16 +136,15 @@ def _phases_of(settings: Setting, spectrum: Eigenvalues, train: Rule) -> Phase:
             d=spectrum.d * cell.offset,
         )
         numbers = cell.m, cell.n_t, cell.n_v, cell.sigma, cell.meta_ridge
+        top = largest_of(here, cell.n_t)
 
         def at(values):
             def form(value):
-                system = System(*here, *numbers, train.with_tuned(value).pencil)
+                system = System(*here, *numbers, train.with_tuned(value).pencil_on(top))
                 return limits(system, cell.ridged)[0]
 
             return jax.vmap(form)(values)
 
-        top = jnp.max(here.s)
-        top = top * (1 + jnp.sqrt(jnp.sum(here.count * here.s) / (top * cell.n_t))) ** 2
         best = minimise(at, signed_grid(train, top, MAP_POINTS), MAP_ROUNDS)
         return Phase(best, *at(jnp.stack([best, jnp.zeros_like(best)])))
 

@@ -74,7 +74,8 @@ def standard_deviation(
 
     A run is a training set of m tasks. Arguments as in `theory.test_loss`. Infinite where the
     variance does not exist: without ridge at |n_v m - p| <= 3, and just beyond by this theory.
-    Leading order in 1/p with the threshold's factor; the module's head has the equations.
+    Leading order in 1/p with the threshold's factor; the module's head has the equations, that of
+    `negmaml.theory.structured_spread` those for covariances.
 
     >>> from negmaml import GradientDescent
     >>> problem = MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_nonnegative
-from negmaml._core.compilation import quick_jit
+from negmaml._core.compilation import concrete, quick_jit
 from negmaml._core.numerics import namespace, settled, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
@@ -34,6 +34,8 @@ from negmaml.theory.structured_spectrum import Eigenvalues, condensed
 
 # As in `negmaml.theory.proportional`: beyond it the ridge alone keeps the mean finite.
 LARGEST_RIDGED_POLE = 0.5
+# Of a polynomial in place of a filter.
+LARGEST_PENCIL_ERROR = 0.01
 # Rules evaluated at once.
 BLOCK = 64
 
@@ -61,7 +63,8 @@ class Situation:
 
     def system(self, rule: Rule) -> System:
         """With a rule of scalar parameters."""
-        pencil = rule.pencil.without_split() if self.unsplit else rule.pencil
+        pencil = rule.pencil_on(largest_of(self.spectrum, self.n_t))
+        pencil = pencil.without_split() if self.unsplit else pencil
         numbers = self.m, self.n_t, self.n_v, self.sigma, self.meta_ridge
         return System(*self.spectrum, *numbers, pencil)
 
@@ -101,7 +104,32 @@ def situation_of(
     spectrum = settled((s, o, d, weights), np.float64)
     situation = situated(*spectrum, *numbers, ridged=not is_zero(meta_ridge))
     situation = dataclasses.replace(situation, unsplit=unsplit)
+    if concrete((situation, train)):
+        _check_pencil(situation, settled(train, dtype))
     return settled((situation, train), dtype)
+
+
+def _check_pencil(at: Situation, train: Rule) -> None:
+    """Raise where a rule has a pencil only nearly, and not nearly enough."""
+    largest = largest_of(at.spectrum, at.n_t)
+    flat = jax.tree.map(np.asarray, flat_batch(train))
+    for i in range(math.prod(train.batch_shape)):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], flat)
+        error = one.pencil_error(largest)
+        if error > LARGEST_PENCIL_ERROR:
+            raise ValueError(
+                f"train must be closer to a polynomial for a problem with covariances, got {one!r}:"
+                f" the polynomial in its place is off by {float(error):.1%} on eigenvalues of S up "
+                f"to {float(largest):.3g}; give a smaller {one.tuned}, several gradient steps, or "
+                "use simulate"
+            )
+
+
+def largest_of(spectrum: Eigenvalues, n):
+    """About the largest eigenvalue of S from n rows."""
+    xp = namespace(spectrum, n)
+    top = xp.max(spectrum.s)
+    return top * (1 + xp.sqrt(xp.sum(spectrum.count * spectrum.s) / (top * n))) ** 2
 
 
 def spelled_out(problem: MixedLinearRegression) -> MixedLinearRegression:
@@ -130,7 +158,13 @@ def _predictions(at: Situation, rule: Rule) -> Prediction:
     shape, flat = rule.batch_shape, flat_batch(rule)
 
     def one(rule):
-        return resummed(at.system(rule), at.ridged)
+        found = resummed(at.system(rule), at.ridged)
+        error = rule.pencil_error(largest_of(at.spectrum, at.n_t))
+        if isinstance(error, float):
+            return found
+        reached = error <= LARGEST_PENCIL_ERROR
+        found = jax.tree.map(lambda x: jnp.where(reached, x, jnp.nan), found)
+        return found._replace(converged=found.converged == 1)
 
     found = _in_blocks(jax.vmap(one), flat, math.prod(shape))
     found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)

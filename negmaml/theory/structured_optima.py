@@ -23,7 +23,7 @@ from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, check_rule
 from negmaml.theory.search import Optimum, minimise, signed_grid
 from negmaml.theory.setting import is_zero
-from negmaml.theory.structured import Situation, predict, predict_traced, situation_of
+from negmaml.theory.structured import Situation, largest_of, predict, predict_traced, situation_of
 
 # Ridges tried, in units of n_v m times the mean eigenvalue, up to this factor either way.
 RIDGE_RANGE, RIDGE_POINTS = 1e6, 61
@@ -87,7 +87,9 @@ def _adapted_loss(value, numbers, _):
 
 def _search_adaptation(numbers, _):
     problem, _, adapt, _ = numbers
-    grid = signed_grid(adapt, _largest(problem.modes.s, 1, problem.n_r))
+    s = problem.modes.s
+    top = jnp.max(s)
+    grid = signed_grid(adapt, top * (1 + jnp.sqrt(jnp.sum(s) / (top * problem.n_r))) ** 2)
     return minimise(lambda values: _adapted_losses(values, numbers), grid)
 
 
@@ -146,7 +148,7 @@ def _loss_of_parameter(value, numbers, _):
 
 def _search_parameter(numbers, _):
     at, train, _ = numbers
-    grid = signed_grid(train, _largest(at.spectrum.s, at.spectrum.count, at.n_t))
+    grid = signed_grid(train, largest_of(at.spectrum, at.n_t))
     return minimise(lambda values: _loss_of_parameter(values, numbers, _), grid)
 
 
@@ -173,12 +175,6 @@ def _search_log_ridge(numbers, _):
 
 
 _best_log_ridge = Optimum(_loss_of_ridge, _search_log_ridge, host=False)
-
-
-def _largest(s, count, n):
-    """About the largest eigenvalue of S."""
-    top = jnp.max(s)
-    return top * (1 + jnp.sqrt(jnp.sum(count * s) / (top * n))) ** 2
 
 
 def _require_mean(problem: MixedLinearRegression, meta_ridge) -> None:

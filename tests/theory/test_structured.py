@@ -152,6 +152,7 @@ CASES = [
     slowly(dict(n_v=14, input_covariance=SPIKED), nm.GradientDescent(0.04), 0.0),
     slowly(dict(n_v=14, omega0=0.2), nm.GradientDescent(0.3, 2), 5.0),
     slowly(dict(omega0=0.2), nm.Proximal(0.3), 0.0),
+    slowly(dict(n_v=14, omega0=0.2), nm.GradientFlow(-0.5), 0.0),
 ]
 
 
@@ -233,14 +234,26 @@ def test_roots_are_found_everywhere():
     assert np.all(root.ell >= 0) and np.all(root.tau >= 0)
 
 
+def test_a_flow_is_nearly_a_polynomial():
+    for time in (-0.7, 0.0, 1.5):
+        flow = nm.GradientFlow(time)
+        pencil, error, x = flow.pencil_on(2.0), float(flow.pencil_error(2.0)), np.linspace(0, 2, 7)
+        errors = [filter_squared(pencil, value) ** 0.5 - flow.b(value) for value in x]
+        assert np.max(np.abs(errors)) <= error * np.max(flow.b(x)) + 1e-12
+        assert error < 0.005 and abs(errors[0]) < 1e-12
+
+
+def filter_squared(pencil, x):
+    """What eliminating all variables but omega leaves at S = x."""
+    form = pencil.constant + x * pencil.coupling + np.diag(np.eye(len(pencil.points))[-1])
+    return form[0, 0] - form[0, 1:] @ np.linalg.solve(form[1:, 1:], form[1:, 0])
+
+
 def test_pencils():
     """Eliminating what S = x couples leaves the square of the filter."""
     x = 0.37
     for rule in RULES:
-        pencil = rule.pencil
-        form = pencil.constant + x * pencil.coupling + np.diag(np.eye(len(pencil.points))[-1])
-        inner = form[1:, 1:]
-        left = form[0, 0] - form[0, 1:] @ np.linalg.solve(inner, form[1:, 0])
+        left = filter_squared(rule.pencil, x)
         np.testing.assert_allclose(left, rule.b(x) ** 2, rtol=1e-12)
     assert isinstance(STEP.pencil, Pencil)
 
@@ -279,7 +292,7 @@ def test_best_of_other_rules_at_test_time():
 def test_what_is_not_for_covariances_says_so():
     problem = bent()
     for call, error, match in (
-        (lambda: nm.theory.distance(problem, nm.GradientFlow(0.3)), TypeError, "pencil"),
+        (lambda: nm.theory.distance(problem, nm.GradientFlow(9.0)), ValueError, "polynomial"),
         (lambda: nm.theory.distance(problem, STEP, method="expansion"), ValueError, "method"),
         (lambda: nm.theory.task_error(problem, STEP, measure="exact"), ValueError, "measure"),
         (

@@ -75,5 +75,5 @@ def test_what_it_does_not_take():
     ):
         with pytest.raises(ValueError, match=match):
             nm.theory.distance(PROBLEM, ADAPT, **options)
-    with pytest.raises(TypeError, match="pencil"):
-        nm.theory.distance(PROBLEM, nm.GradientFlow(0.3), split="train-train")
+    with pytest.raises(ValueError, match="polynomial"):
+        nm.theory.distance(PROBLEM, nm.GradientFlow(9.0), split="train-train")
