@@ -219,9 +219,10 @@ def main():
                 i = int(np.argmax(where.any(1)))
                 size, train, adapt, inputs = group
                 own = at(inputs, i)
+                rest = {k: v for k, v in own.items() if k not in ("train", "adapt")}
                 print(
                     f"[{number}:{i}] {name} x{where.sum(0)}\n   {size} {train(*own['train'])} "
-                    f"{adapt(*own['adapt'])} { {k: v for k, v in own.items() if k not in ('train', 'adapt')} }\n   "
+                    f"{adapt(*own['adapt'])} {rest}\n   "
                     + "  ".join(f"{road}: {x[i]}" for road, x in values.items())
                     + f"\n   slopes {slopes['float64'][i]} {slopes['float32'][i]}",
                     flush=True,

@@ -17,7 +17,7 @@ from jax import lax
 
 import negmaml as nm
 
-SIZES = dict(p=10, sigma=0.5, nu=1.0)
+P, SIGMA, NU = 10, 0.5, 1.0  # inputs, noise, spread of tasks
 
 
 class Result(NamedTuple):
@@ -38,20 +38,20 @@ def network(params, x):
 def init(key, width):
     """Standard normal parameters."""
     keys = jax.random.split(key, 3)
-    shapes = {"in": (SIZES["p"], width), "bias": (width,), "out": (width,)}
+    shapes = {"in": (P, width), "bias": (width,), "out": (width,)}
     return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
 
 
 def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0) -> Result:
     """Solve exactly in both kernels, train, and test on 200 new tasks."""
     keys = jax.random.split(jax.random.key(seed), 3)
-    tasks = nm.tasks.Quadratic(m=3, n_t=20, n_v=4, **SIZES)(keys[0])
-    fresh = nm.tasks.Quadratic(m=200, n_t=20, n_v=20, **SIZES)(keys[1])
+    tasks = nm.tasks.Quadratic(m=3, n_t=20, n_v=4, p=P, sigma=SIGMA, nu=NU)(keys[0])
+    fresh = nm.tasks.Quadratic(m=200, n_t=20, n_v=20, p=P, sigma=SIGMA, nu=NU)(keys[1])
     start = init(keys[2], width)
     tangent = nm.kernels.neural_tangent(network, start)
     infinite = nm.kernels.relu_network(1, bias_variance=0.5)
 
-    x = fresh.support[0][:20].reshape(-1, SIZES["p"])
+    x = fresh.support[0][:20].reshape(-1, P)
     largest = float(jnp.linalg.eigvalsh(infinite(x, x) / len(x))[-1])
     rates, adapt = jnp.array([-1.0, 0.0, 1.0]) / largest, 0.4 / largest
     rows, ridge = tasks.query[1].size, 0.01 * tasks.query[1].size * largest
