@@ -15,10 +15,14 @@ import time
 import warnings
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
+import negmaml as nm
 from tests.crash import Operations
-from tests.training.test_checkpoint import run, same
+from tests.training.test_checkpoint import TASKS, run, same
 
 pytest.importorskip("orbax.checkpoint")
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -170,3 +174,20 @@ def test_a_damaged_file_of_a_checkpoint_changes_no_result(tmp_path):
 @pytest.mark.slow
 def test_no_damaged_file_of_a_checkpoint_changes_a_result(tmp_path):
     print(f"{damage_everywhere(tmp_path / 'run', every=1)} damages")
+
+
+def square(w, key):
+    return jnp.sum(w**2), 2 * w
+
+
+def test_a_bit_of_a_large_array_that_orbax_reads_as_it_is_is_found(tmp_path):
+    def go(steps, **options):
+        args = jax.random.normal(jax.random.key(1), (5000,)), square, TASKS, optax.sgd(0.1), steps
+        return nm.fit(jax.random.key(0), *args, **options)
+
+    go(4, checkpoint=tmp_path, checkpoint_every=2)
+    data = max((tmp_path / "4").rglob("*"), key=lambda path: path.stat().st_size)
+    data.write_bytes(garbled(data.read_bytes()))
+    with pytest.warns(UserWarning, match="other numbers than written.*going on from checkpoint 2"):
+        result = go(6, checkpoint=tmp_path)
+    same(result, go(6))
