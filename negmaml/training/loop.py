@@ -155,7 +155,7 @@ def _trained(run: Run, point: Point, stretch: Stretch, watch: Watch) -> Fit:
         rest = start, start + steps
         # What is wrong shows while it is traced, once: before the first program is compiled.
         jax.eval_shape(partial(advance, length=steps), run, jax.eval_shape(begin, point), *rest)
-        return _result(run, *advance(run, begin(point), *rest, length=steps))
+        return _result(run, start, *advance(run, begin(point), *rest, length=steps))
     first = begin(point)
     if _traced((run, first)):
         raise TypeError(
@@ -163,7 +163,8 @@ def _trained(run: Run, point: Point, stretch: Stretch, watch: Watch) -> Fit:
             "leave them out inside jit, vmap and grad"
         )
     offset = int(stretch.offset)
-    return _result(run, *in_stretches(run, first, stretch._replace(offset=offset), watch))
+    stretch = stretch._replace(offset=offset)
+    return _result(run, offset, *in_stretches(run, first, stretch, watch))
 
 
 class _Looks(NamedTuple):
@@ -264,11 +265,18 @@ def _traced(tree) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def _result(run: Run, state: State, history) -> Fit:
+def _result(run: Run, offset, state: State, history) -> Fit:
+    """The outcome of the steps from `offset` on, of which the history has a row each.
+
+    Evaluations are due by the number of the step since the very start. Within a traced program,
+    where that is not known, their count is the one that every offset has.
+    """
     loss, aux, evaluation = history
-    if run.evaluate_every is not None:
-        due = (np.arange(len(loss)) + 1) % run.evaluate_every == 0
-        evaluation = jax.tree.map(lambda x: x[np.flatnonzero(due)], evaluation)
+    if every := run.evaluate_every:
+        first = (-offset - 1) % every
+        count = len(loss) // every if _traced(offset) else -(-(len(loss) - int(first)) // every)
+        rows = first + every * np.arange(count)
+        evaluation = jax.tree.map(lambda x: x[rows], evaluation)
     point = state.now if state.best is None else _chosen(state)
     return Fit(whole(run, point), point.optimizer_state, loss, aux, evaluation, point.step,
                state.finite, state.stopped)  # fmt: skip

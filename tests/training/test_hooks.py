@@ -101,6 +101,17 @@ def test_going_on_from_a_result_is_the_run_never_cut(hooks):
     assert int(more.step) == 6
 
 
+def test_evaluations_fall_on_the_steps_of_the_whole_run():
+    options = {"evaluate": TEST, "evaluate_every": 3}
+    whole = train(steps=7, **options)
+    parts = [train(steps=2, evaluate=TEST, evaluate_every=1)]
+    for steps in (3, 2):
+        parts.append(train(steps=steps, params=None, state=parts[-1], **options))
+    same(jnp.concatenate([part.evaluation for part in parts[1:]]), whole.evaluation)
+    traced = jax.jit(lambda state: train(steps=3, params=None, state=state, **options))(parts[0])
+    same(traced.evaluation, whole.evaluation[:1])
+
+
 def test_optimizers_that_want_the_value_get_it():
     plateau = optax.chain(
         optax.sgd(1.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=1e9)
