@@ -136,7 +136,7 @@ def counts(row: Row, setting: dict[str, str], folder: Path) -> str:
     return f"{programs} | {equations} | {float(seconds):.2f}"
 
 
-def rows(only: str, torch_python: str):
+def rows(only: str, roads: list[str], torch_python: str):
     """(name, what to run)."""
     for name, script in SCRIPTS.items():
         if only in name or name.startswith("bare"):
@@ -145,7 +145,7 @@ def rows(only: str, torch_python: str):
         if only in name:
             yield name, Row(["-m", "negmaml", *arguments])
             yield f"{name} (again)", Row(["-m", "negmaml", *arguments], again=True)
-    for road in ("numpy-batched", "torch", "jax-vmap", "negmaml"):
+    for road in roads:
         name = f"panels, {road}"
         if only in name:
             script = PANELS if road == "negmaml" else ROAD.format(here=str(HERE), road=road)
@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, default=HERE.parent)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="")
+    parser.add_argument("--roads", default="numpy-batched torch jax-vmap negmaml")
     parser.add_argument("--torch-python", default=sys.executable, help="of the torch road")
     given = parser.parse_args()
     best: dict[str, tuple[float, float]] = {}
@@ -168,10 +169,10 @@ def main() -> None:
         folder, cache = Path(scratch), str(Path(scratch) / "programs")
         modules = {"PYTHONPATH": str(given.tree), "PYTHONPYCACHEPREFIX": str(folder / "modules")}
         setting = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"} | modules
-        wanted = dict(rows(given.only, given.torch_python))
+        wanted = dict(rows(given.only, given.roads.split(), given.torch_python))
         cost(Row(["-c", "from negmaml import *; import negmaml.cli"]), setting, folder, "off")
         for name, row in wanted.items():  # compile modules, fill the cache
-            if row.again or name.startswith("panels"):
+            if row.again:
                 cost(row, setting, folder, cache)
         for _ in range(given.rounds):
             for name, row in wanted.items():
