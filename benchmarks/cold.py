@@ -171,7 +171,7 @@ def main() -> None:
         setting = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"} | modules
         wanted = dict(rows(given.only, given.roads.split(), given.torch_python))
         cost(Row(["-c", "from negmaml import *; import negmaml.cli"]), setting, folder, "off")
-        for name, row in wanted.items():  # compile modules, fill the cache
+        for row in wanted.values():  # compile modules, fill the cache
             if row.again:
                 cost(row, setting, folder, cache)
         for _ in range(given.rounds):
