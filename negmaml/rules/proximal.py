@@ -46,13 +46,16 @@ class Proximal(Rule):
         return xp.where(null, 1.0, strength / (xp.where(null, 1.0, x) + strength))
 
     def filters(self, x) -> Filters:
-        """As for every rule; at a pole the largest number there is."""
+        """As for every rule; at a pole as large as rounding may leave it."""
         if (type(self).q, type(self).b) != (Proximal.q, Proximal.b):
             return super().filters(x)
         strength, x = outer(self.strength, x)
         xp = namespace(strength, x)
         below = x + strength
-        below = xp.where(below == 0, 4 * xp.finfo(below.dtype).tiny, below)
+        # Nearer to the pole than rounding x and strength may leave it, nothing is known.
+        least = xp.finfo(below.dtype).eps / 8 * xp.abs(strength) + 4 * xp.finfo(below.dtype).tiny
+        near = xp.where(below < 0, -least, least)
+        below = xp.where(xp.abs(below) < least, near, below)
         null = xp.broadcast_to(x == 0, below.shape)
         size = log_size(xp.where(null, 1.0, strength)) - log_size(xp.where(null, 1.0, below))
         return Filters(xp.where(null, 1.0, xp.sign(strength * below)), size, 1 / below, None)

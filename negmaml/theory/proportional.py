@@ -367,6 +367,11 @@ def _resummed(leading, first, fade, ridged):
 
 
 def _grown(value, growth):
-    """value growth, zero where value is zero."""
+    """value growth, zero where value is zero.
+
+    Infinite where it is below zero: for p of a few the 1/p term of the spectrum is not positive,
+    and next to the pole of a filter integrals over it mean nothing.
+    """
     xp = namespace(value)
-    return xp.where(value == 0, value, value * xp.where(value == 0, 1.0, growth))
+    grown = xp.where(value == 0, value, value * xp.where(value == 0, 1.0, growth))
+    return xp.where(grown < 0, xp.inf, grown)

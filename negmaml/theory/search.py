@@ -70,11 +70,12 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
 def _vertex(x, f, lowest):
     """The lowest point of the parabola through three points, `lowest` where it is not among them.
 
-    The values of a flat minimum are all rounding, hence a parabola may bend down or be off.
+    The values of a flat minimum are all rounding, hence a parabola may bend down or be off; and
+    where the lowest is far below its neighbours there is none, but a single point.
     """
     xp = namespace(x)
     left, right = (f[1] - f[0]) / (x[1] - x[0]), (f[2] - f[1]) / (x[2] - x[1])
-    bends = (right > left) & xp.isfinite(f).all()
+    bends = (right > left) & xp.isfinite(f).all() & (xp.max(f) - f[1] <= xp.abs(f[1]))
     found = (x[0] + x[1] - left * (x[2] - x[0]) / xp.where(bends, right - left, 1.0)) / 2
     return xp.where(bends & (found > x[0]) & (found < x[2]), found, lowest)
 
