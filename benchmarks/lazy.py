@@ -413,7 +413,7 @@ def row(case, regime, losses):
     judged, found = chosen_and_judged(losses)
 
     def mean_error(x):
-        return f"{x.mean():.3f} ± {x.std(ddof=1) / len(x) ** 0.5:.3f}"
+        return f"{x.mean():.4f} ± {x.std(ddof=1) / len(x) ** 0.5:.4f}"
 
     def against_zero(sign):
         at = ", ".join(f"{unit:+g}" for unit in found[sign])
