@@ -250,7 +250,7 @@ def widths(store, out):
 
 def draw(found, exacts, out):
     """A panel for each family and depth; networks by what they differ from the limit on their
-    seeds, added to its mean over many."""
+    seeds, median and quartiles, added to its mean over many."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(exacts), 3.4), dpi=90, layout="constrained")
@@ -267,19 +267,21 @@ def draw(found, exacts, out):
             color = (0.85 - 0.75 * shade, 0.3, 0.3 + 0.5 * shade) if output == 1 else "#e09f3e"
             label = f"width {width}" + (f", output x {output:g}" if output != 1 else "")
             gap = net - own_limit
-            error = gap.std(0, ddof=1) / len(gap) ** 0.5
+            low, middle, high = np.quantile(gap, (0.25, 0.5, 0.75), 0)
             style = "o" if output == 1 else "s"
             axis.errorbar(
-                UNITS, mean + gap.mean(0), error, fmt=f"{style}-", ms=3, lw=0.8, color=color,
-                label=label,
+                UNITS, mean + middle, (middle - low, high - middle), fmt=f"{style}-", ms=3, lw=0.8,
+                color=color, label=label,
             )  # fmt: skip
             if output == 1:
-                axis.plot(UNITS, mean + (own - own_limit).mean(0), ls=":", lw=1.2, color=color)
+                axis.plot(UNITS, mean + np.median(own - own_limit, 0), ls=":", lw=1.2, color=color)
+        axis.set_ylim(0.85 * mean.min(), 1.12 * mean.max())
         axis.set_title(f"{name}, {depth + 1} layers", fontsize=10)
         axis.set_xlabel(r"training rate $\alpha_t \lambda$")
     axes[0].set_ylabel("test loss")
-    axes[-1].plot([], [], ls=":", color="gray", label="exact, tangent kernel")
-    axes[-1].legend(frameon=False, fontsize=7)
+    for axis in axes[2:]:
+        axis.plot([], [], ls=":", color="gray", label="exact, tangent kernel")
+        axis.legend(frameon=False, fontsize=6)
     figure.savefig(out)
     print("wrote", out)
 
@@ -413,7 +415,7 @@ def row(case, regime, losses):
     judged, found = chosen_and_judged(losses)
 
     def mean_error(x):
-        return f"{x.mean():.3f} ± {x.std(ddof=1) / len(x) ** 0.5:.3f}"
+        return f"{x.mean():.4f} ± {x.std(ddof=1) / len(x) ** 0.5:.4f}"
 
     def against_zero(sign):
         at = ", ".join(f"{unit:+g}" for unit in found[sign])
