@@ -1,6 +1,7 @@
 """How programs compile on CPU, where the first call often costs more than the work."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cache, update_wrapper, wraps
 from typing import Any
 
@@ -94,21 +95,29 @@ def concrete(tree) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
+_WITHIN: ContextVar[bool] = ContextVar("within", default=False)  # a function that is `on_host`
+
+
 def on_host(function: Callable) -> Callable:
     """`function`, written over `numerics.namespace`, run by NumPy where its arguments are known.
 
     A single number then costs no compilation. It is computed in float64 and comes back as arrays
-    of JAX in the type of the arguments. Keywords are passed on as they are.
+    of JAX in the type of the arguments. Keywords are passed on as they are. What such a function
+    calls of the kind stays with NumPy.
     """
 
     @wraps(function)
     def call(*arguments, **keywords):
-        if not concrete(arguments):
+        if _WITHIN.get() or not concrete(arguments):
             return function(*arguments, **keywords)
         dtype = working_dtype(arguments)
         known = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
-        with np.errstate(all="ignore"):
-            found = function(*known, **keywords)
+        outside = _WITHIN.set(True)
+        try:
+            with np.errstate(all="ignore"):
+                found = function(*known, **keywords)
+        finally:
+            _WITHIN.reset(outside)
         return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, dtype)), found)
 
     return call

@@ -96,8 +96,8 @@ def _best_step(problem: MixedLinearRegression, distance):
     p, n_r = problem.p, problem.n_r
     xp = namespace(problem, distance)
     spread, noise = problem.nu**2 + distance, problem.sigma**2 * p / n_r
-    nothing = (spread == 0) & (noise == 0)
-    spread = xp.where(nothing, 1.0, spread)
+    nothing, infinite = (spread == 0) & (noise == 0), xp.isinf(spread)
+    spread, noise = xp.where(nothing | infinite, 1.0, spread), xp.where(infinite, 0.0, noise)
     return spread / (spread * (1 + (p + 1) / n_r) + noise)
 
 

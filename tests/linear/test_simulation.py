@@ -350,13 +350,6 @@ class TestBadInputs:
         with pytest.raises(ValueError, match=r"^rate must be finite"):
             nm.GradientDescent(rate)
 
-    @pytest.mark.parametrize("where", [0, 1])
-    def test_a_list_of_rates_is_rejected_with_the_remedy(self, where):
-        rules = [nm.GradientDescent(0.1), nm.GradientDescent(0.1)]
-        rules[where] = nm.GradientDescent([0.1, 0.2])
-        with pytest.raises(ValueError, match=r"rule.*rate=.*NumPy or JAX array"):
-            nm.simulate(KEY, PROBLEMS["over"], *rules)
-
 
 def mean_and_error(values):
     values = np.asarray(values, float)
