@@ -17,6 +17,7 @@ RATES, ADAPT = nm.GradientDescent(jnp.array([-0.5, 0.0, 0.3])), nm.GradientDesce
 UNSPLIT = dict(split="train-train", meta_ridge=jnp.array(0.0))
 
 
+@pytest.mark.slow
 def test_at_rate_zero_training_points_are_as_good_as_others():
     problem = dataclasses.replace(BENT, n_v=BENT.n_t)
     one, two = (

@@ -122,13 +122,13 @@ def stop_everywhere(operations, before: int, every: int) -> int:
     return points
 
 
-@pytest.mark.parametrize("before", (0, 4))
+@pytest.mark.parametrize("before", (0, pytest.param(4, marks=pytest.mark.slow)))
 def test_a_stop_loses_nothing(before, operations):
     assert stop_everywhere(operations, before, every=17) >= 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", (0, 4))
+@pytest.mark.parametrize("before", (0, pytest.param(4, marks=pytest.mark.slow)))
 def test_a_stop_at_any_operation_loses_nothing(before, operations):
     print(f"after {before} steps: {stop_everywhere(operations, before, every=1)} points")
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("user_script.py")
 STRICT = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False}
 # Of other packages, whose own annotations are incomplete.
@@ -33,6 +35,7 @@ def test_a_users_script_has_no_unknown_types_from_this_package(tmp_path):
     assert not ours, "\n".join(ours)
 
 
+@pytest.mark.slow
 def test_shapes_in_annotations_are_those_of_what_is_returned():
     """A script of public calls with every annotation of theory and linear checked by beartype."""
     code = """
