@@ -31,8 +31,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.factorisations import one_by_one
 from negmaml._core.numerics import contract
-from negmaml.kernels.system import System, one_by_one
+from negmaml.kernels.system import System
 
 
 class Inverse(NamedTuple):

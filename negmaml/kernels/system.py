@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.factorisations import one_by_one
 from negmaml._core.numerics import contract, outer
 from negmaml.kernels.points import TILE
 from negmaml.rules import Rule, check_filters
@@ -70,19 +71,6 @@ def own_kernel(kernel, x, sizes: tuple[int, int, int]) -> Own:
         return Own((K + K.T) / 2, kernel(x_v, x_t))
 
     return lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
-
-
-def one_by_one(factorise: Callable, matrices):
-    """`factorise` of each of the matrices, or of a pytree of stacks; on CPU in a loop.
-
-    A batch of factorisations waits there for parts of its own that it gives to the threads of XLA.
-    So as many batches at once as there are threads, of programs side by side or of independent
-    parts of one program, wait for each other for ever (jaxlib 0.10). What a loop calls gives no
-    parts away.
-    """
-    return lax.platform_dependent(
-        matrices, cpu=lambda each: lax.map(factorise, each), default=jax.vmap(factorise)
-    )
 
 
 def responses(own: Own, rule: Rule):

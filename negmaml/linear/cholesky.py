@@ -1,7 +1,11 @@
 """Batches of small positive definite systems."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+
+from negmaml._core.factorisations import in_small_batches
+from negmaml._core.numerics import contract
 
 UNROLLED = 8  # the largest system written out: the program grows with its cube
 
@@ -15,7 +19,7 @@ def cholesky_solve(G, b, unroll: bool = True):
         unroll: whether small systems are so many that a long program pays.
 
     Returns z of the shape of b, and the pivots, the squared diagonal of L: NaN or not positive
-    where G is not positive definite.
+    where G is not positive definite, and constants of differentiation beyond `UNROLLED`.
     """
     return _unrolled(G, b) if unroll and G.shape[-1] <= UNROLLED else _blocked(G, b)
 
@@ -30,11 +34,33 @@ def quadratic_form(G, z, unroll: bool = True):
 
 
 def _blocked(G, b):
-    """By the linear algebra library, one system after another."""
-    L = lax.linalg.cholesky(G, symmetrize_input=False)
-    z = lax.linalg.triangular_solve(L, b[..., None], left_side=True, lower=True)
-    z = lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)
-    return z[..., 0], jnp.diagonal(L, axis1=-2, axis2=-1) ** 2
+    """By the linear algebra library."""
+    return jax.vmap(_one_system)(G, b)
+
+
+def _one_system(G, b):
+    L = _cholesky(lax.stop_gradient(G))
+    lower = jnp.tril(G)
+    # Derivatives pass through this product with G, not through the factorisation.
+    z = lax.custom_linear_solve(
+        lambda v: contract("ij,j->i", lower + jnp.tril(lower, -1).T, v),
+        b,
+        lambda _, right: _solve_factored(L, right),
+        symmetric=True,
+    )
+    return z, jnp.diagonal(L) ** 2
+
+
+@in_small_batches(lambda _, k: k**3 / 3)
+def _cholesky(G):
+    return lax.linalg.cholesky(G, symmetrize_input=False)
+
+
+@in_small_batches(lambda _, k: 2 * k**2)
+def _solve_factored(L, b):
+    """(L L^T)^-1 b."""
+    z = lax.linalg.triangular_solve(L, b[:, None], left_side=True, lower=True)
+    return lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)[:, 0]
 
 
 def _unrolled(G, b):

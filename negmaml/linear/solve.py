@@ -16,6 +16,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from negmaml._core.checks import check_array, check_nonnegative
+from negmaml._core.factorisations import in_small_batches
 from negmaml._core.numerics import contract
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
@@ -54,6 +55,9 @@ def minimiser(
         meta_ridge: scalar of at least 0.
 
     Returns a `Solution`. Differentiable in all arguments, at meta_ridge = 0 too.
+
+    Of many systems, on leading axes or under `vmap`, few are factorised at a time on CPU: large
+    batches of `jnp.linalg` can wait there for each other for ever (jaxlib 0.10).
     """
     Phi, r, omega0 = (
         check_array(name, value, "real numbers")
@@ -86,7 +90,7 @@ def _correction(Phi, residual, ridge):
     N, p = Phi.shape
     tall = Phi if p <= N else Phi.T
     stacked = jnp.vstack([tall, jnp.sqrt(ridge) * jnp.eye(tall.shape[1], dtype=Phi.dtype)])
-    R = jnp.linalg.qr(lax.stop_gradient(stacked), mode="r")
+    R = _triangular_factor(lax.stop_gradient(stacked))
 
     def gram(v):
         return contract("nk,n->k", tall, contract("nk,k->n", tall, v)) + ridge * v
@@ -101,7 +105,7 @@ def _correction(Phi, residual, ridge):
         # Phi^T residual is rounded before it meets 1/cond^2, so start from a first solution and
         # solve for the rest of the residual, taken through Phi. The sum equals G^-1 Phi^T residual
         # for any first solution, so that is a constant to derivatives.
-        first = lax.stop_gradient(_solve_factored(R, contract("np,n->p", Phi, residual)))
+        first = _solve_factored(R, lax.stop_gradient(contract("np,n->p", Phi, residual)))
         rest = residual - contract("np,p->n", Phi, first)
         b = contract("np,n->p", Phi, rest) - ridge * first
         delta = first + lax.custom_linear_solve(gram, b, solve, symmetric=True)
@@ -114,6 +118,12 @@ def _correction(Phi, residual, ridge):
     return delta, reliable
 
 
+@in_small_batches(lambda n, k: 2 * n * k**2)
+def _triangular_factor(stacked):
+    return jnp.linalg.qr(stacked, mode="r")
+
+
+@in_small_batches(lambda _, k: 2 * k**2)
 def _solve_factored(R, b):
     """(R^T R)^-1 b."""
     return solve_triangular(R, solve_triangular(R, b, trans=1))
