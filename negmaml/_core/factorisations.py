@@ -1,6 +1,6 @@
 """Factorisations of many matrices on CPU, where a large batch may wait for ever.
 
-What the linear algebra library does with a batch (Cholesky, QR, triangular solutions, of enough
+What the linear algebra library does with a batch (Cholesky, QR, eigenvectors, and so on, of enough
 work in all) waits there for parts of it that it gives to the threads of XLA. So as many batches at
 once as there are threads, of programs side by side or of independent parts of one program, wait for
 each other for ever (jaxlib 0.10). A call with one matrix, or with little work, gives no parts away.
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+
+from negmaml._core.numerics import contract
 
 # Operations of one call. Told from the threads that wake up on two cores, the library shares out
 # triangular solutions and QR from twice as many on, and Cholesky from three times as many.
@@ -77,3 +79,23 @@ def _stacked(size: int, batched, arrays):
 
 def _all_batched(found):
     return found, jax.tree.map(lambda _: True, found)
+
+
+@in_small_batches(lambda _, k: 20 * k**3)
+def _eigh(A):
+    return tuple(jnp.linalg.eigh(A))
+
+
+@jax.custom_jvp
+def eigh(A):
+    """(eigenvalues, eigenvectors) of one symmetric matrix, for any number of `vmap`s."""
+    return _eigh(A)
+
+
+@eigh.defjvp
+def _eigh_jvp(primals, tangents):
+    x, V = eigh(*primals)
+    rotated = contract("ji,jk,kl->il", V, tangents[0], V)
+    gaps = x - x[:, None]
+    inverse = jnp.where(gaps == 0, 0, 1 / jnp.where(gaps == 0, 1, gaps))
+    return (x, V), (jnp.diagonal(rotated), contract("ij,jk->ik", V, inverse * rotated))

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from negmaml._core.checks import shown
+from negmaml._core.factorisations import eigh
 from negmaml._core.numerics import contract, outer
 from negmaml._core.types import Array, Float
 from negmaml.linear.data import Data
@@ -88,10 +89,10 @@ def _response(data: Data, rule: Rule):
     X_t, n_t, p = data.X_t, data.X_t.shape[1], data.X_t.shape[2]
     if n_t <= p or rule.metric is not None:
         ahead = _in_metric(X_t, rule.metric)
-        x, V = jnp.linalg.eigh(contract("isp,itp->ist", ahead, X_t) / n_t)
+        x, V = jax.vmap(eigh)(contract("isp,itp->ist", ahead, X_t) / n_t)
         left, right = contract("ivp,itp,itk->ivk", data.X_v, ahead, V), V
     else:
-        x, V = jnp.linalg.eigh(contract("itp,itq->ipq", X_t, X_t) / n_t)
+        x, V = jax.vmap(eigh)(contract("itp,itq->ipq", X_t, X_t) / n_t)
         left, right = contract("ivp,ipk->ivk", data.X_v, V), contract("itp,ipk->itk", X_t, V)
     filtered = rule.q(x if rule.metric is not None else jnp.maximum(x, 0)) / n_t
     return contract("ivk,...ik,itk->...ivt", left, filtered, right)
