@@ -248,6 +248,8 @@ class _Reading:
         """Types, and objects that are what they print."""
         if isinstance(value, type | np.dtype):
             return str(np.dtype(value)) if isinstance(value, np.dtype) else value.__qualname__
+        if type(value).__name__ == "ClosedRule" and value.__module__.startswith("negmaml."):
+            return f"{value.__module__}.{value.__qualname__}"  # how our own operations are batched
         text = repr(value)
         if callable(value) or re.search(r" at 0x[0-9a-f]+", text):
             raise UnidentifiedError(
