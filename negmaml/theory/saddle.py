@@ -59,6 +59,10 @@ class TrainingSet(NamedTuple):
     label: Any
     scale: Any
 
+    def mean(self, values):
+        """int mu f of values on the nodes."""
+        return mean_over(self.weights, values)
+
 
 class Root(NamedTuple):
     """log kappa, t, and k = 1 - m tau."""
@@ -133,13 +137,13 @@ def _along(ridged: bool, primals, tangents):
     xp = namespace(y)
 
     def of(tasks: TrainingSet):
-        tau = mean_over(tasks.weights, shares(tasks.log_b, y)[1])
+        tau = tasks.mean(shares(tasks.log_b, y)[1])
         ridge = tasks.ridge * xp.exp(xp.minimum(-y, largest_exponent(y)))
         return tasks.n_v - tasks.p * tau, 1 - tasks.m * tau, tau, ridge
 
     _, (dt, dk, dtau, dridge) = jax.jvp(of, (tasks,), (moves,))
     free, fitted = shares(tasks.log_b, y)
-    f, w = mean_over(tasks.weights, free), mean_over(tasks.weights, free * fitted)
+    f, w = tasks.mean(free), tasks.mean(free * fitted)
     slope = tasks.p * w * k / f + t * (f * k + (tasks.m - 1) * w) / f**2
     dy = -(dt * k / f + t * (dk / f + k * dtau / f**2) - dridge) / slope
     return root, Root(dy, dt + tasks.p * w * dy, dk + tasks.m * w * dy)
@@ -170,13 +174,7 @@ def _ridgeless(tasks: TrainingSet) -> tuple[Root, Root]:
     zeros) the root is at kappa = 0; then kappa is so far below every B that it makes no difference.
     A ridge may want it lower still, and starts from the second root returned, for it at zero.
     """
-    p, m, n_v, log_b, mean = (
-        tasks.p,
-        tasks.m,
-        tasks.n_v,
-        tasks.log_b,
-        partial(mean_over, tasks.weights),
-    )
+    p, m, n_v, log_b, mean = tasks.p, tasks.m, tasks.n_v, tasks.log_b, tasks.mean
     xp = namespace(log_b)
     used = xp.minimum(n_v / p, 1 / m)
     passing = xp.isfinite(log_b)
@@ -239,13 +237,7 @@ def _ridged(tasks: TrainingSet, start: Root) -> Root:
     t and k are taken as differences from `start`, where one of them is zero, so that none of their
     digits cancels: tau falls by h int mu B/(B + start) kappa/(B + kappa), h = 1 - start/kappa.
     """
-    p, m, n_v, log_b, mean = (
-        tasks.p,
-        tasks.m,
-        tasks.n_v,
-        tasks.log_b,
-        partial(mean_over, tasks.weights),
-    )
+    p, m, n_v, log_b, mean = tasks.p, tasks.m, tasks.n_v, tasks.log_b, tasks.mean
     xp = namespace(log_b)
     y_0, t_0, k_0 = start
     free_0, fitted_0 = shares(log_b, y_0)

@@ -66,17 +66,21 @@ class Expansion(NamedTuple):
 
 def expand(system: System, ridged: bool) -> Expansion:
     """The two leading orders of all means; `ridged` says whether ridge may be > 0."""
-    root = solve(system, ridged)
-    x = marginal(system, root.T, root.ell)
-    return expand_about(system, root, x, first_slopes(system, root, x))
+    return expand_about(system, *located(system, ridged))
 
 
 def limits(system: System, ridged: bool):
     """The leading order alone; infinite where no root was found, so that a search passes it by."""
+    root, x, slopes = located(system, ridged)
+    found = leading(system, root, x, slopes)
+    return jnp.where(root.converged, found, jnp.inf)
+
+
+def located(system: System, ridged: bool) -> tuple[Root, Marginal, "Slopes"]:
+    """The root, one task at it, and how it moves."""
     root = solve(system, ridged)
     x = marginal(system, root.T, root.ell)
-    found = leading(system, root, x, first_slopes(system, root, x))
-    return jnp.where(root.converged, found, jnp.inf)
+    return root, x, first_slopes(system, root, x)
 
 
 def expand_about(system: System, root: Root, x: Marginal, slopes: "Slopes") -> Expansion:

@@ -46,7 +46,6 @@ from negmaml.theory.structured_equations import (
     bases,
     embedded,
     inverse,
-    marginal,
     moved,
 )
 from negmaml.theory.structured_moments import (
@@ -55,9 +54,9 @@ from negmaml.theory.structured_moments import (
     Expansion,
     Slopes,
     expand_about,
-    first_slopes,
+    located,
 )
-from negmaml.theory.structured_saddle import Root, solve
+from negmaml.theory.structured_saddle import Root
 
 BLOCK = 16  # rules at once in a program
 
@@ -151,9 +150,7 @@ class Response(NamedTuple):
 
 def respond(system: System, ridged: bool) -> Response:
     """The state of a system and its response to every form in `system.weights`."""
-    root = solve(system, ridged)
-    x = marginal(system, root.T, root.ell)
-    slopes = first_slopes(system, root, x)
+    root, x, slopes = located(system, ridged)
     # Without the last of the means' sources, fresh query rows.
     forms = slice(MEANS.start, MEANS.start + system.weights.shape[0])
     share = slopes.tau[forms] / (root.tau + root.ell * slopes.tau[ELL])
