@@ -11,8 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 
+from negmaml._core.batching import mapped_by
 from negmaml._core.numerics import contract
 
 # Operations of one call. Told from the threads that wake up on two cores, the library shares out
@@ -20,65 +20,25 @@ from negmaml._core.numerics import contract
 SAFE_WORK = 2**16
 
 
-def one_by_one(factorise: Callable, matrices):
-    """`factorise` of each of the matrices, or of a pytree of stacks; on CPU in a loop.
-
-    A `vmap` around it batches the body of that loop: see `in_small_batches`.
-    """
-    return lax.platform_dependent(
-        matrices, cpu=lambda each: lax.map(factorise, each), default=jax.vmap(factorise)
-    )
-
-
-def in_small_batches(work: Callable[[int, int], float]) -> Callable:
+def in_small_batches(work: Callable[..., float]) -> Callable:
     """A decorator of functions of one matrix and more arrays: `vmap`s are loops of calls on CPU.
 
-    Of calls that are safe, however many `vmap`s are around. It has no derivative: for constants, as
-    are those of the solution in a `lax.custom_linear_solve`.
+    Of calls that are safe, however many `vmap`s are around. Without derivatives, see `mapped_by`.
 
     work: the operations that a matrix of so many rows and columns costs.
     """
-    return lambda factorise: _in_small_batches(factorise, work)
 
-
-def _in_small_batches(factorise: Callable, work: Callable[[int, int], float]) -> Callable:
-    @jax.jit
-    def on_cpu(stacks):
-        count, *shape = stacks[0].shape
+    def run(each, stacks, shape):
         safe = int(SAFE_WORK // max(1, work(*shape)))
-        if count <= safe:
-            return jax.vmap(factorise)(*stacks)
-        return lax.map(lambda one: factorise(*one), stacks, batch_size=safe if safe > 1 else None)
 
-    @custom_vmap
-    def many(*stacks):
-        return lax.platform_dependent(
-            stacks, cpu=on_cpu, default=lambda stacks: jax.vmap(factorise)(*stacks)
-        )
+        def on_cpu(stacks):
+            if len(stacks[0]) <= safe:
+                return jax.vmap(each)(stacks)
+            return lax.map(each, stacks, batch_size=safe if safe > 1 else None)
 
-    @many.def_vmap
-    def flat(size, batched, *stacks):
-        stacks = _stacked(size, batched, stacks)
-        found = many(*(x.reshape(-1, *x.shape[2:]) for x in stacks))
-        shape = stacks[0].shape[:2]
-        return _all_batched(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found))
+        return lax.platform_dependent(stacks, cpu=on_cpu, default=jax.vmap(each))
 
-    one = custom_vmap(factorise)
-
-    @one.def_vmap
-    def batch(size, batched, *arrays):
-        return _all_batched(many(*_stacked(size, batched, arrays)))
-
-    return one
-
-
-def _stacked(size: int, batched, arrays):
-    pairs = zip(arrays, batched, strict=True)
-    return tuple(x if known else jnp.broadcast_to(x, (size, *x.shape)) for x, known in pairs)
-
-
-def _all_batched(found):
-    return found, jax.tree.map(lambda _: True, found)
+    return mapped_by(run)
 
 
 @in_small_batches(lambda _, k: 20 * k**3)
@@ -88,7 +48,10 @@ def _eigh(A):
 
 @jax.custom_jvp
 def eigh(A):
-    """(eigenvalues, eigenvectors) of one symmetric matrix, for any number of `vmap`s."""
+    """(eigenvalues, eigenvectors) of one symmetric matrix, for any number of `vmap`s.
+
+    As those of `jnp.linalg.eigh`, derivatives are not finite where eigenvalues coincide.
+    """
     return _eigh(A)
 
 
@@ -96,6 +59,42 @@ def eigh(A):
 def _eigh_jvp(primals, tangents):
     x, V = eigh(*primals)
     rotated = contract("ji,jk,kl->il", V, tangents[0], V)
-    gaps = x - x[:, None]
-    inverse = jnp.where(gaps == 0, 0, 1 / jnp.where(gaps == 0, 1, gaps))
-    return (x, V), (jnp.diagonal(rotated), contract("ij,jk->ik", V, inverse * rotated))
+    unit = jnp.eye(len(x), dtype=x.dtype)
+    turned = (1 / (x - x[:, None] + unit) - unit) * rotated
+    return (x, V), (jnp.diagonal(rotated), contract("ij,jk->ik", V, turned))
+
+
+@in_small_batches(lambda _, k: 4 * k**3)
+def _solve(A, b):
+    return jnp.linalg.solve(A, b)
+
+
+def linear_solve(A, b):
+    """A^-1 b of one matrix and one or more columns b, for any number of `vmap`s."""
+    constant = lax.stop_gradient(A)
+    return lax.custom_linear_solve(
+        lambda x: contract("ij,j...->i...", A, x),
+        b,
+        lambda _, right: _solve(constant, right),
+        lambda _, right: _solve(constant.T, right),
+    )
+
+
+@in_small_batches(lambda _, k: 4 * k**3)
+def _inverse(matrix):
+    lu, _, order = lax.linalg.lu(matrix)
+    unit = jnp.asarray(order[..., None] == jnp.arange(order.shape[-1]), matrix.dtype)
+    half = lax.linalg.triangular_solve(lu, unit, left_side=True, lower=True, unit_diagonal=True)
+    return lax.linalg.triangular_solve(lu, half, left_side=True)
+
+
+@jax.custom_jvp
+def inverse(matrix):
+    """Of (..., n, n), with its derivative in products; few operations, which are traced often."""
+    return jax.vmap(inverse)(matrix) if matrix.ndim > 2 else _inverse(matrix)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    found = inverse(primals[0])
+    return found, -(found @ tangents[0] @ found)

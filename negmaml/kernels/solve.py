@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.factorisations import one_by_one
+from negmaml._core.factorisations import eigh, in_small_batches, linear_solve
 from negmaml._core.numerics import contract
 from negmaml.kernels.system import System
 
@@ -76,8 +76,12 @@ class Decomposition(NamedTuple):
     clear: jax.Array
 
 
+@in_small_batches(lambda _, k: 20 * k**3)
 def decompose(G, ridges) -> Decomposition:
-    """G for the solutions at all ridges, by eigenvalues where one of them needs these."""
+    """G for the solutions at all ridges, by eigenvalues where one of them needs these.
+
+    Without derivatives.
+    """
 
     def by_eigenvalues(G):
         x, V = jnp.linalg.eigh(G)
@@ -113,6 +117,11 @@ def _is_clear(diagonal, beside, ridges):
     return jnp.all(last > 0)
 
 
+@in_small_batches(lambda k: 10 * k)
+def _solve_tridiagonal(below, diagonal, above, right):
+    return lax.linalg.tridiagonal_solve(below, diagonal, above, right)
+
+
 def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
     """((G + ridge)^-1 right for each ridge, (ridges, N, o); reliable, (ridges,)).
 
@@ -131,15 +140,12 @@ def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
     def inverse(b):
         rotated = jnp.where(kept[:, :, None], contract("jk,rjo->rko", V, b), 0)
 
-        divided = one_by_one(
-            lambda pair: lax.linalg.tridiagonal_solve(below, pair[0], above, pair[1]),
-            (total, rotated),
-        )
+        divided = jax.vmap(_solve_tridiagonal, (None, 0, None, 0))(below, total, above, rotated)
         return contract("ik,rko->rio", V, divided)
 
     right = jnp.broadcast_to(right, (len(ridges), *right.shape))
     first = inverse(lax.stop_gradient(right))
-    first = lax.stop_gradient(first + inverse(right - matrix(first)))
+    first = first + inverse(lax.stop_gradient(right - matrix(first)))
     rest = lax.custom_linear_solve(
         lambda v: matrix(matrix(v)),
         matrix(right - matrix(first)),
@@ -160,7 +166,7 @@ def leave_out(system: System, right, y_t, ridges):
     Returns (support (ridges, m, n_t, o), query (ridges, m, n_v, o), reliable (ridges,)).
     """
     m, n_v, outputs = right.shape
-    x, V = jnp.linalg.eigh(system.G)
+    x, V = eigh(system.G)
     V_j, HV = V.reshape(m, n_v, -1), contract("tn,nk->tk", system.H, V).reshape(m, -1, len(x))
     rotated = contract("nk,no->ko", V, right.reshape(-1, outputs))
 
@@ -170,7 +176,7 @@ def leave_out(system: System, right, y_t, ridges):
         q = contract("ivk,k,ko->ivo", V_j, own.inverse, rotated)
 
         def regular():
-            return one_by_one(lambda pair: jnp.linalg.solve(*pair), (Q, q))
+            return jax.vmap(linear_solve)(Q, q)
 
         def singular():
             null = jnp.where(own.kept, 0, 1).astype(x.dtype)
@@ -192,12 +198,12 @@ def leave_out(system: System, right, y_t, ridges):
 
 def _limit(P, p, Q, q):
     """The limit of (P + ridge Q)^-1 (p + ridge q) of each task, as at the head of this module."""
-    x, W = one_by_one(jnp.linalg.eigh, P)
+    x, W = jax.vmap(eigh)(P)
     inside = x > jnp.finfo(x.dtype).eps ** 0.5  # eigenvalues of a block of a projector, 0 to 1
     inverse = jnp.where(inside, 1 / jnp.where(inside, x, 1), 0)
     e = contract("ivk,ik,iwk,iwo->ivo", W, inverse, W, p)
     U = W * ~inside[:, None, :]
     inner = contract("ivk,ivw,iwl->ikl", U, Q, U) + inside[:, None, :] * jnp.eye(x.shape[-1])
     rest = contract("ivk,ivo->iko", U, q - contract("ivw,iwo->ivo", Q, e))
-    solved = one_by_one(lambda pair: jnp.linalg.solve(*pair), (inner, rest))
+    solved = jax.vmap(linear_solve)(inner, rest)
     return e + contract("ivk,iko->ivo", U, solved)

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.factorisations import one_by_one
+from negmaml._core.factorisations import eigh
 from negmaml._core.numerics import contract, outer
 from negmaml.kernels.points import TILE
 from negmaml.rules import Rule, check_filters
@@ -79,7 +79,7 @@ def responses(own: Own, rule: Rule):
     if rule.one_step is not None:
         rate, D = outer(rule.one_step, own.vt / n_t)
         return rate.astype(D.dtype) * D
-    x, V = one_by_one(jnp.linalg.eigh, own.tt / n_t)
+    x, V = jax.vmap(eigh)(own.tt / n_t)
     filtered = rule.q(jnp.maximum(x, 0)).astype(V.dtype) / n_t
     return contract("ivt,itk,...ik,isk->...ivs", own.vt, V, filtered, V)
 

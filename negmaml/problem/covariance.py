@@ -14,6 +14,7 @@ import numpy as np
 
 from negmaml._core.checks import as_array, check_finite, check_symmetric
 from negmaml._core.compilation import concrete
+from negmaml._core.factorisations import eigh
 from negmaml._core.numerics import contract, working_dtype
 
 
@@ -41,7 +42,8 @@ def modes(p: int, inputs, weights, nu, offset) -> Modes:
     dtype = working_dtype(inputs, weights, nu, offset)
     offset = xp.broadcast_to(xp.asarray(offset, dtype), (p,))
     if np.ndim(inputs) == 2:
-        s, V = xp.linalg.eigh(xp.asarray(inputs, dtype))
+        decompose: Any = np.linalg.eigh if xp is np else eigh
+        s, V = decompose(xp.asarray(inputs, dtype))
         s = xp.maximum(s, 0)
     else:
         s = xp.ones_like(offset) if inputs is None else xp.asarray(inputs, dtype)
@@ -76,7 +78,7 @@ def root(covariance):
 @jax.custom_jvp
 def symmetric_root(matrix):
     """The positive semidefinite square root of a symmetric matrix; rounding below 0 counts as 0."""
-    s, V = jnp.linalg.eigh(matrix)
+    s, V = eigh(matrix)
     return contract("ik,k,jk->ij", V, jnp.sqrt(jnp.maximum(s, 0)), V)
 
 
@@ -87,7 +89,7 @@ def _symmetric_root_jvp(primals, tangents):
     Between directions of variance zero there is no derivative, and zero stands for it.
     """
     (matrix,), (slope,) = primals, tangents
-    s, V = jnp.linalg.eigh(matrix)
+    s, V = eigh(matrix)
     roots = jnp.sqrt(jnp.maximum(s, 0))
     sums = roots[:, None] + roots
     rotated = contract("ik,ij,jl->kl", V, (slope + slope.T) / 2, V)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.factorisations import eigh
 from negmaml._core.numerics import contract
 from negmaml.rules import Rule
 
@@ -173,9 +174,9 @@ def _decompose(n: int, X):
     Then q(S) S = Q q(x) Q^T and q(S) S q(S) = Q q(x)^2 Q^T.
     """
     if n <= X.shape[1]:
-        x, V = jnp.linalg.eigh(contract("ap,bp->ab", X, X) / n)
+        x, V = eigh(contract("ap,bp->ab", X, X) / n)
         return jnp.maximum(x, 0), contract("ap,ak->pk", X, V) / n**0.5
-    x, V = jnp.linalg.eigh(contract("ap,aq->pq", X, X) / n)
+    x, V = eigh(contract("ap,aq->pq", X, X) / n)
     x = jnp.maximum(x, 0)
     return x, V * jnp.sqrt(x)
 

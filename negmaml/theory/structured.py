@@ -14,13 +14,14 @@ test loss a quadratic in the rate of one step at test time.
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from negmaml._core.batching import in_blocks, mapped_by
 from negmaml._core.checks import check_nonnegative
 from negmaml._core.compilation import concrete, quick_jit
 from negmaml._core.numerics import namespace, settled, working_dtype
@@ -111,6 +112,8 @@ def situation_of(
 
 def _check_pencil(at: Situation, train: Rule) -> None:
     """Raise where a rule has a pencil only nearly, and not nearly enough."""
+    if type(train).pencil_error is Rule.pencil_error:  # none
+        return
     largest = largest_of(at.spectrum, at.n_t)
     flat = jax.tree.map(np.asarray, flat_batch(train))
     for i in range(math.prod(train.batch_shape)):
@@ -151,41 +154,50 @@ def predict(
 
 def predict_traced(at: Situation, rule: Rule) -> Prediction:
     """Sizes are traced, so that one compilation serves every problem of about one p."""
-    return (_one if math.prod(rule.batch_shape) == 1 else _many)(at, rule)
+    single = math.prod(rule.batch_shape) == 1 and concrete((at, rule))
+    return (_alone if single else _all)(at, rule)
 
 
-def _predictions(at: Situation, rule: Rule) -> Prediction:
-    shape, flat = rule.batch_shape, flat_batch(rule)
+@partial(quick_jit, work="trivial")
+def _alone(at: Situation, rule: Rule) -> Prediction:
+    """Of a rule of one parameter: `_all` without what batches need, which takes time to trace."""
+    found = _of_each(at, jax.tree.map(lambda x: x[0], flat_batch(rule)))
+    return _moved(at, rule, jax.tree.map(lambda x: x[None], found))
 
-    def one(rule):
-        found = resummed(at.system(rule), at.ridged)
-        error = rule.pencil_error(largest_of(at.spectrum, at.n_t))
-        if isinstance(error, float):
-            return found
-        reached = error <= LARGEST_PENCIL_ERROR
-        found = jax.tree.map(lambda x: jnp.where(reached, x, jnp.nan), found)
-        return found._replace(converged=found.converged == 1)
 
-    found = _in_blocks(jax.vmap(one), flat, math.prod(shape))
-    found = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+@quick_jit
+def _all(at: Situation, rule: Rule) -> Prediction:
+    return _moved(at, rule, jax.vmap(_of_one, (None, 0))(at, flat_batch(rule)))
+
+
+def _moved(at: Situation, rule: Rule, found: Prediction) -> Prediction:
+    """In the rule's shape, with what stays where it was."""
+    found = jax.tree.map(lambda x: x.reshape(*rule.batch_shape, *x.shape[1:]), found)
     return found._replace(forms=found.forms + at.still, limit=found.limit + at.still)
 
 
-_one, _many = quick_jit(_predictions, work="trivial"), quick_jit(_predictions)
+@jax.custom_jvp
+def _of_one(at: Situation, rule: Rule) -> Prediction:
+    """Of a rule of scalar parameters."""
+    return _of_many(at, rule)
 
 
-def _in_blocks(function, batch, size: int):
-    """`function` of a batch, block by block; full blocks only, so that it is compiled once."""
-    if size <= BLOCK:
-        return function(batch)
-    count = -(-size // BLOCK)
+@_of_one.defjvp
+def _of_one_jvp(primals, tangents):
+    return jax.jvp(_of_each, primals, tangents)
 
-    def blocks(x):
-        filled = jnp.pad(x, [(0, count * BLOCK - size)] + [(0, 0)] * (x.ndim - 1), mode="edge")
-        return filled.reshape(count, BLOCK, *x.shape[1:])
 
-    found = lax.map(function, jax.tree.map(blocks, batch))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], found)
+def _of_each(at: Situation, rule: Rule) -> Prediction:
+    found = resummed(at.system(rule), at.ridged)
+    error = rule.pencil_error(largest_of(at.spectrum, at.n_t))
+    if isinstance(error, float):
+        return found
+    reached = error <= LARGEST_PENCIL_ERROR
+    found = jax.tree.map(lambda x: jnp.where(reached, x, jnp.nan), found)
+    return found._replace(converged=found.converged == 1)
+
+
+_of_many = mapped_by(lambda each, stacks, _: in_blocks(each, stacks, BLOCK))(_of_each)
 
 
 def resummed(system: System, ridged: bool) -> Prediction:

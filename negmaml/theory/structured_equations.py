@@ -28,8 +28,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from negmaml._core.factorisations import inverse
 from negmaml._core.numerics import contract
 from negmaml.rules.pencil import Pencil
 
@@ -175,21 +175,6 @@ def response(system: System, T, f):
         square = jnp.outer(f, f).ravel()
         R = R - square[:, None] * square
     return sandwich(symmetric, R) / system.n_t
-
-
-@jax.custom_jvp
-def inverse(matrix):
-    """Of (..., n, n), with its derivative in products; few operations, which are traced often."""
-    lu, _, order = lax.linalg.lu(matrix)
-    unit = jnp.asarray(order[..., None] == np.arange(order.shape[-1]), matrix.dtype)
-    half = lax.linalg.triangular_solve(lu, unit, left_side=True, lower=True, unit_diagonal=True)
-    return lax.linalg.triangular_solve(lu, half, left_side=True)
-
-
-@inverse.defjvp
-def _inverse_jvp(primals, tangents):
-    found = inverse(primals[0])
-    return found, -(found @ tangents[0] @ found)
 
 
 class Overlaps(NamedTuple):

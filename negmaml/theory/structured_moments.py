@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.factorisations import inverse
 from negmaml._core.numerics import contract
 from negmaml.theory.structured_equations import (
     Marginal,
@@ -36,7 +37,6 @@ from negmaml.theory.structured_equations import (
     bordered,
     embedded,
     exchange,
-    inverse,
     kron,
     marginal,
     moved,

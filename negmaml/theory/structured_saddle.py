@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.factorisations import inverse
 from negmaml._core.numerics import contract
 from negmaml.theory.structured_equations import (
     System,
     bases,
     eliminate,
-    inverse,
     marginal,
     overlaps,
     parts,
@@ -85,7 +85,7 @@ def _root_jvp(ridged: bool, primals, tangents):
     point, error = _root(system, ridged)
     _, slope = jax.jvp(lambda system: _moves(system, point, ridged)[0], primals, tangents)
     jacobian = jax.jacfwd(lambda point: _moves(system, point, ridged)[0])(point)
-    return (point, error), (-jnp.linalg.solve(jacobian, slope), jnp.zeros_like(error))
+    return (point, error), (-inverse(jacobian) @ slope, jnp.zeros_like(error))
 
 
 def _over(system: System):

@@ -16,6 +16,7 @@ from negmaml.theory.spectrum import marchenko_pastur
 from negmaml.theory.structured_equations import System
 from negmaml.theory.structured_saddle import solve
 from negmaml.theory.structured_spectrum import LONGEST, condensed
+from tests.helpers import assert_no_call_waits
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -310,3 +311,36 @@ def test_what_is_not_for_covariances_says_so():
     ):
         with pytest.raises(error, match=match):
             call()
+
+
+def structured_loss(steps):
+    problem = nm.MixedLinearRegression(
+        p=40, m=3, n_t=20, n_v=6, n_r=10, sigma=0.5, nu=1.0,
+        input_covariance=np.arange(1.0, 41) ** -1,
+    )  # fmt: skip
+
+    def loss(rate, sigma):
+        own = dataclasses.replace(problem, sigma=sigma)
+        return nm.theory.test_loss(own, nm.GradientDescent(rate, steps), nm.GradientDescent(0.2))
+
+    return loss
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_vmap_is_a_loop_of_blocks(steps):
+    """Of more rates than one block: no large arrays, no call of linear algebra that can wait."""
+    rates, sigmas = jnp.linspace(-0.5, 0.5, 50), jnp.array([0.2, 0.5])
+    loss = structured_loss(steps)
+    both = jax.vmap(jax.vmap(loss, (0, None)), (None, 0))
+    assert_no_call_waits(both, rates, sigmas)
+    if steps == 1:
+        found = jax.jit(both)(rates, sigmas)
+        alone = [loss(rates[i], sigma) for i, sigma in ((7, 0.2), (49, 0.5))]
+        np.testing.assert_allclose([found[0, 7], found[1, 49]], alone, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_slopes_in_a_vmap():
+    loss, rates = structured_loss(1), jnp.linspace(-0.5, 0.5, 70)
+    slopes = jax.jit(jax.vmap(jax.grad(loss), (0, None)))(rates, 0.5)
+    np.testing.assert_allclose(slopes[60], jax.grad(loss)(rates[60], 0.5), rtol=1e-3)

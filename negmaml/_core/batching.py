@@ -1,0 +1,87 @@
+"""`vmap`s of a function that are one call with all of its inputs, however many they are."""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
+
+def mapped_by(run: Callable) -> Callable:
+    """A decorator of functions of pytrees of arrays: what a `vmap` of one of them does.
+
+    run(each, stacks, shape): the results for all of `stacks`, a tuple of arrays with one leading
+        axis, as jax.vmap(each)(stacks) has them. `each` takes a tuple without that axis; inputs
+        that no `vmap` maps are part of it. shape: of the function's first array.
+
+    The function then has no derivative under `vmap`: for constants, as are those of the solution in
+    a `lax.custom_linear_solve`, or within a `jax.custom_jvp`.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        one = custom_vmap(function)
+
+        # The same jitted function in every call: eager calls compile once.
+        @lru_cache(maxsize=256)
+        def many(structure, mapped: tuple[bool, ...]):
+            @jax.jit
+            def all_of(*leaves):
+                first = leaves[0].shape[1:] if mapped[0] else leaves[0].shape
+
+                def each(stack):
+                    own = iter(stack)
+                    full = [next(own) if is_mapped else x for x, is_mapped in pairs]
+                    return function(*structure.unflatten(full))
+
+                pairs = list(zip(leaves, mapped, strict=True))
+                return run(each, tuple(x for x, is_mapped in pairs if is_mapped), first)
+
+            nested = custom_vmap(all_of)
+
+            @nested.def_vmap
+            def flat(size, outer, *leaves):
+                example = mapped.index(True)
+                count = leaves[example].shape[1 if outer[example] else 0]
+
+                def merged(x, inner, outer):
+                    if not (inner or outer):
+                        return x
+                    own = x.shape[inner + outer :]
+                    x = x.reshape(size if outer else 1, count if inner else 1, *own)
+                    return jnp.broadcast_to(x, (size, count, *own)).reshape(-1, *own)
+
+                either = tuple(a or b for a, b in zip(mapped, outer, strict=True))
+                found = many(structure, either)(*map(merged, leaves, mapped, outer))
+                return _mapped(jax.tree.map(lambda x: x.reshape(size, count, *x.shape[1:]), found))
+
+            return nested
+
+        @one.def_vmap
+        def batch(size, batched, *arguments):
+            leaves, structure = jax.tree.flatten(arguments)
+            return _mapped(many(structure, tuple(jax.tree.leaves(batched)))(*leaves))
+
+        return wraps(function)(lambda *arguments: one(*arguments))
+
+    return decorate
+
+
+def _mapped(found):
+    """As a rule of `custom_vmap` returns it."""
+    return found, jax.tree.map(lambda _: True, found)
+
+
+def in_blocks(each: Callable, stacks, size: int):
+    """jax.vmap(each)(stacks), at most `size` at once; full blocks only, to be compiled once."""
+    count = len(jax.tree.leaves(stacks)[0])
+    if count <= size:
+        return jax.vmap(each)(stacks)
+    blocks = -(-count // size)
+
+    def divided(x):
+        filled = jnp.pad(x, [(0, blocks * size - count)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+        return filled.reshape(blocks, size, *x.shape[1:])
+
+    found = jax.lax.map(jax.vmap(each), jax.tree.map(divided, stacks))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)
