@@ -1,6 +1,6 @@
 """The theory on inputs of every size: what is NaN, infinite, imprecise or has no derivative.
 
-python benchmarks/extremes.py [--groups 100] [--seed 0] [--examples]
+python benchmarks/extremes.py [--groups 100] [--seed 0] [--only NUMBER ...] [--examples]
 
 A group has sizes of its own and a rule for training and one for adapting, of any family; its 40
 inputs differ in all that is no size. Every input goes three ways: a plain call (NumPy's float64,
@@ -17,6 +17,7 @@ gradient        a derivative that is not finite, where the loss and the derivati
 import argparse
 import collections
 import os
+import time
 import warnings
 
 # Compilation is most of the time.
@@ -32,6 +33,7 @@ import numpy as np
 
 import negmaml as nm
 from negmaml.theory import distance, standard_deviation, task_error, test_loss
+from negmaml.theory.spectrum import EXACT_UP_TO, EXACT_UP_TO_ENTIRE
 
 EACH = 40
 LARGEST = float(np.finfo(np.float32).max)
@@ -197,37 +199,61 @@ def faults(values, slopes):
     return {name: where for (name, _), where in found.items()}
 
 
+def kind(group):
+    """What the larger programs of a group depend on; sizes do not enter but by this."""
+    size, train, adapt, inputs = group
+    one = at(inputs, 0)
+    rule, smaller = train(*one["train"]), min(size["n_t"], size["p"])
+    return (
+        "ridge" in inputs,
+        smaller <= (EXACT_UP_TO_ENTIRE if rule.entire else EXACT_UP_TO),
+        str(jax.tree.structure(rule)),
+        str(jax.tree.structure(adapt(*one["adapt"]))),
+    )
+
+
+def example(number, name, where, group, values, slopes):
+    """The first input of a group that has a fault, in full."""
+    i = int(np.argmax(where.any(1)))
+    size, train, adapt, inputs = group
+    own = at(inputs, i)
+    rest = {k: v for k, v in own.items() if k not in ("train", "adapt")}
+    found = "  ".join(f"{road}: {x[i]}" for road, x in values.items())
+    return (
+        f"[{number}:{i}] {name} x{where.sum(0)}\n   {size} {train(*own['train'])} "
+        f"{adapt(*own['adapt'])} {rest}\n   {found}\n   slopes {slopes['float64'][i]} "
+        f"{slopes['float32'][i]}"
+    )
+
+
 def main():
-    """Print the table."""
+    """Print the counts as they grow, and the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--groups", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of groups, all if left out")
     parser.add_argument("--examples", action="store_true", help="print the inputs that fail")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     counts = collections.defaultdict(lambda: np.zeros(len(QUANTITIES), int))
     warnings.simplefilter("ignore", RuntimeWarning)
-    for number in range(options.groups):
-        group = draw(rng)
-        if number % 15 == 0:
+    groups = dict(enumerate(draw(rng) for _ in range(options.groups)))
+    order = sorted(options.only or groups, key=lambda number: kind(groups[number]))
+    last, begun = None, time.perf_counter()
+    for done, number in enumerate(order, 1):
+        group = groups[number]
+        if kind(group)[:2] != last:
             jax.clear_caches()  # thousands of programs are more mappings than a process may have
+            last = kind(group)[:2]
         values, slopes = evaluate(group)
         for name, where in faults(values, slopes).items():
             counts[name] += where.sum(0)
             if options.examples and where.any():
-                i = int(np.argmax(where.any(1)))
-                size, train, adapt, inputs = group
-                own = at(inputs, i)
-                rest = {k: v for k, v in own.items() if k not in ("train", "adapt")}
-                rest = {k: v for k, v in own.items() if k not in ("train", "adapt")}
-                print(
-                    f"[{number}:{i}] {name} x{where.sum(0)}\n   {size} {train(*own['train'])} "
-                    f"{adapt(*own['adapt'])} {rest}\n   "
-                    + "  ".join(f"{road}: {x[i]}" for road, x in values.items())
-                    + f"\n   slopes {slopes['float64'][i]} {slopes['float32'][i]}",
-                    flush=True,
-                )
-    print(f"{options.groups * EACH} inputs\n| fault | " + " | ".join(QUANTITIES) + " |")
+                print(example(number, name, where, group, values, slopes), flush=True)
+        some = {name: count.tolist() for name, count in counts.items() if count.any()}
+        passed = time.perf_counter() - begun
+        print(f"{done}/{len(order)} groups, {passed:.0f} s (number {number}): {some}", flush=True)
+    print(f"{len(order) * EACH} inputs\n| fault | " + " | ".join(QUANTITIES) + " |")
     print("|---|" + "---:|" * len(QUANTITIES))
     for name, count in counts.items():
         print(f"| {name} | " + " | ".join(map(str, count)) + " |")

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from negmaml._core.checks import check_finite, shown
-from negmaml._core.numerics import namespace, outer
+from negmaml._core.numerics import frozen, namespace, outer
 from negmaml._core.pytree import pytree
 from negmaml.rules.implicit import proximal_point
 from negmaml.rules.pencil import Pencil, proximal_pencil
@@ -52,8 +52,10 @@ class Proximal(Rule):
         strength, x = outer(self.strength, x)
         xp = namespace(strength, x)
         below = x + strength
-        # Nearer to the pole than rounding x and strength may leave it, nothing is known.
+        # Nearer to the pole than rounding x and strength may leave it nothing is known, no slope
+        # either.
         least = xp.finfo(below.dtype).eps / 8 * xp.abs(strength) + 4 * xp.finfo(below.dtype).tiny
+        least = frozen(least)
         near = xp.where(below < 0, -least, least)
         below = xp.where(xp.abs(below) < least, near, below)
         null = xp.broadcast_to(x == 0, below.shape)

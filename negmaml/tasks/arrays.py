@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_count, check_key, shown
+from negmaml._core.compilation import concrete
 from negmaml._core.display import Table, displayed, tree_text
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.batching import Tasks, leading_axis
@@ -32,7 +33,8 @@ class Grouped:
         m, n_t, n_v: tasks, support rows and query rows of a draw.
 
     Raises ValueError when leaves disagree in length, when there are fewer than m groups, and when
-    a group has fewer than n_t + n_v rows, naming it.
+    a group has fewer than n_t + n_v rows, naming it. Under tracing the data may be traced; the
+    groups may not, which is a TypeError.
 
     >>> x, groups = jnp.arange(7.0), [0, 0, 0, 1, 1, 1, 1]
     >>> Grouped(x, groups, m=2, n_t=2, n_v=1)(jax.random.key(0)).support.shape
@@ -86,7 +88,8 @@ class Episodes:
 
     Keep classes apart for testing: Episodes(images[labels < 6], labels[labels < 6], ...) and the
     rest. Raises ValueError when there are fewer than `ways` classes, and when a class has fewer
-    than shots + queries images, naming it. Source: Vinyals et al., NeurIPS 2016.
+    than shots + queries images, naming it; labels that are traced are a TypeError. Source: Vinyals
+    et al., NeurIPS 2016.
     """
 
     data: Any
@@ -133,8 +136,10 @@ class Episodes:
         return Tasks(part(0, self.shots), part(self.shots, number))
 
 
-def _set(distribution, data, starts, counts, **sizes) -> None:
-    fields = {"data": data, "starts": starts, "counts": counts, "longest": int(counts.max())}
+def _set(distribution, data, counts: np.ndarray, **sizes) -> None:
+    starts = jnp.asarray(np.cumsum(counts) - counts)
+    longest = int(counts.max())
+    fields = {"data": data, "starts": starts, "counts": jnp.asarray(counts), "longest": longest}
     for name, value in (fields | sizes).items():
         object.__setattr__(distribution, name, value)
 
@@ -150,8 +155,16 @@ def _summary(name: str, distribution, kind: str, sizes: str) -> Table:
 
 
 def _sort(data, groups, name: str, needed: int, expression: str):
-    """The data with the rows of each group together; where each group starts; its size."""
+    """The data with the rows of each group together, and the size of each group.
+
+    The data may be traced, the groups not: their number and sizes make shapes.
+    """
     _check_numbers("images" if name == "labels" else "data", data)
+    if not concrete(groups):
+        raise TypeError(
+            f"{name} must be known, got {shown(groups)} under jit, grad or vmap: the sizes of "
+            "groups make shapes; build the distribution before and pass it, it is a pytree"
+        )
     rows, groups = leading_axis("data", data), np.asarray(groups)
     if groups.shape != (rows,):
         raise ValueError(f"{name} must have one entry a row, shape ({rows},), got {groups.shape}")
@@ -169,8 +182,9 @@ def _sort(data, groups, name: str, needed: int, expression: str):
             f"{needed} rows: {', '.join(small[:5])}; leave their rows out or ask for fewer"
         )
     order = np.argsort(groups, kind="stable")
-    data = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[order]), data)
-    return data, jnp.asarray(np.cumsum(counts) - counts), jnp.asarray(counts)
+    # Data that are known are sorted on the host, without a second copy on the device.
+    data = jax.tree.map(lambda x: (np.asarray(x) if concrete(x) else x)[order], data)
+    return jax.tree.map(jnp.asarray, data), counts
 
 
 def _check_numbers(name: str, data) -> None:

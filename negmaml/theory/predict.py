@@ -5,21 +5,19 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_choice
 from negmaml._core.compilation import concrete, on_host, quick_jit
-from negmaml._core.numerics import namespace
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adaptation import expected_test_loss, means_exist
+from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import SPLITS, MixedLinearRegression
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory import expansions, structured
-from negmaml.theory.proportional import Moments, moments
-from negmaml.theory.saddle import training_set
-from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_spectrum
+from negmaml.theory.proportional import Moments
+from negmaml.theory.setting import Setting, checked, is_zero, setting_of
 from negmaml.theory.spectrum import MEASURES
+from negmaml.theory.views import means, traced_means, traced_view
 
 METHODS = ("proportional", "expansion")
 
@@ -168,40 +166,17 @@ def evaluate(
 ) -> Moments:
     """`proportional.moments`, each of the rule's shape."""
     setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
-    if math.prod(train.batch_shape) <= ON_HOST and concrete((setting, train)):
+    known, count = concrete((setting, train)), math.prod(train.batch_shape)
+    if known and count <= ON_HOST:
         return on_host(means)(setting, train, with_error=with_error)
+    if not known and count <= BLOCK:
+        return traced_means(traced_view(setting, train), setting.ridged, with_error)
     return _compiled(setting, train, with_error=with_error)
 
 
 @partial(quick_jit, static_argnames="with_error")
 def _compiled(setting: Setting, rule: Rule, with_error: bool) -> Moments:
     """Sizes are traced, so that one compilation serves every problem."""
-    shape, one = rule.batch_shape, partial(means, setting, with_error=with_error)
-    if math.prod(shape) <= BLOCK:
-        return one(rule)
+    one = partial(means, setting, with_error=with_error)
     results = lax.map(one, flat_batch(rule), batch_size=BLOCK)
-    return jax.tree.map(lambda x: x.reshape(shape), results)
-
-
-def means(setting: Setting, rule: Rule, with_error: bool = False) -> Moments:
-    """The moments for a rule or a batch of rules, of its shape."""
-    setting = with_spectrum(setting)
-    found = moments(training_set(setting, rule), setting.ridged, with_error)
-    xp = namespace(found.distance)
-    nodes = setting.spectrum.nodes[:-1]
-    if with_error:
-        finite = means_exist(rule, nodes, setting.n_t) | (found.task_error == 0)
-        found = found._replace(task_error=xp.where(finite, found.task_error, xp.inf))
-    alone = (setting.m == 1) & (setting.n_v >= setting.p) & (setting.meta_ridge == 0)
-    if xp is np and not alone.any():
-        return found
-    crossing = xp.asarray(rule.crossing(nodes))
-    vanishes = (crossing.min(-1) < 0) & (crossing.max(-1) > 0)  # within the spectrum
-
-    def grown(value):
-        return xp.where(alone & vanishes & (value > 0), xp.inf, value)
-
-    error = grown(found.task_error) if with_error else None
-    return found._replace(
-        distance=grown(found.distance), task_error=error, growth=grown(found.growth)
-    )
+    return jax.tree.map(lambda x: x.reshape(rule.batch_shape), results)

@@ -19,16 +19,22 @@ tau, so no digit of them is lost, in float32 neither. B and kappa come as logari
 steep rules differ by many thousands of decades.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import lax
 
 from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
+from negmaml.theory.logarithms import (
+    find_root,
+    largest_exponent,
+    largest_log_ratio,
+    log_at_least_tiny,
+    mean_over,
+    shares,
+)
 from negmaml.theory.setting import Setting
 
 # Powers of the precision to which a root is found, first without exponentials and then well.
@@ -85,33 +91,6 @@ def training_set(setting: Setting, rule: Rule) -> TrainingSet:
         setting.p, setting.m, setting.n_v, setting.sigma, setting.nu / xp.sqrt(setting.p),
         setting.offset, setting.meta_ridge, weights, sign, log_b, label * rows, scale,
     )  # fmt: skip
-
-
-def mean_over(weights, values):
-    """int mu f of values on the nodes; under JAX a sum, which XLA fuses with what it sums."""
-    if namespace(values) is np and weights.ndim == 1:
-        return values @ weights
-    return (weights * values).sum(-1)
-
-
-def shares(log_b, log_kappa):
-    """(kappa/(B + kappa), B/(B + kappa)) on the nodes, both to full relative precision.
-
-    Ratios of B to kappa beyond 1/eps are all the same, so that products of shares do not vanish.
-    """
-    xp = namespace(log_b, log_kappa)
-    z = 2 * log_b - log_kappa[..., None]
-    most = largest_log_ratio(z)
-    small = xp.where(xp.isfinite(z), xp.exp(-xp.abs(xp.clip(z, -3 * most, most))), 0.0)
-    larger = 1 / (1 + small)
-    smaller = small * larger
-    fitted = z > 0
-    return xp.where(fitted, smaller, larger), xp.where(fitted, larger, smaller)
-
-
-def largest_log_ratio(x) -> float:
-    """Of B to kappa: the smaller share is well below the precision of x, its cube a number."""
-    return -1.3 * float(np.log(np.finfo(x.dtype).eps))
 
 
 def solve(tasks: TrainingSet, ridged: bool) -> Root:
@@ -205,8 +184,8 @@ def _ridgeless(tasks: TrainingSet) -> tuple[Root, Root]:
     high = odds + largest
     B = xp.exp(xp.maximum(2 * log_b - largest[..., None], -largest_exponent(high) / 3))
     guess = high + log_at_least_tiny(mean(B))
-    near = _find_root(partial(_roughly, tasks.weights, B, largest, odds), low, high, guess, ROUGH)
-    y = _find_root(residual, low, high, near, FINE)
+    near = find_root(partial(_roughly, tasks.weights, B, largest, odds), low, high, guess, ROUGH)
+    y = find_root(residual, low, high, near, FINE)
     y = xp.where(all_used, zero, y)
     f = mean(shares(log_b, y)[0])
     t = xp.where(all_used, n_v - p + p * f, n_v - xp.minimum(n_v, p / m))
@@ -267,50 +246,6 @@ def _ridged(tasks: TrainingSet, start: Root) -> Root:
     bend = (f * k_0 + (m - 1) * w) / f**2
     linear = log_ridge - log_at_least_tiny(p * w * k_0 / f + t_0 * bend)
     square = (log_ridge + y_0 - log_at_least_tiny(p * w * bend)) / 2
-    z = _find_root(residual, low, high, xp.minimum(linear, square))
+    z = find_root(residual, low, high, xp.minimum(linear, square))
     y, _, t, k, _, _ = at(z)
     return Root(y, t, k)
-
-
-def log_at_least_tiny(x):
-    """log x, of zero that of the smallest number."""
-    xp = namespace(x)
-    return xp.log(xp.maximum(x, xp.finfo(x.dtype).tiny))
-
-
-def largest_exponent(x) -> float:
-    """What the exponential still has as a number, in the precision of x."""
-    return float(np.log(np.finfo(x.dtype).max)) - 1
-
-
-def _find_root(residual: Callable, low, high, guess, tolerance: float = 1.0):
-    """Newton's method on an increasing function, kept in a bracket by bisection.
-
-    `residual` returns value and slope. A step to the precision of the number ends it, or to
-    `tolerance` powers of that: the next would be to twice as many digits.
-    """
-    xp = namespace(guess)
-    epsilon = float(xp.finfo(guess.dtype).eps)
-
-    def unfinished(state):
-        count, _, _, y, step = state
-        enough = xp.maximum(8 * epsilon**tolerance, 8 * epsilon * xp.abs(y))
-        return (count < 150) & xp.any(xp.abs(step) > enough)
-
-    def advance(state):
-        count, low, high, y, _ = state
-        value, slope = residual(y)
-        low, high = xp.where(value < 0, y, low), xp.where(value < 0, high, y)
-        newton = y - value / slope
-        inside = (newton >= low) & (newton <= high)  # at the root it may stay where it is
-        following = xp.where(inside, newton, (low + high) / 2)
-        return count + 1, low, high, following, following - y
-
-    margin = 1e-3  # rounding must not put the root outside
-    low, high, guess = xp.broadcast_arrays(low - margin, high + margin, guess)
-    state = (0, low, high, xp.clip(guess, low, high), xp.full_like(guess, xp.inf))
-    if xp is np:
-        while unfinished(state):
-            state = advance(state)
-        return state[3]
-    return lax.while_loop(unfinished, advance, state)[3]

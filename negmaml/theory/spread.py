@@ -24,6 +24,7 @@ hence 1/(1 - 3 x s), with x s the pole of the mean.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -38,21 +39,15 @@ from negmaml.problem.adaptation import filter_sizes, times_filter
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_scalar_rule, flat_batch
 from negmaml.theory import structured_spread
-from negmaml.theory.predict import ON_HOST, means, require_structured
-from negmaml.theory.proportional import (
-    LARGEST_RIDGED_POLE,
-    Point,
-    Seen,
-    around,
-    in_units,
-    squared_unit,
-)
-from negmaml.theory.saddle import solve, training_set
-from negmaml.theory.series import Series
+from negmaml.theory.copies import covariance_of_loss
+from negmaml.theory.logarithms import squared_unit
+from negmaml.theory.predict import ON_HOST, require_structured
+from negmaml.theory.proportional import LARGEST_RIDGED_POLE
+from negmaml.theory.seen import solved
 from negmaml.theory.setting import Setting, checked, setting_of
+from negmaml.theory.views import View, moments_of, traced_view, view
 
 BLOCK = 64  # rules at once in a program
-KEPT = ("", "x", "y", "xy")
 
 
 class StandardDeviation(NamedTuple):
@@ -88,7 +83,7 @@ def standard_deviation(
         require_structured("proportional", measure)
         found = structured_spread.variances(problem, train, adapt, meta_ridge)
         return StandardDeviation(*map(jnp.sqrt, found))
-    variance, unit, _, _ = _covariance(problem, train, train, meta_ridge, measure)
+    variance, (unit, _), _ = _covariance(problem, (train,), meta_ridge, measure)
 
     @on_host
     def deviations(variance, unit, adapt):
@@ -156,9 +151,9 @@ def runs_needed(
         found = structured_spread.difference(problem, train_a, train_b, adapt, meta_ridge)
         a, b, cross, gap = found
         return standard_errors**2 * (a + b - 2 * cross if shared else a + b) / gap**2
-    pairs = ((train_a, train_a), (train_b, train_b), (train_a, train_b))
-    (a, unit_a, _, mean_a), (b, unit_b, _, mean_b), (cross, _, _, _) = (
-        _covariance(problem, *pair, meta_ridge, measure) for pair in pairs
+    (a, (unit_a, _), mean_a), (b, (unit_b, _), mean_b), (cross, _, _) = (
+        _covariance(problem, rules, meta_ridge, measure)
+        for rules in ((train_a,), (train_b,), (train_a, train_b))
     )
     difference = jnp.abs(mean_a - mean_b)
     same = difference == 0
@@ -170,39 +165,45 @@ def runs_needed(
     return jnp.where(same, jnp.inf, standard_errors**2 * variance)
 
 
-def _covariance(problem: MixedLinearRegression, first: Rule, second: Rule, meta_ridge, measure):
-    """(Cov(D_1, D_2) exp(-2 (u_1 + u_2)), u_1, u_2, E D_1) for rules of one shape."""
-    setting, (first, second) = setting_of(problem, (first, second), meta_ridge, measure)
-    if math.prod(first.batch_shape) <= ON_HOST and concrete((setting, first, second)):
-        return on_host(_pair)(setting, first, second)
-    return _compiled(setting, first, second)
+def _covariance(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_ridge, measure):
+    """Cov(D_1, D_2) exp(-2 (u_1 + u_2)), (u_1, u_2), E D_1: for two rules of one shape, or one."""
+    setting, rules = setting_of(problem, rules, meta_ridge, measure)
+    known, count = concrete((setting, rules)), math.prod(rules[0].batch_shape)
+    if known and count <= ON_HOST:
+        return on_host(_of_rules)(setting, rules)
+    if not known and count <= BLOCK:
+        views = tuple(traced_view(setting, rule) for rule in rules)
+        return _traced_of_views(views, setting.ridged)
+    return _in_blocks(setting, rules)
 
 
 @quick_jit
-def _compiled(setting: Setting, first: Rule, second: Rule):
-    shape = first.batch_shape
-    if math.prod(shape) <= BLOCK:
-        return _pair(setting, first, second)
-    flat = flat_batch(first), flat_batch(second)
-    results = lax.map(lambda rules: _pair(setting, *rules), flat, batch_size=BLOCK)
-    return jax.tree.map(lambda x: x.reshape(shape), results)
+def _in_blocks(setting: Setting, rules: tuple[Rule, ...]):
+    flat = tuple(flat_batch(rule) for rule in rules)
+    results = lax.map(partial(_of_rules, setting), flat, batch_size=BLOCK)
+    return jax.tree.map(lambda x: x.reshape(rules[0].batch_shape), results)
 
 
-def _pair(setting: Setting, first: Rule, second: Rule):
-    """What `_covariance` returns, for two rules or two batches of one shape."""
-    pair = [training_set(setting, rule) for rule in (first, second)]
-    roots = [solve(one, setting.ridged) for one in pair]
-    seen = [in_units(one, root) for one, root in zip(pair, roots, strict=True)]
-    points = [around(one, root) for one, root in zip(seen, roots, strict=True)]
-    mixed = _covariance_of_loss(seen, points)["xy"]
-    found = [means(setting, rule) for rule in (first, second)]
-    factors = [_growth(one, setting.meta_ridge > 0) for one in found]
-    covariance = mixed / (points[0].slope * points[1].slope)
+def _of_rules(setting: Setting, rules: tuple[Rule, ...]):
+    return _of_views(tuple(view(setting, rule) for rule in rules), setting.ridged)
+
+
+def _of_views(views: tuple[View, ...], ridged: bool):
+    """What `_covariance` returns, for rules or batches of one shape."""
+    found = [solved(one.tasks, ridged) for one in views]
+    values = [moments_of(*pair) for pair in zip(views, found, strict=True)]
+    factors = [_growth(one, views[0].tasks.ridge > 0) for one in values]
+    (one, factor_1), (two, factor_2) = ((found[k], factors[k]) for k in (0, -1))
+    mixed = covariance_of_loss([one.seen, two.seen], [one.point, two.point])
+    covariance = mixed / (one.point.slope * two.point.slope)
     xp = namespace(covariance)
-    growth = factors[0] * factors[1]
+    growth = factor_1 * factor_2
     without = xp.isinf(growth) & (covariance != 0)
     grown = xp.where(without, xp.inf, covariance * xp.where(xp.isinf(growth), 1.0, growth))
-    return grown, seen[0].log_amplitude, seen[1].log_amplitude, found[0].distance
+    return grown, (one.seen.log_amplitude, two.seen.log_amplitude), values[0].distance
+
+
+_traced_of_views = quick_jit(_of_views, static_argnames="ridged")
 
 
 def _growth(means, ridged):
@@ -211,42 +212,3 @@ def _growth(means, ridged):
     pole = xp.where(ridged, xp.minimum(means.pole, LARGEST_RIDGED_POLE / 2), means.pole)
     rest = 1 - 3 * pole
     return xp.where(rest > 0, means.growth / xp.sqrt(xp.where(rest > 0, rest, 1.0)), xp.inf)
-
-
-def _covariance_of_loss(pair: list[Seen], points: list[Point]) -> Series:
-    """Cov(G_1, G_2) about the roots, with derivatives in kappa_1 (x) and kappa_2 (y)."""
-    (one, two), (at_1, at_2) = pair, points
-    xp = namespace(at_1.t)
-    p, m, n_v, D2 = one.p, one.m, one.n_v, xp.sqrt(one.offset) * xp.sqrt(two.offset)
-    r_1, r_2 = one.free, two.free
-    beta, V = one.b * two.b, one.a[0] * two.a[0] + one.a[1] * two.a[1]
-
-    def series(**terms):
-        return Series({name.strip("_"): x for name, x in terms.items()}, KEPT)
-
-    def mean_R(values):
-        """<f R>."""
-        f = values * r_1 * r_2
-        x, y, xy = one.mean(f * r_1), one.mean(f * r_2), one.mean(f * r_1 * r_2)
-        return series(_=one.mean(f), x=-x, y=-y, xy=xy)
-
-    product = series(_=1.0, x=1.0) * series(_=1.0, y=1.0)
-    t_1, t_2 = series(_=at_1.t, x=at_1.t1), series(_=at_2.t, y=at_2.t1)
-    g_1g_2 = series(_=at_1.g, x=-at_1.l) * series(_=at_2.g, y=-at_2.l)
-    w_1 = p * mean_R(V * beta)
-    w_2 = series(_=one.sigma * two.sigma) + p * (product * mean_R(V))
-    a_11, a_12 = -p * mean_R(1.0), -p * mean_R(beta)
-    a_22 = series(_=n_v) - p * mean_R(beta * beta)
-    per_det = (a_11 * a_22 - a_12 * a_12).reciprocal()
-    # Eliminate the tasks' blocks of H, then the parameter C that couples them.
-    inner = m * ((a_22 * w_1 * w_1 - 2.0 * (a_12 * w_1 * w_2) + a_11 * w_2 * w_2) * per_det)
-    coupled = m * ((a_22 * w_1 - a_12 * w_2) * per_det)
-    per_H_C = (-(m - 1) / p * g_1g_2.reciprocal() - m * (a_22 * per_det)).reciprocal()
-    noise = m * p * (product * mean_R(V * V)) + inner + coupled * coupled * per_H_C
-
-    # The start's source is ridge^2 = (t K)^2, held fixed. ridge^2/t is K^2 (2 t_root - t) to first
-    # order, which is all that one derivative in each kappa sees, and regular at t = 0.
-    start = D2 / p * at_1.K * at_2.K
-    mirrored = series(_=at_1.t, x=-at_1.t1) * series(_=at_2.t, y=-at_2.t1)
-    cross = -2 * start * at_1.t * at_2.t * (coupled * per_H_C)
-    return 2.0 * (t_1 * t_2 * noise + cross + start * start * (mirrored * (per_H_C - p * g_1g_2)))

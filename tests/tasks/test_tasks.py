@@ -116,6 +116,23 @@ def test_distributions_are_arguments_of_compiled_programs():
     assert len(traces) == 1
 
 
+def test_within_a_program_data_may_be_traced_and_groups_may_not():
+    data, labels = images()
+    sizes = {"ways": 3, "shots": 2, "queries": 4, "m": 2}
+
+    def built(data, labels=labels):
+        return nm.tasks.Episodes(data, labels, **sizes)(KEY)
+
+    expected, found = built(data), jax.jit(built)(data)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    of_known = jax.jit(lambda: nm.tasks.Grouped(data, labels, m=2, n_t=1, n_v=1)(KEY))()
+    assert of_known.support.shape == (2, 1, 2, 2)
+    with pytest.raises(TypeError, match="labels must be known, got .*build the distribution"):
+        jax.jit(built)(data, labels)
+    with pytest.raises(TypeError, match="groups must be known"):
+        jax.jit(lambda groups: nm.tasks.Grouped(data, groups, m=2, n_t=1, n_v=1))(labels)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     (

@@ -11,8 +11,9 @@ import pytest
 import negmaml as nm
 from negmaml.problem.wishart import normalized_moment
 from negmaml.theory import distance, predict, task_error
-from negmaml.theory.proportional import around, in_units, leading
+from negmaml.theory.proportional import leading
 from negmaml.theory.saddle import solve, training_set
+from negmaml.theory.seen import around, in_units
 from negmaml.theory.setting import setting_of
 from negmaml.theory.spectrum import marchenko_pastur, spectrum
 from tests.helpers import OVER, UNDER

@@ -1,0 +1,73 @@
+"""Means for a setting and a rule: the rule's filters read once, and all else without the rule.
+
+What is solved does not know of which family the rule was, so that programs serve all of them.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from negmaml._core.compilation import quick_jit
+from negmaml._core.numerics import namespace
+from negmaml.problem.adaptation import means_exist
+from negmaml.rules import Rule
+from negmaml.theory.proportional import Moments, moments
+from negmaml.theory.saddle import TrainingSet, training_set
+from negmaml.theory.seen import Solved, solved
+from negmaml.theory.setting import Setting, with_spectrum
+
+
+class View(NamedTuple):
+    """What the theory takes from a setting and a rule, or a batch of rules.
+
+    tasks: the filters on the spectrum, and the numbers of the setting.
+    adapted: whether means over adapted weights exist.
+    endless: whether a filter vanishes within the spectrum of a task that is alone, without ridge.
+    """
+
+    tasks: TrainingSet
+    adapted: Any
+    endless: Any
+
+
+def view(setting: Setting, rule: Rule) -> View:
+    """The `View` of a setting and a rule."""
+    setting = with_spectrum(setting)
+    xp, nodes = namespace(setting, rule), setting.spectrum.nodes[:-1]
+    alone = (setting.m == 1) & (setting.n_v >= setting.p) & (setting.meta_ridge == 0)
+    endless = alone
+    if xp is not np or alone.any():
+        crossing = xp.asarray(rule.crossing(nodes))
+        endless = alone & (crossing.min(-1) < 0) & (crossing.max(-1) > 0)
+    return View(training_set(setting, rule), means_exist(rule, nodes, setting.n_t), endless)
+
+
+def moments_of(seen: View, found: Solved, with_error: bool = False) -> Moments:
+    """`proportional.moments`, infinite also where the `View` says so."""
+    values = moments(found, with_error)
+    where, inf = namespace(values.limit).where, float("inf")
+
+    def grown(value):
+        return where(seen.endless & (value > 0), inf, value)
+
+    error = values.task_error
+    if with_error:
+        error = grown(where(seen.adapted | (error == 0), error, inf))
+    return values._replace(
+        distance=grown(values.distance), task_error=error, growth=grown(values.growth)
+    )
+
+
+def means(setting: Setting, rule: Rule, with_error: bool = False) -> Moments:
+    """The moments for a rule or a batch of rules, of its shape."""
+    return means_at(view(setting, rule), setting.ridged, with_error)
+
+
+def means_at(seen: View, ridged: bool, with_error: bool = False) -> Moments:
+    """The moments for a `View`."""
+    return moments_of(seen, solved(seen.tasks, ridged), with_error)
+
+
+# In a trace two programs: one of each rule, and one that all rules share.
+traced_view = quick_jit(view)
+traced_means = quick_jit(means_at, static_argnames=("ridged", "with_error"))
