@@ -1,9 +1,10 @@
-"""Problems, rates and checks that several test modules share."""
+"""Problems, rates and checks that several test modules share, and which cases are slow ones."""
 
 import math
 import re
 
 import jax
+import pytest
 
 import negmaml as nm
 from negmaml._core.factorisations import SAFE_WORK
@@ -13,6 +14,17 @@ UNDER = nm.MixedLinearRegression(p=30, m=40, n_t=5, n_v=25, n_r=10, sigma=0.2, n
 
 # Both signs, zero, and far out.
 RATES = (-2.5, -0.4, -1e-3, 0.0, 0.3, 1.7)
+
+
+def mostly_slow(cases, *quick):
+    """Cases for parametrize: those at the positions `quick` by default, the rest with -m slow."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if i in quick else pytest.mark.slow,
+        )
+        for i, case in enumerate(cases)
+    ]
 
 
 def z_score(values, predicted):

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 import negmaml as nm
 from negmaml.kernels import leave_one_task_out, meta_train
 from negmaml.linear import Data, meta_system, minimiser
+from tests.helpers import mostly_slow
 
 RULES = (
     nm.GradientDescent(-0.7),
@@ -45,9 +46,13 @@ def primal(tasks, rule, ridge):
     return minimiser(*meta_system(Data(x_t, y_t, x_v, y_v), rule), meta_ridge=ridge)
 
 
+WIDE, TALL = (3, 6, 4, 30), (8, 5, 6, 10)
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-@pytest.mark.parametrize("sizes", [(3, 6, 4, 30), (8, 5, 6, 10)], ids=("wide", "tall"))
+@pytest.mark.parametrize(
+    ("rule", "sizes"), mostly_slow(list(product(RULES, (WIDE, TALL))), 0, 7, 8, 13)
+)
 def test_linear_kernel_is_the_linear_minimiser(rule, sizes):
     tasks = draw(*sizes)
     ridges = jnp.array([0.0, 0.3])
@@ -71,10 +76,15 @@ def only(tasks, j):
 # p below, a little below and above m n_v = 24: singular without a ridge, singular with all tasks
 # but not without one, and never singular.
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("p", [9, 22, 60])
 @pytest.mark.parametrize(
-    "rule", [nm.GradientDescent(jnp.array([-0.5, 0.0, 0.3])), nm.Proximal(0.7)]
-)
+    ("rule", "p"),
+    mostly_slow(
+        list(
+            product((nm.GradientDescent(jnp.array([-0.5, 0.0, 0.3])), nm.Proximal(0.7)), (9, 22, 60))
+        ),
+        1, 3,
+    ),
+)  # fmt: skip
 def test_leaving_a_task_out_is_training_on_the_others(p, rule):
     tasks, ridges = draw(6, 5, 4, p, (2,)), jnp.array([0.0, 0.5])
     left = leave_one_task_out(linear_kernel, tasks, rule, meta_ridge=ridges)
@@ -90,7 +100,7 @@ def test_leaving_a_task_out_is_training_on_the_others(p, rule):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("outputs", [(), (1,), (3,)])
+@pytest.mark.parametrize("outputs", [(), pytest.param((1,), marks=pytest.mark.slow), (3,)])
 def test_batches_are_single_models_side_by_side(outputs):
     tasks, test = draw(4, 5, 3, 20, outputs), draw(2, 6, 7, 20, outputs, key=1)
     rates, ridges = jnp.array([[-0.6, 0.0], [0.2, 1.5]]), jnp.array([0.0, 0.1, 3.0])
@@ -135,7 +145,7 @@ def linearised(params):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rate", [-0.02, 0.0, 0.05])
+@pytest.mark.parametrize("rate", mostly_slow([-0.02, 0.0, 0.05], 0))
 def test_tangent_model_is_the_linearised_network(params, rate):
     """The same minimiser in parameters, and the same function after `nm.adapt` from it."""
     params = jax.tree.map(lambda leaf: leaf.astype(float), params)
@@ -231,8 +241,8 @@ def test_a_matrix_of_all_points_is_a_kernel_of_indices():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("p", [5, 60])  # singular without a ridge, and not
-@pytest.mark.parametrize("ridge", [0.0, 0.2])
+# Singular without a ridge, and not.
+@pytest.mark.parametrize(("ridge", "p"), mostly_slow(list(product((0.0, 0.2), (5, 60))), 0, 3))
 def test_derivatives_are_those_of_the_minimiser(p, ridge):
     tasks, x = draw(4, 5, 4, p), jax.random.normal(jax.random.key(1), (p,))
 
@@ -248,13 +258,13 @@ def test_derivatives_are_those_of_the_minimiser(p, ridge):
         system = meta_system(data, nm.GradientDescent(rate))
         return scale**0.5 * x @ minimiser(*system, meta_ridge=ridge).omega
 
-    for order in (jax.grad, lambda f, **k: jax.grad(jax.grad(f), **k)):
-        for axis in (0, 1):
-            np.testing.assert_allclose(
-                order(by_kernel, argnums=axis)(-0.3, 1.5),
-                order(in_parameters, argnums=axis)(-0.3, 1.5),
-                rtol=1e-6,
-            )
+    for axis in (0, 1):
+        slopes = (jax.grad(f, argnums=axis) for f in (by_kernel, in_parameters))
+        both = jax.jit(lambda *at, f=tuple(slopes), n=axis: [
+            (slope(*at), jax.grad(slope, argnums=n)(*at)) for slope in f
+        ])  # fmt: skip
+        found, expected = both(-0.3, 1.5)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_models_are_pytrees_under_jit_and_vmap():

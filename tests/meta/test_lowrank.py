@@ -7,6 +7,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.meta.lowrank import wide_weights
+from tests.helpers import mostly_slow
 
 WIDTH, POINTS = 64, 4
 RNG = np.random.default_rng(0)
@@ -105,10 +106,11 @@ def test_many_rows_or_steps_make_a_weight_dense():
     assert chosen(plain, steps=5) == set()
 
 
-@pytest.mark.parametrize(
-    ("loss", "rate", "steps"),
-    [(loss, -0.3, 2) for loss in FACTORED + DENSE] + [(plain, 0.0, 1), (plain, 0.2, 1)],
-)
+CASES = [(loss, -0.3, 2) for loss in FACTORED + DENSE] + [(plain, 0.0, 1), (plain, 0.2, 1)]
+
+
+# A vmap of the user's own, a weight used twice, one that stays dense, and one step.
+@pytest.mark.parametrize(("loss", "rate", "steps"), mostly_slow(CASES, 4, 6, 8, 12))
 def test_the_meta_gradient_is_that_of_dense_weights(loss, rate, steps, x64):
     rule = nm.GradientDescent(rate, steps)
     params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))

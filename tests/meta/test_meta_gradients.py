@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import negmaml as nm
+from tests.helpers import mostly_slow
 
 SHAPES = {"w": (2, 3), "b": (3,), "v": (3, 1)}
 HEAD = {"w": False, "b": False, "v": True}
@@ -81,7 +82,15 @@ RATES = {
 }
 
 
-@pytest.fixture(params=RATES.values(), ids=RATES.keys())
+QUICK = "negative", "one a leaf", "elements and steps"  # one step and several, every kind of rate
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, case in RATES.items()
+    ]
+)
 def rates(request):
     return request.param
 
@@ -103,14 +112,19 @@ def differences(objective, params, step=1e-4):
     return jnp.array([1, -8, 8, -1]) @ values / (12 * step)
 
 
-@pytest.mark.parametrize("steps", (1, 3))
-@pytest.mark.parametrize("rate", (-0.1, 0.0, 0.1))
-def test_maml_is_the_finite_difference_of_its_value(rate, steps, x64):
+@pytest.mark.parametrize("steps", (pytest.param(1, marks=pytest.mark.slow), 3))
+def test_maml_is_the_finite_difference_of_its_value(steps, x64):
     params, tasks = setting()
-    rule = nm.GradientDescent(rate, steps)
-    gradient = jax.jit(nm.maml_value_and_grad(loss, rule))(params, tasks)[1]
-    expected = differences(lambda params: nm.maml(loss, rule)(params, tasks), params)
-    np.testing.assert_allclose(ravel_pytree(gradient)[0], expected, rtol=1e-6, atol=1e-9)
+
+    @jax.jit
+    def both(rate):
+        rule = nm.GradientDescent(rate, steps)
+        gradient = nm.maml_value_and_grad(loss, rule)(params, tasks)[1]
+        expected = differences(lambda params: nm.maml(loss, rule)(params, tasks), params)
+        return ravel_pytree(gradient)[0], expected
+
+    for rate in (-0.1, 0.0, 0.1):
+        np.testing.assert_allclose(*both(rate), rtol=1e-6, atol=1e-9)
 
 
 def test_first_order_stops_the_gradient_of_every_inner_gradient(rates, x64):
@@ -126,12 +140,14 @@ def test_first_order_stops_the_gradient_of_every_inner_gradient(rates, x64):
 
 def test_first_order_differs_from_second_order_unless_the_rate_is_zero(x64):
     params, tasks = setting()
+
+    @jax.jit
+    def both(rule):
+        algorithms = (f(loss, rule) for f in (nm.fomaml, nm.maml_value_and_grad))
+        return [ravel_pytree(algorithm(params, tasks)[1])[0] for algorithm in algorithms]
+
     for rate, equal in ((-0.3, False), (0.0, True), (0.3, False)):
-        rule = nm.GradientDescent(rate)
-        first, second = (
-            ravel_pytree(jax.jit(f(loss, rule))(params, tasks)[1])[0]
-            for f in (nm.fomaml, nm.maml_value_and_grad)
-        )
+        first, second = both(nm.GradientDescent(rate))
         assert (float(jnp.max(jnp.abs(first - second))) < 1e-14) is equal
 
 
@@ -164,18 +180,21 @@ def test_a_mask_may_be_a_prefix_of_the_parameters(x64):
 
 def test_reptile_sums_the_gradients_along_the_way(x64):
     params, tasks = setting()
+    slope = jax.jit(jax.grad(loss))
+    reptile = jax.jit(lambda rule: nm.reptile(loss, rule)(params, tasks))
+    maml = jax.jit(lambda rule: nm.maml(loss, rule)(params, tasks))
     for rate in (-0.1, 0.0, 0.2):
         expected = jax.tree.map(jnp.zeros_like, params)
         for i in range(5):
             theta = params
             for _ in range(3):
-                g = jax.grad(loss)(theta, task(tasks, i).support)
+                g = slope(theta, task(tasks, i).support)
                 expected = jax.tree.map(lambda e, x: e + x / 5, expected, g)
                 theta = jax.tree.map(lambda t, x, rate=rate: t - rate * x, theta, g)
         rule = nm.GradientDescent(rate, 3)
-        value, gradient = jax.jit(nm.reptile(loss, rule))(params, tasks)
+        value, gradient = reptile(rule)
         same(gradient, expected)
-        assert float(value) == pytest.approx(float(jax.jit(nm.maml(loss, rule))(params, tasks)))
+        assert float(value) == pytest.approx(float(maml(rule)))
 
 
 def test_reptile_with_an_optimizer_is_the_way_it_went(x64):
@@ -186,11 +205,11 @@ def test_reptile_with_an_optimizer_is_the_way_it_went(x64):
     same(gradient, jax.tree.map(lambda p, t: p - jnp.mean(t, 0), params, adapted))
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    (optax.sgd(-0.1), optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adam(0.05, eps_root=1e-8)),
-    ids=("sgd", "momentum", "adam"),
-)
+@pytest.mark.parametrize("optimizer", [
+    pytest.param(optax.sgd(-0.1), id="sgd", marks=pytest.mark.slow),
+    pytest.param(optax.sgd(0.1, momentum=0.9, nesterov=True), id="momentum", marks=pytest.mark.slow),
+    pytest.param(optax.adam(0.05, eps_root=1e-8), id="adam"),
+])
 def test_the_meta_gradient_through_an_optimizer_is_that_of_its_updates(optimizer, x64):
     params, tasks = setting(count=2)
 
@@ -241,9 +260,10 @@ ALGORITHMS = {
     "anil": partial(nm.anil, head=HEAD),
     "reptile": nm.reptile,
 }
+every_algorithm = pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, 0, 4, 5))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@every_algorithm
 def test_the_task_batch_size_changes_rounding_only(name, x64):
     params, tasks = setting()
     rule = nm.GradientDescent(-0.3)
@@ -272,7 +292,7 @@ def noisy_loss(params, data):
     return jnp.mean((hidden @ params["v"])[:, 0] ** 2 - y), {"kept": kept}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@every_algorithm
 def test_keys_travel_with_the_tasks_and_auxiliary_output_comes_back(name, x64):
     params, tasks = setting()
     keys = jax.random.split(jax.random.key(0), 10).reshape(2, 5)
