@@ -7,6 +7,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.kernels import iterative, meta_train, points, relu_network
+from tests.helpers import mostly_slow
 
 RATES = nm.GradientDescent(jnp.array([-0.4, 0.0, 0.2]))
 RIDGES = jnp.array([1e-2, 1.0])
@@ -17,7 +18,7 @@ def quadratic(m, n):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("rule", [RATES, nm.Proximal(0.5)])
+@pytest.mark.parametrize("rule", mostly_slow([RATES, nm.Proximal(0.5)], 0))
 def test_iterative_is_direct(rule, monkeypatch):
     monkeypatch.setattr(points, "TILE", 64)
     monkeypatch.setattr(iterative, "TILE", 64)  # of 200 points: four blocks, the last not full

@@ -73,18 +73,13 @@ def only(tasks, j):
     return jax.tree.map(lambda x: x[j : j + 1], tasks)
 
 
+BY_RULE = nm.GradientDescent(jnp.array([-0.5, 0.0, 0.3])), nm.Proximal(0.7)
+
+
 # p below, a little below and above m n_v = 24: singular without a ridge, singular with all tasks
 # but not without one, and never singular.
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("rule", "p"),
-    mostly_slow(
-        list(
-            product((nm.GradientDescent(jnp.array([-0.5, 0.0, 0.3])), nm.Proximal(0.7)), (9, 22, 60))
-        ),
-        1, 3,
-    ),
-)  # fmt: skip
+@pytest.mark.parametrize(("rule", "p"), mostly_slow(list(product(BY_RULE, (9, 22, 60))), 1, 3))
 def test_leaving_a_task_out_is_training_on_the_others(p, rule):
     tasks, ridges = draw(6, 5, 4, p, (2,)), jnp.array([0.0, 0.5])
     left = leave_one_task_out(linear_kernel, tasks, rule, meta_ridge=ridges)

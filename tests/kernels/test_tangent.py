@@ -12,6 +12,7 @@ from flax import linen
 
 import negmaml as nm
 from negmaml.kernels import neural_tangent, relu_network, tangent
+from tests.helpers import mostly_slow
 
 SIZES = (5, 48, 48, 1)
 
@@ -88,7 +89,7 @@ CASES = {
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, 0, 3))
 def test_kernel_is_that_of_the_jacobian(name):
     apply, params, shape = CASES[name]
     params, x1, x2 = params(), points(7, *shape), points(4, *shape, key=1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 import negmaml as nm
 from negmaml import linear
 from negmaml.problem.support import on_support
-from tests.helpers import z_score
+from tests.helpers import mostly_slow, z_score
 from tests.linear.dense import dense_system
 
 P = 8
@@ -53,8 +54,12 @@ def test_inputs_and_tasks_have_their_covariances(changes, x64):
     assert abs(z_score(y**2, np.trace(sigma @ omega) / P)) < 4
 
 
-@pytest.mark.parametrize("shape", ((2, 2), (6, 4), (2, 4)))  # wide, tall, square
-@pytest.mark.parametrize("changes", COLOURED)
+SHAPES = (2, 2), (6, 4), (2, 4)  # wide, tall, square
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"), mostly_slow(list(product(COLOURED, SHAPES)), 0, 4, 8)
+)
 def test_a_run_is_the_dense_solution_and_its_loss_the_quadratic_form(changes, shape, x64):
     problem, adapt = build(*shape, **changes), nm.GradientDescent(jnp.array([-0.1, 0.3]))
     ridge = 0.1 if shape == (2, 4) else 0.0

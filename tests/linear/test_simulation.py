@@ -1,6 +1,7 @@
 """Simulation against dense NumPy, against itself under other sizes, and against the theory."""
 
 import dataclasses
+from itertools import product
 
 import chex
 import jax
@@ -12,7 +13,7 @@ import negmaml as nm
 from negmaml import linear, theory
 from negmaml.linear import simulation as module
 from negmaml.problem.adaptation import expected_test_loss
-from tests.helpers import OVER, UNDER, z_score
+from tests.helpers import OVER, UNDER, mostly_slow, z_score
 from tests.linear.dense import dense_system
 
 # By route: far from square the amortised one, near square and with one task the general one.
@@ -72,8 +73,9 @@ def fresh_program(monkeypatch):
 
 
 class TestAgainstDense:
-    @pytest.mark.parametrize("ridge", [0.0, 0.7])
-    @pytest.mark.parametrize("name", PROBLEMS)
+    @pytest.mark.parametrize(
+        ("name", "ridge"), mostly_slow(list(product(PROBLEMS, (0.0, 0.7))), 0, 2, 5)
+    )
     def test_one_step_runs_are_those_of_dense_algebra(self, x64, name, ridge):
         problem = PROBLEMS[name]
         result = nm.simulate(
@@ -86,7 +88,9 @@ class TestAgainstDense:
 
     @pytest.mark.parametrize(
         "rule_of",
-        [lambda a: nm.GradientDescent(a, steps=3), nm.GradientFlow, lambda a: nm.Proximal(a + 2)],
+        mostly_slow(
+            [lambda a: nm.GradientDescent(a, 3), nm.GradientFlow, lambda a: nm.Proximal(a + 2)], 0
+        ),
         ids=["three steps", "flow", "proximal"],
     )
     def test_other_rules_are_those_of_dense_algebra(self, x64, rule_of):

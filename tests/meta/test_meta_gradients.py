@@ -205,11 +205,16 @@ def test_reptile_with_an_optimizer_is_the_way_it_went(x64):
     same(gradient, jax.tree.map(lambda p, t: p - jnp.mean(t, 0), params, adapted))
 
 
-@pytest.mark.parametrize("optimizer", [
-    pytest.param(optax.sgd(-0.1), id="sgd", marks=pytest.mark.slow),
-    pytest.param(optax.sgd(0.1, momentum=0.9, nesterov=True), id="momentum", marks=pytest.mark.slow),
-    pytest.param(optax.adam(0.05, eps_root=1e-8), id="adam"),
-])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(optax.sgd(-0.1), id="sgd", marks=pytest.mark.slow),
+        pytest.param(
+            optax.sgd(0.1, momentum=0.9, nesterov=True), id="momentum", marks=pytest.mark.slow
+        ),
+        pytest.param(optax.adam(0.05, eps_root=1e-8), id="adam"),
+    ],
+)
 def test_the_meta_gradient_through_an_optimizer_is_that_of_its_updates(optimizer, x64):
     params, tasks = setting(count=2)
 

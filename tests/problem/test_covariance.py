@@ -11,7 +11,7 @@ import negmaml as nm
 from negmaml.problem import adapted, filter_means
 from negmaml.problem.covariance import symmetric_root
 from negmaml.problem.filtered import filtered
-from tests.helpers import RATES, z_score
+from tests.helpers import RATES, mostly_slow, z_score
 
 P, N = 5, 4
 rng = np.random.default_rng(0)
@@ -100,15 +100,18 @@ def samples():
 
 @pytest.mark.parametrize(
     "rule",
-    (
-        *(nm.GradientDescent(a, 2) for a in (-0.3, 0.0, 0.4)),
-        nm.GradientDescent(-0.1, 4),
-        nm.Momentum(0.2, 0.5, steps=3),
-        nm.GradientFlow(-0.2),
-        nm.GradientFlow(0.6),
-        nm.Proximal(0.8),
+    mostly_slow(
+        (
+            *(nm.GradientDescent(a, 2) for a in (-0.3, 0.0, 0.4)),
+            nm.GradientDescent(-0.1, 4),
+            nm.Momentum(0.2, 0.5, steps=3),
+            nm.GradientFlow(-0.2),
+            nm.GradientFlow(0.6),
+            nm.Proximal(0.8),
+        ),
+        0, 5,
     ),
-)
+)  # fmt: skip
 def test_the_mean_of_b_sigma_b_agrees_with_sampled_matrices(rule, samples, x64):
     x, V = samples
     b, q = np.asarray(rule.b(x)), np.asarray(rule.q(x))
@@ -124,7 +127,7 @@ def test_the_mean_of_b_sigma_b_agrees_with_sampled_matrices(rule, samples, x64):
         assert abs(values.mean() - float(mean)) <= 4 * error
 
 
-@pytest.mark.parametrize("steps", (1, 2, 3))
+@pytest.mark.parametrize("steps", mostly_slow((1, 2, 3), 1))
 def test_at_the_identity_it_is_the_isotropic_mean(steps, x64):
     rule = nm.GradientDescent(jnp.array(RATES), steps)
     found, noise = filtered(rule, jnp.ones(P), N)
@@ -151,7 +154,9 @@ def test_the_expected_loss_given_three_forms_agrees_with_simulated_tasks(rate, x
     assert abs(z_score(losses, float(found))) < 4
 
 
-@pytest.mark.parametrize(("shape", "steps"), (((), 1), ((2, 3), 1), ((), 2), ((2,), 2)))
+@pytest.mark.parametrize(
+    ("shape", "steps"), mostly_slow((((), 1), ((2, 3), 1), ((), 2), ((2,), 2)), 1, 3)
+)
 def test_the_loss_has_the_shape_of_the_forms_and_then_of_the_rule(shape, steps):
     problem = build(input_covariance=VALUES)
     plan = adapted(problem, nm.GradientDescent(jnp.full(shape, 0.1), steps))

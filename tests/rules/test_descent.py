@@ -8,6 +8,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.rules import flat_batch
+from tests.helpers import mostly_slow
 
 X = np.array([0.0, 0.3, 1.1, 2.9])
 PROBLEM = nm.MixedLinearRegression(p=7, m=2, n_t=5, n_v=2, n_r=6, sigma=0.3, nu=0.8)
@@ -102,11 +103,9 @@ def test_the_meta_system_is_the_residual_of_adapted_weights(rule, x64):
 
 @pytest.mark.parametrize(
     "rule",
-    (
-        RULES["heavy ball"],
-        RULES["preconditioned, steps"],
-        pytest.param(RULES["Nesterov"], marks=pytest.mark.slow),
-        pytest.param(Blend(0.2, 0.3), marks=pytest.mark.slow),
+    mostly_slow(
+        (RULES["heavy ball"], RULES["preconditioned, steps"], RULES["Nesterov"], Blend(0.2, 0.3)),
+        1,
     ),
 )
 def test_all_roads_meet(rule):
@@ -129,7 +128,7 @@ def test_one_step_of_each_serves_a_batch_of_rates(x64):
     np.testing.assert_allclose(found.distance, plain.distance, rtol=1e-9)
 
 
-@pytest.mark.parametrize("wrap", (np.array, jnp.array))
+@pytest.mark.parametrize("wrap", mostly_slow((np.array, jnp.array), 1))
 def test_a_batch_is_its_single_rules(wrap, x64):
     rates, momenta = wrap([[-0.2], [0.3]]), wrap([0.0, 0.5, -0.9])
     batch = nm.Momentum(rates, momenta, 3)
@@ -216,9 +215,9 @@ def test_meta_gradients_of_every_method_agree(rule, x64):
     }
     parts = [(rng.standard_normal((3, 4, 2)), rng.standard_normal((3, 4))) for _ in range(2)]
     tasks = nm.Tasks(*jax.tree.map(jnp.asarray, parts))
-    expected = jax.value_and_grad(nm.maml(loss, rule))(params, tasks)
+    expected = jax.jit(jax.value_and_grad(nm.maml(loss, rule)))(params, tasks)
     for method in ("mixed", "reverse", None):
-        found = nm.maml_value_and_grad(loss, rule, method=method)(params, tasks)
+        found = jax.jit(nm.maml_value_and_grad(loss, rule, method=method))(params, tasks)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, expected)
 
 

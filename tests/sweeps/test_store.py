@@ -510,6 +510,7 @@ def test_a_scheduler_that_is_lost_is_one_error_that_says_how_to_go_on(tmp_path, 
     assert_same(nm.sweep(function, GRID, SEEDS, store=path), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_sweep_loses_nothing(tmp_path, undisturbed):
     distributed = pytest.importorskip("distributed")
     path, killed = str(tmp_path / "x.zarr"), []

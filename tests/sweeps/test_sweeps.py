@@ -1,5 +1,7 @@
 """Sweeps in memory: labels, draws by address, groups of shapes, whole axes, bad input."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import negmaml as nm
 from negmaml.sweeps import SweepFunction
 from negmaml.sweeps.parse import parse_grid
 from negmaml.sweeps.planning import chunk_shape, regions
+from tests.helpers import mostly_slow
 
 POINT = {"p": 6, "m": 3, "n_t": 4, "n_v": 5, "n_r": 3, "sigma": 0.5, "nu": 1.0}
 
@@ -97,8 +100,10 @@ def test_cells_that_are_not_finite_are_data():
     np.testing.assert_array_equal(result["other"].sel(rate=-1.0), -1.0)
 
 
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("evaluation", ["expected", "sampled"])
+@pytest.mark.parametrize(
+    ("evaluation", "x64"),
+    mostly_slow(list(product(("expected", "sampled"), (False, True))), 1, 2),
+)
 def test_the_linear_function_is_a_run_of_simulate(evaluation, x64):
     with jax.enable_x64(x64):
         rates = jnp.array([-0.7, 0.0, 0.4])

@@ -48,7 +48,8 @@ def test_forward_reverse_and_differences_agree(best, x64):
     assert forward == pytest.approx(by_differences(function, 0.5, 0.05), rel=2e-3)
 
 
-@pytest.mark.parametrize("best", (adapting, pytest.param(best_train_rate, marks=slow)))
+@slow
+@pytest.mark.parametrize("best", (adapting, best_train_rate))
 def test_second_derivatives_are_differences_of_first(best, x64):
     function = of_noise(best)
     slope = jax.grad(function)

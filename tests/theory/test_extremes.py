@@ -24,6 +24,7 @@ from negmaml.theory import (
 )
 from negmaml.theory.predict import means
 from negmaml.theory.setting import setting_of
+from tests.helpers import mostly_slow
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALL = nm.MixedLinearRegression(p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2)
@@ -86,7 +87,7 @@ def test_flows_uphill_and_down_are_finite_however_large_the_spectrum(x64):
     assert np.isfinite(distance(HUGE, nm.GradientDescent(times, 10))).all()
 
 
-@pytest.mark.parametrize("family", (nm.GradientDescent, nm.GradientFlow))
+@pytest.mark.parametrize("family", mostly_slow((nm.GradientDescent, nm.GradientFlow), 1))
 def test_traced_single_precision_has_values_and_derivatives(family):
     def value(rate, sigma):
         problem = dataclasses.replace(HUGE, sigma=sigma)

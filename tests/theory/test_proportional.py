@@ -16,7 +16,7 @@ from negmaml.theory.saddle import solve, training_set
 from negmaml.theory.seen import around, in_units
 from negmaml.theory.setting import setting_of
 from negmaml.theory.spectrum import marchenko_pastur, spectrum
-from tests.helpers import OVER, UNDER
+from tests.helpers import OVER, UNDER, mostly_slow
 
 NEAR = nm.MixedLinearRegression(p=30, m=4, n_t=20, n_v=6, n_r=20, sigma=0.5, nu=1.0, omega0=0.1)
 ONE = nm.GradientDescent(0.0)
@@ -113,14 +113,16 @@ def test_the_limit_is_the_one_written_with_resolvents(n_v, ridge, x64):
 
 @pytest.mark.parametrize(
     ("problem", "rule", "ridge", "runs"),
-    (
-        (OVER, nm.GradientDescent(jnp.array([-0.6, 0.0, 0.3])), 0.0, 2000),
-        (NEAR, nm.GradientDescent(jnp.array([-0.5, 0.0, 0.4])), 0.0, 4000),
-        (NEAR, nm.Proximal(jnp.array([0.5, 3.0])), 2.0, 2000),
-        (resized(n_v=12), nm.GradientDescent(jnp.array([-0.4, 0.5]), 2), 0.0, 2000),
-        (resized(n_v=12), nm.GradientFlow(jnp.array([-0.3, 0.7])), 5.0, 2000),
-        pytest.param(UNDER, nm.GradientDescent(jnp.array([-0.5, 0.2])), 0.0, 2000,
-                     marks=pytest.mark.slow),
+    mostly_slow(
+        (
+            (OVER, nm.GradientDescent(jnp.array([-0.6, 0.0, 0.3])), 0.0, 2000),
+            (NEAR, nm.GradientDescent(jnp.array([-0.5, 0.0, 0.4])), 0.0, 4000),
+            (NEAR, nm.Proximal(jnp.array([0.5, 3.0])), 2.0, 2000),
+            (resized(n_v=12), nm.GradientDescent(jnp.array([-0.4, 0.5]), 2), 0.0, 2000),
+            (resized(n_v=12), nm.GradientFlow(jnp.array([-0.3, 0.7])), 5.0, 2000),
+            (UNDER, nm.GradientDescent(jnp.array([-0.5, 0.2])), 0.0, 2000),
+        ),
+        1, 4,
     ),
 )  # fmt: skip
 def test_simulation_is_met_with_one_per_cent_to_spare(problem, rule, ridge, runs):

@@ -39,6 +39,7 @@ def test_simulation_of_others(numbers, mean, error, covariance):
     assert abs(predicted - mean) < 3.5 * error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_many_tasks_without_inner_steps():
     """m E|omega* - w0|^2 -> nu^2 (1 + (d + 1)/n) at rate and noise zero, for m large.

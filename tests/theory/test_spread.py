@@ -10,6 +10,7 @@ import pytest
 import negmaml as nm
 from negmaml.theory import runs_needed, standard_deviation
 from negmaml.theory.spread import _covariance
+from tests.helpers import mostly_slow
 
 START_OFF = nm.MixedLinearRegression(
     p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2
@@ -19,7 +20,10 @@ RATES = jnp.array([-0.3, 0.4])
 ADAPT = nm.GradientDescent(0.2)
 
 
-@pytest.mark.parametrize(("problem", "ridge"), ((START_OFF, 0.0), (START_OFF, 3.0), (UNDER, 0.0)))
+@pytest.mark.parametrize(
+    ("problem", "ridge"),
+    mostly_slow(((START_OFF, 0.0), (START_OFF, 3.0), (UNDER, 0.0)), 0, 1),
+)
 def test_variances_and_covariance_are_those_of_simulation(problem, ridge, x64):
     train = nm.GradientDescent(RATES)
     runs = nm.simulate(jax.random.key(1), problem, train, ADAPT, runs=2500, meta_ridge=ridge)

@@ -52,7 +52,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("n_v", [4, 14])
+@pytest.mark.parametrize("n_v", [4, slowly(14)])
 @pytest.mark.parametrize("rule", [RULES[0], slowly(RULES[-1])])
 def test_limit_with_identity_is_the_isotropic_one(rule, n_v):
     problem = isotropic(n_v=n_v)
@@ -64,7 +64,7 @@ def test_limit_with_identity_is_the_isotropic_one(rule, n_v):
     np.testing.assert_allclose(found.limit[0], limit, rtol=1e-11)
 
 
-@pytest.mark.parametrize("rule", [RULES[0], *map(slowly, RULES[1:4]), RULES[4]])
+@pytest.mark.parametrize("rule", [RULES[0], *map(slowly, RULES[1:])])
 def test_next_order_with_identity_is_the_isotropic_one(rule):
     gaps = []
     for scale in (1, 1.5):

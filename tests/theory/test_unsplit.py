@@ -47,7 +47,7 @@ def test_many_tasks_without_inner_steps():
 
 CASES = [
     (BENT, 3.0, RATES),
-    (PROBLEM, 0.0, RATES),
+    pytest.param(PROBLEM, 0.0, RATES, marks=pytest.mark.slow),
     pytest.param(
         dataclasses.replace(BENT, n_t=60), 0.0, nm.GradientDescent(0.2, 2), marks=pytest.mark.slow
     ),

@@ -8,7 +8,7 @@ import pytest
 from jax.tree_util import Partial
 
 import negmaml as nm
-from tests.helpers import z_score
+from tests.helpers import mostly_slow, z_score
 
 SINUSOIDS = nm.tasks.Sinusoid(m=4, n_t=5, n_v=5)
 ADAM = optax.adam(1e-2)
@@ -65,7 +65,7 @@ def square_loss(w, data):
 PROBLEM = nm.MixedLinearRegression(p=4, m=12, n_t=6, n_v=4, n_r=6, sigma=0.5, nu=0.7, w0=0.3)
 
 
-@pytest.mark.parametrize("rate", (-0.3, 0.0, 0.2))
+@pytest.mark.parametrize("rate", mostly_slow((-0.3, 0.0, 0.2), 0))
 def test_training_on_mixed_linear_regression_meets_the_exact_minimiser_and_its_loss(rate, x64):
     """One draw of tasks a seed; the expected loss of what is learned, against simulation."""
     rule, adapt = nm.GradientDescent(rate), nm.GradientDescent(0.2)
