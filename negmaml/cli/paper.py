@@ -96,18 +96,19 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
         runs: runs a simulated point.
     """
     check_writable(out)
-    from negmaml.paper import figures
-    from negmaml.paper.phases import phases as compute
+    from negmaml.paper import figures, netcdf
+    from negmaml.paper.phases import contents as compute
 
     with console.status("computing"):
-        dataset = compute(jax.random.key(seed), runs)
-    dataset.attrs |= {**provenance(), "seed": str(seed), "runs": str(runs)}
+        variables, coordinates = compute(jax.random.key(seed), runs)
     path = out / "phases.nc"
     with figures.whole_file(path) as partial:
-        dataset.to_netcdf(partial, engine="scipy")
-    paths = [*figures.save(figures.phases(dataset), out, "phases"), path]
+        settings = {**provenance(), "seed": str(seed), "runs": str(runs)}
+        netcdf.write(partial, variables, coordinates, settings)
+    values = {name: values for name, (_, values) in variables.items()} | coordinates
+    paths = [*figures.save(figures.phases(values), out, "phases"), path]
     for name in ("best_by_data", "best_by_noise"):
-        share = float((dataset[name] < 0).mean())
+        share = float((values[name] < 0).mean())
         console.print(f"{name}: best training rate negative in {share:.1%} of the map")
     console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
     return 0

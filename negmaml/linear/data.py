@@ -64,17 +64,22 @@ def normals_per_run(problem: MixedLinearRegression) -> int:
 
 
 def assemble(normals, problem: MixedLinearRegression, colours: Roots | None = None) -> Data:
-    """The data that the normals of `draw` stand for; `colours` are the problem's `roots`."""
+    """The data that the normals of `draw` stand for; `colours` are the problem's `roots`.
+
+    Of several runs on leading axes likewise, for problems without covariances. Normals beyond what
+    the problem needs are left.
+    """
     colours = roots(problem) if colours is None else colours
     parts, start = [], 0
     for shape in _shapes(problem):
-        parts.append(normals[start : start + prod(shape)].reshape(shape))
+        part = normals[..., start : start + prod(shape)]
+        parts.append(part.reshape(*part.shape[:-1], *shape))
         start += prod(shape)
     X_t, X_v, direction, noise_t, noise_v = parts
     X_t, X_v = apply(colours.inputs, X_t), apply(colours.inputs, X_v)
     w = problem.w0 + problem.nu / problem.p**0.5 * apply(colours.weights, direction)
-    y_t = contract("inp,ip->in", X_t, w) + problem.sigma * noise_t
-    y_v = contract("inp,ip->in", X_v, w) + problem.sigma * noise_v
+    y_t = contract("...inp,...ip->...in", X_t, w) + problem.sigma * noise_t
+    y_v = contract("...inp,...ip->...in", X_v, w) + problem.sigma * noise_v
     return Data(X_t, y_t, X_v, y_v)
 
 

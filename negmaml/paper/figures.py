@@ -137,8 +137,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def phases(dataset):
-    """The four panels of `negmaml phases`. Returns a matplotlib Figure."""
+def phases(values):
+    """The four panels of `negmaml phases`, from arrays by name. Returns a matplotlib Figure."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -151,9 +151,9 @@ def phases(dataset):
             ("best_by_noise", "sigma_over_nu", r"$\sigma/\nu$"),
         )
         for axis, (name, coordinate, label) in zip(axes[0], maps, strict=True):
-            _draw_map(figure, axis, dataset, name, coordinate, label)
-        _draw_descent(axes[1, 0], dataset)
-        _draw_ridge(axes[1, 1], dataset)
+            _draw_map(figure, axis, values[coordinate], values["rows_over_p"], values[name], label)
+        _draw_descent(axes[1, 0], values)
+        _draw_ridge(axes[1, 1], values)
     return figure
 
 
@@ -188,11 +188,10 @@ def payoff(dataset):
     return figure
 
 
-def _draw_map(figure, axis, dataset, name: str, coordinate: str, label: str) -> None:
+def _draw_map(figure, axis, y, x, values, label: str) -> None:
     from matplotlib.colors import SymLogNorm
 
     norm = SymLogNorm(linthresh=0.01, vmin=-10, vmax=10)
-    x, y, values = dataset["rows_over_p"].values, dataset[coordinate].values, dataset[name].values
     drawn = axis.pcolormesh(x, y, values, norm=norm, cmap="RdBu_r", rasterized=True)
     lines = axis.contour(
         x, y, values, levels=[-3, -1, -0.3, -0.1, -0.03, 0], colors=INK, linewidths=0.6,
@@ -205,13 +204,13 @@ def _draw_map(figure, axis, dataset, name: str, coordinate: str, label: str) -> 
     figure.colorbar(drawn, ax=axis, ticks=[-10, -1, -0.1, 0, 0.1, 1, 10], format="%g")
 
 
-def _draw_descent(axis, dataset) -> None:
-    for i, color in zip(range(dataset.sizes["rate"]), (POINTS, MARK, CURVE), strict=True):
-        one = dataset.isel(rate=i)
-        axis.plot(one["curve"], one["descent_theory"], color=color, lw=1.4)
+def _draw_descent(axis, values) -> None:
+    for i, (rate, color) in enumerate(zip(values["rate"], (POINTS, MARK, CURVE), strict=True)):
+        mean, error = values["descent_mean"][:, i], values["descent_error"][:, i]
+        axis.plot(values["curve"], values["descent_theory"][:, i], color=color, lw=1.4)
         axis.errorbar(
-            one["point"], one["descent_mean"], one["descent_error"], fmt="o", ms=3, lw=1,
-            color=color, label=rf"$\alpha_t$ = {float(one['rate']):g}",
+            values["point"], mean, error, fmt="o", ms=3, lw=1, color=color,
+            label=rf"$\alpha_t$ = {rate:g}",
         )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$", ylim=(0.05, 30))
     axis.set_ylabel(r"$E|\omega^*-w_0|^2$")
@@ -219,7 +218,7 @@ def _draw_descent(axis, dataset) -> None:
     axis.legend(frameon=False, fontsize=7)
 
 
-def _draw_ridge(axis, dataset) -> None:
+def _draw_ridge(axis, values) -> None:
     styles = {
         "neither": (MARK, ":", "neither"),
         "rate": (POINTS, "-", "best rate"),
@@ -227,7 +226,7 @@ def _draw_ridge(axis, dataset) -> None:
         "both": (INK, "--", "both"),
     }
     for name, (color, line, label) in styles.items():
-        x, y = dataset["ridge_rows_over_p"], dataset[f"lowest_{name}"]
+        x, y = values["ridge_rows_over_p"], values[f"lowest_{name}"]
         axis.plot(x, y, color=color, ls=line, lw=1.4, label=label)
     axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$", ylim=(0.02, 10))
     axis.set_ylabel(r"$E|\omega^*-w_0|^2$")

@@ -1,6 +1,7 @@
 """Best training parameters over a grid of problems, in the limit of large sizes."""
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_array, check_broadcast
+from negmaml._core.checks import check_array, check_broadcast, shown
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast, namespace
 from negmaml._core.types import Array, ArrayLike, Float
@@ -72,19 +73,7 @@ def phase_diagram(
     """
     train = check_scalar_rule("train", GradientDescent(0.0) if train is None else train)
     check_spectral("train", train)
-    given = dict(zip(SCALARS, (p, m, n_t, n_v, sigma, nu, offset, meta_ridge), strict=True))
-    cells = {
-        name: check_array(name, value, "of a cell", 0, strict=i < 4)
-        for i, (name, value) in enumerate(given.items())
-    }
-    shape = check_broadcast({name: np.shape(value) for name, value in cells.items()})
-    ridged = bool(np.any(np.asarray(cells["meta_ridge"]) != 0))
-    xp = namespace(cells)
-    flat = {
-        name: xp.broadcast_to(xp.asarray(value, np.float32), shape).ravel()
-        for name, value in cells.items()
-    }
-    settings = Setting(**flat, ridged=ridged)
+    settings, shape = _settings(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
     if input_covariance is not None or weight_covariance is not None:
         spectrum = _spectrum(input_covariance, weight_covariance)
         dtype = spectrum.s.dtype
@@ -94,8 +83,38 @@ def phase_diagram(
     return jax.tree.map(lambda x: x.reshape(shape), found)
 
 
-@quick_jit
-def _phases(settings: Setting, train: Rule) -> Phase:
+def best_rates_over(p, m, n_t, n_v, sigma, nu):
+    """The best rates of `phase_diagram` alone, in a program of half the size."""
+    settings, shape = _settings(p, m, n_t, n_v, sigma, nu, 0.0, 0.0)
+    rule = GradientDescent(np.float32(0))
+    return np.asarray(_phases(settings, rule, only_best=True)).reshape(shape)
+
+
+def _settings(*given) -> tuple[Setting, tuple[int, ...]]:
+    """All cells side by side, and the shape that they broadcast to."""
+    cells = {
+        name: check_array(name, value, "of a cell", 0, strict=i < 4)
+        for i, (name, value) in enumerate(zip(SCALARS, given, strict=True))
+    }
+    largest = np.finfo(np.float32).max
+    for name, value in cells.items():
+        if not isinstance(value, jax.core.Tracer) and np.any(np.abs(value) > largest):
+            raise ValueError(
+                f"{name} must be a number of float32, below {largest:.3g}, got {shown(value)}: "
+                "only ratios of the sizes, and of sigma, nu and the offset's root, count here"
+            )
+    shape = check_broadcast({name: np.shape(value) for name, value in cells.items()})
+    ridged = bool(np.any(np.asarray(cells["meta_ridge"]) != 0))
+    xp = namespace(cells)
+    flat = {
+        name: xp.broadcast_to(xp.asarray(value, np.float32), shape).ravel()
+        for name, value in cells.items()
+    }
+    return Setting(**flat, ridged=ridged), shape
+
+
+@partial(quick_jit, static_argnames="only_best")
+def _phases(settings: Setting, train: Rule, only_best: bool = False):
     def one(cell: Setting):
         p, n_t = cell.p, cell.n_t
         coarse = marchenko_pastur(n_t, p, p.dtype, MAP_INTERVALS)
@@ -105,7 +124,7 @@ def _phases(settings: Setting, train: Rule) -> Phase:
             return limit(training_set(setting, train.with_tuned(values)), setting.ridged)
 
         best = minimise(at, parameter_grid(train, n_t, p, MAP_POINTS), MAP_ROUNDS)
-        return Phase(best, *at(jnp.stack([best, jnp.zeros_like(best)])))
+        return best if only_best else Phase(best, *at(jnp.stack([best, jnp.zeros_like(best)])))
 
     return lax.map(one, settings, batch_size=64)
 

@@ -1,0 +1,43 @@
+"""The simulated points of the double descent, and the maps' best rates alone."""
+
+import jax
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml.linear import Data, meta_system
+from negmaml.paper import phases
+from negmaml.theory.phases import best_rates_over, phase_diagram
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    with jax.enable_x64(True):
+        return [phases._data(jax.random.key(0), i, 3) for i in range(len(phases.DESCENT_N_V))]
+
+
+def test_a_point_has_the_minimum_norm_solutions_of_its_runs(drawn, x64):
+    """Of NumPy's singular values, wide and tall and next to the threshold."""
+    for data in drawn:
+        found = phases._distances(data)
+        for i, rate in enumerate(phases.DESCENT_RATES):
+            for run, distance in zip(zip(*data, strict=True), found[:, i], strict=True):
+                Phi, r = meta_system(Data(*run), nm.GradientDescent(rate))
+                omega = np.linalg.lstsq(Phi, r)[0]
+                assert distance == pytest.approx(np.sum(omega**2), rel=1e-9)
+
+
+def test_a_point_has_data_of_its_own_and_of_its_problem(drawn):
+    for n_v, data in zip(phases.DESCENT_N_V, drawn, strict=True):
+        assert data.X_v.shape == (3, phases.DESCENT.m, n_v, phases.DESCENT.p)
+    first = [data.X_t[0, 0, 0, 0] for data in drawn]
+    assert len(set(first)) == len(first)
+    labels = np.concatenate([data.y_t for data in drawn])
+    expected = phases.DESCENT.nu**2 + phases.DESCENT.sigma**2
+    assert np.mean(labels**2) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_best_rates_alone_are_those_of_the_phase_diagram(x64):
+    cells = 100.0, 10.0, np.array([30.0, 100.0])[:, None], np.array([2.0, 30.0]), 0.5, 1.0
+    np.testing.assert_allclose(best_rates_over(*cells), phase_diagram(*cells).best, rtol=1e-3)
