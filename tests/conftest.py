@@ -26,6 +26,9 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+# A script, which the search for doctests would run in every worker.
+collect_ignore = ["typing/user_script.py"]
+
 settings.register_profile("negmaml", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("negmaml")
 

@@ -7,6 +7,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.sweeps import spec
+from tests.helpers import mostly_slow
 
 pytest.importorskip("sklearn")
 pytest.importorskip("flax")
@@ -17,6 +18,7 @@ def example(name):
     return importlib.import_module(f"negmaml.examples.{name}")
 
 
+@pytest.mark.slow
 def test_sinusoid_compares_training_rates_of_both_signs():
     module = example("sinusoid")
     result = module.main(steps=300, seeds=2, test_tasks=100)
@@ -28,6 +30,7 @@ def test_sinusoid_compares_training_rates_of_both_signs():
     assert "-0.02" in module.report(result)
 
 
+@pytest.mark.slow
 def test_learned_rates_change_sign_and_help():
     result = example("learned_rates").main(steps=400, test_tasks=200)
     assert result.learned < result.fixed
@@ -46,12 +49,17 @@ def test_a_random_search_over_training_tells_points_apart():
     assert dict(result.curve.sizes) == {"point": 3, "seed": 1, "curve_0": 10}
     assert len(np.unique(result.test_loss)) == 3
     assert len(module.report(result).splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_the_spec_of_the_random_search_is_its_main():
+    result = example("training_sweep").main(n=3, steps=40, seeds=1)
     shipped = spec.read("training_sweep", ["grid.steps=40", "random.n=3", "seeds=1"])
     again = nm.sweep(shipped["function"], shipped["grid"], 1, common=shipped["common"])
     np.testing.assert_array_equal(again.test_loss, result.test_loss)
 
 
-@pytest.mark.parametrize("name", ("flax_model", "equinox_model"))
+@pytest.mark.parametrize("name", mostly_slow(("flax_model", "equinox_model"), 1))
 def test_models_of_other_libraries_train(name):
     before, after = example(name).main(steps=300)
     assert after < 0.9 * before
@@ -81,15 +89,21 @@ def test_advice_for_real_schools_says_what_adapting_is_worth(tmp_path, monkeypat
     assert (tmp_path / "schools.csv").exists()
 
 
+@pytest.mark.slow
 def test_rates_chosen_by_leaving_tasks_out_do_on_new_tasks_what_they_did_on_the_old():
     result = example("kernel_rates").main(tasks=15, test_tasks=200)
     assert 0.5 < result.chosen / result.left_out < 2
     assert result.chosen < 3  # half the variance of a sinusoid's values is about 2 to 3
 
 
-def test_a_wide_network_ends_where_its_kernel_says_and_a_learning_one_elsewhere():
-    main = example("lazy_network").main
-    lazy, learning = main(width=512, steps=150), main(width=512, steps=150, output=0.1)
+@pytest.mark.slow
+def test_a_wide_network_ends_where_its_kernel_says():
+    lazy = example("lazy_network").main(width=512, steps=150)
     np.testing.assert_allclose(lazy.network, lazy.kernel, rtol=0.1)
     np.testing.assert_allclose(lazy.kernel, lazy.limit, rtol=0.25)
+
+
+@pytest.mark.slow
+def test_a_learning_network_ends_elsewhere():
+    learning = example("lazy_network").main(width=512, steps=150, output=0.1)
     assert np.abs(learning.network / learning.kernel - 1).max() > 0.1

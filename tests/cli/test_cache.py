@@ -17,14 +17,16 @@ print(float(jax.jit(lambda x: jnp.linalg.inv(x * jnp.eye(3) + 1)).lower(2.0).com
 
 
 @pytest.fixture(autouse=True)
-def unchanged():
-    """Leave the settings of this process as they were."""
+def unchanged(monkeypatch):
+    """Begin without a folder, and leave the settings of this process as they were."""
     names = [
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",
         "jax_persistent_cache_min_entry_size_bytes",
     ]
     before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # that of the tests, for processes
+    jax.config.update("jax_compilation_cache_dir", None)
     yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -337,7 +337,7 @@ def test_implicit_maml_on_the_linear_model_is_the_gradient_of_its_meta_system(st
     problem = nm.MixedLinearRegression(p=4, m=3, n_t=6, n_v=5, n_r=2, sigma=0.5, nu=1.0)
     data = nm.linear.sample(jax.random.key(0), problem)
     tasks, omega = nm.Tasks(data[:2], data[2:]), jnp.linspace(-1, 2, 4)
-    value, gradient = nm.imaml(square_loss, nm.Proximal(strength))(omega, tasks)
+    value, gradient = jax.jit(nm.imaml(square_loss, nm.Proximal(strength)))(omega, tasks)
     Phi, r = nm.linear.meta_system(data, nm.Proximal(strength))
     residual = Phi @ omega - r
     np.testing.assert_allclose(gradient, Phi.T @ residual / problem.rows, rtol=1e-7)

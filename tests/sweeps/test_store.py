@@ -329,6 +329,7 @@ def test_whole_axes_lengthen_in_place_and_only_new_values_are_computed(tmp_path)
     assert_same(nm.sweep(products, again, 7, **options), nm.sweep(products, again, 7, **WHOLE))
 
 
+@pytest.mark.slow
 def test_rates_of_the_linear_model_lengthen(tmp_path):
     grid = {"p": 6, "m": 2, "n_t": 4, "n_v": 2, "n_r": 4, "sigma": 0.1, "nu": 0.5,
             "train_rate": [0.0, 0.3], "adapt_rate": [0.0, 0.2]}  # fmt: skip
@@ -436,7 +437,7 @@ nm.sweep(function, GRID, SEEDS, store={str(path)!r}, block=3, progress=full)
     assert_same(nm.sweep(function, GRID, SEEDS, store=str(path)), undisturbed)
 
 
-LINEAR = {"p": [8, 2], "m": 2, "n_t": 3, "n_v": 2, "n_r": 3, "sigma": [0.1, 1.0], "nu": 1.0,
+LINEAR = {"p": 8, "m": 2, "n_t": 3, "n_v": 2, "n_r": 3, "sigma": [0.1, 1.0], "nu": 1.0,
           "train_rate": [-0.5, 0.5], "adapt_rate": 0.1}  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Annotations: complete for a user in strict mode, and true of what is returned."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ def test_a_users_script_has_no_unknown_types_from_this_package(tmp_path):
         and not any(f'of "{name}"' in one["message"] for name in THEIRS)
     ]
     assert not ours, "\n".join(ours)
+
+
+@pytest.mark.slow
+def test_the_users_script_runs():
+    assert runpy.run_path(str(SCRIPT))["losses"].shape == (25, 200)
 
 
 @pytest.mark.slow
