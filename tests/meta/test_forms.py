@@ -86,7 +86,7 @@ def test_the_rates_of_steps_beyond_a_schedule_learn_through_its_last():
     def value(each):
         return nested(PARAMS, [(r, r) for r in each])
 
-    by_step = jax.grad(value)(jnp.array([0.1, -0.2, -0.2]))
+    by_step = jax.jit(jax.grad(value))(jnp.array([0.1, -0.2, -0.2]))
     rates = nm.LearnedRates(PARAMS, nm.Schedule(jnp.array([0.1, -0.2])))
     gradient = jax.jit(nm.meta_sgd(loss, steps=3))(rates, TASKS)[1].rate.values
     np.testing.assert_allclose(gradient, [by_step[0], by_step[1] + by_step[2]], rtol=1e-4)
@@ -190,15 +190,24 @@ def test_a_state_runs_through_the_steps_of_a_task_and_is_averaged_over_tasks():
         summed = [nm.reptile(centred_loss, own)(start, TASKS) for own in (rule, optimizer)]
         return value, gradient, objective, blocks, first, *summed
 
+    @jax.jit
+    def without_state(params):
+        algorithms = (
+            nm.maml_value_and_grad(batch_loss, rule),
+            nm.fomaml(batch_loss, rule),
+            *(nm.reptile(batch_loss, own) for own in (rule, optimizer)),
+        )
+        return [algorithm(params, TASKS) for algorithm in algorithms]
+
     optimizer = nm.InnerOptimizer(optax.sgd(-0.1), 2)
     value, gradient, objective, blocks, first, *summed = everything(start)
-    expected = nm.maml_value_and_grad(batch_loss, rule)(PARAMS, TASKS)
+    expected, expected_first, *expected_sums = without_state(PARAMS)
     same((value, gradient.params), expected)
     same(objective, value)
     same(blocks, (value, gradient))
-    same((first[0], first[1].params), nm.fomaml(batch_loss, rule)(PARAMS, TASKS))
-    for own, result in zip((rule, optimizer), summed, strict=True):
-        same((result[0], result[1].params), nm.reptile(batch_loss, own)(PARAMS, TASKS))
+    same((first[0], first[1].params), expected_first)
+    for result, expected in zip(summed, expected_sums, strict=True):
+        same((result[0], result[1].params), expected)
         np.testing.assert_allclose(result[1].state, gradient.state, rtol=1e-5)
     means = []
     for i in range(3):
@@ -238,13 +247,13 @@ def test_each_step_can_have_a_state_of_its_own():
     stepped, init = nm.state_per_step(centred_loss, steps=2)
     start = nm.Stateful(PARAMS, init(jnp.array([2.0])))
     rule = nm.GradientDescent(-0.1, 2)
-    gradient = nm.maml_value_and_grad(stepped, rule)(start, TASKS)[1]
+    gradient = jax.jit(nm.maml_value_and_grad(stepped, rule))(start, TASKS)[1]
     stack, step = gradient.state
     support, query = (np.mean(part[0], (0, 1)) for part in TASKS)
     np.testing.assert_allclose(stack, 1.8 + 0.1 * np.stack([support, support, query]), rtol=1e-5)
     assert int(step.number) == 0
-    more = nm.adapt(stepped, start, jax.tree.map(lambda x: x[0], TASKS.support),
-                    nm.GradientDescent(-0.1, 5))  # fmt: skip
+    one = jax.tree.map(lambda x: x[0], TASKS.support)
+    more = jax.jit(lambda start: nm.adapt(stepped, start, one, nm.GradientDescent(-0.1, 5)))(start)
     assert int(more.state[1].number) == 5  # the last state took the rest
 
 
