@@ -30,8 +30,9 @@ from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory.setting import check_spectral, is_zero
 from negmaml.theory.structured_equations import System
-from negmaml.theory.structured_moments import expand
+from negmaml.theory.structured_moments import expand_about, located
 from negmaml.theory.structured_spectrum import Eigenvalues, condensed
+from negmaml.theory.structured_spikes import largest_directions
 
 # As in `negmaml.theory.proportional`: beyond it the ridge alone keeps the mean finite.
 LARGEST_RIDGED_POLE = 0.5
@@ -202,9 +203,12 @@ _of_many = mapped_by(lambda each, stacks, _: in_blocks(each, stacks, BLOCK))(_of
 
 def resummed(system: System, ridged: bool) -> Prediction:
     """The means at finite size; infinite where they do not exist, NaN where no root was found."""
-    limit, first, fade, converged = expand(system, ridged)
+    at = located(system, ridged)
+    limit, first, fade, converged = expand_about(system, *at)
     ridge_felt = system.ridge > 0
-    means = continued(limit[:-1], first[:-1], pole_of(system, limit[0], first[0], fade))
+    own, exact = largest_directions(system, *at)
+    rest = first[:-1] - own
+    means = continued(limit[:-1], rest, pole_of(system, limit[0], rest[0], fade)) + exact
     error = continued(limit[-1], first[-1], pole_of(system, limit[-1], first[-1], fade))
     rows, rank = system.m * system.n_v, jnp.sum(system.count)
     unbounded = (rows == rank) & ~ridge_felt

@@ -190,14 +190,10 @@ def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
     ell, T = root.ell, root.T
     symmetric, _ = bases(T.shape[0], ell.dtype)
     Z = root.tau + ell * slopes.tau[ELL]
+    along, rate, velocity = residuals(system, root, x, slopes)
     unit = jnp.asarray(np.eye(slopes.tau.size), ell.dtype)
-    # psi - ell^2 chi, as a slope along one direction that holds the ridge.
-    along = unit[NOISE] - ell**2 * unit[START]
-    tau_along = slopes.tau @ along
-    along = along - ell / Z * tau_along * unit[ELL]
 
     at = T, x.mean, x.spread, x.v
-    velocity = _velocity(system, x, along @ slopes.own, symmetric @ (slopes.T @ along))
     parts, moving = along_line(lambda *at: _slopes_of_F(system, *at), at, velocity)
     F_T, F_own = _chain(system, x.mean, x.spread, x.v, *parts[:3])
     # Noise moves G and G between tasks at fixed T besides, as in `first_slopes`.
@@ -222,9 +218,24 @@ def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
     second = slopes.own @ second_own + (second_T.ravel() @ symmetric) @ slopes.T
     second = second + unit[ROWS] * moving[3]
     rest = held(root, slopes, slope) - 2 * spent * held(root, slopes, slopes.tau)
-    first = held(root, slopes, second) - tau_along / Z * rest
+    first = held(root, slopes, second) - rate * rest
     psi, chi = (slope[i] - spent * slopes.tau[i] for i in (NOISE, START))
     return per_task(system, first + slopes.tau[MEANS] / Z * (psi + ell**2 * chi))
+
+
+def residuals(system: System, root: Root, x: Marginal, slopes: Slopes):
+    """psi - ell^2 chi as a slope: (the direction in all sources, how tau grows, velocities).
+
+    The direction holds the ridge; velocities are of (T, r, K_c, v).
+    """
+    ell = root.ell
+    unit = jnp.asarray(np.eye(slopes.tau.size), ell.dtype)
+    along = unit[NOISE] - ell**2 * unit[START]
+    rate = slopes.tau @ along / (root.tau + ell * slopes.tau[ELL])
+    along = along - ell * rate * unit[ELL]
+    symmetric, _ = bases(root.T.shape[0], ell.dtype)
+    velocity = _velocity(system, x, along @ slopes.own, symmetric @ (slopes.T @ along))
+    return along, rate, velocity
 
 
 def along_line(function, at, velocity):
