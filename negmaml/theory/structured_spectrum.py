@@ -23,7 +23,7 @@ SHORTEST = 32
 
 
 class Eigenvalues(NamedTuple):
-    """s, count, o, d, (k,), and weights, (J, k), as in `structured_equations.System`."""
+    """s, falling, count, o, d, (k,), and weights, (J, k), as in `structured_equations.System`."""
 
     s: Any
     count: Any  # type: ignore[assignment]
@@ -48,9 +48,14 @@ def condensed(s, o, d, weights) -> Eigenvalues:
     unit = xp.max(s)
     s = xp.where(positive, s, xp.where(unit > 0, unit, 1))
     o, d = xp.where(positive, o, 0), xp.where(positive, d, 0)
-    if s.size <= LONGEST:
-        return Eigenvalues(s, count, o, d, weights)
-    return _two_nodes(xp, s, count, o, d, weights)
+    short = Eigenvalues(s, count, o, d, weights)
+    return _falling(xp, short if s.size <= LONGEST else _two_nodes(xp, *short))
+
+
+def _falling(xp, found: Eigenvalues) -> Eigenvalues:
+    """The largest first, eigenvalues of zero last."""
+    order = xp.argsort(frozen(xp.where(found.count > 0, -found.s, 0)))
+    return Eigenvalues(*(values[..., order] for values in found))
 
 
 def _two_nodes(xp, s, count, o, d, weights) -> Eigenvalues:
