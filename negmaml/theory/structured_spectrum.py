@@ -40,9 +40,10 @@ def condensed(s, o, d, weights) -> Eigenvalues:
     """
     xp = namespace(s, o, d, weights)
     longer = max(SHORTEST, 2 ** math.ceil(math.log2(s.size))) - s.size if s.size <= LONGEST else 0
-    s, o, d, weights = (
-        xp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, longer)]) for x in (s, o, d, weights)
-    )
+    if longer:
+        s, o, d, weights = (
+            xp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, longer)]) for x in (s, o, d, weights)
+        )
     positive = s > 0
     count = xp.where(positive, xp.ones_like(s), 0)
     unit = xp.max(s)
@@ -75,7 +76,8 @@ def _two_nodes(xp, s, count, o, d, weights) -> Eigenvalues:
     some = xp.where(n > 0, n, 1)
     center = xp.where(n > 0, total(count * s) / some, xp.max(s))  # or a harmless one
     off = (s - center[bins]) / center[bins]
-    variance, third = (total(count * off**j) / some for j in (2, 3))
+    square = count * off * off
+    variance, third = total(xp.stack([square, square * off])) / some
     flat = variance < 1e-24
     safe = xp.where(flat, 1, variance)
     tilt = third / safe / 2
@@ -84,19 +86,13 @@ def _two_nodes(xp, s, count, o, d, weights) -> Eigenvalues:
     share = xp.stack([(half + tilt), (half - tilt)]) / (2 * half)
     nodes, share = xp.where(flat, 0, nodes), xp.where(flat, 0.5, share)
 
-    def split(values):
-        """Amounts on the two nodes with the sum and the mean of those on the eigenvalues."""
-        amount, moment = total(values), total(values * off)
-        gap = xp.where(flat, 1, nodes[1] - nodes[0])
-        upper = xp.where(flat, 0.5 * amount, (moment - nodes[0] * amount) / gap)
-        return xp.concatenate([amount - upper, upper], -1)
+    # Amounts on the two nodes with the sum and the mean of those on the eigenvalues.
+    amounts = xp.concatenate([xp.stack([count * o, d]), count * weights])
+    amount, moment = total(xp.stack([amounts, amounts * off]))
+    gap = xp.where(flat, 1, nodes[1] - nodes[0])
+    upper = xp.where(flat, 0.5 * amount, (moment - nodes[0] * amount) / gap)
+    o, d, *weights = xp.concatenate([amount - upper, upper], -1)
 
     counts = (share * n).ravel()
     per = xp.where(counts > 0, counts, 1)
-    return Eigenvalues(
-        (center * (1 + nodes)).ravel(),
-        counts,
-        split(count * o) / per,
-        split(d),
-        split(count * weights) / per,
-    )
+    return Eigenvalues((center * (1 + nodes)).ravel(), counts, o / per, d, xp.stack(weights) / per)
