@@ -232,8 +232,9 @@ def loss_after(problem: MixedLinearRegression, distance, adapt: Rule):
     noise = problem.sigma * q * (problem.p / problem.n_r) ** 0.5
     floor = (problem.sigma**2 + noise * noise) / 2
     # Either factor of spread and b^2 may be infinite where the other is zero.
-    still = (spread == 0) | (b == 0)
-    lost = xp.where(still, 0.0, xp.where(still, 1.0, spread / 2) * b * b)
+    still, endless = (spread == 0) | (b == 0), xp.isinf(spread)
+    lost = xp.where(still | endless, 1.0, spread / 2) * b * b
+    lost = xp.where(still, 0.0, xp.where(endless, xp.inf, lost))
     felt = (problem.sigma > 0) | (spread > 0)
     return xp.where(exists | ~felt, floor + lost, xp.inf)
 

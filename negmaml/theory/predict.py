@@ -17,7 +17,7 @@ from negmaml.theory import expansions, structured
 from negmaml.theory.proportional import Moments
 from negmaml.theory.setting import Setting, checked, is_zero, setting_of
 from negmaml.theory.spectrum import MEASURES
-from negmaml.theory.views import means, traced_means, traced_view
+from negmaml.theory.views import means, traced_mean, traced_view
 
 METHODS = ("proportional", "expansion")
 
@@ -106,7 +106,7 @@ def distance(
     if unsplit or not problem.isotropic:
         require_structured(method, measure, split=split)
         return structured.distance(structured.spelled_out(problem), train, meta_ridge, unsplit)
-    return evaluate(problem, train, meta_ridge, measure).distance
+    return _mean("distance", problem, train, meta_ridge, measure)
 
 
 def task_error(
@@ -128,7 +128,7 @@ def task_error(
     if not problem.isotropic:
         require_structured("proportional", measure)
         return structured.task_error(problem, train, meta_ridge)
-    return evaluate(problem, train, meta_ridge, measure, with_error=True).task_error
+    return _mean("task_error", problem, train, meta_ridge, measure)
 
 
 def require_no_ridge(meta_ridge) -> None:
@@ -161,16 +161,27 @@ def require_structured(
         )
 
 
-def evaluate(
-    problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str, with_error: bool = False
-) -> Moments:
-    """`proportional.moments`, each of the rule's shape."""
+def evaluate(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> Moments:
+    """`proportional.moments` without the task error, each of the rule's shape."""
+    return _moments(*_settled(problem, train, meta_ridge, measure), with_error=False)
+
+
+def _mean(of: str, problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str):
+    """One of `Moments`, of the rule's shape."""
+    setting, train = _settled(problem, train, meta_ridge, measure)
+    if concrete((setting, train)) or math.prod(train.batch_shape) > BLOCK:
+        return getattr(_moments(setting, train, of == "task_error"), of)
+    return traced_mean(traced_view(setting, train), setting.ridged, of)
+
+
+def _settled(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str):
     setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
-    known, count = concrete((setting, train)), math.prod(train.batch_shape)
-    if known and count <= ON_HOST:
+    return setting, train
+
+
+def _moments(setting: Setting, train: Rule, with_error: bool) -> Moments:
+    if math.prod(train.batch_shape) <= ON_HOST and concrete((setting, train)):
         return on_host(means)(setting, train, with_error=with_error)
-    if not known and count <= BLOCK:
-        return traced_means(traced_view(setting, train), setting.ridged, with_error)
     return _compiled(setting, train, with_error=with_error)
 
 

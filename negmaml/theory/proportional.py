@@ -16,7 +16,7 @@ s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the
 
 from typing import Any, NamedTuple
 
-from negmaml._core.numerics import namespace
+from negmaml._core.numerics import frozen, namespace
 from negmaml.theory.hessian import first_order
 from negmaml.theory.logarithms import squared_unit
 from negmaml.theory.saddle import TrainingSet
@@ -86,7 +86,10 @@ def leading(tasks: Seen, at: Point):
 def _resummed(leading, first, fade, ridged):
     """1 + x/(1 - x s) and x s, with x = first/leading and s = `fade`."""
     xp = namespace(leading)
-    x = xp.where(leading == 0, 0.0, first / xp.where(leading == 0, 1.0, leading))
+    # In units of the leading term: its square may be no number.
+    none = leading == 0
+    unit = frozen(xp.where(none, 1.0, leading))
+    x = xp.where(none, 0.0, (first / unit) / xp.where(none, 1.0, leading / unit))
     pole = xp.where(x > 0, x * fade, x)
     pole = xp.where(ridged, xp.minimum(pole, LARGEST_RIDGED_POLE), pole)
     beyond = pole >= 1
@@ -95,11 +98,12 @@ def _resummed(leading, first, fade, ridged):
 
 
 def _grown(value, growth):
-    """value growth, zero where value is zero.
+    """value growth, zero where value is zero; where it is infinite it has no slope.
 
     Infinite where it is below zero: for p of a few the 1/p term of the spectrum is not positive,
     and next to the pole of a filter integrals over it mean nothing.
     """
     xp = namespace(value)
-    grown = xp.where(value == 0, value, value * xp.where(value == 0, 1.0, growth))
-    return xp.where(grown < 0, xp.inf, grown)
+    endless = xp.isinf(growth)
+    grown = value * xp.where(endless, 1.0, growth)
+    return xp.where((endless & (value != 0)) | (grown < 0), xp.inf, grown)

@@ -65,6 +65,8 @@ class TrainingSet(NamedTuple):
     label: Any
     scale: Any
 
+    on_nodes = frozenset(("weights", "sign", "log_b", "label", "scale"))
+
     def mean(self, values):
         """int mu f of values on the nodes."""
         return mean_over(self.weights, values)
@@ -109,7 +111,10 @@ def _root(tasks: TrainingSet, ridged: bool) -> Root:
 
 @_root.defjvp
 def _along(ridged: bool, primals, tangents):
-    """Of t k/f = ridge/kappa in y = log kappa: t' = p w, k' = m w, w = int mu free fitted."""
+    """Of t k/f = ridge/kappa in y = log kappa: t' = p w, k' = m w, w = int mu free fitted.
+
+    Without ridge kappa may be as small as rounding asks for, and its slope in the ridge no number.
+    """
     (tasks,), (moves,) = primals, tangents
     root = _root(tasks, ridged)
     y, t, k = root
@@ -117,14 +122,15 @@ def _along(ridged: bool, primals, tangents):
 
     def of(tasks: TrainingSet):
         tau = tasks.mean(shares(tasks.log_b, y)[1])
-        ridge = tasks.ridge * xp.exp(xp.minimum(-y, largest_exponent(y)))
-        return tasks.n_v - tasks.p * tau, 1 - tasks.m * tau, tau, ridge
+        return tasks.n_v - tasks.p * tau, 1 - tasks.m * tau, tau
 
-    _, (dt, dk, dtau, dridge) = jax.jvp(of, (tasks,), (moves,))
+    _, (dt, dk, dtau) = jax.jvp(of, (tasks,), (moves,))
     free, fitted = shares(tasks.log_b, y)
     f, w = tasks.mean(free), tasks.mean(free * fitted)
     slope = tasks.p * w * k / f + t * (f * k + (tasks.m - 1) * w) / f**2
-    dy = -(dt * k / f + t * (dk / f + k * dtau / f**2) - dridge) / slope
+    most = xp.where(tasks.ridge > 0, 1.0, 0.5) * largest_exponent(y)
+    in_ridge = xp.exp(xp.minimum(-y - log_at_least_tiny(slope), most))
+    dy = in_ridge * moves.ridge - (dt * k / f + t * (dk / f + k * dtau / f**2)) / slope
     return root, Root(dy, dt + tasks.p * w * dy, dk + tasks.m * w * dy)
 
 

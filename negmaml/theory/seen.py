@@ -4,7 +4,6 @@
 the theory's numbers of them.
 """
 
-import math
 from typing import Any, NamedTuple
 
 from negmaml._core.numerics import frozen, namespace
@@ -66,10 +65,9 @@ def in_units(tasks: TrainingSet, root: Root) -> Seen:
         return xp.exp(xp.clip(x, -most, most))
 
     free, fitted = shares(tasks.log_b, root.log_kappa)
-    size = exp(tasks.log_b - half[..., None])
-    cap = math.exp(top)
-    capped = xp.minimum(size, cap)
-    # The size of labels exp(scale - half), less in the ratio of `capped` to `size`.
+    log_size = tasks.log_b - half[..., None]
+    capped = exp(xp.minimum(log_size, top))
+    # The size of labels exp(scale - half), less in the ratio of `capped` to the size of b.
     known = tasks.scale is None
     log_label = (
         -half[..., None] if known else tasks.scale - xp.maximum(half[..., None], tasks.log_b - top)
@@ -82,17 +80,21 @@ def in_units(tasks: TrainingSet, root: Root) -> Seen:
     log_amplitude = xp.maximum(xp.maximum(log_at_least_tiny(largest), log_amplitude), least)
     log_amplitude = frozen(log_amplitude)
 
-    unit = exp(-log_amplitude)
-    label = tasks.label * exp(log_label - log_amplitude[..., None])
+    unit, sigma = exp(-log_amplitude), tasks.sigma[..., None]
+
+    def of_noise(log):  # where there is none its size is no number, times zero
+        return exp(xp.where(sigma > 0, log - log_amplitude[..., None], 0.0))
+
+    label = tasks.label * of_noise(log_label)
     if known:
-        label = label * xp.where(size > cap, cap / xp.maximum(size, cap), 1.0)
+        label = label * exp(-xp.maximum(log_size - top, 0.0))
     b = tasks.sign * capped
     # With rows enough nothing is left of the start, unless a filter lets a direction not pass.
     rows = (tasks.p <= tasks.n_v * tasks.m) & (tasks.ridge == 0)
     reached = rows & (xp.min(xp.where(xp.isfinite(tasks.log_b), 1.0, 0.0), -1) > 0)
-    a = tasks.tasks * unit[..., None] * b, tasks.sigma * label
+    a = (tasks.tasks * unit)[..., None] * b, sigma * label
     return Seen(
-        tasks.p, tasks.m, tasks.n_v, tasks.sigma * exp(-half - log_amplitude),
+        tasks.p, tasks.m, tasks.n_v, (sigma * of_noise(-half[..., None]))[..., 0],
         xp.where(reached, 0.0, tasks.offset * unit * unit), tasks.weights, b, a, free, fitted,
         log_amplitude,
     )  # fmt: skip

@@ -3,8 +3,11 @@
 What is solved does not know of which family the rule was, so that programs serve all of them.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.compilation import quick_jit
@@ -70,4 +73,40 @@ def means_at(seen: View, ridged: bool, with_error: bool = False) -> Moments:
 
 # In a trace two programs: one of each rule, and one that all rules share.
 traced_view = quick_jit(view)
-traced_means = quick_jit(means_at, static_argnames=("ridged", "with_error"))
+_means_at = quick_jit(means_at, static_argnames=("ridged", "with_error"))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def traced_mean(seen: View, ridged: bool, of: str):
+    """The distance or the task error for a `View`, in a trace.
+
+    A test loss beyond 1e20 has as large a derivative in the distance, and taken back through all
+    that follows float32 would overflow. So the derivatives of the mean itself are taken, which are
+    numbers, and multiplied with what comes.
+    """
+    return getattr(_means_at(seen, ridged, of == "task_error"), of)
+
+
+def _along(ridged: bool, of: str, primals, tangents):
+    (seen,), (moves,) = primals, tangents
+    shape, nodes = seen.tasks.log_b.shape[:-1], seen.tasks.log_b.shape[-1:]
+
+    def of_every_rule(name, leaf):
+        return jnp.broadcast_to(leaf, shape + (nodes if name in TrainingSet.on_nodes else ()))
+
+    def mean(parts):
+        tasks = seen.tasks._replace(**parts)
+        return getattr(_means_at(seen._replace(tasks=tasks), ridged, of == "task_error"), of)
+
+    parts = {name: x for name, x in seen.tasks._asdict().items() if x is not None}
+    value, back = jax.vjp(mean, {name: of_every_rule(name, x) for name, x in parts.items()})
+    (slopes,) = back(jnp.ones_like(value))
+    along = jnp.zeros_like(value)
+    for name, slope in slopes.items():
+        move = getattr(moves.tasks, name)
+        if not isinstance(move, jax.custom_derivatives.SymbolicZero):
+            along += (slope * of_every_rule(name, move)).reshape(*shape, -1).sum(-1)
+    return value, along
+
+
+traced_mean.defjvp(_along, symbolic_zeros=True)

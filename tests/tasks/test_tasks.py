@@ -127,7 +127,7 @@ def test_within_a_program_data_may_be_traced_and_groups_may_not():
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     of_known = jax.jit(lambda: nm.tasks.Grouped(data, labels, m=2, n_t=1, n_v=1)(KEY))()
     assert of_known.support.shape == (2, 1, 2, 2)
-    with pytest.raises(TypeError, match="labels must be known, got .*build the distribution"):
+    with pytest.raises(TypeError, match=r"labels must be known, got .*build the distribution"):
         jax.jit(built)(data, labels)
     with pytest.raises(TypeError, match="groups must be known"):
         jax.jit(lambda groups: nm.tasks.Grouped(data, groups, m=2, n_t=1, n_v=1))(labels)

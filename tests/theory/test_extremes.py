@@ -120,6 +120,73 @@ def test_with_filters_that_vanish_meta_training_stays_where_it_starts(x64):
     assert float(distance(problem, nm.Proximal(0.0))) == pytest.approx(expected, rel=1e-9)
 
 
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("n_t", (20, 60))
+@pytest.mark.parametrize("quantity", (distance, pytest.param(task_error, marks=slow)))
+def test_a_strength_of_zero_has_the_slope_that_differences_show(n_t, quantity, x64):
+    def value(strength):
+        return quantity(dataclasses.replace(SMALL, n_t=n_t), nm.Proximal(strength), meta_ridge=0.7)
+
+    step = 1e-5
+    sides = [(float(value(s)) - float(value(0.0))) / s for s in (-step, step)]
+    found = float(jax.grad(value)(0.0))
+    largest = max(map(abs, sides))  # opposite ones where the slope is zero
+    assert found == pytest.approx(np.mean(sides), abs=2e-3 * largest)
+
+
+def test_where_a_strength_of_zero_is_a_jump_its_slope_is_a_number(x64):
+    def value(strength):
+        return distance(dataclasses.replace(SMALL, n_t=60), nm.Proximal(strength))
+
+    assert float(value(1e-6)) > 1e6 * float(value(0.0))
+    assert np.isfinite(jax.grad(value)(0.0))
+
+
+def test_infinite_means_have_no_slope(x64):
+    square = dataclasses.replace(SMALL, m=10)
+    assert float(jax.grad(lambda rate: distance(square, nm.GradientDescent(rate)))(0.1)) == 0
+
+
+@pytest.mark.parametrize("form", (jax.jacrev, pytest.param(jax.jacfwd, marks=slow)))
+def test_the_slopes_of_a_batch_of_rules_are_those_of_each(form, x64):
+    def value(rates, sigma):
+        return distance(dataclasses.replace(SMALL, sigma=sigma), nm.GradientDescent(rates))
+
+    rates, step = np.array([[-0.3, 0.2], [0.9, 0.0]]), 1e-6
+    by_rate, by_sigma = form(value, (0, 1))(jnp.asarray(rates), 0.5)
+    each = (value(rates + step, 0.5) - value(rates - step, 0.5)) / (2 * step)
+    np.testing.assert_allclose(by_rate.reshape(4, 4), np.diag(each.ravel()), rtol=1e-6, atol=1e-8)
+    noise = (value(rates, 0.5 + step) - value(rates, 0.5 - step)) / (2 * step)
+    np.testing.assert_allclose(by_sigma, noise, rtol=1e-6)
+
+
+def test_large_losses_have_derivatives_in_single_precision():
+    def loss(sigma, time):
+        problem = dataclasses.replace(HUGE, sigma=sigma)
+        return loss_of(problem, nm.GradientDescent(0.3), nm.GradientFlow(time))
+
+    found, slope = jax.value_and_grad(loss)(0.5, -2.2)
+    assert 1e30 < found < 1e37
+    with jax.enable_x64(True):  # on the host
+        expected = (loss(0.501, -2.2) - loss(0.499, -2.2)) / 0.002
+    assert float(slope) == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", (30, 3000))
+def test_scatter_with_many_rows_is_as_good_in_single_precision(rows):
+    # Of the loss's covariance (p/N)^2 remains.
+    problem = nm.MixedLinearRegression(
+        p=9000, m=300, n_t=3000, n_v=rows, n_r=1, sigma=0.01, nu=0.01
+    )
+    rule, still = nm.GradientDescent(-1.8), nm.GradientDescent(0.0)
+    found = jax.jit(lambda rule: standard_deviation(problem, rule, still).distance)(rule)
+    assert found.dtype == np.float32
+    expected = standard_deviation(problem, rule, still).distance  # on the host, in double
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "rule",
     (
