@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from negmaml._core.jets import Jet
+
 _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxstring = 120
 
@@ -85,7 +87,7 @@ def check_finite(name: str, value, meaning: str) -> Any:
 
 def _finite(name: str, leaf, meaning: str):
     """A number or array, fractions as floats."""
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, jax.core.Tracer | Jet):
         return leaf
     plain = isinstance(leaf, Real) and not isinstance(leaf, int | float | np.generic)
     leaf = float(leaf) if plain else leaf

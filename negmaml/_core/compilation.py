@@ -118,7 +118,8 @@ def on_host(function: Callable) -> Callable:
                 found = function(*known, **keywords)
         finally:
             _WITHIN.reset(outside)
-        return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf, dtype)), found)
+        with jax.ensure_compile_time_eval():  # known in a trace, too, for what follows
+            return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, dtype), found))
 
     return call
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core import jets
+
 _HOST = (np.ndarray, np.generic, int, float)
 
 
@@ -14,10 +16,13 @@ def namespace(*trees) -> Any:
     """numpy where all leaves are its arrays or plain numbers, jax.numpy otherwise.
 
     A formula written over it serves single numbers on the host, where there is nothing to compile,
-    and traced ones in a program.
+    and traced ones in a program; and by `negmaml._core.jets`, where a leaf is one of these, it has
+    derivatives on the host.
     """
     # Mostly these are single arrays, for which the walk through a tree takes too long.
-    return np if all(isinstance(tree, _HOST) or _known(tree) for tree in trees) else jnp
+    if all(isinstance(tree, _HOST) or _known(tree) for tree in trees):
+        return np
+    return jets if any(isinstance(leaf, jets.Jet) for leaf in jax.tree.leaves(trees)) else jnp
 
 
 def _known(tree) -> bool:
@@ -26,7 +31,10 @@ def _known(tree) -> bool:
 
 def frozen(tree):
     """The tree as a constant of differentiation."""
-    return tree if namespace(tree) is np else lax.stop_gradient(tree)
+    xp = namespace(tree)
+    if xp is jets:
+        return jax.tree.map(jets.value_of, tree)
+    return tree if xp is np else lax.stop_gradient(tree)
 
 
 def working_dtype(*trees):

@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from negmaml._core.numerics import namespace
+from negmaml._core import jets
+from negmaml._core.numerics import frozen, namespace
 from negmaml.rules import Rule
 from negmaml.theory.logarithms import (
     find_root,
@@ -101,7 +102,10 @@ def solve(tasks: TrainingSet, ridged: bool) -> Root:
     The search itself is not differentiated: by the implicit function theorem the derivatives of
     kappa are those of the equation t K = ridge that it solves.
     """
-    return _search(tasks, ridged) if namespace(tasks) is np else _root(tasks, ridged)
+    xp = namespace(tasks)
+    if xp is jets:
+        return _followed(tasks, _search(frozen(tasks), ridged))
+    return _search(tasks, ridged) if xp is np else _root(tasks, ridged)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -132,6 +136,27 @@ def _along(ridged: bool, primals, tangents):
     in_ridge = xp.exp(xp.minimum(-y - log_at_least_tiny(slope), most))
     dy = in_ridge * moves.ridge - (dt * k / f + t * (dk / f + k * dtau / f**2)) / slope
     return root, Root(dy, dt + tasks.p * w * dy, dk + tasks.m * w * dy)
+
+
+def _followed(tasks: TrainingSet, root: Root) -> Root:
+    """The root with its derivatives, of the same equation: Newton's method on jets.
+
+    A step with the slope at the root alone makes the first derivatives right, a second one those
+    that are mixed; of t and k the values are those of the root, where nothing cancels.
+    """
+    y = root.log_kappa
+    t, k = root.t, root.k
+    free, fitted = shares(frozen(tasks.log_b), y)
+    f, w = tasks.mean(free), tasks.mean(free * fitted)
+    slope = tasks.p * w * k / f + t * (f * k + (tasks.m - 1) * w) / f**2
+    for _ in range(3):
+        tau = tasks.mean(shares(tasks.log_b, y)[1])
+        t = jets.with_value(tasks.n_v - tasks.p * tau, root.t)
+        k = jets.with_value(1 - tasks.m * tau, root.k)
+        tau = jets.with_value(tau, 1 - f)
+        ridge = tasks.ridge * jets.exp(jets.minimum(-y, largest_exponent(root.log_kappa)))
+        y = y - jets.with_value(t * k / (1 - tau) - ridge, 0.0) / slope
+    return Root(y, t, k)
 
 
 def _search(tasks: TrainingSet, ridged: bool) -> Root:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core import jets
 from negmaml._core.compilation import concrete, on_host, quick_jit
 from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
@@ -91,11 +92,14 @@ class Optimum:
     into `fixed`, and none out of an x that is infinite. All leaves are arrays of one real type.
 
     objective: scalar x to a scalar, differentiable.
-    search: (numbers, fixed) -> x; `on_host` where it is written over `numerics.namespace`.
+    search: (numbers, fixed) -> x.
+    host: whether both are written over `numerics.namespace`; known numbers then stay on the host,
+        where there is nothing to compile, and so do first derivatives there.
     """
 
     def __init__(self, objective: Callable, search: Callable, host: bool = True):
         known, traced = on_host(search) if host else None, quick_jit(search)
+        followed = on_host(_followed(objective)) if host else None
         best = jax.custom_jvp(traced)
 
         def slope(at, fixed):
@@ -108,7 +112,15 @@ class Optimum:
             slopes = _gradient(slope)((jnp.where(within, x, 0.0), numbers), fixed)
             return jnp.where(within, -slopes[1:] / slopes[0], 0.0)
 
-        sensitive = _tower(sensitivity)
+        tower = _tower(sensitivity)
+
+        def sensitive(at, fixed):
+            if followed is not None and concrete((at, fixed)):
+                try:
+                    return followed(at, fixed)
+                except (TypeError, AttributeError):  # a rule that is written for arrays alone
+                    pass
+            return tower(at, fixed)
 
         @best.defjvp
         def along(primals, tangents):
@@ -121,6 +133,21 @@ class Optimum:
         if self.known is not None and concrete((numbers, fixed)):
             return self.known(numbers, fixed)
         return self.best(numbers, fixed)
+
+
+def _followed(objective: Callable) -> Callable:
+    """-(d f_x / d numbers) / f_xx at (x, numbers), by `negmaml._core.jets`."""
+
+    def sensitivity(at, fixed):
+        x, numbers = at
+        within = np.isfinite(x)
+        leaves, tree = jax.tree.flatten(numbers)
+        x, leaves = jets.variables(np.where(within, x, 0.0), leaves)
+        found = objective(x, jax.tree.unflatten(tree, leaves), fixed)
+        slopes = found.terms["xn"]
+        return np.where(within, -slopes[1:] / slopes[0], 0.0)
+
+    return sensitivity
 
 
 def _tower(function: Callable) -> Callable:

@@ -48,6 +48,45 @@ def test_forward_reverse_and_differences_agree(best, x64):
     assert forward == pytest.approx(by_differences(function, 0.5, 0.05), rel=2e-3)
 
 
+compiled: list[str] = []
+
+
+@jax.monitoring.register_event_duration_secs_listener
+def _note(event, _, **facts):
+    if event == "/jax/core/compile/backend_compile_duration":
+        compiled.append(facts.get("fun_name", ""))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    (nm.GradientDescent(0.0), nm.GradientDescent(0.0, 3), nm.GradientFlow(0.0), nm.Proximal(0.0)),
+)
+@pytest.mark.parametrize("meta_ridge", (0.0, 2.0))
+def test_first_derivatives_of_known_numbers_are_not_compiled(rule, meta_ridge, x64):
+    def function(nu):
+        problem = dataclasses.replace(OFF, nu=nu)
+        return best_train_rate(problem, rule, meta_ridge=meta_ridge)
+
+    compiled.clear()
+    assert float(jax.grad(function)(0.9)) == pytest.approx(
+        by_differences(function, 0.9, 0.05), rel=2e-3
+    )
+    assert not any("sensitivity" in name for name in compiled)
+
+
+def test_derivatives_of_traced_numbers_are_those_of_known_ones(x64):
+    slope = jax.grad(of_noise(best_train_rate))
+    assert float(jax.jit(slope)(0.5)) == pytest.approx(float(slope(0.5)), rel=1e-9)
+
+
+@slow
+def test_a_rule_that_is_written_for_arrays_of_jax_has_derivatives_too(x64):
+    function = of_noise(lambda problem: best_train_rate(problem, nm.Momentum(0.0, 0.5, 2)))
+    assert float(jax.grad(function)(0.5)) == pytest.approx(
+        by_differences(function, 0.5, 0.05), rel=2e-3
+    )
+
+
 @slow
 @pytest.mark.parametrize("best", (adapting, best_train_rate))
 def test_second_derivatives_are_differences_of_first(best, x64):
