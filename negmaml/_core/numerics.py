@@ -10,6 +10,7 @@ from jax import lax
 from negmaml._core import jets
 
 _HOST = (np.ndarray, np.generic, int, float)
+_PLAIN = {np.ndarray, np.float64, np.float32, int, float}  # the most frequent of them
 
 
 def namespace(*trees) -> Any:
@@ -19,8 +20,10 @@ def namespace(*trees) -> Any:
     and traced ones in a program; and by `negmaml._core.jets`, where a leaf is one of these, it has
     derivatives on the host.
     """
-    # Mostly these are single arrays, for which the walk through a tree takes too long.
-    if all(isinstance(tree, _HOST) or _known(tree) for tree in trees):
+    for tree in trees:  # mostly single arrays, for which the walk through a tree takes too long
+        if type(tree) not in _PLAIN and not isinstance(tree, _HOST) and not _known(tree):
+            break
+    else:
         return np
     return jets if any(isinstance(leaf, jets.Jet) for leaf in jax.tree.leaves(trees)) else jnp
 

@@ -42,15 +42,18 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
 
     `function` maps an array of points to values of the same shape; values that are not finite
     count as infinite. Found on a grid that closes in, and on the parabola through its lowest
-    points in the end. Good to about the square root of the precision.
+    points in the end. Good to about the square root of the precision. On the host it ends a round
+    earlier where a polynomial of higher degree says as much.
     """
     xp = namespace(grid)
     steps = np.linspace(0, 1, grid.size, dtype=grid.dtype)
 
-    def close_in(_, state):
-        points, _, lowest, value = state
+    def evaluated(points):
         values = function(points)
-        values = xp.where(xp.isfinite(values), values, xp.inf)
+        return xp.where(xp.isfinite(values), values, xp.inf)
+
+    def narrowed(state, values):
+        points, _, lowest, value = state
         i = xp.argmin(values)
         around = xp.clip(i, 1, grid.size - 2) + np.arange(-1, 2)
         low, high = points[xp.maximum(i - 1, 0)], points[xp.minimum(i + 1, grid.size - 1)]
@@ -61,11 +64,17 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
         return low + (high - low) * steps, vertex, lowest, value
 
     state = grid, grid[0], grid[0], xp.full_like(grid[0], xp.inf)
-    if xp is np:
-        for i in range(rounds):
-            state = close_in(i, state)
-        return state[1]
-    return lax.fori_loop(0, rounds, close_in, state)[1]
+    if xp is not np:
+        return lax.fori_loop(0, rounds, lambda _, s: narrowed(s, evaluated(s[0])), state)[1]
+    for count in range(rounds):
+        points, *_, value = state
+        values = evaluated(points)
+        state = narrowed(state, values)
+        if 0 < count < rounds - 1 and values.min() <= value:  # the first points are not even
+            found = _quartic_vertex(points, values)
+            if found is not None:
+                return found
+    return state[1]
 
 
 def _vertex(x, f, lowest):
@@ -79,6 +88,33 @@ def _vertex(x, f, lowest):
     bends = (right > left) & xp.isfinite(f).all() & (xp.max(f) - f[1] <= xp.abs(f[1]))
     found = (x[0] + x[1] - left * (x[2] - x[0]) / xp.where(bends, right - left, 1.0)) / 2
     return xp.where(bends & (found > x[0]) & (found < x[2]), found, lowest)
+
+
+def _quartic_vertex(x, f):
+    """The lowest point of the quartic through five even points; None where that is not certain.
+
+    With h their distance, it is off by the order of h^4 where the parabola is by that of h^2: if
+    both agree to 0.1% of h, by less than 1e-5 h.
+    """
+    i = int(np.argmin(f))
+    if not 2 <= i < len(f) - 2:
+        return None
+    far, left, middle, right, off = f[i - 2 : i + 3].tolist()
+    if not max(far, left, right, off) - middle <= abs(middle):
+        return None
+    first = (8 * (right - left) - (off - far)) / 12
+    second = (16 * (right + left) - (off + far) - 30 * middle) / 12
+    third = (off - far) / 2 - (right - left)
+    fourth = off + far - 4 * (right + left) + 6 * middle
+    if second <= 0 or right + left <= 2 * middle:
+        return None
+    parabola = u = (left - right) / (right + left - 2 * middle) / 2
+    for _ in range(2):  # Newton's method on the slope
+        slope = first + u * (second + u * (third / 2 + u * fourth / 6))
+        u -= slope / (second + u * (third + u * fourth / 2))
+    if not abs(u - parabola) <= 1e-3 or abs(u) > 1:
+        return None
+    return x[i] + u * (x[i + 1] - x[i])
 
 
 class Optimum:

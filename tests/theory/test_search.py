@@ -34,6 +34,19 @@ def test_of_two_minima_the_lower_is_found(x64):
     assert float(minimise(two_wells, jnp.linspace(-3, 3, 25))) == pytest.approx(-1.0123, abs=1e-3)
 
 
+@pytest.mark.parametrize(("cusp", "rounds"), ((0.0, ROUNDS - 1), (0.3, ROUNDS)))
+def test_a_smooth_minimum_takes_a_round_less_on_the_host(cusp, rounds):
+    lowest, calls = -0.123456789, []
+
+    def function(x):
+        calls.append(x)
+        return np.exp(x) - x * np.exp(lowest) + cusp * np.abs(x - lowest)
+
+    found = minimise(function, np.linspace(-3, 3, 37))
+    assert found == pytest.approx(lowest, abs=1e-4 if cusp else 1e-8)
+    assert len(calls) == rounds
+
+
 @pytest.mark.parametrize(
     ("family", "n_v"),
     [(nm.GradientDescent, 4)]
