@@ -106,7 +106,7 @@ def _quartic_vertex(x, f):
     second = (16 * (right + left) - (off + far) - 30 * middle) / 12
     third = (off - far) / 2 - (right - left)
     fourth = off + far - 4 * (right + left) + 6 * middle
-    if second <= 0 or right + left <= 2 * middle:
+    if not abs(fourth) <= second / 10 or right + left <= 2 * middle:  # a kink, or no minimum
         return None
     parabola = u = (left - right) / (right + left - 2 * middle) / 2
     for _ in range(2):  # Newton's method on the slope
