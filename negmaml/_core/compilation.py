@@ -47,6 +47,8 @@ def compiler_options(platform: str, work: str) -> dict[str, Any] | None:
         return None
     trivial = jax.jit(lambda: 0).lower()
     wanted = _OPTIONS | _BY_WORK[work]
+    if _takes(trivial, wanted):
+        return wanted
     return {name: value for name, value in wanted.items() if _takes(trivial, {name: value})}
 
 

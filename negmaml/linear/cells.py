@@ -12,13 +12,14 @@ from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.compilation import compiler_options
 from negmaml._core.numerics import working_dtype
 from negmaml._core.pytree import pytree, static
-from negmaml.linear.data import assemble, draw, normals_per_run
+from negmaml.linear.data import assemble, draw
 from negmaml.linear.simulation import (
     EVALUATIONS,
     block_normals,
     expected,
     loop_shape,
     measured,
+    normals_of,
     share,
 )
 from negmaml.problem.model import MixedLinearRegression
@@ -92,7 +93,8 @@ class LinearModel:
     def batch_cells(self, **sizes) -> int:
         """How many cells one call of the program should take on."""
         problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
-        return max(2, BATCH_BLOCKS * block_normals() // normals_per_run(problem))
+        normals = normals_of(problem, self.evaluation)
+        return max(2, BATCH_BLOCKS * block_normals() // normals)
 
     def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
         """How to compile a program that so many cells will use."""
@@ -118,7 +120,7 @@ class LinearModel:
         }
         sizes = {name: point[name] for name in (*SIZES, "spectrum")}
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
-        shape = loop_shape(len(keys), normals_per_run(problem))
+        shape = loop_shape(len(keys), normals_of(problem, self.evaluation))
 
         def fold(x):
             return x[jnp.minimum(jnp.arange(math.prod(shape)), len(x) - 1)].reshape(shape)

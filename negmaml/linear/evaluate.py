@@ -14,13 +14,18 @@ from negmaml._core.checks import check_array, check_key
 from negmaml._core.numerics import contract
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.linear.data import Roots, sample
-from negmaml.linear.system import meta_system, one_step_system
+from negmaml.linear.system import in_metric, meta_system
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import Rule, check_filters
 
 TEST_TASKS = 100
 GROUPS = 4  # of test tasks, one after another
 TEST_POINTS = 50
+
+
+def test_tasks(problem: MixedLinearRegression) -> MixedLinearRegression:
+    """The problem with test tasks for tasks of training, and test points for validation."""
+    return dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
 
 
 def sampled_test_loss(
@@ -52,14 +57,14 @@ def sampled_test_loss(
             f"omega must have shape (..., {problem.p}), as many weights as the problem has "
             f"dimensions, got {np.shape(omega)}"
         )
-    test = dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
-    data = sample(key, test, colours=colours)
+    data = sample(key, test_tasks(problem), colours=colours)
     if adapt.one_step is not None:
         # The residual e0 - alpha e1 is linear in the rate, so the loss is a quadratic in it.
-        system = one_step_system(data, adapt.metric)
-        e0 = system.a - contract("...p,np->...n", omega, system.A)
-        e1 = system.c - contract("...p,np->...n", omega, system.B)
-        c0, c1, c2 = (jnp.mean(x, -1) for x in (e0**2, e0 * e1, e1**2))
+        e0 = data.y_v - contract("...p,inp->...in", omega, data.X_v)
+        start = data.y_t - contract("...p,inp->...in", omega, data.X_t)
+        descent = contract("...in,inp->...ip", start, in_metric(data.X_t, adapt.metric))
+        e1 = contract("...ip,inp->...in", descent, data.X_v) / problem.n_r
+        c0, c1, c2 = (jnp.mean(x, (-2, -1)) for x in (e0**2, e0 * e1, e1**2))
         rate = jnp.asarray(adapt.one_step)
         c0, c1, c2 = (c.reshape(c.shape + (1,) * rate.ndim) for c in (c0, c1, c2))
         return (c0 - 2 * rate * c1 + rate**2 * c2) / 2

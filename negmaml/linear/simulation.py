@@ -15,7 +15,7 @@ from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
 from negmaml.linear.data import Data, Roots, assemble, draw, normals_per_run, roots
-from negmaml.linear.evaluate import sampled_test_loss
+from negmaml.linear.evaluate import sampled_test_loss, test_tasks
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adaptation import Adapted, adapted, expected_test_loss
@@ -170,7 +170,7 @@ class Experiment:
 
     def program(self) -> QuickJit:
         """`_simulate` for few runs, where compiling takes longer than running, or for many."""
-        light = self.runs * normals_per_run(self.problem) < LIGHT_NORMALS
+        light = self.runs * normals_of(self.problem, self.evaluation) < LIGHT_NORMALS
         return _simulate_few if light else _simulate_many
 
 
@@ -199,7 +199,7 @@ def _simulate(experiment: Experiment) -> Simulation:
         normals = lax.map(jax.vmap(draw_run), indices)
         return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
 
-    blocks, pieces, size = loop_shape(runs, normals_per_run(problem))
+    blocks, pieces, size = loop_shape(runs, normals_of(problem, evaluation))
     indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
     results = lax.map(block, indices)
     losses, distance, reliable = jax.tree.map(
@@ -258,6 +258,12 @@ def measured(test_key, data: Data, problem, train, adapt, ridge, evaluation, sha
         return shared.adapted.forms(error), distance, reliable
     loss = sampled_test_loss(test_key, problem, omega, adapt, colours=shared.colours)
     return loss, distance, reliable
+
+
+def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:
+    """Normals that a run draws, for test tasks too where these are simulated."""
+    tested = normals_per_run(test_tasks(problem)) if evaluation == "sampled" else 0
+    return normals_per_run(problem) + tested
 
 
 def loop_shape(runs: int, normals: int) -> tuple[int, int, int]:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 
 from negmaml._core.checks import check_array, check_nonnegative
 from negmaml._core.factorisations import in_small_batches
@@ -126,7 +125,8 @@ def _triangular_factor(stacked):
 @in_small_batches(lambda _, k: 2 * k**2)
 def _solve_factored(R, b):
     """(R^T R)^-1 b."""
-    return solve_triangular(R, solve_triangular(R, b, trans=1))
+    y = lax.linalg.triangular_solve(R, b[:, None], left_side=True, transpose_a=True)
+    return lax.linalg.triangular_solve(R, y, left_side=True)[:, 0]
 
 
 def one_step_corrections(system: OneStepSystem, rates, ridge, unroll: bool = True) -> Solution:

@@ -73,7 +73,7 @@ def meta_system(
 
 def one_step_system(data: Data, metric=None) -> OneStepSystem:
     """The two coefficients of Phi and r in the rate of one gradient step."""
-    P = contract("ivp,itp->ivt", data.X_v, _in_metric(data.X_t, metric)) / data.y_t.shape[1]
+    P = contract("ivp,itp->ivt", data.X_v, in_metric(data.X_t, metric)) / data.y_t.shape[1]
     B = contract("ivt,itp->ivp", P, data.X_t)
     c = contract("ivt,it->iv", P, data.y_t)
     p = B.shape[-1]
@@ -88,7 +88,7 @@ def _response(data: Data, rule: Rule):
     """
     X_t, n_t, p = data.X_t, data.X_t.shape[1], data.X_t.shape[2]
     if n_t <= p or rule.metric is not None:
-        ahead = _in_metric(X_t, rule.metric)
+        ahead = in_metric(X_t, rule.metric)
         x, V = jax.vmap(eigh)(contract("isp,itp->ist", ahead, X_t) / n_t)
         left, right = contract("ivp,itp,itk->ivk", data.X_v, ahead, V), V
     else:
@@ -98,7 +98,7 @@ def _response(data: Data, rule: Rule):
     return contract("ivk,...ik,itk->...ivt", left, filtered, right)
 
 
-def _in_metric(X, P):
+def in_metric(X, P):
     """X P, or X where there is no metric P."""
     if P is None:
         return X

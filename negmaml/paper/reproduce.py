@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from negmaml import theory
 from negmaml._core.checks import check_choice, check_count, check_key
-from negmaml._core.numerics import cast
+from negmaml._core.numerics import cast, settled
 from negmaml.linear.simulation import EVALUATIONS, Simulation, compile_simulation
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
@@ -89,7 +88,7 @@ def experiments(
         started = []
         for name in names:
             with jax.enable_x64(True):
-                prediction = tuple(map(np.asarray, _predict(cast(PROBLEMS[name], jnp.float64))))
+                prediction = tuple(map(np.asarray, _predict(settled(PROBLEMS[name], np.float64))))
             own = jax.random.fold_in(key, list(PROBLEMS).index(name))
             program = threads.submit(
                 _compile, PROBLEMS[name], own, prediction[-1], runs, evaluation
@@ -131,7 +130,7 @@ def _predict(problem):
         theory.test_loss(problem, varied, fixed),
     )
     best_adapt = theory.best_adapt_rate(problem, fixed)
-    return jnp.stack(curves), best_adapt, theory.best_train_rate(problem, fixed)
+    return np.stack(curves), best_adapt, theory.best_train_rate(problem, fixed)
 
 
 def _search_rates(predicted):

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jax.scipy.sparse.linalg import cg
 
 NEWTON_STEPS, CG_STEPS = 16, 64
 LENGTHS = tuple(0.5**k for k in range(8))  # of a Newton step; the best is taken
@@ -30,6 +29,8 @@ def proximal_point(
     Differentiable in `params`, `strength` and everything the loss closes over, at the price of
     one more solve; at most `cg_steps` conjugate gradient iterations each.
     """
+    from jax.scipy.sparse.linalg import cg  # slow to import, and not for theory
+
     start, unravel = ravel_pytree(params)
     strength = jnp.asarray(strength, start.dtype)
     gradient = jax.grad(lambda flat: loss(unravel(flat)))
