@@ -105,7 +105,8 @@ class Episodes:
         sizes = {"ways": ways, "shots": shots, "queries": queries, "m": m}
         sizes = {name: check_count(name, value) for name, value in sizes.items()}
         needed = sizes["shots"] + sizes["queries"]
-        _set(self, *_sort(images, labels, "labels", needed, "shots + queries"), **sizes)
+        data, counts = _sort(images, labels, "labels", needed, "shots + queries")
+        _set(self, data, counts, **sizes)
         if ways > len(self.counts):
             raise ValueError(
                 f"ways must be at most the number of classes, {len(self.counts)}, got {ways}"

@@ -163,7 +163,8 @@ def require_structured(
 
 def evaluate(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> Moments:
     """`proportional.moments` without the task error, each of the rule's shape."""
-    return _moments(*_settled(problem, train, meta_ridge, measure), with_error=False)
+    setting, train = _settled(problem, train, meta_ridge, measure)
+    return _moments(setting, train, with_error=False)
 
 
 def _mean(of: str, problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str):

@@ -66,11 +66,12 @@ class TrainingSet(NamedTuple):
     label: Any
     scale: Any
 
-    on_nodes = frozenset(("weights", "sign", "log_b", "label", "scale"))
-
     def mean(self, values):
         """int mu f of values on the nodes."""
         return mean_over(self.weights, values)
+
+
+ON_NODES = frozenset(("weights", "sign", "log_b", "label", "scale"))  # of a `TrainingSet`
 
 
 class Root(NamedTuple):

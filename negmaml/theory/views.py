@@ -15,7 +15,7 @@ from negmaml._core.numerics import namespace
 from negmaml.problem.adaptation import means_exist
 from negmaml.rules import Rule
 from negmaml.theory.proportional import Moments, moments
-from negmaml.theory.saddle import TrainingSet, training_set
+from negmaml.theory.saddle import ON_NODES, TrainingSet, training_set
 from negmaml.theory.seen import Solved, solved
 from negmaml.theory.setting import Setting, with_spectrum
 
@@ -92,7 +92,7 @@ def _along(ridged: bool, of: str, primals, tangents):
     shape, nodes = seen.tasks.log_b.shape[:-1], seen.tasks.log_b.shape[-1:]
 
     def of_every_rule(name, leaf):
-        return jnp.broadcast_to(leaf, shape + (nodes if name in TrainingSet.on_nodes else ()))
+        return jnp.broadcast_to(leaf, shape + (nodes if name in ON_NODES else ()))
 
     def mean(parts):
         tasks = seen.tasks._replace(**parts)
