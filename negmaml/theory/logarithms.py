@@ -18,7 +18,8 @@ def mean_over(weights, values):
 def shares(log_b, log_kappa):
     """(kappa/(B + kappa), B/(B + kappa)) on the nodes, both to full relative precision.
 
-    Ratios of B to kappa beyond 1/eps are all the same, so that products of shares do not vanish.
+    Ratios of B to kappa beyond `largest_log_ratio` are all the same, so that products of shares do
+    not vanish.
     """
     xp = namespace(log_b, log_kappa)
     z = 2 * log_b - log_kappa[..., None]
@@ -31,8 +32,8 @@ def shares(log_b, log_kappa):
 
 
 def largest_log_ratio(x) -> float:
-    """Of B to kappa: the smaller share is well below the precision of x, its cube a number."""
-    return -1.3 * float(np.log(np.finfo(x.dtype).eps))
+    """Of B to kappa: so large that the cube of the smaller share is still a number."""
+    return 0.97 * largest_exponent(x) / 3
 
 
 def log_at_least_tiny(x):

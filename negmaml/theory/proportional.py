@@ -75,7 +75,8 @@ def leading(tasks: Seen, at: Point):
     n_v, m, D2 = tasks.n_v, tasks.m, tasks.offset
     distance = m * (at.t1 * at.u + at.t * at.u1) + D2 * at.K**2 * (at.g * at.t1 + at.l * at.t)
     start = D2 * at.K**2 * at.w  # (g K)' = m w
-    task_error = n_v * (at.u * at.K1 - at.u1 * at.K + start)
+    fitted = (m - 1) * at.w / at.g**2  # K' - K, so that u K' - u' K is without a difference
+    task_error = n_v * (at.left * at.K1 + at.u1 * fitted + start)
     return (
         distance / at.slope,
         task_error / at.slope,
@@ -98,12 +99,8 @@ def _resummed(leading, first, fade, ridged):
 
 
 def _grown(value, growth):
-    """value growth, zero where value is zero; where it is infinite it has no slope.
-
-    Infinite where it is below zero: for p of a few the 1/p term of the spectrum is not positive,
-    and next to the pole of a filter integrals over it mean nothing.
-    """
+    """value growth, zero where value is zero; where it is infinite it has no slope."""
     xp = namespace(value)
     endless = xp.isinf(growth)
     grown = value * xp.where(endless, 1.0, growth)
-    return xp.where((endless & (value != 0)) | (grown < 0), xp.inf, grown)
+    return xp.where(endless & (value != 0), xp.inf, grown)

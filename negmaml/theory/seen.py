@@ -76,9 +76,9 @@ def in_units(tasks: TrainingSet, root: Root) -> Seen:
         xp.max(capped, -1) * tasks.tasks, xp.sqrt(frozen(tasks.offset)) * xp.ones_like(half)
     )
     labels = log_at_least_tiny(xp.max(xp.abs(tasks.label), -1)) + xp.max(log_label, -1)
-    log_amplitude = log_at_least_tiny(tasks.sigma) + xp.maximum(labels, -half)
-    log_amplitude = xp.maximum(xp.maximum(log_at_least_tiny(largest), log_amplitude), least)
-    log_amplitude = frozen(log_amplitude)
+    noise = log_at_least_tiny(tasks.sigma) + xp.maximum(labels, -half)
+    noise = xp.where(tasks.sigma > 0, noise, least)
+    log_amplitude = frozen(xp.maximum(xp.maximum(log_at_least_tiny(largest), noise), least))
 
     unit, sigma = exp(-log_amplitude), tasks.sigma[..., None]
 

@@ -61,6 +61,23 @@ def spectrum(n: int, p: int, measure: str, dtype, entire: bool = False) -> Spect
     return Spectrum(nodes.astype(dtype), weights.astype(dtype))
 
 
+def _without_negative(weights):
+    """Weights at least zero, of the same mass and mean.
+
+    Near its edges the density is less than its 1/p term takes away. What is short there is taken
+    from the edge itself, where the term adds 1/(4 p), which is more than all of it, and, as much as
+    keeps the mean (x is linear in cos theta), from the middle. So the integral of what is positive
+    is, beside the pole of a filter too.
+    """
+    xp, last = namespace(weights), weights.size - 1
+    share = np.cos(np.pi * np.arange(last + 1) / last).astype(weights.dtype)
+    short = xp.minimum(weights, 0)
+    above, below = xp.sum(short * np.maximum(share, 0)), xp.sum(short * np.maximum(-share, 0))
+    place = np.eye(last + 1, dtype=weights.dtype)
+    moved = above * place[0] + below * place[last]
+    return weights - short + moved + (xp.sum(short) - above - below) * place[last // 2]
+
+
 def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
     """The quadrature of this module's head; n and p may be traced and real."""
     theta = np.pi * np.arange(intervals + 1) / intervals
@@ -76,7 +93,7 @@ def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
     root = xp.sqrt(p / n)
     x = (1 - root) ** 2 + 4 * root * cosine2.astype(dtype)
     bulk, edges = (8 * trapezoid * sine2 * cosine2).astype(dtype), (ends - trapezoid).astype(dtype)
-    weights = bulk / x + edges / (2 * p)
+    weights = _without_negative(bulk / x + edges / (2 * p))
     # What the rule leaves of the mass is at zero: the atom, and for c near one the part of the pole
     # of 1/x that the rule does not resolve. Of rounding nothing is left there.
     rest, atom = 1 - xp.sum(weights), xp.maximum(1 - n / p, 0)

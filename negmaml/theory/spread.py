@@ -33,7 +33,7 @@ from jax import lax
 
 from negmaml._core.checks import check_array, check_flag
 from negmaml._core.compilation import concrete, on_host, quick_jit
-from negmaml._core.numerics import namespace
+from negmaml._core.numerics import frozen, namespace
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import filter_sizes, times_filter
 from negmaml.problem.model import MixedLinearRegression
@@ -42,8 +42,8 @@ from negmaml.theory import structured_spread
 from negmaml.theory.copies import covariance_of_loss
 from negmaml.theory.logarithms import squared_unit
 from negmaml.theory.predict import ON_HOST, require_structured
-from negmaml.theory.proportional import LARGEST_RIDGED_POLE
-from negmaml.theory.seen import solved
+from negmaml.theory.proportional import LARGEST_RIDGED_POLE, leading
+from negmaml.theory.seen import Seen, Solved, solved
 from negmaml.theory.setting import Setting, checked, setting_of
 from negmaml.theory.views import View, moments_of, traced_view, view
 
@@ -194,13 +194,28 @@ def _of_views(views: tuple[View, ...], ridged: bool):
     values = [moments_of(*pair) for pair in zip(views, found, strict=True)]
     factors = [_growth(one, views[0].tasks.ridge > 0) for one in values]
     (one, factor_1), (two, factor_2) = ((found[k], factors[k]) for k in (0, -1))
-    mixed = covariance_of_loss([one.seen, two.seen], [one.point, two.point])
+    seen = [_in_units_of_distance(each) for each in (one, two)]
+    mixed = covariance_of_loss(seen, [one.point, two.point])
     covariance = mixed / (one.point.slope * two.point.slope)
     xp = namespace(covariance)
     growth = factor_1 * factor_2
     without = xp.isinf(growth) & (covariance != 0)
     grown = xp.where(without, xp.inf, covariance * xp.where(xp.isinf(growth), 1.0, growth))
-    return grown, (one.seen.log_amplitude, two.seen.log_amplitude), values[0].distance
+    return grown, tuple(each.log_amplitude for each in seen), values[0].distance
+
+
+def _in_units_of_distance(found: Solved) -> Seen:
+    """Its amplitudes such that the distance is one, of which the square is a number."""
+    seen = found.seen
+    limit = frozen(leading(seen, found.point)[0])
+    xp = namespace(limit)
+    unit = xp.sqrt(xp.where(limit > 0, limit, 1.0))
+    return seen._replace(
+        sigma=seen.sigma / unit,
+        offset=seen.offset / unit / unit,
+        a=tuple(a / unit[..., None] for a in seen.a),
+        log_amplitude=seen.log_amplitude + xp.log(unit),
+    )
 
 
 _traced_of_views = quick_jit(_of_views, static_argnames="ridged")

@@ -139,7 +139,7 @@ def test_a_phase_diagram_of_a_spectrum(x64):
 def test_newtons_method_ends_at_the_root(monkeypatch, x64):
     """Rounding at the root once sent it into bisection, ten times as many steps."""
     steps = []
-    find = saddle._find_root
+    find = saddle.find_root
 
     def counting(residual, *ends):
         def counted(y):
@@ -149,7 +149,7 @@ def test_newtons_method_ends_at_the_root(monkeypatch, x64):
         steps.append(0)
         return find(counted, *ends)
 
-    monkeypatch.setattr(saddle, "_find_root", counting)
+    monkeypatch.setattr(saddle, "find_root", counting)
     problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)
     nm.theory.best_train_rate(problem)
     assert len(steps) >= ROUNDS and max(steps) < 12
