@@ -7,7 +7,6 @@ import pytest
 
 import negmaml as nm
 from negmaml.sweeps import spec
-from tests.helpers import mostly_slow
 
 pytest.importorskip("sklearn")
 pytest.importorskip("flax")
@@ -59,7 +58,8 @@ def test_the_spec_of_the_random_search_is_its_main():
     np.testing.assert_array_equal(again.test_loss, result.test_loss)
 
 
-@pytest.mark.parametrize("name", mostly_slow(("flax_model", "equinox_model"), 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("flax_model", "equinox_model"))
 def test_models_of_other_libraries_train(name):
     before, after = example(name).main(steps=300)
     assert after < 0.9 * before

@@ -82,7 +82,7 @@ RATES = {
 }
 
 
-QUICK = "negative", "one a leaf", "elements and steps"  # one step and several, every kind of rate
+QUICK = "negative", "elements and steps"  # one step, and several with rates for all there is
 
 
 @pytest.fixture(

@@ -173,6 +173,7 @@ def test_precision_outside_is_left_as_it_was(verified):
     assert not jax.config.jax_enable_x64
 
 
+@pytest.mark.slow
 def test_every_road_but_the_expansion_meets_for_inputs_with_a_spectrum():
     spectrum = np.asarray(nm.problem.named_spectrum("power", 12, exponent=0.8))
     problem = nm.MixedLinearRegression(

@@ -102,12 +102,10 @@ def test_the_meta_system_is_the_residual_of_adapted_weights(rule, x64):
     np.testing.assert_allclose(Phi @ omega - r, expected.ravel(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
-    mostly_slow(
-        (RULES["heavy ball"], RULES["preconditioned, steps"], RULES["Nesterov"], Blend(0.2, 0.3)),
-        1,
-    ),
+    (RULES["heavy ball"], RULES["preconditioned, steps"], RULES["Nesterov"], Blend(0.2, 0.3)),
 )
 def test_all_roads_meet(rule):
     result = nm.verify(PROBLEM, rule, ADAPT, runs=100)

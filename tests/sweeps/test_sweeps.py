@@ -141,6 +141,7 @@ def test_the_linear_sweep_covers_fields_and_rates_and_meets_the_theory():
     )
 
 
+@pytest.mark.slow
 def test_means_agree_with_simulate_within_their_errors():
     grid = POINT | {"p": 30, "n_v": 2, "train_rate": [-0.4, 0.0, 0.5], "adapt_rate": 0.2}
     swept = nm.sweep(nm.sweeps.linear, grid, seeds=400)["test_loss"]

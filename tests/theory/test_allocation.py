@@ -7,12 +7,12 @@ import pytest
 
 import negmaml as nm
 from negmaml.theory import best_allocation
-from tests.helpers import mostly_slow
 
 PROBLEM = nm.MixedLinearRegression(p=30, m=1, n_t=1, n_v=1, n_r=10, sigma=0.2, nu=0.2)
 
 
-@pytest.mark.parametrize(("rate", "least", "most"), mostly_slow(((0.5, 16, 20), (0.3, 10, 11)), 1))
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "least", "most"), ((0.5, 16, 20), (0.3, 10, 11)))
 def test_points_a_task_do_not_depend_on_the_budget_at_a_fixed_rate_and_even_split(
     rate, least, most, x64
 ):

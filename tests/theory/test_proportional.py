@@ -169,26 +169,32 @@ def test_the_task_error_is_that_of_fresh_query_rows(rate, ridge, n_v, x64):
 
 @pytest.mark.parametrize("ridge", (pytest.param(0.0, marks=pytest.mark.slow), 1.5))
 def test_first_and_second_derivatives_are_those_of_differences(ridge, x64):
-    @jax.jit
     def value(x):
         rate, sigma, nu, start, ridge = x
         problem = resized(sigma=sigma, nu=nu, omega0=start)
         return distance(problem, nm.GradientDescent(rate), meta_ridge=ridge)
 
-    x, step = jnp.array([-0.3, 0.5, 0.8, 0.1, ridge]), 1e-4
-    gradient = jax.jit(jax.grad(value))
-    curvature = jax.jit(lambda x, along: jax.jvp(jax.grad(value), (x,), (along,))[1])
-    hessian = [curvature(x, along) for along in jnp.eye(5)]
+    x, step = np.array([-0.3, 0.5, 0.8, 0.1, ridge]), 1e-4
+
+    @jax.jit
+    def along(x, direction):
+        """The value, its gradient, and the derivative of the gradient in a direction."""
+        (loss, gradient), (_, curvature) = jax.jvp(jax.value_and_grad(value), (x,), (direction,))
+        return loss, gradient, curvature
+
+    def at(x, i=0):
+        return map(np.asarray, along(x, np.eye(5)[i]))
+
     for i in range(4 + (ridge > 0)):
-        up, down = x.at[i].add(step), x.at[i].add(-step)
-        assert float(value(up) - value(down)) / (2 * step) == pytest.approx(
-            float(gradient(x)[i]), rel=1e-5
-        )
-        slopes = (gradient(up) - gradient(down)) / (2 * step)
-        assert hessian[i] == pytest.approx(np.asarray(slopes), rel=1e-4, abs=1e-6)
+        _, gradient, curvature = at(x, i)
+        (up, slope_up, _), (down, slope_down, _) = (at(x + s * np.eye(5)[i]) for s in (step, -step))
+        assert (up - down) / (2 * step) == pytest.approx(gradient[i], rel=1e-5)
+        slopes = (slope_up - slope_down) / (2 * step)
+        assert curvature == pytest.approx(slopes, rel=1e-4, abs=1e-6)
     if ridge == 0:  # from the right
-        ahead = float(value(x.at[4].add(1e-6)) - value(x)) / 1e-6
-        assert ahead == pytest.approx(float(gradient(x)[4]), rel=1e-4)
+        loss, gradient, _ = at(x)
+        ahead, _, _ = at(x + 1e-6 * np.eye(5)[4])
+        assert (ahead - loss) / 1e-6 == pytest.approx(gradient[4], rel=1e-4)
 
 
 EXTREMES = [

@@ -326,7 +326,7 @@ def structured_loss(steps):
     return loss
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, slowly(3)])
 def test_a_vmap_is_a_loop_of_blocks(steps):
     """Of more rates than one block: no large arrays, no call of linear algebra that can wait."""
     rates, sigmas = jnp.linspace(-0.5, 0.5, 50), jnp.array([0.2, 0.5])

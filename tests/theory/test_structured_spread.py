@@ -11,7 +11,6 @@ import negmaml as nm
 from negmaml.theory import runs_needed, standard_deviation
 from negmaml.theory.structured import situation_of
 from negmaml.theory.structured_spread import covariances
-from tests.helpers import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -21,7 +20,8 @@ RATES = jnp.array([-0.3, 0.4])
 TRAIN, ADAPT = nm.GradientDescent(RATES), nm.GradientDescent(0.2)
 
 
-@pytest.mark.parametrize("n_v", mostly_slow((4, 20), 0))
+@pytest.mark.slow
+@pytest.mark.parametrize("n_v", (4, 20))
 def test_with_identity_it_is_the_isotropic_one(n_v):
     plain = dataclasses.replace(PROBLEM, n_v=n_v)
     same = dataclasses.replace(plain, input_covariance=np.ones(40))

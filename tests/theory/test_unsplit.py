@@ -27,6 +27,7 @@ def test_at_rate_zero_training_points_are_as_good_as_others():
     np.testing.assert_allclose(one[1], two[1], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_with_fewer_points_than_dimensions_in_all_the_rate_does_not_matter():
     """b(K) has an inverse, so omega* fits the labels themselves: X omega* = y of every task."""
     problem = dataclasses.replace(BENT, n_t=8)

@@ -101,6 +101,7 @@ def test_going_on_from_a_result_is_the_run_never_cut(hooks):
     assert int(more.step) == 6
 
 
+@pytest.mark.slow
 def test_evaluations_fall_on_the_steps_of_the_whole_run():
     options = {"evaluate": TEST, "evaluate_every": 3}
     whole = train(steps=7, **options)

@@ -110,6 +110,7 @@ def test_equinox_with_batch_norm():
     assert np.isfinite(test.values).all()
 
 
+@pytest.mark.slow
 def test_dicts_of_modules_as_haiku_has_them():
     """{module: {name: array}} for parameters and for state, and a function of both."""
     params = {"linear": {"w": jnp.ones((1, 4)), "b": jnp.zeros(4)}, "last": {"w": jnp.ones((4, 1))}}
