@@ -1,9 +1,7 @@
 """Settings for every test, and the two dtypes."""
 
-import atexit
 import os
 import shutil
-import tempfile
 from importlib.metadata import version
 
 # Most of the time of the suite is compilation, which this cuts by half; results differ by rounding.
@@ -14,12 +12,7 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10):
     FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 
-# The workers of a run, which inherit these variables, and the processes that tests start compile a
-# program once between them. With a folder of your own in JAX_COMPILATION_CACHE_DIR a second run
-# takes what the first compiled.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="negmaml-tests-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# Of programs that are kept, see below; what compiles faster than this is faster to compile.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 
 import jax  # noqa: E402
@@ -31,6 +24,28 @@ collect_ignore = ["typing/user_script.py"]
 
 settings.register_profile("negmaml", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("negmaml")
+
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+LARGEST = 2**30  # bytes of them; what the code of last week compiled to is never asked for again
+
+
+def pytest_configure(config):
+    """A program is compiled once: by all workers, the processes that tests start, and later runs.
+
+    JAX names what it keeps by a hash of the program, the flags, the versions and the machine.
+    Workers and processes inherit the variable; `pytest --cache-clear` begins anew.
+    """
+    if PROGRAMS in os.environ:
+        return
+    folder = config.rootpath / ".pytest_cache" / "programs"
+    folder.mkdir(parents=True, exist_ok=True)
+    if (
+        config.getoption("cacheclear", False)
+        or sum(file.stat().st_size for file in folder.iterdir()) > LARGEST
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+    os.environ[PROGRAMS] = str(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @pytest.fixture
