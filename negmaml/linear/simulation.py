@@ -1,5 +1,6 @@
 """Exact simulation: draw runs, solve each for omega*, evaluate; every rate sees the same runs."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.checks import check_choice, check_count, check_key, check_nonnegative
-from negmaml._core.compilation import QuickJit, quick_jit
+from negmaml._core.compilation import QuickJit, one_thread, quick_jit
 from negmaml._core.display import Table, displayed, mean_text, shape_text
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
@@ -124,14 +125,17 @@ def compile_simulation(
     meta_ridge: ScalarLike = 0.0,
     evaluation: str = "expected",
     split: str = "train-validation",
+    index: int | None = None,
 ) -> Callable[[], Simulation]:
     """`simulate` in two stages: compile now, run when the returned function is called.
 
-    Takes the arguments of `simulate`. Several programs may compile at once in threads; run them
-    one after another, since XLA on CPU can deadlock when two threads run batched linear algebra.
+    Takes the arguments of `simulate`; an `index` is folded into the key, by the program itself.
+    Several programs may compile at once in threads; run them one after another, since XLA on CPU
+    can deadlock when two threads run batched linear algebra.
     """
     experiment = Experiment.checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
-    executable = experiment.program().lower(experiment).compile()
+    experiment = dataclasses.replace(experiment, index=index)
+    executable = experiment.program().lower(experiment).compile(one_thread())
     return lambda: executable(experiment)
 
 
@@ -148,6 +152,7 @@ class Experiment:
     runs: int = static()
     evaluation: str = static()
     split: str = static()
+    index: Any = None  # to fold into the key, if any
 
     @classmethod
     def checked(cls, key, problem, train, adapt, runs, meta_ridge, evaluation, split):
@@ -179,6 +184,7 @@ def _simulate(experiment: Experiment) -> Simulation:
         experiment.key, experiment.problem, experiment.train, experiment.adapt,
     )  # fmt: skip
     ridge, evaluation, runs = experiment.meta_ridge, experiment.evaluation, experiment.runs
+    key = key if experiment.index is None else jax.random.fold_in(key, experiment.index)
     rates = math.prod(train.batch_shape)
     shared = share(problem, adapt, evaluation, runs * rates >= MANY_SYSTEMS)
 

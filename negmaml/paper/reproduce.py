@@ -14,7 +14,7 @@ import numpy as np
 
 from negmaml import theory
 from negmaml._core.checks import check_choice, check_count, check_key
-from negmaml._core.numerics import cast, settled
+from negmaml._core.numerics import settled
 from negmaml.linear.simulation import EVALUATIONS, Simulation, compile_simulation
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
@@ -89,22 +89,19 @@ def experiments(
         for name in names:
             with jax.enable_x64(True):
                 prediction = tuple(map(np.asarray, _predict(settled(PROBLEMS[name], np.float64))))
-            own = jax.random.fold_in(key, list(PROBLEMS).index(name))
-            program = threads.submit(
-                _compile, PROBLEMS[name], own, prediction[-1], runs, evaluation
-            )
+            program = threads.submit(_compile, name, key, prediction[-1], runs, evaluation)
             started.append((prediction, program))
         wait([program for _, program in started])
         for name, (prediction, program) in zip(names, started, strict=True):
             yield name, _panels(prediction, program.result())
 
 
-def _compile(problem: MixedLinearRegression, key, best_train, runs: int, evaluation: str):
+def _compile(name: str, key, best_train, runs: int, evaluation: str):
     """The simulation of both panels, and of rates around the predicted optimum."""
     train = np.concatenate([RATES, _search_rates(best_train)]).astype(np.float32)
     rules = GradientDescent(train), GradientDescent(RATES.astype(np.float32))
-    problem = cast(problem, np.float32)
-    return compile_simulation(key, problem, *rules, runs=runs, evaluation=evaluation)
+    problem, index = settled(PROBLEMS[name], np.float32), list(PROBLEMS).index(name)
+    return compile_simulation(key, problem, *rules, runs=runs, evaluation=evaluation, index=index)
 
 
 def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel]:
