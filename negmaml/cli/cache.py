@@ -30,7 +30,7 @@ def keep_programs() -> Path | None:
     except OSError:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Most programs of this package compile in less than the second that JAX asks for by default.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    # JAX keeps what takes a second; even the smallest program is sooner read than compiled.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
