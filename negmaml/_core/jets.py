@@ -9,7 +9,8 @@ to it is the product rule and, for a function g of one number,
     g(f)_x = g' f_x,    g(f)_n = g' f_n,    g(f)_xn = g' f_xn + g'' f_x f_n.
 
 This module is the namespace: its functions are those of NumPy that formulas of the package use, for
-jets and plain arrays alike. What it lacks, and what takes a jet for an array, raises a TypeError.
+jets and plain arrays alike. What it lacks is an AttributeError, and what takes a jet for an array
+raises a TypeError.
 """
 
 import builtins
@@ -333,7 +334,3 @@ def minimum(one, other):
 
 def clip(f, low, high):
     return minimum(maximum(f, low), high)
-
-
-def __getattr__(name: str):
-    raise (AttributeError if name.startswith("__") else TypeError)(f"jets have no {name}")

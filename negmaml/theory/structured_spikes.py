@@ -69,9 +69,9 @@ def largest_directions(system: System, root: Root, x: Marginal, slopes: Slopes):
 
     at, moving = (x.mean, x.spread, x.v), velocity[1:]
     at, moving = jax.tree.map(pick, at), jax.tree.map(pick, moving)
-    first, own, own_t = jax.vmap(
-        lambda *of: _alone(system, root.T, velocity[0], rate, *of), -1
-    )(pick(system.s), *at, *moving)
+    first, own, own_t = jax.vmap(lambda *of: _alone(system, root.T, velocity[0], rate, *of), -1)(
+        pick(system.s), *at, *moving
+    )
     few = Direction(pick(system.s), pick(system.o), pick(_each(system.d, system.count)))
     exact = _average(system, few, (own, own_t), root, velocity[0], rate)
     usable = jnp.isfinite(exact) & jnp.isfinite(first)

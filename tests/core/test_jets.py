@@ -52,5 +52,5 @@ def test_value_and_derivatives_are_those_of_jax(function, x64):
 def test_a_jet_is_never_taken_for_an_array():
     x, _ = jets.variables(X, [])
     for wrong in (np.sqrt, np.asarray, jnp.sqrt, float, lambda _: jets.no_such_function):
-        with pytest.raises(TypeError):
+        with pytest.raises((TypeError, AttributeError)):
             wrong(x)
