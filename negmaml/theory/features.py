@@ -1,23 +1,33 @@
 r"""The theory of real inputs: what it needs of features, from a sample or from their kernel.
 
-By universality the theory sees inputs k(x) through the spectrum of Sigma = E k k^T alone, to
-leading order; at test time one step also sees F = E (k^T Sigma k) k k^T (Theorem 3).
+Inputs k(x) enter the limit through the spectrum of Sigma = E k k^T alone if quadratic forms
+k^T G k hardly vary (universality). Those of real features do, and two more things tell how: at test
+time one step sees F = E (k^T Sigma k) k k^T (Theorem 3), and in training, to first order in what
+exceeds Gaussian features, C, the covariance of k_j^2/s_j and k_l^2/s_l along the eigenvectors.
 
 **Spectrum.** The eigenvalues l_i of the kernel matrix K/N of N points spread beyond those of Sigma,
-s_k: with m(z) = sum_i 1/(l_i - z) / N, at every z = -x < 0 (Silverstein 1995)
+s_k. For x > 0 the diagonal of x (K/N + x)^{-1} has 1/(1 + gamma_i), where gamma_i is the form of
+point i in the resolvent of all others, and with t = mean(gamma/(1 + gamma))/mean(gamma)
 
-    1/m - x = 1/N sum_k s_k / (1 + s_k m),
+    N x mean(gamma) = sum_k s_k / (1 + s_k t/x),
 
-up to fluctuations of relative order 1/N. The right side is linear in how many s_k there are at each
-value, so these numbers are a nonnegative least-squares fit on a grid of values (in the manner of El
-Karoui 2008, here on the real axis, where both sides are smooth). What the fit cannot resolve the
-theory cannot see either: it asks for sums of the same kind. The trace is kept exactly.
+up to fluctuations of relative order 1/N: Silverstein's equation (1995) where gamma is the same for
+all points, and exact too where points differ by a random length alone. The right side is linear in
+how many s_k there are at each value, so these numbers are a nonnegative least-squares fit on a grid
+of values (in the manner of El Karoui 2008, here on the real axis, where both sides are smooth).
+What the fit cannot resolve the theory cannot see either: it asks for sums of the same kind. The
+trace is kept exactly.
 
-**Fourth moment.** tr F = E_ij K_ii K_ij^2 over pairs of different points. Along each eigenvector
-where there are more points than dimensions; else in the proportions of Gaussian features of a
-random length, F = r (Sigma tr Sigma^2 + 2 Sigma^3). That r, the `kurtosis`, is 1 for Gaussian
-features. Universality needs lengths that hardly vary: far from r = 1 neither the correction of the
-spectrum nor the theory holds.
+**Fourth moment at test time.** tr F = E_ij K_ii K_ij^2 over pairs of different points. Along each
+eigenvector where there are more points than dimensions; else in the proportions of Gaussian
+features of a random length, F = r (Sigma tr Sigma^2 + 2 Sigma^3). That r, the `kurtosis`, is 1 for
+Gaussian features.
+
+**Fourth moments in training.** C as a function of s and s', since the theory sees no more of it:
+its means over pairs of a few ranges of s, with equal shares of the sum of s/(s + s_0), s_0 a tenth
+of the mean, and linear in log s between. Eigenvectors are those of one half of the points, the
+covariances those of the other half, and the other way round; what Gaussian features have along the
+same axes is taken off.
 """
 
 from typing import Any, NamedTuple
@@ -31,9 +41,13 @@ from negmaml.problem.adaptation import Adapted
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule
 from negmaml.theory import structured
+from negmaml.theory.structured_equations import Together
 
 VALUES, EQUATIONS = 160, 240  # of the grid of s, and of the points x
 SPAN = 1e-9  # smallest value over the largest
+RANGES = 8  # of s, for its fourth moments in training
+FEWEST = 20  # points for them
+FELT = 0.1  # of the mean of s, at which directions count half in them
 
 
 class FeatureMoments(NamedTuple):
@@ -42,11 +56,15 @@ class FeatureMoments(NamedTuple):
     s: eigenvalues of E k k^T. fourth: those of F along the same directions.
     kurtosis: tr F over what Gaussian features have, tr Sigma tr Sigma^2 + 2 tr Sigma^3, all three
         without bias from the number of points.
+    together: how squared lengths along these directions vary together beyond those of Gaussian
+        features, as `structured_equations.Together`; for Gaussian features of random length the
+        relative variance of its square at every s.
     """
 
     s: Float[Array, " p"]
     fourth: Float[Array, " p"]
     kurtosis: float
+    together: Together
 
     def problem(self, **options: Any) -> MixedLinearRegression:
         """Mixed linear regression in these features: sizes but p, sigma, nu, offsets, as there."""
@@ -72,7 +90,7 @@ class FeatureMoments(NamedTuple):
         *,
         meta_ridge: ScalarLike = 0.0,
     ) -> Float[Array, "..."]:
-        """`theory.test_loss` with the features' own fourth moment at test time.
+        """`theory.test_loss` with the features' own fourth moments in training and at test time.
 
         Arguments:
             problem: as from `problem`: its input covariance is `s`.
@@ -83,7 +101,10 @@ class FeatureMoments(NamedTuple):
                 "problem must have the spectrum s as its input_covariance; use .problem"
             )
         after = self.adapted(problem, adapt)
-        return after.test_loss(structured.predict(problem, train, meta_ridge, after.weights).forms)
+        found = structured.predict(
+            problem, train, meta_ridge, after.weights, together=self.together
+        )
+        return after.test_loss(found.forms)
 
 
 def feature_moments(
@@ -92,7 +113,7 @@ def feature_moments(
     kernel: Float[ArrayLike, "points points"] | None = None,
     p: int | None = None,
 ) -> FeatureMoments:
-    r"""The spectrum of features and their fourth moment, corrected for the number of points.
+    r"""The spectrum of features and their fourth moments, corrected for the number of points.
 
     Arguments:
         features: a sample of independent feature vectors k(x), shape (N, p). For a network in its
@@ -117,7 +138,8 @@ def feature_moments(
     gram = X.T @ X if small else K
     eigenvalues, V = np.linalg.eigh(gram / N)
     values = np.maximum(eigenvalues[::-1], 0)
-    grid, counts = _population(values, N, p)
+    P = (X @ V[:, ::-1]) ** 2 / N if small else V[:, ::-1] ** 2 * values
+    grid, counts = _population(values, P, N, p)
     s = _expand(grid, counts, p, values.sum())
 
     # With K_ii and (K^2)_ii of the kernel matrix: sums over different points, without bias.
@@ -137,7 +159,8 @@ def feature_moments(
         plain = values * np.sum(s**2) + 2 * values**3
         gaussian = gaussian * np.divide(along, plain, out=np.ones(p), where=plain > 0)
     fourth = gaussian * (total / gaussian.sum())
-    return FeatureMoments(jnp.asarray(s), jnp.asarray(fourth), float(kurtosis))
+    together = _together(s, X, K)
+    return FeatureMoments(jnp.asarray(s), jnp.asarray(fourth), float(kurtosis), together)
 
 
 def _checked(features, kernel, p):
@@ -166,15 +189,18 @@ def _checked(features, kernel, p):
     return X, K, p
 
 
-def _population(values, N: int, p: int):
-    """(values of s, how many there are of each, as real numbers) from sample eigenvalues."""
+def _population(values, P, N: int, p: int):
+    """(values of s, how many there are of each, as real numbers) from sample eigenvalues.
+
+    P: what each point has of each of them, (N, .), with `values` as its sum over points.
+    """
     from scipy.optimize import nnls
 
     top, mean = values[0], values.sum() / p
     x = np.geomspace(min(mean, values.sum() / N) * 1e-3, top * 1e2, EQUATIONS)
-    rest = N - len(values)  # zero eigenvalues of the kernel matrix, negative ones of Sigma cut
-    m = (np.sum(1 / (values[:, None] + x), 0) + rest / x) / N
-    right = N * (1 / m - x)
+    weights = 1 / (1 - P @ (1 / (values[:, None] + x))) - 1  # gamma of every point at every x
+    right = N * x * weights.mean(0)
+    m = np.mean(weights / (1 + weights), 0) / weights.mean(0) / x
     s = np.geomspace(top * SPAN, top * 1.2, VALUES)
     matrix = s / (1 + np.multiply.outer(m, s))
     rows = [matrix / right[:, None], 30 * s[None] / values.sum(), np.full((1, VALUES), 30 / p)]
@@ -183,6 +209,54 @@ def _population(values, N: int, p: int):
     system = np.hstack([np.concatenate(rows), slack])
     counts, _ = nnls(system, np.concatenate([np.ones(EQUATIONS), [30.0, 30.0]]))
     return s, counts[:-1]
+
+
+def _together(s, X, K) -> Together:
+    """C of this module's head on the eigenvalues s."""
+    N, mean = len(K) if X is None else len(X), s.mean()
+    if N < FEWEST:
+        return Together(jnp.zeros((1, s.size)), jnp.zeros((1, 1)))
+    one, two = slice(None, N // 2), slice(N // 2, None)
+    parts = [_projected(X, K, *x) for x in ((one, two), (two, one))]
+    along = np.sort(np.concatenate([np.mean(Z**2, 0) for Z in parts]))
+    along = along[along > s[0] * SPAN]
+    share = np.cumsum(along / (along + FELT * mean))
+    middles = (np.arange(RANGES) + 0.5) / RANGES * share[-1]
+    centers = np.interp(middles, share, np.log(along))
+    covariance = sum(_covariance(centers, mean, Z) for Z in parts) / 2
+    return Together(jnp.asarray(_near(centers, s).T), jnp.asarray(covariance))
+
+
+def _near(centers, s):
+    """How far each s belongs to each of the ranges about `centers` in log s, (p, RANGES)."""
+    logs = np.log(np.maximum(s, np.finfo(float).tiny))
+    return np.stack([np.interp(logs, centers, row) for row in np.eye(len(centers))], -1)
+
+
+def _projected(X, K, own, other):
+    """Components of the points `other` along the eigenvectors of the points `own`, (., k)."""
+    if X is not None:
+        points = X[own]
+        if X.shape[1] < len(points):
+            return X[other] @ np.linalg.eigh(points.T @ points)[1]
+        gram, cross = points @ points.T, X[other] @ points.T
+    else:
+        gram, cross = K[own, own], K[other, own]
+    values, V = np.linalg.eigh(gram)
+    kept = values > values[-1] * SPAN
+    return cross @ (V[:, kept] / np.sqrt(values[kept]))
+
+
+def _covariance(centers, mean, Z):
+    """Means of C over pairs of ranges, (RANGES, RANGES), for components Z of points."""
+    s = np.mean(Z**2, 0)
+    Z, s = Z[:, s > 0] / np.sqrt(s[s > 0]), s[s > 0]
+    A = _near(centers, s) * (s / (s + FELT * mean))[:, None]
+    A = A / np.maximum(A.sum(0), np.finfo(float).tiny)
+    # Axes are not quite eigenvectors: Gaussian features have squares of their correlations.
+    squares = (Z.T @ Z / len(Z)) ** 2 - 1 / len(Z)
+    lengths = (Z**2 - 1) @ A
+    return lengths.T @ lengths / len(Z) - 2 * A.T @ squares @ A
 
 
 def _expand(values, counts, p: int, trace):

@@ -29,7 +29,7 @@ from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory.setting import check_spectral, is_zero
-from negmaml.theory.structured_equations import System
+from negmaml.theory.structured_equations import System, Together
 from negmaml.theory.structured_moments import expand_about, located
 from negmaml.theory.structured_spectrum import Eigenvalues, condensed
 from negmaml.theory.structured_spikes import largest_directions
@@ -49,6 +49,7 @@ class Situation:
     spectrum: s, o, d of `problem.modes` and the forms wanted after that of Sigma itself, condensed.
     still: those forms in directions without any input, in which nothing moves, (J,). The rest are
     scalars, all traced.
+    covariance: of `Together`, or None.
     ridged: whether the ridge may be above zero, static. unsplit: whether the outer loss is on the
         training points themselves, static; n_v is n_t then.
     """
@@ -60,6 +61,7 @@ class Situation:
     n_v: Any
     sigma: Any
     meta_ridge: Any
+    covariance: Any = None
     ridged: bool = static(default=False)
     unsplit: bool = static(default=False)
 
@@ -68,7 +70,9 @@ class Situation:
         pencil = rule.pencil_on(largest_of(self.spectrum, self.n_t))
         pencil = pencil.without_split() if self.unsplit else pencil
         numbers = self.m, self.n_t, self.n_v, self.sigma, self.meta_ridge
-        return System(*self.spectrum, *numbers, pencil)
+        ranges = self.spectrum.ranges
+        together = None if ranges is None else Together(ranges, self.covariance)
+        return System(*self.spectrum[:-1], *numbers, pencil, together)
 
 
 class Prediction(NamedTuple):
@@ -83,18 +87,24 @@ class Prediction(NamedTuple):
     converged: jax.Array
 
 
-def situated(s, o, d, weights, *numbers: Any, ridged: bool) -> Situation:
+def situated(s, o, d, weights, *numbers: Any, ridged: bool, together=None) -> Situation:
     """The situation of eigenvalues and weights of forms, (J, p), and the other numbers in order."""
     xp = namespace(s, o, d, weights)
     still = xp.sum(xp.where(s > 0, 0, weights * d), -1)
+    ranges, covariance = (None, None) if together is None else together
     # The first form is the reference of the resummation.
-    spectrum = condensed(s, o, d, xp.concatenate([s[None], weights]))
+    spectrum = condensed(s, o, d, xp.concatenate([s[None], weights]), ranges)
     m, n_t, n_v, sigma, meta_ridge = numbers
-    return Situation(spectrum, still, m, n_t, n_v, sigma, meta_ridge, ridged)
+    return Situation(spectrum, still, m, n_t, n_v, sigma, meta_ridge, covariance, ridged)
 
 
 def situation_of(
-    problem: MixedLinearRegression, train: Rule, meta_ridge, weights, unsplit: bool = False
+    problem: MixedLinearRegression,
+    train: Rule,
+    meta_ridge,
+    weights,
+    unsplit: bool = False,
+    together: Together | None = None,
 ):
     """(the situation, the rule), all of one dtype; or a clear error."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
@@ -103,8 +113,9 @@ def situation_of(
     dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
     n_v = problem.n_t if unsplit else problem.n_v
     numbers = problem.m, problem.n_t, n_v, problem.sigma, meta_ridge
-    spectrum = settled((s, o, d, weights), np.float64)
-    situation = situated(*spectrum, *numbers, ridged=not is_zero(meta_ridge))
+    *spectrum, together = settled((s, o, d, weights, together), np.float64)
+    ridged = not is_zero(meta_ridge)
+    situation = situated(*spectrum, *numbers, ridged=ridged, together=together)
     situation = dataclasses.replace(situation, unsplit=unsplit)
     if concrete((situation, train)):
         _check_pencil(situation, settled(train, dtype))
@@ -144,13 +155,19 @@ def spelled_out(problem: MixedLinearRegression) -> MixedLinearRegression:
 
 
 def predict(
-    problem: MixedLinearRegression, train: Rule, meta_ridge, weights, unsplit: bool = False
+    problem: MixedLinearRegression,
+    train: Rule,
+    meta_ridge,
+    weights,
+    unsplit: bool = False,
+    together: Together | None = None,
 ) -> Prediction:
     """Means of forms with `weights` (J, p) on the eigenvalues of Sigma, and the task error.
 
     unsplit: for an outer loss on the training points themselves; without the task error.
+    together: fourth moments of inputs that are not Gaussian, on the eigenvalues of Sigma.
     """
-    return predict_traced(*situation_of(problem, train, meta_ridge, weights, unsplit))
+    return predict_traced(*situation_of(problem, train, meta_ridge, weights, unsplit, together))
 
 
 def predict_traced(at: Situation, rule: Rule) -> Prediction:

@@ -34,6 +34,17 @@ from negmaml._core.numerics import contract
 from negmaml.rules.pencil import Pencil
 
 
+class Together(NamedTuple):
+    """How squared lengths x_k^2/s_k of inputs along the eigenvectors vary together.
+
+    Their covariance, less that of Gaussian inputs, is the sum of
+    ranges_ak covariance_ab ranges_bl; ranges (J, k), covariance (J, J).
+    """
+
+    ranges: jax.Array
+    covariance: jax.Array
+
+
 class System(NamedTuple):
     """One training set as this theory sees it; everything is real and traced.
 
@@ -42,6 +53,7 @@ class System(NamedTuple):
     d: squared components of omega_0 - w0, summed over equal eigenvalues, (k,).
     weights: the quadratic forms of omega* - w0 wanted, by their values on the eigenvalues, (J, k).
     m, n_t, n_v, sigma, ridge: as in the problem. pencil: of the rule.
+    together: fourth moments of inputs that are not Gaussian; None for those that are.
     """
 
     s: jax.Array
@@ -55,6 +67,7 @@ class System(NamedTuple):
     sigma: jax.Array
     ridge: jax.Array
     pencil: Pencil
+    together: Together | None = None
 
 
 class Marginal(NamedTuple):

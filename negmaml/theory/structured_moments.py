@@ -32,6 +32,7 @@ from negmaml._core.numerics import contract
 from negmaml.theory.structured_equations import (
     Marginal,
     System,
+    Together,
     along_f,
     bases,
     bordered,
@@ -278,12 +279,36 @@ def _slopes_of_F(system: System, T, mean, spread, v):
 
     Q_all = (m - 1) * Q[0] + Q[1]
     in_T = _weigh(Q_all[:-1, :-1], m * Q_a) @ T.ravel() / system.n_t
-    return (
+    found = (
         -in_T.reshape(T.shape),
         -_in_overlaps(system, own, (m - 1) * N[0] + N[1], m * N_a),
         -_in_overlaps(system, between, (m - 1) * (N[1] - N[0]), None),
         Q_all[-1, -1] * queries,
     )
+    if system.together is None:
+        return found
+    own_T, own_G, own_rows = _slopes_of_fourth(system, system.together, T, own, queries)
+    return found[0] + own_T, found[1] + own_G, found[2], found[3] + own_rows
+
+
+def _slopes_of_fourth(system: System, together: Together, T, own, queries):
+    """Of the fourth moments' part of F, in T, in G within a task and in rows.
+
+    It is - m sum_ab C_ab {tr T q_a T q_b/n_t + (e^T q_a e)(e^T q_b e)/n_v}/2 with q = sum s_k G_k
+    over each range of `Together`, whose covariance is C.
+    """
+    pencil, m = system.pencil, system.m
+    ranges, covariance = together
+    inner, _, corner = parts(pencil, own)
+    weights = ranges * (system.count * system.s)
+    q, corner = contract("ijk,ak->aij", inner, weights), weights @ corner
+    mixed, mixed_corner = contract("ab,bij->aij", covariance, q), covariance @ corner
+    pulled = jax.vmap(lambda q: embedded(pencil, T @ q @ T) / system.n_t)(mixed)
+    at_end = np.diag(tested(pencil)).astype(pulled.dtype)
+    pulled = pulled + queries * mixed_corner[:, None, None] * at_end
+    in_T = -m / system.n_t * jnp.sum(q @ T @ mixed, 0)
+    in_G = -m * contract("aij,ak->ijk", pulled, weights)
+    return in_T, in_G, m * queries * (corner @ mixed_corner)
 
 
 def _weigh(even, odd):

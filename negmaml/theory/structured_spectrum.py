@@ -23,43 +23,48 @@ SHORTEST = 32
 
 
 class Eigenvalues(NamedTuple):
-    """s, falling, count, o, d, (k,), and weights, (J, k), as in `structured_equations.System`."""
+    """s, falling, count, o, d, (k,), weights and the ranges of `Together` or None, (J, k).
+
+    As in `structured_equations.System`.
+    """
 
     s: Any
     count: Any  # type: ignore[assignment]
     o: Any
     d: Any
     weights: Any
+    ranges: Any = None
 
 
-def condensed(s, o, d, weights) -> Eigenvalues:
+def condensed(s, o, d, weights, ranges=None) -> Eigenvalues:
     """One or more eigenvalues in place of every few; eigenvalues of zero count as none.
 
     Of NumPy's arrays on the host. Spectra are filled up with zeros, so that one program serves many
     p.
     """
-    xp = namespace(s, o, d, weights)
+    xp = namespace(s, o, d, weights, ranges)
     longer = max(SHORTEST, 2 ** math.ceil(math.log2(s.size))) - s.size if s.size <= LONGEST else 0
     if longer:
-        s, o, d, weights = (
-            xp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, longer)]) for x in (s, o, d, weights)
+        s, o, d, weights, ranges = (
+            None if x is None else xp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, longer)])
+            for x in (s, o, d, weights, ranges)
         )
     positive = s > 0
     count = xp.where(positive, xp.ones_like(s), 0)
     unit = xp.max(s)
     s = xp.where(positive, s, xp.where(unit > 0, unit, 1))
     o, d = xp.where(positive, o, 0), xp.where(positive, d, 0)
-    short = Eigenvalues(s, count, o, d, weights)
+    short = Eigenvalues(s, count, o, d, weights, ranges)
     return _falling(xp, short if s.size <= LONGEST else _two_nodes(xp, *short))
 
 
 def _falling(xp, found: Eigenvalues) -> Eigenvalues:
     """The largest first, eigenvalues of zero last."""
     order = xp.argsort(frozen(xp.where(found.count > 0, -found.s, 0)))
-    return Eigenvalues(*(values[..., order] for values in found))
+    return Eigenvalues(*(None if x is None else x[..., order] for x in found))
 
 
-def _two_nodes(xp, s, count, o, d, weights) -> Eigenvalues:
+def _two_nodes(xp, s, count, o, d, weights, ranges) -> Eigenvalues:
     logs = frozen(xp.log(s))
     low, high = xp.min(logs), xp.max(logs)
     width = xp.maximum(high - low, np.finfo(s.dtype).eps) / BINS
@@ -87,12 +92,15 @@ def _two_nodes(xp, s, count, o, d, weights) -> Eigenvalues:
     nodes, share = xp.where(flat, 0, nodes), xp.where(flat, 0.5, share)
 
     # Amounts on the two nodes with the sum and the mean of those on the eigenvalues.
-    amounts = xp.concatenate([xp.stack([count * o, d]), count * weights])
+    J, both = len(weights), [weights] if ranges is None else [weights, ranges]
+    amounts = xp.concatenate([xp.stack([count * o, d]), *(count * x for x in both)])
     amount, moment = total(xp.stack([amounts, amounts * off]))
     gap = xp.where(flat, 1, nodes[1] - nodes[0])
     upper = xp.where(flat, 0.5 * amount, (moment - nodes[0] * amount) / gap)
-    o, d, *weights = xp.concatenate([amount - upper, upper], -1)
+    o, d, *means = xp.concatenate([amount - upper, upper], -1)
 
     counts = (share * n).ravel()
     per = xp.where(counts > 0, counts, 1)
-    return Eigenvalues((center * (1 + nodes)).ravel(), counts, o / per, d, xp.stack(weights) / per)
+    o, d, weights = o / per, d, xp.stack(means[:J]) / per
+    ranges = None if ranges is None else xp.stack(means[J:]) / per
+    return Eigenvalues((center * (1 + nodes)).ravel(), counts, o, d, weights, ranges)

@@ -73,7 +73,7 @@ def largest_directions(system: System, root: Root, x: Marginal, slopes: Slopes):
         pick(system.s), *at, *moving
     )
     few = Direction(pick(system.s), pick(system.o), pick(_each(system.d, system.count)))
-    exact = _average(system, few, (own, own_t), root, velocity[0], rate)
+    exact = _average(system, few, own, own_t, root, velocity[0], rate)
     usable = jnp.isfinite(exact) & jnp.isfinite(first)
     both = pick(system.count) * jnp.where(usable, jnp.stack([first, exact]), 0)
     return tuple(both @ pick(system.weights).T)
@@ -83,10 +83,10 @@ def _each(sums, count):
     return sums / jnp.where(count > 0, count, 1)
 
 
-def _average(system: System, at: Direction, own, root: Root, T_t, rate):
+def _average(system: System, at: Direction, own, own_t, root: Root, T_t, rate):
     """D over the law of c, less its value at c = 1 with T, (k,)."""
     c, share = chi_square(system.n_t)
-    without = _taken_out(system, at.s, *own, root.T, T_t)
+    without = _taken_out(system, at.s, own, own_t, root.T, T_t)
     # The points of the law, and c = 1.
     T, T_t = (
         jnp.moveaxis(jnp.stack([*[x] * POINTS, jnp.broadcast_to(y, x.shape)]), (0, 1), (-2, -1))

@@ -1,5 +1,6 @@
 """Moments of features: spectra corrected for few points, fourth moments, and what they predict."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def test_sums_over_the_corrected_spectrum_are_those_of_the_truth(name, N):
 def test_a_kernel_matrix_tells_what_features_do():
     X = sample(SPECTRA["power"], 50)
     of_features, of_kernel = feature_moments(X), feature_moments(kernel=X @ X.T, p=P)
-    for one, other in zip(of_features, of_kernel, strict=True):
+    for one, other in zip(*map(jax.tree.leaves, (of_features, of_kernel)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
@@ -62,6 +63,19 @@ def test_the_fourth_moment_sees_the_spread_of_lengths(N):
     assert spread.kurtosis / plain.kurtosis == pytest.approx(
         np.mean(lengths**4) / np.mean(lengths**2) ** 2, rel=0.1
     )
+
+
+@pytest.mark.parametrize("name", ("power", "identity"))
+def test_features_of_random_length(name):
+    """The spectrum is that of all lengths together, and squared lengths vary alike everywhere."""
+    s, N = SPECTRA[name], 240
+    squares = np.random.default_rng(5).permutation(np.repeat([0.4, 1.6], N // 2))
+    found = feature_moments(sample(s, N) * np.sqrt(squares)[:, None])
+    for there, here in zip(freedom(s, s.mean()), freedom(found.s, s.mean()), strict=True):
+        assert here == pytest.approx(there, rel=0.12)
+    ranges, covariance = found.together
+    some = np.asarray(ranges) @ (s / (s + s.mean()) / np.sum(s / (s + s.mean())))
+    assert some @ covariance @ some == pytest.approx(squares.var(), rel=0.3)
 
 
 def test_many_points_give_the_exact_moments():
@@ -79,7 +93,8 @@ def test_gaussian_features_predict_what_their_problem_does():
     options = dict(m=4, n_t=20, n_v=5, n_r=10, sigma=0.5, nu=1.0)
     problem = found.problem(**options)
     s = found.s
-    gaussian = found._replace(fourth=s * np.sum(s**2) + 2 * s**3)
+    none = found.together._replace(covariance=np.zeros_like(found.together.covariance))
+    gaussian = found._replace(fourth=s * np.sum(s**2) + 2 * s**3, together=none)
     train, adapt = nm.GradientDescent(-0.2), nm.GradientDescent(np.array([-0.1, 0.0, 0.1]))
     np.testing.assert_allclose(
         gaussian.test_loss(problem, train, adapt),
