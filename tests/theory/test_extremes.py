@@ -243,6 +243,11 @@ def scanned(rule, n, p):
     return rule.with_tuned(np.concatenate([-positive[::-1], [0.0], positive]))
 
 
+def beaten(scan):
+    """What the best rate must not exceed: 0.1% more, and below the smallest number all are equal."""
+    return 1.001 * float(np.min(scan)) + float(np.finfo(scan.dtype).tiny)
+
+
 @pytest.mark.parametrize("double", (True, False))
 @pytest.mark.parametrize("count", (8, pytest.param(200, marks=pytest.mark.slow)))
 def test_no_scan_beats_the_best_rates(count, double):
@@ -253,8 +258,8 @@ def test_no_scan_beats_the_best_rates(count, double):
             options = {"meta_ridge": ridge}
             best = rule.with_tuned(best_train_rate(problem, rule, **options))
             scan = loss_of(problem, scanned(rule, problem.n_t, problem.p), still, **options)
-            assert float(loss_of(problem, best, still, **options)) <= 1.001 * float(np.min(scan))
+            assert float(loss_of(problem, best, still, **options)) <= beaten(scan)
             step, rule = nm.GradientDescent(-0.1), FAMILIES[i // 2 % len(FAMILIES)]
             best = rule.with_tuned(best_adapt_rate(problem, step, rule, **options))
             scan = loss_of(problem, step, scanned(rule, problem.n_r, problem.p), **options)
-            assert float(loss_of(problem, step, best, **options)) <= 1.001 * float(np.min(scan))
+            assert float(loss_of(problem, step, best, **options)) <= beaten(scan)
