@@ -92,7 +92,10 @@ def distance(
     Without ridge the mean is infinite where |n_v m - p| <= 1 (and just beyond, where the
     correction's own pole lies), and for a single task with n_v >= p whose filter has a zero within
     the spectrum: infinity is returned. It is never NaN: filters of steep rules are taken by their
-    logarithms, and what is too large for a number is infinite. The equation is at the head of
+    logarithms, and what is too large for a number is infinite; an infinite mean has no slope, zero.
+    `Proximal(0.0)` without ridge may be a jump: what it lets pass vanishes, so that training stays
+    where it starts, while every strength next to zero trains; the slope there is that of the labels
+    alone. The equation is at the head of
     `negmaml.theory.proportional`; `task_error` gives the same theory's other number.
     """
     meta_ridge, train = checked(problem, meta_ridge, train=train)

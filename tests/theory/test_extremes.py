@@ -244,7 +244,7 @@ def scanned(rule, n, p):
 
 
 def beaten(scan):
-    """What the best rate must not exceed: 0.1% more; below the smallest number all are equal."""
+    """What the best may not exceed: 0.1% more, and below the smallest number all are equal."""
     return 1.001 * float(np.min(scan)) + float(np.finfo(scan.dtype).tiny)
 
 
