@@ -25,7 +25,7 @@ hence 1/(1 - 3 x s), with x s the pole of the mean.
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,8 @@ def _root(variance):
     """The root of a variance, which rounding may put below zero, with a derivative there too."""
     xp = namespace(variance)
     some = variance > 0
-    return xp.where(some, xp.sqrt(xp.where(some, variance, 1.0)), 0.0)
+    without = xp.where(variance <= 0, 0.0, xp.inf)  # no number is no deviation of zero
+    return xp.where(some, xp.sqrt(xp.where(some, variance, 1.0)), without)
 
 
 def runs_needed(
@@ -194,28 +195,36 @@ def _of_views(views: tuple[View, ...], ridged: bool):
     values = [moments_of(*pair) for pair in zip(views, found, strict=True)]
     factors = [_growth(one, views[0].tasks.ridge > 0) for one in values]
     (one, factor_1), (two, factor_2) = ((found[k], factors[k]) for k in (0, -1))
-    seen = [_in_units_of_distance(each) for each in (one, two)]
-    mixed = covariance_of_loss(seen, [one.point, two.point])
-    covariance = mixed / (one.point.slope * two.point.slope)
+    (seen_1, size_1), (seen_2, size_2) = (_balanced(each) for each in (one, two))
+    mixed = covariance_of_loss([seen_1, seen_2], [one.point, two.point])
+    covariance = mixed / (one.point.slope * two.point.slope * size_1**2 * size_2**2)
     xp = namespace(covariance)
     growth = factor_1 * factor_2
     without = xp.isinf(growth) & (covariance != 0)
     grown = xp.where(without, xp.inf, covariance * xp.where(xp.isinf(growth), 1.0, growth))
-    return grown, tuple(each.log_amplitude for each in seen), values[0].distance
+    units = tuple(
+        seen.log_amplitude + xp.log(size) for seen, size in ((seen_1, size_1), (seen_2, size_2))
+    )
+    return grown, units, values[0].distance
 
 
-def _in_units_of_distance(found: Solved) -> Seen:
-    """Its amplitudes such that the distance is one, of which the square is a number."""
+def _balanced(found: Solved) -> tuple[Seen, Any]:
+    """With amplitudes between the largest and the distance, so that squares of both are numbers.
+
+    And the root of the distance in these units, for the covariance relative to the distances, one
+    where it is zero.
+    """
     seen = found.seen
     limit = frozen(leading(seen, found.point)[0])
     xp = namespace(limit)
-    unit = xp.sqrt(xp.where(limit > 0, limit, 1.0))
-    return seen._replace(
+    unit = xp.sqrt(xp.sqrt(xp.where(limit > 0, limit, 1.0)))
+    scaled = seen._replace(
         sigma=seen.sigma / unit,
         offset=seen.offset / unit / unit,
         a=tuple(a / unit[..., None] for a in seen.a),
         log_amplitude=seen.log_amplitude + xp.log(unit),
     )
+    return scaled, unit
 
 
 _traced_of_views = quick_jit(_of_views, static_argnames="ridged")
