@@ -68,11 +68,24 @@ class Situation:
     def system(self, rule: Rule) -> System:
         """With a rule of scalar parameters."""
         pencil = rule.pencil_on(largest_of(self.spectrum, self.n_t))
-        pencil = pencil.without_split() if self.unsplit else pencil
+        if self.unsplit:
+            pencil = dataclasses.replace(pencil, coupling=pencil.coupling * self._felt())
+            pencil = pencil.without_split()
         numbers = self.m, self.n_t, self.n_v, self.sigma, self.meta_ridge
         ranges = self.spectrum.ranges
         together = None if ranges is None else Together(ranges, self.covariance)
         return System(*self.spectrum[:-1], *numbers, pencil, together)
+
+
+    def _felt(self):
+        """Zero where an outer loss on the training points does not see the rule, else one.
+
+        Without ridge and with fewer points than directions omega* fits the labels themselves,
+        whatever the rule: rows and labels are both multiplied by b(K), which has an inverse. The
+        equations have spurious roots there if b vanishes within the spectrum.
+        """
+        seen = (self.m * self.n_v >= jnp.sum(self.spectrum.count)) | (self.meta_ridge > 0)
+        return jnp.where(seen, 1.0, 0.0).astype(self.spectrum.s.dtype)
 
 
 class Prediction(NamedTuple):
