@@ -76,7 +76,6 @@ class Situation:
         together = None if ranges is None else Together(ranges, self.covariance)
         return System(*self.spectrum[:-1], *numbers, pencil, together)
 
-
     def _felt(self):
         """Zero where an outer loss on the training points does not see the rule, else one.
 
