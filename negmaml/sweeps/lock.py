@@ -85,9 +85,11 @@ def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
     )  # says who writes; one that is cut off leaves it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        patience = time.monotonic() + BEAT
         while not _acquired(lock):
-            holder = writer.read_text() if writer.exists() else ""
-            if not (what and what in holder):
+            holder = _text(writer)
+            unsaid = not holder and time.monotonic() < patience  # it has just begun, or just ends
+            if not (what and (what in holder or unsaid)):
                 raise _taken(url, holder)
             time.sleep(BEAT / 50)  # one that only opens it, and was slow to say that it lives
         left = writer.exists()
@@ -104,6 +106,14 @@ def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
             yield Lock(lambda: None, left)
     finally:
         lock.release()
+
+
+def _text(path: Path) -> str:
+    """Of a file that its writer may remove at any time."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _acquired(lock) -> bool:

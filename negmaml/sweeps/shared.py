@@ -177,3 +177,4 @@ def _leave(url: str, claims: Claims, seconds: float) -> None:
                 before = float(store.attributes.get("wall_seconds", 0.0))
                 store.describe({"wall_seconds": before + seconds})
             claims.leave()
+    claims.leave()  # also where the time could not be noted: nobody is to wait for this one

@@ -263,3 +263,34 @@ def test_an_array_job_says_its_part(monkeypatch):
 def test_status_of_no_store_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no store at"):
         nm.sweeps.status(str(tmp_path / "x.zarr"))
+
+
+def test_a_worker_that_cannot_note_its_time_leaves_all_the_same(path, alone, monkeypatch):
+    def taken(url):
+        raise lock.TakenError("another sweep")
+
+    right = shared._leave
+
+    def leave(url, own, seconds):
+        monkeypatch.setattr(shared.locks, "locked", lambda url, opening: taken(url))
+        right(url, own, seconds)
+
+    monkeypatch.setattr(shared, "_leave", leave)
+    work(path)
+    assert_whole(path, alone)
+
+
+def test_who_opens_a_store_waits_for_one_that_has_not_yet_said_so(path):
+    """A process that holds the lock of the disk, and is just about to write what it is."""
+    filelock = pytest.importorskip("filelock")
+    held = filelock.FileLock(f"{os.path.dirname(path)}/.x.zarr.lock", thread_local=False)
+    held.acquire()
+    timer = threading.Timer(lock.BEAT / 4, held.release)
+    timer.start()
+    with lock.locked(path, opening=True) as own:
+        assert not own.left
+    timer.join()
+    held.acquire()
+    with pytest.raises(lock.TakenError, match="just began"), lock.locked(path, opening=True):
+        pass
+    held.release()

@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("user_script.py")
 STRICT = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False}
 # Of other packages, whose own annotations are incomplete.
-THEIRS = ("linspace", "zeros")
+THEIRS = ("linspace", "normal", "zeros")
 
 
 def test_a_users_script_has_no_unknown_types_from_this_package(tmp_path):
