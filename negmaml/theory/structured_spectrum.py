@@ -89,14 +89,14 @@ def _two_nodes(xp, s, count, o, d, weights, ranges) -> Eigenvalues:
     half = xp.sqrt(safe + tilt**2)
     nodes = xp.stack([tilt - half, tilt + half])
     share = xp.stack([(half + tilt), (half - tilt)]) / (2 * half)
-    nodes, share = xp.where(flat, 0, nodes), xp.where(flat, 0.5, share)
+    nodes, share = xp.where(flat, 0, nodes), xp.where(flat, np.array([[1], [0]], s.dtype), share)
 
     # Amounts on the two nodes with the sum and the mean of those on the eigenvalues.
     J, both = len(weights), [weights] if ranges is None else [weights, ranges]
     amounts = xp.concatenate([xp.stack([count * o, d]), *(count * x for x in both)])
     amount, moment = total(xp.stack([amounts, amounts * off]))
     gap = xp.where(flat, 1, nodes[1] - nodes[0])
-    upper = xp.where(flat, 0.5 * amount, (moment - nodes[0] * amount) / gap)
+    upper = xp.where(flat, 0, (moment - nodes[0] * amount) / gap)
     o, d, *means = xp.concatenate([amount - upper, upper], -1)
 
     counts = (share * n).ravel()

@@ -75,7 +75,9 @@ def largest_directions(system: System, root: Root, x: Marginal, slopes: Slopes):
     few = Direction(pick(system.s), pick(system.o), pick(_each(system.d, system.count)))
     exact = _average(system, few, own, own_t, root, velocity[0], rate)
     usable = jnp.isfinite(exact) & jnp.isfinite(first)
-    both = pick(system.count) * jnp.where(usable, jnp.stack([first, exact]), 0)
+    before = jnp.cumsum(system.count) - system.count
+    treated = pick(jnp.clip(LARGEST - before, 0, system.count))  # of equal ones no more than these
+    both = treated * jnp.where(usable, jnp.stack([first, exact]), 0)
     return tuple(both @ pick(system.weights).T)
 
 
