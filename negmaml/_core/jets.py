@@ -178,11 +178,6 @@ def variables(x, numbers: list):
     return jets[0], jets[1:]
 
 
-def withoutvalue_of(jet: Jet, value) -> Jet:
-    """The jet with another value and its own derivatives."""
-    return Jet(jet.terms | {"": value})
-
-
 def with_value(jet, value) -> Jet:
     """The derivatives of a jet, or an array, with another value."""
     return Jet((jet.terms if isinstance(jet, Jet) else {}) | {"": value})

@@ -72,12 +72,16 @@ def meta_system(
 
 
 def one_step_system(data: Data, metric=None) -> OneStepSystem:
-    """The two coefficients of Phi and r in the rate of one gradient step."""
-    P = contract("ivp,itp->ivt", data.X_v, in_metric(data.X_t, metric)) / data.y_t.shape[1]
-    B = contract("ivt,itp->ivp", P, data.X_t)
-    c = contract("ivt,it->iv", P, data.y_t)
-    p = B.shape[-1]
-    return OneStepSystem(data.X_v.reshape(-1, p), B.reshape(-1, p), data.y_v.ravel(), c.ravel())
+    """The two coefficients of Phi and r in the rate of one gradient step.
+
+    Of several runs on leading axes likewise.
+    """
+    P = contract("...vp,...tp->...vt", data.X_v, in_metric(data.X_t, metric)) / data.y_t.shape[-1]
+    B = contract("...vt,...tp->...vp", P, data.X_t)
+    c = contract("...vt,...t->...v", P, data.y_t)
+    *runs, _, _, p = B.shape
+    A, B = (x.reshape(*runs, -1, p) for x in (data.X_v, B))
+    return OneStepSystem(A, B, *(x.reshape(*runs, -1) for x in (data.y_v, c)))
 
 
 def _response(data: Data, rule: Rule):
@@ -108,4 +112,4 @@ def in_metric(X, P):
             f"preconditioner must be (p,) or (p, p) on the linear model, with p = {X.shape[-1]}, "
             f"got shape {P.shape}"
         )
-    return contract("itp,pq->itq", X, P) if P.ndim == 2 else X * P
+    return contract("...p,pq->...q", X, P) if P.ndim == 2 else X * P

@@ -69,6 +69,11 @@ class System(NamedTuple):
     pencil: Pencil
     together: Together | None = None
 
+    @property
+    def start(self):
+        """d of each direction, where there are several of one eigenvalue, (k,)."""
+        return self.d / jnp.where(self.count > 0, self.count, 1)
+
 
 class Marginal(NamedTuple):
     """Per eigenvalue: phi (k,), r (d, k), K_c (d, d, k) of this module's head, and v (k,)."""

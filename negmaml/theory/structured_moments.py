@@ -65,11 +65,6 @@ class Expansion(NamedTuple):
     converged: jax.Array
 
 
-def expand(system: System, ridged: bool) -> Expansion:
-    """The two leading orders of all means; `ridged` says whether ridge may be > 0."""
-    return expand_about(system, *located(system, ridged))
-
-
 def limits(system: System, ridged: bool):
     """The leading order alone; infinite where no root was found, so that a search passes it by."""
     root, x, slopes = located(system, ridged)
@@ -78,14 +73,14 @@ def limits(system: System, ridged: bool):
 
 
 def located(system: System, ridged: bool) -> tuple[Root, Marginal, "Slopes"]:
-    """The root, one task at it, and how it moves."""
+    """The root, one task at it, and how it moves; `ridged` says whether ridge may be > 0."""
     root = solve(system, ridged)
     x = marginal(system, root.T, root.ell)
     return root, x, first_slopes(system, root, x)
 
 
 def expand_about(system: System, root: Root, x: Marginal, slopes: "Slopes") -> Expansion:
-    """`expand` where the root and its slopes are known."""
+    """The two leading orders of all means, from what is `located`."""
     limit, first = leading(system, root, x, slopes), first_order(system, root, x, slopes)
     product = root.ell * slopes.tau[ELL]
     fade = ((product - root.tau) / (product + root.tau)) ** 2
@@ -121,8 +116,8 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
     inverted = inverse(np.eye(R.shape[0], dtype=T.dtype) - R @ gram[:-1, :-1])
 
     nothing = jnp.zeros_like(x.v)[None]
-    start = system.d / jnp.where(system.count > 0, system.count, 1)
-    own = jnp.concatenate([jnp.ones_like(nothing), system.weights, nothing, nothing, start[None]])
+    others = system.weights, nothing, nothing, system.start[None]
+    own = jnp.concatenate([jnp.ones_like(nothing), *others])
     unit = jnp.asarray(np.eye(own.shape[0]), T.dtype)
     share = x.phi * x.v
     lift = system.o * ((1 - share) ** 2 + (system.m - 1) * share**2)

@@ -23,10 +23,7 @@ SHORTEST = 32
 
 
 class Eigenvalues(NamedTuple):
-    """s, falling, count, o, d, (k,), weights and the ranges of `Together` or None, (J, k).
-
-    As in `structured_equations.System`.
-    """
+    """As in `structured_equations.System`, with s falling, and the ranges of `Together` or None."""
 
     s: Any
     count: Any  # type: ignore[assignment]
@@ -101,6 +98,6 @@ def _two_nodes(xp, s, count, o, d, weights, ranges) -> Eigenvalues:
 
     counts = (share * n).ravel()
     per = xp.where(counts > 0, counts, 1)
-    o, d, weights = o / per, d, xp.stack(means[:J]) / per
+    weights = xp.stack(means[:J]) / per
     ranges = None if ranges is None else xp.stack(means[J:]) / per
-    return Eigenvalues((center * (1 + nodes)).ravel(), counts, o, d, weights, ranges)
+    return Eigenvalues((center * (1 + nodes)).ravel(), counts, o / per, d, weights, ranges)

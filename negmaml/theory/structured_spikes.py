@@ -26,13 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml.theory.structured_equations import (
-    Marginal,
-    System,
-    condition,
-    inverse,
-    tested,
-)
+from negmaml._core.factorisations import inverse
+from negmaml.theory.structured_equations import Marginal, System, condition, tested
 from negmaml.theory.structured_moments import Slopes, along_line, residuals
 from negmaml.theory.structured_saddle import Root
 
@@ -72,17 +67,13 @@ def largest_directions(system: System, root: Root, x: Marginal, slopes: Slopes):
     first, own, own_t = jax.vmap(lambda *of: _alone(system, root.T, velocity[0], rate, *of), -1)(
         pick(system.s), *at, *moving
     )
-    few = Direction(pick(system.s), pick(system.o), pick(_each(system.d, system.count)))
+    few = Direction(pick(system.s), pick(system.o), pick(system.start))
     exact = _average(system, few, own, own_t, root, velocity[0], rate)
     usable = jnp.isfinite(exact) & jnp.isfinite(first)
     before = jnp.cumsum(system.count) - system.count
     treated = pick(jnp.clip(LARGEST - before, 0, system.count))  # of equal ones no more than these
     both = treated * jnp.where(usable, jnp.stack([first, exact]), 0)
     return tuple(both @ pick(system.weights).T)
-
-
-def _each(sums, count):
-    return sums / jnp.where(count > 0, count, 1)
 
 
 def _average(system: System, at: Direction, own, own_t, root: Root, T_t, rate):

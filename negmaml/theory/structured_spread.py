@@ -29,6 +29,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.compilation import quick_jit
+from negmaml._core.factorisations import inverse
 from negmaml._core.numerics import contract
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, flat_batch
@@ -45,7 +46,6 @@ from negmaml.theory.structured_equations import (
     System,
     bases,
     embedded,
-    inverse,
     moved,
 )
 from negmaml.theory.structured_moments import (
