@@ -69,7 +69,7 @@ def tree_text(tree) -> str:
 
 
 def mean_text(values) -> str:
-    """Mean and standard error of the finite numbers there are, "1.23 ± 0.04 (n = 100)"."""
+    """Mean and standard error of independent numbers, "1.23 ± 0.04 (n = 100)"; finite ones only."""
     if isinstance(values, jax.core.Tracer):
         return "traced"
     numbers = np.asarray(values, float).ravel()
@@ -77,5 +77,31 @@ def mean_text(values) -> str:
     lost = f", {numbers.size - finite.size} not finite" if finite.size < numbers.size else ""
     if finite.size == 0:
         return f"none finite (n = {numbers.size})"
-    error = f" ± {finite.std(ddof=1) / finite.size**0.5:.2g}" if finite.size > 1 else ""
-    return f"{finite.mean():.4g}{error} (n = {finite.size}{lost})"
+    return f"{_with_error(finite)} (n = {finite.size}{lost})"
+
+
+def mean_range_text(values, samples: str) -> str:
+    """The lowest and the highest mean over the last axis, whose entries are independent samples.
+
+    Entries along all other axes may share their random numbers, so they are never pooled: each
+    mean has the standard error of its own row.
+    """
+    if isinstance(values, jax.core.Tracer) or np.ndim(values) < 2:
+        return mean_text(values)
+    rows = np.asarray(values, float).reshape(-1, np.shape(values)[-1])
+    if len(rows) == 1:
+        return mean_text(rows)
+    finite = [row[np.isfinite(row)] for row in rows]
+    lost = rows.size - sum(map(len, finite))
+    known = sorted((row for row in finite if len(row)), key=np.mean)
+    count = f"n = {rows.shape[1]} {samples} each" + (f", {lost} values not finite" if lost else "")
+    if not known:
+        return f"none finite ({count})"
+    ends = f"{_with_error(known[0])} to {_with_error(known[-1])}"
+    return f"{ends} over {len(rows)} rates ({count})"
+
+
+def _with_error(numbers) -> str:
+    """Mean and standard error of independent numbers."""
+    error = f" ± {numbers.std(ddof=1) / numbers.size**0.5:.2g}" if numbers.size > 1 else ""
+    return f"{numbers.mean():.4g}{error}"

@@ -11,7 +11,7 @@ from jax import lax
 
 from negmaml._core.checks import check_choice, check_count, check_key, check_nonnegative
 from negmaml._core.compilation import QuickJit, one_thread, quick_jit
-from negmaml._core.display import Table, displayed, mean_text, shape_text
+from negmaml._core.display import Table, displayed, mean_range_text, shape_text
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
@@ -54,8 +54,8 @@ class Simulation(NamedTuple):
         return Table(
             f"Simulation of {shape_text(self.test_loss)}: train, adapt, runs",
             [
-                ("test_loss", mean_text(self.test_loss)),
-                ("distance", mean_text(self.distance)),
+                ("test_loss", mean_range_text(self.test_loss, "runs")),
+                ("distance", mean_range_text(self.distance, "runs")),
                 ("reliable", _share_text(self.reliable)),
             ],
         )

@@ -14,7 +14,9 @@ from negmaml._core.display import Table, displayed, tree_text
 class Tasks(NamedTuple):
     """A batch of tasks: pytrees whose leaves lead with the task axis.
 
-    A pair (support, query) and a dict with these two entries are taken for it everywhere.
+    Wherever tasks are accepted, a pair (support, query) or a dict with these keys works too. A pair
+    of bare arrays that cannot be a support and a query of the same kind raises TypeError: it is
+    most likely the rows (x, y) of one set.
     """
 
     support: Any
@@ -29,15 +31,41 @@ class Tasks(NamedTuple):
 
 def as_tasks(tasks) -> Tasks:
     """Tasks of a pair or of a dict with support and query; TypeError for anything else."""
+    if isinstance(tasks, Tasks):
+        return tasks
     if isinstance(tasks, Mapping) and set(tasks) == {"support", "query"}:
         return Tasks(tasks["support"], tasks["query"])
     if isinstance(tasks, tuple | list) and len(tasks) == 2:
-        return Tasks(*tasks)
+        return _check_pair(Tasks(*tasks))
     held = f" with {sorted(map(str, tasks))}" if isinstance(tasks, Mapping) else ""
     raise TypeError(
         "tasks must be Tasks(support, query), a pair of them or a dict with 'support' and 'query', "
         f"got {type(tasks).__name__}{held}"
     )
+
+
+def _check_pair(tasks: Tasks) -> Tasks:
+    """Raise for bare arrays of unlike kinds: support and query differ in their number of rows only."""
+    if not _bare(tasks):
+        return tasks
+    kinds = [(jnp.ndim(x), jnp.shape(x)[2:], jnp.result_type(x)) for x in tasks]
+    if kinds[0] != kinds[1]:
+        raise TypeError(
+            f"tasks must be (support, query), got a pair of unlike arrays, {tree_text(tasks[0])} "
+            f"and {tree_text(tasks[1])}. {_PAIRS}; if these arrays are meant, pass "
+            "Tasks(support, query)"
+        )
+    return tasks
+
+
+def _bare(tasks: Tasks) -> bool:
+    return all(hasattr(part, "dtype") and hasattr(part, "shape") for part in tasks)
+
+
+_PAIRS = (
+    "A pair is read as (support, query), never as the rows (x, y) of one set: for these give "
+    "((x_support, y_support), (x_query, y_query))"
+)
 
 
 def leading_axis(name: str, tree) -> int:
@@ -53,7 +81,19 @@ def leading_axis(name: str, tree) -> int:
 
 
 def mean_over_tasks(block: Callable, tasks: Tasks, batch_size: int | None):
-    """The mean over tasks of what `block` sums, computed `batch_size` tasks at a time."""
+    """The mean over tasks of the sums that `block` returns, `batch_size` tasks at a time."""
+    try:
+        return _mean(block, tasks, batch_size)
+    except (TypeError, ValueError) as error:
+        if _bare(tasks):
+            error.add_note(
+                f"tasks has the arrays {tree_text(tasks.support)} as support and "
+                f"{tree_text(tasks.query)} as query. {_PAIRS}"
+            )
+        raise
+
+
+def _mean(block: Callable, tasks: Tasks, batch_size: int | None):
     count = leading_axis("tasks.support and tasks.query", tuple(tasks))
     size = count if batch_size is None else min(batch_size, count)
     whole = count // size * size

@@ -20,6 +20,7 @@ from negmaml._core.checks import (
     check_optional,
     shown,
 )
+from negmaml._core.display import shape_text
 from negmaml._core.extras import require
 from negmaml.training import checkpoint
 from negmaml.training.data import Batches
@@ -111,7 +112,7 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
             if batches and done < steps:
                 batches.prefetch(next_steps(done), length)
             told = "callback" in due and (offset + done, ledger.metrics(), whole(run, state.now))
-            if told and watch.callback(*told) is True:  # type: ignore[misc]
+            if told and _stops(watch.callback(*told)):  # type: ignore[misc]
                 state = state._replace(stopped=jnp.asarray(True))
             if store and "checkpoint" in due:
                 store.save(done, state, ledger.history(), place)
@@ -142,6 +143,18 @@ def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length
     if batches:
         batches.go_to(place, done)
     return store, done, state, history
+
+
+def _stops(answer) -> bool:
+    """Whether a callback asked to stop: True of Python, NumPy, JAX or torch."""
+    if not (isinstance(answer, bool) or str(getattr(answer, "dtype", "")).endswith("bool")):
+        return False
+    if np.size(answer) != 1:
+        raise ValueError(
+            "callback must return one truth value, or anything that is not one, got "
+            f"{shape_text(answer)}; use .any() or .all()"
+        )
+    return bool(answer)
 
 
 def _going(state: State) -> bool:

@@ -28,6 +28,7 @@ from negmaml.meta.stateful import Stateful
 from negmaml.training.carried import Carried
 from negmaml.training.data import Batches, check_sampler, number_of_steps, task_source
 from negmaml.training.host import Stretch, Watch, in_stretches
+from negmaml.training.programs import bound_programs, known_optimizer
 from negmaml.training.sharding import spread_over
 from negmaml.training.state import Fit, Point, Run, State, advance, begin, start, whole
 
@@ -80,7 +81,8 @@ def fit(
             the lowest. `evaluate` must return one number.
         callback: (step, metrics, params) -> anything, on the host every `callback_every` steps (1
             when left out). metrics["loss"] is the mean since the last call, "evaluation" and "aux"
-            are the latest. If it returns True the run stops.
+            are the latest. If it returns True the run stops; so does a true boolean of NumPy, JAX
+            or torch.
         state: a result of `fit` to go on from, with its optimizer state; `params` is not read
             then, and the steps are numbered from its own: fit(...100), then fit(..., 100,
             state=first), is fit(..., 200).
@@ -102,6 +104,9 @@ def fit(
     Returns `Fit`. When a loss, or a parameter after an update, is not finite, the run stops there,
     the parameters of the last finite loss are returned, and a warning says so (none inside jit and
     vmap). Functions are static: pass the same objects, or `Partial`s of them, to compile once.
+    Optimizers with equal programs count as the same object, so that optax.adam(1e-2) may be built
+    in a loop. The programs of the last 64 combinations of functions and optimizers are kept, about
+    9 MB each for a small model; beyond that all are dropped.
 
     What is wrong is found before anything is compiled. Raises TypeError or ValueError for
     parameters none of which is floating point or that do not fit the loss, a key that is
@@ -132,9 +137,10 @@ def fit(
     spread = spread_over(mesh, task_axis)
     point, carried = _beginning(params, state)
     run = Run(
-        key, _function("value_and_grad", value_and_grad), sample, _made(optimizer),
+        key, _function("value_and_grad", value_and_grad), sample, _made(optimizer, point.params),
         looks.function, looks.tasks, carried, looks.every, looks.patience, spread,
     )  # fmt: skip
+    bound_programs(run)
     _check_samplers(run)
     offset = 0 if state is None else point.step
     stretch = Stretch(offset, steps, None if batches is None else Batches(batches, spread))
@@ -212,8 +218,8 @@ def _function(name: str, function):
     return as_pytree(check_callable(name, function, "of (params, tasks)"))
 
 
-def _made(optimizer) -> Partial:
-    """A `Partial` that makes the optimizer."""
+def _made(optimizer, params) -> Partial:
+    """A `Partial` that makes the optimizer, or an earlier one with the same program."""
     if isinstance(optimizer, Partial):
         return optimizer
     if not isinstance(optimizer, optax.GradientTransformation):
@@ -221,7 +227,7 @@ def _made(optimizer) -> Partial:
             "optimizer must be an optax.GradientTransformation such as optax.adam(1e-3), or a "
             f"jax.tree_util.Partial that makes one, got {shown(optimizer)}"
         )
-    return Partial(_Given(optimizer))
+    return Partial(_Given(known_optimizer(optimizer, params)))
 
 
 class _Given(NamedTuple):

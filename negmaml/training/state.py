@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
-from negmaml._core.display import Table, displayed, mean_text, shape_text, tree_text
+from negmaml._core.display import Table, displayed, shape_text, tree_text
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.leaves import merge
 from negmaml.meta.misfit import Explained
@@ -52,20 +52,34 @@ class Fit(NamedTuple):
             return Table("Fit, traced", [("loss", shape_text(self.loss))])
         losses = np.asarray(self.loss, float)
         taken = losses[..., np.isfinite(losses).reshape(-1, losses.shape[-1]).any(0)]
-        last = taken[..., -max(taken.shape[-1] // 10, 1) :]
         ends = np.asarray([np.all(self.finite), np.any(self.stopped)])
         how = ("" if ends[0] else ", not all finite") + (", stopped early" if ends[1] else "")
         steps = sorted({int(s) for s in np.ravel(self.step)})
         rows = [
             ("params", tree_text(self.params)),
             ("updates", " to ".join(str(s) for s in dict.fromkeys((steps[0], steps[-1]))) + how),
-            ("loss", f"{shape_text(self.loss)}, last tenth {mean_text(last)}"),
+            ("loss", f"{shape_text(self.loss)}, {_tail_text(taken)}"),
         ]
         for name in ("aux", "evaluation"):
             value = getattr(self, name)
             if value is not None:
                 rows.append((name, tree_text(value)))
         return Table("Fit", rows)
+
+
+def _tail_text(losses) -> str:
+    """The mean of the last tenth of the steps, for each run of a batch.
+
+    No standard error: the steps of a run are not independent of each other.
+    """
+    if not losses.size:
+        return "none finite"
+    count = max(losses.shape[-1] // 10, 1)
+    rows = losses[..., -count:].reshape(-1, count)
+    known = [row[np.isfinite(row)].mean() for row in rows if np.isfinite(row).any()]
+    ends = f"{min(known):.4g} to {max(known):.4g} over {len(rows)} runs"
+    text = f"{known[0]:.4g}" if len(rows) == 1 else ends
+    return f"mean of the last {count} steps {text}"
 
 
 class Point(NamedTuple):

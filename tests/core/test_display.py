@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from negmaml._core.checks import check_key
-from negmaml._core.display import Table, displayed, mean_text, shape_text, tree_text
+from negmaml._core.display import (
+    Table,
+    displayed,
+    mean_range_text,
+    mean_text,
+    shape_text,
+    tree_text,
+)
 
 
 def test_a_table_is_aligned_and_escaped():
@@ -53,6 +60,16 @@ def test_means_have_errors_and_count_what_is_lost():
     assert mean_text([1.0, np.nan]) == "1 (n = 1, 1 not finite)"
     assert mean_text([np.nan]) == "none finite (n = 1)"
     assert jax.eval_shape(lambda x: (mean_text(x) == "traced") * x, 1.0).shape == ()
+
+
+def test_means_that_may_share_random_numbers_are_not_pooled():
+    text = "2 ± 1 to 5 ± 2 over 3 rates (n = 2 runs each)"
+    assert mean_range_text([[3.0, 7.0], [1.0, 3.0], [2.5, 3.5]], "runs") == text
+    assert mean_range_text(np.ones((1, 1, 4)), "runs") == "1 ± 0 (n = 4)"
+    assert mean_range_text([1.0, 3.0], "runs") == "2 ± 1 (n = 2)"
+    lost = mean_range_text([[3.0, np.nan], [1.0, 3.0]], "runs")
+    assert lost == "2 ± 1 to 3 over 2 rates (n = 2 runs each, 1 values not finite)"
+    assert mean_range_text([[np.nan], [np.inf]], "runs").startswith("none finite (n = 1 runs each")
 
 
 @pytest.mark.parametrize("key", (jax.random.key(0), jax.random.PRNGKey(0), np.zeros(2, np.uint32)))

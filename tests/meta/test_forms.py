@@ -279,3 +279,32 @@ def test_bad_input_is_named():
         nm.maml(loss, rule, inner_loss=3)
     with pytest.raises(TypeError, match="has_aux must be True or False"):
         nm.maml(loss, rule, has_aux=1)
+
+
+X, Y = jnp.ones((4, 6, 3)), jnp.ones((4, 6))
+
+
+def rows_loss(w, data):
+    x, y = data
+    return jnp.mean((x @ w - y) ** 2)
+
+
+@pytest.mark.parametrize(
+    "rows", ((X, Y), (X, Y[..., None]), [X, Y], (X, jnp.ones((4, 6, 3), int))), ids=str
+)
+def test_rows_are_not_taken_for_support_and_query(rows):
+    """A loss that indexes its data would take the pair in silence."""
+    mean = nm.maml_value_and_grad(lambda w, data: jnp.mean(data * w), nm.GradientDescent(0.1))
+    with pytest.raises(TypeError, match=r"tasks must be \(support, query\).*never as the rows"):
+        mean(jnp.float32(1), tuple(rows))
+
+
+def test_an_error_of_the_loss_says_how_the_pair_was_read():
+    with pytest.raises(ValueError) as raised:
+        nm.maml(rows_loss, nm.GradientDescent(0.1))(jnp.ones(3), (X, X))
+    assert "never as the rows (x, y)" in raised.value.__notes__[0]
+
+
+def test_unlike_arrays_are_tasks_when_they_are_named():
+    mean = nm.maml(lambda w, data: jnp.mean(data * w), nm.GradientDescent(0.0))
+    assert mean(jnp.float32(2), nm.Tasks(X, Y)) == mean(jnp.float32(2), (Y, Y)) == 2

@@ -56,6 +56,22 @@ def test_a_callback_that_returns_true_stops():
     assert "stopped early" in repr(result)
 
 
+@pytest.mark.parametrize("true", (np.bool_(True), np.array(True), jnp.array(True)), ids=repr)
+def test_a_true_boolean_of_any_library_stops(true):
+    result = train(callback=lambda step, *_: true if step == 2 else ~true)
+    assert int(result.step) == 2 and bool(result.stopped)
+
+
+@pytest.mark.parametrize("answer", (None, 1, "yes", 0.5, {"loss": 1}, np.float32(1)), ids=repr)
+def test_an_answer_that_is_no_boolean_does_not_stop(answer):
+    assert int(train(steps=2, callback=lambda *_: answer).step) == 2
+
+
+def test_an_array_of_booleans_is_no_answer():
+    with pytest.raises(ValueError, match="callback must return one truth value"):
+        train(callback=lambda *_: jnp.array([True, False]))
+
+
 def descending(params, _):
     return params, jnp.ones(())
 
