@@ -33,7 +33,6 @@ SETS = {
     "Chem97": ("mlmRev", "school", "score", ["gcsescore", "gender", "age"]),
     "ScotsSec": ("mlmRev", "primary", "attain", ["verbal", "sex", "social"]),
     "sleepstudy": ("lme4", "Subject", "Reaction", ["Days"]),
-    "MathAchieve": ("nlme", "School", "MathAch", ["SES", "Minority", "Sex", "MEANSES"]),
     "Produc": ("plm", "state", "gsp", ["pcap", "pc", "emp", "unemp"]),
 }
 LOGARITHMS = {"Produc": ["gsp", "pcap", "pc", "emp"]}  # a production function

@@ -45,7 +45,7 @@ def as_tasks(tasks) -> Tasks:
 
 
 def _check_pair(tasks: Tasks) -> Tasks:
-    """Raise for bare arrays of unlike kinds: support and query differ in their number of rows only."""
+    """Raise for bare arrays of unlike kinds: a support and a query differ in their rows only."""
     if not _bare(tasks):
         return tasks
     kinds = [(jnp.ndim(x), jnp.shape(x)[2:], jnp.result_type(x)) for x in tasks]

@@ -41,6 +41,8 @@ def known_optimizer(optimizer, params):
         digest = identify(program, shapes, jax.ShapeDtypeStruct((), jnp.float32)).digest
     except Exception:  # a program that cannot be compared, or an error that the run itself reports
         return optimizer
+    if len(_optimizers) == MAX_PROGRAMS:
+        _optimizers.clear()
     return _optimizers.setdefault((digest, structures[-1]), optimizer)
 
 
@@ -55,5 +57,4 @@ def bound_programs(run: Run) -> None:
         advance.clear_cache()
         start.clear_cache()
         _structures.clear()
-        _optimizers.clear()
     _structures[structure] = None

@@ -302,7 +302,7 @@ def test_rows_are_not_taken_for_support_and_query(rows):
 def test_an_error_of_the_loss_says_how_the_pair_was_read():
     with pytest.raises(ValueError) as raised:
         nm.maml(rows_loss, nm.GradientDescent(0.1))(jnp.ones(3), (X, X))
-    assert "never as the rows (x, y)" in raised.value.__notes__[0]
+    assert "never as the rows (x, y)" in raised.value.__notes__[-1]
 
 
 def test_unlike_arrays_are_tasks_when_they_are_named():
