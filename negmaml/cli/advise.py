@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from negmaml._core.display import printable
 from negmaml._core.extras import require
+from negmaml._core.paths import expanded
 from negmaml.advice import advise as advise_rows
-from negmaml.cli.output import check_writable
+from negmaml.cli.output import check_writable, console, say, say_written
 from negmaml.paper import figures
 
-console = Console()
 LEVELS = 50  # distinct texts of a column that become 0/1 columns
 QUICK = 20  # splits
 
@@ -57,12 +57,12 @@ def advise(
         quick: a fifth of the splits, and no theory.
         theory: whether to put the structured theory beside the data, and at other sizes.
     """
-    check_writable(out, "advice")
+    out = check_writable(out, "advice")
     imports = threading.Thread(target=_import_figures, daemon=True)
     imports.start()
     x, y, groups, notes = read(data, group, target, features)
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        say(note)
     columns = TextColumn("{task.description:<9}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("splitting", total=None)
@@ -79,8 +79,8 @@ def advise(
         imports.join()
         paths = figures.save(advice.plot(theory=theory), out, "advice")
         paths += _write(table, advice.report(theory=theory), out, notes)
-    console.print(advice.report(theory=theory), highlight=False, soft_wrap=True, markup=False)
-    console.print("wrote " + ", ".join(map(str, paths)), highlight=False, soft_wrap=True)
+    say(advice.report(theory=theory))
+    say_written(paths)
     return 0
 
 
@@ -100,7 +100,7 @@ def _write(table, report: str, out: Path, notes: list[str]) -> list[Path]:
     with figures.whole_file(stored) as partial:
         table.to_netcdf(partial, engine="scipy")
     with figures.whole_file(said) as partial:
-        partial.write_text("\n".join([*notes, "", report]).lstrip())
+        partial.write_text(printable("\n".join([*notes, "", report])).lstrip())
     return [stored, said]
 
 
@@ -135,6 +135,7 @@ def read(path: Path, group: str, target: str, features: str | None):
 
 
 def _opened(pandas, path: Path):
+    path = expanded("data", path)
     if not path.is_file():
         raise ValueError(f"data must be a CSV or Parquet file, found none at {str(path)!r}")
     if path.suffix.lower() in (".parquet", ".pq"):

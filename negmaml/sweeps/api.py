@@ -16,12 +16,12 @@ from negmaml._core.identity import check_version
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.claims import check_alone, parse_part
-from negmaml.sweeps.files import check_url
+from negmaml.sweeps.files import Address, check_url, check_writable
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.planning import Work, check_means, index_of, planned, prepare, regions
 from negmaml.sweeps.run import empty
 from negmaml.sweeps.shared import into_shared_store
-from negmaml.sweeps.stored import How, Means, into_store
+from negmaml.sweeps.stored import How, Means, finished, into_store
 
 if TYPE_CHECKING:
     import xarray
@@ -109,7 +109,7 @@ def sweep(
     {'p': 2, 'sigma': 2, 'seed': 5, 'train_rate': 3}
     """
     require("xarray", "sweep")
-    _check_options(store, client, part, extend, accept_changes)
+    url = _check_options(store, client, part, extend, accept_changes)
     part = None if part is None else parse_part(part)
     check_version(version)
     check_means(memory, block, devices)
@@ -118,21 +118,26 @@ def sweep(
         output_dims=output_dims,
     )  # fmt: skip
     with _teller(progress) as tell:
-        if store is None:
+        if url is None:
             return _in_memory(work, memory, block, devices, tell)
-        store = os.fspath(store)
-        with clusters.connected(client) as workers, _told_how_to_go_on(store):
+        how = How(extend, accept_changes, version)
+        try:
+            check_writable(url)
+        except OSError:
+            if (found := finished(work, url, how)) is None:
+                raise
+            return found
+        with clusters.connected(client) as workers, _told_how_to_go_on(url):
             means = Means(memory, block, devices, workers, tell)
-            how = How(extend, accept_changes, version)
             if part is not None:
-                return into_shared_store(work, store, part, means, how)
-            with locked(store) as lock:
-                left = check_alone(store) or lock.left
-                return into_store(work, store, replace(lock, left=left), means, how)
+                return into_shared_store(work, url, part, means, how)
+            with locked(url) as lock:
+                left = check_alone(url) or lock.left
+                return into_store(work, url, replace(lock, left=left), means, how)
 
 
-def _check_options(store, client, part, extend, accept_changes) -> None:
-    """That the options which are about a store are of their types, and go together."""
+def _check_options(store, client, part, extend, accept_changes) -> Address | None:
+    """The address of the store; raises unless the options about it are valid and go together."""
     if isinstance(jnp.zeros(()), jax.core.Tracer):
         raise TypeError(
             "sweep computes and stores when it is called; call it outside of jit, and put what "
@@ -143,8 +148,7 @@ def _check_options(store, client, part, extend, accept_changes) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}")
         if value and store is None:
             raise ValueError(f"{name}=True is about a store that is there; pass store=")
-    if store is not None:
-        check_url(store)
+    url = None if store is None else check_url(store)
     if part is not None:
         if store is None:
             raise ValueError("part is of a sweep that processes share in a store; pass store=")
@@ -158,6 +162,7 @@ def _check_options(store, client, part, extend, accept_changes) -> None:
                 "client must be a distributed.Client, or the address of a scheduler such as "
                 f"'tcp://localhost:8786', got {client!r}"
             )
+    return url
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from negmaml.sweeps.names import check_axis_name
 from negmaml.sweeps.parse import near
 
 SCALES = ("linear", "log")
@@ -44,14 +45,21 @@ def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any
     if not ranges:
         raise ValueError("random points need a range, such as rate={'low': -1, 'high': 1}")
     for name, given in ranges.items():
+        check_axis_name(name)
         _check(name, given)
     found: dict[tuple, dict[str, Any]] = {}
     for i in _numbers(int(n), ranges):
         point = {name: _draw(name, given, int(seed), i) for name, given in ranges.items()}
-        found.setdefault(tuple(point.values()), point)
+        found.setdefault(tuple(map(_single, point.values())), point)
         if len(found) == n:
             break
     return list(found.values())
+
+
+def _single(value: Any) -> Any:
+    """What float32 makes of a fraction: points that are one there would be one cell."""
+    single = isinstance(value, float) and abs(value) < np.finfo(np.float32).max
+    return float(np.float32(value)) if single else value
 
 
 def _numbers(n: int, ranges: Mapping[str, Any]) -> Iterator[int]:

@@ -18,11 +18,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from negmaml._core.paths import expanded
 from negmaml._core.registry import registered
 from negmaml.sweeps.functions import made
 from negmaml.sweeps.objects import imported, resolved
@@ -96,7 +96,7 @@ def arguments(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(path: str) -> dict[str, Any]:
-    file = Path(path)
+    file = expanded("spec", path)
     shipped = {f.name.removesuffix(".toml"): f for f in resources.files(EXAMPLES).iterdir()
                if f.name.endswith(".toml")}  # fmt: skip
     try:
