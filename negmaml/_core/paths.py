@@ -12,11 +12,12 @@ def expanded(name: str, path: str | os.PathLike[str]) -> Path:
     >>> expanded("out", "~/runs") == Path.home() / "runs"
     True
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        first = Path(path).parts[0]
+    given = os.fspath(path)
+    found = os.path.expanduser(given)
+    if found == given and given.startswith("~"):
+        user = Path(given).parts[0]
         raise ValueError(
-            f"{name} must be a path, got {os.fspath(path)!r}, and there is no user {first[1:]!r}; "
-            f"write ./{first} for a folder of that name"
-        ) from error
+            f"{name} must be a path, got {given!r}, and there is no user {user[1:]!r}; give the "
+            f"whole path of a folder that is named {user}"
+        )
+    return Path(found)

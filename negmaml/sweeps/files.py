@@ -60,7 +60,7 @@ def _remote_address(url: str) -> str | None:
     """A URL as its file system writes it; None for the root of one."""
     fsspec = require("fsspec", "sweep")
     protocol, _, rest = url.partition("://")
-    if (known := protocol.lower()) not in fsspec.available_protocols():
+    if (known := protocol.lower()) not in {*fsspec.available_protocols(), *fsspec.registry}:
         raise ValueError(
             f"store {url!r}: there is no file system {protocol!r}; use a path, or a URL such as "
             "s3://, gs://, az:// or memory://"
