@@ -294,7 +294,7 @@ def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: Grid) ->
 
 
 def _held_as(name: str, dtype: Any) -> str:
-    """The dtype of NumPy that holds all values of an output: there is none of fewer than 8 bits."""
+    """The dtype of NumPy that holds every value of an output: the least one, of 8 bits or more."""
     if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
         raise TypeError(
             f"output {name!r} holds {dtype}, which no array of NumPy does; return "

@@ -15,7 +15,7 @@ OWN = ("seed", "finite", "done", "completed", "self")  # of the dataset and its 
 RESERVED = ("key", *OWN, POINT)
 IN_PATHS, NOT_IN_FILES = "/\\", ':*?"<>|'  # what parts paths, and what some systems refuse
 FILE_OF_GROUP = "zarr.json"
-LONGEST = 100  # bytes, so that a name and what is put behind it make the name of a file
+LONGEST = 100  # bytes; file systems allow 255, of which zarr needs some for names of its own
 
 
 def check_axis_name(name: Any) -> None:
@@ -82,13 +82,13 @@ def check_outputs(dims: Mapping[str, Mapping[str, int]], grid: Grid) -> None:
     dims: for each output its own dims and their sizes, in order.
     """
     axes = (*grid.axes, *grid.whole)
-    taken = {*grid.dims, *(axis.dim for axis in grid.whole), *(n for a in axes for n in a.names)}
     whole = {axis.dim for axis in grid.whole if axis.dim}
+    taken = {*grid.dims, *whole, *(name for axis in axes for name in axis.names)}
     if clash := taken & set(dims):
         raise ValueError(
             f"function returns {sorted(clash)}, names that the grid or the store uses; rename them"
         )
-    _check_unlike([*(name for name in taken if name), *dims], "NFC")
+    _check_unlike([*taken, *dims], "NFC")
     sizes: dict[str, tuple[str, int]] = {}
     for output, own in dims.items():
         for dim, size in own.items():

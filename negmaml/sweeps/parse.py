@@ -5,7 +5,9 @@ from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice, product
 from numbers import Integral, Real
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -81,19 +83,19 @@ def parse_grid(
 
 def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
     """A count n stands for 0 .. n - 1; otherwise distinct integers in [0, 2^32)."""
-    seeds = seeds.tolist() if hasattr(seeds, "tolist") else seeds  # type: ignore[attr-defined]
-    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, or a list of seeds, got {seeds!r}")
-        return tuple(range(_few(int(seeds))))
-    listed = isinstance(seeds, Iterable) and not isinstance(seeds, str | bytes | Mapping)
-    if hasattr(seeds, "__len__"):
-        _few(len(seeds))
-    values = tuple(islice(seeds, MOST_SEEDS + 1)) if listed else ()
+    given: Any = seeds.tolist() if isinstance(seeds, np.ndarray | jax.Array) else seeds
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        if given < 1:
+            raise ValueError(f"seeds must be at least 1, or a list of seeds, got {given!r}")
+        return tuple(range(_few(int(given))))
+    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    if hasattr(given, "__len__"):
+        _few(len(given))
+    values = tuple(islice(given, MOST_SEEDS + 1)) if listed else ()
     whole = values and all(isinstance(s, Integral) and not isinstance(s, bool) for s in values)
     if not whole or not all(0 <= s < 2**32 for s in values):
         raise ValueError(
-            f"seeds must be a count or integers from 0 to 2^32 - 1, got {shown(seeds)}"
+            f"seeds must be a count or integers from 0 to 2^32 - 1, got {shown(given)}"
         )
     _few(len(values))
     check_distinct("seeds", values)

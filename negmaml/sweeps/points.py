@@ -57,7 +57,7 @@ def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any
 
 
 def _single(value: Any) -> Any:
-    """What float32 makes of a fraction: points that are one there would be one cell."""
+    """A fraction rounded to float32: points that round to one would be one cell."""
     single = isinstance(value, float) and abs(value) < np.finfo(np.float32).max
     return float(np.float32(value)) if single else value
 

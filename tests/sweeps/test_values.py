@@ -13,6 +13,7 @@ import negmaml as nm
 from negmaml.sweeps import StoreError, merge, parse, random_points
 from negmaml.sweeps.parse import parse_grid, parse_seeds
 from negmaml.sweeps.run import Runner
+from tests.helpers import mostly_slow
 
 
 def scaled(key, x):
@@ -166,7 +167,7 @@ DTYPES = [("bfloat16", "float32"), *((n, "float32") for n in SMALL[:3]),
           *((n, n) for n in ("float16", "float32", "complex64", "bool", "int8"))]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dtype", "held"), DTYPES)
+@pytest.mark.parametrize(("dtype", "held"), mostly_slow(DTYPES, 0, 1, 4, 5, 10))
 def test_outputs_of_every_dtype_are_stored_as_they_are(dtype, held, tmp_path):
     """Those that NumPy does not have are held in the least one that has all their values."""
 
