@@ -1,5 +1,6 @@
 """A user's grid and seeds, checked and brought to one form."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -90,7 +91,7 @@ def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
         return tuple(range(_few(int(given))))
     listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
     if hasattr(given, "__len__"):
-        _few(len(given))
+        _few(_length(given))
     values = tuple(islice(given, MOST_SEEDS + 1)) if listed else ()
     whole = values and all(isinstance(s, Integral) and not isinstance(s, bool) for s in values)
     if not whole or not all(0 <= s < 2**32 for s in values):
@@ -100,6 +101,14 @@ def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
     _few(len(values))
     check_distinct("seeds", values)
     return tuple(map(int, values))
+
+
+def _length(values) -> int:
+    """The number of values, of which a range can have more than Python counts."""
+    try:
+        return len(values)
+    except OverflowError:
+        return sys.maxsize
 
 
 def _few(seeds: int) -> int:
@@ -144,9 +153,9 @@ def _axis(key, values) -> Axis:
         if isinstance(key, tuple):
             raise TypeError(f"grid: zipped axes {dim} need a list of tuples, got {values!r}")
         return Axis(None, names, ((as_value(dim, values),),))
-    if len(values) > MOST_VALUES:
+    if _length(values) > MOST_VALUES:
         raise ValueError(
-            f"grid: axis {dim!r} must have at most {MOST_VALUES:,} values, got {len(values):,}"
+            f"grid: axis {dim!r} must have at most {MOST_VALUES:,} values, got {_length(values):,}"
         )
     if len(values) == 0:
         raise ValueError(f"grid: axis {dim!r} is empty; give it a value or leave it out")

@@ -143,7 +143,7 @@ PANEL = SimpleNamespace(theory=np.ones(2), mean=np.ones(2), found=0.1, found_err
 
 @pytest.mark.parametrize("command", ["reproduce", "phases", "payoff"])
 def test_commands_of_figures_write_into_any_folder(command, folder, capsys, monkeypatch):
-    """Of which the computations are replaced by constants."""
+    """The computations are replaced by constants."""
     from negmaml.paper import netcdf, payoff, phases
 
     def save(figure, out, stem):

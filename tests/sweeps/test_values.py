@@ -54,6 +54,7 @@ NEXT = float(np.nextafter(np.float32(1), np.float32(2)))  # the number after 1 i
         ([1, True], {}, "got True twice"),
         (["a", "a\0"], {}, "no text of Unicode"),
         (["a\ud800"], {}, "no text of Unicode"),
+        (range(10**20), {}, "at most 10,000,000 values"),
         (range(10**12), {}, "at most 10,000,000 values, got 1,000,000,000,000"),
     ],
 )
@@ -121,6 +122,7 @@ def test_random_points_are_apart_in_float32(monkeypatch):
     [
         (10**12, "at most 10,000,000, got 1,000,000,000,000"),
         (2**70, "at most 10,000,000"),
+        (range(10**20), "at most 10,000,000"),
         (range(10**12), "at most 10,000,000, got 1,000,000,000,000"),
         (-1, "at least 1"),
         (-(10**12), "at least 1"),
