@@ -115,6 +115,8 @@ def read(path: Path, group: str, target: str, features: str | None):
     """
     pandas = require("pandas", "advice")
     frame = _opened(pandas, path)
+    frame.columns = [str(name) for name in frame.columns]
+    _check_distinct(frame, "data")
     given = [name.strip() for name in features.split(",")] if features is not None else None
     for option, names in (("group", [group]), ("target", [target]), ("features", given or [])):
         for name in names:
@@ -131,6 +133,7 @@ def read(path: Path, group: str, target: str, features: str | None):
             f"{frame[target].iloc[0]!r}; encode it first"
         )
     x = pandas.concat([_encoded(pandas, frame, name, notes) for name in used], axis=1)
+    _check_distinct(x, "features (texts become columns NAME_VALUE)")
     return x, y.to_numpy(float), frame[group].to_numpy(), notes
 
 
@@ -150,6 +153,13 @@ def _opened(pandas, path: Path):
     if frame.empty:
         raise ValueError(f"data must have rows, {str(path)!r} has none")
     return frame
+
+
+def _check_distinct(frame, what: str) -> None:
+    """Raise for two columns of one name."""
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise ValueError(f"{what} must have a name for each column, got {twice[0]!r} twice; rename")
 
 
 def _check_column(frame, option: str, name: str) -> None:

@@ -59,9 +59,11 @@ def sweep(
             axes, `("p", "m"): [(20, 2), (60, 3)]`; `"point": [{"a": 1, "b": 0.5}, ...]` lists
             points, as `nm.sweeps.random_points` draws them. A list of dicts is their union, along
             the dim `point`.
-        seeds: a count n for seeds 0 .. n - 1, or a list of integers.
-        store: a path or fsspec URL of a zarr store; in memory without one. Running the same call
-            again goes on where the last one stopped.
+        seeds: a count n for seeds 0 .. n - 1, or a list of integers from 0 to 2^32 - 1; at most
+            ten million.
+        store: a path, which may begin with `~`, or fsspec URL of a zarr store; in memory without
+            one. Running the same call again resumes it. All spellings of a path are one store. A
+            finished store is read where nothing can be written.
         root: seed of all random numbers. Those of a cell depend on `root`, its seed and the values
             of its axes, and on nothing else: not on the rest of the grid, blocks or devices.
         static: axes that set shapes or branches; by default integers, strings and truth values.
@@ -92,14 +94,20 @@ def sweep(
 
     Returns an `xarray.Dataset`, read lazily if there is a store. Dims are named by the grid, then
     `seed`, then those of the output; coordinates are the values. `finite` is False at cells with
-    a NaN or infinity, which are kept and stop nothing. Attributes say how it was made.
+    a NaN or infinity, which are kept and stop nothing. Attributes say how it was made. Outputs
+    that NumPy has no dtype for have the least one that holds all their values: float32 for bfloat16
+    and float8, int8 and uint8 for integers of fewer bits.
+
+    Axes, outputs and their dims share one space of names. Values of an axis must differ in the
+    dtype of JAX here: float32, or float64 with 64 bits enabled.
 
     A store knows its function by the program that JAX traces from it: constants, globals and
     attributes that it uses are a part of it, names are not.
 
-    Raises ValueError or TypeError for a grid, function or spec that is not right, `StoreError` for
-    a store of something else, ConnectionError for a scheduler that does not answer, and
-    OSError for a store that cannot be written: all but a full disk before anything is computed.
+    Raises ValueError or TypeError for a grid, function or spec that is not right, names that clash
+    and values that are one when rounded included; `StoreError` for a store of something else;
+    ConnectionError for a scheduler that does not answer; and OSError for a store that cannot be
+    written. All but a full disk are found before anything is computed.
 
     >>> import negmaml as nm
     >>> grid = {"p": [20, 30], "m": 2, "n_t": 10, "n_v": 2, "n_r": 10, "sigma": [0.1, 1.0],

@@ -21,6 +21,7 @@ from negmaml._core.registry import maker, registered
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.names import check_output_dims, check_output_name, check_outputs
 from negmaml.sweeps.parse import name_tuple, near
+from negmaml.sweeps.values import held_as
 
 
 @runtime_checkable
@@ -290,23 +291,7 @@ def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: Grid) ->
             f"output {name!r} has shape {shape.shape} and not the dims {dims} of sizes {whole}; "
             "name its dims with output_dims"
         )
-    return Output(name, dims, tuple(shape.shape), _held_as(name, shape.dtype))
-
-
-def _held_as(name: str, dtype: Any) -> str:
-    """The dtype of NumPy that holds every value of an output: the least one, of 8 bits or more."""
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
-        raise TypeError(
-            f"output {name!r} holds {dtype}, which no array of NumPy does; return "
-            "jax.random.key_data of keys"
-        )
-    if dtype == jax.dtypes.float0:
-        raise TypeError(f"output {name!r} is the derivative by an integer (float0), which is empty")
-    if np.dtype(dtype).kind in "biufc" and np.dtype(dtype).isbuiltin == 1:
-        return str(np.dtype(dtype))
-    if jnp.issubdtype(dtype, jnp.floating):
-        return "float32"
-    return "int8" if jnp.issubdtype(dtype, jnp.signedinteger) else "uint8"
+    return Output(name, dims, tuple(shape.shape), held_as(name, shape.dtype))
 
 
 def _text(found: tuple[Output, ...]) -> str:

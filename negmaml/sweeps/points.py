@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from negmaml.sweeps.names import check_axis_name
-from negmaml.sweeps.parse import near
+from negmaml.sweeps.parse import MOST_VALUES, near
 
 SCALES = ("linear", "log")
 FIELDS = ("low", "high", "scale", "integer")
@@ -42,6 +42,8 @@ def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any
             raise ValueError(
                 f"{name} of random points must be an integer >= {least}, got {value!r}"
             )
+    if n > MOST_VALUES:
+        raise ValueError(f"n of random points must be at most {MOST_VALUES:,}, got {n:,}")
     if not ranges:
         raise ValueError("random points need a range, such as rate={'low': -1, 'high': 1}")
     for name, given in ranges.items():

@@ -1,4 +1,4 @@
-"""Values of axes: plain numbers and texts that a program here can tell apart."""
+"""Values of axes, which a program has to tell apart, and dtypes of outputs, which NumPy has."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -116,3 +116,19 @@ def indistinct(axis: Axis, static: Collection[str], x64: bool) -> str:
             both = " and ".join(str(r[0] if len(r) == 1 else r) for r in (other, row))
             return f"axis {','.join(axis.names)} holds {both}, which are one in {dtype}"
     return ""
+
+
+def held_as(name: str, dtype: Any) -> str:
+    """The dtype of NumPy that holds every value of an output: the least one, of 8 bits or more."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"output {name!r} holds {dtype}, which no array of NumPy does; return "
+            "jax.random.key_data of keys"
+        )
+    if dtype == jax.dtypes.float0:
+        raise TypeError(f"output {name!r} is the derivative by an integer (float0), which is empty")
+    if np.dtype(dtype).kind in "biufc" and np.dtype(dtype).isbuiltin == 1:
+        return str(np.dtype(dtype))
+    if jnp.issubdtype(dtype, jnp.floating):
+        return "float32"
+    return "int8" if jnp.issubdtype(dtype, jnp.signedinteger) else "uint8"

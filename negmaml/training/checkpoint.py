@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import tempfile
 import warnings
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import optax
 from negmaml._core.extras import require
 from negmaml._core.identity import Identity, UnidentifiedError, difference, identify
 from negmaml.training.carried import split_arrays
+from negmaml.training.precision import as_now, as_written, kind
 from negmaml.training.state import Run, State, whole
 
 FORMAT = "negmaml.fit 2"
@@ -47,14 +47,14 @@ class Store:
                 self._check(meta)
                 rows = jax.tree.map(lambda x, n=step: np.zeros((n, *x.shape[1:]), x.dtype), shapes)
                 like = jax.tree.leaves((state, rows))
-                written = self._as_written(step, like, meta.get("arrays"))
+                written = as_written(self._name(step), like, meta.get("arrays"))
                 args = _ocp().args.StandardRestore(written)
                 leaves = self._restored(step, leaves=args).leaves
                 if meta.get("digest", digest := _digest(leaves)) != digest:
                     raise _DamageError(
                         f"{self._name(step)} is damaged (other numbers than written)"
                     )
-                leaves = list(map(_as_now, leaves, like))
+                leaves = list(map(as_now, leaves, like))
             except _DamageError as damage:
                 blame = blame or damage
                 self.damaged.append(step)
@@ -77,37 +77,10 @@ class Store:
         self.damaged = []
         leaves = jax.tree.leaves((state, history))
         meta = {"identity": self.identity, "place": place, "digest": _digest(leaves)}
-        meta["arrays"] = [_kind(leaf) for leaf in leaves]
+        meta["arrays"] = [kind(leaf) for leaf in leaves]
         args = _ocp().args
         parts = {"meta": args.JsonSave(meta), "leaves": args.StandardSave(leaves)}
         self.manager.save(step, args=args.Composite(**parts))
-
-    def _as_written(self, step: int, like: list, arrays: list | None) -> list:
-        """Templates of the leaves as they were written, whose dtypes may be others than now.
-
-        Raises ValueError for leaves of other shapes, or that cannot become what they are now.
-        """
-        if arrays is None:  # of a version that did not say
-            return like
-        now = [_kind(leaf) for leaf in like]
-        apart = [(a, b) for a, b in zip_longest(arrays, now) if a != b]
-        wrong = [pair for pair in apart if not _converts(*pair)]
-        if wrong:
-            then, asked = (
-                "no array" if kind is None else "{}{}".format(*kind) for kind in wrong[0]
-            )
-            raise ValueError(
-                f"{self._name(step)} holds other arrays than this run has: {then} then, {asked} "
-                f"now, {len(wrong)} of {len(now)} in all; nothing was changed; give another "
-                "directory, or parameters of the same shapes"
-            )
-        if apart:
-            kinds = " and ".join(sorted({f"{a[0]} to {b[0]}" for a, b in apart}))
-            warnings.warn(f"arrays of {self._name(step)} are converted: {kinds}", stacklevel=5)
-        return [
-            leaf if kind == own else np.zeros(kind[1], kind[0])
-            for leaf, kind, own in zip(like, arrays, now, strict=True)
-        ]
 
     def _check(self, meta) -> None:
         """Raise for a checkpoint of another run; warn if it is gone on from all the same."""
@@ -141,34 +114,6 @@ class Store:
 
     def _name(self, step: int) -> str:
         return f"checkpoint {step} in {str(self.manager.directory)!r}"
-
-
-def _kind(leaf) -> list:
-    """The dtype and shape of a leaf, as JSON has them."""
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    return [str(dtype), list(np.shape(leaf))]
-
-
-def _converts(then: list | None, now: list | None) -> bool:
-    """Whether an array becomes one of another dtype of its kind, as float32 does float64."""
-    if then is None or now is None or then[1] != now[1]:
-        return False
-    try:
-        both = np.dtype(then[0]), np.dtype(now[0])
-    except TypeError:  # keys
-        return False
-    return any(
-        all(jnp.issubdtype(dtype, kind) for dtype in both)
-        for kind in (jnp.floating, jnp.complexfloating, jnp.integer)
-    )
-
-
-def _as_now(leaf, like):
-    """A leaf that was read, in the dtype and place of the one that it replaces."""
-    if leaf.dtype == like.dtype:
-        return leaf
-    values = np.asarray(leaf).astype(like.dtype)
-    return jax.device_put(values, like.sharding) if isinstance(like, jax.Array) else values
 
 
 class _DamageError(Exception):

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, merge, parse, random_points
+from negmaml.sweeps import StoreError, merge, parse, random_points, spec
 from negmaml.sweeps.parse import parse_grid, parse_seeds
 from negmaml.sweeps.run import Runner
 from tests.helpers import mostly_slow
@@ -156,6 +156,20 @@ def test_seeds_of_many_kinds_are_taken(monkeypatch):
     monkeypatch.setattr(parse, "MOST_SEEDS", 5)
     with pytest.raises(ValueError, match="at most 5, got 6 or more"):
         parse_seeds(itertools.count())
+
+
+def test_no_other_count_is_beyond_all_bounds(tmp_path):
+    (tmp_path / "spec.toml").write_text(
+        'function = "linear"\nseeds = 1\n[grid]\nnu = { start = 0, stop = 1, num = 1000000000000 }'
+    )
+    calls = [
+        lambda: random_points(10**12, a={"low": 0, "high": 1}),
+        lambda: nm.sweep(scaled, {"x": 1.0}, 1, store=tmp_path / "x.zarr", part=(1, 10**12)),
+        lambda: spec.read(str(tmp_path / "spec.toml")),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"at most [\d,]+, got .*0,?000"):
+            call()
 
 
 def test_more_cells_than_flags_have_room_are_refused(never):

@@ -230,7 +230,7 @@ def test_missing_extras_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("spelling", ["{path}", "{path}/../run", "~/run", "link", "./run/"])
 def test_of_two_runs_in_a_directory_the_second_is_refused(spelling, tmp_path, monkeypatch):
-    """Whatever path it is given by; the first goes on undisturbed."""
+    """The path by which it is given does not matter, and the first run is undisturbed."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "run")
