@@ -246,6 +246,7 @@ def test_of_two_runs_in_a_directory_the_second_is_refused(spelling, tmp_path, mo
     assert not (tmp_path / "~").exists()
 
 
+@pytest.mark.slow
 def test_the_directory_of_a_run_that_was_killed_is_free(tmp_path):
     code = f"""
 import os, signal
@@ -265,13 +266,14 @@ def test_a_checkpoint_of_another_precision_is_converted_or_refused_by_name(tmp_p
     with jax.enable_x64(True):
         with pytest.raises(ValueError, match="belongs to another run, which differs in"):
             small(tmp_path / "a")
-        with pytest.warns(UserWarning, match=said):
+        with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match="as asked"):
             found = small(tmp_path / "a", checkpoint_of="any")
         assert found.params.dtype == found.loss.dtype == jnp.float64
         double = small(tmp_path / "b", steps=4)
     np.testing.assert_array_equal(found.params, np.float64(single.params))
     np.testing.assert_array_equal(found.loss, np.float64(single.loss))
-    with pytest.warns(UserWarning, match="are converted: float64 to float32"):
+    said = "are converted: float64 to float32"
+    with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match="as asked"):
         found = small(tmp_path / "b", steps=4, checkpoint_of="any")
     np.testing.assert_array_equal(found.params, np.float32(double.params))
 
