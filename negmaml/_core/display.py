@@ -25,21 +25,37 @@ class Table(NamedTuple):
     def text(self) -> str:
         """The title, and the rows indented and aligned below it."""
         lines = [*([self.columns] if self.columns else []), *self.rows]
+        lines = [[printable(cell) for cell in line] for line in lines]
         widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
         padded = [
             "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines
         ]
-        return "\n".join([self.title, *("  " + line.rstrip() for line in padded)])
+        return "\n".join([printable(self.title), *("  " + line.rstrip() for line in padded)])
 
     def html(self) -> str:
         """The same for a notebook."""
 
         def line(cells, tag):
-            return "".join(f"<{tag} style='text-align:left'>{escape(c)}</{tag}>" for c in cells)
+            return "".join(
+                f"<{tag} style='text-align:left'>{escape(printable(c))}</{tag}>" for c in cells
+            )
 
         head = f"<tr>{line(self.columns, 'th')}</tr>" if self.columns else ""
         body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in self.rows)
-        return f"<b>{escape(self.title)}</b><table>{head}{body}</table>"
+        return f"<b>{escape(printable(self.title))}</b><table>{head}{body}</table>"
+
+
+def printable(text: str) -> str:
+    r"""A text whose control characters, which could steer a terminal, are spelled out.
+
+    Ends of lines stay.
+
+    >>> printable("a\x1b[31m")
+    'a\\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def displayed(cls: C) -> C:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from negmaml._core.display import printable
+
 NAMES = {
     "advised": "best rates",
     "rate zero": "training rate zero, then adapting",
@@ -17,7 +19,7 @@ def text(advice, theory: bool) -> str:
     """One page: what to use, what it gains, what was done."""
     parts = [_use(advice), _verdict(advice), _table(advice)]
     parts += [_theory(advice)] if theory else []
-    return "\n\n".join([*parts, _done(advice)]) + "\n"
+    return printable("\n\n".join([*parts, _done(advice)])) + "\n"
 
 
 def _theory(advice) -> str:

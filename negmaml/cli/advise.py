@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from negmaml._core.display import printable
 from negmaml._core.extras import require
+from negmaml._core.paths import expanded
 from negmaml.advice import advise as advise_rows
-from negmaml.cli.output import check_writable
+from negmaml.cli.output import check_writable, console, say, say_written
 from negmaml.paper import figures
 
-console = Console()
 LEVELS = 50  # distinct texts of a column that become 0/1 columns
 QUICK = 20  # splits
 
@@ -57,12 +57,12 @@ def advise(
         quick: a fifth of the splits, and no theory.
         theory: whether to put the structured theory beside the data, and at other sizes.
     """
-    check_writable(out, "advice")
+    out = check_writable(out, "advice")
     imports = threading.Thread(target=_import_figures, daemon=True)
     imports.start()
     x, y, groups, notes = read(data, group, target, features)
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        say(note)
     columns = TextColumn("{task.description:<9}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("splitting", total=None)
@@ -79,8 +79,8 @@ def advise(
         imports.join()
         paths = figures.save(advice.plot(theory=theory), out, "advice")
         paths += _write(table, advice.report(theory=theory), out, notes)
-    console.print(advice.report(theory=theory), highlight=False, soft_wrap=True, markup=False)
-    console.print("wrote " + ", ".join(map(str, paths)), highlight=False, soft_wrap=True)
+    say(advice.report(theory=theory))
+    say_written(paths)
     return 0
 
 
@@ -100,7 +100,7 @@ def _write(table, report: str, out: Path, notes: list[str]) -> list[Path]:
     with figures.whole_file(stored) as partial:
         table.to_netcdf(partial, engine="scipy")
     with figures.whole_file(said) as partial:
-        partial.write_text("\n".join([*notes, "", report]).lstrip())
+        partial.write_text(printable("\n".join([*notes, "", report])).lstrip())
     return [stored, said]
 
 
@@ -115,6 +115,8 @@ def read(path: Path, group: str, target: str, features: str | None):
     """
     pandas = require("pandas", "advice")
     frame = _opened(pandas, path)
+    frame.columns = [str(name) for name in frame.columns]
+    _check_distinct(frame, "data")
     given = [name.strip() for name in features.split(",")] if features is not None else None
     for option, names in (("group", [group]), ("target", [target]), ("features", given or [])):
         for name in names:
@@ -131,10 +133,12 @@ def read(path: Path, group: str, target: str, features: str | None):
             f"{frame[target].iloc[0]!r}; encode it first"
         )
     x = pandas.concat([_encoded(pandas, frame, name, notes) for name in used], axis=1)
+    _check_distinct(x, "features (texts become columns NAME_VALUE)")
     return x, y.to_numpy(float), frame[group].to_numpy(), notes
 
 
 def _opened(pandas, path: Path):
+    path = expanded("data", path)
     if not path.is_file():
         raise ValueError(f"data must be a CSV or Parquet file, found none at {str(path)!r}")
     if path.suffix.lower() in (".parquet", ".pq"):
@@ -149,6 +153,13 @@ def _opened(pandas, path: Path):
     if frame.empty:
         raise ValueError(f"data must have rows, {str(path)!r} has none")
     return frame
+
+
+def _check_distinct(frame, what: str) -> None:
+    """Raise for two columns of one name."""
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise ValueError(f"{what} must have a name for each column, got {twice[0]!r} twice; rename")
 
 
 def _check_column(frame, option: str, name: str) -> None:

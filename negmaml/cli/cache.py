@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from negmaml._core.paths import expanded
+
 VARIABLE = "NEGMAML_CACHE"
 OFF = ("off", "0", "no", "false")
 
@@ -22,12 +24,12 @@ def keep_programs() -> Path | None:
     wanted = os.environ.get(VARIABLE, "")
     if wanted.lower() in OFF or getattr(jax.config, "jax_compilation_cache_dir", None):
         return None
-    folder = Path(wanted) if wanted else user_cache_path("negmaml") / "programs"
     try:
+        folder = expanded(VARIABLE, wanted) if wanted else user_cache_path("negmaml") / "programs"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError:
+    except (OSError, ValueError):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # JAX keeps what takes a second; even the smallest program is sooner read than compiled.

@@ -5,12 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 import negmaml
+from negmaml._core.display import printable
 from negmaml._core.extras import MissingExtraError
-from negmaml.cli.output import provenance
+from negmaml.cli.output import print_table, provenance
 
 # In which module a command is; all are imported for the list of them, or one that is not there.
 COMMANDS = {
@@ -34,11 +33,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _called(list(arguments))
     except (ValueError, TypeError, OSError, MissingExtraError) as error:
-        print(f"negmaml: {error}", file=sys.stderr)
+        print(f"negmaml: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         notes = getattr(stop, "__notes__", ["nothing half-written was left behind"])
-        print(f"negmaml: interrupted; {'; '.join(notes)}", file=sys.stderr)
+        print(f"negmaml: interrupted; {printable('; '.join(notes))}", file=sys.stderr)
         return 130
 
 
@@ -62,8 +61,5 @@ def _command(name: str) -> Callable[..., int]:
 
 def info() -> int:
     """Print versions, devices, dtype and precision."""
-    table = Table("what", "value")
-    for name, value in provenance().items():
-        table.add_row(name, value)
-    Console().print(table)
+    print_table(("what", "value"), provenance().items())
     return 0

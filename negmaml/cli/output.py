@@ -1,13 +1,48 @@
-"""Where a command writes, and what it says of itself there."""
+"""Where a command writes, and how: texts of users are printed as they are, never as markup."""
 
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
+from negmaml._core.display import printable
 from negmaml._core.extras import available
+from negmaml._core.paths import expanded
+
+console = Console(markup=False, emoji=False)
 
 
-def check_writable(folder: Path, extra: str = "figures") -> None:
-    """Fail before the work, not after it."""
+def say(text: str) -> None:
+    """Print lines that wrap only where the terminal wraps them."""
+    console.print(printable(text), highlight=False, soft_wrap=True)
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    note: str | None = None,
+    wrap: bool = True,
+) -> None:
+    """Print rows under the names of their columns, with a note below; cells wrap if need be."""
+    table = Table(title=None if title is None else printable(title), caption=note)
+    for column in columns:
+        table.add_column(printable(column), no_wrap=not wrap)
+    for row in rows:
+        table.add_row(*map(printable, row))
+    console.print(table)
+
+
+def say_written(paths: Iterable[Path]) -> None:
+    """Print which files a command has written."""
+    say("wrote " + ", ".join(map(str, paths)))
+
+
+def check_writable(folder: Path, extra: str = "figures") -> Path:
+    """The folder without `~`; raises OSError before the work if it cannot be written."""
+    folder = expanded("--out", folder)
     for package in ("matplotlib", "xarray", "scipy"):
         available(package, extra)
     try:
@@ -19,6 +54,7 @@ def check_writable(folder: Path, extra: str = "figures") -> None:
             f"--out must be a folder that can be written, got {str(folder)!r} "
             f"({error.strerror}); choose another with --out"
         ) from error
+    return folder
 
 
 def provenance() -> dict[str, str]:

@@ -8,15 +8,19 @@ from typing import Literal
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from negmaml.cli.output import check_writable, provenance
+from negmaml.cli.output import (
+    check_writable,
+    console,
+    print_table,
+    provenance,
+    say,
+    say_written,
+)
 from negmaml.paper.reproduce import PROBLEMS, RUNS, Panel, contents, experiments
 
 Figure = Literal["all", "overparameterized", "underparameterized", "nonlinear"]
-console = Console()
 
 
 def reproduce(
@@ -42,7 +46,7 @@ def reproduce(
     """
     imports = threading.Thread(target=_import_figures, daemon=True)
     imports.start()  # while XLA compiles
-    check_writable(out)
+    out = check_writable(out)
     if figure == "nonlinear":
         return _reproduce_nonlinear(out, seed, runs, quick)
     runs = RUNS if runs is None else runs
@@ -60,8 +64,8 @@ def reproduce(
         described = {name: json.dumps(asdict(PROBLEMS[name])) for name in done}
         settings = dict(seed=str(seed), runs=str(runs), evaluation=evaluation, **described)
         paths = _write(done, out, settings, "reproduction")
-    console.print(_agreement_table(done, "theory against simulation"))
-    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    _print_agreement(done, "theory against simulation")
+    say_written(paths)
     return 0
 
 
@@ -82,8 +86,8 @@ def _reproduce_nonlinear(out: Path, seed: int, runs: int | None, quick: bool) ->
     described = {"nonlinear": json.dumps(nonlinear.SETTING._asdict())}
     settings = dict(seed=str(seed), runs=str(runs), evaluation="sampled", **described)
     paths = _write(panels, out, settings, "nonlinear", points="networks", curve="exact, in kernel")
-    console.print(_agreement_table(panels, "exact solution in the kernel against networks"))
-    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+    _print_agreement(panels, "exact solution in the kernel against networks")
+    say_written(paths)
     return 0
 
 
@@ -95,7 +99,7 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
         seed: seed of the simulated points.
         runs: runs a simulated point.
     """
-    check_writable(out)
+    out = check_writable(out)
     from negmaml.paper import figures, netcdf
     from negmaml.paper.phases import contents as compute
 
@@ -109,8 +113,8 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
     paths = [*figures.save(figures.phases(values), out, "phases"), path]
     for name in ("best_by_data", "best_by_noise"):
         share = float((values[name] < 0).mean())
-        console.print(f"{name}: best training rate negative in {share:.1%} of the map")
-    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+        say(f"{name}: best training rate negative in {share:.1%} of the map")
+    say_written(paths)
     return 0
 
 
@@ -120,7 +124,7 @@ def payoff(out: Path = Path("payoff")) -> int:
     Args:
         out: folder for payoff.png, .svg and .nc (opens with xarray); made if missing.
     """
-    check_writable(out)
+    out = check_writable(out)
     from negmaml.paper import figures
     from negmaml.paper.payoff import payoff as compute
 
@@ -131,18 +135,17 @@ def payoff(out: Path = Path("payoff")) -> int:
     with figures.whole_file(path) as partial:
         dataset.to_netcdf(partial, engine="scipy")
     paths = [*figures.save(figures.payoff(dataset), out, "payoff"), path]
-    table = Table(
-        "map", "ridge", "over rate 0", "over the same rate", title="where it gains over 1%"
-    )
+    rows = []
     for name in ("noise", "data"):
         for ridge in ("none", "best"):
             shares = (
                 float((dataset[f"{what}_{name}"].sel(ridge=ridge) > 0.01).mean())
                 for what in ("over_zero", "over_same")
             )
-            table.add_row(name, ridge, *(f"{share:.0%}" for share in shares))
-    console.print(table)
-    console.print("wrote " + ", ".join(str(path) for path in paths), soft_wrap=True)
+            rows.append((name, ridge, *(f"{share:.0%}" for share in shares)))
+    columns = "map", "ridge", "over rate 0", "over the same rate"
+    print_table(columns, rows, "where it gains over 1%")
+    say_written(paths)
     return 0
 
 
@@ -167,10 +170,8 @@ def _write(
     return [*figures.save(figures.reproduction(panels, **labels), out, stem), path]
 
 
-def _agreement_table(results: dict[str, dict[str, Panel]], title: str) -> Table:
-    table = Table(title=f"{title}: best rates, and gaps in test loss")
-    for heading in ("problem", "rate", "theory", "found", "median gap", "worst gap"):
-        table.add_column(heading, no_wrap=True)
+def _print_agreement(results: dict[str, dict[str, Panel]], title: str) -> None:
+    rows = []
     for name, panels in results.items():
         for letter, rate in (("a", "alpha_r"), ("b", "alpha_t")):
             panel = panels[letter]
@@ -178,6 +179,7 @@ def _agreement_table(results: dict[str, dict[str, Panel]], title: str) -> Table:
             found = f"{panel.found:+.3f}({1000 * panel.found_error:.0f})"
             gaps = f"{np.median(gap):.2%}", f"{gap.max():.2%}"
             label = name.removesuffix("parameterized")
-            table.add_row(label, rate, f"{panel.predicted:+.3f}", found, *gaps)
-    table.caption = "in brackets the standard error of the last digits"
-    return table
+            rows.append((label, rate, f"{panel.predicted:+.3f}", found, *gaps))
+    columns = "problem", "rate", "theory", "found", "median gap", "worst gap"
+    note = "in brackets the standard error of the last digits"
+    print_table(columns, rows, f"{title}: best rates, and gaps in test loss", note, wrap=False)

@@ -6,16 +6,14 @@ from typing import Annotated, Literal
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from negmaml import theory
 from negmaml._core.numerics import settled
+from negmaml.cli.output import print_table
 from negmaml.problem import MixedLinearRegression, named_spectrum
 from negmaml.rules import GradientDescent
 
 SHAPE = ("exponent", "level", "share", "spikes")
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,8 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
         if task.isotropic:
             spread = theory.standard_deviation(task, best_train, best_adapt)
             rows["standard deviation of that over runs"] = spread.test_loss
-        table = Table("quantity", "value", title="proportional theory")
-        for name, value in rows.items():
-            table.add_row(name, f"{float(value):.6g}")
-    console.print(table)
+        shown = [(name, f"{float(value):.6g}") for name, value in rows.items()]
+    print_table(("quantity", "value"), shown, "proportional theory")
     return 0
 
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import jax
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from negmaml import sweeps
 from negmaml._core.extras import require
+from negmaml._core.paths import expanded
+from negmaml.cli.output import print_table, say_written
 from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
@@ -19,7 +19,6 @@ from negmaml.sweeps.claims import SLURM
 from negmaml.sweeps.cluster import connected
 from negmaml.sweeps.files import local_path
 
-console = Console()
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction]
 Selection = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Name = Annotated[str, tyro.conf.Positional]
@@ -109,10 +108,8 @@ def status(store: Name) -> int:
     found = sweeps.status(store)
     _print_rows(store, found.rows())
     if found.workers:
-        table = Table("worker", "part", "blocks", "last sign of life")
-        for worker in found.workers:
-            table.add_row(*worker.row())
-        console.print(table)
+        columns = "worker", "part", "blocks", "last sign of life"
+        print_table(columns, [worker.row() for worker in found.workers])
     return 0
 
 
@@ -132,10 +129,7 @@ def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) 
 
 
 def _print_rows(title: str, rows) -> None:
-    table = Table("what", "value", title=title)
-    for name, value in rows:
-        table.add_row(name, value)
-    console.print(table)
+    print_table(("what", "value"), rows, title)
 
 
 def heatmap(
@@ -197,8 +191,9 @@ def curves(
     lines = {}
     for i in range(means.sizes[by] if by else 1):
         at = {by: i} if by else {}
-        label = f"{by} = {means[by].values[i]:g}" if by else ""
-        lines[label] = means.isel(at).values, errors.isel(at).values
+        held = means[by].values[i] if by else 0
+        held = held if isinstance(held, str) else f"{held:g}"
+        lines[f"{by} = {held}" if by else ""] = means.isel(at).values, errors.isel(at).values
     figure = figures.curves(across.values, lines, (x, f"mean {value}"))
     return _save(figure, store, out, "curves")
 
@@ -213,8 +208,9 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 def _save(figure, store: str, out: Path | None, kind: str) -> int:
     if out is None:
-        path = local_path(store) or Path(store.rstrip("/").rsplit("/", 1)[-1])
-        out = path.with_name(f"{path.stem}-{kind}")
-    paths = figures.save(figure, out.parent, out.name)
-    console.print("wrote " + ", ".join(map(str, paths)), soft_wrap=True)
+        local = local_path(store) is not None
+        path = expanded("store", store.rpartition("://")[2]) if local else Path(store.rstrip("/"))
+        out = path.with_name(f"{path.stem}-{kind}") if local else Path(f"{path.stem}-{kind}")
+    out = expanded("--out", out)
+    say_written(figures.save(figure, out.parent, out.name))
     return 0

@@ -87,10 +87,15 @@ def heat_map(x, y, values, labels: tuple[str, str, str], signed: bool):
         for ticks, at in ((axis.set_xticks, x), (axis.set_yticks, y)):
             every = max(1, len(at) // 10)
             ticks(range(0, len(at), every), [f"{value:.3g}" for value in at[::every]])
-        axis.set_xlabel(labels[0])
-        axis.set_ylabel(labels[1])
-        figure.colorbar(drawn, label=labels[2])
+        axis.set_xlabel(_literal(labels[0]))
+        axis.set_ylabel(_literal(labels[1]))
+        figure.colorbar(drawn, label=_literal(labels[2]))
     return figure
+
+
+def _literal(text: str) -> str:
+    """A text of the user's for a figure, of which no part is a formula."""
+    return text.replace("$", r"\$")
 
 
 def curves(x, lines: dict, labels: tuple[str, str]):
@@ -105,12 +110,12 @@ def curves(x, lines: dict, labels: tuple[str, str]):
         axis = figure.subplots()
         for label, (means, errors) in lines.items():
             means, errors = means[order], errors[order]
-            (line,) = axis.plot(x[order], means, lw=1.6, label=label)
+            (line,) = axis.plot(x[order], means, lw=1.6, label=_literal(label))
             axis.fill_between(
                 x[order], means - 2 * errors, means + 2 * errors, color=line.get_color(), alpha=0.25
             )
-        axis.set_xlabel(labels[0])
-        axis.set_ylabel(labels[1])
+        axis.set_xlabel(_literal(labels[0]))
+        axis.set_ylabel(_literal(labels[1]))
         if len(lines) > 1:
             axis.legend(frameon=False, fontsize=8)
     return figure

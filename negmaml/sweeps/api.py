@@ -16,12 +16,12 @@ from negmaml._core.identity import check_version
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.claims import check_alone, parse_part
-from negmaml.sweeps.files import check_url
+from negmaml.sweeps.files import Address, check_url, check_writable
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.planning import Work, check_means, index_of, planned, prepare, regions
 from negmaml.sweeps.run import empty
 from negmaml.sweeps.shared import into_shared_store
-from negmaml.sweeps.stored import How, Means, into_store
+from negmaml.sweeps.stored import How, Means, finished, into_store
 
 if TYPE_CHECKING:
     import xarray
@@ -59,9 +59,11 @@ def sweep(
             axes, `("p", "m"): [(20, 2), (60, 3)]`; `"point": [{"a": 1, "b": 0.5}, ...]` lists
             points, as `nm.sweeps.random_points` draws them. A list of dicts is their union, along
             the dim `point`.
-        seeds: a count n for seeds 0 .. n - 1, or a list of integers.
-        store: a path or fsspec URL of a zarr store; in memory without one. Running the same call
-            again goes on where the last one stopped.
+        seeds: a count n for seeds 0 .. n - 1, or a list of integers from 0 to 2^32 - 1; at most
+            ten million.
+        store: a path, which may begin with `~`, or fsspec URL of a zarr store; in memory without
+            one. Running the same call again resumes it. All spellings of a path are one store. A
+            finished store is read where nothing can be written.
         root: seed of all random numbers. Those of a cell depend on `root`, its seed and the values
             of its axes, and on nothing else: not on the rest of the grid, blocks or devices.
         static: axes that set shapes or branches; by default integers, strings and truth values.
@@ -92,14 +94,20 @@ def sweep(
 
     Returns an `xarray.Dataset`, read lazily if there is a store. Dims are named by the grid, then
     `seed`, then those of the output; coordinates are the values. `finite` is False at cells with
-    a NaN or infinity, which are kept and stop nothing. Attributes say how it was made.
+    a NaN or infinity, which are kept and stop nothing. Attributes say how it was made. Outputs
+    that NumPy has no dtype for have the least one that holds all their values: float32 for bfloat16
+    and float8, int8 and uint8 for integers of fewer bits.
+
+    Axes, outputs and their dims share one space of names. Values of an axis must differ in the
+    dtype of JAX here: float32, or float64 with 64 bits enabled.
 
     A store knows its function by the program that JAX traces from it: constants, globals and
     attributes that it uses are a part of it, names are not.
 
-    Raises ValueError or TypeError for a grid, function or spec that is not right, `StoreError` for
-    a store of something else, ConnectionError for a scheduler that does not answer, and
-    OSError for a store that cannot be written: all but a full disk before anything is computed.
+    Raises ValueError or TypeError for a grid, function or spec that is not right, names that clash
+    and values that are one when rounded included; `StoreError` for a store of something else;
+    ConnectionError for a scheduler that does not answer; and OSError for a store that cannot be
+    written. All but a full disk are found before anything is computed.
 
     >>> import negmaml as nm
     >>> grid = {"p": [20, 30], "m": 2, "n_t": 10, "n_v": 2, "n_r": 10, "sigma": [0.1, 1.0],
@@ -109,7 +117,7 @@ def sweep(
     {'p': 2, 'sigma': 2, 'seed': 5, 'train_rate': 3}
     """
     require("xarray", "sweep")
-    _check_options(store, client, part, extend, accept_changes)
+    url = _check_options(store, client, part, extend, accept_changes)
     part = None if part is None else parse_part(part)
     check_version(version)
     check_means(memory, block, devices)
@@ -118,21 +126,26 @@ def sweep(
         output_dims=output_dims,
     )  # fmt: skip
     with _teller(progress) as tell:
-        if store is None:
+        if url is None:
             return _in_memory(work, memory, block, devices, tell)
-        store = os.fspath(store)
-        with clusters.connected(client) as workers, _told_how_to_go_on(store):
+        how = How(extend, accept_changes, version)
+        try:
+            check_writable(url)
+        except OSError:
+            if (found := finished(work, url, how)) is None:
+                raise
+            return found
+        with clusters.connected(client) as workers, _told_how_to_go_on(url):
             means = Means(memory, block, devices, workers, tell)
-            how = How(extend, accept_changes, version)
             if part is not None:
-                return into_shared_store(work, store, part, means, how)
-            with locked(store) as lock:
-                left = check_alone(store) or lock.left
-                return into_store(work, store, replace(lock, left=left), means, how)
+                return into_shared_store(work, url, part, means, how)
+            with locked(url) as lock:
+                left = check_alone(url) or lock.left
+                return into_store(work, url, replace(lock, left=left), means, how)
 
 
-def _check_options(store, client, part, extend, accept_changes) -> None:
-    """That the options which are about a store are of their types, and go together."""
+def _check_options(store, client, part, extend, accept_changes) -> Address | None:
+    """The address of the store; raises unless the options about it are valid and go together."""
     if isinstance(jnp.zeros(()), jax.core.Tracer):
         raise TypeError(
             "sweep computes and stores when it is called; call it outside of jit, and put what "
@@ -143,8 +156,7 @@ def _check_options(store, client, part, extend, accept_changes) -> None:
             raise TypeError(f"{name} must be True or False, got {value!r}")
         if value and store is None:
             raise ValueError(f"{name}=True is about a store that is there; pass store=")
-    if store is not None:
-        check_url(store)
+    url = None if store is None else check_url(store)
     if part is not None:
         if store is None:
             raise ValueError("part is of a sweep that processes share in a store; pass store=")
@@ -158,6 +170,7 @@ def _check_options(store, client, part, extend, accept_changes) -> None:
                 "client must be a distributed.Client, or the address of a scheduler such as "
                 f"'tcp://localhost:8786', got {client!r}"
             )
+    return url
 
 
 @contextmanager

@@ -30,6 +30,7 @@ FOLDER = "workers"
 WORKER = "worker-"
 BLOCK = re.compile(r"block-(.+)-(\d+)")
 SLURM = "slurm"
+MOST_PARTS = 10**6
 Part = tuple[int, int]  # the number of a worker, from 1, and how many there are
 
 
@@ -51,8 +52,10 @@ def parse_part(part) -> Part:
     pair = tuple(part) if isinstance(part, Sequence) and not isinstance(part, str) else ()
     if len(pair) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in pair):
         raise TypeError(f"part must be a pair such as (3, 16), or 'slurm', got {part!r}")
-    if not 1 <= pair[0] <= pair[1]:
-        raise ValueError(f"part must be (k, n) with k from 1 to n, got {part!r}")
+    if not 1 <= pair[0] <= pair[1] <= MOST_PARTS:
+        raise ValueError(
+            f"part must be (k, n) with k from 1 to n, at most {MOST_PARTS:,}, got {part!r}"
+        )
     return int(pair[0]), int(pair[1])
 
 

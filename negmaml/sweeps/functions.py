@@ -19,7 +19,9 @@ import numpy as np
 from negmaml._core.identity import Identity, UnidentifiedError, identify
 from negmaml._core.registry import maker, registered
 from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.names import check_output_dims, check_output_name, check_outputs
 from negmaml.sweeps.parse import name_tuple, near
+from negmaml.sweeps.values import held_as
 
 
 @runtime_checkable
@@ -138,14 +140,19 @@ def roles(function, static=None, whole=None, output_dims=None) -> Roles:
                 "subclass negmaml.sweeps.SweepFunction, which has the defaults"
             )
         swept = Plain(function)
+    for name in ("accepts", "requires", "static_axes", "whole_axes"):
+        if (own := getattr(swept, name)) is not None:
+            name_tuple(f"{name} of the function", own)
     dims = swept.output_dims if output_dims is None else output_dims
     if not isinstance(dims, Mapping):
         raise TypeError(f"output_dims must map outputs to the names of their dims, got {dims!r}")
+    own_dims = {name: name_tuple(f"output_dims[{name!r}]", some) for name, some in dims.items()}
+    check_output_dims(own_dims)
     return Roles(
         swept,
         swept.static_axes if static is None else static,
         swept.whole_axes if whole is None else whole,
-        {name: name_tuple(f"output_dims[{name!r}]", given) for name, given in dims.items()},
+        own_dims,
     )
 
 
@@ -194,9 +201,7 @@ def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
         first = found
     assert first is not None
     names = [output.name for output in first]
-    taken = {*grid.dims, *(n for a in (*grid.axes, *grid.whole) for n in a.names), "done", "finite"}
-    if clash := taken & set(names):
-        raise ValueError(f"function returns {sorted(clash)}, names that the grid or the store uses")
+    check_outputs({o.name: dict(zip(o.dims, o.shape, strict=True)) for o in first}, grid)
     for name in roles.output_dims:
         if name not in names:
             raise ValueError(
@@ -217,12 +222,19 @@ def _declares(function: SweepFunction, found: tuple[Output, ...], grid: Grid) ->
 
 def _cell_shapes(function: SweepFunction, grid: Grid, group) -> dict[str, jax.ShapeDtypeStruct]:
     """What the function returns for one cell of a group of static values."""
-    shapes = jax.eval_shape(
-        lambda key, numbers, whole: function(key, **group, **numbers, **whole), *inputs(grid)
-    )
-    if not isinstance(shapes, dict) or not shapes:
-        raise TypeError(f"function must return a dict of arrays, got {type(shapes).__name__}")
-    return {str(name): shapes[name] for name in sorted(shapes)}
+
+    def cell(key, numbers, whole):
+        found = function(key, **group, **numbers, **whole)
+        if not isinstance(found, dict) or not found:
+            raise TypeError(f"function must return a dict of arrays, got {type(found).__name__}")
+        for name, value in found.items():
+            check_output_name(name)
+            if isinstance(value, str | bytes | None):
+                raise TypeError(f"function must return a dict of arrays, got {value!r} at {name!r}")
+        return found
+
+    shapes = jax.eval_shape(cell, *inputs(grid))
+    return {name: shapes[name] for name in sorted(shapes)}
 
 
 def programs(
@@ -279,7 +291,7 @@ def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: Grid) ->
             f"output {name!r} has shape {shape.shape} and not the dims {dims} of sizes {whole}; "
             "name its dims with output_dims"
         )
-    return Output(name, dims, tuple(shape.shape), str(np.dtype(shape.dtype)))
+    return Output(name, dims, tuple(shape.shape), held_as(name, shape.dtype))
 
 
 def _text(found: tuple[Output, ...]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from negmaml._core.identity import Identity, difference
 from negmaml.sweeps.functions import Output
 from negmaml.sweeps.grid import Axis, Grid
+from negmaml.sweeps.values import indistinct
 
 FORMAT = 3  # to be raised when a cell gets other random numbers, too
 DESCRIBED = 8  # programs of which more is kept than the digest
@@ -122,6 +123,9 @@ def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]
                 wrong.append(f"axis {name}: {field} is {old[field]}, asked {new[field]}")
         if change := _added(f"axis {name}", old["values"], new["values"]):
             (wrong if old["dim"] is None else more).append(change)
+        both = Axis(None, tuple(name.split(",")), _append(old["values"], new["values"]))
+        if clash := indistinct(both, new["static"], stored.x64):
+            wrong.append(f"{clash}; ask for the value that the store has")
     if change := _added("seeds", stored.grid.seeds, asked.grid.seeds):
         more.append(change)
     return wrong, more

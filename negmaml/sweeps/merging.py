@@ -10,7 +10,7 @@ import numpy as np
 from negmaml._core.extras import require
 from negmaml._core.identity import difference
 from negmaml.sweeps.claims import check_alone
-from negmaml.sweeps.files import StoreError, address, check_url, files_of
+from negmaml.sweeps.files import StoreError, address, check_url, check_writable, files_of
 from negmaml.sweeps.grid import Axis, Grid, Region
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.manifest import Manifest, differences, extended, other_whole_axes, with_programs
@@ -85,15 +85,15 @@ def merge(stores: Sequence[str | os.PathLike[str]], store: str | os.PathLike[str
     xr = require("xarray", "sweep")
     if isinstance(stores, str | bytes) or not isinstance(stores, Sequence) or not stores:
         raise TypeError(f"stores must be a list of paths or URLs, got {stores!r}")
-    for url in (*stores, store):
-        check_url(url)
-    sources, url = [_source(os.fspath(one)) for one in stores], os.fspath(store)
+    *given, url = [check_url(one) for one in (*stores, store)]
+    sources = [_source(one) for one in given]
     if url in [source.url for source in sources]:
         raise ValueError(f"store {url!r} is among those that are merged; choose another path")
     manifest = sources[0].manifest
     for source in sources:
         manifest = _joined(sources[0].url, manifest, source)
     manifest = replace(manifest, grid=_sorted(manifest.grid, sources[0].manifest.grid))
+    check_writable(url)
     with locked(url) as lock:
         left = check_alone(url) or lock.left
         out = open_store(url, left) or create(url, manifest, _attributes(sources, manifest.grid))

@@ -1,20 +1,25 @@
 """A user's grid and seeds, checked and brought to one form."""
 
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from itertools import product
+from itertools import islice, product
 from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.checks import shown
 from negmaml.sweeps.grid import Axis, Grid
+from negmaml.sweeps.names import POINT, check_axis_name, check_distinct, check_grid_names
+from negmaml.sweeps.values import MORE_BITS, as_value, canonical, check_labels, indistinct
 
-POINT = "point"  # the dim of points that are listed, and of a union of grids
-RESERVED = ("key", "seed", "done", "finite", POINT)
+MOST_SEEDS = 10**7  # each is listed in a store
+MOST_VALUES = 10**7  # of an axis
+MOST_CELLS = 10**9  # each has flags, in memory and in a store
 
 
 def parse_grid(
@@ -58,28 +63,62 @@ def parse_grid(
         for name in given:
             if name not in (known := names if accepted is None else accepted):
                 raise ValueError(f"{argument}: no axis {name!r}{near(name, known)}")
+    if both := sorted(set(static or ()) & set(whole)):
+        raise ValueError(f"static and whole both name {both[0]!r}; an axis can only be one of them")
     kinds = frozenset(n for a in axes for n in a.names if _is_static(a.column(n), n, static))
-    return Grid(
+    found = Grid(
         tuple(_canonical(axis, kinds) for axis in axes),
         tuple(_canonical(axis, frozenset()) for axis in whole_axes[0]),
         parse_seeds(seeds),
         kinds,
         frozenset(common),
     )
+    if found.cells > MOST_CELLS:
+        sizes = " x ".join(f"{dim} {n:,}" for dim, n in zip(found.dims, found.shape, strict=True))
+        raise ValueError(
+            f"grid and seeds must make at most {MOST_CELLS:,} cells, got {sizes}; sweep parts of "
+            "them, each into a store of its own"
+        )
+    return found
 
 
 def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
     """A count n stands for 0 .. n - 1; otherwise distinct integers in [0, 2^32)."""
-    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, or a list of seeds, got {seeds!r}")
-        return tuple(range(int(seeds)))
-    values = tuple(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else None
+    given: Any = seeds.tolist() if isinstance(seeds, np.ndarray | jax.Array) else seeds
+    if isinstance(given, Integral) and not isinstance(given, bool):
+        if given < 1:
+            raise ValueError(f"seeds must be at least 1, or a list of seeds, got {given!r}")
+        return tuple(range(_few(int(given))))
+    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    if hasattr(given, "__len__"):
+        _few(_length(given))
+    values = tuple(islice(given, MOST_SEEDS + 1)) if listed else ()
     whole = values and all(isinstance(s, Integral) and not isinstance(s, bool) for s in values)
-    if not values or not whole or not all(0 <= s < 2**32 for s in values):
-        raise ValueError(f"seeds must be a count or integers from 0 to 2^32 - 1, got {seeds!r}")
-    _check_distinct("seeds", values)
+    if not whole or not all(0 <= s < 2**32 for s in values):
+        raise ValueError(
+            f"seeds must be a count or integers from 0 to 2^32 - 1, got {shown(given)}"
+        )
+    _few(len(values))
+    check_distinct("seeds", values)
     return tuple(map(int, values))
+
+
+def _length(values) -> int:
+    """The number of values, of which a range can have more than Python counts."""
+    try:
+        return len(values)
+    except OverflowError:
+        return sys.maxsize
+
+
+def _few(seeds: int) -> int:
+    """A number of seeds that a store can list."""
+    if seeds > MOST_SEEDS:
+        raise ValueError(
+            f"seeds must be at most {MOST_SEEDS:,}, got {seeds:,} or more; sweep fewer, or let the "
+            "function return the mean of several draws of its key"
+        )
+    return seeds
 
 
 def _axes(grid, accepted, required) -> list[Axis]:
@@ -89,14 +128,12 @@ def _axes(grid, accepted, required) -> list[Axis]:
     axes = [_axis(key, values) for key, values in grid.items()]
     names = [name for axis in axes for name in axis.names]
     for name in names:
-        if name in RESERVED:
-            raise ValueError(f"grid: {name!r} is reserved ({', '.join(RESERVED)}); rename the axis")
         if accepted is not None and name not in accepted:
             raise ValueError(
                 f"grid: unknown axis {name!r}{near(name, accepted)}; the function takes "
                 + ", ".join(accepted)
             )
-    _check_distinct("the names of the grid", names)
+    check_grid_names(axes)
     if missing := [name for name in required if name not in names]:
         raise ValueError(
             f"grid: {', '.join(missing)} missing, and the function has no default; "
@@ -109,22 +146,32 @@ def _axis(key, values) -> Axis:
     if key == POINT:
         return _points(values)
     names = key if isinstance(key, tuple) else (key,)
-    if not names or not all(isinstance(name, str) and name.isidentifier() for name in names):
-        raise TypeError(f"grid: an axis is named by a word or a tuple of words, got {key!r}")
+    for name in names or [key]:
+        check_axis_name(name)
     dim = "_".join(names)
-    if isinstance(values, str) or not hasattr(values, "__len__") or np.shape(values) == ():
+    if not _is_listed(values):
         if isinstance(key, tuple):
             raise TypeError(f"grid: zipped axes {dim} need a list of tuples, got {values!r}")
-        return Axis(None, names, ((_value(dim, values),),))
+        return Axis(None, names, ((as_value(dim, values),),))
+    if _length(values) > MOST_VALUES:
+        raise ValueError(
+            f"grid: axis {dim!r} must have at most {MOST_VALUES:,} values, got {_length(values):,}"
+        )
     if len(values) == 0:
         raise ValueError(f"grid: axis {dim!r} is empty; give it a value or leave it out")
     rows = list(values) if isinstance(key, tuple) else [(v,) for v in values]
     for row in rows:
         if not isinstance(row, Sequence | np.ndarray) or len(row) != len(names):
             raise ValueError(f"grid: {dim} zips {len(names)} axes, got the row {row!r}")
-    rows = [tuple(_value(dim, value) for value in row) for row in rows]
-    _check_distinct(f"axis {dim!r}", rows)
+    rows = [tuple(as_value(dim, value) for value in row) for row in rows]
+    check_distinct(f"axis {dim!r}", rows)
     return Axis(dim, names, tuple(rows))
+
+
+def _is_listed(values) -> bool:
+    """Whether these are values along an axis, not a constant."""
+    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray)
+    return listed or len(getattr(values, "shape", ())) > 0
 
 
 def _points(points) -> Axis:
@@ -133,39 +180,19 @@ def _points(points) -> Axis:
     if not listed or not all(isinstance(point, Mapping) and point for point in listed):
         raise TypeError(
             f"grid: {POINT!r} must be a list of dicts, such as [{{'rate': 0.1, 'size': 2}}, ...], "
-            f"got {points!r}"
+            f"got {shown(points)}"
         )
+    for name in (name for point in listed for name in point):
+        check_axis_name(name)
     names = tuple(sorted(listed[0]))
     for i, point in enumerate(listed):
         if tuple(sorted(point)) != names:
             raise ValueError(
                 f"grid: every point needs the same names, {', '.join(names)}; point {i} has "
-                + ", ".join(map(str, sorted(point)))
+                + ", ".join(sorted(point))
             )
-    rows = [tuple(_value(name, point[name]) for name in names) for point in listed]
+    rows = [tuple(as_value(name, point[name]) for name in names) for point in listed]
     return replace(_axis(names, rows), dim=POINT)
-
-
-def _value(name: str, value):
-    """A Python bool, int, float or str."""
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError(
-            f"grid: axis {name!r} holds a traced value; sweep computes when it is called, so call "
-            "it outside of jit, vmap and grad"
-        )
-    if np.ndim(value) != 0:
-        raise TypeError(
-            f"grid: axis {name!r} must hold numbers, strings or truth values, got {value!r}; "
-            "zip axes with a tuple of names"
-        )
-    value = value.item() if hasattr(value, "item") else value
-    if isinstance(value, Real) and not isinstance(value, bool | int | float):
-        value = float(value)
-    if not isinstance(value, bool | int | float | str):
-        raise TypeError(f"grid: axis {name!r} holds {value!r}, not a number, string or truth value")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"grid: axis {name!r} holds {value!r}; any finite number is allowed")
-    return value
 
 
 def _is_static(values, name: str, static: Sequence[str] | None) -> bool:
@@ -178,29 +205,20 @@ def _is_static(values, name: str, static: Sequence[str] | None) -> bool:
 
 def _canonical(axis: Axis, static: frozenset[str]) -> Axis:
     """Numbers as floats, one zero, so that 1 and 1.0, 0.0 and -0.0 are the same cell."""
-
-    def convert(name, value):
-        if name in static:
-            _check_range(name, value, jnp.iinfo(jnp.result_type(int)))
-            return value
-        if isinstance(value, str):
-            raise TypeError(f"grid: axis {name!r} must hold numbers, got {value!r}")
-        _check_range(name, value, jnp.finfo(jnp.result_type(float)))
-        return float(value) + 0.0
-
-    rows = [tuple(map(convert, axis.names, row)) for row in axis.values]
-    _check_distinct(f"axis {axis.dim!r}", rows)
-    return Axis(axis.dim, axis.names, tuple(rows))
-
-
-def _check_range(name: str, value, limits) -> None:
-    """That a value is a number of JAX here."""
-    most = int(limits.max)
-    if isinstance(value, int | float) and not -most - 1 <= value <= most:
-        raise ValueError(
-            f"grid: axis {name!r} holds {value!r}, which is beyond {limits.dtype}; use a smaller "
-            "one, or enable 64 bits: jax.config.update('jax_enable_x64', True)"
+    rows = [
+        tuple(
+            canonical(name, value, name in static)
+            for name, value in zip(axis.names, row, strict=True)
         )
+        for row in axis.values
+    ]
+    check_distinct(f"axis {axis.dim!r}", rows)
+    found = Axis(axis.dim, axis.names, tuple(rows))
+    for name in static & set(axis.names):
+        check_labels(name, found.column(name))
+    if clash := indistinct(found, static, jnp.result_type(float) == jnp.float64):
+        raise ValueError(f"grid: {clash}; leave one out, {MORE_BITS}")
+    return found
 
 
 def _union(cell_axes: list[list[Axis]], whole_axes: list[list[Axis]]) -> list[Axis]:
@@ -221,15 +239,6 @@ def _union(cell_axes: list[list[Axis]], whole_axes: list[list[Axis]]) -> list[Ax
     return [Axis(POINT, names, tuple(rows))]
 
 
-def _check_distinct(what: str, values: Sequence) -> None:
-    seen: set = set()
-    for value in values:
-        if value in seen:
-            shown = value[0] if isinstance(value, tuple) and len(value) == 1 else value
-            raise ValueError(f"{what} must be distinct, got {shown!r} twice")
-        seen.add(value)
-
-
 def name_tuple(argument: str, given) -> tuple[str, ...]:
     """A list of names as a tuple; a bare string is an error, not a list of letters."""
     if isinstance(given, str) or not isinstance(given, Iterable):
@@ -237,6 +246,7 @@ def name_tuple(argument: str, given) -> tuple[str, ...]:
     names = tuple(given)
     if wrong := [name for name in names if not isinstance(name, str)]:
         raise TypeError(f"{argument} must be a list of names, got {wrong[0]!r} in it")
+    check_distinct(argument, names)
     return names
 
 

@@ -18,6 +18,7 @@ from negmaml._core.version import __version__
 from negmaml.sweeps.functions import Output, Plain, SweepFunction, outputs, roles
 from negmaml.sweeps.grid import Axis, Grid, Region
 from negmaml.sweeps.manifest import Manifest
+from negmaml.sweeps.names import check_portable
 from negmaml.sweeps.parse import name_tuple, parse_grid
 from negmaml.sweeps.run import Runner
 
@@ -40,6 +41,11 @@ class Work:
         """What a store of it says, but for programs and blocks."""
         name = name_of(self.function)
         return Manifest(name, __version__, self.root, x64(), self.grid, self.outputs, {}, {})
+
+    def check_portable(self) -> None:
+        """Raise for names that cannot be those of arrays of a store on every system."""
+        axes = (*self.grid.axes, *self.grid.whole)
+        check_portable([n for a in axes for n in a.names] + [o.name for o in self.outputs])
 
     def runner(self, block: Sequence[int], memory: int | None, devices) -> Runner:
         """What computes it here."""

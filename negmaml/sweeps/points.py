@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.parse import near
+from negmaml.sweeps.names import check_axis_name
+from negmaml.sweeps.parse import MOST_VALUES, near
 
 SCALES = ("linear", "log")
 FIELDS = ("low", "high", "scale", "integer")
@@ -41,17 +42,26 @@ def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any
             raise ValueError(
                 f"{name} of random points must be an integer >= {least}, got {value!r}"
             )
+    if n > MOST_VALUES:
+        raise ValueError(f"n of random points must be at most {MOST_VALUES:,}, got {n:,}")
     if not ranges:
         raise ValueError("random points need a range, such as rate={'low': -1, 'high': 1}")
     for name, given in ranges.items():
+        check_axis_name(name)
         _check(name, given)
     found: dict[tuple, dict[str, Any]] = {}
     for i in _numbers(int(n), ranges):
         point = {name: _draw(name, given, int(seed), i) for name, given in ranges.items()}
-        found.setdefault(tuple(point.values()), point)
+        found.setdefault(tuple(map(_single, point.values())), point)
         if len(found) == n:
             break
     return list(found.values())
+
+
+def _single(value: Any) -> Any:
+    """A fraction rounded to float32: points that round to one would be one cell."""
+    single = isinstance(value, float) and abs(value) < np.finfo(np.float32).max
+    return float(np.float32(value)) if single else value
 
 
 def _numbers(n: int, ranges: Mapping[str, Any]) -> Iterator[int]:

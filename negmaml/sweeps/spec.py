@@ -18,15 +18,16 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from negmaml._core.checks import check_count
+from negmaml._core.paths import expanded
 from negmaml._core.registry import registered
 from negmaml.sweeps.functions import made
 from negmaml.sweeps.objects import imported, resolved
-from negmaml.sweeps.parse import near
+from negmaml.sweeps.parse import MOST_VALUES, near
 from negmaml.sweeps.points import random_points
 
 FIELDS = {
@@ -96,7 +97,7 @@ def arguments(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(path: str) -> dict[str, Any]:
-    file = Path(path)
+    file = expanded("spec", path)
     shipped = {f.name.removesuffix(".toml"): f for f in resources.files(EXAMPLES).iterdir()
                if f.name.endswith(".toml")}  # fmt: skip
     try:
@@ -142,6 +143,11 @@ def _grid(path: str, grid) -> dict:
             if set(values) != RANGE:
                 raise ValueError(
                     f"{path}: axis {name!r} is a range of start, stop and num, got {sorted(values)}"
+                )
+            if check_count(f"{path}: num of axis {name!r}", values["num"]) > MOST_VALUES:
+                raise ValueError(
+                    f"{path}: num of axis {name!r} must be at most {MOST_VALUES:,}, "
+                    f"got {values['num']:,}"
                 )
             values = np.round(np.linspace(values["start"], values["stop"], values["num"]), 12)
         key = tuple(part.strip() for part in name.split(",")) if "," in name else name

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from negmaml._core.display import printable
 from negmaml._core.extras import require
 from negmaml.sweeps.claims import Worker, workers_of
 from negmaml.sweeps.files import address, check_url
@@ -46,7 +47,7 @@ class Status:
         for worker in self.workers:
             process, part, blocks, beat = worker.row()
             lines.append(f"  part {part}: {process}, {blocks} blocks, last sign of life {beat}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def status(store: str | os.PathLike[str]) -> Status:
@@ -57,14 +58,13 @@ def status(store: str | os.PathLike[str]) -> Status:
 
     Raises FileNotFoundError if there is no store, and StoreError if it is not one of a sweep.
     """
-    check_url(store)
-    store = os.fspath(store)
-    manifest = manifest_of(store)
+    url = check_url(store)
+    manifest = manifest_of(url)
     zarr = require("zarr", "sweep")
-    group = zarr.open_group(address(store), mode="r", zarr_format=3, use_consolidated=True)
+    group = zarr.open_group(address(url), mode="r", zarr_format=3, use_consolidated=True)
     done = np.asarray(group["done"][...]) == 1 + len(manifest.parts)
     blocks = [bool(done[region].all()) for region in regions(manifest.grid, manifest.block)]
-    workers, claimed = workers_of(store)
+    workers, claimed = workers_of(url)
     return Status(
         math.prod(done.shape), int(done.sum()), len(blocks), sum(blocks), claimed, tuple(workers)
     )

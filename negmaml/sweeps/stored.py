@@ -13,7 +13,7 @@ import numpy as np
 from negmaml._core.identity import Identity
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
-from negmaml.sweeps.files import StoreError, address
+from negmaml.sweeps.files import StoreError, address, files_of
 from negmaml.sweeps.functions import group_text, programs
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.lock import Lock
@@ -161,6 +161,7 @@ def opened(
     """
     asked, store = work.manifest(), stores.open_store(url, tidy)
     if store is None:
+        work.check_portable()
         now = known(work.grid.groups())
         _, runner = planned(work, means.memory, means.block, means.devices)
         asked = with_programs(replace(asked, block=runner.block), asked.function, now)
@@ -220,6 +221,22 @@ def _check_outputs(work: Work, url: str, stored: Manifest, asked: Manifest) -> N
             f"{', '.join(hidden)} may depend on all values at once; if they do not, pass "
             f"output_dims={{{hidden[0]!r}: ()}}, or else sweep all values into another store"
         )
+
+
+def finished(work: Work, url: str, how: How):
+    """The dataset of a store that has all that is asked for, writing nothing; None for others."""
+    store = None if stores.read_root(url, files_of(url)) is None else stores.open_store(url)
+    if store is None:
+        return None
+    held, asked = store.manifest, work.manifest()
+    wrong, more = differences(held, asked)
+    if wrong or more or other_programs(held, Programs(work, how.version)(work.grid.groups())):
+        return None
+    _check_outputs(work, url, held, asked)
+    wanted = cells_of(held.grid, work.grid)
+    if (store.done()[wanted] <= last_part(store, work.grid)).any():
+        return None
+    return labelled(store, work.grid, wanted)
 
 
 def labelled(store: stores.Store, asked: Grid, cells):

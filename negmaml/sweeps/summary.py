@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.extras import require
-from negmaml.sweeps.files import address
+from negmaml.sweeps.files import address, check_url
 from negmaml.sweeps.parse import near
 from negmaml.sweeps.store import manifest_of
 
@@ -17,7 +17,7 @@ OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 def load(url: str):
     """The dataset of a store, with `done`; also while a sweep writes it."""
-    xr = require("xarray", "sweep")
+    xr, url = require("xarray", "sweep"), check_url(url)
     manifest_of(url)
     return xr.open_zarr(address(url), chunks=None, zarr_format=3)
 
@@ -55,6 +55,8 @@ def mean(dataset, name: str, keep: Sequence[str]):
 
     Raises ValueError when a dim is left besides `keep`.
     """
+    if dataset[name].dtype.kind == "c":
+        raise ValueError(f"{name} is complex; store its real part or modulus to have a mean drawn")
     valid = dataset["finite"] & (dataset["done"] > 0) if "done" in dataset else dataset["finite"]
     values = dataset[name].astype(float).where(valid)
     if extra := [d for d in values.dims if d not in keep and d != "seed"]:
@@ -111,6 +113,11 @@ def rows(dataset) -> list[tuple[str, str]]:
         if array.dtype == bool:
             share = float(array.where(dataset["finite"]).mean())
             found.append((f"{name}, share true", f"{share:.4f}"))
+        elif array.dtype.kind == "c":
+            size = abs(array.where(dataset["finite"]))
+            found.append(
+                (f"{name}, modulus", f"{float(size.min()):.5g} to {float(size.max()):.5g}")
+            )
         else:
             over = [d for d in array.dims if d != "seed"]
             means, _ = mean(dataset, str(name), over)

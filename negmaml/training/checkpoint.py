@@ -8,6 +8,7 @@ numbers themselves finds files with other bits than were written, which orbax re
 
 import contextlib
 import hashlib
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import optax
 from negmaml._core.extras import require
 from negmaml._core.identity import Identity, UnidentifiedError, difference, identify
 from negmaml.training.carried import split_arrays
+from negmaml.training.precision import as_now, as_written, kind
 from negmaml.training.state import Run, State, whole
 
 FORMAT = "negmaml.fit 2"
@@ -45,12 +47,14 @@ class Store:
                 self._check(meta)
                 rows = jax.tree.map(lambda x, n=step: np.zeros((n, *x.shape[1:]), x.dtype), shapes)
                 like = jax.tree.leaves((state, rows))
-                args = _ocp().args.StandardRestore(like)
+                written = as_written(self._name(step), like, meta.get("arrays"))
+                args = _ocp().args.StandardRestore(written)
                 leaves = self._restored(step, leaves=args).leaves
                 if meta.get("digest", digest := _digest(leaves)) != digest:
                     raise _DamageError(
                         f"{self._name(step)} is damaged (other numbers than written)"
                     )
+                leaves = list(map(as_now, leaves, like))
             except _DamageError as damage:
                 blame = blame or damage
                 self.damaged.append(step)
@@ -73,6 +77,7 @@ class Store:
         self.damaged = []
         leaves = jax.tree.leaves((state, history))
         meta = {"identity": self.identity, "place": place, "digest": _digest(leaves)}
+        meta["arrays"] = [kind(leaf) for leaf in leaves]
         args = _ocp().args
         parts = {"meta": args.JsonSave(meta), "leaves": args.StandardSave(leaves)}
         self.manager.save(step, args=args.Composite(**parts))
@@ -133,11 +138,38 @@ def opened(directory: Path, identity: dict[str, Any], keep_going: bool):
             f"({sorted(strange)[:3]}); nothing was changed; give a new or empty directory"
         )
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
-    manager = ocp.CheckpointManager(directory, options=options)
+    with _held(directory):
+        manager = ocp.CheckpointManager(directory, options=options)
+        try:
+            yield Store(manager, identity, keep_going)
+        finally:
+            manager.close()
+
+
+@contextlib.contextmanager
+def _held(directory: Path):
+    """A lock beside a directory, which goes with the process; raises if another run has it.
+
+    The processes of one run, which share a directory, have one lock, that of the first. Where no
+    file can be made beside the directory there is no lock, so that a finished run can be read.
+    """
+    path = directory.with_name(f".{directory.name}.lock")
+    lock = require("filelock", "checkpoint").FileLock(path)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        try:
+            _ = jax.process_index() or lock.acquire(timeout=0)
+        except TimeoutError as error:  # that of filelock is one
+            raise ValueError(
+                f"checkpoint {str(directory)!r} is in use by another run; wait for it, or give "
+                "another directory"
+            ) from error
     try:
-        yield Store(manager, identity, keep_going)
+        yield
     finally:
-        manager.close()
+        lock.release()
 
 
 def identity_of(run: Run, state: State, batch, *, trace: bool) -> dict[str, Any]:

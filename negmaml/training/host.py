@@ -5,7 +5,6 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from negmaml._core.checks import (
 )
 from negmaml._core.display import shape_text
 from negmaml._core.extras import require
+from negmaml._core.paths import expanded
 from negmaml.training import checkpoint
 from negmaml.training.data import Batches
 from negmaml.training.state import Run, State, advance, whole
@@ -133,7 +133,7 @@ def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), batch)
     go_on = watch.checkpoint_of == "any"
     identity = checkpoint.identity_of(run, state, batch, trace=not go_on)
-    directory = Path(watch.directory).absolute()
+    directory = expanded("checkpoint", watch.directory).resolve()
     store = stack.enter_context(checkpoint.opened(directory, identity, go_on))
     forward = partial(advance, length=length)
     shapes = jax.eval_shape(forward, run, state, offset, steps, group)[1]

@@ -96,9 +96,11 @@ def fit(
             the steps when left out). A run finds its own there and goes on from the latest, with
             the same result as if never interrupted (with an iterable, if it can be put where it
             was, by state_dict and load_state_dict or by get_state and set_state of its iterator,
-            or gives the same batches again). Needs orbax: pip install "negmaml[checkpoint]".
+            or gives the same batches again). One run at a time may use a directory. Needs orbax:
+            pip install "negmaml[checkpoint]".
         checkpoint_of: "this" run alone may be gone on from; with "any", also one of another
-            optimizer, loss or key whose arrays have the same shapes. More steps are always fine.
+            optimizer, loss or key whose arrays have the same shapes, converted with a warning from
+            float32 to float64 or back. More steps are always fine.
         progress: whether to show a bar. Needs rich: pip install "negmaml[cli]".
 
     Returns `Fit`. When a loss, or a parameter after an update, is not finite, the run stops there,

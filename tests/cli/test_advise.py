@@ -71,6 +71,7 @@ def test_parquet_gives_what_csv_gives_and_missing_values_are_counted(table, tmp_
         ({"sex": lambda t: t.index.astype(str) + "x"}, ["--features", "sex"], "at most 50"),
         ({}, ["--n-t", "9", "--n-v", "9"], "at least 4 of 18 rows"),
         ({}, ["--m", "99"], "m must be at most"),
+        ({"sex_girl": lambda t: t.ses}, [], "got 'sex_girl' twice"),
     ],
 )  # fmt: skip
 def test_bad_tables_are_one_clear_line(table, tmp_path, capsys, change, options, message):
@@ -97,3 +98,15 @@ def test_missing_files_and_closed_folders_are_refused(table, tmp_path, capsys):
     assert "--out must be a folder that can be written" in capsys.readouterr().err
     (tmp_path / "empty.csv").write_text("")
     assert advise(str(tmp_path / "empty.csv"), out=tmp_path / "out") == 2
+
+
+def test_columns_of_one_name_are_refused_and_numbers_name_columns(table, tmp_path, monkeypatch):
+    twice = table.set_axis(["school", "ses", "ses", "sex", "score", "row"], axis=1)
+    monkeypatch.setattr(pd, "read_parquet", lambda path: twice)
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(ValueError, match="data must have a name for each column, got 'ses' twice"):
+        command.read(tmp_path / "x.parquet", "school", "score", None)
+    numbered = table.set_axis(range(6), axis=1)
+    monkeypatch.setattr(pd, "read_parquet", lambda path: numbered)
+    x, y, _, _ = command.read(tmp_path / "x.parquet", "0", "4", "1,2")
+    assert list(x.columns) == ["1", "2"] and len(y) == 160

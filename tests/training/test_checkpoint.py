@@ -226,3 +226,64 @@ def test_missing_extras_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(ImportError, match=r"negmaml\[cli\]"):
         run(progress=True)
+
+
+@pytest.mark.parametrize("spelling", ["{path}", "{path}/../run", "~/run", "link", "./run/"])
+def test_of_two_runs_in_a_directory_the_second_is_refused(spelling, tmp_path, monkeypatch):
+    """The path by which it is given does not matter, and the first run is undisturbed."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    other = spelling.format(path=tmp_path / "run")
+
+    def second(step, metrics, params):
+        with pytest.raises(ValueError, match=r"run' is in use by another run; wait for it, or"):
+            small(other)
+        return True
+
+    small(tmp_path / "run", steps=4, checkpoint_every=1, callback=second)
+    same(small(other, steps=4), small(steps=4, callback=lambda *_: True))
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.slow
+def test_the_directory_of_a_run_that_was_killed_is_free(tmp_path):
+    code = f"""
+import os, signal
+from tests.training.test_checkpoint import small
+small({str(tmp_path / "run")!r}, 1.0, steps=4, checkpoint_every=1,
+      callback=lambda *_: os.kill(os.getpid(), signal.SIGKILL), callback_every=2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    same(small(tmp_path / "run", steps=4), small(steps=4))
+
+
+def test_a_checkpoint_of_another_precision_is_converted_or_refused_by_name(tmp_path):
+    """In float64 the numbers are those that were written in float32, and the other way round."""
+    single = small(tmp_path / "a")
+    said = r"arrays of checkpoint 2 .* are converted: float32 to float64"
+    with jax.enable_x64(True):
+        with pytest.raises(ValueError, match="belongs to another run, which differs in"):
+            small(tmp_path / "a")
+        with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match="as asked"):
+            found = small(tmp_path / "a", checkpoint_of="any")
+        assert found.params.dtype == found.loss.dtype == jnp.float64
+        double = small(tmp_path / "b", steps=4)
+    np.testing.assert_array_equal(found.params, np.float64(single.params))
+    np.testing.assert_array_equal(found.loss, np.float64(single.loss))
+    said = "are converted: float64 to float32"
+    with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match="as asked"):
+        found = small(tmp_path / "b", steps=4, checkpoint_of="any")
+    np.testing.assert_array_equal(found.params, np.float32(double.params))
+
+
+def test_a_checkpoint_of_other_shapes_is_not_called_damaged(tmp_path):
+    run(steps=3, checkpoint=tmp_path)
+    before = contents(tmp_path)
+    with (
+        pytest.warns(UserWarning, match="as asked"),
+        pytest.raises(ValueError, match=r"float32\[3\] then, float32\[\] now.*nothing was changed"),
+    ):
+        small(tmp_path, steps=4, checkpoint_of="any")
+    assert contents(tmp_path) == before

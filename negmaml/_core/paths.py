@@ -1,0 +1,23 @@
+"""Paths as users write them."""
+
+import os
+from pathlib import Path
+
+
+def expanded(name: str, path: str | os.PathLike[str]) -> Path:
+    """A path with `~` and `~user` replaced by the folder of that user.
+
+    name: of the argument, for the ValueError if there is no such user.
+
+    >>> expanded("out", "~/runs") == Path.home() / "runs"
+    True
+    """
+    given = os.fspath(path)
+    found = os.path.expanduser(given)
+    if found == given and given.startswith("~"):
+        user = Path(given).parts[0]
+        raise ValueError(
+            f"{name} must be a path, got {given!r}, and there is no user {user[1:]!r}; give the "
+            f"whole path of a folder that is named {user}"
+        )
+    return Path(found)

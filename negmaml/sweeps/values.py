@@ -1,0 +1,134 @@
+"""Values of axes, which a program has to tell apart, and dtypes of outputs, which NumPy has."""
+
+import math
+from collections.abc import Collection, Sequence
+from numbers import Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.checks import shown
+from negmaml.sweeps.grid import Axis
+
+MORE_BITS = "or enable 64 bits: jax.config.update('jax_enable_x64', True)"
+
+
+def as_value(name: str, value: Any) -> bool | int | float | str:
+    """A Python bool, int, float or str; raises ValueError or TypeError for anything else."""
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"grid: axis {name!r} holds a traced value; sweep computes when it is called, so call "
+            "it outside of jit, vmap and grad"
+        )
+    if np.ndim(value) != 0:
+        raise TypeError(
+            f"grid: axis {name!r} must hold numbers, strings or truth values, got {shown(value)}; "
+            "zip axes with a tuple of names"
+        )
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, Real) and not isinstance(value, bool | int | float):
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
+    if not isinstance(value, bool | int | float | str):
+        raise TypeError(
+            f"grid: axis {name!r} holds {shown(value)}, not a number, string or truth value"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"grid: axis {name!r} holds {value!r}; any finite number is allowed")
+    if isinstance(value, str) and ("\0" in value or (not value.isascii() and not _encodes(value))):
+        raise ValueError(f"grid: axis {name!r} holds {value!r}, which is no text of Unicode")
+    return value
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def canonical(name: str, value: Any, static: bool) -> Any:
+    """The value as a cell has it: a float, or for a static axis as it is; there is one zero.
+
+    Raises ValueError for a number that is another one in the dtype of JAX here.
+    """
+    if static:
+        _check_range(name, value, jnp.iinfo(jnp.result_type(int)))
+        return value + 0.0 if isinstance(value, float) else value
+    if isinstance(value, str):
+        raise TypeError(f"grid: axis {name!r} must hold numbers, got {value!r}")
+    limits = jnp.finfo(jnp.result_type(float))
+    _check_range(name, value, limits)
+    held = limits.dtype.type(value)
+    if isinstance(value, int) and int(held) != value:
+        raise ValueError(
+            f"grid: axis {name!r} holds the integer {value}, which {limits.dtype} rounds to "
+            f"{int(held)}; give a float if that is meant, name the axis in static, {MORE_BITS}"
+        )
+    if 0 < abs(value) < limits.tiny:
+        raise ValueError(
+            f"grid: axis {name!r} holds {value!r}, which is 0 in {limits.dtype}, whose smallest "
+            f"number is {limits.tiny:.2g}; use 0, {MORE_BITS}"
+        )
+    return float(value) + 0.0
+
+
+def _check_range(name: str, value: Any, limits) -> None:
+    """Raise unless a value is within the limits of its dtype."""
+    most = int(limits.max)
+    if isinstance(value, int | float) and not -most - 1 <= value <= most:
+        raise ValueError(
+            f"grid: axis {name!r} holds {shown(value)}, which is beyond {limits.dtype}; use a "
+            f"smaller one, {MORE_BITS}"
+        )
+
+
+def check_labels(name: str, values: Sequence) -> None:
+    """Raise where the values of a static axis become other ones as the labels of an array."""
+    texts = [isinstance(value, str) for value in values]
+    truths = [isinstance(value, bool) for value in values]
+    if any(texts) != all(texts) or any(truths) != all(truths):
+        raise TypeError(
+            f"grid: axis {name!r} must hold numbers, strings or truth values, and not a mixture, "
+            f"got {shown(list(values))}"
+        )
+
+
+def indistinct(axis: Axis, static: Collection[str], x64: bool) -> str:
+    """In words, two positions of an axis that are one in float32, or float64; "" if there are none.
+
+    They would be two cells, of other random numbers, of the same values.
+    """
+    dtype = np.dtype(np.float64 if x64 else np.float32)
+    columns = [
+        axis.column(name) if name in static else np.array(axis.column(name), dtype).tolist()
+        for name in axis.names
+    ]
+    seen: dict[tuple, tuple] = {}
+    for row, held in zip(axis.values, zip(*columns, strict=True), strict=True):
+        other = seen.setdefault(held, row)
+        if other != row:
+            both = " and ".join(str(r[0] if len(r) == 1 else r) for r in (other, row))
+            return f"axis {','.join(axis.names)} holds {both}, which are one in {dtype}"
+    return ""
+
+
+def held_as(name: str, dtype: Any) -> str:
+    """The dtype of NumPy that holds every value of an output: the least one, of 8 bits or more."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"output {name!r} holds {dtype}, which no array of NumPy does; return "
+            "jax.random.key_data of keys"
+        )
+    if dtype == jax.dtypes.float0:
+        raise TypeError(f"output {name!r} is the derivative by an integer (float0), which is empty")
+    if np.dtype(dtype).kind in "biufc" and np.dtype(dtype).isbuiltin == 1:
+        return str(np.dtype(dtype))
+    if jnp.issubdtype(dtype, jnp.floating):
+        return "float32"
+    return "int8" if jnp.issubdtype(dtype, jnp.signedinteger) else "uint8"
