@@ -99,21 +99,25 @@ def _part(text: str | None) -> tuple[int, int] | str | None:
     return int(number), int(count)
 
 
-def status(store: Name) -> int:
-    """Say how far a sweep is, and which workers share it.
+def status(store: Name, check: bool = False) -> int:
+    """Report how far a sweep is, what its store lost, and which workers share it.
 
     Args:
         store: a store of `negmaml sweep`.
+        check: read every chunk and compare it with its checksum; exits with 1 if any is lost. The
+            same command of `negmaml sweep` computes again what is lost.
     """
     require("zarr", "sweep")
-    found = sweeps.status(store)
+    found = sweeps.status(store, check=check)
     _print_rows(store, found.rows())
     if found.workers:
         table = Table("worker", "part", "blocks", "last sign of life")
         for worker in found.workers:
             table.add_row(*worker.row())
         console.print(table)
-    return 0
+    for text in found.losses():
+        console.print(f"lost: {text}", markup=False, highlight=False, soft_wrap=True)
+    return int(check and bool(found.lost))
 
 
 def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) -> int:
@@ -127,7 +131,7 @@ def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) 
         raise ValueError("merge takes the stores that are merged: negmaml merge a.zarr b.zarr ...")
     require("xarray", "sweep")
     require("zarr", "sweep")
-    _print_rows(store, summary.rows(sweeps.merge(stores, store)))
+    _print_rows(store, summary.rows(sweeps.merge(stores, store, progress=True)))
     return 0
 
 

@@ -7,19 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.extras import require
-from negmaml.sweeps.files import address
+from negmaml.sweeps.lost import found_in
 from negmaml.sweeps.parse import near
-from negmaml.sweeps.store import manifest_of
+from negmaml.sweeps.reading import dataset_of
+from negmaml.sweeps.store import existing
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def load(url: str):
     """The dataset of a store, with `done`; also while a sweep writes it."""
-    xr = require("xarray", "sweep")
-    manifest_of(url)
-    return xr.open_zarr(address(url), chunks=None, zarr_format=3)
+    held = existing(url)
+    return dataset_of(url, held, found_in(url, held).done)
 
 
 def select(dataset, chosen: Mapping[str, str]):
