@@ -10,6 +10,7 @@ from rich.table import Table
 
 import negmaml
 from negmaml._core.extras import MissingExtraError
+from negmaml._core.visible import visible
 from negmaml.cli.output import provenance
 
 # In which module a command is; all are imported for the list of them, or one that is not there.
@@ -34,7 +35,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _called(list(arguments))
     except (ValueError, TypeError, OSError, MissingExtraError) as error:
-        print(f"negmaml: {error}", file=sys.stderr)
+        lines = map(visible, str(error).split("\n"))  # a store of a stranger may be quoted
+        print("negmaml: " + "\n".join(lines), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         notes = getattr(stop, "__notes__", ["nothing half-written was left behind"])

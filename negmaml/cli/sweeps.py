@@ -8,10 +8,12 @@ from typing import Annotated
 import jax
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from negmaml import sweeps
 from negmaml._core.extras import require
+from negmaml._core.visible import visible
 from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
@@ -113,7 +115,7 @@ def status(store: Name, check: bool = False) -> int:
     if found.workers:
         table = Table("worker", "part", "blocks", "last sign of life")
         for worker in found.workers:
-            table.add_row(*worker.row())
+            table.add_row(*map(escape, worker.row()))
         console.print(table)
     for text in found.losses():
         console.print(f"lost: {text}", markup=False, highlight=False, soft_wrap=True)
@@ -136,9 +138,9 @@ def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) 
 
 
 def _print_rows(title: str, rows) -> None:
-    table = Table("what", "value", title=title)
+    table = Table("what", "value", title=escape(visible(title)))
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(escape(visible(name)), escape(visible(value)))
     console.print(table)
 
 

@@ -78,7 +78,7 @@ def _class():
     zarr = require("zarr", "sweep")
     ranges = require("zarr.abc.store", "sweep")
 
-    class Guarded(zarr.storage.WrapperStore):
+    class Guarded(zarr.storage.WrapperStore):  # type: ignore[name-defined]
         """The files of a store, as a store of zarr."""
 
         def __init__(self, store, url="", arrays=None, attributes=None, whole=False):

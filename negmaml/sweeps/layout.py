@@ -216,8 +216,7 @@ def as_held(layout: Layout, held: Mapping[str, Any]) -> Layout:
     """
     if not isinstance(held, Mapping):
         raise ValueError(f"{layout.name} has no metadata")
-    codecs = held.get("codecs")
-    names = [_codec_name(layout.name, codec) for codec in codecs] if _listed(codecs) else codecs
+    names = [_codec_name(layout.name, codec) for codec in _tables(held.get("codecs"))]
     wanted = layout.metadata()
     expected = [codec["name"] for codec in wanted["codecs"]]
     if names not in (expected, expected[:-1]):
@@ -225,7 +224,7 @@ def as_held(layout: Layout, held: Mapping[str, Any]) -> Layout:
             f"{layout.name} has the codecs {names}, and a sweep writes {expected}; others could "
             "alter values or use up memory"
         )
-    optional = {"attributes": {}, "storage_transformers": []}
+    optional: dict[str, Any] = {"attributes": {}, "storage_transformers": []}
     for field in sorted(wanted.keys() | held.keys(), key=str):
         value = held.get(field, optional.get(field))
         if field != "codecs" and value != wanted.get(field):
@@ -236,20 +235,22 @@ def as_held(layout: Layout, held: Mapping[str, Any]) -> Layout:
     return replace(layout, checksum=names == expected)
 
 
-def _listed(codecs: Any) -> bool:
-    return isinstance(codecs, list) and all(isinstance(codec, Mapping) for codec in codecs)
+def _tables(held: Any) -> list[Mapping[str, Any]]:
+    """A list of tables as it is, and nothing for anything else."""
+    tables = isinstance(held, list) and all(isinstance(one, Mapping) for one in held)
+    return held if tables else []
 
 
 def _codec_name(array: str, codec: Mapping[str, Any]) -> str:
     """The name of a codec, with parameters that a sweep can write."""
-    name, parameters = codec.get("name"), codec.get("configuration", {})
-    allowed: dict[Any, dict[str, Any]] = {
+    name, parameters = str(codec.get("name")), codec.get("configuration", {})
+    allowed: dict[str, dict[str, Any]] = {
         "bytes": {"endian": ("little",)},
         "zstd": {"level": range(-131072, 23), "checksum": (False, True)},
         "vlen-utf8": {},
         "crc32c": {},
     }
-    if name not in tuple(allowed):
+    if name not in allowed:
         raise ValueError(
             f"{array} has the codec {_short(name)}, which no sweep writes and which could run code "
             f"of whoever made it; allowed are {', '.join(sorted(allowed))}"

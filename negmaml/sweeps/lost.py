@@ -20,7 +20,7 @@ from negmaml.sweeps.guard import guarded, zarr_arrays
 from negmaml.sweeps.layout import Layout, cell_layouts, coordinates, sizes_at
 from negmaml.sweeps.manifest import Manifest
 from negmaml.sweeps.store import Held, Store, encoded, flags, write_blocks
-from negmaml.sweeps.untrusted import parsed
+from negmaml.sweeps.untrusted import MOST_TEXT, parsed
 
 AT_ONCE = 2**30  # bytes that a sweep verifies before it starts: about a second
 READERS = 16
@@ -97,7 +97,7 @@ def _other_labels(url: str, held: Held, faults: Mapping[str, str]) -> dict[str, 
     """Coordinates of other values than the sweep has."""
     labels = coordinates(held.manifest.grid)
     arrays = zarr_arrays(guarded(url, {name: held.layouts[name] for name in labels}))
-    found = {}
+    found: dict[str, str] = {}
     for name, (_, values) in labels.items():
         with contextlib.suppress(StoreError):  # known by now
             if not np.array_equal(np.asarray(arrays[name][...]).astype(values.dtype), values):
@@ -148,9 +148,9 @@ def _over_cells(values: np.ndarray, layout: Layout) -> np.ndarray:
 def _needed(manifest: Manifest, layout: Layout, level: int) -> tuple[slice, ...]:
     """The chunks over the dims of an output that cells of a level have."""
     sizes, cells = sizes_at(manifest, level), len(manifest.grid.shape)
-    dims, chunk, shape = (x[cells:] for x in (layout.dims, layout.chunk, layout.shape))
-    extents = [sizes.get(dim, n) for dim, n in zip(dims, shape, strict=True)]
-    return tuple(slice(-(-n // size)) for n, size in zip(extents, chunk, strict=True))
+    dims, chunk, shape = layout.dims[cells:], layout.chunk[cells:], layout.shape[cells:]
+    triples = zip(dims, shape, chunk, strict=True)
+    return tuple(slice(-(-sizes.get(dim, n) // size)) for dim, n, size in triples)
 
 
 def _levels(manifest: Manifest, cells: Mapping[str, Layout], there) -> np.ndarray:
@@ -222,5 +222,5 @@ def _noted(url: str) -> tuple[list[str], Any]:
     notes = beside(url, NOTE)
     held: Any = []
     with contextlib.suppress(ValueError):
-        held = parsed(notes.read(NOTES) or "[]", "the note of damaged chunks")
+        held = parsed(notes.read(NOTES, MOST_TEXT) or "[]", "the note of damaged chunks")
     return [key for key in held if isinstance(key, str)] if isinstance(held, list) else [], notes

@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ def mean(dataset, name: str, keep: Sequence[str]):
     Raises ValueError when a dim is left besides `keep`.
     """
     valid = dataset["finite"] & (dataset["done"] > 0) if "done" in dataset else dataset["finite"]
+    _check_fits(dataset[name])
     values = dataset[name].astype(float).where(valid)
     if extra := [d for d in values.dims if d not in keep and d != "seed"]:
         raise ValueError(f"choose a value of {', '.join(extra)} with --select {extra[0]}=...")
@@ -63,6 +65,18 @@ def mean(dataset, name: str, keep: Sequence[str]):
     count = values.notnull().sum("seed")
     with np.errstate(invalid="ignore", divide="ignore"):
         return values.mean("seed"), values.std("seed") / np.sqrt(np.maximum(count - 1, 1))
+
+
+def _check_fits(array) -> None:
+    """Raise for a variable that would take more than half of the memory of this machine."""
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # there is none on Windows
+    memory = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2**34
+    needed = 2 * 8 * array.size
+    if needed > memory / 2:
+        raise ValueError(
+            f"{array.name} has {array.size:,} values, which take {needed / 2**30:,.0f} GiB; choose "
+            "a part of them with --select"
+        )
 
 
 def best(values, axis: str):

@@ -5,19 +5,19 @@ They hold for every store that is made here, too, so that it can be opened again
 
 import json
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from negmaml._core.visible import hidden
 from negmaml.sweeps.layout import Layout, layouts
 from negmaml.sweeps.manifest import Manifest
 
 MOST_TEXT = 2**26  # bytes of JSON
-MOST_CELLS = 2**30
-MOST_BLOCKS = 2**20
+MOST_CELLS = 2**28
+MOST_BLOCKS = 2**18
 MOST_CHUNK = 2**30  # bytes
 MOST_PARTS = 254  # that a byte counts
 MOST_NAME = 200  # characters
@@ -76,21 +76,18 @@ def _require(right: bool, what: str, value: Any) -> None:
         raise ValueError(f"{what} cannot be {text if len(text) < 100 else text[:100] + '...'}")
 
 
+def _bound(what: str, number: int, most: int, remedy: str) -> None:
+    if number > most:
+        raise ValueError(f"it has {number:,} {what}, and {most:,} are the most; {remedy}")
+
+
 def _whole_number(value: Any, below: int, least: int = 0) -> bool:
     return type(value) is int and least <= value < below
 
 
 def _text(value: Any) -> bool:
     """Whether it is a text that can be shown."""
-    return (
-        isinstance(value, str)
-        and len(value) <= MOST_TEXT
-        and ((value.isascii() and value.isprintable()) or not _hidden(value))
-    )
-
-
-def _hidden(text: str) -> bool:
-    return any(unicodedata.category(letter) in INVISIBLE for letter in text)
+    return isinstance(value, str) and len(value) <= MOST_TEXT and not hidden(value)
 
 
 def is_name(value: Any) -> bool:
@@ -128,7 +125,7 @@ def _check_grid(manifest: Manifest) -> None:
     _require(bool(grid.seeds) and all(_whole_number(s, 2**32) for s in grid.seeds), "seeds",
              [s for s in grid.seeds if not _whole_number(s, 2**32)][:1])  # fmt: skip
     _require(len(set(grid.seeds)) == len(grid.seeds), "seeds, twice,", grid.seeds)
-    _require(grid.cells <= MOST_CELLS, f"number of cells, above {MOST_CELLS:,},", grid.cells)
+    _bound("cells", grid.cells, MOST_CELLS, "spread them over several stores")
 
 
 def _value(value: Any) -> bool:
@@ -187,7 +184,7 @@ def _check_block(manifest: Manifest) -> None:
     )
     _require(right, f"block of cells of the shape {shape}", block)
     blocks = math.prod(-(-n // size) for n, size in zip(shape, block, strict=True))
-    _require(blocks <= MOST_BLOCKS, f"number of blocks, above {MOST_BLOCKS:,},", blocks)
+    _bound("blocks", blocks, MOST_BLOCKS, "choose a larger block")
     for layout in layouts(manifest).values():
         check_chunks(layout)
 
@@ -200,8 +197,7 @@ def check_chunks(layout: Layout) -> None:
             f"{layout.name} has chunks of {size:,} bytes, and {MOST_CHUNK:,} are the most; choose "
             "a smaller block, or smaller outputs"
         )
-    most = 4 * MOST_BLOCKS
-    _require(number <= most, f"number of chunks of {layout.name}, above {most:,},", number)
+    _bound(f"chunks of {layout.name}", number, 4 * MOST_BLOCKS, "choose a larger block")
 
 
 def _check_programs(manifest: Manifest) -> None:
@@ -235,11 +231,3 @@ def check_attributes(attributes: Mapping[str, Any]) -> None:
     _require(isinstance(seconds, int | float) and 0 <= seconds < 1e12, "wall_seconds", seconds)
     history = attributes.get("history", [])
     _require(isinstance(history, list) and all(map(_text, history)), "history", history)
-
-
-def visible(text: str) -> str:
-    """A text without characters that a terminal would take as commands."""
-    return "".join(
-        repr(letter)[1:-1] if unicodedata.category(letter) in INVISIBLE else letter
-        for letter in text
-    )
