@@ -92,6 +92,7 @@ def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
         patience = time.monotonic() + BEAT
         while not _acquired(lock):
             holder = _text(writer)
+            patience = time.monotonic() + BEAT if holder else patience
             unsaid = not holder and time.monotonic() < patience  # it has just begun, or just ends
             if not (what and (what in holder or unsaid)):
                 raise _taken(url, holder)

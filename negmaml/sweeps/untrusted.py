@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.visible import hidden
-from negmaml.sweeps.layout import Layout, layouts
+from negmaml.sweeps.layout import LABELS, Layout, layouts
 from negmaml.sweeps.manifest import Manifest
 
 MOST_TEXT = 2**26  # bytes of JSON
@@ -180,7 +180,8 @@ def _check_parts(manifest: Manifest) -> None:
 def _check_block(manifest: Manifest) -> None:
     shape, block = manifest.grid.shape, manifest.block
     right = len(block) == len(shape) and all(
-        _whole_number(size, n + 1, least=1) for size, n in zip(block, shape, strict=True)
+        _whole_number(size, max(n, LABELS) + 1, least=1)
+        for size, n in zip(block, shape, strict=True)
     )
     _require(right, f"block of cells of the shape {shape}", block)
     blocks = math.prod(-(-n // size) for n, size in zip(shape, block, strict=True))
