@@ -4,7 +4,6 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -54,9 +53,7 @@ def test_map_of_the_best_rates(x64):
     data = shown("phases")
     ratios = phases.RATIOS[:: figures.MAP_STEP]
     n_v = phases.P / phases.M * ratios
-    found = best_rates_over(
-        phases.P, phases.M, phases.P * ratios[:, None], n_v, phases.NOISE, 1.0
-    )
+    found = best_rates_over(phases.P, phases.M, phases.P * ratios[:, None], n_v, phases.NOISE, 1.0)
     assert found.shape == (25, 25) and np.all(found < 0)
     np.testing.assert_allclose(data["best_by_data"], found, rtol=0.02, atol=1e-3)
 

@@ -58,6 +58,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def one_line(text: str) -> str:
+    """A printable text, ends of lines spelled out too."""
+    return printable(text).replace("\n", r"\n")
+
+
 def displayed(cls: C) -> C:
     """`cls` that prints, and shows in a notebook, the `Table` its method `_summary` returns."""
     summary: Callable[[Any], Table] = cls._summary  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import tyro
 from negmaml import sweeps
 from negmaml._core.extras import require
 from negmaml._core.paths import expanded
-from negmaml.cli.output import print_table, say_written
+from negmaml.cli.output import print_table, say, say_written
 from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
@@ -98,19 +98,23 @@ def _part(text: str | None) -> tuple[int, int] | str | None:
     return int(number), int(count)
 
 
-def status(store: Name) -> int:
-    """Say how far a sweep is, and which workers share it.
+def status(store: Name, check: bool = False) -> int:
+    """Report how far a sweep is, what its store lost, and which workers share it.
 
     Args:
         store: a store of `negmaml sweep`.
+        check: read every chunk and compare it with its checksum; exits with 1 if any is lost. The
+            same command of `negmaml sweep` computes again what is lost.
     """
     require("zarr", "sweep")
-    found = sweeps.status(store)
+    found = sweeps.status(store, check=check)
     _print_rows(store, found.rows())
     if found.workers:
         columns = "worker", "part", "blocks", "last sign of life"
         print_table(columns, [worker.row() for worker in found.workers])
-    return 0
+    for text in found.losses():
+        say(f"lost: {text}")
+    return int(check and bool(found.lost))
 
 
 def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) -> int:
@@ -124,7 +128,7 @@ def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) 
         raise ValueError("merge takes the stores that are merged: negmaml merge a.zarr b.zarr ...")
     require("xarray", "sweep")
     require("zarr", "sweep")
-    _print_rows(store, summary.rows(sweeps.merge(stores, store)))
+    _print_rows(store, summary.rows(sweeps.merge(stores, store, progress=True)))
     return 0
 
 

@@ -19,14 +19,13 @@ from negmaml.sweeps.claims import check_alone, parse_part
 from negmaml.sweeps.files import Address, check_url, check_writable
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.planning import Work, check_means, index_of, planned, prepare, regions
+from negmaml.sweeps.progress import Tell, teller
 from negmaml.sweeps.run import empty
 from negmaml.sweeps.shared import into_shared_store
 from negmaml.sweeps.stored import How, Means, finished, into_store
 
 if TYPE_CHECKING:
     import xarray
-
-Tell = Callable[[int, int], Any]
 
 
 def sweep(
@@ -125,7 +124,7 @@ def sweep(
         function, grid, seeds, root=root, static=static, whole=whole, common=common,
         output_dims=output_dims,
     )  # fmt: skip
-    with _teller(progress) as tell:
+    with teller(progress) as tell:
         if url is None:
             return _in_memory(work, memory, block, devices, tell)
         how = How(extend, accept_changes, version)
@@ -171,30 +170,6 @@ def _check_options(store, client, part, extend, accept_changes) -> Address | Non
                 f"'tcp://localhost:8786', got {client!r}"
             )
     return url
-
-
-@contextmanager
-def _teller(progress: bool | Tell) -> Iterator[Tell]:
-    """What is called with the cells done and those in all; a bar for True."""
-    if not isinstance(progress, bool):
-        if not callable(progress):
-            raise TypeError(f"progress must be True, False or a function, got {progress!r}")
-        yield progress
-    elif not progress:
-        yield lambda *_: None
-    else:
-        rich = require("rich.progress", "cli")
-        columns = (rich.TextColumn("{task.description:<16}"), rich.BarColumn(),
-                   rich.MofNCompleteColumn(), rich.TimeRemainingColumn())  # fmt: skip
-        with rich.Progress(*columns, transient=True, speed_estimate_period=60) as bar:
-            task = bar.add_task("compiling", total=None)
-
-            def advance(done: int, cells: int) -> None:
-                rate = bar.tasks[0].speed
-                text = f"{rate:,.0f} cells/s" if rate else "sweeping"
-                bar.update(task, completed=done, total=cells, description=text)
-
-            yield advance
 
 
 @contextmanager

@@ -12,6 +12,7 @@ numbers into the same files. Claims are looked at before `done`, and removed aft
 """
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 
+from negmaml._core.display import one_line
 from negmaml.sweeps import lock as locks
 from negmaml.sweeps.exclusive import beside
 from negmaml.sweeps.files import StoreError
@@ -31,6 +33,7 @@ WORKER = "worker-"
 BLOCK = re.compile(r"block-(.+)-(\d+)")
 SLURM = "slurm"
 MOST_PARTS = 10**6
+MOST_SAID = 500  # characters that a worker says of itself
 Part = tuple[int, int]  # the number of a worker, from 1, and how many there are
 
 
@@ -83,11 +86,15 @@ class Worker:
 
     @classmethod
     def read(cls, name: str, text: str) -> "Worker | None":
-        """From its file; None while that is being written."""
-        with contextlib.suppress(ValueError):
+        """From its file; None while that is being written, or for what no worker wrote."""
+        with contextlib.suppress(ValueError, OverflowError):
+            if len(text) > MOST_SAID:
+                return None
             part, blocks, beat, process = text.split(" | ", 3)
             number, count = part.split("/")
-            return cls(name, process, (int(number), int(count)), int(blocks), float(beat))
+            if not math.isfinite(seconds := float(beat)):
+                return None
+            return cls(name, one_line(process), (int(number), int(count)), int(blocks), seconds)
         return None
 
 
@@ -234,4 +241,4 @@ def check_alone(url: str) -> bool:
 def _in_words(name: str, text: str) -> str:
     """A worker in words."""
     worker = Worker.read(name, text)
-    return f"{worker.process}, part {worker.part[0]}/{worker.part[1]}" if worker else name
+    return f"{worker.process}, part {worker.part[0]}/{worker.part[1]}" if worker else one_line(name)

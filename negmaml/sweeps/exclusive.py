@@ -9,7 +9,10 @@ import os
 from pathlib import Path
 
 from negmaml._core.extras import require
+from negmaml._core.plain_files import LinkedError, open_plain, read_plain
 from negmaml.sweeps.files import StoreError, local_path
+
+MOST = 2**16  # bytes of a note: what is longer was written by others
 
 
 def beside(url: str, what: str) -> "LocalNotes | RemoteNotes":
@@ -21,9 +24,13 @@ def beside(url: str, what: str) -> "LocalNotes | RemoteNotes":
 
 
 class LocalNotes:
-    """Files in a folder."""
+    """Files in a folder. Symbolic links among them count as empty, and are never followed."""
 
     def __init__(self, folder: Path):
+        if folder.is_symlink():
+            raise StoreError(
+                f"{str(folder)!r} is a symbolic link, which could lead to other files; remove it"
+            )
         self.folder = folder
 
     def names(self) -> list[str]:
@@ -33,16 +40,19 @@ class LocalNotes:
         except FileNotFoundError:
             return []
 
-    def read(self, name: str) -> str:
-        """The text of a file, empty if there is none."""
+    def read(self, name: str, most: int = MOST) -> str:
+        """The text of a file, empty if there is none, or none that we wrote."""
         try:
-            return (self.folder / name).read_text()
-        except FileNotFoundError:
+            return _text(read_plain(self.folder / name, most), most)
+        except LinkedError:
             return ""
 
     def write(self, name: str, text: str) -> None:
         """Rewrite a file that is there, in place: other machines see it when they open it."""
-        with contextlib.suppress(FileNotFoundError), open(self.folder / name, "r+") as file:
+        with (
+            contextlib.suppress(FileNotFoundError, LinkedError),
+            open(open_plain(self.folder / name, os.O_RDWR), "r+") as file,
+        ):
             file.write(text)
             file.truncate()
 
@@ -97,10 +107,10 @@ class RemoteNotes:
             return []
         return sorted(name.rsplit("/", 1)[-1] for name in found)
 
-    def read(self, name: str) -> str:
-        """The text of an object, empty if there is none."""
+    def read(self, name: str, most: int = MOST) -> str:
+        """The text of an object, empty if there is none, or none that we wrote."""
         try:
-            return self.files.cat_file(self._path(name)).decode()
+            return _text(self.files.cat_file(self._path(name), start=0, end=most + 1), most)
         except FileNotFoundError:
             return ""
 
@@ -135,6 +145,11 @@ class RemoteNotes:
         if self.create(name, text, again=True):
             self.remove(name)
             raise not_exclusive(self.url)
+
+
+def _text(data: bytes | None, most: int) -> str:
+    """Bytes as text, empty where they are none or too many."""
+    return data.decode(errors="replace") if data and len(data) <= most else ""
 
 
 def not_exclusive(url: str) -> StoreError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from negmaml._core.extras import MissingExtraError, require
 from negmaml._core.paths import expanded
+from negmaml._core.plain_files import LinkedError, plain_sizes, read_plain
 
 PARTIAL = ".partial"  # how files end that are being written, ours and those of zarr
 
@@ -135,12 +136,19 @@ class LocalFiles:
             return any(self.folder.iterdir())
         return self.folder.exists()
 
-    def read(self, key: str) -> bytes | None:
-        """The content of a file, None if there is none."""
+    def read(self, key: str, most: int | None = None) -> bytes | None:
+        """The content of a file, at most one byte more than `most` of it; None without a file."""
         try:
-            return (self.folder / key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            return read_plain(self.folder / key, most)
+        except LinkedError as error:
+            raise StoreError(f"store {str(self.folder)!r}: {error}") from error
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file; StoreError for a symbolic link among them."""
+        try:
+            return dict(plain_sizes(self.folder))
+        except LinkedError as error:
+            raise StoreError(f"store {str(self.folder)!r}: {error}") from error
 
     def write(self, key: str, data: bytes) -> None:
         """Write a file aside, and rename it."""
@@ -181,12 +189,22 @@ class RemoteFiles:
         """Whether there is anything."""
         return any(True for _ in self.names())
 
-    def read(self, key: str) -> bytes | None:
-        """The content of an object, None if there is none."""
+    def read(self, key: str, most: int | None = None) -> bytes | None:
+        """The content of an object, at most one byte more than `most` of it; None without one."""
+        part = {} if most is None else {"start": 0, "end": most + 1}
         try:
-            return self.files.cat_file(f"{self.folder}/{key}")
+            return self.files.cat_file(f"{self.folder}/{key}", **part)
         except FileNotFoundError:
             return None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every object."""
+        self.files.invalidate_cache()
+        found = self.files.find(self.folder, detail=True)
+        return {
+            path.removeprefix(self.folder).lstrip("/"): int(held["size"] or 0)
+            for path, held in found.items()
+        }
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object."""

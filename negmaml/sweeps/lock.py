@@ -20,8 +20,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from negmaml._core.display import one_line
 from negmaml._core.extras import require
-from negmaml.sweeps.exclusive import LocalNotes, RemoteNotes, beside
+from negmaml._core.plain_files import LinkedError, read_plain
+from negmaml.sweeps.exclusive import MOST, LocalNotes, RemoteNotes, beside
 from negmaml.sweeps.files import StoreError, local_path
 
 BEAT = 5.0  # seconds between two signs of life of who holds a lock at a URL
@@ -65,9 +67,10 @@ def locked(url: str, opening: bool = False) -> Iterator[Lock]:
 
 
 def _taken(url: str, holder: str) -> TakenError:
+    by = one_line(holder) or "that just began"
     return TakenError(
-        f"store {url!r} is being written by another sweep ({holder or 'that just began'}); wait "
-        "for it, or choose another store"
+        f"store {url!r} is being written by another sweep ({by}); wait for it, or choose another "
+        "store"
     )
 
 
@@ -79,21 +82,25 @@ def this_process() -> str:
 @contextmanager
 def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
     filelock = require("filelock", "sweep")
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
-    writer = path.with_name(
-        f".{path.name}.writer"
-    )  # says who writes; one that is cut off leaves it
+    held = path.with_name(f".{path.name}.lock")
+    writer = held.with_suffix(".writer")  # says who writes; one that is cut off leaves it
+    if held.is_symlink():  # of whoever made the store: the file it leads to would be emptied
+        raise StoreError(f"store {url!r}: its lock {str(held)!r} is a symbolic link; remove it")
+    lock = filelock.FileLock(held)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         patience = time.monotonic() + BEAT
         while not _acquired(lock):
             holder = _text(writer)
+            patience = time.monotonic() + BEAT if holder else patience
             unsaid = not holder and time.monotonic() < patience  # it has just begun, or just ends
             if not (what and (what in holder or unsaid)):
                 raise _taken(url, holder)
             time.sleep(BEAT / 50)  # one that only opens it, and was slow to say that it lives
-        left = writer.exists()
-        writer.write_text(f"{this_process()}{what and ', '}{what}")
+        left = os.path.lexists(writer)
+        writer.unlink(missing_ok=True)  # which may be a link to a file of others
+        with open(writer, "x") as file:
+            file.write(f"{this_process()}{what and ', '}{what}")
     except OSError as error:
         lock.release()
         raise OSError(
@@ -111,8 +118,8 @@ def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
 def _text(path: Path) -> str:
     """Of a file that its writer may remove at any time."""
     try:
-        return path.read_text()
-    except FileNotFoundError:
+        return (read_plain(path, MOST) or b"").decode(errors="replace")
+    except LinkedError:
         return ""
 
 
@@ -258,7 +265,7 @@ class _Numbered:
         return f"{number:08d}"
 
     def numbers(self) -> list[int]:
-        return [int(name) for name in self.notes.names() if name.isdecimal()]
+        return [int(name) for name in self.notes.names() if name.isdecimal() and len(name) < 16]
 
     def newest(self) -> int | None:
         return max(self.numbers(), default=None)

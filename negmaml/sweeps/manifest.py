@@ -59,7 +59,11 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
         """The manifest of a text; ValueError for one of another format."""
-        held = json.loads(text)
+        return cls.from_held(json.loads(text))
+
+    @classmethod
+    def from_held(cls, held: Mapping[str, Any]) -> "Manifest":
+        """The manifest of a parsed text."""
         if held.get("format") != FORMAT:
             raise ValueError(
                 f"it has the layout {held.get('format')} of another version of negmaml, and this "

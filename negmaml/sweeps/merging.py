@@ -1,5 +1,6 @@
 """Stores that were made apart, as one."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +11,18 @@ import numpy as np
 from negmaml._core.extras import require
 from negmaml._core.identity import difference
 from negmaml.sweeps.claims import check_alone
-from negmaml.sweeps.files import StoreError, address, check_url, check_writable, files_of
+from negmaml.sweeps.files import StoreError, check_url, check_writable
 from negmaml.sweeps.grid import Axis, Grid, Region
+from negmaml.sweeps.guard import guarded, zarr_arrays
+from negmaml.sweeps.layout import cell_layouts
 from negmaml.sweeps.lock import locked
+from negmaml.sweeps.lost import found_in, mend
 from negmaml.sweeps.manifest import Manifest, differences, extended, other_whole_axes, with_programs
-from negmaml.sweeps.planning import in_words, regions
+from negmaml.sweeps.planning import LARGEST_BLOCK, in_words, regions
+from negmaml.sweeps.progress import Tell, teller
+from negmaml.sweeps.reading import dataset_of
 from negmaml.sweeps.run import empty
-from negmaml.sweeps.store import MANIFEST, Store, create, open_store, read_root
+from negmaml.sweeps.store import MANIFEST, Store, create, existing, open_store
 
 OWN = (MANIFEST, "coordinates", "wall_seconds", "merged", "history")  # not taken from a source
 
@@ -25,14 +31,16 @@ OWN = (MANIFEST, "coordinates", "wall_seconds", "merged", "history")  # not take
 class _Source:
     """A store that is read.
 
-    places: for each dim of the merged cells, the position of each value here, or -1; dims: which
-    dim of the cells it is here. whole: the same for whole axes, which have the same values.
+    done: how many parts each cell has, as far as its chunks are there. places: for each dim of the
+    merged cells, the position of each value here, or -1; dims: which dim of the cells it is here.
+    whole: the same for whole axes, which have the same values.
     """
 
     url: str
     manifest: Manifest
     attributes: dict[str, Any]
-    group: Any
+    arrays: Any
+    done: np.ndarray
     places: tuple[np.ndarray, ...] = ()
     dims: tuple[int, ...] = ()
     whole: tuple[tuple[str, np.ndarray], ...] = ()
@@ -45,7 +53,7 @@ class _Source:
         if not wanted.any():
             return
         here = [place[found] for place, found in zip(at, there, strict=True)]
-        wanted &= self._read("done", here) == 1 + len(self.manifest.parts)
+        wanted &= self._at(self.done, here) == 1 + len(self.manifest.parts)
         cells = tuple(i[wanted] for i in np.meshgrid(*there, indexing="ij"))
         order = dict(self.whole)
         for name in block:
@@ -59,13 +67,25 @@ class _Source:
 
     def _read(self, name: str, here: Sequence[np.ndarray]) -> np.ndarray:
         """An array at positions over the dims of the merged cells."""
-        own = [here[self.dims.index(i)] for i in range(len(here))]
-        array = self.group[name]
+        own, array = self._own(here), self.arrays[name]
         values = array.oindex[(*own, *[slice(None)] * (array.ndim - len(own)))]
         return values.transpose(*self.dims, *range(len(here), values.ndim))
 
+    def _at(self, values: np.ndarray, here: Sequence[np.ndarray]) -> np.ndarray:
+        """The same of values of each cell."""
+        return values[np.ix_(*self._own(here))].transpose(self.dims)
 
-def merge(stores: Sequence[str | os.PathLike[str]], store: str | os.PathLike[str]):
+    def _own(self, here: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Positions in the order of the dims of this store."""
+        return [here[self.dims.index(i)] for i in range(len(here))]
+
+
+def merge(
+    stores: Sequence[str | os.PathLike[str]],
+    store: str | os.PathLike[str],
+    *,
+    progress: bool | Tell = False,
+):
     """Put stores of the same sweep that were made apart into one, as if it had made them.
 
     Their axes and seeds are joined, and sorted where they grow; a cell that two of them have is the
@@ -75,14 +95,17 @@ def merge(stores: Sequence[str | os.PathLike[str]], store: str | os.PathLike[str
 
     Arguments:
         stores: paths or URLs of stores, finished or not; they are only read.
-        store: where the result goes. What an interrupted merge left is gone on with.
+        store: where the result goes; the same call resumes a merge that was interrupted. Its
+            blocks have along each dim the largest size that any of the stores has.
+        progress: whether to show a bar (needs rich: pip install "negmaml[cli]"), or a function
+            that is called as progress(cells looked at, cells in all) after every block.
 
-    Returns the dataset, as `xarray.open_zarr` opens it.
+    Returns the dataset, with `done`, read lazily.
 
-    Raises StoreError, which names what differs, for stores of different sweeps, and for a store
-    that holds something else; FileNotFoundError for one that is not there.
+    Raises StoreError, which names what differs, for stores of different sweeps, for a store that
+    holds something else, and for a chunk that is damaged; FileNotFoundError for a missing store.
     """
-    xr = require("xarray", "sweep")
+    require("xarray", "sweep")
     if isinstance(stores, str | bytes) or not isinstance(stores, Sequence) or not stores:
         raise TypeError(f"stores must be a list of paths or URLs, got {stores!r}")
     *given, url = [check_url(one) for one in (*stores, store)]
@@ -93,24 +116,41 @@ def merge(stores: Sequence[str | os.PathLike[str]], store: str | os.PathLike[str
     for source in sources:
         manifest = _joined(sources[0].url, manifest, source)
     manifest = replace(manifest, grid=_sorted(manifest.grid, sources[0].manifest.grid))
+    manifest = replace(manifest, block=_block([s.manifest for s in sources], manifest))
     check_writable(url)
-    with locked(url) as lock:
+    with teller(progress, "merging") as tell, locked(url) as lock:
         left = check_alone(url) or lock.left
-        out = open_store(url, left) or create(url, manifest, _attributes(sources, manifest.grid))
-        _check_same(url, out.manifest, manifest)
-        _copy(out, [_placed(source, out.manifest.grid) for source in sources], lock.check)
-    return xr.open_zarr(address(url), chunks=None, zarr_format=3)
+        out = open_store(url, left)
+        if out is None:
+            out = create(url, manifest, _attributes(sources, manifest.grid))
+        else:
+            _check_same(url, out.manifest, manifest)
+            mend(out, check=True)
+        _copy(out, [_placed(source, out.manifest.grid) for source in sources], lock.check, tell)
+    held = existing(url)
+    return dataset_of(url, held, found_in(url, held).done)
 
 
 def _source(url: str) -> _Source:
-    root = read_root(url, files_of(url))
-    if root is None:
-        raise FileNotFoundError(f"there is no store at {url!r}")
-    attributes = root["attributes"]
-    group = require("zarr", "sweep").open_group(
-        address(url), mode="r", zarr_format=3, use_consolidated=True
-    )
-    return _Source(url, Manifest.from_json(attributes[MANIFEST]), attributes, group)
+    held = existing(url)
+    cells = {name: held.layouts[name] for name in cell_layouts(held.manifest)}
+    arrays = zarr_arrays(guarded(url, cells))
+    return _Source(url, held.manifest, held.attributes, arrays, found_in(url, held).done)
+
+
+def _block(parts: Sequence[Manifest], merged: Manifest) -> tuple[int, ...]:
+    """Cells of a block along each dim: the most that any of the stores has, within a bound.
+
+    Neither depends on the order of the stores, so that the number of files does not.
+    """
+    sizes = [dict(zip(part.grid.dims, part.block, strict=True)) for part in parts]
+    most = {dim: max(size[dim] for size in sizes) for dim in merged.grid.dims}
+    bytes_of_cell = max(1, *(output.nbytes for output in merged.outputs))
+    bound = max(LARGEST_BLOCK // bytes_of_cell, *(math.prod(part.block) for part in parts))
+    while math.prod(most.values()) > bound:
+        longest = max(sorted(most), key=most.__getitem__)
+        most[longest] = -(-most[longest] // 2)
+    return tuple(most[dim] for dim in merged.grid.dims)
 
 
 def _joined(first: str, manifest: Manifest, source: _Source) -> Manifest:
@@ -191,9 +231,9 @@ def _placed(source: _Source, merged: Grid) -> _Source:
     return replace(source, places=tuple(found), dims=dims, whole=tuple(whole))
 
 
-def _copy(out: Store, sources: Sequence[_Source], check) -> None:
+def _copy(out: Store, sources: Sequence[_Source], check, tell: Tell) -> None:
     """Fill the blocks of a store from its sources."""
-    grid, outputs = out.manifest.grid, out.manifest.outputs
+    grid, outputs, looked = out.manifest.grid, out.manifest.outputs, 0
     for region in regions(grid, out.manifest.block):
         done = out.done(region) > 0
         lacking = ~done
@@ -204,3 +244,5 @@ def _copy(out: Store, sources: Sequence[_Source], check) -> None:
         if wanted.any():
             check()
             out.write(region, 0, wanted, {name: values[wanted] for name, values in block.items()})
+        looked += wanted.size
+        tell(looked, grid.cells)

@@ -74,7 +74,9 @@ def _share(work: Work, url: str, part: Part, means: Means, how: How, known: Prog
     with sharing(url, part, watch) as claims:
         with locks.locked(url, opening=True) as lock:
             alone = not claims.others()
-            work, store, runner = opened(work, url, lock.left and alone, means, how, known, alone)
+            work, store, runner = opened(
+                work, url, lock.left and alone, means, how, known, alone, check=False
+            )
             claims.join()
         try:
             asked, last = cells_of(store.manifest.grid, grid), last_part(store, grid)
@@ -170,7 +172,7 @@ def _leave(url: str, claims: Claims, seconds: float) -> None:
         claims.check()
         with locks.locked(url, opening=True):
             alone = not claims.others()
-            store = open_store(url, tidy=alone)
+            store = open_store(url, tidy=alone, listed=False)
             if alone:
                 claims.bury()
             if store is not None:

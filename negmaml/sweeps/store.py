@@ -9,52 +9,62 @@ the attribute `negmaml_sweep`, which says what the store is a sweep of:
 - an extension writes longer coordinates, of which readers see the length that they know, and then
   this file, which is all that changes for a reader; the metadata of single arrays, of which this
   file has copies, follow;
-- a chunk is one file, and `done` is written after the data it speaks of. It counts the parts that
-  a cell has: one, and one more for each time that a whole axis was lengthened.
+- a chunk is one file with a checksum, and `done` is written after the data it speaks of; a chunk of
+  fill values is written too, so that one that is missing was lost. It counts
+  the parts that a cell has: one, and one more for each time that a whole axis was lengthened.
 """
 
-import copy
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from negmaml._core.extras import require
-from negmaml.sweeps.files import PARTIAL, LocalFiles, StoreError, address, files_of
+from negmaml.sweeps.files import PARTIAL, StoreError, files_of
 from negmaml.sweeps.grid import Grid, Region
+from negmaml.sweeps.guard import ROOT, group_metadata, guarded, text_of, zarr_arrays
+from negmaml.sweeps.layout import Layout, as_held, coordinates, layouts
 from negmaml.sweeps.manifest import Box, Manifest
+from negmaml.sweeps.untrusted import (
+    MOST_TEXT,
+    check_attributes,
+    check_manifest,
+    checked_manifest,
+    parsed,
+)
 
 MANIFEST = "negmaml_sweep"
-ROOT = "zarr.json"
 CREATING = ".negmaml-creating"  # there until the store is whole
-LABELS = 1024  # values of a coordinate in a chunk: extensions mostly stay within
 REMEDY = "; give an empty or new path, or the store of an earlier sweep"
-# Those that run no code of whoever made the store, as a pickle would.
-CODECS = {"bytes", "zstd", "blosc", "gzip", "crc32c", "vlen-utf8", "transpose"}
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a store says of itself, checked: its attributes, its sweep, and its arrays."""
+
+    attributes: dict[str, Any]
+    manifest: Manifest
+    layouts: Mapping[str, Layout]
 
 
 class Store:
     """An open store; make one with `create` or `open_store`."""
 
-    def __init__(self, url: str, root: dict[str, Any]):
+    def __init__(self, url: str, held: Held):
         self.url, self.files = url, files_of(url)
-        self._take(root)
+        self._take(held)
 
-    def _take(self, root: dict[str, Any]) -> None:
-        self.root = root
-        self.manifest = Manifest.from_json(root["attributes"][MANIFEST])
-        zarr = require("zarr", "sweep")
-        self.group = zarr.open_group(
-            address(self.url), mode="r+", zarr_format=3, use_consolidated=True
-        )
+    def _take(self, held: Held) -> None:
+        self.attributes, self.manifest, self.layouts = held.attributes, held.manifest, held.layouts
+        self.__dict__.pop("arrays", None)
 
-    @property
-    def attributes(self) -> Mapping[str, Any]:
-        """Attributes of the dataset."""
-        return self.root["attributes"]
+    @cached_property
+    def arrays(self) -> Mapping[str, Any]:
+        """The arrays, to be written."""
+        return zarr_arrays(guarded(self.url, self.layouts, write=True), write=True)
 
     @property
     def parts(self) -> list[Box]:
@@ -63,7 +73,7 @@ class Store:
 
     def done(self, region: Region | None = None) -> np.ndarray:
         """How many of `parts` each cell has: 0, or all of them when none was added since."""
-        return np.asarray(self.group["done"][... if region is None else region])
+        return flags(self.arrays["done"], self.layouts["done"], region)
 
     def write(
         self, region: Region, part: int, wanted: np.ndarray, values: Mapping[str, np.ndarray]
@@ -76,7 +86,7 @@ class Store:
                 inside = tuple(slice(*box.get(dim, (None,))) for dim in output.dims)
                 self._put(output.name, (*region, *inside), wanted, values[output.name])
             if part:
-                finite &= np.asarray(self.group["finite"][region])[wanted]
+                finite &= np.asarray(self.arrays["finite"][region])[wanted]
             self._put("finite", region, wanted, finite)
             self._put("done", region, wanted, np.full(len(finite), level, np.uint8))
         except OSError as error:
@@ -88,7 +98,7 @@ class Store:
 
     def _put(self, name: str, region: Region, wanted: np.ndarray, values: np.ndarray) -> None:
         """Set the wanted cells of a region, which may be cut along the dims of the output too."""
-        array = self.group[name]
+        array = self.arrays[name]
         if wanted.all():
             array[region] = values.reshape(*wanted.shape, *values.shape[1:])
         else:
@@ -98,35 +108,47 @@ class Store:
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes of the dataset."""
-        self.root["attributes"] |= attributes
-        self.files.write(ROOT, _text(self.root))
+        self.attributes |= attributes
+        self._write_root(self.attributes, self.layouts)
+
+    def _write_root(self, attributes: Mapping[str, Any], arrays: Mapping[str, Layout]) -> None:
+        metadata = {name: layout.metadata() for name, layout in arrays.items()}
+        self.files.write(ROOT, _checked(self.url, group_metadata(metadata, attributes)))
 
     def extend(self, merged: Manifest, attributes: Mapping[str, Any]) -> None:
         """Become the store of a manifest that adds to this one, and set attributes with it."""
         _check_types(self.url, self.manifest.grid, merged.grid)
-        root = copy.deepcopy(self.root)
-        arrays = root["consolidated_metadata"]["metadata"]
-        labels = coordinates(merged.grid)
-        shapes = merged.array_shapes() | {
-            name: values.shape for name, (_, values) in labels.items()
+        _check_made(self.url, merged)
+        arrays = {
+            name: replace(layout, checksum=self.layouts[name].checksum)
+            for name, layout in layouts(merged).items()
         }
-        longer = [name for name in labels if arrays[name]["shape"] != list(shapes[name])]
-        for name, shape in shapes.items():
-            arrays[name]["shape"] = list(shape)
+        attributes = self.attributes | {**attributes, MANIFEST: merged.to_json()}
+        labels = coordinates(merged.grid)
+        longer = [name for name in labels if arrays[name].shape != self.layouts[name].shape]
+        self._forget_beyond(arrays["done"])
         for name in longer:
-            for key, data in _encoded(name, arrays[name], labels[name][1]).items():
+            for key, data in encoded(arrays[name], labels[name][1]).items():
                 self.files.write(key, data)
-        root["attributes"] |= {**attributes, MANIFEST: merged.to_json()}
-        self.files.write(ROOT, _text(root))
-        self._take(root)
+        self._write_root(attributes, arrays)
+        self._take(Held(attributes, merged, arrays))
         self.follow()
+
+    def _forget_beyond(self, longer: Layout) -> None:
+        """Clear flags of cells beyond the grid, as a copy has that was made during an extension."""
+        array = zarr_arrays(guarded(self.url, {"done": longer}, write=True), write=True)["done"]
+        done = flags(array, longer)
+        right = np.zeros_like(done)
+        known = tuple(map(slice, self.layouts["done"].shape))
+        right[known] = np.minimum(done[known], len(self.parts))
+        write_blocks(array, right, done != right)
 
     def follow(self) -> None:
         """Bring the metadata of each array up to its copy in the group, which changes first."""
-        for name, metadata in self.root["consolidated_metadata"]["metadata"].items():
-            held = self.files.read(f"{name}/{ROOT}")
-            if held is None or json.loads(held) != metadata:
-                self.files.write(f"{name}/{ROOT}", _text(metadata))
+        for name, layout in self.layouts.items():
+            text = text_of(layout.metadata())
+            if self.files.read(f"{name}/{ROOT}", MOST_TEXT) != text:
+                self.files.write(f"{name}/{ROOT}", text)
 
     def note(self, manifest: Manifest, attributes: Mapping[str, Any]) -> None:
         """Say other programs or another version in the manifest, and set attributes with it."""
@@ -134,14 +156,39 @@ class Store:
         self.describe({**attributes, MANIFEST: manifest.to_json()})
 
 
-def open_store(url: str, tidy: bool = False) -> Store | None:
+def flags(array, layout: Layout, region: Region | None = None) -> np.ndarray:
+    """The array `done`, or a region of it; zeros where a chunk of it cannot be read."""
+    try:
+        return np.asarray(array[... if region is None else region])
+    except StoreError:
+        if region is not None:
+            return np.zeros([part.stop - part.start for part in region], np.uint8)
+    found = np.zeros(layout.shape, np.uint8)
+    for part in layout.blocks():
+        found[part] = flags(array, layout, part)
+    return found
+
+
+def write_blocks(array, values: np.ndarray, where: np.ndarray) -> None:
+    """Write the blocks of an array in which `where` holds anywhere."""
+    corners = np.argwhere(where) // np.array(array.chunks)
+    for corner in np.unique(corners, axis=0):
+        region = tuple(
+            slice(i * size, min((i + 1) * size, n))
+            for i, size, n in zip(corner.tolist(), array.chunks, array.shape, strict=True)
+        )
+        array[region] = values[region]
+
+
+def open_store(url: str, tidy: bool = False, listed: bool = True) -> Store | None:
     """The store at `url`, to write to; None if there is nothing yet. StoreError if it is not ours.
 
-    tidy: whether to remove what writers left that were cut off.
+    tidy: whether to remove what writers left that were cut off. listed: whether to look for
+    symbolic links in it, which only a process that has done so before can do without.
     """
     files = files_of(url)
-    root = read_root(url, files)
-    if root is None:
+    held = held_at(url, files)
+    if held is None:
         left = list(files.names())
         if CREATING in left or (left and all(name.startswith(CREATING) for name in left)):
             for name in sorted(left, key=CREATING.__eq__):  # the mark goes last
@@ -149,69 +196,92 @@ def open_store(url: str, tidy: bool = False) -> Store | None:
         elif files.exists():
             raise StoreError(f"store {url!r} exists and is no zarr store{REMEDY}")
         return None
-    if tidy:
-        for key in [key for key in files.names() if key.endswith(PARTIAL) or key == CREATING]:
+    names = files.sizes() if listed or tidy else {}
+    for key in [key for key in names if key.endswith(PARTIAL) or key == CREATING]:
+        if tidy:
             files.remove(key)
-    return Store(url, root)
+    return Store(url, held)
 
 
-def manifest_of(url: str) -> Manifest:
-    """What the store at `url` is a sweep of; FileNotFoundError if there is none."""
-    root = read_root(url, files_of(url))
-    if root is None:
+def existing(url: str) -> Held:
+    """What the store at `url` says of itself; FileNotFoundError if there is none."""
+    held = held_at(url, files_of(url))
+    if held is None:
         raise FileNotFoundError(f"there is no store at {url!r}")
-    return Manifest.from_json(root["attributes"][MANIFEST])
+    return held
 
 
-def read_root(url: str, files) -> dict[str, Any] | None:
-    """The metadata of the group, checked; None if there is none."""
-    text = files.read(ROOT)
+def held_at(url: str, files) -> Held | None:
+    """What a store says of itself, checked; None if there is none."""
+    text = files.read(ROOT, MOST_TEXT)
     if text is None:
         return None
     try:
-        root = json.loads(text)
-        arrays = root.get("consolidated_metadata")
-        if MANIFEST not in root.get("attributes", {}) or not arrays:
+        root = parsed(text, ROOT)
+        if not isinstance(root, dict):
+            raise ValueError(f"{ROOT} is no table")
+        attributes, arrays = root.get("attributes", {}), root.get("consolidated_metadata")
+        if MANIFEST not in attributes or not arrays:
             raise StoreError(f"store {url!r} is a zarr store, but of no sweep{REMEDY}")
-        for name, metadata in arrays["metadata"].items():
-            for codec in metadata["codecs"]:
-                if codec["name"] not in CODECS:
-                    raise StoreError(
-                        f"store {url!r}: {name} has the codec {codec['name']!r}, which no sweep "
-                        f"writes and which could run code of whoever made it; allowed are "
-                        f"{', '.join(sorted(CODECS))}"
-                    )
-        Manifest.from_json(root["attributes"][MANIFEST])
+        if root.get("zarr_format") != 3:
+            raise ValueError(f"it has the zarr format {root.get('zarr_format')!r:.20}")
+        check_attributes(attributes)
+        manifest = checked_manifest(attributes[MANIFEST])
+        found = _held_layouts(manifest, arrays["metadata"])
+        _check_own(files, found)
     except StoreError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise StoreError(f"store {url!r} cannot be read ({error}){REMEDY}") from error
-    return root
+    return Held(dict(attributes), manifest, found)
+
+
+def _held_layouts(manifest: Manifest, metadata: Mapping[str, Any]) -> dict[str, Layout]:
+    """The arrays as the group has them; ValueError for one that the sweep does not have."""
+    wanted = layouts(manifest)
+    if strange := sorted(map(str, metadata.keys() ^ wanted.keys())):
+        raise ValueError(f"its arrays are not those of its sweep, which differ in {strange[:3]}")
+    return {name: as_held(layout, metadata[name]) for name, layout in wanted.items()}
+
+
+def _check_own(files, arrays: Mapping[str, Layout]) -> None:
+    """Check the metadata of each array, which may be of a shape before the last extension."""
+    for name, layout in arrays.items():
+        text = files.read(f"{name}/{ROOT}", MOST_TEXT)
+        try:
+            own = json.loads(text or b"")
+        except (ValueError, RecursionError):  # never used, and written anew by the next sweep
+            continue
+        if isinstance(own, dict) and _earlier(own.get("shape"), layout.shape):
+            own["shape"] = list(layout.shape)
+        as_held(layout, own)
+
+
+def _earlier(shape: Any, now: tuple[int, ...]) -> bool:
+    """Whether an array could have had the shape before it was extended, or gets it now."""
+    return isinstance(shape, list) and len(shape) == len(now) and all(type(n) is int for n in shape)
 
 
 def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> Store:
     """A new store, of which `zarr.json` is written last."""
-    files = files_of(url)
+    _check_made(url, manifest)
+    files, arrays, labels = files_of(url), layouts(manifest), coordinates(manifest.grid)
+    attributes = {
+        **attributes,
+        "coordinates": " ".join(name for name, (dims, _) in labels.items() if dims != (name,)),
+        MANIFEST: manifest.to_json(),
+    }
+    held = Held(attributes, manifest, arrays)
+    metadata = {name: layout.metadata() for name, layout in arrays.items()}
+    root = _checked(url, group_metadata(metadata, attributes))
     try:
         files.write(CREATING, b"")
-        contents = _new(manifest)
-        for key, data in contents.items():
-            files.write(key, data)
-        arrays = {k.split("/")[0]: json.loads(contents[k]) for k in contents if k.endswith(ROOT)}
-        labels = coordinates(manifest.grid).items()
-        root = {
-            "attributes": {
-                **attributes,
-                "coordinates": " ".join(name for name, (dims, _) in labels if dims != (name,)),
-                MANIFEST: manifest.to_json(),
-            },
-            "zarr_format": 3,
-            "consolidated_metadata": {
-                "kind": "inline", "must_understand": False, "metadata": arrays
-            },
-            "node_type": "group",
-        }  # fmt: skip
-        files.write(ROOT, _text(root))
+        for name, own in metadata.items():
+            files.write(f"{name}/{ROOT}", text_of(own))
+        for name, (_, values) in labels.items():
+            for key, data in encoded(arrays[name], values).items():
+                files.write(key, data)
+        files.write(ROOT, root)
         files.remove(CREATING)
     except OSError as error:
         raise OSError(
@@ -219,56 +289,39 @@ def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> Store
             f"store {url!r} cannot be made ({error.strerror or error}); choose another path, or "
             "mend its permissions or its disk",
         ) from error
-    return Store(url, root)
+    return Store(url, held)
 
 
-def _text(metadata: Mapping[str, Any]) -> bytes:
-    return json.dumps(metadata, indent=1).encode()
+def _check_made(url: str, manifest: Manifest) -> None:
+    """Raise for a sweep of which no store can be made, or none that could be opened again."""
+    try:
+        check_manifest(manifest)
+    except ValueError as error:
+        raise StoreError(f"store {url!r} cannot be made: {error}") from error
 
 
-def _new(manifest: Manifest) -> dict[str, bytes]:
-    """The files of a store with nothing computed, but for that of the group."""
-    grid, block = manifest.grid, manifest.block
-    with tempfile.TemporaryDirectory() as folder:
-        group = require("zarr", "sweep").open_group(folder, mode="w", zarr_format=3)
-        for output in manifest.outputs:
-            inexact = np.dtype(output.dtype).kind in "fc"
-            group.create_array(
-                output.name,
-                shape=(*grid.shape, *output.shape),
-                chunks=(*block, *(max(1, n) for n in output.shape)),
-                dtype=output.dtype,
-                fill_value=np.nan if inexact else 0,
-                compressors=None if inexact else "auto",  # random digits do not compress
-                dimension_names=(*grid.dims, *output.dims),
-            )
-        for name, dtype in (("finite", "bool"), ("done", "uint8")):
-            group.create_array(
-                name, shape=grid.shape, chunks=block, dtype=dtype, fill_value=0,
-                dimension_names=grid.dims,
-            )  # fmt: skip
-        for name, (dims, values) in coordinates(grid).items():
-            array = group.create_array(
-                name, shape=values.shape, chunks=tuple(LABELS for _ in values.shape),
-                dtype=values.dtype if values.dtype.kind != "U" else str, dimension_names=dims,
-            )  # fmt: skip
-            array[...] = values
-        return _contents(folder, but=ROOT)
+def _checked(url: str, metadata: Mapping[str, Any]) -> bytes:
+    """The metadata of the group as text, which has a bound."""
+    text = text_of(metadata)
+    if len(text) > MOST_TEXT:
+        raise StoreError(
+            f"store {url!r}: its values and seeds take {len(text):,} bytes of text, and "
+            f"{MOST_TEXT:,} are the most; sweep fewer of them into one store"
+        )
+    return text
 
 
-def _encoded(name: str, metadata: Mapping[str, Any], values: np.ndarray) -> dict[str, bytes]:
+def encoded(layout: Layout, values: np.ndarray) -> dict[str, bytes]:
     """The chunks of a coordinate of these values."""
-    with tempfile.TemporaryDirectory() as folder:
-        aside = LocalFiles(Path(folder))
-        aside.write(f"{name}/{ROOT}", _text(metadata))
-        array = require("zarr", "sweep").open_array(f"{folder}/{name}", mode="r+", zarr_format=3)
-        array[...] = values
-        return _contents(folder, but=f"{name}/{ROOT}")
-
-
-def _contents(folder: str, but: str) -> dict[str, bytes]:
-    files = LocalFiles(Path(folder))
-    return {key: files.read(key) or b"" for key in files.names() if key != but}
+    zarr, held = require("zarr", "sweep"), {}
+    metadata = {layout.name: layout.metadata()}
+    buffer = zarr.core.buffer.default_buffer_prototype().buffer
+    held[ROOT] = buffer.from_bytes(text_of(group_metadata(metadata, {})))
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        store = zarr.storage.MemoryStore(held)
+        group = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=True)
+        group[layout.name][...] = values
+    return {key: data.to_bytes() for key, data in held.items() if key != ROOT}
 
 
 def _check_types(url: str, old: Grid, new: Grid) -> None:
@@ -280,13 +333,3 @@ def _check_types(url: str, old: Grid, new: Grid) -> None:
                 f"store {url!r}: axis {name} holds {values.dtype.name}, and cannot take values "
                 f"that make it {longer[name][1].dtype.name}; sweep into another store"
             )
-
-
-def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """(dims, values) of every name of the grid, and of the seed."""
-    found = {}
-    for axis in (*grid.axes, *grid.whole):
-        for name in axis.names:
-            column = np.array(axis.column(name))
-            found[name] = ((axis.dim,), column) if axis.dim else ((), column[0])
-    return {**found, "seed": (("seed",), np.array(grid.seeds, np.int64))}

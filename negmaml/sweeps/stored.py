@@ -13,10 +13,11 @@ import numpy as np
 from negmaml._core.identity import Identity
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
-from negmaml.sweeps.files import StoreError, address, files_of
+from negmaml.sweeps.files import StoreError, files_of
 from negmaml.sweeps.functions import group_text, programs
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.lock import Lock
+from negmaml.sweeps.lost import mend
 from negmaml.sweeps.manifest import (
     Box,
     Manifest,
@@ -28,6 +29,7 @@ from negmaml.sweeps.manifest import (
     with_programs,
 )
 from negmaml.sweeps.planning import Work, in_words, index_of, planned, regions, x64
+from negmaml.sweeps.reading import dataset_of
 from negmaml.sweeps.run import Runner
 
 MOST_PARTS = 254  # that a byte counts
@@ -153,11 +155,19 @@ def _positions(held: tuple, asked: tuple) -> np.ndarray:
 
 
 def opened(
-    work: Work, url: str, tidy: bool, means: Means, how: How, known: Programs, alone: bool = True
+    work: Work,
+    url: str,
+    tidy: bool,
+    means: Means,
+    how: How,
+    known: Programs,
+    alone: bool = True,
+    check: bool = True,
 ) -> tuple[Work, stores.Store, Runner | None]:
     """The store, made or checked; the work in the order of the store; a runner if one was made.
 
-    alone: whether nobody else computes what is in the store as it is.
+    alone: whether nobody else computes what is in the store as it is. check: whether to verify
+    what is in it.
     """
     asked, store = work.manifest(), stores.open_store(url, tidy)
     if store is None:
@@ -184,11 +194,13 @@ def opened(
             + "\n  ".join([*more, *changes])
         )
     _check_outputs(work, url, held, asked)
+    lost = mend(store, check) if alone else []
     store.follow()
     if held.version != asked.version:  # it computes the same, or that was accepted
         changes.append(f"version: {held.version} of negmaml, then {asked.version}")
     noted = with_programs(replace(held, version=asked.version), asked.function, now)
-    notes = {"history": [*store.attributes.get("history", []), *changes]} if changes else {}
+    told = [*changes, *([_lost_in_words(lost)] if lost else [])]
+    notes = {"history": [*store.attributes.get("history", []), *told]} if told else {}
     if more:
         merged = extended(noted, asked)
         if len(merged.parts) > MOST_PARTS:
@@ -197,10 +209,16 @@ def opened(
                 "sweep all values into another store"
             )
         store.extend(merged, in_words(merged.grid) | notes)
-    elif changes or noted.programs != held.programs:
+    elif told or noted.programs != held.programs:
         store.note(noted, notes)
     held = store.manifest
     return replace(work, grid=held.grid, outputs=held.outputs), store, None
+
+
+def _lost_in_words(lost: Sequence[str]) -> str:
+    return f"computed again, since it was lost: {', '.join(lost[:3])}" + (
+        f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    )
 
 
 def _compared(held: Manifest, asked: Grid) -> list[dict[str, Any]]:
@@ -241,9 +259,7 @@ def finished(work: Work, url: str, how: How):
 
 def labelled(store: stores.Store, asked: Grid, cells):
     """The dataset of a store, lazily, in the order of the grid that was asked for."""
-    import xarray as xr
-
-    dataset = xr.open_zarr(address(store.url), chunks=None, zarr_format=3).drop_vars("done")
+    dataset = dataset_of(store.url, stores.Held(store.attributes, store.manifest, store.layouts))
     held = store.manifest.grid
     at = {dim: index.ravel() for dim, index in zip(held.dims, cells, strict=True)}
     by_names = {axis.names: axis for axis in asked.whole}

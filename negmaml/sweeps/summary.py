@@ -2,24 +2,26 @@
 
 import ast
 import operator
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from negmaml._core.extras import require
-from negmaml.sweeps.files import address, check_url
+from negmaml.sweeps.files import check_url
+from negmaml.sweeps.lost import found_in
 from negmaml.sweeps.parse import near
-from negmaml.sweeps.store import manifest_of
+from negmaml.sweeps.reading import dataset_of
+from negmaml.sweeps.store import existing
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def load(url: str):
     """The dataset of a store, with `done`; also while a sweep writes it."""
-    xr, url = require("xarray", "sweep"), check_url(url)
-    manifest_of(url)
-    return xr.open_zarr(address(url), chunks=None, zarr_format=3)
+    url = check_url(url)
+    held = existing(url)
+    return dataset_of(url, held, found_in(url, held).done)
 
 
 def select(dataset, chosen: Mapping[str, str]):
@@ -58,6 +60,7 @@ def mean(dataset, name: str, keep: Sequence[str]):
     if dataset[name].dtype.kind == "c":
         raise ValueError(f"{name} is complex; store its real part or modulus to have a mean drawn")
     valid = dataset["finite"] & (dataset["done"] > 0) if "done" in dataset else dataset["finite"]
+    _check_fits(dataset[name])
     values = dataset[name].astype(float).where(valid)
     if extra := [d for d in values.dims if d not in keep and d != "seed"]:
         raise ValueError(f"choose a value of {', '.join(extra)} with --select {extra[0]}=...")
@@ -66,6 +69,18 @@ def mean(dataset, name: str, keep: Sequence[str]):
     count = values.notnull().sum("seed")
     with np.errstate(invalid="ignore", divide="ignore"):
         return values.mean("seed"), values.std("seed") / np.sqrt(np.maximum(count - 1, 1))
+
+
+def _check_fits(array) -> None:
+    """Raise for a variable that would take more than half of the memory of this machine."""
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # there is none on Windows
+    memory = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2**34
+    needed = 2 * 8 * array.size
+    if needed > memory / 2:
+        raise ValueError(
+            f"{array.name} has {array.size:,} values, which take {needed / 2**30:,.0f} GiB; choose "
+            "a part of them with --select"
+        )
 
 
 def best(values, axis: str):

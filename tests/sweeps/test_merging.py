@@ -1,5 +1,8 @@
 """Stores that were made apart become one, or are told apart."""
 
+import math
+from itertools import permutations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,8 @@ import xarray as xr
 
 import negmaml as nm
 from negmaml.cli import main as cli
-from negmaml.sweeps import StoreError, merge
+from negmaml.sweeps import StoreError, merge, merging
+from negmaml.sweeps.store import existing
 from tests.sweeps.script import GRID, SEEDS, function
 from tests.sweeps.test_store import WHOLE, products
 
@@ -133,6 +137,35 @@ def test_wrong_merges_are_refused_in_our_words(stores, out, error, said, tmp_pat
     with pytest.raises(error, match=said):
         merge(stores, out)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    """Stores of other seeds and other blocks, one of them with its axes in another order."""
+    folder, turned = tmp_path_factory.mktemp("sizes"), {"scale": [2.0, -1.0, 0.0], "size": [3, 2]}
+    nm.sweep(function, GRID, range(9), store=folder / "small.zarr", block=1)
+    nm.sweep(function, turned, range(9, 30), store=folder / "long.zarr")
+    nm.sweep(function, GRID, [30], store=folder / "one.zarr", block=5)
+    return [folder / name for name in ("small.zarr", "long.zarr", "one.zarr")]
+
+
+def test_the_order_of_stores_does_not_change_the_number_of_files(sizes, tmp_path):
+    counts, told = set(), []
+    for i, order in enumerate(permutations(sizes)):
+        path = tmp_path / f"{i}.zarr"
+        merge(order, path, progress=lambda *n: told.append(n))
+        counts.add(sum(1 for file in (path / "total" / "c").rglob("*") if file.is_file()))
+    assert counts == {2}  # 31 seeds in blocks of 21, and all points in each
+    assert told == [(8 * 21, 8 * 31), (8 * 31, 8 * 31)] * 6
+
+
+def test_blocks_of_merged_stores_are_bounded(sizes, tmp_path, monkeypatch):
+    """Of two stores with long blocks along different dims, in bytes that a block may have."""
+    monkeypatch.setattr(merging, "LARGEST_BLOCK", 4 * 42)
+    merge(sizes, tmp_path / "m.zarr")
+    block = existing(str(tmp_path / "m.zarr")).manifest.block
+    longest = max(math.prod(existing(str(path)).manifest.block) for path in sizes)
+    assert math.prod(block) <= longest < 2 * 4 * 21
 
 
 def test_a_store_is_not_merged_into_itself(apart):

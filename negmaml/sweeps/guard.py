@@ -1,0 +1,138 @@
+"""Opening a store with zarr: with metadata made here, and every chunk checked before it is decoded.
+
+zarr takes a chunk that is missing for one of fill values, and unpacks whatever a chunk unpacks to.
+Between zarr and the files stands a store of its interface that does neither.
+"""
+
+import json
+import posixpath
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from negmaml._core.extras import require
+from negmaml.sweeps.files import StoreError, local_path
+from negmaml.sweeps.layout import Layout
+
+ROOT = "zarr.json"
+
+
+def text_of(metadata: Mapping[str, Any]) -> bytes:
+    """Metadata as they are written."""
+    return json.dumps(metadata, indent=1).encode()
+
+
+def group_metadata(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The `zarr.json` of a group, with that of all its arrays."""
+    return {
+        "attributes": dict(attributes),
+        "zarr_format": 3,
+        "consolidated_metadata": {
+            "kind": "inline", "must_understand": False, "metadata": dict(arrays)
+        },
+        "node_type": "group",
+    }  # fmt: skip
+
+
+def damaged(url: str, key: str, fault: str) -> StoreError:
+    """The error of a chunk that cannot be used."""
+    return StoreError(
+        f"store {url!r}: {key} {fault}; `negmaml status --check` names everything that is lost, "
+        "and the same call of nm.sweep computes it again"
+    )
+
+
+def guarded(
+    url: str,
+    arrays: Mapping[str, Layout],
+    attributes: Mapping[str, Any] | None = None,
+    write: bool = False,
+    whole: bool = False,
+):
+    """The store at `url` for zarr and xarray.
+
+    write: whether it can be written. whole: whether a chunk that is missing is an error, which it
+    is where all cells are done.
+    """
+    zarr = require("zarr", "sweep")
+    path = local_path(url)
+    if path is None:
+        held = zarr.storage.FsspecStore.from_url(url.rstrip("/"), read_only=not write)
+    else:
+        held = zarr.storage.LocalStore(path, read_only=not write)
+    return _class()(held, url, dict(arrays), dict(attributes or {}), whole)
+
+
+def zarr_arrays(store, write: bool = False) -> dict[str, Any]:
+    """The arrays of a store that was opened; every chunk is written, also one of fill values."""
+    zarr = require("zarr", "sweep")
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        mode = "r+" if write else "r"
+        group = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=True)
+        return {name: group[name] for name in store.arrays}
+
+
+@cache
+def _class():
+    """The class, which needs zarr."""
+    zarr = require("zarr", "sweep")
+    ranges = require("zarr.abc.store", "sweep")
+
+    class Guarded(zarr.storage.WrapperStore):  # type: ignore[name-defined]
+        """The files of a store, as a store of zarr."""
+
+        def __init__(self, store, url="", arrays=None, attributes=None, whole=False):
+            super().__init__(store)
+            self.url, self.arrays, self.whole = url, arrays or {}, whole
+            self.attributes = attributes or {}
+
+        def _with_store(self, store):
+            return type(self)(store, self.url, self.arrays, self.attributes, self.whole)
+
+        def __reduce__(self):
+            given = self._store, self.url, self.arrays, self.attributes, self.whole
+            return _make, given
+
+        def _metadata(self, key: str) -> dict[str, Any] | None:
+            folder, _ = posixpath.split(key)
+            if not folder:
+                arrays = {name: layout.metadata() for name, layout in self.arrays.items()}
+                return group_metadata(arrays, self.attributes)
+            return self.arrays[folder].metadata() if folder in self.arrays else None
+
+        async def get(self, key, prototype, byte_range=None):
+            if key == ROOT or key.endswith(f"/{ROOT}"):
+                held = self._metadata(key)
+                return None if held is None else prototype.buffer.from_bytes(text_of(held))
+            layout = self.arrays.get(key.partition("/")[0])
+            at = layout.position(key) if layout else None
+            if layout is None or at is None:
+                return None
+            most = ranges.RangeByteRequest(0, layout.most_bytes(at) + 1)
+            data = await self._store.get(key, prototype, most)
+            if data is None:
+                if self.whole and layout.checksum:
+                    raise damaged(self.url, key, "is missing")
+                return None
+            if fault := layout.fault(at, data.to_bytes()):
+                raise damaged(self.url, key, fault)
+            return data
+
+        async def get_partial_values(self, prototype, key_ranges):
+            return [await self.get(key, prototype, part) for key, part in key_ranges]
+
+        async def _get_many(self, requests):
+            for key, prototype, part in requests:
+                yield key, await self.get(key, prototype, part)
+
+        async def exists(self, key):
+            if key == ROOT or key.endswith(f"/{ROOT}"):
+                return self._metadata(key) is not None
+            return await self._store.exists(key)
+
+    return Guarded
+
+
+def _make(*given):
+    """A store that was pickled."""
+    return _class()(*given)

@@ -1,0 +1,268 @@
+"""The arrays that a manifest implies: metadata, chunks, and the bytes that a chunk may have.
+
+A store is read by this description only. Its own metadata are compared with it and not used, so
+that nobody who made the store chooses a codec, a shape or a fill value.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from negmaml.sweeps.grid import Grid, Region
+from negmaml.sweeps.manifest import Manifest
+
+LABELS = 1024  # values of a coordinate in a chunk: extensions mostly stay within
+ZSTD = b"\x28\xb5\x2f\xfd"
+CHECKSUM = {"name": "crc32c"}
+CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One array of a store. Chunks have the same shape everywhere, at the far edges too.
+
+    label: whether it is a coordinate. texts: values of a coordinate of strings, of which each chunk
+    has a size of its own.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    dtype: np.dtype
+    compressed: bool
+    checksum: bool
+    label: bool = False
+    texts: tuple[str, ...] | None = None
+
+    @property
+    def floating(self) -> bool:
+        """Whether its fill value is NaN."""
+        return self.dtype.kind in "fc"
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Number of chunks along each dim."""
+        return tuple(-(-n // size) for n, size in zip(self.shape, self.chunk, strict=True))
+
+    @cached_property
+    def chunk_bytes(self) -> int:
+        """Bytes of a chunk of numbers in memory."""
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    def blocks(self) -> Iterator[Region]:
+        """Every chunk as slices."""
+        for at in product(*map(range, self.chunks)):
+            yield tuple(
+                slice(i * size, min((i + 1) * size, n))
+                for i, size, n in zip(at, self.chunk, self.shape, strict=True)
+            )
+
+    def key(self, at: Sequence[int]) -> str:
+        """The file of a chunk."""
+        return "/".join([self.name, "c", *map(str, at)])
+
+    def position(self, key: str) -> tuple[int, ...] | None:
+        """The chunk of a file; None for a file of something else."""
+        name, _, rest = key.partition("/")
+        parts = rest.split("/")
+        if name != self.name or parts[0] != "c" or len(parts) != 1 + len(self.shape):
+            return None
+        if not all(part.isdecimal() and part.isascii() and len(part) < 12 for part in parts[1:]):
+            return None
+        at = tuple(map(int, parts[1:]))
+        inside = all(i < n for i, n in zip(at, self.chunks, strict=True))
+        return at if inside and key == self.key(at) else None
+
+    def raw_bytes(self, at: Sequence[int]) -> int:
+        """Bytes of a chunk before it is compressed."""
+        if self.texts is None:
+            return self.chunk_bytes
+        start = at[0] * LABELS if at else 0
+        texts = self.texts[start : start + (LABELS if at else 1)]
+        return 4 + 4 * math.prod(self.chunk) + sum(len(text.encode()) for text in texts)
+
+    def most_bytes(self, at: Sequence[int]) -> int:
+        """The most bytes that the file of a chunk can have."""
+        raw = self.raw_bytes(at) + CHECKSUM_BYTES * self.checksum
+        return raw + raw // 64 + 1024 if self.compressed else raw
+
+    def wrong_size(self, at: Sequence[int], size: int) -> bool:
+        """Whether a file of so many bytes cannot be that of a chunk."""
+        most = self.most_bytes(at)
+        if self.compressed:
+            return not CHECKSUM_BYTES * self.checksum < size <= most
+        return size != most
+
+    def fault(self, at: Sequence[int], data: bytes) -> str:
+        """What is wrong with the file of a chunk; nothing as far as it can be known."""
+        if self.wrong_size(at, len(data)):
+            return f"has {len(data):,} bytes"
+        body = data
+        if self.checksum:
+            import google_crc32c  # comes with zarr
+
+            body = data[:-CHECKSUM_BYTES]
+            if google_crc32c.value(body) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
+                return "was altered: its checksum is another"
+        if self.compressed and _unpacked_bytes(body) != self.raw_bytes(at):
+            return "does not unpack to the bytes of a chunk"
+        return ""
+
+    def metadata(self) -> dict[str, Any]:
+        """Its `zarr.json`."""
+        serializer: dict[str, Any] = {"name": "bytes"}
+        if self.texts is not None:
+            serializer = {"name": "vlen-utf8", "configuration": {}}
+        elif self.dtype.itemsize > 1:
+            serializer = {"name": "bytes", "configuration": {"endian": "little"}}
+        packed = {"name": "zstd", "configuration": {"level": 0, "checksum": False}}
+        codecs = [serializer, *[packed] * self.compressed, *[CHECKSUM] * self.checksum]
+        return {
+            "shape": list(self.shape),
+            "data_type": "string" if self.texts is not None else self.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.chunk)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": _fill_value(self),
+            "codecs": codecs,
+            "attributes": {},
+            "dimension_names": list(self.dims),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+
+
+def _fill_value(layout: Layout) -> Any:
+    if layout.texts is not None:
+        return ""
+    numbers = {} if layout.label else {"f": "NaN", "c": ["NaN", 0.0]}
+    return {"b": False, **numbers}.get(layout.dtype.kind, 0)
+
+
+def _unpacked_bytes(data: bytes) -> int | None:
+    """The size that the header of a zstd frame gives (RFC 8878, 3.1.1.1); None without one."""
+    if len(data) < 5 or data[:4] != ZSTD:
+        return None
+    descriptor = data[4]
+    flag, single = descriptor >> 6, bool(descriptor & 32)
+    width = (1 if single else 0, 2, 4, 8)[flag]
+    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    if not width or len(data) < start + width:
+        return None
+    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
+
+
+def layouts(manifest: Manifest) -> dict[str, Layout]:
+    """Every array of the store of a manifest, as it is made now: each chunk with a checksum."""
+    return cell_layouts(manifest) | coordinate_layouts(manifest.grid)
+
+
+def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
+    """The arrays over the cells: outputs, `finite` and `done`."""
+    grid, block = manifest.grid, manifest.block
+    found = {}
+    first = sizes_at(manifest, 1)
+    for output in manifest.outputs:
+        dtype = np.dtype(output.dtype)
+        own = (first.get(d, n) for d, n in zip(output.dims, output.shape, strict=True))
+        found[output.name] = Layout(
+            output.name, (*grid.dims, *output.dims), (*grid.shape, *output.shape),
+            (*block, *(max(1, n) for n in own)), dtype,
+            dtype.kind not in "fc",  # random digits do not compress
+            True,
+        )  # fmt: skip
+    for name, kind in (("finite", "bool"), ("done", "uint8")):
+        found[name] = Layout(name, grid.dims, grid.shape, block, np.dtype(kind), True, True)
+    return found
+
+
+def sizes_at(manifest: Manifest, level: int) -> dict[str, int]:
+    """Sizes of the whole axes that cells of a level have: level 1 is before any extension."""
+    if level < 1 + len(manifest.parts):
+        return {dim: start or stop for dim, (start, stop) in manifest.parts[level - 1].items()}
+    return {axis.dim: len(axis) for axis in manifest.grid.whole if axis.dim}
+
+
+def coordinate_layouts(grid: Grid) -> dict[str, Layout]:
+    """The arrays of the labels."""
+    found = {}
+    for name, (dims, values) in coordinates(grid).items():
+        texts = tuple(map(str, values.ravel())) if values.dtype.kind == "U" else None
+        chunk = (LABELS,) * values.ndim
+        found[name] = Layout(name, dims, values.shape, chunk, values.dtype, True, True, True, texts)
+    return found
+
+
+def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """(dims, values) of every name of the grid, and of the seed."""
+    found = {}
+    for axis in (*grid.axes, *grid.whole):
+        for name in axis.names:
+            column = np.array(axis.column(name))
+            found[name] = ((axis.dim,), column) if axis.dim else ((), np.array(column[0]))
+    return {**found, "seed": (("seed",), np.array(grid.seeds, np.int64))}
+
+
+def as_held(layout: Layout, held: Mapping[str, Any]) -> Layout:
+    """The array as the metadata of a store have it; ValueError that says what is wrong in them.
+
+    Stores of earlier versions have no checksums.
+    """
+    if not isinstance(held, Mapping):
+        raise ValueError(f"{layout.name} has no metadata")
+    names = [_codec_name(layout.name, codec) for codec in _tables(held.get("codecs"))]
+    wanted = layout.metadata()
+    expected = [codec["name"] for codec in wanted["codecs"]]
+    if names not in (expected, expected[:-1]):
+        raise ValueError(
+            f"{layout.name} has the codecs {names}, and a sweep writes {expected}; others could "
+            "alter values or use up memory"
+        )
+    optional: dict[str, Any] = {"attributes": {}, "storage_transformers": []}
+    for field in sorted(wanted.keys() | held.keys(), key=str):
+        value = held.get(field, optional.get(field))
+        if field != "codecs" and value != wanted.get(field):
+            raise ValueError(
+                f"{layout.name} has {str(field)!r} {_short(value)}, and the sweep of this store "
+                f"has {_short(wanted.get(field))}"
+            )
+    return replace(layout, checksum=names == expected)
+
+
+def _tables(held: Any) -> list[Mapping[str, Any]]:
+    """A list of tables as it is, and nothing for anything else."""
+    tables = isinstance(held, list) and all(isinstance(one, Mapping) for one in held)
+    return held if tables else []
+
+
+def _codec_name(array: str, codec: Mapping[str, Any]) -> str:
+    """The name of a codec, with parameters that a sweep can write."""
+    name, parameters = str(codec.get("name")), codec.get("configuration", {})
+    allowed: dict[str, dict[str, Any]] = {
+        "bytes": {"endian": ("little",)},
+        "zstd": {"level": range(-131072, 23), "checksum": (False, True)},
+        "vlen-utf8": {},
+        "crc32c": {},
+    }
+    if name not in allowed:
+        raise ValueError(
+            f"{array} has the codec {_short(name)}, which no sweep writes and which could run code "
+            f"of whoever made it; allowed are {', '.join(sorted(allowed))}"
+        )
+    known = allowed[name]
+    if not isinstance(parameters, Mapping) or not all(
+        key in known and value in known[key] for key, value in parameters.items()
+    ):
+        raise ValueError(f"{array} has the codec {name} with {_short(parameters)}")
+    return name
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else f"{text[:100]}..."

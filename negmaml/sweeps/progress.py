@@ -1,0 +1,33 @@
+"""Progress of a sweep or a merge: a bar, or a function of the caller."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from negmaml._core.extras import require
+
+Tell = Callable[[int, int], Any]
+
+
+@contextmanager
+def teller(progress: bool | Tell, work: str = "sweeping") -> Iterator[Tell]:
+    """The function that is called with the cells done and those in all; for True it moves a bar."""
+    if not isinstance(progress, bool):
+        if not callable(progress):
+            raise TypeError(f"progress must be True, False or a function, got {progress!r}")
+        yield progress
+    elif not progress:
+        yield lambda *_: None
+    else:
+        rich = require("rich.progress", "cli")
+        columns = (rich.TextColumn("{task.description:<16}"), rich.BarColumn(),
+                   rich.MofNCompleteColumn(), rich.TimeRemainingColumn())  # fmt: skip
+        with rich.Progress(*columns, transient=True, speed_estimate_period=60) as bar:
+            task = bar.add_task("starting", total=None)
+
+            def advance(done: int, cells: int) -> None:
+                rate = bar.tasks[0].speed
+                text = f"{rate:,.0f} cells/s" if rate else work
+                bar.update(task, completed=done, total=cells, description=text)
+
+            yield advance

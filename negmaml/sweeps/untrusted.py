@@ -1,0 +1,226 @@
+"""Checks of what a store says of itself, which anybody may have written.
+
+They hold for every store that is made here, too, so that it can be opened again.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from negmaml.sweeps.layout import LABELS, Layout, layouts
+from negmaml.sweeps.manifest import Manifest
+
+MOST_TEXT = 2**26  # bytes of JSON
+MOST_CELLS = 2**28
+MOST_BLOCKS = 2**18
+MOST_CHUNK = 2**30  # bytes
+MOST_PARTS = 254  # that a byte counts
+MOST_NAME = 200  # characters
+FORBIDDEN = ("", "zarr.json")
+
+
+def parsed(text: bytes | str, what: str) -> Any:
+    """JSON of a stranger; ValueError for anything that is no plain JSON, or too much of it."""
+
+    def constant(name: str):
+        raise ValueError(f"{what} holds {name}, which is no JSON")
+
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"{what} is larger than {MOST_TEXT:,} bytes")
+    try:
+        return json.loads(text, parse_constant=constant)
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply") from error
+
+
+def checked_manifest(text: Any) -> Manifest:
+    """The manifest of a text, with every bound checked; ValueError that names what is wrong."""
+    if not isinstance(text, str):
+        raise ValueError("its manifest is no text")
+    held = parsed(text, "its manifest")
+    if not isinstance(held, dict):
+        raise ValueError("its manifest is no table")
+    manifest = Manifest.from_held(held)
+    check_manifest(manifest)
+    return manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise ValueError for a manifest of which no store can be made."""
+    for field in ("function", "version"):
+        _require(_text(getattr(manifest, field)), field, getattr(manifest, field))
+    _require(_whole_number(manifest.root, 2**32), "root", manifest.root)
+    _require(isinstance(manifest.x64, bool), "x64", manifest.x64)
+    _check_grid(manifest)
+    _check_outputs(manifest)
+    _check_parts(manifest)
+    _check_block(manifest)
+    _check_programs(manifest)
+
+
+def _require(right: bool, what: str, value: Any) -> None:
+    if not right:
+        text = repr(value)
+        raise ValueError(f"{what} cannot be {text if len(text) < 100 else text[:100] + '...'}")
+
+
+def _bound(what: str, number: int, most: int, remedy: str) -> None:
+    if number > most:
+        raise ValueError(f"it has {number:,} {what}, and {most:,} are the most; {remedy}")
+
+
+def _whole_number(value: Any, below: int, least: int = 0) -> bool:
+    return type(value) is int and least <= value < below
+
+
+def _text(value: Any) -> bool:
+    """Whether it is a text that can be shown."""
+    return isinstance(value, str) and len(value) <= MOST_TEXT and value.isprintable()
+
+
+def is_name(value: Any) -> bool:
+    """Whether an array or dim can have the name: one part of a path, and no file of zarr's own."""
+    return (
+        _text(value)
+        and len(value) <= MOST_NAME
+        and value not in FORBIDDEN
+        and not value.startswith(("__", "."))
+        and not set(value) & set("/\\")
+    )
+
+
+def _check_grid(manifest: Manifest) -> None:
+    grid = manifest.grid
+    names: list[str] = []
+    for axis in (*grid.axes, *grid.whole):
+        _require(axis.dim is None or is_name(axis.dim), "a dim", axis.dim)
+        _require(bool(axis.names) and all(map(is_name, axis.names)), "the names of an axis", axis)
+        _require(len(axis) > 0, "the values of an axis", axis.values)
+        _require(axis.dim is not None or len(axis) == 1, "the values of a constant", axis.values)
+        for row in axis.values:
+            _require(len(row) == len(axis.names), f"a row of {axis.names}", row)
+            _require(all(map(_value, row)), f"a value of {axis.names}", row)
+        _require(len(set(axis.values)) == len(axis), f"values of {axis.names}, twice", axis.values)
+        texts = [value for row in axis.values for value in row if isinstance(value, str)]
+        longest = max(map(len, texts), default=0)
+        _require(4 * longest * len(axis) <= MOST_CHUNK, f"texts of {axis.names}, too long", longest)
+        names += axis.names
+    _require(len(set(names)) == len(names), "names, twice,", names)
+    for kind in (grid.static, grid.common):
+        _require(kind <= set(names), "static and common axes", sorted(map(str, kind)))
+    dims = [axis.dim for axis in (*grid.axes, *grid.whole) if axis.dim]
+    _require(len(set(dims)) == len(dims) and "seed" not in dims, "dims, twice,", dims)
+    _require(bool(grid.seeds) and all(_whole_number(s, 2**32) for s in grid.seeds), "seeds",
+             [s for s in grid.seeds if not _whole_number(s, 2**32)][:1])  # fmt: skip
+    _require(len(set(grid.seeds)) == len(grid.seeds), "seeds, twice,", grid.seeds)
+    _bound("cells", grid.cells, MOST_CELLS, "spread them over several stores")
+
+
+def _value(value: Any) -> bool:
+    """A number, truth value or text of a grid."""
+    if isinstance(value, str):
+        return len(value) <= MOST_TEXT
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, bool) or (type(value) is int and abs(value) < 2**63)
+
+
+def _check_outputs(manifest: Manifest) -> None:
+    grid = manifest.grid
+    sizes = {axis.dim: len(axis) for axis in grid.whole}
+    taken = {"done", "finite", "seed", *(n for a in (*grid.axes, *grid.whole) for n in a.names)}
+    for output in manifest.outputs:
+        _require(is_name(output.name) and output.name not in taken, "an output", output.name)
+        taken.add(output.name)
+        _require(all(map(is_name, output.dims)), f"dims of {output.name}", output.dims)
+        dims = (*grid.dims, *output.dims)
+        _require(len(set(dims)) == len(dims), f"dims of {output.name}, twice,", dims)
+        fits = len(output.dims) == len(output.shape) and all(
+            _whole_number(n, 2**31) and n == sizes.get(d, n)
+            for d, n in zip(output.dims, output.shape, strict=True)
+        )
+        _require(fits, f"shape of {output.name}", output.shape)
+        _require(_plain_dtype(output.dtype), f"dtype of {output.name}", output.dtype)
+
+
+def _plain_dtype(name: Any) -> bool:
+    """Whether it is the name of a type of numbers."""
+    try:
+        dtype = np.dtype(name) if isinstance(name, str) and name.isalnum() else None
+    except TypeError:
+        return False
+    return (
+        dtype is not None and dtype.kind in "biufc" and dtype.name == name and dtype.itemsize < 17
+    )
+
+
+def _check_parts(manifest: Manifest) -> None:
+    sizes = {axis.dim: len(axis) for axis in manifest.grid.whole if axis.dim}
+    _require(len(manifest.parts) <= MOST_PARTS, "number of extensions", len(manifest.parts))
+    for box in manifest.parts:
+        right = set(box) == set(sizes) and all(
+            len(pair) == 2 and all(_whole_number(n, sizes[dim] + 1) for n in pair)
+            and pair[0] < pair[1] for dim, pair in box.items()
+        )  # fmt: skip
+        _require(right, "an extension", dict(box))
+
+
+def _check_block(manifest: Manifest) -> None:
+    shape, block = manifest.grid.shape, manifest.block
+    right = len(block) == len(shape) and all(
+        _whole_number(size, max(n, LABELS) + 1, least=1)
+        for size, n in zip(block, shape, strict=True)
+    )
+    _require(right, f"block of cells of the shape {shape}", block)
+    blocks = math.prod(-(-n // size) for n, size in zip(shape, block, strict=True))
+    _bound("blocks", blocks, MOST_BLOCKS, "choose a larger block")
+    for layout in layouts(manifest).values():
+        check_chunks(layout)
+
+
+def check_chunks(layout: Layout) -> None:
+    """Raise for an array of more or larger chunks than a store can have."""
+    size, number = layout.chunk_bytes, math.prod(layout.chunks)
+    if layout.texts is None and size > MOST_CHUNK:
+        raise ValueError(
+            f"{layout.name} has chunks of {size:,} bytes, and {MOST_CHUNK:,} are the most; choose "
+            "a smaller block, or smaller outputs"
+        )
+    _bound(f"chunks of {layout.name}", number, 4 * MOST_BLOCKS, "choose a larger block")
+
+
+def _check_programs(manifest: Manifest) -> None:
+    held = manifest.programs
+    right = isinstance(held, Mapping) and all(map(_text, chain(held.keys(), held.values())))
+    _require(right, "programs", held)
+    for group, identity in manifest.described.items():
+        _require(_text(group), "a group", group)
+        for field, value in identity.to_json().items():
+            _require(all(map(_plain, _leaves(value))), f"{field} of a program", value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values in tables and lists, and the keys."""
+    if isinstance(value, Mapping):
+        value = chain(value.keys(), value.values())
+    elif not isinstance(value, list | tuple):
+        yield value
+        return
+    for one in value:
+        yield from _leaves(one)
+
+
+def _plain(value: Any) -> bool:
+    return _text(value) or value is None or isinstance(value, bool | int | float)
+
+
+def check_attributes(attributes: Mapping[str, Any]) -> None:
+    """Raise ValueError for attributes that are of other types than a sweep writes."""
+    seconds = attributes.get("wall_seconds", 0.0)
+    _require(isinstance(seconds, int | float) and 0 <= seconds < 1e12, "wall_seconds", seconds)
+    history = attributes.get("history", [])
+    _require(isinstance(history, list) and all(map(_text, history)), "history", history)
