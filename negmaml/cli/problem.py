@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from negmaml import theory
+from negmaml._core.keys import key_of
 from negmaml._core.numerics import settled
 from negmaml.problem import MixedLinearRegression, named_spectrum
 from negmaml.rules import GradientDescent
@@ -121,7 +122,7 @@ def verify(
         problem.problem(),
         GradientDescent(train_rate, steps),
         GradientDescent(adapt_rate),
-        key=jax.random.key(seed),
+        key=key_of(seed),
         runs=runs,
     )
     print(result)

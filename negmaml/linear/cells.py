@@ -10,6 +10,7 @@ from jax import lax
 
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.compilation import compiler_options
+from negmaml._core.keys import as_typed, check_key, counter_based
 from negmaml._core.numerics import working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.linear.data import assemble, draw
@@ -74,6 +75,7 @@ class LinearModel:
     output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
 
     def __call__(self, key, **point) -> dict[str, jax.Array]:
+        key = as_typed(check_key("key", key))
         point = DEFAULTS | point
         numbers = {n: jnp.asarray(v)[None] for n, v in point.items() if self._is_number(n)}
         shared = {n: v for n, v in point.items() if n not in numbers}
@@ -107,6 +109,7 @@ class LinearModel:
         Cells are drawn and solved in pieces of the size that suits the cache, like the runs of
         `nm.simulate`.
         """
+        keys = counter_based(keys)
         point = {**DEFAULTS, **numbers, **shared}
         dtype = working_dtype(*(point[n] for n in point if n not in STATIC))
         rules = [

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_array, check_key
+from negmaml._core.checks import check_array
+from negmaml._core.keys import check_key
 from negmaml._core.numerics import contract
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.linear.data import Roots, sample
@@ -48,7 +49,7 @@ def sampled_test_loss(
 
     Returns an array of shape omega.shape[:-1] + rule shape. Source: Bernacchia 2021, section 5.
     """
-    check_key("key", key)
+    key = check_key("key", key)
     check_problem(problem)
     adapt = check_filters("adapt", adapt)
     omega = check_array("omega", omega, "weights")

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_choice, check_count, check_key, check_nonnegative
+from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.compilation import QuickJit, one_thread, quick_jit
 from negmaml._core.display import Table, displayed, mean_text, shape_text
+from negmaml._core.keys import check_key
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
@@ -161,7 +162,7 @@ class Experiment:
         check_choice("evaluation", evaluation, EVALUATIONS)
         check_choice("split", split, SPLITS)
         meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
-        check_key("key", key)
+        key = check_key("key", key)
         check_problem(problem)
         train, adapt = check_filters("train", train), check_filters("adapt", adapt)
         dtype = working_dtype(problem, train, adapt, meta_ridge)

@@ -21,7 +21,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 from negmaml import kernels
-from negmaml._core.checks import check_count, check_key
+from negmaml._core.checks import check_count
+from negmaml._core.keys import check_key
 from negmaml.kernels.system import own_blocks, systems
 from negmaml.meta import Tasks, maml, maml_value_and_grad
 from negmaml.paper.reproduce import (
@@ -151,7 +152,7 @@ def runs(key, runs: int = RUNS, setting: Setting = SETTING) -> Iterator[Losses]:
 
     Raises ValueError for fewer than 2: a standard error needs as many.
     """
-    check_key("key", key)
+    key = check_key("key", key)
     if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for standard errors, got {runs!r}")
     if not isinstance(setting, Setting):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from negmaml._core.keys import key_of
 from negmaml.sweeps.functions import Output, SweepFunction, inputs
 from negmaml.sweeps.grid import Grid, Region
 
@@ -140,11 +141,12 @@ class Compiler:
         function, statics = self.function, self.groups[group]
 
         def cells(keys, numbers, whole):
-            keys = jax.random.wrap_key_data(keys)
+            keys = jax.random.wrap_key_data(keys, impl=generator)
             out = function.batched(keys, numbers, {**statics, **whole})
             return {**out, "finite": _finite(out, keys.shape)}
 
         keys, numbers, whole = inputs(self.grid, (batch,))
+        generator = jax.random.key_impl(key_of(0))
         keys = jax.eval_shape(jax.random.key_data, keys)
         if len(self.devices) > 1:
             over, all_ = PartitionSpec("cells"), PartitionSpec()
@@ -162,7 +164,7 @@ class Runner:
         devices=None,
     ):  # fmt: skip
         self.grid, self.outputs = grid, outputs
-        self.root = jax.random.key(root)
+        self.root = key_of(root)
         self.devices = list(jax.local_devices() if devices is None else devices)
         self.memory = memory or default_memory(self.devices[0])
         self.compiler = Compiler(function, grid, block, self.memory, self.devices)

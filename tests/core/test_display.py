@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml._core.checks import check_key
 from negmaml._core.display import Table, displayed, mean_text, shape_text, tree_text
+from negmaml._core.keys import check_key
 
 
 def test_a_table_is_aligned_and_escaped():
