@@ -13,6 +13,7 @@ from negmaml._core.compilation import compiler_options
 from negmaml._core.keys import as_typed, check_key, counter_based
 from negmaml._core.numerics import working_dtype
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml.linear.data import assemble, draw
 from negmaml.linear.simulation import (
     EVALUATIONS,
@@ -74,6 +75,7 @@ class LinearModel:
     whole_axes = RATES
     output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
 
+    @own_settings
     def __call__(self, key, **point) -> dict[str, jax.Array]:
         key = as_typed(check_key("key", key))
         point = DEFAULTS | point
@@ -103,6 +105,7 @@ class LinearModel:
         few = cells <= 4 * self.batch_cells(**sizes)
         return compiler_options(platform, "light" if few else "heavy")
 
+    @own_settings
     def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
         """Many cells: keys (B,), numbers (B,); shared rates of any shape, sizes as integers.
 

@@ -7,6 +7,7 @@ import jax
 
 from negmaml._core.keys import check_key
 from negmaml._core.numerics import cast, contract, working_dtype
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.problem.covariance import apply, root
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -36,6 +37,7 @@ def roots(problem: MixedLinearRegression) -> Roots:
     return Roots(root(problem.input_covariance), root(problem.weight_covariance))
 
 
+@own_settings
 def sample(
     key: PRNGKeyArray, problem: MixedLinearRegression, *, colours: Roots | None = None
 ) -> Data:

@@ -13,6 +13,7 @@ from jax import lax
 from negmaml._core.checks import check_array
 from negmaml._core.keys import check_key
 from negmaml._core.numerics import contract
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.linear.data import Roots, sample
 from negmaml.linear.system import in_metric, meta_system
@@ -29,6 +30,7 @@ def test_tasks(problem: MixedLinearRegression) -> MixedLinearRegression:
     return dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
 
 
+@own_settings
 def sampled_test_loss(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,

@@ -15,6 +15,7 @@ from negmaml._core.display import Table, displayed, mean_text, shape_text
 from negmaml._core.keys import check_key
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
 from negmaml.linear.data import Data, Roots, assemble, draw, normals_per_run, roots
 from negmaml.linear.evaluate import sampled_test_loss, test_tasks
@@ -69,6 +70,7 @@ def _share_text(flags) -> str:
     return f"{int(flags.sum())} of {flags.size}"
 
 
+@own_settings
 def simulate(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
@@ -116,6 +118,7 @@ def simulate(
     return experiment.program()(experiment)
 
 
+@own_settings
 def compile_simulation(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,

@@ -23,6 +23,7 @@ from jax.tree_util import Partial
 from negmaml import kernels
 from negmaml._core.checks import check_count
 from negmaml._core.keys import check_key
+from negmaml._core.settings import own_settings
 from negmaml.kernels.system import own_blocks, systems
 from negmaml.meta import Tasks, maml, maml_value_and_grad
 from negmaml.paper.reproduce import (
@@ -109,6 +110,7 @@ class Losses(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=1)
+@own_settings
 def one_run(key, setting: Setting) -> Losses:
     """Draw a network and tasks, solve exactly, train at every rate, and test all."""
     tasks, test = draw(jax.random.fold_in(key, 0), setting)

@@ -15,6 +15,7 @@ from negmaml._core.compilation import quick_jit
 from negmaml._core.display import Table
 from negmaml._core.keys import check_key, key_of
 from negmaml._core.numerics import contract, settled
+from negmaml._core.settings import own_settings
 from negmaml.linear.data import sample
 from negmaml.linear.simulation import simulate
 from negmaml.linear.solve import minimiser
@@ -105,6 +106,7 @@ class Verification(NamedTuple):
         return "\n".join(lines)
 
 
+@own_settings
 def verify(
     problem: MixedLinearRegression, train: Rule, adapt: Rule, *, key: Any = None, runs: int = 1000
 ) -> Verification:
