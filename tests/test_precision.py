@@ -159,8 +159,10 @@ CHEAP = {name for area in ("linear", "kernels", "problem") for name in AREAS[are
     "test_loss", "best_train_rate, isotropic", "overparameterized", "underparameterized",
     "expansion_parameter",
 }  # fmt: skip
-CHEAP_DERIVATIVES = CHEAP - {"best_adapt_rate", "standard_deviation", "test_loss", "best_train_rate, isotropic",
-                             "meta_train, iterative"}  # fmt: skip
+CHEAP_DERIVATIVES = CHEAP - {
+    "best_adapt_rate", "standard_deviation", "test_loss", "best_train_rate, isotropic",
+    "meta_train, iterative",
+}  # fmt: skip
 
 
 def summed(function):

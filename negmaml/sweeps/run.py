@@ -4,7 +4,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from negmaml._core.keys import key_of
+from negmaml._core.settings import other_settings, result_settings
 from negmaml.sweeps.functions import Output, SweepFunction, inputs
 from negmaml.sweeps.grid import Grid, Region
 
@@ -63,6 +64,8 @@ class Compiler:
         self.at_once = max(2, min(8, os.cpu_count() or 1))
         self.pool = ThreadPoolExecutor(self.at_once)
         self.took: dict[int, list[float]] = {}  # seconds to trace and to compile a group
+        self.check: Callable[[Mapping[str, Any]], None] = lambda group: None  # of what is recorded
+        self.settings = result_settings()
 
     def expect(self, groups: Iterable[int]) -> None:
         """Say in which order groups will be wanted: the next ones compile while one runs."""
@@ -97,8 +100,18 @@ class Compiler:
             start = time.perf_counter()
             lowered = self._traced(group, batch).lower()  # heeds the settings of this thread
             self.took[group] = [time.perf_counter() - start]
+            self._check(group)
             compiled = self.pool.submit(self._compiled, group, lowered, self._options(group))
             self.started[group] = batch, compiled
+
+    def _check(self, group: int) -> None:
+        """Raise unless the program is that of the beginning: it is traced when it is needed."""
+        if changed := other_settings(self.settings, result_settings()):
+            raise ValueError(
+                "settings of JAX must stay as they are while a sweep runs; "
+                f"{'; '.join(changed)}; undo the change, and sweep again"
+            )
+        self.check(self.groups[group])
 
     def _compiled(self, group: int, lowered, options):
         start = time.perf_counter()
