@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from negmaml._core.settings import own_settings
+
 
 def mapped_by(run: Callable) -> Callable:
     """A decorator of functions of pytrees of arrays: what a `vmap` of one of them does.
@@ -26,6 +28,7 @@ def mapped_by(run: Callable) -> Callable:
         @lru_cache(maxsize=256)
         def many(structure, mapped: tuple[bool, ...]):
             @jax.jit
+            @own_settings
             def all_of(*leaves):
                 first = leaves[0].shape[1:] if mapped[0] else leaves[0].shape
 

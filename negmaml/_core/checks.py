@@ -56,23 +56,6 @@ def check_callable(name: str, value, form: str) -> Any:
     return value
 
 
-def check_key(name: str, key) -> None:
-    """Raise unless `key` is one random key of JAX, typed or an array of raw uint32."""
-    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-    raw = dtype == np.uint32 and isinstance(key, jax.Array | np.ndarray)
-    if not (typed or raw):
-        seed = key if isinstance(key, Integral) and not isinstance(key, bool) else 0
-        raise TypeError(
-            f"{name} must be a random key, got {shown(key)}; write {name}=jax.random.key({seed})"
-        )
-    if len(shape or ()) != (0 if typed else 1):
-        raise ValueError(
-            f"{name} must be one random key, got an array of shape {shape}; "
-            "use jax.vmap for several keys"
-        )
-
-
 def check_finite(name: str, value, meaning: str) -> Any:
     """The pytree `value`, if it holds numbers that are all real and finite; the sign is free."""
     structure: Any

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.numerics import working_dtype
+from negmaml._core.settings import own_settings
 
 # LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
 # work of this package is in library calls (products, factorisations) and in straight loops that
@@ -72,11 +73,15 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
 
 
 class QuickJit:
-    """`jax.jit` with the `compiler_options` of its work; plain within a trace."""
+    """`jax.jit` with the `compiler_options` of its work; plain within a trace.
+
+    The function is traced with the package's `own_settings`.
+    """
 
     def __init__(self, function: Callable, static_argnames=(), work: str = "light"):
-        self.function, self.static_argnames, self.work = function, static_argnames, work
-        self.plain = jax.jit(function, static_argnames=static_argnames)
+        self.function = own_settings(function)
+        self.static_argnames, self.work = static_argnames, work
+        self.plain = jax.jit(self.function, static_argnames=static_argnames)
         self.programs: dict[str, Any] = {}
         update_wrapper(self, function)
 

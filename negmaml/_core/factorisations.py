@@ -14,6 +14,7 @@ from jax import lax
 
 from negmaml._core.batching import mapped_by
 from negmaml._core.numerics import contract
+from negmaml._core.settings import own_settings
 
 # Operations of one call. Told from the threads that wake up on two cores, the library shares out
 # triangular solutions and QR from twice as many on, and Cholesky from three times as many.
@@ -56,6 +57,7 @@ def eigh(A):
 
 
 @eigh.defjvp
+@own_settings
 def _eigh_jvp(primals, tangents):
     x, V = eigh(*primals)
     rotated = contract("ji,jk,kl->il", V, tangents[0], V)
@@ -95,6 +97,7 @@ def inverse(matrix):
 
 
 @inverse.defjvp
+@own_settings
 def _inverse_jvp(primals, tangents):
     found = inverse(primals[0])
     return found, -(found @ tangents[0] @ found)

@@ -21,6 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from negmaml._core.settings import other_settings, result_settings, unusual_settings
+
 # Parameters of operations that say how they are called, placed, differentiated or printed, but not
 # what they compute. What a derivative rule computes is in the program where it is used.
 ASIDE = {
@@ -30,6 +32,8 @@ ASIDE = {
     "jvp_jaxpr_fun", "jvp_fun", "fwd_jaxpr_thunk", "bwd", "out_trees", "symbolic_zeros", "in_tree",
     "out_tree",
 }  # fmt: skip
+# In every digest; other settings are in it where they are not JAX's default, but for x64, which the
+# types in the program show.
 SETTINGS = ("jax_default_matmul_precision", "jax_threefry_partitionable")
 PRINTS = {"debug_callback", "debug_print"}
 SHOWN = 200  # numbers that are kept to say what differs
@@ -77,12 +81,16 @@ def identify(function: Callable, *arguments, version: str | None = None) -> Iden
     what it does there.
     """
     check_version(version)
+    settings = result_settings()
     if version is not None:
-        return Identity(f"version {version!r}", jax.__version__)
+        unusual = [f"{k}={v}" for k, v in unusual_settings().items() if k != "jax_enable_x64"]
+        label = " with ".join([f"version {version!r}", *unusual])
+        return Identity(label, jax.__version__, settings)
     program = jax.make_jaxpr(lambda *given: function(*given))(*arguments)
     reading = _Reading()
-    settings = {name: str(getattr(jax.config, name, None)) for name in SETTINGS}
-    digest = _hash(reading.closed(program), *(f"{k}={v}" for k, v in settings.items()))
+    hashed = {name: settings[name] for name in SETTINGS} | unusual_settings()
+    hashed.pop("jax_enable_x64", None)
+    digest = _hash(reading.closed(program), *(f"{k}={v}" for k, v in hashed.items()))
     return Identity(
         digest,
         jax.__version__,
@@ -105,12 +113,11 @@ def difference(then: Identity, now: Identity) -> str:
     """What differs between two programs, in words; nothing if they are the same."""
     if then.digest == now.digest:
         return ""
-    labels = [i.digest if i.digest.startswith("version ") else "no version label"
-              for i in (then, now)]  # fmt: skip
+    found = other_settings(then.settings, now.settings)
+    labels = [i.digest.split(" with ")[0] if i.digest.startswith("version ")
+              else "no version label" for i in (then, now)]  # fmt: skip
     if labels[0] != labels[1]:
-        return f"then {labels[0]}, now {labels[1]}"
-    found = [f"{k} was {v}, is {now.settings.get(k)}" for k, v in then.settings.items()
-             if now.settings.get(k) != v]  # fmt: skip
+        return "; ".join([f"then {labels[0]}, now {labels[1]}", *found])
     for what in ("inputs", "outputs", "constants", "numbers"):
         old, new = (list(getattr(identity, what)) for identity in (then, now))
         if old != new:

@@ -65,7 +65,9 @@ def settled(tree, dtype):
 
     def settle(leaf):
         traced = isinstance(leaf, jax.core.Tracer)
-        return jnp.asarray(leaf, dtype) if traced else np.asarray(leaf, dtype)
+        if traced:  # without x64 there is no float64 in a program
+            return jnp.asarray(leaf, jax.dtypes.canonicalize_dtype(dtype))
+        return np.asarray(leaf, dtype)
 
     return jax.tree.map(settle, tree)
 

@@ -6,14 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from negmaml._core.checks import (
-    check_array,
-    check_callable,
-    check_choice,
-    check_count,
-    check_flag,
-    check_key,
-)
+from negmaml._core.checks import check_array, check_callable, check_choice, check_count, check_flag
+from negmaml._core.keys import check_key
 from negmaml.advice import choice
 from negmaml.advice.baselines import alone, mixed_model
 from negmaml.advice.choice import Grid, Measured
@@ -113,7 +107,7 @@ def advise(
     (True, True)
     """
     check_choice("unit", unit, UNITS)
-    check_key("key", key)
+    key = check_key("key", key)
     intercept, standardise = (
         check_flag(name, flag)
         for name, flag in (("intercept", intercept), ("standardise", standardise))

@@ -1,8 +1,8 @@
 """The estimator that chooses its rates and ridge as `advise` does."""
 
-import jax
 import numpy as np
 
+from negmaml._core.keys import key_of
 from negmaml.advice.api import advise
 from negmaml.advice.estimator import Adaptive, check_parameters, validate_data
 
@@ -60,7 +60,7 @@ class MetaRegressorCV(Adaptive):
             X, y, groups, n_t=self.n_t, n_v=self.n_v, n_r=self.n_r, m=self.m, kernel=self.kernel,
             rates=self.rates, adapt_rates=self.adapt_rates, meta_ridges=self.meta_ridges,
             splits=self.splits, intercept=self.fit_intercept, standardise=self.standardise,
-            unit=self.unit, key=jax.random.key(self.random_state),
+            unit=self.unit, key=key_of(self.random_state),
         )  # fmt: skip
         chosen, sizes = self.advice_, self.advice_.sizes
         self.train_rate_, self.adapt_rate_ = chosen.train_rate, chosen.adapt_rate

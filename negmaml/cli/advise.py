@@ -5,13 +5,13 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from negmaml._core.display import printable
 from negmaml._core.extras import require
+from negmaml._core.keys import key_of
 from negmaml._core.paths import expanded
 from negmaml.advice import advise as advise_rows
 from negmaml.cli.output import check_writable, console, say, say_written
@@ -68,7 +68,7 @@ def advise(
         bar = progress.add_task("splitting", total=None)
         advice = advise_rows(
             x, y, groups, n_t=n_t, n_v=n_v, n_r=n_r, m=m, standardise=standardise,
-            key=jax.random.key(seed), splits=QUICK if quick and splits is None else splits,
+            key=key_of(seed), splits=QUICK if quick and splits is None else splits,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
         progress.update(bar, description="drawing")

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from negmaml._core.keys import key_of
 from negmaml.cli.output import (
     check_writable,
     console,
@@ -56,7 +56,7 @@ def reproduce(
     columns = TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("compiling", total=len(names) + 1)
-        for name, panels in experiments(names, jax.random.key(seed), runs, evaluation):
+        for name, panels in experiments(names, key_of(seed), runs, evaluation):
             done[name] = panels
             progress.update(bar, advance=1, description="simulating")
         progress.update(bar, description="drawing")
@@ -79,7 +79,7 @@ def _reproduce_nonlinear(out: Path, seed: int, runs: int | None, quick: bool) ->
     columns = TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("training", total=runs)
-        for losses in nonlinear.runs(jax.random.key(seed), runs):
+        for losses in nonlinear.runs(key_of(seed), runs):
             done.append(losses)
             progress.update(bar, advance=1)
     panels = {"nonlinear": nonlinear.panels(done)}
@@ -104,7 +104,7 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
     from negmaml.paper.phases import contents as compute
 
     with console.status("computing"):
-        variables, coordinates = compute(jax.random.key(seed), runs)
+        variables, coordinates = compute(key_of(seed), runs)
     path = out / "phases.nc"
     with figures.whole_file(path) as partial:
         settings = {**provenance(), "seed": str(seed), "runs": str(runs)}

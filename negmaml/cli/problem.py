@@ -8,6 +8,7 @@ import numpy as np
 import tyro
 
 from negmaml import theory
+from negmaml._core.keys import key_of
 from negmaml._core.numerics import settled
 from negmaml.cli.output import print_table
 from negmaml.problem import MixedLinearRegression, named_spectrum
@@ -117,7 +118,7 @@ def verify(
         problem.problem(),
         GradientDescent(train_rate, steps),
         GradientDescent(adapt_rate),
-        key=jax.random.key(seed),
+        key=key_of(seed),
         runs=runs,
     )
     print(result)

@@ -34,6 +34,7 @@ from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import contract
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 
 KINDS = ("tangent", "process")
 
@@ -47,6 +48,7 @@ class ReLUNetwork:
     weight_variance: Any
     bias_variance: Any
 
+    @own_settings
     def __call__(self, x1, x2):
         """The kernel between points of shapes (n1, d) and (n2, d): (n1, n2)."""
         x1, x2 = (jnp.asarray(x, jnp.result_type(float, x)) for x in (x1, x2))

@@ -9,6 +9,7 @@ from jax import lax
 from negmaml._core.checks import check_optional
 from negmaml._core.compilation import quick_jit
 from negmaml._core.pytree import pytree
+from negmaml._core.settings import own_settings
 from negmaml.kernels.points import as_kernel, as_start, check_ridges, gram, stack
 from negmaml.kernels.solve import leave_out
 from negmaml.kernels.system import adapted_losses, check_spectral, own_blocks, right_side, systems
@@ -31,6 +32,7 @@ class LeftOut:
     reliable: Any
     own: Any
 
+    @own_settings
     def losses(self, rule: Rule):
         """Half the mean squared error on the query of each task after adapting to its support.
 
@@ -41,6 +43,7 @@ class LeftOut:
         return adapted_losses(self.own, rule, self.support, self.query)
 
 
+@own_settings
 def leave_one_task_out(
     kernel: Callable, tasks: Tasks, rule: Rule, *, meta_ridge=0.0, f0: Callable | None = None
 ) -> LeftOut:

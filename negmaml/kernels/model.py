@@ -16,6 +16,7 @@ from negmaml._core.checks import check_choice, check_optional
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import contract
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml.kernels.iterative import train_iteratively
 from negmaml.kernels.points import (
     TILE,
@@ -67,10 +68,12 @@ class KernelModel:
     reliable: Any
     has_outputs: bool = static()
 
+    @own_settings
     def __call__(self, x):
         """Values at points x: batch + (points,) or batch + (points, outputs), like the labels."""
         return _shaped(self._values(jnp.asarray(x)), self.has_outputs)
 
+    @own_settings
     def adapt(self, support, rule: Rule):
         """The function after adapting to one task by the rule: x -> values as from the model.
 
@@ -87,6 +90,7 @@ class KernelModel:
         moved = _moved(cross(self.kernel, x, x), y, self._values(x), rule)
         return AdaptedModel(self, x, moved, len(rule.batch_shape))
 
+    @own_settings
     def loss(self, tasks: Tasks, rule: Rule):
         """Half the mean squared error on the queries after adapting: batch + the rule's shape."""
         rule = check_spectral(rule)
@@ -118,6 +122,7 @@ class AdaptedModel:
     weights: Any
     rule_axes: int = static()
 
+    @own_settings
     def __call__(self, x):
         """Values at points x, batch + the rule's shape + (points,) or (points, outputs)."""
         x = jnp.asarray(x)
@@ -157,6 +162,7 @@ def _left(points: Points, values):
     return points.y_t - s, points.y_v - v
 
 
+@own_settings
 def meta_train(
     kernel: Callable,
     tasks: Tasks,

@@ -24,6 +24,7 @@ from jax.tree_util import Partial
 
 from negmaml._core.checks import check_callable
 from negmaml._core.numerics import contract
+from negmaml._core.settings import own_settings
 from negmaml.meta.lowrank import open_products, wide_weights
 
 BLOCK_BYTES = 2**26  # of derivatives held at a time, for each of the two sets of points
@@ -81,6 +82,7 @@ class _Tangent(NamedTuple):
     others: tuple[tuple[int, Any], ...]
     moving: tuple[int, ...]
 
+    @own_settings
     def __call__(self, arrays: dict[int, jax.Array], x1, x2):
         same = x1 is x2
         x1, x2 = jnp.asarray(x1), jnp.asarray(x2)

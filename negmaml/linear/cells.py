@@ -10,8 +10,10 @@ from jax import lax
 
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.compilation import compiler_options
+from negmaml._core.keys import as_typed, check_key, counter_based
 from negmaml._core.numerics import working_dtype
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml.linear.data import assemble, draw
 from negmaml.linear.simulation import (
     EVALUATIONS,
@@ -73,7 +75,9 @@ class LinearModel:
     whole_axes = RATES
     output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
 
+    @own_settings
     def __call__(self, key, **point) -> dict[str, jax.Array]:
+        key = as_typed(check_key("key", key))
         point = DEFAULTS | point
         numbers = {n: jnp.asarray(v)[None] for n, v in point.items() if self._is_number(n)}
         shared = {n: v for n, v in point.items() if n not in numbers}
@@ -101,12 +105,14 @@ class LinearModel:
         few = cells <= 4 * self.batch_cells(**sizes)
         return compiler_options(platform, "light" if few else "heavy")
 
+    @own_settings
     def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
         """Many cells: keys (B,), numbers (B,); shared rates of any shape, sizes as integers.
 
         Cells are drawn and solved in pieces of the size that suits the cache, like the runs of
         `nm.simulate`.
         """
+        keys = counter_based(keys)
         point = {**DEFAULTS, **numbers, **shared}
         dtype = working_dtype(*(point[n] for n in point if n not in STATIC))
         rules = [

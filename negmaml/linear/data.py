@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from negmaml._core.checks import check_key
+from negmaml._core.keys import check_key
 from negmaml._core.numerics import cast, contract, working_dtype
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.problem.covariance import apply, root
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -36,6 +37,7 @@ def roots(problem: MixedLinearRegression) -> Roots:
     return Roots(root(problem.input_covariance), root(problem.weight_covariance))
 
 
+@own_settings
 def sample(
     key: PRNGKeyArray, problem: MixedLinearRegression, *, colours: Roots | None = None
 ) -> Data:
@@ -47,7 +49,7 @@ def sample(
     normals (`colours`: the problem's `roots`, where a caller has them). Returns `Data` in the dtype
     of the problem's numbers.
     """
-    check_key("key", key)
+    key = check_key("key", key)
     check_problem(problem)
     dtype = working_dtype(problem)
     return assemble(draw(key, problem, dtype), cast(problem, dtype), colours)

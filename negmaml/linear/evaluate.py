@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_array, check_key
+from negmaml._core.checks import check_array
+from negmaml._core.keys import check_key
 from negmaml._core.numerics import contract
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.linear.data import Roots, sample
 from negmaml.linear.system import in_metric, meta_system
@@ -28,6 +30,7 @@ def test_tasks(problem: MixedLinearRegression) -> MixedLinearRegression:
     return dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
 
 
+@own_settings
 def sampled_test_loss(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
@@ -48,7 +51,7 @@ def sampled_test_loss(
 
     Returns an array of shape omega.shape[:-1] + rule shape. Source: Bernacchia 2021, section 5.
     """
-    check_key("key", key)
+    key = check_key("key", key)
     check_problem(problem)
     adapt = check_filters("adapt", adapt)
     omega = check_array("omega", omega, "weights")

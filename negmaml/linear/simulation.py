@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_choice, check_count, check_key, check_nonnegative
+from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.compilation import QuickJit, one_thread, quick_jit
 from negmaml._core.display import Table, displayed, mean_range_text, shape_text
+from negmaml._core.keys import check_key
 from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
 from negmaml.linear.data import Data, Roots, assemble, draw, normals_per_run, roots
 from negmaml.linear.evaluate import sampled_test_loss, test_tasks
@@ -68,6 +70,7 @@ def _share_text(flags) -> str:
     return f"{int(flags.sum())} of {flags.size}"
 
 
+@own_settings
 def simulate(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
@@ -115,6 +118,7 @@ def simulate(
     return experiment.program()(experiment)
 
 
+@own_settings
 def compile_simulation(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
@@ -161,7 +165,7 @@ class Experiment:
         check_choice("evaluation", evaluation, EVALUATIONS)
         check_choice("split", split, SPLITS)
         meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
-        check_key("key", key)
+        key = check_key("key", key)
         check_problem(problem)
         train, adapt = check_filters("train", train), check_filters("adapt", adapt)
         dtype = working_dtype(problem, train, adapt, meta_ridge)

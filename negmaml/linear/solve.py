@@ -17,6 +17,7 @@ from jax import lax
 from negmaml._core.checks import check_array, check_nonnegative
 from negmaml._core.factorisations import in_small_batches
 from negmaml._core.numerics import contract
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
 from negmaml.linear.system import OneStepSystem
@@ -34,6 +35,7 @@ class Solution(NamedTuple):
     reliable: Bool[Array, "*batch"]
 
 
+@own_settings
 def minimiser(
     Phi: Float[ArrayLike, "*batch N p"],
     r: Float[ArrayLike, "*batch N"],

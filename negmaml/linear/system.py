@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from negmaml._core.checks import shown
 from negmaml._core.factorisations import eigh
 from negmaml._core.numerics import contract, outer
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float
 from negmaml.linear.data import Data
 from negmaml.rules import Rule, check_filters
@@ -39,6 +40,7 @@ class OneStepSystem(NamedTuple):
     c: jax.Array
 
 
+@own_settings
 def meta_system(
     data: Data, rule: Rule
 ) -> tuple[Float[Array, "*rule N p"], Float[Array, "*rule N"]]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.display import Table, displayed, tree_text
+from negmaml._core.keys import with_counter_based_keys
 
 
 @displayed
@@ -31,12 +32,11 @@ class Tasks(NamedTuple):
 
 def as_tasks(tasks) -> Tasks:
     """Tasks of a pair or of a dict with support and query; TypeError for anything else."""
-    if isinstance(tasks, Tasks):
-        return tasks
     if isinstance(tasks, Mapping) and set(tasks) == {"support", "query"}:
-        return Tasks(tasks["support"], tasks["query"])
+        tasks = Tasks(tasks["support"], tasks["query"])
     if isinstance(tasks, tuple | list) and len(tasks) == 2:
-        return _check_pair(Tasks(*tasks))
+        pair = Tasks(*with_counter_based_keys(tuple(tasks)))
+        return pair if isinstance(tasks, Tasks) else _check_pair(pair)
     held = f" with {sorted(map(str, tasks))}" if isinstance(tasks, Mapping) else ""
     raise TypeError(
         "tasks must be Tasks(support, query), a pair of them or a dict with 'support' and 'query', "

@@ -165,14 +165,14 @@ class _Recorder:
     def __call__(self, weight: _Weight, x, precision, dtype):
         """x W + shift for x of shape (..., in)."""
 
-        def times(x, matrix, axis):
+        def times(x, matrix, axis, precision=lax.Precision.HIGHEST):
             contract = (((x.ndim - 1,), (axis,)), ((), ()))
             return lax.dot_general(
                 x, matrix, contract, precision=precision, preferred_element_type=dtype
             )
 
         axis = 1 if weight.transposed else 0
-        z = times(x, self.leaves[weight.leaf], axis)
+        z = times(x, self.leaves[weight.leaf], axis, precision)
         for pair in self.factors[weight.leaf]:
             first, second = reversed(pair) if weight.transposed else pair
             z = z + times(times(x, first, 1), second, 0).astype(z.dtype)

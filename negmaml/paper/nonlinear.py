@@ -21,7 +21,9 @@ from jax import lax
 from jax.tree_util import Partial
 
 from negmaml import kernels
-from negmaml._core.checks import check_count, check_key
+from negmaml._core.checks import check_count
+from negmaml._core.keys import check_key
+from negmaml._core.settings import own_settings
 from negmaml.kernels.system import own_blocks, systems
 from negmaml.meta import Tasks, maml, maml_value_and_grad
 from negmaml.paper.reproduce import (
@@ -108,6 +110,7 @@ class Losses(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=1)
+@own_settings
 def one_run(key, setting: Setting) -> Losses:
     """Draw a network and tasks, solve exactly, train at every rate, and test all."""
     tasks, test = draw(jax.random.fold_in(key, 0), setting)
@@ -151,7 +154,7 @@ def runs(key, runs: int = RUNS, setting: Setting = SETTING) -> Iterator[Losses]:
 
     Raises ValueError for fewer than 2: a standard error needs as many.
     """
-    check_key("key", key)
+    key = check_key("key", key)
     if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for standard errors, got {runs!r}")
     if not isinstance(setting, Setting):

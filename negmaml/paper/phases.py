@@ -14,8 +14,9 @@ import numpy as np
 from jax import lax
 
 from negmaml import theory
-from negmaml._core.checks import check_count, check_key
+from negmaml._core.checks import check_count
 from negmaml._core.compilation import on_host, quick_jit
+from negmaml._core.keys import check_key
 from negmaml.linear.data import Data, assemble, draw
 from negmaml.linear.system import one_step_system
 from negmaml.problem.model import MixedLinearRegression
@@ -54,7 +55,7 @@ def phases(key, runs: int = 400):
 
 def contents(key, runs: int) -> tuple[dict[str, tuple], dict[str, Any]]:
     """Variables and coordinates of `phases`."""
-    check_key("key", key)
+    key = check_key("key", key)
     if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
     with jax.enable_x64(True):

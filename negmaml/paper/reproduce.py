@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from negmaml import theory
-from negmaml._core.checks import check_choice, check_count, check_key
+from negmaml._core.checks import check_choice, check_count
+from negmaml._core.keys import check_key
 from negmaml._core.numerics import settled
 from negmaml.linear.simulation import EVALUATIONS, Simulation, compile_simulation
 from negmaml.problem.model import MixedLinearRegression
@@ -76,7 +77,7 @@ def experiments(
     tenth of its runs at alpha_t = 0.2. A problem's numbers do not depend on which are asked for.
     Raises ValueError for an unknown name or fewer than 20 runs: panel a needs two.
     """
-    check_key("key", key)
+    key = check_key("key", key)
     check_choice("evaluation", evaluation, EVALUATIONS)
     if isinstance(names, str) or not isinstance(names, Sequence) or not names:
         raise TypeError(f"names must be a list of some of {', '.join(PROBLEMS)}, got {names!r}")

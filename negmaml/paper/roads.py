@@ -10,10 +10,12 @@ import optax
 from jax import lax
 
 from negmaml import theory
-from negmaml._core.checks import check_count, check_key
+from negmaml._core.checks import check_count
 from negmaml._core.compilation import quick_jit
 from negmaml._core.display import Table
+from negmaml._core.keys import check_key, key_of
 from negmaml._core.numerics import contract, settled
+from negmaml._core.settings import own_settings
 from negmaml.linear.data import sample
 from negmaml.linear.simulation import simulate
 from negmaml.linear.solve import minimiser
@@ -104,6 +106,7 @@ class Verification(NamedTuple):
         return "\n".join(lines)
 
 
+@own_settings
 def verify(
     problem: MixedLinearRegression, train: Rule, adapt: Rule, *, key: Any = None, runs: int = 1000
 ) -> Verification:
@@ -132,14 +135,14 @@ def verify(
     if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
     if key is not None:
-        check_key("key", key)
+        key = check_key("key", key)
     if problem.p == problem.rows:
         raise ValueError(
             f"p = n_v m = {problem.p}: every mean is infinite there, and no two samples of it "
             "agree; change p, m or n_v"
         )
     with jax.enable_x64(True):
-        key = jax.random.key(0) if key is None else key
+        key = key_of(0) if key is None else key
         problem, train, adapt = settled((problem, train, adapt), np.float64)
         expected, sampled = (
             np.asarray(simulate(key, problem, train, adapt, runs=n, evaluation=e).test_loss)

@@ -33,6 +33,7 @@ import numpy as np
 from negmaml._core.checks import as_array, check_array, check_count
 from negmaml._core.compilation import concrete, on_host
 from negmaml._core.numerics import contract, frozen, namespace, outer, working_dtype
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.filtered import filtered
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -41,6 +42,7 @@ from negmaml.rules import Rule, check_filters
 from negmaml.rules.scaled import log_size
 
 
+@own_settings
 def shrinkage(rate: ArrayLike, n: ScalarLike, p: ScalarLike) -> Any:
     r"""h(a) = (1 - a)^2 + a^2 (p + 1)/n, the mean of tr (I - a S)^2 / p; n rows, p dimensions.
 
@@ -56,6 +58,7 @@ def _shrinkage(rate, n, p):
     return (1 - rate) ** 2 + rate**2 * (p + 1) / n
 
 
+@own_settings
 def filter_means(rule: Rule, n: int, p: int) -> tuple[Any, Any]:
     r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
 
@@ -144,11 +147,13 @@ class Adapted(NamedTuple):
     coefficients: jax.Array
     V: jax.Array | None
 
+    @own_settings
     def forms(self, error):
         """The quadratic forms, (..., J), of vectors e, (..., p)."""
         along = error if self.V is None else contract("...p,pk->...k", error, self.V)
         return contract("...k,jk->...j", along**2, self.weights)
 
+    @own_settings
     def test_loss(self, forms):
         """The loss for forms of shape (..., J): shape (...) + rule shape."""
         if concrete((self, forms)):
@@ -159,6 +164,7 @@ class Adapted(NamedTuple):
         return jnp.asarray(self.floor + excess.reshape(shape))
 
 
+@own_settings
 def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
     """What `adapt` at test time makes of a problem with covariances.
 
@@ -183,6 +189,7 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
     return Adapted(problem.sigma**2 / 2 * (1 + noise) + tasks / 2, weights, coefficients, V)
 
 
+@own_settings
 def expected_test_loss(
     problem: MixedLinearRegression, distance: ArrayLike, adapt: Rule
 ) -> Float[Array, "..."]:

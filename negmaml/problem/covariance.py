@@ -16,6 +16,7 @@ from negmaml._core.checks import as_array, check_finite, check_symmetric
 from negmaml._core.compilation import concrete
 from negmaml._core.factorisations import eigh
 from negmaml._core.numerics import contract, working_dtype
+from negmaml._core.settings import own_settings
 
 
 class Modes(NamedTuple):
@@ -83,6 +84,7 @@ def symmetric_root(matrix):
 
 
 @symmetric_root.defjvp
+@own_settings
 def _symmetric_root_jvp(primals, tangents):
     """R dR + dR R = dSigma, which coinciding eigenvalues do not disturb as those of eigh are.
 

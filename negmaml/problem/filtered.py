@@ -28,6 +28,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.factorisations import eigh
+from negmaml._core.keys import fixed_key
 from negmaml._core.numerics import contract
 from negmaml.rules import Rule
 
@@ -145,7 +146,7 @@ def _sampled(rule: Rule, s, n: int):
     """`filtered` from samples of S, with one gradient step as control."""
     p = len(s)
     samples = max(LEAST_SAMPLES, SAMPLED_EIGENVALUES // min(n, p))
-    normals = jax.random.normal(jax.random.key(0), (samples, n, p), s.dtype)
+    normals = jax.random.normal(fixed_key(), (samples, n, p), s.dtype)
     x, Q = lax.map(partial(_decompose, n), normals * jnp.sqrt(s), batch_size=16)
     rate = jnp.sum(rule.q(x) * x**2, (-2, -1)) / jnp.sum(x**2)  # where b is best as 1 - rate x
     rate = lax.stop_gradient(rate)[..., None]

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 
 from negmaml._core.checks import check_choice, check_count, check_finite
+from negmaml._core.settings import own_settings
 
 SPECTRA = ("isotropic", "power", "two-level", "spikes")
 
 
+@own_settings
 def named_spectrum(
     name: str, p: int, *, exponent=1.0, level=10.0, share=0.5, spikes=1.0
 ) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count, check_finite, check_flag
-from negmaml._core.numerics import frozen, namespace, outer
+from negmaml._core.numerics import contract, frozen, namespace, outer
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.protocol import Rule
 from negmaml.rules.scaled import Filters, filters_of_updates, log_size
@@ -252,7 +252,7 @@ def add_scaled(first, scale, second):
 def _times(P, g):
     """P g for a matrix over the elements of g, or a diagonal."""
     if _is_matrix(P, g):
-        return jnp.matmul(jnp.asarray(P, g.dtype), g.ravel()).reshape(g.shape)
+        return contract("ij,j->i", jnp.asarray(P, g.dtype), g.ravel()).reshape(g.shape)
     return jnp.asarray(P, g.dtype) * g
 
 

@@ -5,16 +5,16 @@ worker that dies goes to another; writing a block twice writes the same chunk.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from negmaml._core.extras import require
+from negmaml._core.settings import settings_of
 from negmaml.sweeps.functions import Output, SweepFunction
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.planning import index_of
@@ -37,7 +37,7 @@ class Job:
     root: int
     block: tuple[int, ...]
     memory: int | None
-    x64: bool
+    settings: Mapping[str, str]
     store: str
     part: int
 
@@ -62,7 +62,7 @@ def connected(client) -> Iterator[Any]:
 
 def compute_block(job: Job, region: Region, lacking: np.ndarray) -> int:
     """On a worker: compute and store a part of the cells that lack it; returns their number."""
-    with jax.enable_x64(job.x64):
+    with settings_of(job.settings):
         if job.name not in _open:
             store = open_store(job.store)
             if store is None:

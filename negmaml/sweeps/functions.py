@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.identity import Identity, UnidentifiedError, identify
+from negmaml._core.keys import key_of
 from negmaml._core.registry import maker, registered
 from negmaml.sweeps.grid import Grid
 from negmaml.sweeps.names import check_output_dims, check_output_name, check_outputs
@@ -175,7 +176,7 @@ def inputs(grid: Grid, batch: tuple[int, ...] = ()):
     """(keys, numbers, whole axes) that cells of this batch shape are traced with."""
     names = [n for axis in grid.axes for n in axis.names if n not in grid.static]
     number = jnp.result_type(float)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: key_of(0))
     whole = {n: jax.ShapeDtypeStruct(np.shape(v), number) for n, v in grid.whole_values().items()}
     return (
         jax.ShapeDtypeStruct(batch, key.dtype),

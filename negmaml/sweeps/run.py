@@ -4,7 +4,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from negmaml._core.keys import key_of
+from negmaml._core.settings import other_settings, result_settings
 from negmaml.sweeps.functions import Output, SweepFunction, inputs
 from negmaml.sweeps.grid import Grid, Region
 
@@ -62,6 +64,8 @@ class Compiler:
         self.at_once = max(2, min(8, os.cpu_count() or 1))
         self.pool = ThreadPoolExecutor(self.at_once)
         self.took: dict[int, list[float]] = {}  # seconds to trace and to compile a group
+        self.check: Callable[[Mapping[str, Any]], None] = lambda group: None  # of what is recorded
+        self.settings = result_settings()
 
     def expect(self, groups: Iterable[int]) -> None:
         """Say in which order groups will be wanted: the next ones compile while one runs."""
@@ -96,8 +100,18 @@ class Compiler:
             start = time.perf_counter()
             lowered = self._traced(group, batch).lower()  # heeds the settings of this thread
             self.took[group] = [time.perf_counter() - start]
+            self._check(group)
             compiled = self.pool.submit(self._compiled, group, lowered, self._options(group))
             self.started[group] = batch, compiled
+
+    def _check(self, group: int) -> None:
+        """Raise unless the program is that of the beginning: it is traced when it is needed."""
+        if changed := other_settings(self.settings, result_settings()):
+            raise ValueError(
+                "settings of JAX must stay as they are while a sweep runs; "
+                f"{'; '.join(changed)}; undo the change, and sweep again"
+            )
+        self.check(self.groups[group])
 
     def _compiled(self, group: int, lowered, options):
         start = time.perf_counter()
@@ -140,11 +154,12 @@ class Compiler:
         function, statics = self.function, self.groups[group]
 
         def cells(keys, numbers, whole):
-            keys = jax.random.wrap_key_data(keys)
+            keys = jax.random.wrap_key_data(keys, impl=generator)
             out = function.batched(keys, numbers, {**statics, **whole})
             return {**out, "finite": _finite(out, keys.shape)}
 
         keys, numbers, whole = inputs(self.grid, (batch,))
+        generator = jax.random.key_impl(key_of(0))
         keys = jax.eval_shape(jax.random.key_data, keys)
         if len(self.devices) > 1:
             over, all_ = PartitionSpec("cells"), PartitionSpec()
@@ -162,7 +177,7 @@ class Runner:
         devices=None,
     ):  # fmt: skip
         self.grid, self.outputs = grid, outputs
-        self.root = jax.random.key(root)
+        self.root = key_of(root)
         self.devices = list(jax.local_devices() if devices is None else devices)
         self.memory = memory or default_memory(self.devices[0])
         self.compiler = Compiler(function, grid, block, self.memory, self.devices)

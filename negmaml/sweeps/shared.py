@@ -62,6 +62,7 @@ class _Sharing:
     means: Means
     asked: tuple[np.ndarray, ...]
     lacking: np.ndarray
+    known: Programs
 
     def tell(self) -> None:
         """Say how much is complete."""
@@ -82,7 +83,7 @@ def _share(work: Work, url: str, part: Part, means: Means, how: How, known: Prog
             asked, last = cells_of(store.manifest.grid, grid), last_part(store, grid)
             lacking = np.zeros(work.grid.shape, bool)
             lacking[asked] = store.done()[asked] <= last
-            at_work = _Sharing(work, store, claims, means, asked, lacking)
+            at_work = _Sharing(work, store, claims, means, asked, lacking, known)
             at_work.tell()
             for level in range(last + 1):
                 _compute(at_work, level, level in (0, last), runner)
@@ -107,6 +108,7 @@ def _compute(at_work: _Sharing, level: int, completes: bool, runner: Runner | No
     todo = in_order(todo, claims.part)
     if runner is None:
         runner = of_part(at_work.work, store, level).runner(block, means.memory, means.devices)
+    runner.compiler.check = at_work.known.check
     runner.expect(todo)
 
     def write(region: Region, wanted: np.ndarray, values) -> None:

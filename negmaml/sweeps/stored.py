@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.identity import Identity
+from negmaml._core.identity import Identity, difference
+from negmaml._core.settings import result_settings
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.files import StoreError, files_of
@@ -28,7 +29,7 @@ from negmaml.sweeps.manifest import (
     part_of,
     with_programs,
 )
-from negmaml.sweeps.planning import Work, in_words, index_of, planned, regions, x64
+from negmaml.sweeps.planning import Work, in_words, index_of, planned, regions
 from negmaml.sweeps.reading import dataset_of
 from negmaml.sweeps.run import Runner
 
@@ -73,11 +74,25 @@ class Programs:
         self.found |= programs(self.work.function, self.work.grid, new, self.version)
         return {text: self.found[text] for text in map(group_text, groups)}
 
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Raise unless the function still computes in a group what the store records."""
+        text = group_text(group)
+        if text not in self.found:
+            return
+        now = programs(self.work.function, self.work.grid, [group], self.version)[text]
+        if self.found[text].digest != now.digest:
+            raise StoreError(
+                f"the function, or a setting of JAX, changed while the sweep ran: at {group} it "
+                f"computes something else than was recorded ({difference(self.found[text], now)}); "
+                "finished blocks are whole; undo the change, and the same call resumes"
+            )
+
 
 def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
     """Compute what the store at `url` lacks of a sweep, and return its dataset: see `nm.sweep`."""
     started, asked = time.perf_counter(), work.grid
-    work, store, runner = opened(work, url, lock.left, means, how, Programs(work, how.version))
+    known = Programs(work, how.version)
+    work, store, runner = opened(work, url, lock.left, means, how, known)
     before, last = float(store.attributes.get("wall_seconds", 0.0)), last_part(store, asked)
     wanted = cells_of(store.manifest.grid, asked)
     whole = int((store.done()[wanted] > last).sum())
@@ -85,7 +100,7 @@ def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
     computed = False
     try:
         for part in range(last + 1):
-            for count in _compute(work, store, part, wanted, means, runner):
+            for count in _compute(work, store, part, wanted, means, runner, known):
                 lock.check()
                 computed = True
                 whole += count if part in (0, last) else 0
@@ -100,7 +115,9 @@ def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
     return labelled(store, asked, wanted)
 
 
-def _compute(work: Work, store: stores.Store, part: int, asked, means: Means, runner):
+def _compute(
+    work: Work, store: stores.Store, part: int, asked, means: Means, runner, known: Programs
+):
     """Give a part to the cells that lack it, here or on the workers; yields how many, by block."""
     lacking = np.zeros(work.grid.shape, bool)
     lacking[asked] = store.done()[asked] == part
@@ -110,13 +127,14 @@ def _compute(work: Work, store: stores.Store, part: int, asked, means: Means, ru
     work, block = of_part(work, store, part), store.manifest.block
     if means.client is None:
         runner = runner or work.runner(block, means.memory, means.devices)
+        runner.compiler.check = known.check
         runner.expect(todo)
         blocks = ((region, lacking[region]) for region in todo)
         yield from here(runner, blocks, lambda *block: store.write(block[0], part, *block[1:]))
         return
     job = clusters.Job(
         f"negmaml-{uuid.uuid4().hex[:8]}", work.function, work.grid, work.outputs, work.root, block,
-        means.memory, x64(), store.url, part,
+        means.memory, result_settings(), store.url, part,
     )  # fmt: skip
     yield from clusters.spread(means.client, job, [(r, lacking[r]) for r in todo])
 

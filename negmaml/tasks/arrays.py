@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_count, check_key, shown
+from negmaml._core.checks import check_count, shown
 from negmaml._core.compilation import concrete
 from negmaml._core.display import Table, displayed, tree_text
+from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.batching import Tasks, leading_axis
 
@@ -60,7 +61,7 @@ class Grouped:
         return _summary("Grouped", self, "groups", sizes)
 
     def __call__(self, key) -> Tasks:
-        check_key("key", key)
+        key = check_key("key", key)
         for_groups, for_rows = jax.random.split(key)
         chosen = _without_replacement(for_groups, len(self.counts), self.m)
         keys = jax.random.split(for_rows, self.m)
@@ -118,7 +119,7 @@ class Episodes:
         return _summary("Episodes", self, "classes", sizes)
 
     def __call__(self, key) -> Tasks:
-        check_key("key", key)
+        key = check_key("key", key)
         return jax.vmap(self._episode)(jax.random.split(key, self.m))
 
     def _episode(self, key) -> Tasks:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.checks import check_key
 from negmaml._core.display import Table, displayed, shape_text
+from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree
 from negmaml.linear.data import sample
 from negmaml.meta.batching import Tasks
@@ -37,6 +37,6 @@ class Linear:
         return Table("Linear, a distribution of tasks", rows)
 
     def __call__(self, key) -> Tasks:
-        check_key("key", key)
+        key = check_key("key", key)
         data = sample(key, self.problem)
         return Tasks(support=(data.X_t, data.y_t), query=(data.X_v, data.y_v))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_count, check_key, check_nonnegative
+from negmaml._core.checks import check_count, check_nonnegative
+from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.batching import Tasks
 
@@ -37,7 +38,7 @@ class Quadratic:
             check_nonnegative(name, getattr(self, name), "a standard deviation")
 
     def __call__(self, key) -> Tasks:
-        check_key("key", key)
+        key = check_key("key", key)
         p, m, n = self.p, self.m, self.n_t + self.n_v
         shapes = ((m, p), (m, 1), (m, n, p), (m, n))
         ends = np.cumsum([prod(shape) for shape in shapes])

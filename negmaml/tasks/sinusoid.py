@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from negmaml._core.checks import check_count, check_key
+from negmaml._core.checks import check_count
+from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.batching import Tasks
 
@@ -32,7 +33,7 @@ class Sinusoid:
             object.__setattr__(self, name, check_count(name, getattr(self, name)))
 
     def __call__(self, key) -> Tasks:
-        check_key("key", key)
+        key = check_key("key", key)
         for_amplitude, for_phase, for_x = jax.random.split(key, 3)
         amplitude = jax.random.uniform(for_amplitude, (self.m, 1, 1), minval=0.1, maxval=5.0)
         phase = jax.random.uniform(for_phase, (self.m, 1, 1), maxval=jnp.pi)

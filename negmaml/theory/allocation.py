@@ -19,6 +19,7 @@ import numpy as np
 from negmaml._core.checks import check_flag, check_nonnegative, check_optional, check_scalar
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast
+from negmaml._core.settings import own_settings
 from negmaml.problem.adaptation import Adapted, adapted
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
@@ -54,6 +55,7 @@ class Allocation(NamedTuple):
     real_sizes: tuple[float, float, float]
 
 
+@own_settings
 def best_allocation(
     budget: float,
     problem: MixedLinearRegression,

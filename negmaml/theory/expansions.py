@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from negmaml._core.checks import check_array
 from negmaml._core.compilation import on_host
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.adaptation import expected_test_loss, shrinkage
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -34,6 +35,7 @@ from negmaml.rules import GradientDescent, Rule
 from negmaml.theory.setting import check_spectral
 
 
+@own_settings
 def overparameterized(
     problem: MixedLinearRegression, train_rate: ArrayLike, adapt_rate: ArrayLike
 ) -> Float[Array, "..."]:
@@ -54,6 +56,7 @@ def overparameterized(
     return _test_loss(problem, train_rate, adapt_rate)
 
 
+@own_settings
 def underparameterized(
     problem: MixedLinearRegression, train_rate: ArrayLike, adapt_rate: ArrayLike
 ) -> Float[Array, "..."]:
@@ -96,6 +99,7 @@ def distance(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*trai
     )
 
 
+@own_settings
 def expansion_parameter(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
     r"""The small number both theorems expand in: the relative fluctuation of the Gram matrix.
 

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count, check_finite, shown
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.adaptation import Adapted
 from negmaml.problem.model import MixedLinearRegression
@@ -66,10 +67,12 @@ class FeatureMoments(NamedTuple):
     kurtosis: float
     together: Together
 
+    @own_settings
     def problem(self, **options: Any) -> MixedLinearRegression:
         """Mixed linear regression in these features: sizes but p, sigma, nu, offsets, as there."""
         return MixedLinearRegression(p=len(self.s), input_covariance=self.s, **options)
 
+    @own_settings
     def adapted(self, problem: MixedLinearRegression, adapt: Rule) -> Adapted:
         """`problem.adapted` for one gradient step with the features' own fourth moment."""
         if check_rule("adapt", adapt).one_step is None or adapt.metric is not None:
@@ -82,6 +85,7 @@ class FeatureMoments(NamedTuple):
         tasks = coefficients @ (weights @ problem.modes.o)
         return Adapted(problem.sigma**2 / 2 * (1 + noise) + tasks / 2, weights, coefficients, None)
 
+    @own_settings
     def test_loss(
         self,
         problem: MixedLinearRegression,
@@ -107,6 +111,7 @@ class FeatureMoments(NamedTuple):
         return after.test_loss(found.forms)
 
 
+@own_settings
 def feature_moments(
     features: Float[ArrayLike, "points p"] | None = None,
     *,

@@ -16,12 +16,14 @@ from negmaml._core.checks import (
     check_symmetric,
 )
 from negmaml._core.numerics import outer
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.covariance import check_covariance
 from negmaml.rules import Rule
 from negmaml.theory.setting import check_spectral
 
 
+@own_settings
 def general_inputs(
     covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],
     weight_covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],

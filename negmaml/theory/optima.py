@@ -16,6 +16,7 @@ from jax import lax
 from negmaml._core.checks import check_choice, check_count, check_optional
 from negmaml._core.compilation import on_host
 from negmaml._core.numerics import namespace, settled
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import loss_after
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -47,6 +48,7 @@ def stationary_train_rates(p: int, n_t: int) -> tuple[float, float]:
     return negative, -n_t / p / negative  # their product is -n_t/p: no cancellation
 
 
+@own_settings
 def best_adapt_rate(
     problem: MixedLinearRegression,
     train: Rule,
@@ -114,6 +116,7 @@ def _search_adaptation(numbers, sizes):
 _best_adaptation = Optimum(_adapted_loss, _search_adaptation)
 
 
+@own_settings
 def best_train_rate(
     problem: MixedLinearRegression,
     train: Rule | None = None,
@@ -187,6 +190,7 @@ def _search_parameter(numbers, setting: Setting):
 _best_parameter = Optimum(_distance_at, _search_parameter)
 
 
+@own_settings
 def best_rates(
     problem: MixedLinearRegression,
     train: Rule | None = None,
@@ -208,6 +212,7 @@ def best_rates(
     return best, best_adapt_rate(problem, train.with_tuned(best), adapt, **options)
 
 
+@own_settings
 def best_meta_ridge(
     problem: MixedLinearRegression,
     train: Rule,

@@ -12,6 +12,7 @@ from jax import lax
 from negmaml._core.checks import check_array, check_broadcast, shown
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast, namespace
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
@@ -39,6 +40,7 @@ class Phase(NamedTuple):
     at_zero: Float[Array, "..."]
 
 
+@own_settings
 def phase_diagram(
     p: ArrayLike,
     m: ArrayLike,

@@ -9,6 +9,7 @@ from jax import lax
 
 from negmaml._core.checks import check_choice
 from negmaml._core.compilation import concrete, on_host, quick_jit
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import SPLITS, MixedLinearRegression
@@ -27,6 +28,7 @@ BLOCK = 256
 ON_HOST = 4096
 
 
+@own_settings
 def test_loss(
     problem: MixedLinearRegression,
     train: Rule,
@@ -75,6 +77,7 @@ def test_loss(
     return expected_test_loss(problem, distance(problem, train, **options), adapt)
 
 
+@own_settings
 def distance(
     problem: MixedLinearRegression,
     train: Rule,
@@ -112,6 +115,7 @@ def distance(
     return _mean("distance", problem, train, meta_ridge, measure)
 
 
+@own_settings
 def task_error(
     problem: MixedLinearRegression,
     train: Rule,

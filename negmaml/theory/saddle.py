@@ -27,6 +27,7 @@ import numpy as np
 
 from negmaml._core import jets
 from negmaml._core.numerics import frozen, namespace
+from negmaml._core.settings import own_settings
 from negmaml.rules import Rule
 from negmaml.theory.logarithms import (
     find_root,
@@ -115,6 +116,7 @@ def _root(tasks: TrainingSet, ridged: bool) -> Root:
 
 
 @_root.defjvp
+@own_settings
 def _along(ridged: bool, primals, tangents):
     """Of t k/f = ridge/kappa in y = log kappa: t' = p w, k' = m w, w = int mu free fitted.
 

@@ -34,6 +34,7 @@ from jax import lax
 from negmaml._core.checks import check_array, check_flag
 from negmaml._core.compilation import concrete, on_host, quick_jit
 from negmaml._core.numerics import frozen, namespace
+from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import filter_sizes, times_filter
 from negmaml.problem.model import MixedLinearRegression
@@ -57,6 +58,7 @@ class StandardDeviation(NamedTuple):
     test_loss: Float[Array, "..."]
 
 
+@own_settings
 def standard_deviation(
     problem: MixedLinearRegression,
     train: Rule,
@@ -104,6 +106,7 @@ def _root(variance):
     return xp.where(some, xp.sqrt(xp.where(some, variance, 1.0)), without)
 
 
+@own_settings
 def runs_needed(
     problem: MixedLinearRegression,
     train_a: Rule,

@@ -26,6 +26,7 @@ from negmaml._core.checks import check_nonnegative
 from negmaml._core.compilation import concrete, quick_jit
 from negmaml._core.numerics import namespace, settled, working_dtype
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory.setting import check_spectral, is_zero
@@ -213,6 +214,7 @@ def _of_one(at: Situation, rule: Rule) -> Prediction:
 
 
 @_of_one.defjvp
+@own_settings
 def _of_one_jvp(primals, tangents):
     return jax.jvp(_of_each, primals, tangents)
 

@@ -31,6 +31,7 @@ import numpy as np
 
 from negmaml._core.factorisations import inverse
 from negmaml._core.numerics import contract
+from negmaml._core.settings import own_settings
 from negmaml.rules.pencil import Pencil
 
 
@@ -154,6 +155,7 @@ def condition(form):
 
 
 @condition.defjvp
+@own_settings
 def _condition_jvp(primals, tangents):
     (form,), (change,) = primals, tangents
     phi, mean, spread = condition(form)

@@ -22,6 +22,7 @@ from jax import lax
 
 from negmaml._core.factorisations import inverse
 from negmaml._core.numerics import contract
+from negmaml._core.settings import own_settings
 from negmaml.theory.structured_equations import (
     System,
     bases,
@@ -80,6 +81,7 @@ def _root(system: System, ridged: bool):
 
 
 @_root.defjvp
+@own_settings
 def _root_jvp(ridged: bool, primals, tangents):
     (system,) = primals
     point, error = _root(system, ridged)

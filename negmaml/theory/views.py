@@ -12,6 +12,7 @@ import numpy as np
 
 from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import namespace
+from negmaml._core.settings import own_settings
 from negmaml.problem.adaptation import means_exist
 from negmaml.rules import Rule
 from negmaml.theory.proportional import Moments, moments
@@ -87,6 +88,7 @@ def traced_mean(seen: View, ridged: bool, of: str):
     return getattr(_means_at(seen, ridged, of == "task_error"), of)
 
 
+@own_settings
 def _along(ridged: bool, of: str, primals, tangents):
     (seen,), (moves,) = primals, tangents
     shape, nodes = seen.tasks.log_b.shape[:-1], seen.tasks.log_b.shape[-1:]

@@ -20,6 +20,7 @@ import optax
 
 from negmaml._core.extras import require
 from negmaml._core.identity import Identity, UnidentifiedError, difference, identify
+from negmaml._core.settings import other_settings, unusual_settings
 from negmaml.training.carried import split_arrays
 from negmaml.training.precision import as_now, as_written, kind
 from negmaml.training.state import Run, State, whole
@@ -85,6 +86,9 @@ class Store:
     def _check(self, meta) -> None:
         """Raise for a checkpoint of another run; warn if it is gone on from all the same."""
         stored = meta.get("identity", {}) if isinstance(meta, dict) else {}
+        # Without a record they were the defaults; of x64 the types of the numbers tell.
+        known = {k: v for k, v in self.identity["settings"].items() if k == "jax_enable_x64"}
+        stored = {"settings": known, **stored}
         found = [
             f"{name} ({what})" if what else name
             for name in sorted(self.identity | stored)
@@ -185,10 +189,27 @@ def identity_of(run: Run, state: State, batch, *, trace: bool) -> dict[str, Any]
         "params": _digest((now.params, run.carried, now.model_state, now.step)),
         "evaluate_every": run.evaluate_every,
         "patience": run.patience,
+        "settings": unusual_settings(),
     }
     for name, (function, *arguments) in _programs(run, state, batch).items():
         identity[name] = _read(name, function, arguments) if trace else None
     return identity
+
+
+def program_of(identity: dict[str, Any]) -> str:
+    """The programs of a run, and the settings they are traced with, as text."""
+    parts = {k: v for k, v in identity.items() if isinstance(v, dict)}
+    return " ".join(f"{k}={v.get('digest', v)}" for k, v in sorted(parts.items()))
+
+
+def check_unchanged(run: Run, state: State, batch) -> None:
+    """Raise unless the functions of a run are those that its checkpoints record."""
+    if program_of(identity_of(run, state, batch, trace=True)) != run.program:
+        raise ValueError(
+            "the functions of a run with checkpoints, and the settings of JAX, must stay as they "
+            "are while it runs; checkpoints until now are whole; undo the change, and the same "
+            "call resumes"
+        )
 
 
 def _programs(run: Run, state: State, batch) -> dict[str, tuple]:
@@ -233,6 +254,8 @@ def _difference(then, now) -> str | None:
     if then == now:
         return None
     if isinstance(then, dict) and isinstance(now, dict):
+        if "digest" not in then:
+            return ", ".join(other_settings(then, now))
         return difference(Identity.from_json(then), Identity.from_json(now)) or None
     programs = isinstance(then, dict) or isinstance(now, dict)
     return "" if programs else f"{_short(then)} then, {_short(now)} now"

@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from negmaml._core.checks import check_callable, check_count, check_optional
+from negmaml._core.keys import mixed_draws, with_counter_based_keys
 from negmaml._core.pytree import as_pytree
 from negmaml.meta.batching import leading_axis
 
@@ -24,7 +25,8 @@ def map_over_devices(function: Callable, items, *, batch_size: int | None = None
         batch_size: items a device computes at once by vmap, one when left out. On a GPU choose
             as many as fit.
 
-    Returns the results stacked. Each is that of the item alone, up to rounding.
+    Returns the results stacked. Each is that of the item alone, up to rounding. Typed keys among
+    the items reach the function as those of a generator that is safe under vmap.
 
     On a CPU a small model runs best on a single core: handing its many small operations to other
     threads costs more than they save. Make a device of each core, before anything else is
@@ -32,7 +34,9 @@ def map_over_devices(function: Callable, items, *, batch_size: int | None = None
 
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
-    Raises ValueError when the leaves disagree in their leading axis or it is empty.
+    Raises ValueError when the leaves disagree in their leading axis or it is empty, and with a
+    `batch_size` for a function that draws by a generator such as rbg, which is not safe under vmap,
+    from raw keys or seeds.
 
     >>> map_over_devices(lambda x: x**2, jnp.arange(3.0)).tolist()
     [0.0, 1.0, 4.0]
@@ -40,7 +44,24 @@ def map_over_devices(function: Callable, items, *, batch_size: int | None = None
     check_callable("function", function, "of one item")
     batch_size = check_optional(check_count, "batch_size", batch_size)
     leading_axis("items", items)
-    return _spread(as_pytree(function), items, batch_size=batch_size)
+    function, items = as_pytree(function), with_counter_based_keys(items)
+    if batch_size is not None:
+        _check_generators(function, items, batch_size)
+    return _spread(function, items, batch_size=batch_size)
+
+
+def _check_generators(function: Callable, items, batch_size: int) -> None:
+    """Raise if what the function draws for an item would depend on the items beside it."""
+    together = _spread.trace(function, items, batch_size=batch_size)
+    if not (found := mixed_draws(together.jaxpr)):
+        return
+    apart = _spread.trace(function, items, batch_size=None)
+    if found != mixed_draws(apart.jaxpr):
+        raise ValueError(
+            f"batch_size must be None for a function that draws by {found[0]} from raw keys or "
+            f"seeds, got {batch_size}: under vmap that generator draws for every item from the key "
+            "of the first; make the keys by jax.random.key(seed, impl='threefry2x32')"
+        )
 
 
 @partial(jax.jit, static_argnames="batch_size")

@@ -10,8 +10,9 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_count, check_flag, check_key, check_optional
+from negmaml._core.checks import check_count, check_flag, check_optional
 from negmaml._core.display import Table, displayed, shape_text
+from negmaml._core.keys import check_key
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.leaves import (
@@ -108,7 +109,7 @@ def evaluate(
     >>> evaluate(jax.random.key(0), 0.0, square, nm.GradientDescent(0.5), tasks).values.tolist()
     [0.0, 0.5]
     """
-    check_key("key", key)
+    key = check_key("key", key)
     episodes = check_count("episodes", episodes)
     rule = as_rule("rule", rule)
     by_step = check_flag("by_step", by_step)

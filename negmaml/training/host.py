@@ -1,6 +1,7 @@
 """Training in stretches, with the host in between: a bar, callbacks, checkpoints, batches."""
 
 import contextlib
+import dataclasses
 import os
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from negmaml._core.checks import (
 from negmaml._core.display import shape_text
 from negmaml._core.extras import require
 from negmaml._core.paths import expanded
+from negmaml._core.settings import unusual_settings
 from negmaml.training import checkpoint
 from negmaml.training.data import Batches
 from negmaml.training.state import Run, State, advance, whole
@@ -94,16 +96,22 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
         return min([length, *(p - done % p for p in periods.values()), steps - done])
 
     with contextlib.ExitStack() as stack:
-        store, done, state, history = _found(run, state, stretch, watch, stack, length)
+        batch = batches.shapes() if batches else None
+        run, store, done, state, history = _found(run, state, stretch, watch, stack, length, batch)
         show = stack.enter_context(_bar(steps)) if watch.progress else None
         ledger, flags = (
             _Ledger(history, run.evaluate_every, watch.callback is not None),
             deque([state]),
         )
+        traced: set = set()
         while done < steps and _going(flags[0]):
             taken, here, group = next_steps(done), offset + done, None
             if batches:
                 group, taken = batches.take(taken, length)
+            if store and (form := _form(group)) not in traced:  # now, or again for other shapes
+                if traced and watch.checkpoint_of == "this":
+                    checkpoint.check_unchanged(run, state, batch)
+                traced.add(form)
             state, part = advance(run, state, here, here + taken, group, length=length)
             ledger.add(part, taken, length, here)
             done += taken
@@ -124,15 +132,15 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
     return state, jax.tree.map(partial(_padded, steps), ledger.history())
 
 
-def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length: int):
-    """(store of checkpoints if any, steps done, state, history) where the run stands."""
+def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length: int, batch):
+    """(run, store of checkpoints if any, steps done, state, history) where the run stands."""
     if watch.directory is None:
-        return None, 0, state, None
+        return run, None, 0, state, None
     offset, steps, batches = stretch
-    batch = batches.shapes() if batches else None
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), batch)
     go_on = watch.checkpoint_of == "any"
     identity = checkpoint.identity_of(run, state, batch, trace=not go_on)
+    run = dataclasses.replace(run, program=checkpoint.program_of(identity))
     directory = expanded("checkpoint", watch.directory).resolve()
     store = stack.enter_context(checkpoint.opened(directory, identity, go_on))
     forward = partial(advance, length=length)
@@ -142,7 +150,12 @@ def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length
         raise ValueError(f"checkpoint holds {done} steps already, more than steps={steps}")
     if batches:
         batches.go_to(place, done)
-    return store, done, state, history
+    return run, store, done, state, history
+
+
+def _form(group) -> tuple[str, str]:
+    """What a stretch is traced for: the shapes of its batches, and the settings."""
+    return str(jax.tree.map(lambda x: (x.shape, x.dtype), group)), str(unusual_settings())
 
 
 def _stops(answer) -> bool:

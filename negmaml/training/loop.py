@@ -20,7 +20,8 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_callable, check_count, check_key, shown
+from negmaml._core.checks import check_callable, check_count, shown
+from negmaml._core.keys import check_key
 from negmaml._core.pytree import as_pytree
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.leaves import trainable
@@ -123,7 +124,7 @@ def fit(
     >>> bool(abs(result.params) < 0.5), int(result.step)
     (True, 200)
     """
-    check_key("key", key)
+    key = check_key("key", key)
     sample, batches = task_source("sample_tasks", sample_tasks)
     looks = _Looks(evaluate, evaluate_every, evaluation_tasks, patience).checked(sample)
     steps = number_of_steps(steps, epochs, batches)

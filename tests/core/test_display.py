@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml._core.checks import check_key
 from negmaml._core.display import (
     Table,
     displayed,
@@ -14,6 +13,7 @@ from negmaml._core.display import (
     shape_text,
     tree_text,
 )
+from negmaml._core.keys import check_key
 
 
 def test_a_table_is_aligned_and_escaped():

@@ -1,0 +1,112 @@
+"""Settings of JAX: those that the package computes with, and those that a stored result depends on.
+
+What feeds a statistic or a prediction is traced with products at full precision, which accelerators
+round to ten bits by default, and without the settings that make JAX raise where it would otherwise
+broadcast, promote or move an array. An explicit `precision=` of a product holds all the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from enum import Enum
+from functools import wraps
+from typing import Any, TypeVar
+
+import jax
+
+F = TypeVar("F", bound=Callable[..., Any])
+GUARDS = tuple(
+    f"jax_transfer_guard_{way}" for way in ("host_to_device", "device_to_host", "device_to_device")
+)
+
+
+def own_settings(function: F) -> F:
+    """The function, run or traced with the settings of the package whatever those of the caller.
+
+    A derivative of a product keeps its precision. A rule of a `custom_jvp` or a `custom_vmap` may
+    be traced later, outside of the function that it belongs to: it needs the decorator as well.
+    """
+
+    @wraps(function)
+    def call(*arguments, **keywords):
+        with ExitStack() as within:
+            for setting in _to_change():
+                within.enter_context(setting)
+            return function(*arguments, **keywords)
+
+    return call  # type: ignore[return-value]
+
+
+def _to_change() -> Iterator[Any]:
+    """What has to be set: entering all of them takes longer than a small program."""
+    held: Any = jax.config
+    if held.jax_default_matmul_precision not in ("highest", "float32"):
+        yield jax.default_matmul_precision("highest")
+    if held.jax_numpy_rank_promotion != "allow":
+        yield jax.numpy_rank_promotion("allow")
+    if str(held.jax_numpy_dtype_promotion) != "standard":
+        yield jax.numpy_dtype_promotion("standard")
+    if any(getattr(held, guard) not in (None, "allow") for guard in GUARDS):
+        yield jax.transfer_guard("allow")
+
+
+# Every setting of `jax.config` that changes random numbers, or results by more than rounding, with
+# the value that JAX has by default. The others place, compile, debug or print a program.
+DEFAULTS = {
+    "jax_default_matmul_precision": "None",
+    "jax_threefry_partitionable": "True",
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_random_seed_offset": "0",
+    "jax_high_dynamic_range_gumbel": "False",
+    "jax_enable_x64": "False",
+    "jax_explicit_x64_dtypes": "warn",
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_softmax_custom_jvp": "False",
+    "jax_allow_f16_reductions": "True",
+}
+
+
+def result_settings() -> dict[str, str]:
+    """The settings that results depend on, by name, as text."""
+    return {name: _text(getattr(jax.config, name, default)) for name, default in DEFAULTS.items()}
+
+
+def other_settings(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """In words, how settings differ; one that a record leaves out had its default."""
+    found = []
+    for name in DEFAULTS:
+        old, new = (held.get(name, DEFAULTS[name]) for held in (then, now))
+        if old != new:
+            found.append(f"{name} was {old}, is {new}")
+    return found
+
+
+def unusual_settings() -> dict[str, str]:
+    """The settings that results depend on and that are not the default."""
+    return {k: v for k, v in result_settings().items() if v != DEFAULTS[k]}
+
+
+@contextmanager
+def settings_of(values: Mapping[str, str]) -> Iterator[None]:
+    """Compute with settings that another process has, as `result_settings` gives them."""
+    before = {name: getattr(jax.config, name) for name in values if hasattr(jax.config, name)}
+    changed = {name: held for name, held in before.items() if _text(held) != values[name]}
+    for name, held in changed.items():
+        jax.config.update(name, _value(values[name], held))
+    try:
+        yield
+    finally:
+        for name, held in changed.items():
+            jax.config.update(name, held if not isinstance(held, Enum) else _text(held))
+
+
+def _text(value) -> str:
+    return value.name.lower() if isinstance(value, Enum) else str(value)
+
+
+def _value(text: str, like) -> Any:
+    """The value of a setting from its text."""
+    if isinstance(like, bool):
+        return text == "True"
+    if isinstance(like, int):
+        return int(text)
+    return None if text == "None" else text

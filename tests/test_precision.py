@@ -1,0 +1,260 @@
+"""Products of everything public, in programs of values and of derivatives, at full precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml import kernels, linear, problem, theory
+from tests.products import imprecise, products
+
+SPECTRUM = np.arange(1, 7) ** -1.0
+SIZES = dict(p=6, m=3, n_t=8, n_v=4, n_r=5)
+FEW = dict(p=14, m=3, n_t=8, n_v=4, n_r=5)  # p > n_v m
+RATE, ADAPT = nm.GradientDescent(-0.2), nm.GradientDescent(0.1)
+ROTATION = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
+MATRIX = (ROTATION * SPECTRUM) @ ROTATION.T
+X, Y = (np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in ((4, 6, 3), (4, 6)))
+TASKS = nm.Tasks((X[:, :4], Y[:, :4]), (X[:, 4:], Y[:, 4:]))
+KEY = jax.random.key(0)
+FEATURES = theory.feature_moments(np.maximum(np.random.default_rng(2).standard_normal((20, 6)), 0))
+
+
+def isotropic(sigma, **sizes):
+    return nm.MixedLinearRegression(**(SIZES | sizes), sigma=sigma, nu=1.0)
+
+
+def coloured(sigma, **more):
+    more = {"input_covariance": SPECTRUM, **more}
+    return nm.MixedLinearRegression(**SIZES, sigma=sigma, nu=1.0, **more)
+
+
+def network(w, x):
+    return jnp.tanh(x @ w["a"]) @ w["b"]
+
+
+def descent(number):
+    return nm.GradientDescent(number)
+
+
+def tangent(number):
+    kernel = kernels.neural_tangent(network, {"a": jnp.ones((3, 4)) * number, "b": jnp.ones(4)})
+    return kernel(X[0], X[1])
+
+
+def trained(number, **options):
+    return kernels.meta_train(
+        lambda a, b: number * a @ b.T, TASKS, descent(number), meta_ridge=0.1, **options
+    )
+
+
+# Each a function of one number, whose programs are looked into.
+THEORY = {
+    "test_loss": lambda x: theory.test_loss(isotropic(x), descent(x), ADAPT),
+    "test_loss, coloured": lambda x: theory.test_loss(coloured(x), descent(x), ADAPT),
+    "test_loss, steps": lambda x: theory.test_loss(coloured(x), nm.GradientDescent(x, 3), ADAPT),
+    "test_loss, train-train": lambda x: theory.test_loss(
+        coloured(x), descent(x), ADAPT, split="train-train"
+    ),
+    "test_loss, proximal": lambda x: theory.test_loss(coloured(0.5), nm.Proximal(x), ADAPT),
+    "test_loss, flow": lambda x: theory.test_loss(coloured(0.5), nm.GradientFlow(x), ADAPT),
+    "test_loss, matrices": lambda x: theory.test_loss(
+        coloured(x, input_covariance=MATRIX, weight_covariance=MATRIX), descent(x), ADAPT
+    ),
+    "distance": lambda x: theory.distance(coloured(x), descent(x)),
+    "task_error": lambda x: theory.task_error(coloured(x), descent(x)),
+    "standard_deviation": lambda x: tuple(
+        theory.standard_deviation(coloured(x), descent(x), ADAPT)
+    ),
+    "standard_deviation, isotropic": lambda x: tuple(
+        theory.standard_deviation(isotropic(x), descent(x), ADAPT)
+    ),
+    "runs_needed": lambda x: theory.runs_needed(
+        coloured(x), descent(x), RATE, adapt=ADAPT
+    ),
+    "best_train_rate": lambda x: theory.best_train_rate(coloured(x), adapt=ADAPT),
+    "best_train_rate, isotropic": lambda x: theory.best_train_rate(isotropic(x)),
+    "best_adapt_rate": lambda x: theory.best_adapt_rate(coloured(x), descent(x)),
+    "best_rates": lambda x: theory.best_rates(coloured(x)),
+    "best_meta_ridge": lambda x: theory.best_meta_ridge(
+        coloured(x), descent(x), adapt=ADAPT
+    ),
+    "phase_diagram": lambda x: tuple(theory.phase_diagram(6.0, 3.0, 8.0, 4.0, x, 1.0)),
+    "general_inputs": lambda x: theory.general_inputs(
+        MATRIX * x, MATRIX, descent(x), ADAPT, m=1, n_t=8, n_v=4, n_r=5, sigma=x
+    ),
+    "overparameterized": lambda x: theory.overparameterized(isotropic(x, p=20), x, x),
+    "underparameterized": lambda x: theory.underparameterized(isotropic(x, p=4), x, x),
+    "expansion_parameter": lambda x: theory.expansion_parameter(isotropic(x), descent(x)),
+    "FeatureMoments": lambda x: FEATURES.test_loss(
+        FEATURES.problem(m=3, n_t=8, n_v=4, n_r=5, sigma=x, nu=1.0), descent(x), ADAPT
+    ),
+}  # fmt: skip
+LINEAR = {
+    "simulate": lambda x: tuple(nm.simulate(KEY, isotropic(x), descent(x), ADAPT, runs=2)),
+    "simulate, coloured": lambda x: tuple(
+        nm.simulate(KEY, coloured(x, input_covariance=MATRIX), descent(x), ADAPT, runs=2)
+    ),
+    "simulate, steps": lambda x: tuple(
+        nm.simulate(KEY, isotropic(x), nm.GradientDescent(x, 3), ADAPT, runs=2)
+    ),
+    "simulate, sampled": lambda x: tuple(
+        nm.simulate(KEY, isotropic(x), descent(x), ADAPT, runs=2, evaluation="sampled")
+    ),
+    "sample": lambda x: tuple(linear.sample(KEY, coloured(x, input_covariance=MATRIX))),
+    "sampled_test_loss": lambda x: linear.sampled_test_loss(
+        KEY, isotropic(x), jnp.ones(6) * x, nm.GradientDescent(x, 2)
+    ),
+    "minimiser": lambda x: linear.minimiser(X[0] * x, Y[0], jnp.zeros(3), meta_ridge=0.1)[0],
+    "meta_system": lambda x: linear.meta_system(
+        linear.Data(X[:, :4] * x, Y[:, :4], X[:, 4:], Y[:, 4:]), descent(x)
+    ),
+    "LinearModel": lambda x: linear.LinearModel()(
+        KEY, **SIZES, sigma=x, nu=1.0, train_rate=-0.2, adapt_rate=0.1
+    ),
+}  # fmt: skip
+KERNELS = {
+    "neural_tangent": tangent,
+    "relu_network": lambda x: kernels.relu_network(2, weight_variance=x)(X[0], X[1]),
+    "meta_train": lambda x: trained(x)(X[0]),
+    "meta_train, steps": lambda x: kernels.meta_train(
+        kernels.relu_network(1), TASKS, nm.GradientDescent(x, 3), meta_ridge=0.1
+    )(X[0]),
+    "meta_train, iterative": lambda x: trained(x, method="iterative")(X[0]),
+    "KernelModel.adapt": lambda x: trained(x).adapt((X[0], Y[0]), descent(x))(X[1]),
+    "KernelModel.loss": lambda x: trained(x).loss(TASKS, ADAPT),
+    "leave_one_task_out": lambda x: kernels.leave_one_task_out(
+        lambda a, b: x * a @ b.T, TASKS, descent(x), meta_ridge=0.1
+    ).losses(ADAPT),
+}  # fmt: skip
+PROBLEM = {
+    "expected_test_loss": lambda x: problem.expected_test_loss(isotropic(x), x, ADAPT),
+    "adapted": lambda x: problem.adapted(coloured(x), ADAPT).test_loss(
+        problem.adapted(coloured(x), ADAPT).forms(jnp.ones(6) * x)
+    ),
+    "adapted, flow": lambda x: tuple(
+        problem.adapted(coloured(x), nm.GradientFlow(x))[:2]
+    ),
+    "filter_means": lambda x: problem.filter_means(nm.GradientDescent(x, 3), 8, 6),
+    "shrinkage": lambda x: problem.shrinkage(x, 8, 6),
+    "named_spectrum": lambda x: problem.named_spectrum("power", 6, exponent=x),
+}  # fmt: skip
+AREA_MODULES = {"theory": theory, "linear": linear, "kernels": kernels, "problem": problem}
+AREAS = {"theory": THEORY, "linear": LINEAR, "kernels": KERNELS, "problem": PROBLEM}
+# On the host in NumPy, or no functions of arrays.
+WITHOUT_PRODUCTS = {
+    "theory": {"best_allocation", "expected_test_loss", "feature_moments", "shrinkage",
+               "stationary_train_rates", "wishart_moment", "wishart_quadrature", "Allocation",
+               "Phase"},
+    "linear": {"Data", "Simulation", "Solution", "compile_simulation"},
+    "kernels": {"LeftOut"},
+    "problem": {"MixedLinearRegression", "Adapted", "Modes", "normalized_moment", "wishart_moment",
+                "wishart_quadrature"},
+}  # fmt: skip
+CASES = [(area, name) for area, table in AREAS.items() for name in table]
+# Traced in less than a second of CPU time; derivatives of the others are traced by the slow tests.
+CHEAP = {name for area in ("linear", "kernels", "problem") for name in AREAS[area]} | {
+    "task_error", "best_adapt_rate", "standard_deviation", "general_inputs",
+    "test_loss", "best_train_rate, isotropic", "overparameterized", "underparameterized",
+    "expansion_parameter",
+}  # fmt: skip
+CHEAP_DERIVATIVES = CHEAP - {
+    "best_adapt_rate", "standard_deviation", "test_loss", "best_train_rate, isotropic",
+    "meta_train, iterative",
+}  # fmt: skip
+
+
+def summed(function):
+    def total(x):
+        leaves = jax.tree.leaves(function(x))
+        return sum(jnp.sum(x) for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
+
+    return total
+
+
+def cases(cheap):
+    marks = {True: [], False: [pytest.mark.slow]}
+    return [pytest.param(*case, marks=marks[case[1] in cheap], id=case[1]) for case in CASES]
+
+
+def test_the_tables_hold_everything_public():
+    for area, table in AREAS.items():
+        listed = {name.split(",")[0].split(".")[0] for name in table}
+        assert set(AREA_MODULES[area].__all__) - listed - {"SPECTRA"} == WITHOUT_PRODUCTS[area]
+
+
+@pytest.mark.parametrize(("area", "name"), cases(CHEAP))
+def test_products_ask_for_full_precision(area, name):
+    assert not imprecise(products(AREAS[area][name], 0.3))
+
+
+@pytest.mark.parametrize(("area", "name"), cases(CHEAP_DERIVATIVES))
+def test_products_of_derivatives_ask_for_full_precision(area, name):
+    total = summed(AREAS[area][name])
+    assert not imprecise(products(jax.grad(total), 0.3))
+
+
+@pytest.mark.parametrize("name", ["task_error", pytest.param("best_rates", marks=pytest.mark.slow)])
+def test_derivatives_of_a_program_of_the_users_do_so_too(name):
+    total = summed(THEORY[name])
+    found = products(jax.grad(jax.jit(total)), 0.3)
+    assert len(found) > 100 and not imprecise(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_loss, matrices", "standard_deviation", "best_train_rate"])
+def test_second_derivatives_do_so_too(name):
+    total = summed(THEORY[name])
+    found = products(jax.hessian(total), 0.3)
+    assert len(found) > 100 and not imprecise(found)
+
+
+def test_the_counter_sees_products_that_may_be_rounded():
+    assert len(imprecise(products(lambda x: x @ x.T, X[0]))) == 1
+    assert not products(lambda x: x @ x.T, X[0].astype(int))
+    with jax.default_matmul_precision("highest"):
+        assert not imprecise(products(lambda x: x @ x.T, X[0]))
+
+
+# A loss of the user's own.
+
+
+def loss_with(precision):
+    def loss(w, data):
+        x, y = data
+        hidden = jnp.tanh(jnp.matmul(x, w["a"], precision=precision))
+        return jnp.mean((jnp.matmul(hidden, w["b"], precision=precision)[..., 0] - y) ** 2)
+
+    return loss
+
+
+WIDE = {"a": jnp.ones((3, 16)), "b": jnp.ones((16, 1))}
+METRIC = {"a": np.eye(48), "b": np.eye(16)}
+META = {
+    "maml": (nm.maml_value_and_grad, nm.GradientDescent(0.1, steps=2)),
+    "maml, momentum": (nm.maml_value_and_grad, nm.Momentum(0.1, 0.5, 2)),
+    "maml, preconditioned": (nm.maml_value_and_grad, nm.Preconditioned(0.1, METRIC)),
+    "fomaml": (nm.fomaml, nm.GradientDescent(0.1, steps=2)),
+    "reptile": (nm.reptile, nm.GradientDescent(0.1, steps=2)),
+    "imaml": (nm.imaml, nm.Proximal(5.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", META)
+def test_products_of_a_loss_keep_their_precision_and_those_around_it_are_full(name):
+    make, rule = META[name]
+    full = products(make(loss_with("highest"), rule), WIDE, TASKS)
+    assert full and not imprecise(full)
+    users = products(make(loss_with(None), rule), WIDE, TASKS)
+    assert imprecise(users) and len(users) == len(full)
+
+
+def test_an_explicit_precision_in_a_network_survives():
+    def explicit(w, x):
+        return jnp.matmul(jnp.tanh(x @ w["a"]), w["b"], precision="default")
+
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
+    kernel = kernels.neural_tangent(explicit, params)
+    found = products(kernel, X[0], X[1])
+    assert 0 < len(imprecise(found)) < len(found)
