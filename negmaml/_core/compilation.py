@@ -27,13 +27,6 @@ _BY_WORK: dict[str, dict[str, Any]] = {
     # Hardly anything: not optimised at all it takes a third of the time once more, and runs at a
     # tenth of the speed.
     "trivial": _LIGHT | {"xla_backend_optimization_level": 0},
-    # Thousands of operations on scalars compile fastest one by one: fused, a value is computed anew
-    # in every kernel that uses it.
-    "scalars": {
-        "xla_backend_optimization_level": 0,
-        "xla_disable_hlo_passes": "fusion",
-        "xla_cpu_use_fusion_emitters": True,  # the older one inlines even so
-    },
 }
 
 
@@ -41,7 +34,7 @@ _BY_WORK: dict[str, dict[str, Any]] = {
 def compiler_options(platform: str, work: str) -> dict[str, Any] | None:
     """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
 
-    work: of the program, "heavy", "light", "trivial" or "scalars".
+    work: of the program, "heavy", "light" or "trivial".
     """
     if platform != "cpu":
         return None

@@ -193,7 +193,7 @@ def _tower(function: Callable) -> Callable:
     own, many times slower on these thousands of scalars. Here the derivative is a compiled Jacobian
     times the direction, and that again has a compiled derivative, up to any order asked for.
     """
-    program = quick_jit(function, work="scalars")
+    program = jax.jit(function)
 
     @jax.custom_jvp
     def call(at, fixed):
