@@ -64,6 +64,9 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
     return True
 
 
+registered: list["QuickJit"] = []  # every one, for the test that compares it with XLA's defaults
+
+
 class QuickJit:
     """`jax.jit` with the `compiler_options` of its work; plain within a trace."""
 
@@ -72,6 +75,7 @@ class QuickJit:
         self.plain = jax.jit(function, static_argnames=static_argnames)
         self.programs: dict[str, Any] = {}
         update_wrapper(self, function)
+        registered.append(self)
 
     def __call__(self, *arguments, **keywords):
         traced = isinstance(jnp.zeros(()), jax.core.Tracer) or not concrete((arguments, keywords))
