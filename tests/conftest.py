@@ -2,22 +2,14 @@
 
 import os
 import shutil
-from importlib.metadata import version
 
-# Most of the time of the suite is compilation, which this cuts by half; results differ by rounding.
-# It has to be set before JAX starts. XLA stops at flags that it does not know, and later versions
-# have the newer code generator alone.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10):
-    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
-
-# Of programs that are kept, see below; what compiles faster than this is faster to compile.
+# It has to be set before JAX starts. Of programs that are kept, see below; what compiles faster
+# than this is faster to compile.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+import jax
+import pytest
+from hypothesis import settings
 
 # A script, which the search for doctests would run in every worker.
 collect_ignore = ["typing/user_script.py"]

@@ -28,13 +28,6 @@ _BY_WORK: dict[str, dict[str, Any]] = {
     # Hardly anything: not optimised at all it takes a third of the time once more, and runs at a
     # tenth of the speed.
     "trivial": _LIGHT | {"xla_backend_optimization_level": 0},
-    # Thousands of operations on scalars compile fastest one by one: fused, a value is computed anew
-    # in every kernel that uses it.
-    "scalars": {
-        "xla_backend_optimization_level": 0,
-        "xla_disable_hlo_passes": "fusion",
-        "xla_cpu_use_fusion_emitters": True,  # the older one inlines even so
-    },
 }
 
 
@@ -42,7 +35,7 @@ _BY_WORK: dict[str, dict[str, Any]] = {
 def compiler_options(platform: str, work: str) -> dict[str, Any] | None:
     """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
 
-    work: of the program, "heavy", "light", "trivial" or "scalars".
+    work: of the program, "heavy", "light" or "trivial".
     """
     if platform != "cpu":
         return None
@@ -72,6 +65,9 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
     return True
 
 
+registered: list["QuickJit"] = []  # every one, for the test that compares it with XLA's defaults
+
+
 class QuickJit:
     """`jax.jit` with the `compiler_options` of its work; plain within a trace.
 
@@ -84,6 +80,7 @@ class QuickJit:
         self.plain = jax.jit(self.function, static_argnames=static_argnames)
         self.programs: dict[str, Any] = {}
         update_wrapper(self, function)
+        registered.append(self)
 
     def __call__(self, *arguments, **keywords):
         traced = isinstance(jnp.zeros(()), jax.core.Tracer) or not concrete((arguments, keywords))

@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from negmaml._core import tape
 from negmaml._core.batching import mapped_by
-from negmaml._core.numerics import contract
+from negmaml._core.numerics import contract, namespace
 from negmaml._core.settings import own_settings
 
 # Operations of one call. Told from the threads that wake up on two cores, the library shares out
@@ -90,14 +92,21 @@ def _inverse(matrix):
     return lax.linalg.triangular_solve(lu, half, left_side=True)
 
 
-@jax.custom_jvp
 def inverse(matrix):
     """Of (..., n, n), with its derivative in products; few operations, which are traced often."""
-    return jax.vmap(inverse)(matrix) if matrix.ndim > 2 else _inverse(matrix)
+    xp = namespace(matrix)
+    if xp is tape:
+        return tape.inverse(matrix)
+    return np.linalg.inv(matrix) if xp is np else _traced_inverse(matrix)
 
 
-@inverse.defjvp
+@jax.custom_jvp
+def _traced_inverse(matrix):
+    return jax.vmap(_traced_inverse)(matrix) if matrix.ndim > 2 else _inverse(matrix)
+
+
+@_traced_inverse.defjvp
 @own_settings
 def _inverse_jvp(primals, tangents):
-    found = inverse(primals[0])
+    found = _traced_inverse(primals[0])
     return found, -(found @ tangents[0] @ found)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core import jets
+from negmaml._core import jets, tape
 
 _HOST = (np.ndarray, np.generic, int, float)
 _PLAIN = {np.ndarray, np.float64, np.float32, int, float}  # the most frequent of them
@@ -17,15 +17,18 @@ def namespace(*trees) -> Any:
     """numpy where all leaves are its arrays or plain numbers, jax.numpy otherwise.
 
     A formula written over it serves single numbers on the host, where there is nothing to compile,
-    and traced ones in a program; and by `negmaml._core.jets`, where a leaf is one of these, it has
-    derivatives on the host.
+    and traced ones in a program; and by `negmaml._core.jets` or `negmaml._core.tape`, where a leaf
+    is one of these, it has derivatives on the host.
     """
     for tree in trees:  # mostly single arrays, for which the walk through a tree takes too long
         if type(tree) not in _PLAIN and not isinstance(tree, _HOST) and not _known(tree):
             break
     else:
         return np
-    return jets if any(isinstance(leaf, jets.Jet) for leaf in jax.tree.leaves(trees)) else jnp
+    for leaf in jax.tree.leaves(trees):
+        if isinstance(leaf, jets.Jet | tape.Node):
+            return jets if isinstance(leaf, jets.Jet) else tape
+    return jnp
 
 
 def _known(tree) -> bool:
@@ -35,8 +38,8 @@ def _known(tree) -> bool:
 def frozen(tree):
     """The tree as a constant of differentiation."""
     xp = namespace(tree)
-    if xp is jets:
-        return jax.tree.map(jets.value_of, tree)
+    if xp is jets or xp is tape:
+        return jax.tree.map(xp.value_of, tree)
     return tree if xp is np else lax.stop_gradient(tree)
 
 
@@ -50,7 +53,10 @@ def contract(subscripts: str, *operands):
 
     Of NumPy's arrays one of NumPy.
     """
-    if namespace(operands) is np:
+    xp = namespace(operands)
+    if xp is tape:
+        return tape.einsum(subscripts, *operands)
+    if xp is np:
         return np.einsum(subscripts, *operands, optimize=len(operands) > 2)
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
 

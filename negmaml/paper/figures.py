@@ -122,7 +122,8 @@ def curves(x, lines: dict, labels: tuple[str, str]):
 
 
 def save(figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG and SVG; returns the paths."""
+    """Write a figure as PNG and SVG, in a folder that is made if missing; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
         paths.append(folder / f"{stem}.{suffix}")

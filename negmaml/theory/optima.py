@@ -16,16 +16,20 @@ from jax import lax
 from negmaml._core.checks import check_choice, check_count, check_optional
 from negmaml._core.compilation import on_host
 from negmaml._core.numerics import namespace, settled
+from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adaptation import loss_after
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rule
 from negmaml.theory import expansions, structured_optima
-from negmaml.theory.predict import METHODS, distance, means, require_no_ridge, require_structured
+from negmaml.theory.predict import METHODS, distance, require_no_ridge, require_structured
+from negmaml.theory.proportional import Moments
+from negmaml.theory.saddle import TrainingSet, training_set
 from negmaml.theory.search import Optimum, minimise, parameter_grid
 from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_ridge, with_spectrum
 from negmaml.theory.spectrum import MEASURES
+from negmaml.theory.views import View, means, means_at
 
 MOVING = ("sigma", "nu", "offset", "meta_ridge")  # of a setting, what optima are differentiated in
 
@@ -168,9 +172,29 @@ def _parts(setting: Setting, train: Rule):
     return ({name: getattr(setting, name) for name in MOVING}, train), setting
 
 
+@pytree
+class Parts:
+    """What an objective is a function of, whatever the rule."""
+
+    tasks: TrainingSet
+    ridged: bool = static()
+
+    def objective(self):
+        """The distance, for JAX or the host."""
+        seen = View(self.tasks, adapted=np.True_, endless=np.False_)  # where it has a minimum
+        return _ordered(means_at(seen, self.ridged))
+
+
+def _parts_at(setting: Setting, train: Rule) -> Parts:
+    return Parts(training_set(with_spectrum(setting), train), setting.ridged)
+
+
 def _finite_distance(setting: Setting, train: Rule):
+    return _ordered(means(setting, train))
+
+
+def _ordered(found: Moments):
     """The distance; where finite sizes make it infinite, above all others in order of its limit."""
-    found = means(setting, train)
     xp = namespace(found.distance)
     beyond = float(xp.finfo(found.limit.dtype).max) ** 0.5
     return xp.where(xp.isfinite(found.distance), found.distance, beyond * found.limit)
@@ -187,7 +211,14 @@ def _search_parameter(numbers, setting: Setting):
     return minimise(lambda values: _distance_at(values, numbers, setting), grid)
 
 
-_best_parameter = Optimum(_distance_at, _search_parameter)
+def _parts_of_parameter(value, numbers, setting: Setting):
+    moving, train = numbers
+    return _parts_at(dataclasses.replace(setting, **moving), train.with_tuned(value))
+
+
+_best_parameter = Optimum(
+    _distance_at, _search_parameter, by_parts=(Parts.objective, _parts_of_parameter)
+)
 
 
 @own_settings
@@ -255,7 +286,15 @@ def _search_log_ridge(numbers, setting: Setting):
     return xp.where(square | (some < none), found, -xp.inf)
 
 
-_best_log_ridge = Optimum(_distance_at_ridge, _search_log_ridge)
+def _parts_of_ridge(logarithm, numbers, setting: Setting):
+    moving, train = numbers
+    moving = moving | {"meta_ridge": jnp.exp(logarithm)}
+    return _parts_at(dataclasses.replace(setting, **moving), train)
+
+
+_best_log_ridge = Optimum(
+    _distance_at_ridge, _search_log_ridge, by_parts=(Parts.objective, _parts_of_ridge)
+)
 
 
 def _require_finite(problem: MixedLinearRegression, meta_ridge) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from negmaml._core import jets
+from negmaml._core import jets, tape
 from negmaml._core.numerics import frozen, namespace
 from negmaml._core.settings import own_settings
 from negmaml.rules import Rule
@@ -105,8 +105,8 @@ def solve(tasks: TrainingSet, ridged: bool) -> Root:
     kappa are those of the equation t K = ridge that it solves.
     """
     xp = namespace(tasks)
-    if xp is jets:
-        return _followed(tasks, _search(frozen(tasks), ridged))
+    if xp is jets or xp is tape:
+        return _followed(xp, tasks, _search(frozen(tasks), ridged))
     return _search(tasks, ridged) if xp is np else _root(tasks, ridged)
 
 
@@ -141,24 +141,24 @@ def _along(ridged: bool, primals, tangents):
     return root, Root(dy, dt + tasks.p * w * dy, dk + tasks.m * w * dy)
 
 
-def _followed(tasks: TrainingSet, root: Root) -> Root:
-    """The root with its derivatives, of the same equation: Newton's method on jets.
+def _followed(xp, tasks: TrainingSet, root: Root) -> Root:
+    """The root with its derivatives, of the same equation: Newton's method on jets or a tape.
 
     A step with the slope at the root alone makes the first derivatives right, a second one those
     that are mixed; of t and k the values are those of the root, where nothing cancels.
     """
     y = root.log_kappa
-    t, k = root.t, root.k
-    free, fitted = shares(frozen(tasks.log_b), y)
-    f, w = tasks.mean(free), tasks.mean(free * fitted)
-    slope = tasks.p * w * k / f + t * (f * k + (tasks.m - 1) * w) / f**2
-    for _ in range(3):
+    t, k, known = root.t, root.k, frozen(tasks)
+    free, fitted = shares(known.log_b, y)
+    f, w = known.mean(free), known.mean(free * fitted)
+    slope = known.p * w * k / f + t * (f * k + (known.m - 1) * w) / f**2
+    for _ in range(3 if xp is jets else 4):  # one more than the order wanted
         tau = tasks.mean(shares(tasks.log_b, y)[1])
-        t = jets.with_value(tasks.n_v - tasks.p * tau, root.t)
-        k = jets.with_value(1 - tasks.m * tau, root.k)
-        tau = jets.with_value(tau, 1 - f)
-        ridge = tasks.ridge * jets.exp(jets.minimum(-y, largest_exponent(root.log_kappa)))
-        y = y - jets.with_value(t * k / (1 - tau) - ridge, 0.0) / slope
+        t = xp.with_value(tasks.n_v - tasks.p * tau, root.t)
+        k = xp.with_value(1 - tasks.m * tau, root.k)
+        tau = xp.with_value(tau, 1 - f)
+        ridge = tasks.ridge * xp.exp(xp.minimum(-y, largest_exponent(root.log_kappa)))
+        y = y - xp.with_value(t * k / (1 - tau) - ridge, 0.0) / slope
     return Root(y, t, k)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core import jets
+from negmaml._core import jets, tape
 from negmaml._core.compilation import concrete, on_host, quick_jit
 from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
@@ -124,31 +124,30 @@ class Optimum:
 
         dx = -(d f_x / d numbers) . d numbers / f_xx
 
-    The rule holds at x itself, so derivatives of every order follow, forward and reverse. None flow
-    into `fixed`, and none out of an x that is infinite. All leaves are arrays of one real type.
+    None flow into `fixed`, and none out of an x that is infinite. All leaves are arrays of one real
+    type.
 
-    objective: scalar x to a scalar, differentiable.
+    objective: (x, numbers, fixed) -> a scalar, differentiable; None where `by_parts` has it.
     search: (numbers, fixed) -> x.
     host: whether both are written over `numerics.namespace`; known numbers then stay on the host,
         where there is nothing to compile, and so do first derivatives there.
+    by_parts: of a long objective, a function of a tree of arrays that `negmaml._core.tape` can
+        run, and (x, numbers, fixed) -> that tree. Derivatives, to second order, then are a short
+        program that calls the host.
     """
 
-    def __init__(self, objective: Callable, search: Callable, host: bool = True):
-        known, traced = on_host(search) if host else None, quick_jit(search)
+    def __init__(
+        self,
+        objective: Callable | None,
+        search: Callable,
+        host: bool = True,
+        by_parts: tuple[Callable, Callable] | None = None,
+    ):
+        known = on_host(search) if host else None
+        traced = jax.jit(search) if host else quick_jit(search)
         followed = on_host(_followed(objective)) if host else None
+        program = _nested(objective) if by_parts is None else _by_parts(*by_parts)
         best = jax.custom_jvp(traced)
-
-        def slope(at, fixed):
-            x, numbers = at
-            return jax.jvp(lambda x: objective(x, numbers, fixed), (x,), (jnp.ones_like(x),))[1]
-
-        def sensitivity(at, fixed):
-            x, numbers = at
-            within = jnp.isfinite(x)
-            slopes = _gradient(slope)((jnp.where(within, x, 0.0), numbers), fixed)
-            return jnp.where(within, -slopes[1:] / slopes[0], 0.0)
-
-        tower = _tower(sensitivity)
 
         def sensitive(at, fixed):
             if followed is not None and concrete((at, fixed)):
@@ -156,7 +155,7 @@ class Optimum:
                     return followed(at, fixed)
                 except (TypeError, AttributeError):  # a rule that is written for arrays alone
                     pass
-            return tower(at, fixed)
+            return program(at, fixed)
 
         @best.defjvp
         def along(primals, tangents):
@@ -169,6 +168,107 @@ class Optimum:
         if self.known is not None and concrete((numbers, fixed)):
             return self.known(numbers, fixed)
         return self.best(numbers, fixed)
+
+
+def _nested(objective: Callable) -> Callable:
+    """The sensitivity by nested transformations, with derivatives of every order."""
+
+    def slope(at, fixed):
+        x, numbers = at
+        return jax.jvp(lambda x: objective(x, numbers, fixed), (x,), (jnp.ones_like(x),))[1]
+
+    def sensitivity(at, fixed):
+        at, within = _finite(at)
+        slopes = _gradient(slope)(at, fixed)
+        return jnp.where(within, -slopes[1:] / slopes[0], 0.0)
+
+    return _tower(sensitivity)
+
+
+def _by_parts(objective: Callable, parts: Callable) -> Callable:
+    r"""The sensitivity with the objective followed on the host.
+
+    With s the parts, g the gradient of the objective in them and h = (Hessian) s_x, which
+    `negmaml._core.tape` finds together, the gradient of f_x in n, x and the numbers, is that of
+
+        g . s_x(n) + h . s(n)        at fixed g and h.
+
+    Along a change of n, it changes as this does, and by g and h, whose changes the host finds too.
+    """
+
+    def along_x(at, fixed):
+        x, numbers = at
+        return jax.jvp(lambda x: parts(x, numbers, fixed), (x,), (jnp.ones_like(x),))
+
+    def slopes(at, fixed, g, h):
+        def weighted(at, _):
+            pairs = zip(g + h, jax.tree.leaves(along_x(at, fixed)[::-1]), strict=True)
+            return sum(jnp.sum(weight * value) for weight, value in pairs)
+
+        return _gradient(weighted)(at, ())
+
+    def sensitivity(at, fixed):
+        at, within = _finite(at)
+        g, h = _from_host(objective, along_x(at, fixed))
+        found = slopes(at, fixed, g, h)
+        return jnp.where(within, -found[1:] / found[0], 0.0)
+
+    def change(at, fixed, moves):
+        at, within = _finite(at)
+        both, changes = jax.jvp(lambda at: along_x(at, fixed), (at,), (moves,))
+        g, h, g_moves, h_moves = _from_host(objective, (*both, *changes))
+        found, moved = jax.jvp(lambda at: slopes(at, fixed, g, h), (at,), (moves,))
+        moved = moved + slopes(at, fixed, g_moves, h_moves)
+        ratio = found[1:] / found[0]
+        return jnp.where(within, (ratio * moved[0] - moved[1:]) / found[0], 0.0)
+
+    program, change = jax.jit(sensitivity), _last(jax.jit(change))
+    call = jax.custom_jvp(program)
+
+    @call.defjvp
+    def _(primals, tangents):
+        return call(*primals), change(*primals, tangents[0])
+
+    return call
+
+
+def _finite(at):
+    """(x, numbers) with zero for an x that is infinite, and whether it is not."""
+    within = jnp.isfinite(at[0])
+    return (jnp.where(within, at[0], 0.0), at[1]), within
+
+
+def _last(function: Callable) -> Callable:
+    """A function that has no derivatives itself, and says so."""
+    call = jax.custom_jvp(function)
+
+    @call.defjvp
+    def _(primals, tangents):
+        raise NotImplementedError(
+            "third derivatives of a best rate or ridge are not available: take differences of "
+            "second ones"
+        )
+
+    return call
+
+
+def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
+    """Gradients of `objective` at a point and along directions, for trees of coefficients."""
+    leaves = [jax.tree.leaves(tree) for tree in coefficients]
+    tree = jax.tree.structure(coefficients[0])
+
+    def run(leaves):
+        stacks = [np.stack(of) for of in zip(*leaves, strict=True)]
+        with np.errstate(all="ignore"):
+            found = tape.gradient(lambda values: objective(tree.unflatten(values)), stacks)
+        types = [x.dtype for x in leaves[0]]
+        return [
+            [x[i].astype(dtype) for x, dtype in zip(found, types, strict=True)]
+            for i in range(len(leaves))
+        ]
+
+    shapes = [[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in part] for part in leaves]
+    return jax.pure_callback(run, shapes, leaves, vmap_method="sequential")
 
 
 def _followed(objective: Callable) -> Callable:
@@ -193,7 +293,7 @@ def _tower(function: Callable) -> Callable:
     own, many times slower on these thousands of scalars. Here the derivative is a compiled Jacobian
     times the direction, and that again has a compiled derivative, up to any order asked for.
     """
-    program = quick_jit(function, work="scalars")
+    program = jax.jit(function)
 
     @jax.custom_jvp
     def call(at, fixed):

@@ -234,6 +234,7 @@ _of_many = mapped_by(lambda each, stacks, _: in_blocks(each, stacks, BLOCK))(_of
 
 def resummed(system: System, ridged: bool) -> Prediction:
     """The means at finite size; infinite where they do not exist, NaN where no root was found."""
+    xp = namespace(system.s)
     at = located(system, ridged)
     limit, first, fade, converged = expand_about(system, *at)
     ridge_felt = system.ridge > 0
@@ -241,32 +242,34 @@ def resummed(system: System, ridged: bool) -> Prediction:
     rest = first[:-1] - own
     means = continued(limit[:-1], rest, pole_of(system, limit[0], rest[0], fade)) + exact
     error = continued(limit[-1], first[-1], pole_of(system, limit[-1], first[-1], fade))
-    rows, rank = system.m * system.n_v, jnp.sum(system.count)
+    rows, rank = system.m * system.n_v, xp.sum(system.count)
     unbounded = (rows == rank) & ~ridge_felt
     # A single task whose filter vanishes within the spectrum: the equations have no regular root.
     unbounded |= ~converged & (system.m == 1) & (rows > rank) & ~ridge_felt
 
     def shown(x):
-        return jnp.where(unbounded, jnp.inf, jnp.where(converged, x, jnp.nan))
+        return xp.where(unbounded, xp.inf, xp.where(converged, x, xp.nan))
 
     return Prediction(
-        shown(means[1:]), shown(error), jnp.where(converged, limit[1:-1], jnp.nan), converged
+        shown(means[1:]), shown(error), xp.where(converged, limit[1:-1], xp.nan), converged
     )
 
 
 def pole_of(system: System, limit, first, fade):
     """x s of this module's head, at most what the distance from the threshold allows."""
-    x = jnp.where(limit == 0, 0, first / jnp.where(limit == 0, 1, limit))
-    gap = jnp.abs(system.m * system.n_v - jnp.sum(system.count))
-    pole = jnp.where(x > 0, jnp.minimum(x * fade, 1 / jnp.maximum(gap, 1)), x)
-    return jnp.where(system.ridge > 0, jnp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+    xp = namespace(first)
+    x = xp.where(limit == 0, 0, first / xp.where(limit == 0, 1, limit))
+    gap = xp.abs(system.m * system.n_v - xp.sum(system.count))
+    pole = xp.where(x > 0, xp.minimum(x * fade, 1 / xp.maximum(gap, 1)), x)
+    return xp.where(system.ridge > 0, xp.minimum(pole, LARGEST_RIDGED_POLE), pole)
 
 
 def continued(limit, first, pole):
     """limit + first/(1 - pole)."""
+    xp = namespace(first)
     beyond = pole >= 1
-    found = limit + first / (1 - jnp.where(beyond, 0, pole))
-    return jnp.where(beyond, jnp.where(limit == 0, limit, jnp.inf), found)
+    found = limit + first / (1 - xp.where(beyond, 0, pole))
+    return xp.where(beyond, xp.where(limit == 0, limit, xp.inf), found)
 
 
 def distance(problem: MixedLinearRegression, train: Rule, meta_ridge, unsplit: bool = False):

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.factorisations import inverse
-from negmaml._core.numerics import contract
+from negmaml._core.numerics import contract, namespace
 from negmaml._core.settings import own_settings
 from negmaml.rules.pencil import Pencil
 
@@ -73,7 +73,7 @@ class System(NamedTuple):
     @property
     def start(self):
         """d of each direction, where there are several of one eigenvalue, (k,)."""
-        return self.d / jnp.where(self.count > 0, self.count, 1)
+        return self.d / namespace(self.count).where(self.count > 0, self.count, 1)
 
 
 class Marginal(NamedTuple):
@@ -114,18 +114,20 @@ def tested(pencil: Pencil):
 
 def embedded(pencil: Pencil, T):
     """T on all variables."""
+    xp = namespace(T)
     first, last = pencil.active
-    return jnp.pad(T, (first, pencil.constant.shape[0] - last))
+    return xp.pad(T, (first, pencil.constant.shape[0] - last))
 
 
 def parts(pencil: Pencil, G, f=None):
     """G (d, d, k) of variables A involves (a, a, k), G f (a, k) and f^T G f (k,); f = e if None."""
+    xp = namespace(G)
     active = slice(*pencil.active)
     inner = G[active, active]
     if f is None:
         return inner, G[active, -1], G[-1, -1]
-    outer = jnp.sum(inner * f[:, None], 1)
-    return inner, outer, jnp.sum(outer * f[:, None], 0)
+    outer = xp.sum(inner * f[:, None], 1)
+    return inner, outer, xp.sum(outer * f[:, None], 0)
 
 
 def along_f(pencil: Pencil, values, f=None):
@@ -135,46 +137,56 @@ def along_f(pencil: Pencil, values, f=None):
     return contract("i,i...->...", f, values[slice(*pencil.active)])
 
 
-@jax.custom_jvp
 def condition(form):
     """(phi, r, K_c) of quadratic forms (d, d, k): variable after variable, from the last.
 
     A pencil is quasi-definite, positive on points and negative on multipliers, so no pivot
     vanishes in this order. The forms lie along the last axis, which vectorises.
     """
+    return (_traced_condition if namespace(form) is jnp else _condition)(form)
+
+
+def _condition(form):
+    """(phi, r, K_c) of quadratic forms (d, d, k): variable after variable, from the last."""
+    xp = namespace(form)
     spread = 1 / form[-1:, -1:]
     for j in range(form.shape[0] - 2, -1, -1):
         column = form[j, j + 1 :]
-        mean = -jnp.sum(spread * column, 1)
-        pivot = form[j, j] + jnp.sum(column * mean, 0)
-        mean = jnp.pad(mean, ((1, 0), (0, 0)), constant_values=1)
-        spread = jnp.pad(spread, ((1, 0), (1, 0), (0, 0)))
+        mean = -xp.sum(spread * column, 1)
+        pivot = form[j, j] + xp.sum(column * mean, 0)
+        mean = xp.pad(mean, ((1, 0), (0, 0)), constant_values=1)
+        spread = xp.pad(spread, ((1, 0), (1, 0), (0, 0)))
         if j:
             spread = spread + mean[:, None] * mean[None] / pivot
     return pivot, mean, spread
 
 
-@condition.defjvp
+_traced_condition = jax.custom_jvp(_condition)
+
+
+@_traced_condition.defjvp
 @own_settings
 def _condition_jvp(primals, tangents):
     (form,), (change,) = primals, tangents
-    phi, mean, spread = condition(form)
+    phi, mean, spread = _traced_condition(form)
     return (phi, mean, spread), moved(mean, spread, change)
 
 
 def moved(mean, spread, change):
     """Changes of (phi, r, K_c) with the form: r^T L' r, -K L' r, -K L' K."""
-    pull = jnp.sum(change * mean, 1)
-    product = jnp.sum(spread[:, :, None] * change, 1)
+    xp = namespace(mean, change)
+    pull = xp.sum(change * mean, 1)
+    product = xp.sum(spread[:, :, None] * change, 1)
     return (
-        jnp.sum(mean * pull, 0),
-        -jnp.sum(spread * pull, 1),
-        -jnp.sum(product[:, :, None] * spread, 1),
+        xp.sum(mean * pull, 0),
+        -xp.sum(spread * pull, 1),
+        -xp.sum(product[:, :, None] * spread, 1),
     )
 
 
 def update(system: System, x: Marginal):
     """(T, g, n_v - tau, f): the right-hand sides of the equations of this module's head."""
+    xp = namespace(x.v)
     A = system.pencil.coupled()
     inner, _, corner = parts(system.pencil, x.own())
     weights = system.count * system.s
@@ -182,17 +194,18 @@ def update(system: System, x: Marginal):
     T = A @ inverse(np.eye(A.shape[0], dtype=A.dtype) + g @ A / system.n_t)
     T = (T + T.T) / 2
     if not system.pencil.unsplit:
-        return T, g, jnp.sum(corner * weights), None
+        return T, g, xp.sum(corner * weights), None
     f = np.eye(A.shape[0], dtype=A.dtype)[-1] - T @ g[:, -1] / system.n_t
     return T + f[:, None] * f, g, g[:, -1] @ f, f
 
 
 def response(system: System, T, f):
     """Less the derivative of T in g, on symmetric matrices in the `bases`."""
+    xp = namespace(T)
     symmetric, _ = bases(T.shape[0], T.dtype)
     R = kron(T)
     if f is not None:  # tau, in units of which T is, moves as well
-        square = jnp.outer(f, f).ravel()
+        square = xp.outer(f, f).ravel()
         R = R - square[:, None] * square
     return sandwich(symmetric, R) / system.n_t
 
@@ -210,20 +223,22 @@ class Overlaps(NamedTuple):
 
 def overlaps(system: System, G, f=None) -> Overlaps:
     """Of (d, d, k); f = e if None."""
+    xp = namespace(G)
     inner, outer, corner = parts(system.pencil, G, f)
     weights = system.count * system.s**2
     symmetric, antisymmetric = bases(inner.shape[0], G.dtype)
     flat = inner.reshape(-1, corner.size)
     gram = exchange(contract("xk,yk->xy", flat * weights, flat))
     side = contract("ik,jk->ij", outer * weights, outer).ravel() @ symmetric
-    last = jnp.sum(weights * corner**2)
+    last = xp.sum(weights * corner**2)
     return Overlaps(bordered(sandwich(symmetric, gram), side, last), sandwich(antisymmetric, gram))
 
 
 def bordered(matrix, side, corner):
     """With one more row and column."""
-    wide = jnp.concatenate([matrix, side[:, None]], 1)
-    return jnp.concatenate([wide, jnp.append(side, corner)[None]])
+    xp = namespace(matrix)
+    wide = xp.concatenate([matrix, side[:, None]], 1)
+    return xp.concatenate([wide, xp.append(side, corner)[None]])
 
 
 def exchange(gram):

@@ -28,7 +28,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.factorisations import inverse
-from negmaml._core.numerics import contract
+from negmaml._core.numerics import contract, namespace
 from negmaml.theory.structured_equations import (
     Marginal,
     System,
@@ -109,16 +109,17 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
     Sources move G by r r^T `lift` at fixed T: a ridge by -v^2, and noise by giving each task an
     omega of its own, of variance `noise o`.
     """
+    xp = namespace(root.T)
     T, active = root.T, slice(*system.pencil.active)
     symmetric, _ = bases(T.shape[0], T.dtype)
     gram = all_overlaps(system, x, root.f)
     R = response(system, T, root.f)
     inverted = inverse(np.eye(R.shape[0], dtype=T.dtype) - R @ gram[:-1, :-1])
 
-    nothing = jnp.zeros_like(x.v)[None]
+    nothing = xp.zeros_like(x.v)[None]
     others = system.weights, nothing, nothing, system.start[None]
-    own = jnp.concatenate([jnp.ones_like(nothing), *others])
-    unit = jnp.asarray(np.eye(own.shape[0]), T.dtype)
+    own = xp.concatenate([xp.ones_like(nothing), *others])
+    unit = np.eye(own.shape[0], dtype=T.dtype)
     share = x.phi * x.v
     lift = system.o * ((1 - share) ** 2 + (system.m - 1) * share**2)
     lift = unit[NOISE][:, None] * lift - own * x.v**2
@@ -128,7 +129,7 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
     noise = system.sigma**2 * unit[NOISE]
     g = (
         contract("ak,yk->ay", squares, lift)
-        + (jnp.outer(points, points).ravel() @ symmetric)[:, None] * noise
+        + (xp.outer(points, points).ravel() @ symmetric)[:, None] * noise
     )
     T_y = -inverted @ (R @ g)
     through, noisy = (along_f(system.pencil, y, root.f) for y in (x.mean, system.pencil.points))
@@ -146,16 +147,15 @@ def all_overlaps(system: System, x: Marginal, f):
 
 def leading(system: System, root: Root, x: Marginal, slopes: Slopes):
     """The limit of all means."""
+    xp = namespace(root.ell)
     m, ell = system.m, root.ell
     points = system.pencil.points[slice(*system.pencil.active)]
     symmetric, _ = bases(root.T.shape[0], ell.dtype)
-    square = jnp.outer(points, points).ravel() @ symmetric
+    square = xp.outer(points, points).ravel() @ symmetric
     kappa, tasks = ell + (m - 1) * x.phi, system.count * system.o
     queries = 0 if system.pencil.unsplit else 1
-    u = system.sigma**2 * (queries + points @ root.T @ points) + jnp.sum(
-        tasks * kappa * x.phi * x.v
-    )
-    R = jnp.sum(system.d * x.v)
+    u = system.sigma**2 * (queries + points @ root.T @ points) + xp.sum(tasks * kappa * x.phi * x.v)
+    R = xp.sum(system.d * x.v)
     kappa_y = slopes.own + (m - 1) * slopes.phi
     of_tasks = (x.phi * x.v) ** 2 * kappa_y + (kappa * x.v) ** 2 * slopes.phi
     u_y = system.sigma**2 * (square @ slopes.T) + of_tasks @ tasks
@@ -173,7 +173,7 @@ def held(root: Root, slopes: Slopes, slope):
 
 def per_task(system: System, means):
     """The task error is a mean over the m tasks."""
-    last = jnp.asarray(np.append(np.zeros(system.weights.shape[0]), 1.0), means.dtype)
+    last = np.append(np.zeros(system.weights.shape[0]), 1.0).astype(means.dtype)
     return means * (1 - last + last / system.m)
 
 
@@ -183,11 +183,12 @@ def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
     T moves with the sources, and its second derivatives enter through the slope of F in T alone:
     with the map for T and tau weighted accordingly, they are second derivatives at fixed T.
     """
+    xp = namespace(root.ell)
     ell, T = root.ell, root.T
     symmetric, _ = bases(T.shape[0], ell.dtype)
     Z = root.tau + ell * slopes.tau[ELL]
     along, rate, velocity = residuals(system, root, x, slopes)
-    unit = jnp.asarray(np.eye(slopes.tau.size), ell.dtype)
+    unit = np.eye(slopes.tau.size, dtype=ell.dtype)
 
     at = T, x.mean, x.spread, x.v
     parts, moving = along_line(lambda *at: _slopes_of_F(system, *at), at, velocity)
@@ -195,7 +196,7 @@ def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
     # Noise moves G and G between tasks at fixed T besides, as in `first_slopes`.
     share = x.phi * x.v
     both = _square(parts[1] + parts[2], x.mean) * (system.m * share**2 - 2 * share)
-    F_noise = jnp.sum(system.o * (both + _square(parts[1], x.mean)))
+    F_noise = xp.sum(system.o * (both + _square(parts[1], x.mean)))
     F_T = F_T.ravel() @ symmetric
     slope = slopes.own @ F_own + F_T @ slopes.T + unit[NOISE] * F_noise + unit[ROWS] * parts[3]
 
@@ -225,7 +226,7 @@ def residuals(system: System, root: Root, x: Marginal, slopes: Slopes):
     The direction holds the ridge; velocities are of (T, r, K_c, v).
     """
     ell = root.ell
-    unit = jnp.asarray(np.eye(slopes.tau.size), ell.dtype)
+    unit = np.eye(slopes.tau.size, dtype=ell.dtype)
     along = unit[NOISE] - ell**2 * unit[START]
     rate = slopes.tau @ along / (root.tau + ell * slopes.tau[ELL])
     along = along - ell * rate * unit[ELL]
@@ -240,10 +241,12 @@ def along_line(function, at, velocity):
     The same operations give both, so the program is half as long as that of the product rule, and
     nothing is subtracted, so all digits are right.
     """
-    step = jnp.finfo(at[0].dtype).eps ** 2
-    moved = (lax.complex(x, step * v) for x, v in zip(at, velocity, strict=True))
+    xp = namespace(velocity)
+    step = np.finfo(at[0].dtype).eps ** 2
+    turned = lax.complex if xp is jnp else lambda x, y: x + 1j * y
+    moved = (turned(x, step * v) for x, v in zip(at, velocity, strict=True))
     found = function(*moved)
-    return tuple(jax.tree.map(part, found) for part in (jnp.real, lambda x: jnp.imag(x) / step))
+    return tuple(jax.tree.map(part, found) for part in (xp.real, lambda x: xp.imag(x) / step))
 
 
 def _velocity(system: System, x: Marginal, own, T):
@@ -260,6 +263,7 @@ def _velocity(system: System, x: Marginal, own, T):
 
 def _slopes_of_F(system: System, T, mean, spread, v):
     """Slopes of F: in T at fixed G, in G within and between tasks, per eigenvalue, and in rows."""
+    xp = namespace(v)
     m = system.m
     between = mean[:, None] * (mean * v)
     own = spread + between
@@ -268,8 +272,8 @@ def _slopes_of_F(system: System, T, mean, spread, v):
     kronecker = kron(T) / system.n_t
     R = sandwich(symmetric, kronecker)
     queries = 0 if system.pencil.unsplit else 1 / system.n_v
-    R = bordered(R, jnp.zeros_like(R[0]), queries)
-    N, Q = _resolvents(R, jnp.stack([within.even - across, within.even + (m - 1) * across]))
+    R = bordered(R, xp.zeros_like(R[0]), queries)
+    N, Q = _resolvents(R, xp.stack([within.even - across, within.even + (m - 1) * across]))
     N_a, Q_a = _resolvents(sandwich(antisymmetric, kronecker), within.odd)
 
     Q_all = (m - 1) * Q[0] + Q[1]
@@ -292,16 +296,19 @@ def _slopes_of_fourth(system: System, together: Together, T, own, queries):
     It is - m sum_ab C_ab {tr T q_a T q_b/n_t + (e^T q_a e)(e^T q_b e)/n_v}/2 with q = sum s_k G_k
     over each range of `Together`, whose covariance is C.
     """
+    xp = namespace(own)
     pencil, m = system.pencil, system.m
     ranges, covariance = together
     inner, _, corner = parts(pencil, own)
     weights = ranges * (system.count * system.s)
     q, corner = contract("ijk,ak->aij", inner, weights), weights @ corner
     mixed, mixed_corner = contract("ab,bij->aij", covariance, q), covariance @ corner
-    pulled = jax.vmap(lambda q: embedded(pencil, T @ q @ T) / system.n_t)(mixed)
+    first, last = pencil.active
+    border = (first, own.shape[0] - last)
+    pulled = xp.pad(T @ mixed @ T, ((0, 0), border, border)) / system.n_t
     at_end = np.diag(tested(pencil)).astype(pulled.dtype)
     pulled = pulled + queries * mixed_corner[:, None, None] * at_end
-    in_T = -m / system.n_t * jnp.sum(q @ T @ mixed, 0)
+    in_T = -m / system.n_t * xp.sum(q @ T @ mixed, 0)
     in_G = -m * contract("aij,ak->ijk", pulled, weights)
     return in_T, in_G, m * queries * (corner @ mixed_corner)
 
@@ -316,14 +323,15 @@ def _weigh(even, odd):
 
 def _in_overlaps(system: System, G, even, odd):
     """Slopes in G of half of tr even Gamma_S - tr odd Gamma_A, (d, d, k)."""
+    xp = namespace(G)
     inner, outer, corner = parts(system.pencil, G)
     (first, last), d, a = system.pencil.active, G.shape[0], inner.shape[0]
     symmetric, _ = bases(a, G.dtype)
     block = _weigh(even[:-1, :-1], odd) @ inner.reshape(a * a, -1)
     side = (symmetric @ even[-1, :-1]).reshape(a, a) @ outer
-    side = jnp.pad(side, ((first, d - last), (0, 0)))[:, None] * tested(system.pencil)[:, None]
+    side = xp.pad(side, ((first, d - last), (0, 0)))[:, None] * tested(system.pencil)[:, None]
     padding = (first, d - last), (first, d - last), (0, 0)
-    whole = jnp.pad(block.reshape(inner.shape), padding) + side + side.swapaxes(0, 1)
+    whole = xp.pad(block.reshape(inner.shape), padding) + side + side.swapaxes(0, 1)
     corner = even[-1, -1] * corner * np.diag(tested(system.pencil))[..., None]
     return (whole + corner) * (system.count * system.s**2)
 
@@ -358,13 +366,14 @@ def _chain(system: System, mean, spread, v, explicit, own, between):
     With W = own + between: - sum_k s {K own K + v (K W r r^T + r r^T W K) + m v^2 (r^T W r) r r^T}
     and - v^2 r^T W r.
     """
+    xp = namespace(v)
     both = own + between
-    pulled = jnp.sum(both * mean, 1)
-    square = jnp.sum(pulled * mean, 0)
-    bent = jnp.sum(spread * pulled, 1) * v
+    pulled = xp.sum(both * mean, 1)
+    square = xp.sum(pulled * mean, 0)
+    bent = xp.sum(spread * pulled, 1) * v
     half = bent + system.m / 2 * v**2 * square * mean
-    inner = jnp.sum(spread[:, :, None] * own, 1)
-    inner = jnp.sum(inner[:, :, None] * spread, 1)
+    inner = xp.sum(spread[:, :, None] * own, 1)
+    inner = xp.sum(inner[:, :, None] * spread, 1)
     cross = half[:, None] * mean[None]
     in_T, *_ = parts(system.pencil, inner + cross + cross.swapaxes(0, 1))
     in_T = contract("ijk,k->ij", in_T, system.s)
@@ -373,4 +382,5 @@ def _chain(system: System, mean, spread, v, explicit, own, between):
 
 def _square(W, r):
     """r^T W r."""
-    return jnp.sum(jnp.sum(W * r, 1) * r, 0)
+    xp = namespace(r)
+    return xp.sum(xp.sum(W * r, 1) * r, 0)

@@ -18,12 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.numerics import contract, settled, working_dtype
+from negmaml._core.numerics import contract, namespace, settled, working_dtype
+from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, check_rule
 from negmaml.theory.search import Optimum, minimise, signed_grid
 from negmaml.theory.setting import is_zero
-from negmaml.theory.structured import Situation, largest_of, predict, predict_traced, situation_of
+from negmaml.theory.structured import (
+    Situation,
+    largest_of,
+    predict,
+    predict_traced,
+    resummed,
+    situation_of,
+)
+from negmaml.theory.structured_equations import System
 
 # Ridges tried, in units of n_v m times the mean eigenvalue, up to this factor either way.
 RIDGE_RANGE, RIDGE_POINTS = 1e6, 61
@@ -59,6 +68,42 @@ class Weighted(NamedTuple):
         return contract("...j,j->...", forms, self.coefficients)
 
 
+class Whole(NamedTuple):
+    """The loss of a given rule at test time: floor + coefficients . forms / 2."""
+
+    floor: Any
+    coefficients: Any
+
+    def lowest(self, sigma, forms):
+        """The loss itself."""
+        del sigma
+        return self.floor + contract("...j,j->...", forms, self.coefficients) / 2
+
+
+@pytree
+class Parts:
+    """Arrays that an objective is a function of, whatever the rule; `Situation.still`, `.sigma`."""
+
+    system: System
+    still: Any
+    sigma: Any
+    goal: Any
+    ridged: bool = static()
+
+    def objective(self):
+        """The loss, for JAX or the host."""
+        found = resummed(self.system, self.ridged)
+        return _ordered(found.forms + self.still, found.limit + self.still, self.goal, self.sigma)
+
+
+def _parts_at(at: Situation, train: Rule, goal) -> Parts:
+    return Parts(at.system(train), at.still, at.sigma, goal, at.ridged)
+
+
+def _optimum(search, parts) -> Optimum:
+    return Optimum(None, search, False, (Parts.objective, parts))
+
+
 def best_adapt_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | None, meta_ridge):
     """The tuned parameter of `adapt`, one gradient step when None, after `train`."""
     _require_mean(problem, meta_ridge)
@@ -81,8 +126,11 @@ def _adapted_losses(values, numbers):
     return after.floor + jnp.sum(after.coefficients * found.forms, -1) / 2
 
 
-def _adapted_loss(value, numbers, _):
-    return _adapted_losses(value[None], numbers)[0]
+def _parts_of_adaptation(value, numbers, _):
+    problem, train, adapt, meta_ridge = numbers
+    after = adapted(problem, adapt.with_tuned(value))
+    at, train = situation_of(problem, train, meta_ridge, after.weights)
+    return _parts_at(at, train, Whole(after.floor, after.coefficients))
 
 
 def _search_adaptation(numbers, _):
@@ -93,7 +141,7 @@ def _search_adaptation(numbers, _):
     return minimise(lambda values: _adapted_losses(values, numbers), grid)
 
 
-_best_adaptation = Optimum(_adapted_loss, _search_adaptation, host=False)
+_best_adaptation = _optimum(_search_adaptation, _parts_of_adaptation)
 
 
 def best_train_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | None, meta_ridge):
@@ -131,50 +179,59 @@ def _goal(problem: MixedLinearRegression, adapt: Rule | None):
 
 def _vertex(curvature, slope):
     """Where it is lowest; 0 where every rate is as good."""
-    return jnp.where(curvature > 0, slope / jnp.where(curvature > 0, curvature, 1), 0)
+    xp = namespace(curvature)
+    return xp.where(curvature > 0, slope / xp.where(curvature > 0, curvature, 1), 0)
 
 
 def _loss(at: Situation, goal, train: Rule):
     """What is minimised; ordered even where finite sizes make it infinite."""
     found = predict_traced(at, train)
-    finite = jnp.all(jnp.isfinite(found.forms), -1, keepdims=True)
-    return goal.lowest(at.sigma, jnp.where(finite, found.forms, 1e6 * found.limit))
+    return _ordered(found.forms, found.limit, goal, at.sigma)
 
 
-def _loss_of_parameter(value, numbers, _):
+def _ordered(forms, limit, goal, sigma):
+    xp = namespace(forms)
+    finite = xp.isfinite(forms).all(-1, keepdims=True)
+    return goal.lowest(sigma, xp.where(finite, forms, 1e6 * limit))
+
+
+def _parts_of_parameter(value, numbers, _):
     at, train, goal = numbers
-    return _loss(at, goal, train.with_tuned(value))
+    return _parts_at(at, train.with_tuned(value), goal)
 
 
 def _search_parameter(numbers, _):
-    at, train, _ = numbers
-    grid = signed_grid(train, largest_of(at.spectrum, at.n_t))
-    return minimise(lambda values: _loss_of_parameter(values, numbers, _), grid)
-
-
-_best_parameter = Optimum(_loss_of_parameter, _search_parameter, host=False)
-
-
-def _loss_of_ridge(logarithm, numbers, _):
     at, train, goal = numbers
-    return _loss(dataclasses.replace(at, meta_ridge=jnp.exp(logarithm)), goal, train)
+    grid = signed_grid(train, largest_of(at.spectrum, at.n_t))
+    return minimise(lambda values: _loss(at, goal, train.with_tuned(values)), grid)
+
+
+_best_parameter = _optimum(_search_parameter, _parts_of_parameter)
+
+
+def _parts_of_ridge(logarithm, numbers, _):
+    at, train, goal = numbers
+    return _parts_at(dataclasses.replace(at, meta_ridge=jnp.exp(logarithm)), train, goal)
 
 
 def _search_log_ridge(numbers, _):
     """The logarithm of the best ridge, minus infinity where none is better still."""
-    at, s, count = numbers[0], numbers[0].spectrum.s, numbers[0].spectrum.count
+    at, train, goal = numbers
+    s, count = at.spectrum.s, at.spectrum.count
     unit = jnp.log(at.m * at.n_v * jnp.sum(count * s) / jnp.sum(count))
     steps = jnp.linspace(-1, 1, RIDGE_POINTS, dtype=unit.dtype)
 
-    def objective(values):
-        return jax.vmap(lambda value: _loss_of_ridge(value, numbers, _))(values)
+    def loss(value):
+        return _loss(dataclasses.replace(at, meta_ridge=jnp.exp(value)), goal, train)
+
+    objective = jax.vmap(loss)
 
     found = minimise(objective, unit + math.log(RIDGE_RANGE) * steps)
     lower, none = objective(jnp.stack([found, jnp.full_like(found, -jnp.inf)]))
     return jnp.where(lower < none, found, -jnp.inf)
 
 
-_best_log_ridge = Optimum(_loss_of_ridge, _search_log_ridge, host=False)
+_best_log_ridge = _optimum(_search_log_ridge, _parts_of_ridge)
 
 
 def _require_mean(problem: MixedLinearRegression, meta_ridge) -> None:

@@ -20,6 +20,7 @@ the limit replaces the 1/p term that `structured_moments` would have if this dir
 fluctuated, so that the result changes from 1/p^2 on. negmaml/theory/structured.md says more.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.factorisations import inverse
+from negmaml._core.numerics import frozen, namespace
 from negmaml.theory.structured_equations import Marginal, System, condition, tested
 from negmaml.theory.structured_moments import Slopes, along_line, residuals
 from negmaml.theory.structured_saddle import Root
@@ -54,8 +56,9 @@ def largest_directions(system: System, root: Root, x: Marginal, slopes: Slopes):
 
     (their part of the 1/p term, exact averages in its place)
     """
+    xp = namespace(root.T)
     if system.pencil.unsplit:
-        nothing = jnp.zeros(system.weights.shape[0], system.s.dtype)
+        nothing = np.zeros(system.weights.shape[0], system.s.dtype)
         return nothing, nothing
     _, rate, velocity = residuals(system, root, x, slopes)
 
@@ -64,34 +67,38 @@ def largest_directions(system: System, root: Root, x: Marginal, slopes: Slopes):
 
     at, moving = (x.mean, x.spread, x.v), velocity[1:]
     at, moving = jax.tree.map(pick, at), jax.tree.map(pick, moving)
-    first, own, own_t = jax.vmap(lambda *of: _alone(system, root.T, velocity[0], rate, *of), -1)(
-        pick(system.s), *at, *moving
-    )
+    alone = partial(_alone, system, root.T, velocity[0], rate)
+    each = pick(system.s), *at, *moving
+    if xp is jnp:
+        first, own, own_t = jax.vmap(alone, -1)(*each)
+    else:
+        count = min(LARGEST, system.s.size)
+        found = [alone(*(x[..., i] for x in each)) for i in range(count)]
+        first, own, own_t = (xp.stack(parts) for parts in zip(*found, strict=True))
     few = Direction(pick(system.s), pick(system.o), pick(system.start))
     exact = _average(system, few, own, own_t, root, velocity[0], rate)
-    usable = jnp.isfinite(exact) & jnp.isfinite(first)
-    before = jnp.cumsum(system.count) - system.count
-    treated = pick(jnp.clip(LARGEST - before, 0, system.count))  # of equal ones no more than these
-    both = treated * jnp.where(usable, jnp.stack([first, exact]), 0)
+    usable = xp.isfinite(exact) & xp.isfinite(first)
+    before = xp.cumsum(system.count) - system.count
+    treated = pick(xp.clip(LARGEST - before, 0, system.count))  # of equal ones no more than these
+    both = treated * xp.where(usable, xp.stack([first, exact]), 0)
     return tuple(both @ pick(system.weights).T)
 
 
 def _average(system: System, at: Direction, own, own_t, root: Root, T_t, rate):
     """D over the law of c, less its value at c = 1 with T, (k,)."""
+    xp = namespace(own)
     c, share = chi_square(system.n_t)
     without = _taken_out(system, at.s, own, own_t, root.T, T_t)
     # The points of the law, and c = 1.
     T, T_t = (
-        jnp.moveaxis(jnp.stack([*[x] * POINTS, jnp.broadcast_to(y, x.shape)]), (0, 1), (-2, -1))
+        xp.stack([*[x] * POINTS, xp.broadcast_to(y, x.shape)]).transpose(2, 3, 0, 1)
         for x, y in zip(without, (root.T, T_t), strict=True)
     )
-    scale = jnp.append(c, 1)[:, None] * at.s
+    scale = xp.append(c, 1)[:, None] * at.s
     phi, residual = _one_task(system, at, T * scale, T_t * scale, rate)
     last = np.arange(POINTS + 1) == POINTS
-    shares = jnp.stack([jnp.append(share, 0), last.astype(share.dtype)])
-    average = jax.vmap(lambda share: _over_tasks(system, at, root.ell, phi, residual, share))
-    averaged, still = average(shares)
-    return averaged - still
+    over_tasks = partial(_over_tasks, system, at, root.ell, phi, residual)
+    return over_tasks(xp.append(share, 0)) - over_tasks(last.astype(share.dtype))
 
 
 def _taken_out(system: System, s, own, own_t, T, T_t):
@@ -105,27 +112,29 @@ def _taken_out(system: System, s, own, own_t, T, T_t):
 
 def _one_task(system: System, at: Direction, data, data_t, rate):
     """phi and o phi^2 - phi_t - rate phi, (c, k), for c s T' and its derivative, (a, a, c, k)."""
+    xp = namespace(data)
     pencil, shape = system.pencil, data.shape[2:]
     first, last = pencil.active
     padding = [(first, pencil.constant.shape[0] - last)] * 2 + [(0, 0)]
-    data, data_t = (jnp.pad(x.reshape(*x.shape[:2], -1), padding) for x in (data, data_t))
-    queries = np.diag(tested(pencil)).astype(data.dtype)[..., None] * jnp.tile(at.s, shape[0])
+    data, data_t = (xp.pad(x.reshape(*x.shape[:2], -1), padding) for x in (data, data_t))
+    queries = np.diag(tested(pencil)).astype(data.dtype)[..., None] * xp.tile(at.s, shape[0])
     phi, mean, _ = condition(pencil.constant[..., None] + data + queries)
-    phi_t = jnp.sum(jnp.sum(data_t * mean, 1) * mean, 0)
+    phi_t = xp.sum(xp.sum(data_t * mean, 1) * mean, 0)
     phi, phi_t = phi.reshape(shape), phi_t.reshape(shape)
     return phi, at.o * phi**2 - phi_t - rate * phi
 
 
 def _over_tasks(system: System, at: Direction, ell, phi, residual, share):
     """E N/P^2 of this module's head, (k,)."""
+    xp = namespace(phi)
     m = system.m
     t = np.exp(LOG_T)[:, None].astype(phi.dtype) / (ell + m * (share @ phi))
-    lost = jnp.expm1(-t[:, None] * phi)
-    epsilon = jnp.finfo(phi.dtype).eps
-    less = jnp.log1p(jnp.maximum(jnp.sum(share[:, None] * lost, 1), epsilon - 1))
-    one = jnp.sum(share[:, None] * residual * (1 + lost), 1)
-    whole = jnp.exp((m - 1) * less - t * ell) * (ell**2 * at.d * jnp.exp(less) + m * one)
-    return jnp.sum(t**2 * whole, 0) * (LOG_T[1] - LOG_T[0])
+    lost = xp.expm1(-t[:, None] * phi)
+    epsilon = xp.finfo(phi.dtype).eps
+    less = xp.log1p(xp.maximum(xp.sum(share[:, None] * lost, 1), epsilon - 1))
+    one = xp.sum(share[:, None] * residual * (1 + lost), 1)
+    whole = xp.exp((m - 1) * less - t * ell) * (ell**2 * at.d * xp.exp(less) + m * one)
+    return xp.sum(t**2 * whole, 0) * (LOG_T[1] - LOG_T[0])
 
 
 def chi_square(n):
@@ -133,13 +142,15 @@ def chi_square(n):
 
     By the midpoint rule in the cube root of c, which is nearly normal (Wilson and Hilferty 1931).
     """
-    deviation = jnp.sqrt(2 / (9 * n))
+    xp = namespace(n)
+    deviation = xp.sqrt(2 / (9 * n))
     middle = 1 - deviation**2
-    low = jnp.maximum(middle - REACH * deviation, 0)
-    steps = (np.arange(POINTS) + 0.5).astype(jnp.result_type(deviation)) / POINTS
+    low = xp.maximum(middle - REACH * deviation, 0)
+    steps = (np.arange(POINTS) + 0.5).astype(deviation.dtype) / POINTS
     root = low + (middle + REACH * deviation - low) * steps
-    log_weight = (1.5 * n - 1) * jnp.log(root) - n * root**3 / 2
-    return root**3, jax.nn.softmax(log_weight)
+    log_weight = (1.5 * n - 1) * xp.log(root) - n * root**3 / 2
+    weight = xp.exp(log_weight - frozen(log_weight).max())
+    return root**3, weight / xp.sum(weight)
 
 
 def _alone(system: System, T, T_t, rate, s, *parts):
@@ -152,22 +163,23 @@ def _alone(system: System, T, T_t, rate, s, *parts):
 
     and a ridge on it moves T by s v/n_t sum_j M^j T b b^T T M'^j / n_t^j / (1 - (m-1) w).
     """
+    xp = namespace(T)
     active, m, n_t = slice(*system.pencil.active), system.m, system.n_t
-    falling = n_t ** -np.arange(TERMS)
+    falling = xp.exp(-xp.log(n_t) * np.arange(TERMS))
 
     def slope(T, mean, spread, v):
         """Of F in a ridge on this direction, T moving with its G alone."""
-        root = jnp.sqrt(v)
+        root = xp.sqrt(v)
         b = mean * root
         own = spread + b[:, None] * b
         M = s * T @ own
         rungs = [T @ b]
         for _ in range(1, TERMS):
             rungs.append(M @ rungs[-1])
-        along_b = jnp.stack([b @ x for x in rungs]) * falling
-        w = s**2 / n_t * jnp.sum(along_b**2 / falling)
+        along_b = xp.stack([b @ x for x in rungs]) * falling
+        w = s**2 / n_t * xp.sum(along_b**2 / falling)
 
-        all_rungs = jnp.stack(rungs, 1)
+        all_rungs = xp.stack(rungs, 1)
         T_y = (all_rungs * falling) @ all_rungs.T * (s * v / n_t / (1 - (m - 1) * w))
         pull = s * T_y @ mean
         b_y = -(spread @ pull * root + b * v * (1 + m * mean @ pull) / 2)
@@ -176,12 +188,12 @@ def _alone(system: System, T, T_t, rate, s, *parts):
         rungs_y = [T_y @ b + T @ b_y]
         for x in rungs[:-1]:
             rungs_y.append(M_y @ x + M @ rungs_y[-1])
-        along_b_y = jnp.stack([b @ x for x in rungs_y]) + b_y @ all_rungs
-        w_y = 2 * s**2 / n_t * jnp.sum(along_b * along_b_y)
+        along_b_y = xp.stack([b @ x for x in rungs_y]) + b_y @ all_rungs
+        w_y = 2 * s**2 / n_t * xp.sum(along_b * along_b_y)
         ladder = one = np.eye(T.shape[0])
         for _ in range(1, TERMS):
             ladder = one + M @ M @ ladder / n_t
-        log_det_y = -2 / n_t * jnp.sum((ladder @ M) * M_y.T)
+        log_det_y = -2 / n_t * xp.sum((ladder @ M) * M_y.T)
         return (m * log_det_y + (m - 1) * w_y * (1 / (1 + w) - 1 / (1 - (m - 1) * w))) / 2
 
     mean, spread, v, mean_t, spread_t, v_t = parts

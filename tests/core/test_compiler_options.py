@@ -1,0 +1,236 @@
+"""Programs compiled with options of our own have the values of those compiled with XLA's defaults.
+
+Every `QuickJit` of the package registers itself and needs an entry here: a call of the public
+interface that runs it.
+"""
+
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml import theory
+from negmaml._core.compilation import QuickJit, concrete, registered
+
+KEY = jax.random.key(3)
+ADAPT = nm.GradientDescent(0.2)
+STEPS = nm.GradientDescent(np.linspace(-0.4, 0.3, 4))
+FLAT = nm.MixedLinearRegression(p=12, m=3, n_t=9, n_v=3, n_r=8, sigma=0.4, nu=1.0, omega0=0.2)
+COLOURED = nm.MixedLinearRegression(
+    p=12, m=3, n_t=9, n_v=3, n_r=8, sigma=0.4, nu=1.0, omega0=0.2,
+    input_covariance=1.0 / np.arange(1, 13),
+)  # fmt: skip
+
+
+def few():
+    return nm.tasks.Quadratic(p=4, m=5, n_t=6, n_v=3, sigma=0.3, nu=1.0)(KEY)
+
+
+def network():
+    return nm.kernels.relu_network(2, bias_variance=0.5)
+
+
+def kernel_model():
+    return nm.kernels.meta_train(network(), few(), STEPS, meta_ridge=jnp.array([0.1, 1.0]))
+
+
+def left_out():
+    return nm.kernels.leave_one_task_out(network(), few(), STEPS, meta_ridge=0.1)
+
+
+def slope_of_distance():
+    return jax.grad(lambda rate: theory.distance(FLAT, nm.GradientDescent(rate)))(-0.2)
+
+
+def slope_of_deviation():
+    def deviation(rate):
+        return theory.standard_deviation(FLAT, nm.GradientDescent(rate), ADAPT)
+
+    return jax.grad(deviation)(-0.2)
+
+
+def many(function):
+    return lambda: function(FLAT, nm.GradientDescent(np.linspace(-0.5, 0.5, 5000)))
+
+
+def spread(problem, rates):
+    return theory.standard_deviation(problem, rates, ADAPT)
+
+
+LONG = nm.MixedLinearRegression(p=12, m=9, n_t=9, n_v=3, n_r=8, sigma=0.4, nu=1.0)
+RATE = nm.GradientDescent(-0.2)
+
+
+def phase_diagram(**options):
+    n_t, n_v = np.array([50.0, 200.0]), np.array([3.0, 40.0])
+    return theory.phase_diagram(100.0, 10.0, n_t[:, None], n_v, 0.5, 1.0, **options)
+
+
+def payoff():
+    from negmaml.paper.payoff import _map
+
+    return _map(1.0, 0.5, 10.0, 3.0)
+
+
+def normals():
+    from negmaml.paper.phases import _data
+
+    return _data(KEY, 0, 2)
+
+
+def coloured_phases():
+    return phase_diagram(input_covariance=np.array([4.0, 0.5]))
+
+
+def simulation(rule, runs):
+    return lambda: nm.simulate(KEY, FLAT, rule, ADAPT, runs=runs)
+
+
+def allocation(problem):
+    return lambda: theory.best_allocation(200.0, problem, RATE)
+
+
+def expanded():
+    return theory.best_train_rate(LONG, method="expansion")
+
+
+def adapt_rate():
+    return theory.best_adapt_rate(COLOURED, RATE, nm.Proximal(0.0))
+
+
+def meta_ridge():
+    return theory.best_meta_ridge(COLOURED, RATE)
+
+
+def train_rate():
+    return theory.best_train_rate(COLOURED)
+
+
+slow = pytest.mark.slow
+# (module, function, work), the call, and marks: programs of thousands of operations are slow.
+ENTRIES = [
+    ("kernels.infinite", "_kernel_matrix", "light", kernel_model),
+    ("kernels.model", "_train_all", "heavy", kernel_model),
+    ("kernels.left_out", "_leave_out_all", "heavy", left_out),
+    (
+        "linear.simulation",
+        "_simulate",
+        "light",
+        simulation(STEPS, 4),
+    ),
+    (
+        "linear.simulation",
+        "_simulate",
+        "heavy",
+        simulation(RATE, 40_000),
+    ),
+    ("paper.roads", "_descents", "trivial", lambda: nm.verify(FLAT, RATE, ADAPT, runs=4)),
+    ("paper.phases", "_normals", "light", normals),
+    ("paper.payoff", "_cells", "light", payoff, slow),
+    ("theory.allocation", "_distances", "light", allocation(FLAT)),
+    (
+        "theory.allocation",
+        "_test_losses",
+        "light",
+        allocation(COLOURED),
+        slow,
+    ),
+    (
+        "theory.optima",
+        "_search_expansion",
+        "light",
+        expanded,
+    ),
+    ("theory.phases", "_phases", "light", phase_diagram),
+    (
+        "theory.phases",
+        "_phases_of",
+        "light",
+        coloured_phases,
+        slow,
+    ),
+    ("theory.predict", "_compiled", "light", many(theory.distance)),
+    ("theory.spread", "_in_blocks", "light", many(spread), slow),
+    ("theory.spread", "_of_views", "light", slope_of_deviation, slow),
+    ("theory.structured", "_alone", "trivial", lambda: theory.distance(COLOURED, RATE), slow),
+    ("theory.structured", "_all", "light", lambda: theory.distance(COLOURED, STEPS), slow),
+    (
+        "theory.structured_optima",
+        "_search_adaptation",
+        "light",
+        adapt_rate,
+        slow,
+    ),
+    (
+        "theory.structured_optima",
+        "_search_log_ridge",
+        "light",
+        meta_ridge,
+        slow,
+    ),
+    (
+        "theory.structured_optima",
+        "_search_parameter",
+        "light",
+        train_rate,
+        slow,
+    ),
+    ("theory.structured_spread", "covariances", "light", lambda: spread(COLOURED, RATE), slow),
+    ("theory.views", "means_at", "light", slope_of_distance),
+    ("theory.views", "view", "light", slope_of_distance),
+]
+
+
+def named(program: QuickJit) -> tuple[str, str, str]:
+    function = program.function
+    return function.__module__.removeprefix("negmaml."), function.__qualname__, program.work
+
+
+def test_every_program_with_options_has_an_entry():
+    for module in pkgutil.walk_packages(nm.__path__, "negmaml."):
+        if not module.name.startswith(("negmaml.examples", "negmaml.cli", "negmaml.__main__")):
+            importlib.import_module(module.name)
+    ours = [x for x in registered if x.function.__module__.startswith("negmaml.")]
+    assert sorted(map(named, ours)) == sorted(entry[:3] for entry in ENTRIES)
+
+
+def varied(tree, seed: int):
+    """Every floating number by up to 5% larger or smaller."""
+    rng = np.random.default_rng(seed)
+
+    def vary(leaf):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return leaf
+        factor = 1 + 0.05 * rng.uniform(-1, 1, np.shape(leaf))
+        return np.asarray(leaf) * factor.astype(np.asarray(leaf).dtype)
+
+    return jax.tree.map(vary, tree)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "work", "call"),
+    [pytest.param(*entry[:4], marks=entry[4:], id=".".join(entry[:3])) for entry in ENTRIES],
+)
+def test_options_of_the_compiler_change_nothing(module, function, work, call, monkeypatch, x64):
+    """To rounding, on the call's inputs and two random ones."""
+    seen = []
+    run = QuickJit.__call__
+
+    def recording(self, *arguments, **keywords):
+        wanted = named(self) == (module, function, work)
+        if wanted and not seen and concrete(arguments):
+            seen.append((self, arguments, keywords))
+        return run(self, *arguments, **keywords)
+
+    monkeypatch.setattr(QuickJit, "__call__", recording)
+    call()
+    program, arguments, keywords = seen[0]
+    for seed in range(3):
+        inputs = varied(arguments, seed) if seed else arguments
+        ours, expected = program(*inputs, **keywords), program.plain(*inputs, **keywords)
+        for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
