@@ -152,6 +152,19 @@ def test_standardising_changes_no_prediction_of_rate_zero(rows):
     assert scaled.intercept_ == pytest.approx(plain.intercept_, rel=1e-6)
 
 
+@pytest.mark.parametrize("intercept", [False, True])
+def test_a_standardised_model_has_no_units(rows, intercept):
+    x, y, groups = rows
+    options = dict(train_rate=-0.4, adapt_rate=0.3, meta_ridge=2.0, n_t=5, fit_intercept=intercept)
+    one = MetaRegressor(standardise=True, **options).fit(x, y, groups)
+    far = MetaRegressor(standardise=True, **options).fit(100 * x + 7, 3 * y - 2, groups)
+    for known in (None, groups):
+        predicted = one.predict(x, groups=known)
+        np.testing.assert_allclose(
+            far.predict(100 * x + 7, groups=known), 3 * predicted - 2, rtol=1e-8, atol=1e-8
+        )
+
+
 def linear_kernel(a, b):
     return a @ b.T
 
