@@ -94,7 +94,7 @@ def alone(at, velocity, rate):
 def test_the_term_of_one_direction_is_the_derivative_of_its_fluctuation(key):
     """In a ridge y on it, which moves T by T_y, and mean, spread and v as those of C + T + y."""
     at, velocity = some(key)
-    T, mean, spread, v = at
+    _, mean, spread, v = at
     T_y = log_fluctuation(at)[1]
     pull = SIZE * T_y @ mean
     by = T_y, -spread @ pull, -SIZE * spread @ T_y @ spread, -(v**2) * (1 + SYSTEM.m * mean @ pull)
