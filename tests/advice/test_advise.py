@@ -1,6 +1,8 @@
 """What is advised on data of known truth: right where there is a gain, silent where there is "
 "none."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -158,6 +160,28 @@ def test_units_standardising_and_keys(rows):
     assert "standardised" in one.report()
 
 
+def test_ridges_are_in_units_of_the_rows_that_they_compete_with(rows):
+    """Those by default go with the squares of features and the number of query rows; that of a
+    ridge on one group is the meta-ridge a row, as the loss of a group is one."""
+    x, y, groups = (a[:480] for a in rows)
+    options = dict(rates=[-0.3], splits=10, n_t=8, n_r=8, key=jax.random.key(0))
+
+    def ridges(x, m, n_v):
+        return nm.advise(x, y, groups, m=m, n_v=n_v, **options).grid.ridges
+
+    unit = ridges(x, 4, 6)
+    np.testing.assert_allclose(ridges(10 * x, 4, 6), 100 * unit)
+    np.testing.assert_allclose(ridges(x, 8, 3), unit)
+    np.testing.assert_allclose(ridges(x, 8, 6), 2 * unit)
+
+    def alone(m, ridge):
+        found = nm.advise(x, y, groups, m=m, n_v=6, meta_ridges=[ridge], **options)
+        return found.loss["ridge alone"]
+
+    assert alone(8, 40.0) == pytest.approx(alone(4, 20.0), rel=1e-9)
+    assert alone(8, 20.0) != pytest.approx(alone(4, 20.0), rel=1e-3)
+
+
 def test_rows_may_come_in_any_order_and_labels_may_be_text(rows):
     x, y, groups = rows
     names = np.array([f"school {g:02d}" for g in groups])
@@ -200,6 +224,11 @@ def test_theory_from_the_same_groups_predicts_what_was_measured():
     assert theory.gains["twice the training groups"] == pytest.approx(measured, abs=0.03)
     assert "twice the training groups +" in advice.report(theory=True)
     advice.plot(theory=True)
+    for factor, agrees in ((1.02, True), (1.2, False), (0.8, False)):
+        curves = advice.curves._replace(
+            loss=factor * theory.loss[:, None], error=0 * advice.curves.error
+        )
+        assert dataclasses.replace(advice, curves=curves).theory.agrees is agrees
 
 
 def test_adaptation_rates_can_be_restricted(rows):

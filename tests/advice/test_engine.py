@@ -6,6 +6,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.advice import quadratics as forms_module
+from negmaml.advice import splits as splits_module
 from negmaml.advice.baselines import alone
 from negmaml.advice.data import grouped
 from negmaml.advice.engine import losses
@@ -139,6 +140,16 @@ def test_bootstrap_never_tests_on_training_groups_and_weighs_all_alike():
     assert not np.any((trained > 0) & (splits.weights[:, 0] > 0))
     mean = splits.weights[:, 0].mean(0) * groups
     assert abs(mean - 1).max() < 0.15
+
+
+def test_a_group_weighs_in_a_bootstrap_as_often_as_it_was_drawn(monkeypatch):
+    """A group drawn often trains often, and is held out seldom: its weight makes up for that."""
+    times = np.array([3] * 4 + [2] * 8 + [1] * 12 + [0] * 16)
+    monkeypatch.setattr(splits_module, "_multiplicities", lambda groups, random: times)
+    splits = bootstrap(40, 6, 2, 600, 5, np.random.default_rng(0))
+    share = splits.weights[:, 0].mean(0) * 40
+    for drawn in (0, 1, 2, 3):
+        assert share[times == drawn].mean() == pytest.approx(drawn, rel=0.02)
 
 
 def test_forms_serve_several_targets(rows):

@@ -77,6 +77,19 @@ def test_predictions_before_adaptation_after_it_and_for_known_groups(rows):
     assert model.score(x, y) < np.corrcoef(known, y)[0, 1] ** 2
 
 
+def test_the_meta_loss_is_a_mean_over_repeats(rows):
+    """Where all rows of a group are the same its splits are, too, and their number is nothing."""
+    x, y, groups = rows
+    _, first = np.unique(groups, return_index=True)
+    options = dict(train_rate=-0.4, meta_ridge=3.0, n_t=10, n_v=14)
+    once, often = (
+        MetaRegressor(**options, repeats=repeats).fit(x[first][groups], y[first][groups], groups)
+        for repeats in (1, 7)
+    )
+    np.testing.assert_allclose(often.coef_, once.coef_, rtol=1e-9)
+    assert often.intercept_ == pytest.approx(once.intercept_)
+
+
 def test_rate_zero_is_a_ridge_regression_on_the_query_rows(rows):
     from sklearn.linear_model import Ridge
 
@@ -137,6 +150,19 @@ def test_standardising_changes_no_prediction_of_rate_zero(rows):
     np.testing.assert_allclose(scaled.predict(far), plain.predict(far), rtol=1e-8)
     np.testing.assert_allclose(scaled.coef_, plain.coef_, rtol=1e-6)
     assert scaled.intercept_ == pytest.approx(plain.intercept_, rel=1e-6)
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_a_standardised_model_has_no_units(rows, intercept):
+    x, y, groups = rows
+    options = dict(train_rate=-0.4, adapt_rate=0.3, meta_ridge=2.0, n_t=5, fit_intercept=intercept)
+    one = MetaRegressor(standardise=True, **options).fit(x, y, groups)
+    far = MetaRegressor(standardise=True, **options).fit(100 * x + 7, 3 * y - 2, groups)
+    for known in (None, groups):
+        predicted = one.predict(x, groups=known)
+        np.testing.assert_allclose(
+            far.predict(100 * x + 7, groups=known), 3 * predicted - 2, rtol=1e-8, atol=1e-8
+        )
 
 
 def linear_kernel(a, b):

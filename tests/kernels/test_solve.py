@@ -48,6 +48,34 @@ def test_the_smallest_eigenvalue_decides(times, clear):
     assert decompose(G, jnp.full(2, 2 * cut)).clear
 
 
+@pytest.mark.parametrize(("times", "clear"), [(0.87, False), (1.15, True)])
+def test_what_is_small_is_measured_by_the_largest_sum_of_a_row(times, clear):
+    n, eps = 20, np.finfo("f").eps
+    middle = 2 * np.cos(np.pi / (n + 1))  # with 1 beside it, of smallest eigenvalue 0
+    smallest = times * n * eps * (middle + 2)
+    diagonal, beside = jnp.full(n, middle + smallest, "f"), jnp.ones(n - 1, "f")
+    assert module._is_clear(diagonal, beside, jnp.zeros(1, "f")) == clear
+
+
+@pytest.mark.parametrize(
+    ("smallest", "kept", "reliable"),
+    [(1e-3, 10, True), (2e-7, 10, True), (1e-15, 9, True)],
+)
+def test_a_rank_is_clear_where_no_eigenvalue_is_kept_near_the_cut(smallest, kept, reliable, x64):
+    x = jnp.asarray(np.append(smallest, np.linspace(1, 2, 9)))
+    found = module.invert(x, 0.0)
+    assert (int(found.kept.sum()), bool(found.reliable)) == (kept, reliable)
+    inverse = np.where(found.kept, 1 / np.where(found.kept, x, 1), 0)
+    np.testing.assert_allclose(found.inverse, inverse)
+    np.testing.assert_allclose(module.invert(x[1:], 0.5).inverse, 1 / (x[1:] + 0.5))
+
+
+@pytest.mark.parametrize(("second", "reliable"), [(1e-7, True), (1e-9, False)])
+def test_a_rank_is_clear_above_half_the_digits(second, reliable, x64):
+    x = jnp.asarray(np.append([0.0, second], np.linspace(0.5, 1, 8)))
+    assert module.invert(x, 0.0).reliable == reliable  # the root of epsilon is 1.5e-8
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_small_systems(n):
     G = gram(n, 5)

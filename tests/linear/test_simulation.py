@@ -11,6 +11,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import linear, theory
+from negmaml.linear import evaluate as evaluation
 from negmaml.linear import simulation as module
 from negmaml.problem.adaptation import expected_test_loss
 from tests.helpers import OVER, UNDER, mostly_slow, z_score
@@ -151,6 +152,15 @@ class TestSharedRandomness:
         monkeypatch.setattr(module, "BLOCK_NORMALS", 300)
         other = nm.simulate(KEY, problem, train, ADAPT, runs=5, evaluation="sampled")
         np.testing.assert_allclose(one.test_loss, other.test_loss, rtol=1e-10)
+
+    def test_test_tasks_are_not_those_of_training(self, x64, monkeypatch):
+        """With the sizes and rule of training, whose tasks the weights fit without an error."""
+        monkeypatch.setattr(evaluation, "TEST_TASKS", 8)
+        monkeypatch.setattr(evaluation, "TEST_POINTS", 3)
+        problem = nm.MixedLinearRegression(p=40, m=8, n_t=5, n_v=3, n_r=5, sigma=0.5, nu=0.7)
+        rule = nm.GradientDescent(0.2)
+        result = nm.simulate(KEY, problem, rule, rule, runs=4, evaluation="sampled")
+        assert (result.test_loss > 0.1).all()
 
     @pytest.mark.parametrize("name", ["over", "near"])
     def test_order_of_rates_does_not_change_their_losses(self, x64, name):

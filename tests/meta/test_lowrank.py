@@ -123,6 +123,26 @@ def test_the_meta_gradient_is_that_of_dense_weights(loss, rate, steps, x64):
     )
 
 
+BY_STEP = {
+    "of all leaves": nm.Schedule([-0.3, 0.2, 0.1]),
+    "of some leaves": {"in": 0.1, "w": nm.Schedule([-0.3, 0.2]), "b": nm.Schedule([0.1, -0.2, 0.3]),
+                       "out": -0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", BY_STEP.values(), ids=BY_STEP)
+def test_every_step_of_a_schedule_has_its_own_rate(rate, x64):
+    rule = nm.GradientDescent(rate, 3)
+    params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
+    factored, dense = (
+        jax.jit(nm.maml_value_and_grad(plain, rule, method=method))(params, tasks)
+        for method in ("low-rank", "reverse")
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), factored, dense
+    )
+
+
 def temporary_bytes(method):
     tasks = jax.tree.map(lambda x: np.tile(x, (10, 1, 1)), TASKS)
     algorithm = nm.maml_value_and_grad(plain, nm.GradientDescent(0.1), method=method)

@@ -1,12 +1,13 @@
 """How to spend a budget: known optima, budgets kept, brute force over integers, clear errors."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory import best_allocation
+from negmaml.theory import allocation, best_allocation
 
 PROBLEM = nm.MixedLinearRegression(p=30, m=1, n_t=1, n_v=1, n_r=10, sigma=0.2, nu=0.2)
 
@@ -60,6 +61,18 @@ def test_a_ridge_that_may_be_chosen_does_no_harm(x64):
     plain, ridged = (best_allocation(300, problem, meta_ridge=r) for r in (0.0, None))
     assert ridged.test_loss <= plain.test_loss
     assert ridged.meta_ridge >= 0
+
+
+def test_the_ridge_of_given_sizes_is_the_best_one(x64):
+    problem = dataclasses.replace(PROBLEM, m=6, n_t=8, n_v=4, sigma=0.5, nu=0.5, omega0=0.1)
+    rule = nm.GradientDescent(0.3)
+    search = allocation.Search(problem, rule, None, None, None, None, tune=False)
+    sizes = partial(np.array, (6, 8, 4), float)
+    (_, log_ridge), value = search.lowest([], sizes, 8, "auto")
+    ridge = problem.rows * np.exp(log_ridge)
+    assert ridge == pytest.approx(float(nm.theory.best_meta_ridge(problem, rule)), rel=2e-3)
+    distance = nm.theory.distance(problem, rule, meta_ridge=ridge)
+    assert value == pytest.approx(float(distance), rel=1e-9)
 
 
 def test_rules_that_are_given_are_kept():

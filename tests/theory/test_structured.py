@@ -11,9 +11,13 @@ import negmaml as nm
 from negmaml.rules.pencil import Pencil, chain
 from negmaml.theory import structured
 from negmaml.theory.predict import means
+from negmaml.theory.proportional import leading
+from negmaml.theory.saddle import training_set
+from negmaml.theory.seen import solved
 from negmaml.theory.setting import setting_of
 from negmaml.theory.spectrum import marchenko_pastur
 from negmaml.theory.structured_equations import System
+from negmaml.theory.structured_moments import expand_about, located
 from negmaml.theory.structured_saddle import solve
 from negmaml.theory.structured_spectrum import LONGEST, condensed
 from tests.helpers import assert_no_call_waits
@@ -62,6 +66,30 @@ def test_limit_with_identity_is_the_isotropic_one(rule, n_v):
     limit = means(dataclasses.replace(setting, quadrature=plain), rule).limit
     found = structured.predict(as_covariance(problem), rule, 0.0, jnp.ones((1, problem.p)))
     np.testing.assert_allclose(found.limit[0], limit, rtol=1e-11)
+
+
+def test_the_resummation_fades_with_the_ridge_as_the_isotropic_one_does():
+    """s is one without ridge, and falls with it."""
+    problem, rule = isotropic(), RULES[0]
+    plain = marchenko_pastur(1e12 * problem.n_t, 1e12 * problem.p, jnp.float64)
+    weights = jnp.ones((1, problem.p))
+
+    @jax.jit
+    def both(ridge):
+        setting, (own,) = setting_of(problem, (rule,), ridge, "auto")
+        tasks = training_set(dataclasses.replace(setting, quadrature=plain), own)
+        found = solved(tasks, True)
+        at, own = structured.situation_of(as_covariance(problem), rule, ridge, weights)
+        system = at.system(own)
+        expansion = expand_about(system, *located(system, True))
+        return leading(found.seen, found.point)[2] ** 2, expansion.fade
+
+    fades = []
+    for ridge in (0.0, 4.0, 400.0):
+        expected, found = both(ridge)
+        np.testing.assert_allclose(found, expected, rtol=1e-8)
+        fades.append(float(found))
+    assert fades[0] == pytest.approx(1) and fades[0] > fades[1] > fades[2] > 0
 
 
 @pytest.mark.parametrize("rule", [RULES[0], *map(slowly, RULES[1:])])
