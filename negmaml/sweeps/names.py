@@ -108,6 +108,8 @@ def check_outputs(dims: Mapping[str, Mapping[str, int]], grid: Grid) -> None:
 def check_output_dims(dims: Mapping[str, Sequence[str]]) -> None:
     """Raise for dims, as a caller or function names them, that no store could have."""
     for output, own in dims.items():
+        if not isinstance(output, str):
+            raise TypeError(f"output_dims must have names of outputs as keys, got {output!r}")
         check_distinct(f"output_dims[{output!r}]", own)
         for dim in own:
             if fault := _fault(dim):

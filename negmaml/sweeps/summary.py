@@ -33,7 +33,11 @@ def select(dataset, chosen: Mapping[str, str]):
         if values.dtype.kind in "US" or values.dtype == object:
             at = np.flatnonzero(values == text)
         else:
-            at = np.flatnonzero(np.isclose(values.astype(float), float(text)))
+            try:
+                number = float(text)
+            except ValueError as error:
+                raise ValueError(f"--select: axis {name!r} holds numbers, got {text!r}") from error
+            at = np.flatnonzero(np.isclose(values.astype(float), number))
         if not at.size:
             raise ValueError(f"--select: axis {name!r} has no value {text}; it has {values}")
         dataset = dataset.isel({name: int(at[0])})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -22,6 +23,8 @@ def as_value(name: str, value: Any) -> bool | int | float | str:
             f"grid: axis {name!r} holds a traced value; sweep computes when it is called, so call "
             "it outside of jit, vmap and grad"
         )
+    if value is np.ma.masked:
+        raise ValueError(f"grid: axis {name!r} holds a masked value; leave it out")
     if np.ndim(value) != 0:
         raise TypeError(
             f"grid: axis {name!r} must hold numbers, strings or truth values, got {shown(value)}; "
@@ -52,17 +55,25 @@ def _encodes(text: str) -> bool:
     return True
 
 
+@cache
+def _limits(x64: bool) -> tuple[np.iinfo, np.finfo]:
+    """Those of integers and of fractions."""
+    return (np.iinfo(np.int64), np.finfo(np.float64)) if x64 else (
+        np.iinfo(np.int32), np.finfo(np.float32)
+    )  # fmt: skip
+
+
 def canonical(name: str, value: Any, static: bool) -> Any:
     """The value as a cell has it: a float, or for a static axis as it is; there is one zero.
 
     Raises ValueError for a number that is another one in the dtype of JAX here.
     """
+    integers, limits = _limits(jnp.result_type(float) == jnp.float64)
     if static:
-        _check_range(name, value, jnp.iinfo(jnp.result_type(int)))
+        _check_range(name, value, integers)
         return value + 0.0 if isinstance(value, float) else value
     if isinstance(value, str):
         raise TypeError(f"grid: axis {name!r} must hold numbers, got {value!r}")
-    limits = jnp.finfo(jnp.result_type(float))
     _check_range(name, value, limits)
     held = limits.dtype.type(value)
     if isinstance(value, int) and int(held) != value:

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -63,7 +64,10 @@ class Watch(NamedTuple):
         check_choice("checkpoint_of", self.checkpoint_of, ("this", "any"))
         if self.callback is not None:
             check_callable("callback", self.callback, "of (step, metrics, params)")
-        return self._replace(progress=check_flag("progress", self.progress))
+        directory = self.directory
+        if directory is not None:
+            directory = Path(os.path.realpath(expanded("checkpoint", directory)))
+        return self._replace(directory=directory, progress=check_flag("progress", self.progress))
 
     def periods(self, steps: int) -> dict[str, int]:
         """Steps between two of each thing there is to do."""
@@ -141,8 +145,7 @@ def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length
     go_on = watch.checkpoint_of == "any"
     identity = checkpoint.identity_of(run, state, batch, trace=not go_on)
     run = dataclasses.replace(run, program=checkpoint.program_of(identity))
-    directory = expanded("checkpoint", watch.directory).resolve()
-    store = stack.enter_context(checkpoint.opened(directory, identity, go_on))
+    store = stack.enter_context(checkpoint.opened(watch.directory, identity, go_on))
     forward = partial(advance, length=length)
     shapes = jax.eval_shape(forward, run, state, offset, steps, group)[1]
     done, state, history, place = store.latest(state, shapes)

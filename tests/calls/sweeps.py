@@ -49,6 +49,7 @@ SAID = [
     (dict(whole=3), TypeError, "whole must be a list of names"),
     (dict(function=leading, grid=RATES, whole=["rate"]), ValueError, "did you mean 'rates'"),
     (dict(output_dims={"values": ["size"]}), ValueError, "no 'values'; did you mean 'value'"),
+    (dict(output_dims={3: ["a"]}), TypeError, "output_dims must have names of outputs as keys"),
     (dict(output_dims=["value"]), TypeError, "output_dims must map outputs to the names"),
     (dict(output_dims={"value": "size"}), TypeError, r"output_dims\['value'\] must be a list"),
     # seeds and root

@@ -151,6 +151,7 @@ def test_bad_input_is_one_clear_line_and_makes_no_store(arguments, named, folder
         (["heatmap", "--x", "m", "--y", "m*p"], "same axis"),
         (["curves", "--x", "m"], "--select train_rate"),
         (["curves", "--x", "m", "--select", "train_rate=0.3"], "no value 0.3"),
+        (["curves", "--x", "m", "--select", "train_rate=[/b]"], "holds numbers, got '[/b]'"),
         (["curves", "--x", "m+p"], "joined by"),
         (["curves", "--x", "p"], "no dim"),
         (["curves", "--x", "m", "--value", "test_los"], "did you mean 'test_loss'"),

@@ -48,6 +48,7 @@ NEXT = float(np.nextafter(np.float32(1), np.float32(2)))  # the number after 1 i
         (Fraction(10**400), {}, "any finite number"),
         (Fraction(-(10**400)), {}, "holds -inf"),
         ([np.nan], {}, "any finite number"),
+        (np.ma.masked_array([1.0, 2.0], [False, True]), {}, "holds a masked value"),
         ([0.0, -0.0], {}, "got -0.0 twice"),
         ([0.0, -0.0], {"static": ["x"]}, "got -0.0 twice"),
         ([1, 1.0], {}, "got 1.0 twice"),

@@ -246,6 +246,11 @@ def test_of_two_runs_in_a_directory_the_second_is_refused(spelling, tmp_path, mo
     assert not (tmp_path / "~").exists()
 
 
+def test_the_folder_of_a_user_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="checkpoint must be a path, got '~nobody-of-this-name/a'"):
+        small("~nobody-of-this-name/a")
+
+
 @pytest.mark.slow
 def test_the_directory_of_a_run_that_was_killed_is_free(tmp_path):
     code = f"""
