@@ -22,6 +22,7 @@ from negmaml._core.extras import require
 from negmaml._core.identity import Identity, UnidentifiedError, difference, identify
 from negmaml._core.settings import other_settings, unusual_settings
 from negmaml.training.carried import split_arrays
+from negmaml.training.checkpoint_files import check_arrays, check_files
 from negmaml.training.precision import as_now, as_written, kind
 from negmaml.training.state import Run, State, whole
 
@@ -46,9 +47,10 @@ class Store:
             try:
                 meta = self._restored(step, meta=_ocp().args.JsonRestore()).meta
                 self._check(meta)
-                rows = jax.tree.map(lambda x, n=step: np.zeros((n, *x.shape[1:]), x.dtype), shapes)
+                rows = jax.tree.map(lambda x, n=step: _virtual((n, *x.shape[1:]), x.dtype), shapes)
                 like = jax.tree.leaves((state, rows))
                 written = as_written(self._name(step), like, meta.get("arrays"))
+                self._check_arrays(step, written)
                 args = _ocp().args.StandardRestore(written)
                 leaves = self._restored(step, leaves=args).leaves
                 if meta.get("digest", digest := _digest(leaves)) != digest:
@@ -116,8 +118,19 @@ class Store:
                 f"{self._name(step)} is damaged or not of `fit` ({type(damage).__name__})"
             ) from damage
 
+    def _check_arrays(self, step: int, like) -> None:
+        try:
+            check_arrays(Path(self.manager.directory) / str(step) / "leaves", like)
+        except Exception as damage:  # as many kinds as orbax raises
+            raise _DamageError(f"{self._name(step)} is damaged ({damage})") from damage
+
     def _name(self, step: int) -> str:
         return f"checkpoint {step} in {str(self.manager.directory)!r}"
+
+
+def _virtual(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Zeros that take no memory: a stranger names the number of steps."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 class _DamageError(Exception):
@@ -141,6 +154,10 @@ def opened(directory: Path, identity: dict[str, Any], keep_going: bool):
             f"checkpoint {str(directory)!r} holds what `fit` did not write "
             f"({sorted(strange)[:3]}); nothing was changed; give a new or empty directory"
         )
+    try:
+        check_files(directory)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {str(directory)!r} is not used: {error}") from error
     options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
     with _held(directory):
         manager = ocp.CheckpointManager(directory, options=options)

@@ -1,5 +1,7 @@
 """A run that is cut and taken up again is the run never cut; nothing foreign is touched."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,3 +294,46 @@ def test_a_checkpoint_of_other_shapes_is_not_called_damaged(tmp_path):
     ):
         small(tmp_path, steps=4, checkpoint_of="any")
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["3", "3/leaves", "3/meta/metadata", "3/leaves/manifest.ocdbt"])
+def test_links_in_a_checkpoint_are_not_followed(what, tmp_path):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    run(steps=3, checkpoint=folder)
+    shutil.move(folder / what, outside)
+    (folder / what).symlink_to(outside)
+    before = contents(outside) if outside.is_dir() else outside.read_bytes()
+    with pytest.raises(ValueError, match="symbolic link"):
+        run(checkpoint=folder)
+    assert before == (contents(outside) if outside.is_dir() else outside.read_bytes())
+
+
+@pytest.mark.parametrize("fields", [{"chunks": [2**40]}, {"shape": [2**40], "chunks": [2**40]}])
+def test_a_chunk_of_a_checkpoint_is_no_larger_than_its_leaf(fields, tmp_path):
+    """A chunk of zeros takes a few kilobytes for each gigabyte that it unpacks to."""
+    tensorstore = pytest.importorskip("tensorstore")
+    run(steps=6, checkpoint=tmp_path, checkpoint_every=3)
+    leaves = {"driver": "ocdbt", "base": f"file://{tmp_path}/6/leaves/"}
+    held = tensorstore.KvStore.open(leaves).result()
+    metadata = json.loads(held.read(b"0/.zarray").result().value)
+    held.write(b"0/.zarray", json.dumps(metadata | fields).encode()).result()
+    with pytest.warns(UserWarning, match=r"damaged \(leaf 0 has the shape .*from checkpoint 3"):
+        same(run(checkpoint=tmp_path), run())
+
+
+def test_the_number_of_steps_is_not_believed(tmp_path):
+    run(steps=3, checkpoint=tmp_path, checkpoint_every=3)
+    (tmp_path / "3").rename(tmp_path / str(10**12))
+    with pytest.raises(ValueError, match="damaged"):
+        run(checkpoint=tmp_path)
+
+
+def test_metadata_of_a_checkpoint_are_bounded_and_may_be_no_json(tmp_path):
+    run(steps=3, checkpoint=tmp_path, checkpoint_every=3)
+    (tmp_path / "3" / "meta" / "metadata").write_bytes(b"[" * 10**5)
+    with pytest.raises(ValueError, match="damaged"):
+        run(checkpoint=tmp_path)
+    with open(tmp_path / "3" / "meta" / "metadata", "r+b") as file:
+        file.truncate(2**40)  # of nothing, which takes no place on the disk
+    with pytest.raises(ValueError, match="are the most"):
+        run(checkpoint=tmp_path)
