@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from negmaml._core import jets, tape
 from negmaml._core.compilation import concrete, on_host, quick_jit
@@ -19,6 +20,8 @@ from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
 
 HIGHEST = lax.Precision.HIGHEST
+# Numbers up to which second derivatives are found one by one, a tenth of a second each.
+MOST_FOLLOWED = 32
 POINTS = 18  # of each sign
 ROUNDS = 4  # each spans the two intervals around the lowest point with as many points as the last
 
@@ -227,9 +230,18 @@ def _by_parts(objective: Callable, parts: Callable) -> Callable:
 
     @call.defjvp
     def _(primals, tangents):
-        return call(*primals), change(*primals, tangents[0])
+        return call(*primals), _changed(change, *primals, tangents[0])
 
     return call
+
+
+def _changed(change: Callable, at, fixed, moves):
+    """`change` along moves. Of few numbers along each of them, so that reverse mode can follow."""
+    flat, tree = ravel_pytree(at)
+    if flat.size > MOST_FOLLOWED:
+        return change(at, fixed, moves)
+    units = jnp.eye(flat.size, dtype=flat.dtype)
+    return _along(jax.vmap(lambda unit: change(at, fixed, tree(unit)), out_axes=1)(units), moves)
 
 
 def _finite(at):
