@@ -288,3 +288,10 @@ def test_third_derivatives_are_refused(x64):
     function = of_noise(best_train_rate)
     with pytest.raises(NotImplementedError, match="third derivatives of a best rate"):
         jax.jacfwd(jax.hessian(function))(0.5)
+
+
+@slow
+def test_second_derivatives_of_many_numbers_in_reverse_mode_are_refused(x64):
+    function = of_noise(known_step, COLOURED)
+    with pytest.raises(NotImplementedError, match=r"use jax\.hessian"):
+        jax.grad(jax.grad(function))(0.5)
