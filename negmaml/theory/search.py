@@ -6,19 +6,16 @@ is said in `negmaml.theory.optima`.
 """
 
 from collections.abc import Callable
-from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core import jets, tape
 from negmaml._core.compilation import concrete, on_host, quick_jit
 from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
+from negmaml.theory.sensitivity import contracted, followed, nested, sensitivity_by_parts
 
-HIGHEST = lax.Precision.HIGHEST
 POINTS = 18  # of each sign
 ROUNDS = 4  # each spans the two intervals around the lowest point with as many points as the last
 
@@ -145,14 +142,14 @@ class Optimum:
     ):
         known = on_host(search) if host else None
         traced = jax.jit(search) if host else quick_jit(search)
-        followed = on_host(_followed(objective)) if host else None
-        program = _nested(objective) if by_parts is None else _by_parts(*by_parts)
+        following = on_host(followed(objective)) if host else None
+        program = nested(objective) if by_parts is None else sensitivity_by_parts(*by_parts)
         best = jax.custom_jvp(traced)
 
         def sensitive(at, fixed):
-            if followed is not None and concrete((at, fixed)):
+            if following is not None and concrete((at, fixed)):
                 try:
-                    return followed(at, fixed)
+                    return following(at, fixed)
                 except (TypeError, AttributeError):  # a rule that is written for arrays alone
                     pass
             return program(at, fixed)
@@ -160,7 +157,7 @@ class Optimum:
         @best.defjvp
         def along(primals, tangents):
             found = self(*primals)
-            return found, _along(sensitive((found, primals[0]), primals[1]), tangents[0])
+            return found, contracted(sensitive((found, primals[0]), primals[1]), tangents[0])
 
         self.known, self.best = known, best
 
@@ -168,163 +165,3 @@ class Optimum:
         if self.known is not None and concrete((numbers, fixed)):
             return self.known(numbers, fixed)
         return self.best(numbers, fixed)
-
-
-def _nested(objective: Callable) -> Callable:
-    """The sensitivity by nested transformations, with derivatives of every order."""
-
-    def slope(at, fixed):
-        x, numbers = at
-        return jax.jvp(lambda x: objective(x, numbers, fixed), (x,), (jnp.ones_like(x),))[1]
-
-    def sensitivity(at, fixed):
-        at, within = _finite(at)
-        slopes = _gradient(slope)(at, fixed)
-        return jnp.where(within, -slopes[1:] / slopes[0], 0.0)
-
-    return _tower(sensitivity)
-
-
-def _by_parts(objective: Callable, parts: Callable) -> Callable:
-    r"""The sensitivity with the objective followed on the host.
-
-    With s the parts, g the gradient of the objective in them and h = (Hessian) s_x, which
-    `negmaml._core.tape` finds together, the gradient of f_x in n, x and the numbers, is that of
-
-        g . s_x(n) + h . s(n)        at fixed g and h.
-
-    Along a change of n, it changes as this does, and by g and h, whose changes the host finds too.
-    """
-
-    def along_x(at, fixed):
-        x, numbers = at
-        return jax.jvp(lambda x: parts(x, numbers, fixed), (x,), (jnp.ones_like(x),))
-
-    def slopes(at, fixed, g, h):
-        def weighted(at, _):
-            pairs = zip(g + h, jax.tree.leaves(along_x(at, fixed)[::-1]), strict=True)
-            return sum(jnp.sum(weight * value) for weight, value in pairs)
-
-        return _gradient(weighted)(at, ())
-
-    def sensitivity(at, fixed):
-        at, within = _finite(at)
-        g, h = _from_host(objective, along_x(at, fixed))
-        found = slopes(at, fixed, g, h)
-        return jnp.where(within, -found[1:] / found[0], 0.0)
-
-    def change(at, fixed, moves):
-        at, within = _finite(at)
-        both, changes = jax.jvp(lambda at: along_x(at, fixed), (at,), (moves,))
-        g, h, g_moves, h_moves = _from_host(objective, (*both, *changes))
-        found, moved = jax.jvp(lambda at: slopes(at, fixed, g, h), (at,), (moves,))
-        moved = moved + slopes(at, fixed, g_moves, h_moves)
-        ratio = found[1:] / found[0]
-        return jnp.where(within, (ratio * moved[0] - moved[1:]) / found[0], 0.0)
-
-    program, change = jax.jit(sensitivity), _last(jax.jit(change))
-    call = jax.custom_jvp(program)
-
-    @call.defjvp
-    def _(primals, tangents):
-        return call(*primals), change(*primals, tangents[0])
-
-    return call
-
-
-def _finite(at):
-    """(x, numbers) with zero for an x that is infinite, and whether it is not."""
-    within = jnp.isfinite(at[0])
-    return (jnp.where(within, at[0], 0.0), at[1]), within
-
-
-def _last(function: Callable) -> Callable:
-    """A function that has no derivatives itself, and says so."""
-    call = jax.custom_jvp(function)
-
-    @call.defjvp
-    def _(primals, tangents):
-        raise NotImplementedError(
-            "third derivatives of a best rate or ridge are not available: take differences of "
-            "second ones"
-        )
-
-    return call
-
-
-def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
-    """Gradients of `objective` at a point and along directions, for trees of coefficients."""
-    leaves = [jax.tree.leaves(tree) for tree in coefficients]
-    tree = jax.tree.structure(coefficients[0])
-
-    def run(leaves):
-        stacks = [np.stack(of) for of in zip(*leaves, strict=True)]
-        with np.errstate(all="ignore"):
-            found = tape.gradient(lambda values: objective(tree.unflatten(values)), stacks)
-        types = [x.dtype for x in leaves[0]]
-        return [
-            [x[i].astype(dtype) for x, dtype in zip(found, types, strict=True)]
-            for i in range(len(leaves))
-        ]
-
-    shapes = [[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in part] for part in leaves]
-    return jax.pure_callback(run, shapes, leaves, vmap_method="sequential")
-
-
-def _followed(objective: Callable) -> Callable:
-    """-(d f_x / d numbers) / f_xx at (x, numbers), by `negmaml._core.jets`."""
-
-    def sensitivity(at, fixed):
-        x, numbers = at
-        within = np.isfinite(x)
-        leaves, tree = jax.tree.flatten(numbers)
-        x, leaves = jets.variables(np.where(within, x, 0.0), leaves)
-        found = objective(x, jax.tree.unflatten(tree, leaves), fixed)
-        slopes = found.terms["xn"]
-        return np.where(within, -slopes[1:] / slopes[0], 0.0)
-
-    return sensitivity
-
-
-def _tower(function: Callable) -> Callable:
-    """A vector or tensor function of a tree of numbers (and `fixed`), each derivative one program.
-
-    JAX would differentiate a compiled program into another that it compiles with options of its
-    own, many times slower on these thousands of scalars. Here the derivative is a compiled Jacobian
-    times the direction, and that again has a compiled derivative, up to any order asked for.
-    """
-    program = jax.jit(function)
-
-    @jax.custom_jvp
-    def call(at, fixed):
-        return program(at, fixed)
-
-    @call.defjvp
-    def along(primals, tangents):
-        return call(*primals), _along(_next(function)(*primals), tangents[0])
-
-    return call
-
-
-@cache
-def _next(function: Callable) -> Callable:
-    return _tower(_gradient(function, jax.jacfwd))
-
-
-def _gradient(function: Callable, transform: Callable = jax.grad) -> Callable:
-    """The derivative in the numbers of the tree, side by side along a last axis."""
-
-    def derivative(at, fixed):
-        leaves, parts = (jax.tree.leaves(x) for x in (at, transform(function)(at, fixed)))
-        shapes = [d.shape[: d.ndim - np.ndim(x)] for d, x in zip(parts, leaves, strict=True)]
-        flat = [d.reshape(*shape, -1) for d, shape in zip(parts, shapes, strict=True)]
-        return jnp.concatenate(flat, -1)
-
-    return derivative
-
-
-@jax.jit  # one program, where its few operations would each be one
-def _along(jacobian, moves):
-    """The derivative along a tree of moves, from that in each number."""
-    flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(moves)])
-    return jnp.dot(jacobian, flat, precision=HIGHEST)

@@ -98,7 +98,11 @@ def _average(system: System, at: Direction, own, own_t, root: Root, T_t, rate):
     phi, residual = _one_task(system, at, T * scale, T_t * scale, rate)
     last = np.arange(POINTS + 1) == POINTS
     over_tasks = partial(_over_tasks, system, at, root.ell, phi, residual)
-    return over_tasks(xp.append(share, 0)) - over_tasks(last.astype(share.dtype))
+    shares = xp.append(share, 0), last.astype(share.dtype)
+    averaged, still = (
+        jax.vmap(over_tasks)(xp.stack(shares)) if xp is jnp else map(over_tasks, shares)
+    )
+    return averaged - still
 
 
 def _taken_out(system: System, s, own, own_t, T, T_t):

@@ -1,0 +1,212 @@
+r"""The derivatives of an optimum, by the condition f_x = 0 in the numbers n that f depends on:
+
+    dx = S . dn,        S = -f_xn / f_xx,
+
+the sensitivity. There are three ways to S: on the host by `negmaml._core.jets`, for known numbers
+and formulas written over a namespace; by a program that calls the host for a Hessian-vector product
+of `negmaml._core.tape`, for long formulas, whose nested transformations take minutes to compile;
+and by nested transformations of short ones.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.flatten_util import ravel_pytree
+from jax.interpreters import ad, batching, mlir
+
+from negmaml._core import jets, tape
+
+HIGHEST = lax.Precision.HIGHEST
+# Numbers up to which second derivatives are found one by one, a tenth of a second each.
+MOST_FOLLOWED = 32
+
+
+def nested(objective: Callable) -> Callable:
+    """The sensitivity by nested transformations, with derivatives of every order."""
+
+    def slope(at, fixed):
+        x, numbers = at
+        return jax.jvp(lambda x: objective(x, numbers, fixed), (x,), (jnp.ones_like(x),))[1]
+
+    def sensitivity(at, fixed):
+        at, within = _finite(at)
+        slopes = _gradient(slope)(at, fixed)
+        return jnp.where(within, -slopes[1:] / slopes[0], 0.0)
+
+    return _tower(sensitivity)
+
+
+def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
+    r"""The sensitivity with the objective followed on the host.
+
+    With s the parts, g the gradient of the objective in them and h = (Hessian) s_x, which
+    `negmaml._core.tape` finds together, the gradient of f_x in n, x and the numbers, is that of
+
+        g . s_x(n) + h . s(n)        at fixed g and h.
+
+    Along a change of n, it changes as this does, and by g and h, whose changes the host finds too.
+    """
+
+    def along_x(at, fixed):
+        x, numbers = at
+        return jax.jvp(lambda x: parts(x, numbers, fixed), (x,), (jnp.ones_like(x),))
+
+    def slopes(at, fixed, g, h):
+        def weighted(at, _):
+            pairs = zip(g + h, jax.tree.leaves(along_x(at, fixed)[::-1]), strict=True)
+            return sum(jnp.sum(weight * value) for weight, value in pairs)
+
+        return _gradient(weighted)(at, ())
+
+    def sensitivity(at, fixed):
+        at, within = _finite(at)
+        g, h = _from_host(objective, along_x(at, fixed))
+        found = slopes(at, fixed, g, h)
+        return jnp.where(within, -found[1:] / found[0], 0.0)
+
+    def change(at, fixed, moves):
+        at, within = _finite(at)
+        both, changes = jax.jvp(lambda at: along_x(at, fixed), (at,), (moves,))
+        g, h, g_moves, h_moves = _from_host(objective, (*both, *changes))
+        found, moved = jax.jvp(lambda at: slopes(at, fixed, g, h), (at,), (moves,))
+        moved = moved + slopes(at, fixed, g_moves, h_moves)
+        ratio = found[1:] / found[0]
+        return jnp.where(within, (ratio * moved[0] - moved[1:]) / found[0], 0.0)
+
+    program, change = jax.jit(sensitivity), _last(jax.jit(change))
+    call = jax.custom_jvp(program)
+
+    @call.defjvp
+    def _(primals, tangents):
+        return call(*primals), _changed(change, *primals, tangents[0])
+
+    return call
+
+
+def _changed(change: Callable, at, fixed, moves):
+    """`change` along moves. Of few numbers along each of them, so that reverse mode can follow."""
+    flat, tree = ravel_pytree(at)
+    if flat.size > MOST_FOLLOWED:
+        return _FORWARD.bind(change(at, fixed, moves))
+    units = jnp.eye(flat.size, dtype=flat.dtype)
+    return contracted(
+        jax.vmap(lambda unit: change(at, fixed, tree(unit)), out_axes=1)(units), moves
+    )
+
+
+def _finite(at):
+    """(x, numbers) with zero for an x that is infinite, and whether it is not."""
+    within = jnp.isfinite(at[0])
+    return (jnp.where(within, at[0], 0.0), at[1]), within
+
+
+def _last(function: Callable) -> Callable:
+    """A function that has no derivatives itself, and says so."""
+    call = jax.custom_jvp(function)
+
+    @call.defjvp
+    def _(primals, tangents):
+        raise NotImplementedError(
+            "third derivatives of a best rate or ridge are not available: take differences of "
+            "second ones"
+        )
+
+    return call
+
+
+def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
+    """Gradients of `objective` at a point and along directions, for trees of coefficients."""
+    leaves = [jax.tree.leaves(tree) for tree in coefficients]
+    tree = jax.tree.structure(coefficients[0])
+
+    def run(leaves):
+        stacks = [np.stack(of) for of in zip(*leaves, strict=True)]
+        with np.errstate(all="ignore"):
+            found = tape.gradient(lambda values: objective(tree.unflatten(values)), stacks)
+        types = [x.dtype for x in leaves[0]]
+        return [
+            [x[i].astype(dtype) for x, dtype in zip(found, types, strict=True)]
+            for i in range(len(leaves))
+        ]
+
+    shapes = [[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in part] for part in leaves]
+    return jax.pure_callback(run, shapes, leaves, vmap_method="sequential")
+
+
+def followed(objective: Callable) -> Callable:
+    """-(d f_x / d numbers) / f_xx at (x, numbers), by `negmaml._core.jets`."""
+
+    def sensitivity(at, fixed):
+        x, numbers = at
+        within = np.isfinite(x)
+        leaves, tree = jax.tree.flatten(numbers)
+        x, leaves = jets.variables(np.where(within, x, 0.0), leaves)
+        found = objective(x, jax.tree.unflatten(tree, leaves), fixed)
+        slopes = found.terms["xn"]
+        return np.where(within, -slopes[1:] / slopes[0], 0.0)
+
+    return sensitivity
+
+
+def _tower(function: Callable) -> Callable:
+    """A vector or tensor function of a tree of numbers (and `fixed`), each derivative one program.
+
+    JAX would differentiate a compiled program into another that it compiles with options of its
+    own, many times slower on these thousands of scalars. Here the derivative is a compiled Jacobian
+    times the direction, and that again has a compiled derivative, up to any order asked for.
+    """
+    program = jax.jit(function)
+
+    @jax.custom_jvp
+    def call(at, fixed):
+        return program(at, fixed)
+
+    @call.defjvp
+    def along(primals, tangents):
+        return call(*primals), contracted(_next(function)(*primals), tangents[0])
+
+    return call
+
+
+@cache
+def _next(function: Callable) -> Callable:
+    return _tower(_gradient(function, jax.jacfwd))
+
+
+def _gradient(function: Callable, transform: Callable = jax.grad) -> Callable:
+    """The derivative in the numbers of the tree, side by side along a last axis."""
+
+    def derivative(at, fixed):
+        leaves, parts = (jax.tree.leaves(x) for x in (at, transform(function)(at, fixed)))
+        shapes = [d.shape[: d.ndim - np.ndim(x)] for d, x in zip(parts, leaves, strict=True)]
+        flat = [d.reshape(*shape, -1) for d, shape in zip(parts, shapes, strict=True)]
+        return jnp.concatenate(flat, -1)
+
+    return derivative
+
+
+@jax.jit  # one program, where its few operations would each be one
+def contracted(jacobian, moves):
+    """The derivative along a tree of moves, from that in each number."""
+    flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(moves)])
+    return jnp.dot(jacobian, flat, precision=HIGHEST)
+
+
+def _refuse(*_):
+    raise NotImplementedError(
+        "second derivatives of a best rate or ridge of a problem with covariances are not "
+        "available in reverse mode over reverse mode: use jax.hessian, or jax.jvp of jax.grad"
+    )
+
+
+_FORWARD = Primitive("forward_only")  # the identity, without a transpose
+_FORWARD.def_impl(lambda x: x)
+_FORWARD.def_abstract_eval(lambda x: x)
+ad.primitive_transposes[_FORWARD] = _refuse
+batching.primitive_batchers[_FORWARD] = lambda values, axes: (_FORWARD.bind(*values), *axes)
+mlir.register_lowering(_FORWARD, lambda _, x: [x])

@@ -1,0 +1,81 @@
+"""Gradients on the host against autodiff, to third derivatives."""
+
+import jax
+import numpy as np
+import pytest
+
+from negmaml._core import tape
+from negmaml._core.factorisations import inverse
+from negmaml._core.numerics import contract, namespace
+
+RNG = np.random.default_rng(1)
+A, B = RNG.uniform(0.5, 1.5, (3, 3)), RNG.uniform(0.2, 0.8, 3)
+
+
+def elementary(a, b):
+    xp = namespace(a, b)
+    return xp.sum(xp.exp(-a) * xp.log(a) + xp.sqrt(b) * xp.log1p(a) / xp.expm1(b) + a**3 - 2 / b**2)
+
+
+def products(a, b):
+    xp = namespace(a, b)
+    stacked = xp.stack([a, a @ a.T])
+    whole = contract("ij,j->i", a, b) + (stacked @ a)[1] @ b + b @ a
+    return xp.sum(whole * xp.outer(b, b).ravel()[:3]) + b @ b
+
+
+def inverses(a, b):
+    xp = namespace(a, b)
+    stacked = xp.stack([a, a * b])
+    return xp.sum(inverse(stacked + 3 * np.eye(3)) * a)
+
+
+def shapes(a, b):
+    xp = namespace(a, b)
+    wide = xp.pad(a, ((1, 0), (0, 2)), constant_values=0.5)
+    joined = xp.concatenate([wide.swapaxes(0, 1), xp.append(b, 1.0)[None]])
+    lowered = xp.where(joined > 0.7, joined**2, 3 * joined)
+    kept = xp.maximum(xp.clip(lowered, 0.3, 1.2), xp.cumsum(b)[1])
+    return xp.sum(kept * joined) + xp.max(b) * xp.min(b) * xp.abs(-b[0])
+
+
+def complex_numbers(a, b):
+    xp = namespace(a, b)
+    turned = a + 1j * b
+    quotient = (turned * turned) / (turned + 2)
+    return xp.sum(xp.real(quotient) * xp.imag(xp.exp(turned)))
+
+
+@pytest.mark.parametrize("function", (elementary, products, inverses, shapes, complex_numbers))
+def test_gradients_and_their_changes_are_those_of_autodiff(function, x64):
+    u, v = ([RNG.normal(size=x.shape) for x in (A, B)] for _ in range(2))
+    both = [RNG.normal(size=x.shape) for x in (A, B)]
+
+    def along(s, t):
+        return [
+            x + s * p + t * q + s * t * r for x, p, q, r in zip((A, B), u, v, both, strict=True)
+        ]
+
+    gradient = jax.grad(lambda parts: function(*parts))
+
+    def slopes(s, t):
+        return gradient(along(s, t))
+
+    @jax.jit
+    def all_of(s, t):
+        in_s = jax.jacfwd(slopes, 0)
+        return [part(s, t) for part in (slopes, in_s, jax.jacfwd(slopes, 1), jax.jacfwd(in_s, 1))]
+
+    expected = all_of(0.0, 0.0)
+    values = [np.stack(of) for of in zip((A, B), u, v, both, strict=True)]
+    found = tape.gradient(lambda parts: function(*parts), values)
+    for one, *others in zip(found, *expected, strict=True):
+        np.testing.assert_allclose(one, np.stack(others), rtol=1e-10, atol=1e-12)
+    short = tape.gradient(lambda parts: function(*parts), [x[:2] for x in values])
+    for one, other in zip(short, found, strict=True):
+        np.testing.assert_allclose(one, other[:2], rtol=1e-12)
+
+
+def test_a_formula_that_takes_a_node_for_an_array_is_refused():
+    with pytest.raises(TypeError, match="takes a number that is differentiated for a plain array"):
+        tape.gradient(lambda parts: np.sin(np.asarray(parts[0])), [np.ones((2, 3))])
