@@ -232,6 +232,13 @@ def test_single_precision_loses_at_most_a_thousandth(ridge):
         np.testing.assert_allclose(single, double, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("m", "n_v"), [(1, 40), (3, 20)])
+@pytest.mark.parametrize("rule", [nm.GradientDescent(0.2), nm.GradientDescent(-0.2, 2)])
+def test_with_rows_enough_the_start_is_forgotten(rule, m, n_v, x64):
+    near, far = (distance(resized(m=m, n_v=n_v, omega0=start), rule) for start in (0.0, 1e9))
+    assert float(far) == pytest.approx(float(near), rel=1e-12)
+
+
 def test_at_the_threshold_the_mean_is_infinite_without_ridge_and_finite_with_it(x64):
     square = resized(m=10, n_v=3)
     assert distance(square, ONE) == task_error(square, ONE) == jnp.inf

@@ -20,7 +20,6 @@ RATES = jnp.array([-0.3, 0.4])
 TRAIN, ADAPT = nm.GradientDescent(RATES), nm.GradientDescent(0.2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("n_v", (4, 20))
 def test_with_identity_it_is_the_isotropic_one(n_v):
     plain = dataclasses.replace(PROBLEM, n_v=n_v)
