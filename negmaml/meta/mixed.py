@@ -38,6 +38,8 @@ def backwards(rule: Rule, gradient, frozen, visited, slope, mask):
     """
     still = jax.tree.map(jnp.zeros_like, frozen)
     numbers, rule_of = _floats(rule)
+    numbers = [jnp.asarray(x, jnp.result_type(float, x)) for x in numbers]
+    rule = rule_of(numbers)
     stepped, fixed = separate(rule)
     fixed, fixed_of = _floats(fixed)
 
@@ -96,5 +98,4 @@ def _floats(tree):
             jax.tree.structure(tree), [next(own) if r else leaf for leaf, r in marked]
         )
 
-    floats = [x for x, r in zip(leaves, real, strict=True) if r]
-    return [jnp.asarray(x, jnp.result_type(float, x)) for x in floats], rebuild
+    return [leaf for leaf, r in zip(leaves, real, strict=True) if r], rebuild
