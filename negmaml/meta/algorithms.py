@@ -75,18 +75,31 @@ def maml_value_and_grad(
         batch_size: tasks computed at once, all when left out; blocks of them follow one another.
             Small blocks save time and memory where the adapted parameters of all tasks exceed the
             cache of a CPU. It changes the result by rounding only.
-        method: "mixed" (forward-over-reverse, memory of the parameters of each step:
-            `negmaml.meta.mixed`), "reverse" (reverse-over-reverse through stored steps), "remat"
-            (the same with steps recomputed) or "low-rank" (adapted weights of wide dense layers
-            are never formed: `negmaml.meta.lowrank`). When left out: "low-rank" where the loss has
-            layers whose weights are twice as large as their factors, in + out numbers a row and
-            step; else "reverse" for one step, and "mixed" for several, which then needs less
-            memory and about the same time. `Proximal` has an implicit derivative, "reverse" only.
+        method: how to differentiate; the fastest that is exact for the loss and rule when left out.
+            "reverse": reverse over reverse through stored steps, for any loss and rule.
+            "remat": the same with steps recomputed.
+            "mixed": forward over reverse, memory of the parameters of each step
+            (`negmaml.meta.mixed`). It takes the derivative of the inner gradient for symmetric.
+            Rules of a user's own break that: `jax.custom_vjp`, and `jax.custom_jvp` unless it acts
+            entry by entry and returns the function itself. The traced inner loss tells
+            (`negmaml._core.symmetry`).
+            "low-rank": adapted weights of wide dense layers are never formed, for
+            `GradientDescent` (`negmaml.meta.lowrank`). Weights that such a rule or another
+            operation takes stay dense.
+            When left out: "low-rank" where the loss has layers whose weights are twice as large as
+            their factors, in + out numbers a row and step; else "mixed" for several steps where it
+            is exact, which then needs less memory and about the same time; else "reverse". A rule
+            with a `solve` of its own takes "reverse" or "remat", `Proximal` "reverse".
         has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
             with the aux of the query losses, stacked over tasks.
 
-    Raises ValueError for an unknown method, an empty batch, support and query of different
-    numbers of tasks, and what `adapt` raises. Source: Finn, Abbeel and Levine, ICML 2017; the
+    The result is the gradient of `maml`, by nested autodiff, also where a backward rule is not a
+    derivative: gradient reversal, clipping, straight-through estimators, `stop_gradient`. Inner
+    gradients are taken in the leaves that adapt.
+
+    Raises ValueError for an unknown method, "mixed" or "low-rank" where it is not exact, an empty
+    batch, support and query of different numbers of tasks, a `lax.while_loop` that has to be
+    differentiated in reverse, and what `adapt` raises. Source: Finn, Abbeel, Levine, ICML 2017; the
     mixed mode, Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation", ICML 2025.
     """
     if method is not None:
@@ -110,8 +123,11 @@ def fomaml(
 
         gradient = mean_i  d loss(theta, query_i) / d theta  at theta = theta_i
 
-    which is the gradient of the `maml` objective with jax.lax.stop_gradient around every inner
-    gradient, d theta_i / d params = I. At rate zero it is exact. Arguments and errors as in
+    for `GradientDescent`. For every rule it is the gradient of the `maml` objective with
+    jax.lax.stop_gradient around every inner gradient: d theta_i / d params = I, unless an update
+    uses the parameters in another way, such as weight decay. States of `Stateful` parameters after
+    inner steps are constants, too, and so is how far a `solve` of a rule goes. At rate zero it is
+    exact. Arguments and errors as in
     `maml_value_and_grad`. Source: Finn, Abbeel and Levine, ICML 2017, section 5.2.
     """
     return _algorithm(
@@ -179,7 +195,9 @@ def imaml(
         theta_i:  grad loss(theta, support_i) + strength (theta - params) = 0
         gradient = mean_i (I + H_i/strength)^{-1} grad loss(theta_i, query_i)
 
-    by Newton's method and conjugate gradients; memory does not grow with the inner work. Arguments
+    by Newton's method and conjugate gradients; memory does not grow with the inner work. Where
+    derivative rules of a user's own may make H_i asymmetric, its transpose stands there, and the
+    solver is another (`negmaml.rules.field`). Arguments
     and errors as in `maml_value_and_grad`; TypeError unless `rule` is `Proximal`. Source:
     Rajeswaran et al., NeurIPS 2019.
     """

@@ -1,6 +1,7 @@
 """Batches of tasks, and means over them a block at a time."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +82,12 @@ def leading_axis(name: str, tree) -> int:
 
 
 def mean_over_tasks(block: Callable, tasks: Tasks, batch_size: int | None):
-    """The mean over tasks of the sums that `block` returns, `batch_size` tasks at a time."""
+    """The mean over tasks, computed `batch_size` tasks at a time.
+
+    block(tasks, weight) -> (sums over tasks, aux). The weight, one over the number of all tasks, is
+    a factor of each loss before it is differentiated: a backward rule that is not linear, such as
+    one that clips, then meets what it meets in the gradient of the mean.
+    """
     try:
         return _mean(block, tasks, batch_size)
     except (TypeError, ValueError) as error:
@@ -98,8 +104,8 @@ def _mean(block: Callable, tasks: Tasks, batch_size: int | None):
     size = count if batch_size is None else min(batch_size, count)
     whole = count // size * size
     if size == count:
-        sums, aux = block(tasks)
-        return jax.tree.map(lambda total: total / count, sums), aux
+        return block(tasks, 1 / count)
+    block = partial(block, weight=1 / count)
     blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), tasks)
     shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
 
@@ -112,4 +118,4 @@ def _mean(block: Callable, tasks: Tasks, batch_size: int | None):
     if whole < count:
         sums, rest = add(sums, jax.tree.map(lambda x: x[whole:], tasks))
         aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), aux, rest)
-    return jax.tree.map(lambda total: total / count, sums), aux
+    return sums, aux

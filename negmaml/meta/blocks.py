@@ -1,6 +1,7 @@
-r"""What the algorithms compute for a block of tasks: sums over tasks, and aux stacked over them.
+r"""What the algorithms compute for a block of tasks: weighted sums, and aux stacked over tasks.
 
-A block is a function (algorithm, rule, params, tasks) -> ((value, gradient, ...), aux). The inner
+A block is a function (algorithm, rule, params, tasks, weight) -> ((value, gradient, ...), aux) of
+sums over tasks times the weight, one over the number of all tasks. The inner
 steps are in `negmaml.meta.inner`, the ways through them in `negmaml.meta.mixed` (forward over
 reverse) and `negmaml.meta.lowrank` (wide dense layers).
 """
@@ -15,6 +16,7 @@ from jax import lax
 
 from negmaml.meta import stateful
 from negmaml.meta.batching import as_tasks, mean_over_tasks
+from negmaml.meta.choice import by_updates, choose, leaf_rates, symmetric
 from negmaml.meta.inner import adapt
 from negmaml.meta.leaves import (
     Loss,
@@ -27,10 +29,11 @@ from negmaml.meta.leaves import (
     split,
     trainable,
 )
-from negmaml.meta.lowrank import Plan, factored_loss, wide_weights
+from negmaml.meta.lowrank import Plan, factored_loss
+from negmaml.meta.misfit import explained_loops
 from negmaml.meta.mixed import backwards
 from negmaml.meta.stateful import Stateful
-from negmaml.rules import GradientDescent, Schedule, run
+from negmaml.rules import GradientDescent, run
 
 
 class LearnedRates(NamedTuple):
@@ -52,8 +55,12 @@ class Algorithm(NamedTuple):
     method: str | None = None
 
     def __call__(self, rule, params, tasks):
-        if isinstance(params, Stateful):
-            return self._with_state(rule, params, tasks)
+        with explained_loops():
+            if isinstance(params, Stateful):
+                return self._with_state(rule, params, tasks)
+            return self._without_state(rule, params, tasks)
+
+    def _without_state(self, rule, params, tasks):
         floats, rest = trainable(params)
         block = partial(self.block, self._holding(rest), rule, floats)
         sums, aux = mean_over_tasks(block, as_tasks(tasks), self.batch_size)
@@ -83,8 +90,8 @@ class Algorithm(NamedTuple):
             )
         losses = stateful.Losses(self.loss, self.inner_loss or self.loss, self.mask)
 
-        def block(tasks):
-            sums, more = ways[self.block](losses, rule, params, tasks)
+        def block(tasks, weight):
+            sums, more = ways[self.block](losses, rule, params, tasks, weight)
             return (sums if isinstance(sums, tuple) else (sums,)), more
 
         (value, *gradient), (aux, states) = mean_over_tasks(block, as_tasks(tasks), self.batch_size)
@@ -117,7 +124,7 @@ class Algorithm(NamedTuple):
         return treedef.unflatten(flags)
 
 
-def objective(algorithm: Algorithm, rule, params, tasks, remat: bool = False):
+def objective(algorithm: Algorithm, rule, params, tasks, weight, remat: bool = False):
     """The sum of the query losses after adapting."""
 
     def one_task(support, query):
@@ -125,25 +132,15 @@ def objective(algorithm: Algorithm, rule, params, tasks, remat: bool = False):
         return check_scalar(algorithm.loss(theta, query), algorithm.has_aux)
 
     losses, aux = jax.vmap(one_task)(*tasks)
-    return (jnp.sum(losses),), aux
+    return (weight * jnp.sum(losses),), aux
 
 
-def exact(algorithm: Algorithm, rule, params, tasks):
-    """The second-order gradient, by the method asked for or the best that applies."""
+def exact(algorithm: Algorithm, rule, params, tasks, weight):
+    """The second-order gradient, by the method asked for or the best that is exact."""
     rule, params = ready(rule, params)
-    method = algorithm.method
-    if rule.implicit:
-        if method not in (None, "reverse"):
-            raise ValueError(
-                f"method must be 'reverse' or None for {type(rule).__name__}, got {method!r}"
-            )
-        method = "reverse"
-    if method in (None, "low-rank"):
-        wide = _wide(algorithm, rule, params, tasks)
-        dense = "reverse" if rule.steps == 1 else "mixed"
-        method = "low-rank" if wide or method else dense
+    method, wide = choose(algorithm, rule, params, tasks)
     if method == "mixed":
-        (value, gradient, _), aux = _mixed(algorithm, rule, params, tasks)
+        (value, gradient, _), aux = _mixed(algorithm, rule, params, tasks, weight)
         return (value, gradient), aux
     if method == "low-rank":
         total = partial(_factored, algorithm, rule, wide)
@@ -151,29 +148,47 @@ def exact(algorithm: Algorithm, rule, params, tasks):
         total = partial(objective, algorithm, rule, remat=method == "remat")
 
     def loss(params):
-        (value,), aux = total(params, tasks)
+        (value,), aux = total(params, tasks, weight)
         return value, aux
 
     (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
     return (value, gradient), aux
 
 
-def first_order(algorithm: Algorithm, rule, params, tasks):
-    """The gradient of the query loss at the adapted parameters."""
-    params = check_params(params)
+def first_order(algorithm: Algorithm, rule, params, tasks, weight):
+    """The gradient with every inner gradient for a constant."""
+    rule, params = ready(rule, params)
+    if rule.plain_rate is not None or not by_updates(rule):  # d theta_i / d params = I
 
-    def one_task(support, query):
-        theta = adapt(algorithm.inner, params, support, rule, mask=algorithm.mask)
-        return _at_query(algorithm, theta, query)
+        def one_task(support, query):
+            theta = adapt(algorithm.inner, params, support, rule, mask=algorithm.mask)
+            return _at_query(algorithm, theta, query, weight)
 
-    (value, aux), gradient = jax.vmap(one_task)(*tasks)
-    return _sum((value, gradient)), aux
+        (value, aux), gradient = jax.vmap(one_task)(*tasks)
+        return _sum((value, gradient)), aux
+
+    def total(params):
+        moving, frozen = split(params, algorithm.mask)
+        still = lax.stop_gradient(frozen)
+
+        def one_task(support, query):
+            gradient = jax.grad(_on_moving(algorithm, still, support))
+            theta, _ = run(
+                rule, lambda at: lax.stop_gradient(gradient(lax.stop_gradient(at))), moving
+            )
+            return check_scalar(algorithm.loss(merge(theta, frozen), query), algorithm.has_aux)
+
+        losses, aux = jax.vmap(one_task)(*tasks)
+        return weight * jnp.sum(losses), aux
+
+    (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    return (value, gradient), aux
 
 
-def summed(algorithm: Algorithm, rule, params, tasks):
+def summed(algorithm: Algorithm, rule, params, tasks, weight):
     """The sum of the inner gradients, or the way an optimizer went."""
     rule, params = ready(rule, params)
-    if rule.implicit:
+    if not by_updates(rule):
         raise TypeError(f"reptile needs a rule that steps, got {rule!r}")
     moving, frozen = split(params, algorithm.mask)
 
@@ -189,16 +204,26 @@ def summed(algorithm: Algorithm, rule, params, tasks):
         return (value, merge(way, jax.tree.map(jnp.zeros_like, frozen))), aux
 
     sums, aux = jax.vmap(one_task)(*tasks)
-    return _sum(sums), aux
+    return jax.tree.map(lambda x: weight * x, _sum(sums)), aux
 
 
-def learned(algorithm: Algorithm, rule, meta, tasks):
+def learned(algorithm: Algorithm, rule, meta, tasks, weight):
     """Value, and gradients in the parameters and in the rates."""
     if not isinstance(meta, LearnedRates):
         raise TypeError(f"params must be LearnedRates(params, rate), got {type(meta).__name__}")
-    own = GradientDescent(check_params(meta.rate), rule.steps)
-    (value, gradient, of_rule), aux = _mixed(algorithm, own, meta.params, tasks)
-    return (value, LearnedRates(gradient, of_rule.rate)), aux
+    meta = LearnedRates(check_params(meta.params), check_params(meta.rate))
+    own = GradientDescent(meta.rate, rule.steps)
+    if symmetric(algorithm, meta.params, tasks):
+        (value, gradient, of_rule), aux = _mixed(algorithm, own, meta.params, tasks, weight)
+        return (value, LearnedRates(gradient, of_rule.rate)), aux
+
+    def loss(meta):
+        own = GradientDescent(meta.rate, rule.steps)
+        (value,), aux = objective(algorithm, own, meta.params, tasks, weight)
+        return value, aux
+
+    (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(meta)
+    return (value, gradient), aux
 
 
 def _sum(tree):
@@ -211,25 +236,25 @@ def _on_moving(algorithm: Algorithm, frozen, support):
     return lambda theta: algorithm.inner(merge(theta, frozen), support)
 
 
-def _at_query(algorithm: Algorithm, theta, query):
-    """((value, aux), gradient) of the loss on the query."""
+def _at_query(algorithm: Algorithm, theta, query, weight):
+    """((value, aux), gradient) of the loss on the query times the weight."""
 
     def loss(theta):
-        return check_scalar(algorithm.loss(theta, query), algorithm.has_aux)
+        value, aux = check_scalar(algorithm.loss(theta, query), algorithm.has_aux)
+        return weight * value, aux
 
     return jax.value_and_grad(loss, has_aux=True)(theta)
 
 
-def _mixed(algorithm: Algorithm, rule, params, tasks):
+def _mixed(algorithm: Algorithm, rule, params, tasks, weight):
     """Sums of value, gradient in the parameters and in the rule, by the backward recursion."""
     rule, params = ready(rule, params)
-    rule = jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(float, x)), rule)
     moving, frozen = split(params, algorithm.mask)
     inner = jax.grad(algorithm.inner)
 
     def one_task(support, query):
         theta, visited = run(rule, jax.grad(_on_moving(algorithm, frozen, support)), moving)
-        (value, aux), slope = _at_query(algorithm, merge(theta, frozen), query)
+        (value, aux), slope = _at_query(algorithm, merge(theta, frozen), query, weight)
 
         def of_support(full):
             return inner(full, support)
@@ -241,43 +266,9 @@ def _mixed(algorithm: Algorithm, rule, params, tasks):
     return _sum(sums), aux
 
 
-def _wide(algorithm: Algorithm, rule, params, tasks) -> frozenset[int]:
-    """The weights that the low-rank method keeps factored."""
-    if rule.plain_rate is None:
-        if algorithm.method == "low-rank":
-            raise ValueError(f"method 'low-rank' needs GradientDescent as the rule, got {rule!r}")
-        return frozenset()
-    rates = _leaf_rates(rule, params, algorithm.mask)
-    one_number = [r is not None and jnp.size(r[0]) == 1 for r in rates]
-    losses = algorithm.inner, scalar(algorithm.loss, algorithm.has_aux)
-    on_support, on_query = (
-        wide_weights(loss, params, jax.tree.map(lambda x: x[0], data), one_number, rule.steps)
-        for loss, data in zip(losses, tasks, strict=True)
-    )
-    return on_support & on_query
-
-
-def _leaf_rates(rule, params, mask) -> list:
-    """For each leaf of the parameters its rate at every step; None if it is frozen."""
-
-    def by_step(rate):
-        return rate.first(rule.steps) if isinstance(rate, Schedule) else [rate] * rule.steps
-
-    def below(rate, part):
-        return jax.tree.map(lambda _: by_step(rate), part)
-
-    rates = jax.tree.map(
-        below, rule.plain_rate, params, is_leaf=lambda node: isinstance(node, Schedule)
-    )
-    moving = split(jax.tree.map(lambda _: True, params), mask)[0]
-    structure: Any = jax.tree.structure(params)
-    flags, of_leaves = map(structure.flatten_up_to, (moving, rates))
-    return [own if moves else None for moves, own in zip(flags, of_leaves, strict=True)]
-
-
-def _factored(algorithm: Algorithm, rule, wide, params, tasks):
+def _factored(algorithm: Algorithm, rule, wide, params, tasks, weight):
     """The sum of the query losses, with wide weights adapted in factored form."""
-    rates, leaves = _leaf_rates(rule, params, algorithm.mask), jax.tree.leaves(params)
+    rates, leaves = leaf_rates(rule, params, algorithm.mask), jax.tree.leaves(params)
 
     def rate(i: int, k: int):
         value = jnp.asarray(rates[i][k], leaves[i].dtype)
@@ -295,4 +286,4 @@ def _factored(algorithm: Algorithm, rule, wide, params, tasks):
         return factored_loss((inner, loss), params, plan, support, query)
 
     losses, aux = jax.vmap(one_task)(*tasks)
-    return (jnp.sum(losses),), aux
+    return (weight * jnp.sum(losses),), aux

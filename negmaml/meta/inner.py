@@ -4,6 +4,7 @@ from typing import Any
 
 from negmaml._core.checks import check_flag
 from negmaml.meta.leaves import Loss, check_loss, holding, merge, ready, scalar, split, trainable
+from negmaml.meta.misfit import explained_loops
 from negmaml.meta.stateful import Stateful, adapt_with_state
 from negmaml.rules import Rule
 
@@ -46,7 +47,8 @@ def adapt(
     remat = check_flag("remat", remat)
     if isinstance(params, Stateful):
         loss = check_loss("loss", loss, "(params, state, data)")
-        return adapt_with_state(loss, params, support, rule, mask, remat)
+        with explained_loops():
+            return adapt_with_state(loss, params, support, rule, mask, remat)
     params, rest = trainable(params)
     loss = check_loss("loss", loss)
     rule, params = ready(rule, params)
@@ -56,4 +58,6 @@ def adapt(
     def task_loss(theta):
         return objective(merge(theta, frozen), support)
 
-    return merge(merge(rule.solve(task_loss, moving, remat=remat), frozen), rest)
+    with explained_loops():
+        moved = rule.solve(task_loss, moving, remat=remat)
+    return merge(merge(moved, frozen), rest)

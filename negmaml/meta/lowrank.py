@@ -50,8 +50,12 @@ def wide_weights(loss: Callable, params, data, moving: list[bool], steps: int) -
     With r rows of inputs a dense update works on in * out numbers, the factored ones of all steps
     on steps * r (in + out).
     """
-    closed = jax.make_jaxpr(loss)(params, data)
-    variables = closed.jaxpr.invars[: len(moving)]
+    return wide_inputs(jax.make_jaxpr(loss)(params, data).jaxpr, moving, steps)
+
+
+def wide_inputs(jaxpr: Jaxpr, moving: list[bool], steps: int) -> frozenset[int]:
+    """The same for a traced loss, whose first inputs are the leaves."""
+    variables = jaxpr.invars[: len(moving)]
     marks = {
         variable: _Weight(i)
         for i, variable in enumerate(variables)
@@ -59,7 +63,7 @@ def wide_weights(loss: Callable, params, data, moving: list[bool], steps: int) -
     }
     rows: dict[int, int] = {}
     elsewhere: set[int] = set()
-    _count_uses(closed.jaxpr, marks, rows, elsewhere)
+    _count_uses(jaxpr, marks, rows, elsewhere)
 
     def worth(i: int) -> bool:
         shape = variables[i].aval.shape

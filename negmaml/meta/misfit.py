@@ -1,10 +1,13 @@
-"""Which leaf of the parameters an operation of JAX refused, where a loss does not take them.
+"""Errors of JAX in a user's loss, in the words of this package.
 
-JAX says which shapes did not fit, deep below the user's line. The parameters that the operation was
-handed are among the arguments of JAX's own calls on the way there, and have names.
+Parameters that do not fit: JAX says which shapes did not, deep below the line of the user. Those
+that the operation was handed are among the arguments of JAX's own calls, and have names.
+
+Loops without a derivative in reverse: JAX says so, without what needs it here.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -13,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 JAX = str(Path(jax.__file__).parent)
+NO_REVERSE = "Reverse-mode differentiation does not work for lax.while_loop"
 
 
 class MisfitError(ValueError):
@@ -36,6 +40,23 @@ class Explained(NamedTuple):
                 f"params must have the shapes that {self.name} takes, got {' and '.join(refused)}, "
                 f"which does not fit what it meets there: {str(error).splitlines()[0]}"
             ) from error
+
+
+@contextmanager
+def explained_loops():
+    """Raise a ValueError with the remedy where a loop cannot be differentiated in reverse."""
+    try:
+        yield
+    except ValueError as error:
+        if NO_REVERSE not in str(error):
+            raise
+        raise ValueError(
+            "the loss must be differentiable in reverse, got one with a lax.while_loop, or a "
+            "fori_loop whose bounds are not static, between the parameters and its value (or "
+            "inside a derivative rule, for second derivatives); write the loop with lax.scan or "
+            "static bounds, or give it a rule that differentiates without the loop, such as "
+            "lax.custom_root; where only second derivatives fail, use fomaml or reptile"
+        ) from error
 
 
 def _refused(error: Exception, params) -> Iterator[str]:

@@ -5,8 +5,9 @@ meta-gradient is a recursion backwards through the inner steps,
 
     v_K = grad loss(theta_K, query),      v_k = v_{k+1} - H_k (rate * v_{k+1}),      gradient = v_0.
 
-A Hessian is symmetric, so H_k u is a forward derivative of the inner gradient at theta_k: of each
-step only theta_k is kept, and nothing of how the gradient was computed. Source: Kemaev et al.,
+H_k transposes in it. Where it is symmetric, as `negmaml._core.symmetry` finds, H_k u is a forward
+derivative of the inner gradient at theta_k: of each step only theta_k is kept, and nothing of how
+the gradient was computed. Source: Kemaev et al.,
 "Scalable Meta-Learning via Mixed-Mode Differentiation", ICML 2025.
 """
 
@@ -31,21 +32,27 @@ def backwards(rule: Rule, gradient, frozen, visited, slope, mask):
     Returns the gradient in the parameters and in the rule. With the update
     (theta', s') = u(rule, g, s, theta), g = gradient(theta), a step maps the cotangents of
     (theta', s') to those of its arguments by the transpose of u, and that of g to theta by the
-    Hessian, which is symmetric, so one forward derivative of `gradient` serves. Frozen
+    Hessian, which has to be symmetric, so one forward derivative of `gradient` serves. Frozen
     parameters enter through g alone. Numbers of the rule that differ from step to step get their
     cotangents step by step; those of all steps add them up.
     """
     still = jax.tree.map(jnp.zeros_like, frozen)
+    numbers, rule_of = _floats(rule)
+    numbers = [jnp.asarray(x, jnp.result_type(float, x)) for x in numbers]
+    rule = rule_of(numbers)
     stepped, fixed = separate(rule)
+    fixed, fixed_of = _floats(fixed)
 
     def back(carry, step):
         of_theta, of_state, of_frozen, of_fixed = carry
         (theta, state), own = step
         floats, rebuild = _floats(state)
+        own, own_of = _floats(own)
         g, hessian = jax.linearize(gradient, merge(theta, frozen))
 
         def update(own, fixed, g, floats, theta):
-            theta, state = combine(own, fixed).update(g, rebuild(floats), theta)
+            one_step = combine(own_of(own), fixed_of(fixed))
+            theta, state = one_step.update(g, rebuild(floats), theta)
             return theta, _floats(state)[0]
 
         arguments = own, fixed, split(g, mask)[0], floats, theta
@@ -71,20 +78,24 @@ def backwards(rule: Rule, gradient, frozen, visited, slope, mask):
         start = visited[0] if rule.steps == 1 else jax.tree.map(lambda x: x[0], visited[0])
         pull = jax.vjp(lambda theta: _floats(rule.init(theta))[0], start)[1]
         of_theta = jax.tree.map(jnp.add, of_theta, pull(of_state)[0])
-    (of_rule,) = jax.vjp(separate, rule)[1]((of_own, of_fixed))
-    return merge(of_theta, of_frozen), of_rule
+
+    def parts(numbers):
+        return tuple(_floats(part)[0] for part in separate(rule_of(numbers)))
+
+    (of_rule,) = jax.vjp(parts, numbers)[1]((of_own, of_fixed))
+    return merge(of_theta, of_frozen), rule_of(of_rule)
 
 
-def _floats(state):
-    """The floating leaves of an optimizer's state, and the function that puts others in place."""
-    leaves = jax.tree.leaves(state)
-    real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+def _floats(tree):
+    """The floating point leaves, and the function that puts others in their place."""
+    leaves = jax.tree.leaves(tree)
+    real = [jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.floating) for x in leaves]
 
     def rebuild(floats):
         own = iter(floats)
         marked = zip(leaves, real, strict=True)
         return jax.tree.unflatten(
-            jax.tree.structure(state), [next(own) if r else leaf for leaf, r in marked]
+            jax.tree.structure(tree), [next(own) if r else leaf for leaf, r in marked]
         )
 
     return [leaf for leaf, r in zip(leaves, real, strict=True) if r], rebuild

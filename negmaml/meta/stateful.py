@@ -12,6 +12,7 @@ fixed one. For a state of its own at every inner step, as in MAML++, see `state_
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -92,8 +93,8 @@ class Losses(NamedTuple):
     mask: Any
 
 
-def objective(losses: Losses, rule, start: Stateful, tasks: Tasks, remat: bool = False):
-    """(sum of the query losses, (aux, state) of each task)."""
+def objective(losses: Losses, rule, start: Stateful, tasks: Tasks, weight, remat: bool = False):
+    """(sum of the query losses times `weight`, (aux, state) of each task)."""
 
     def one_task(support, query):
         theta, state = adapt_with_state(losses.inner, start, support, rule, losses.mask, remat)
@@ -101,40 +102,50 @@ def objective(losses: Losses, rule, start: Stateful, tasks: Tasks, remat: bool =
         return value, (aux, like(new, state))
 
     values, more = jax.vmap(one_task)(*tasks)
-    return jnp.sum(values), more
+    return weight * jnp.sum(values), more
 
 
-def exact(losses: Losses, rule, start: Stateful, tasks: Tasks, remat: bool = False):
+def exact(losses: Losses, rule, start: Stateful, tasks: Tasks, weight, remat: bool = False):
     """(sums of value and gradient, (aux, state) of each task), by reverse over reverse."""
     params, rest = trainable(start.params)
 
     def total(params):
         at = Stateful(merge(params, rest), start.state)
-        return objective(losses, rule, at, tasks, remat)
+        return objective(losses, rule, at, tasks, weight, remat)
 
     (value, more), gradient = jax.value_and_grad(total, has_aux=True)(params)
     return (value, gradient), more
 
 
-def first_order(losses: Losses, rule, start: Stateful, tasks: Tasks):
-    """The same with the gradient of the query loss at the adapted parameters."""
+def first_order(losses: Losses, rule, start: Stateful, tasks: Tasks, weight):
+    """The same with inner gradients, and states after inner steps, for constants."""
+    params, rest = trainable(start.params)
+    rule, params = ready(rule, params)
 
-    def one_task(support, query):
-        theta, state = adapt_with_state(losses.inner, start, support, rule, losses.mask)
-        floats, rest = trainable(theta)
+    def total(params):
+        moving, frozen = split(params, losses.mask)
 
-        def loss(floats):
-            value, new, aux = parts(losses.outer(merge(floats, rest), state, query))
+        def one_task(support, query):
+            leaves = moving, lax.stop_gradient(frozen), rest
+            threaded, gradient, first = threading(losses.inner, rule, start.state, support, leaves)
+            stopped = partial(_stopped, gradient)
+            (theta, state), _ = run(threaded, stopped, first)
+            full = merge(merge(theta, frozen), rest)
+            value, new, aux = parts(losses.outer(full, state, query))
             return value, (aux, like(new, state))
 
-        (value, more), gradient = jax.value_and_grad(loss, has_aux=True)(floats)
-        return (value, gradient), more
+        values, more = jax.vmap(one_task)(*tasks)
+        return weight * jnp.sum(values), more
 
-    sums, more = jax.vmap(one_task)(*tasks)
-    return jax.tree.map(lambda x: jnp.sum(x, 0), sums), more
+    (value, more), gradient = jax.value_and_grad(total, has_aux=True)(params)
+    return (value, gradient), more
 
 
-def summed(losses: Losses, rule, start: Stateful, tasks: Tasks):
+def _stopped(gradient: Callable, point):
+    return lax.stop_gradient(gradient(lax.stop_gradient(point)))
+
+
+def summed(losses: Losses, rule, start: Stateful, tasks: Tasks, weight):
     """The same with the sum of the inner gradients, or the way an optimizer went: reptile."""
     params, rest = trainable(start.params)
     rule, params = ready(rule, params)
@@ -155,7 +166,7 @@ def summed(losses: Losses, rule, start: Stateful, tasks: Tasks):
         return (value, merge(way, jax.tree.map(jnp.zeros_like, frozen))), (aux, like(new, state))
 
     sums, more = jax.vmap(one_task)(*tasks)
-    return jax.tree.map(lambda x: jnp.sum(x, 0), sums), more
+    return jax.tree.map(lambda x: weight * jnp.sum(x, 0), sums), more
 
 
 def parts(result) -> tuple[Any, Any, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from negmaml._core.checks import check_finite, shown
 from negmaml._core.numerics import frozen, namespace, outer
 from negmaml._core.pytree import pytree
+from negmaml.rules.field import field_point, is_field
 from negmaml.rules.implicit import proximal_point
 from negmaml.rules.pencil import Pencil, proximal_pencil
 from negmaml.rules.protocol import Rule
@@ -99,4 +100,6 @@ class Proximal(Rule):
 
     def solve(self, loss, start, *, remat: bool = False):
         """The point where grad loss(theta) + strength (theta - start) = 0, by Newton's method."""
+        if is_field(loss, start):
+            return field_point(loss, start, self.strength)[0]
         return proximal_point(loss, start, self.strength)

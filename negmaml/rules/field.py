@@ -1,0 +1,131 @@
+r"""The proximal inner problem where the gradient of the loss is no gradient of a function.
+
+    theta*:   F(theta) = g(theta) + strength (theta - params) = 0,      g = jax.grad(loss)
+
+Derivative rules of a user's own, a reversed gradient for one, make g a field whose derivative J is
+not symmetric. There is then nothing to minimise, and J^T is what a cotangent is solved with:
+
+    (J^T + strength I) u = cotangent of theta*,      -u is the cotangent of F.
+
+J^T is reverse mode through g, by GMRES; forward mode, which such rules often refuse, is not used.
+The search for theta* takes Newton steps with differences in place of J, which leaves the point
+that they end at as it is.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.flatten_util import ravel_pytree
+
+from negmaml._core.symmetry import asymmetry
+
+NEWTON_STEPS, KRYLOV, RESTARTS = 50, 32, 10
+DIRECTION = 1e-4  # tolerance of the direction of a step
+LENGTHS = tuple(0.5**k for k in range(12))  # of a Newton step; the best is taken
+
+
+def is_field(loss: Callable, params) -> bool:
+    """Whether the derivative of jax.grad(loss) need not be symmetric."""
+    return bool(asymmetry(jax.make_jaxpr(loss)(params), len(jax.tree.leaves(params))))
+
+
+def field_point(loss: Callable, params, strength):
+    """(theta*, (whether F is zero there to tolerance, |F|, steps)), differentiable in reverse."""
+    start, unravel = ravel_pytree(params)
+    program = jax.make_jaxpr(jax.grad(lambda flat: loss(unravel(flat))))(start)
+    theta, info = _point(program.jaxpr, program.consts, start, jnp.asarray(strength, start.dtype))
+    return unravel(theta), lax.stop_gradient(info)
+
+
+def _field(program, held, start, strength, theta):
+    """F; `held` is what the loss closes over."""
+    (gradient,) = jaxpr_as_fun(ClosedJaxpr(program, held))(theta)
+    return gradient + strength * (theta - start)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _point(program, held, start, strength):
+    field = partial(_field, program, held, start, strength)
+    rounding = jnp.finfo(start.dtype).eps
+    reach = float(rounding) ** (1 / 3)
+
+    def derivative(theta, v):
+        size = jnp.linalg.norm(v)
+        h = reach * (1 + jnp.linalg.norm(theta)) / jnp.where(size > 0, size, 1)
+        return (field(theta + h * v) - field(theta - h * v)) / (2 * h)
+
+    def unfinished(carry):
+        k, _, error, least, moved = carry
+        return (k < NEWTON_STEPS) & (error > least) & moved
+
+    def step(carry):
+        k, theta, error, least, _ = carry
+        direction = _gmres(partial(derivative, theta), -field(theta), DIRECTION)
+        candidates = theta + jnp.asarray(LENGTHS, theta.dtype)[:, None] * direction
+        errors = jnp.linalg.norm(jax.vmap(field)(candidates), axis=1)
+        best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf))
+        better = errors[best] < error
+        theta = jnp.where(better, candidates[best], theta)
+        return k + 1, theta, jnp.where(better, errors[best], error), least, better
+
+    error = jnp.linalg.norm(field(start))
+    least = float(rounding) ** 0.75 * error
+    first = (0, start, error, least, jnp.asarray(True))
+    steps, theta, error, _, _ = lax.while_loop(unfinished, step, first)
+    return theta, (error <= least, error, steps)
+
+
+def _forward(program, held, start, strength):
+    theta, info = _point(program, held, start, strength)
+    return (theta, info), (held, start, strength, theta)
+
+
+def _backward(program, saved, cotangents):
+    held, start, strength, theta = saved
+    pull = jax.vjp(partial(_field, program, held, start, strength), theta)[1]
+    tolerance = float(jnp.finfo(theta.dtype).eps) ** 0.75
+    u = _gmres(lambda u: pull(u)[0], cotangents[0], tolerance)
+    return jax.vjp(lambda *given: _field(program, *given, theta), held, start, strength)[1](-u)
+
+
+_point.defvjp(_forward, _backward)
+
+
+def _gmres(apply: Callable, right, tolerance: float):
+    """The solution x of apply(x) = right by GMRES with restarts.
+
+    That of JAX transposes `apply`, which a loop with an open end in a derivative rule prevents.
+    """
+    size = min(right.size, KRYLOV)
+    dot = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    least = tolerance * jnp.linalg.norm(right)
+
+    def extend(j, carry):
+        basis, hessenberg = carry
+        new = apply(basis[j])
+        column = jnp.zeros(size + 1, right.dtype)
+        for _ in range(2):  # twice is enough
+            part = dot(basis, new)
+            new, column = new - dot(part, basis), column + part
+        length = jnp.linalg.norm(new)
+        basis = basis.at[j + 1].set(jnp.where(length > 0, new / length, 0))
+        return basis, hessenberg.at[:, j].set(column.at[j + 1].set(length))
+
+    def cycle(carry):
+        k, x, rest = carry
+        length = jnp.linalg.norm(rest)
+        basis = jnp.zeros((size + 1, right.size), right.dtype).at[0].set(rest / length)
+        first = basis, jnp.zeros((size + 1, size), right.dtype)
+        basis, hessenberg = lax.fori_loop(0, size, extend, first)
+        target = jnp.zeros(size + 1, right.dtype).at[0].set(length)
+        x = x + dot(jnp.linalg.lstsq(hessenberg, target)[0], basis[:-1])
+        return k + 1, x, right - apply(x)
+
+    def unfinished(carry):
+        return (carry[0] < RESTARTS) & (jnp.linalg.norm(carry[2]) > least)
+
+    return lax.while_loop(unfinished, cycle, (0, jnp.zeros_like(right), right))[1]
