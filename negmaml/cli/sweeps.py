@@ -11,7 +11,7 @@ import tyro
 from negmaml import sweeps
 from negmaml._core.extras import require
 from negmaml._core.paths import expanded
-from negmaml.cli.output import print_table, say, say_written
+from negmaml.cli.output import check_writable, print_table, say, say_written
 from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
@@ -216,5 +216,5 @@ def _save(figure, store: str, out: Path | None, kind: str) -> int:
         path = expanded("store", store.rpartition("://")[2]) if local else Path(store.rstrip("/"))
         out = path.with_name(f"{path.stem}-{kind}") if local else Path(f"{path.stem}-{kind}")
     out = expanded("--out", out)
-    say_written(figures.save(figure, out.parent, out.name))
+    say_written(figures.save(figure, check_writable(out.parent), out.name))
     return 0

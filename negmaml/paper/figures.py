@@ -122,8 +122,7 @@ def curves(x, lines: dict, labels: tuple[str, str]):
 
 
 def save(figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG and SVG, in a folder that is made if missing; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a figure as PNG and SVG; returns the paths."""
     paths = []
     for suffix, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
         paths.append(folder / f"{stem}.{suffix}")

@@ -41,6 +41,15 @@ def test_the_variable_names_a_folder_or_switches_it_off(tmp_path, monkeypatch):
     assert keep_programs() is None  # JAX has a folder by now
 
 
+def test_the_folder_may_be_one_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NEGMAML_CACHE", "~/programs")
+    assert keep_programs() == tmp_path / "programs"
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.setenv("NEGMAML_CACHE", "~nobody-of-this-name/programs")
+    assert keep_programs() is None
+
+
 def test_a_folder_that_cannot_be_written_is_not_used(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NEGMAML_CACHE", str(tmp_path / "file" / "programs"))

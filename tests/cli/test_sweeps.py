@@ -6,6 +6,7 @@ import xarray as xr
 
 from negmaml.cli import main as cli
 from negmaml.sweeps import summary
+from tests.sweeps.read_only import read_only
 
 SPEC = """
 function = "linear"
@@ -176,3 +177,14 @@ def test_interruption_says_how_to_go_on(folder, capsys, monkeypatch):
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     assert cli.run(["sweep", "spec.toml", "--store", "x.zarr"]) == 0
+
+
+def test_pictures_go_beside_the_store_or_where_they_can_be_written(stored, tmp_path, capsys):
+    link = tmp_path / "link.zarr"
+    link.symlink_to(stored)
+    drawing = ["curves", str(link), "--x", "train_rate", "--by", "m"]
+    assert cli.run(drawing) == 0
+    assert (tmp_path / "link-curves.png").exists()
+    with read_only(tmp_path):
+        assert cli.run(drawing) == 2
+    assert "--out must be a folder that can be written" in capsys.readouterr().err
