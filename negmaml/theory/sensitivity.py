@@ -10,6 +10,7 @@ and by nested transformations of short ones.
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jax.extend.core import Primitive
 from jax.flatten_util import ravel_pytree
 from jax.interpreters import ad, batching, mlir
 
-from negmaml._core import tape
+from negmaml._core import jets, tape
 
 HIGHEST = lax.Precision.HIGHEST
 # Numbers up to which second derivatives are found one by one, a tenth of a second each.
