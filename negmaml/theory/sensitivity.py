@@ -8,6 +8,7 @@ of `negmaml._core.tape`, for long formulas, whose nested transformations take mi
 and by nested transformations of short ones.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -120,22 +121,30 @@ def _last(function: Callable) -> Callable:
 
 
 def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
-    """Gradients of `objective` at a point and along directions, for trees of coefficients."""
-    leaves = [jax.tree.leaves(tree) for tree in coefficients]
-    tree = jax.tree.structure(coefficients[0])
+    """Gradients of `objective` at a point and along directions, for trees of coefficients.
 
-    def run(leaves):
-        stacks = [np.stack(of) for of in zip(*leaves, strict=True)]
+    Numbers travel as bits: the thread of a callback may have another default precision, in which
+    JAX would round them.
+    """
+    flat, tree = ravel_pytree(coefficients)
+    one = jax.tree.structure(coefficients[0])
+    shapes = [x.shape for x in jax.tree.leaves(coefficients[0])]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    count, dtype = len(coefficients), flat.dtype
+
+    def run(bits):
+        values = np.asarray(bits).view(dtype).reshape(count, -1).astype(np.float64)
+        parts = np.split(values, ends[:-1], 1)
+        parts = [x.reshape(count, *shape) for x, shape in zip(parts, shapes, strict=True)]
         with np.errstate(all="ignore"):
-            found = tape.gradient(lambda values: objective(tree.unflatten(values)), stacks)
-        types = [x.dtype for x in leaves[0]]
-        return [
-            [x[i].astype(dtype) for x, dtype in zip(found, types, strict=True)]
-            for i in range(len(leaves))
-        ]
+            found = tape.gradient(lambda parts: objective(one.unflatten(parts)), parts)
+        found = np.concatenate([x.reshape(count, -1) for x in found], 1)
+        return found.astype(dtype).view(np.uint32).reshape(np.shape(bits))
 
-    shapes = [[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in part] for part in leaves]
-    return jax.pure_callback(run, shapes, leaves, vmap_method="sequential")
+    bits = lax.bitcast_convert_type(flat, jnp.uint32)
+    shape = jax.ShapeDtypeStruct(bits.shape, bits.dtype)
+    found = jax.pure_callback(run, shape, bits, vmap_method="sequential")
+    return [jax.tree.leaves(x) for x in tree(lax.bitcast_convert_type(found, dtype))]
 
 
 def followed(objective: Callable) -> Callable:
