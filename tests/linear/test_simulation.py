@@ -159,8 +159,11 @@ class TestSharedRandomness:
         monkeypatch.setattr(evaluation, "TEST_POINTS", 3)
         problem = nm.MixedLinearRegression(p=40, m=8, n_t=5, n_v=3, n_r=5, sigma=0.5, nu=0.7)
         rule = nm.GradientDescent(0.2)
-        result = nm.simulate(KEY, problem, rule, rule, runs=4, evaluation="sampled")
+        options = dict(runs=5, evaluation="sampled")
+        result = nm.simulate(KEY, problem, rule, rule, **options)
         assert (result.test_loss > 0.1).all()
+        still = nm.simulate(KEY, problem, rule, rule, meta_ridge=1e12, **options)  # zero weights
+        assert np.unique(still.test_loss.round(6)).size == 5  # each run has tasks of its own
 
     @pytest.mark.parametrize("name", ["over", "near"])
     def test_order_of_rates_does_not_change_their_losses(self, x64, name):
