@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.settings import own_transfers
 from negmaml.meta import stateful
 from negmaml.meta.batching import as_tasks, mean_over_tasks
 from negmaml.meta.inner import adapt
@@ -51,6 +52,7 @@ class Algorithm(NamedTuple):
     has_aux: bool = False
     method: str | None = None
 
+    @own_transfers
     def __call__(self, rule, params, tasks):
         if isinstance(params, Stateful):
             return self._with_state(rule, params, tasks)
