@@ -22,6 +22,7 @@ SETTINGS = {
 }
 NUMBER = jnp.float32(0.3)
 TASKS = jax.tree.map(jnp.asarray, TASKS)
+ONE = (TASKS.support[0][0], TASKS.support[1][0])
 RULE, ADAPT = nm.GradientDescent(-0.2), nm.GradientDescent(0.1)
 STEPS = nm.GradientDescent(0.1, steps=2)
 RATES = nm.GradientDescent(jnp.linspace(-0.3, 0.3, 3))
@@ -75,10 +76,8 @@ META = {
     "fomaml": lambda: nm.fomaml(tree_loss, STEPS)(PARAMS, TASKS),
     "reptile": lambda: nm.reptile(tree_loss, STEPS)(PARAMS, TASKS),
     "imaml": lambda: nm.imaml(tree_loss, nm.Proximal(5.0))(PARAMS, TASKS),
-    "adapt": lambda: nm.adapt(tree_loss, PARAMS, (TASKS.support[0][0], TASKS.support[1][0]), STEPS),
-    "adapt, proximal": lambda: nm.adapt(
-        square, START, (TASKS.support[0][0], TASKS.support[1][0]), nm.Proximal(1.0)
-    ),
+    "adapt": lambda: nm.adapt(tree_loss, PARAMS, ONE, STEPS),
+    "adapt, proximal": lambda: nm.adapt(square, START, ONE, nm.Proximal(1.0)),
 }
 OTHERS = {
     "simulate": lambda: nm.simulate(key(), isotropic(0.3), RATES, ADAPT, runs=3).test_loss,
