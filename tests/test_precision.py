@@ -17,7 +17,14 @@ ROTATION = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
 MATRIX = (ROTATION * SPECTRUM) @ ROTATION.T
 X, Y = (np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in ((4, 6, 3), (4, 6)))
 TASKS = nm.Tasks((X[:, :4], Y[:, :4]), (X[:, 4:], Y[:, 4:]))
-KEY = jax.random.key(0)
+
+
+def key():
+    """A fresh one, since `debug_key_reuse` follows the objects."""
+    with jax.transfer_guard("allow"):
+        return jax.random.key(0)
+
+
 FEATURES = theory.feature_moments(np.maximum(np.random.default_rng(2).standard_normal((20, 6)), 0))
 
 
@@ -92,26 +99,26 @@ THEORY = {
     ),
 }  # fmt: skip
 LINEAR = {
-    "simulate": lambda x: tuple(nm.simulate(KEY, isotropic(x), descent(x), ADAPT, runs=2)),
+    "simulate": lambda x: tuple(nm.simulate(key(), isotropic(x), descent(x), ADAPT, runs=2)),
     "simulate, coloured": lambda x: tuple(
-        nm.simulate(KEY, coloured(x, input_covariance=MATRIX), descent(x), ADAPT, runs=2)
+        nm.simulate(key(), coloured(x, input_covariance=MATRIX), descent(x), ADAPT, runs=2)
     ),
     "simulate, steps": lambda x: tuple(
-        nm.simulate(KEY, isotropic(x), nm.GradientDescent(x, 3), ADAPT, runs=2)
+        nm.simulate(key(), isotropic(x), nm.GradientDescent(x, 3), ADAPT, runs=2)
     ),
     "simulate, sampled": lambda x: tuple(
-        nm.simulate(KEY, isotropic(x), descent(x), ADAPT, runs=2, evaluation="sampled")
+        nm.simulate(key(), isotropic(x), descent(x), ADAPT, runs=2, evaluation="sampled")
     ),
-    "sample": lambda x: tuple(linear.sample(KEY, coloured(x, input_covariance=MATRIX))),
+    "sample": lambda x: tuple(linear.sample(key(), coloured(x, input_covariance=MATRIX))),
     "sampled_test_loss": lambda x: linear.sampled_test_loss(
-        KEY, isotropic(x), jnp.ones(6) * x, nm.GradientDescent(x, 2)
+        key(), isotropic(x), jnp.ones(6) * x, nm.GradientDescent(x, 2)
     ),
     "minimiser": lambda x: linear.minimiser(X[0] * x, Y[0], jnp.zeros(3), meta_ridge=0.1)[0],
     "meta_system": lambda x: linear.meta_system(
         linear.Data(X[:, :4] * x, Y[:, :4], X[:, 4:], Y[:, 4:]), descent(x)
     ),
     "LinearModel": lambda x: linear.LinearModel()(
-        KEY, **SIZES, sigma=x, nu=1.0, train_rate=-0.2, adapt_rate=0.1
+        key(), **SIZES, sigma=x, nu=1.0, train_rate=-0.2, adapt_rate=0.1
     ),
 }  # fmt: skip
 KERNELS = {

@@ -36,6 +36,26 @@ def own_settings(function: F) -> F:
     return call  # type: ignore[return-value]
 
 
+def own_transfers(function: F) -> F:
+    """The function, free to move its own numbers to a device whatever the caller's transfer guard.
+
+    For functions that run a user's own, whose precision and promotion are the user's choice.
+    """
+
+    @wraps(function)
+    def call(*arguments, **keywords):
+        if not _guarded():
+            return function(*arguments, **keywords)
+        with jax.transfer_guard("allow"):
+            return function(*arguments, **keywords)
+
+    return call  # type: ignore[return-value]
+
+
+def _guarded() -> bool:
+    return any(getattr(jax.config, guard) not in (None, "allow") for guard in GUARDS)
+
+
 def _to_change() -> Iterator[Any]:
     """What has to be set: entering all of them takes longer than a small program."""
     held: Any = jax.config
@@ -45,7 +65,7 @@ def _to_change() -> Iterator[Any]:
         yield jax.numpy_rank_promotion("allow")
     if str(held.jax_numpy_dtype_promotion) != "standard":
         yield jax.numpy_dtype_promotion("standard")
-    if any(getattr(held, guard) not in (None, "allow") for guard in GUARDS):
+    if _guarded():
         yield jax.transfer_guard("allow")
 
 

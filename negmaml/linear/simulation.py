@@ -90,7 +90,8 @@ def simulate(
 
     Arguments:
         key: a JAX key. Run i has a key folded from its index: the first runs of a longer simulation
-            are those of a shorter one.
+            are those of a shorter one. A key of a generator that is not safe under vmap, such as
+            rbg, is hashed into one of threefry.
         train: inner rule of meta-training; its parameter may have any shape.
         adapt: inner rule on test tasks; any shape.
         runs: number of independent runs, static, at least 1.

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.settings import own_transfers
 from negmaml.meta import stateful
 from negmaml.meta.batching import as_tasks, mean_over_tasks
 from negmaml.meta.choice import by_updates, choose, leaf_rates, symmetric
@@ -54,6 +55,7 @@ class Algorithm(NamedTuple):
     has_aux: bool = False
     method: str | None = None
 
+    @own_transfers
     def __call__(self, rule, params, tasks):
         with explained_loops():
             if isinstance(params, Stateful):

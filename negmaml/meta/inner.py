@@ -3,12 +3,14 @@ r"""Adapting a pytree of parameters to the data of one task."""
 from typing import Any
 
 from negmaml._core.checks import check_flag
+from negmaml._core.settings import own_transfers
 from negmaml.meta.leaves import Loss, check_loss, holding, merge, ready, scalar, split, trainable
 from negmaml.meta.misfit import explained_loops
 from negmaml.meta.stateful import Stateful, adapt_with_state
 from negmaml.rules import Rule
 
 
+@own_transfers
 def adapt(
     loss: Loss, params: Any, support: Any, rule: Rule, *, mask: Any = None, remat: bool = False
 ) -> Any:

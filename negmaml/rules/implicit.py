@@ -54,7 +54,7 @@ def proximal_point(
             k, theta, _, first = carry
             value, hessian = jax.linearize(residual, theta)
             direction = solve(hessian, -value)
-            candidates = theta + jnp.asarray(LENGTHS, theta.dtype)[:, None] * direction
+            candidates = theta[None] + jnp.asarray(LENGTHS, theta.dtype)[:, None] * direction[None]
             errors = jnp.linalg.norm(jax.vmap(residual)(candidates), axis=1)
             best = jnp.nanargmin(errors)
             return k + 1, candidates[best], errors[best], first

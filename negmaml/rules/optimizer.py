@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from negmaml._core.checks import check_count
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml.rules.protocol import Rule, check_rule
 
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # what `smooth_at_zero` found
@@ -67,6 +68,7 @@ class InnerOptimizer(Rule):
         return optax.apply_updates(params, updates), state
 
 
+@own_settings
 def _smooth_at_zero(transformation) -> bool:
     if transformation.update in _KNOWN:
         return _KNOWN[transformation.update]
@@ -77,7 +79,7 @@ def _smooth_at_zero(transformation) -> bool:
         return updates
 
     try:
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), jax.debug_nans(False):  # a NaN is the answer
             smooth = bool(jnp.all(jnp.isfinite(jax.jacobian(update)(jnp.array([1.0, 0.0])))))
     except Exception:  # traced numbers, or no such parameters: nothing is known
         return True

@@ -13,6 +13,7 @@ import numpy as np
 
 from negmaml._core.extras import require
 from negmaml._core.identity import check_version
+from negmaml._core.settings import own_transfers
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.claims import check_alone, parse_part
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import xarray
 
 
+@own_transfers
 def sweep(
     function: Callable[..., Mapping[str, Any]],
     grid: Mapping[Any, Any] | Sequence[Mapping[Any, Any]],
@@ -101,7 +103,9 @@ def sweep(
     dtype of JAX here: float32, or float64 with 64 bits enabled.
 
     A store knows its function by the program that JAX traces from it: constants, globals and
-    attributes that it uses are a part of it, names are not.
+    attributes that it uses are a part of it, names are not. So are the settings of JAX that change
+    results: matmul precision, generator, seed offset, x64 and the like. A store without a record of
+    one of them was made with its default. Neither may change while a sweep runs.
 
     Raises ValueError or TypeError for a grid, function or spec that is not right, names that clash
     and values that are one when rounded included; `StoreError` for a store of something else;

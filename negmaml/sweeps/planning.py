@@ -14,6 +14,7 @@ import numpy as np
 
 from negmaml._core.checks import check_count, check_optional
 from negmaml._core.provenance import provenance
+from negmaml._core.settings import own_transfers
 from negmaml._core.version import __version__
 from negmaml.sweeps.functions import Output, Plain, SweepFunction, outputs, roles
 from negmaml.sweeps.grid import Axis, Grid, Region
@@ -154,6 +155,7 @@ class Plan:
         return "\n".join(f"{name:<{width}}{value}" for name, value in rows.items())
 
 
+@own_transfers
 def plan(
     function, grid, seeds, *, root=0, static=None, whole=None, common=(), output_dims=None,
     memory=None, block=None, devices=None,

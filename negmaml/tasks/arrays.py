@@ -17,6 +17,7 @@ from negmaml._core.compilation import concrete
 from negmaml._core.display import Table, displayed, tree_text
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml.meta.batching import Tasks, leading_axis
 
 
@@ -50,6 +51,7 @@ class Grouped:
     n_v: int = static()
     longest: int = static()
 
+    @own_settings
     def __init__(self, data, groups, *, m: int, n_t: int, n_v: int):
         m, n_t, n_v = (check_count(n, v) for n, v in (("m", m), ("n_t", n_t), ("n_v", n_v)))
         _set(self, *_sort(data, groups, "groups", n_t + n_v, "n_t + n_v"), m=m, n_t=n_t, n_v=n_v)
@@ -60,6 +62,7 @@ class Grouped:
         sizes = f"m={self.m}, n_t={self.n_t}, n_v={self.n_v}"
         return _summary("Grouped", self, "groups", sizes)
 
+    @own_settings
     def __call__(self, key) -> Tasks:
         key = check_key("key", key)
         for_groups, for_rows = jax.random.split(key)
@@ -102,6 +105,7 @@ class Episodes:
     queries: int = static()
     longest: int = static()
 
+    @own_settings
     def __init__(self, images, labels, *, ways: int, shots: int, queries: int, m: int):
         sizes = {"ways": ways, "shots": shots, "queries": queries, "m": m}
         sizes = {name: check_count(name, value) for name, value in sizes.items()}
@@ -118,6 +122,7 @@ class Episodes:
         sizes = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         return _summary("Episodes", self, "classes", sizes)
 
+    @own_settings
     def __call__(self, key) -> Tasks:
         key = check_key("key", key)
         return jax.vmap(self._episode)(jax.random.split(key, self.m))

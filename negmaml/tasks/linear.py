@@ -8,6 +8,7 @@ import numpy as np
 from negmaml._core.display import Table, displayed, shape_text
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree
+from negmaml._core.settings import own_settings
 from negmaml.linear.data import sample
 from negmaml.meta.batching import Tasks
 from negmaml.problem import MixedLinearRegression
@@ -36,6 +37,7 @@ class Linear:
         rows = [(name, str(v) if np.ndim(v) == 0 else shape_text(v)) for name, v in fields]
         return Table("Linear, a distribution of tasks", rows)
 
+    @own_settings
     def __call__(self, key) -> Tasks:
         key = check_key("key", key)
         data = sample(key, self.problem)

@@ -10,6 +10,7 @@ import numpy as np
 from negmaml._core.checks import check_count, check_nonnegative
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml.meta.batching import Tasks
 
 
@@ -37,6 +38,7 @@ class Quadratic:
         for name in ("sigma", "nu"):
             check_nonnegative(name, getattr(self, name), "a standard deviation")
 
+    @own_settings
     def __call__(self, key) -> Tasks:
         key = check_key("key", key)
         p, m, n = self.p, self.m, self.n_t + self.n_v

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from negmaml._core.checks import check_count
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
 from negmaml.meta.batching import Tasks
 
 
@@ -32,6 +33,7 @@ class Sinusoid:
         for name in ("m", "n_t", "n_v"):
             object.__setattr__(self, name, check_count(name, getattr(self, name)))
 
+    @own_settings
     def __call__(self, key) -> Tasks:
         key = check_key("key", key)
         for_amplitude, for_phase, for_x = jax.random.split(key, 3)

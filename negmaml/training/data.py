@@ -92,7 +92,7 @@ def check_sampler(name: str, sample: Partial, key) -> None:
         warnings.warn(
             f"{name} does not use its key, so every step has the same tasks; if that is meant, "
             f"pass the tasks themselves as {name}, else draw them with jax.random and the key",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

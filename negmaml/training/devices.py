@@ -12,9 +12,11 @@ from jax.sharding import Mesh, PartitionSpec
 from negmaml._core.checks import check_callable, check_count, check_optional
 from negmaml._core.keys import mixed_draws, with_counter_based_keys
 from negmaml._core.pytree import as_pytree
+from negmaml._core.settings import own_transfers
 from negmaml.meta.batching import leading_axis
 
 
+@own_transfers
 def map_over_devices(function: Callable, items, *, batch_size: int | None = None):
     """`function` of every item, spread over all local devices: jax.lax.map that uses them all.
 

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from negmaml._core.checks import check_count, check_flag, check_optional
 from negmaml._core.display import Table, displayed, shape_text
 from negmaml._core.keys import check_key
+from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.leaves import (
@@ -70,6 +71,7 @@ class Evaluation(NamedTuple):
         return Table(title, [(str(k), text) for k, text in enumerate(texts)], ("steps", "value"))
 
 
+@own_transfers
 def evaluate(
     key: PRNGKeyArray,
     params: Any,

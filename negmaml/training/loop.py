@@ -23,6 +23,7 @@ from jax.tree_util import Partial
 from negmaml._core.checks import check_callable, check_count, shown
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import as_pytree
+from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.leaves import trainable
 from negmaml.meta.stateful import Stateful
@@ -34,6 +35,7 @@ from negmaml.training.sharding import spread_over
 from negmaml.training.state import Fit, Point, Run, State, advance, begin, start, whole
 
 
+@own_transfers
 def fit(
     key: PRNGKeyArray,
     params: Any,
@@ -311,5 +313,5 @@ def _announce(result: Fit) -> None:
         "smaller learning rate or inner rate, or optax.clip_by_global_norm before the optimizer; "
         "look for a square root, logarithm or division at zero in the loss",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
