@@ -235,10 +235,12 @@ def resummed(system: System, ridged: bool) -> Prediction:
     at = located(system, ridged)
     limit, first, fade, converged = expand_about(system, *at)
     ridge_felt = system.ridge > 0
-    own, exact = largest_directions(system, *at)
-    rest = first[:-1] - own
-    means = continued(limit[:-1], rest, pole_of(system, limit[0], rest[0], fade)) + exact
-    error = continued(limit[-1], first[-1], pole_of(system, limit[-1], first[-1], fade))
+    alone, exact = largest_directions(system, *at)
+    rest = first[:-1] - alone
+    pole = pole_of(system, limit[0], rest[0], fade)
+    means = continued(limit[:-1], rest, pole) + exact
+    own = pole_of(system, limit[-1], first[-1], fade)
+    error = continued(limit[-1], first[-1], jnp.where(own > 0, jnp.minimum(own, pole), own))
     rows, rank = system.m * system.n_v, jnp.sum(system.count)
     unbounded = (rows == rank) & ~ridge_felt
     # A single task whose filter vanishes within the spectrum: the equations have no regular root.
