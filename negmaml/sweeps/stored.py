@@ -18,7 +18,7 @@ from negmaml.sweeps.files import StoreError, files_of
 from negmaml.sweeps.functions import group_text, programs
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.lock import Lock
-from negmaml.sweeps.lost import mend
+from negmaml.sweeps.lost import found_in, mend
 from negmaml.sweeps.manifest import (
     Box,
     Manifest,
@@ -261,16 +261,16 @@ def _check_outputs(work: Work, url: str, stored: Manifest, asked: Manifest) -> N
 
 def finished(work: Work, url: str, how: How):
     """The dataset of a store that has all that is asked for, writing nothing; None for others."""
-    store = None if stores.read_root(url, files_of(url)) is None else stores.open_store(url)
-    if store is None:
+    described = stores.held_at(url, files_of(url))
+    if described is None:
         return None
-    held, asked = store.manifest, work.manifest()
+    held, asked = described.manifest, work.manifest()
     wrong, more = differences(held, asked)
     if wrong or more or other_programs(held, Programs(work, how.version)(work.grid.groups())):
         return None
     _check_outputs(work, url, held, asked)
-    wanted = cells_of(held.grid, work.grid)
-    if (store.done()[wanted] <= last_part(store, work.grid)).any():
+    wanted, store = cells_of(held.grid, work.grid), stores.Store(url, described)
+    if (found_in(url, described, check=True).done[wanted] <= last_part(store, work.grid)).any():
         return None
     return labelled(store, work.grid, wanted)
 

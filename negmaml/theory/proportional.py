@@ -12,11 +12,16 @@ relative order 1/p after it (`negmaml.theory.hessian`). negmaml/theory/proportio
 **Resummation.** That mean suggests how the series goes on: with x the 1/p term over the leading
 one, 1/(1 - x) is exact there. A ridge takes the pole away, hence 1 + x/(1 - x s), where
 s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the ridge governs.
+The pole belongs to the threshold p = n_v m, and so it is the same for the task error: limit + first
+order/(1 - x s), with the x of the distance, and x s at most 1/|p - n_v m|. With a pole of its own a
+filter that varies much within the spectrum, whose first order is large far from the threshold,
+would have one there. What such filters need beyond it is in `negmaml.theory.eigenvalues`.
 """
 
 from typing import Any, NamedTuple
 
 from negmaml._core.numerics import frozen, namespace
+from negmaml.theory.eigenvalues import log_growth
 from negmaml.theory.hessian import first_order
 from negmaml.theory.logarithms import squared_unit
 from negmaml.theory.saddle import TrainingSet
@@ -40,10 +45,10 @@ class Moments(NamedTuple):
     growth: Any
 
 
-def moments(found: Solved, with_error: bool = True) -> Moments:
+def moments(found: Solved, with_error: bool = True, bend=0.0) -> Moments:
     """The theory's means, with finite-size corrections; infinite where they do not exist.
 
-    The task error is left out, None, unless wanted.
+    The task error is left out, None, unless wanted. bend: as in `eigenvalues.log_growth`.
     """
     tasks, root, seen, point = found
     limit, task_error, balance = leading(seen, point)
@@ -58,9 +63,13 @@ def moments(found: Solved, with_error: bool = True) -> Moments:
     distance = _grown(limit, growth)
     if not with_error:
         return Moments(distance, None, limit, pole, growth)
-    error_growth, _ = _resummed(task_error, task_error_1, balance**2, ridge)
-    task_error = squared_unit(task_error, seen.log_amplitude + root.log_kappa / 2)
-    task_error = _grown(task_error, where(at_threshold, inf, error_growth))
+    x, minimum = _ratio(task_error_1, task_error), namespace(limit).minimum
+    nearest = 1 / namespace(limit).maximum(abs(tasks.p - tasks.n_v * tasks.m), 1.0)
+    error_pole = where(x > 0, minimum(pole, nearest), x)
+    error_growth = where(at_threshold, inf, _continued(x, error_pole))
+    log_unit = seen.log_amplitude + root.log_kappa / 2
+    log_unit = log_unit + log_growth(seen, point, task_error, bend) / 2
+    task_error = _grown(squared_unit(task_error, log_unit), error_growth)
     return Moments(distance, task_error, limit, pole, growth)
 
 
@@ -87,15 +96,27 @@ def leading(tasks: Seen, at: Point):
 def _resummed(leading, first, fade, ridged):
     """1 + x/(1 - x s) and x s, with x = first/leading and s = `fade`."""
     xp = namespace(leading)
+    x = _ratio(first, leading)
+    pole = xp.where(x > 0, x * fade, x)
+    pole = xp.where(ridged, xp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+    return _continued(x, pole), pole
+
+
+def _ratio(first, leading):
+    """first/leading, zero where there is nothing."""
+    xp = namespace(leading)
     # In units of the leading term: its square may be no number.
     none = leading == 0
     unit = frozen(xp.where(none, 1.0, leading))
-    x = xp.where(none, 0.0, (first / unit) / xp.where(none, 1.0, leading / unit))
-    pole = xp.where(x > 0, x * fade, x)
-    pole = xp.where(ridged, xp.minimum(pole, LARGEST_RIDGED_POLE), pole)
+    return xp.where(none, 0.0, (first / unit) / xp.where(none, 1.0, leading / unit))
+
+
+def _continued(x, pole):
+    """1 + x/(1 - pole), infinite from the pole on."""
+    xp = namespace(x)
     beyond = pole >= 1
     factor = 1 + x / (1 - xp.where(beyond, 0.0, pole))
-    return xp.where(beyond, float("inf"), factor), pole
+    return xp.where(beyond, float("inf"), factor)
 
 
 def _grown(value, growth):

@@ -240,8 +240,11 @@ def resummed(system: System, ridged: bool) -> Prediction:
     ridge_felt = system.ridge > 0
     own, exact = largest_directions(system, *at)
     rest = first[:-1] - own
-    means = continued(limit[:-1], rest, pole_of(system, limit[0], rest[0], fade)) + exact
-    error = continued(limit[-1], first[-1], pole_of(system, limit[-1], first[-1], fade))
+    pole = pole_of(system, limit[0], rest[0], fade)
+    means = continued(limit[:-1], rest, pole) + exact
+    of_error = pole_of(system, limit[-1], first[-1], fade)
+    nearest = xp.where(of_error > 0, xp.minimum(of_error, pole), of_error)
+    error = continued(limit[-1], first[-1], nearest)
     rows, rank = system.m * system.n_v, xp.sum(system.count)
     unbounded = (rows == rank) & ~ridge_felt
     # A single task whose filter vanishes within the spectrum: the equations have no regular root.

@@ -38,6 +38,8 @@ from negmaml.theory.structured_equations import (
 ITERATIONS = 300
 # Iterations of the map alone before Newton's method after a failure; when one is looked for.
 PATIENT, RESTART = 60, 60
+# Of A, by which the search starts beside it.
+OFF_START = 1 / 64
 # Of Newton's step, below which an iteration of the map is taken in its place.
 LEAST_SHARE = 0.1
 
@@ -194,9 +196,12 @@ def _scale(T, g, symmetric):
 
 
 def _search(system: System, ridged: bool):
-    """(root, error), from the pencil of S = Sigma, T = A."""
+    """(root, error), from the pencil near that of S = Sigma, T = A.
+
+    Not quite there: b may vanish at an eigenvalue of Sigma, and all equations with it.
+    """
     xp = namespace(system.s)
-    A = system.pencil.coupled()
+    A = (1 - OFF_START) * system.pencil.coupled()
     symmetric, _ = bases(A.shape[0], A.dtype)
     if system.pencil.unsplit:
         A = A + np.diag(np.arange(A.shape[0]) == A.shape[0] - 1).astype(A.dtype)

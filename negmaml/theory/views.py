@@ -27,11 +27,13 @@ class View(NamedTuple):
     tasks: the filters on the spectrum, and the numbers of the setting.
     adapted: whether means over adapted weights exist.
     endless: whether a filter vanishes within the spectrum of a task that is alone, without ridge.
+    bend: of the task error, as in `negmaml.theory.eigenvalues`.
     """
 
     tasks: TrainingSet
     adapted: Any
     endless: Any
+    bend: Any
 
 
 def view(setting: Setting, rule: Rule) -> View:
@@ -43,12 +45,14 @@ def view(setting: Setting, rule: Rule) -> View:
     if xp is not np or alone.any():
         crossing = xp.asarray(rule.crossing(nodes))
         endless = alone & (crossing.min(-1) < 0) & (crossing.max(-1) > 0)
-    return View(training_set(setting, rule), means_exist(rule, nodes, setting.n_t), endless)
+    bend = 1 / (2 * rule.degree) if rule.degree else 0.0
+    exist = means_exist(rule, nodes, setting.n_t)
+    return View(training_set(setting, rule), exist, endless, bend)
 
 
 def moments_of(seen: View, found: Solved, with_error: bool = False) -> Moments:
     """`proportional.moments`, infinite also where the `View` says so."""
-    values = moments(found, with_error)
+    values = moments(found, with_error, seen.bend)
     where, inf = namespace(values.limit).where, float("inf")
 
     def grown(value):
@@ -56,7 +60,8 @@ def moments_of(seen: View, found: Solved, with_error: bool = False) -> Moments:
 
     error = values.task_error
     if with_error:
-        error = grown(where(seen.adapted | (error == 0), error, inf))
+        # Where b(S) has an inverse in nearly every run, b(S) omega* does not depend on b.
+        error = where(seen.adapted | (error == 0), error, inf)
     return values._replace(
         distance=grown(values.distance), task_error=error, growth=grown(values.growth)
     )

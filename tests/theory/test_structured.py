@@ -372,3 +372,11 @@ def test_slopes_in_a_vmap():
     loss, rates = structured_loss(1), jnp.linspace(-0.5, 0.5, 70)
     slopes = jax.jit(jax.vmap(jax.grad(loss), (0, None)))(rates, 0.5)
     np.testing.assert_allclose(slopes[60], jax.grad(loss)(rates[60], 0.5), rtol=1e-3)
+
+
+@pytest.mark.parametrize("steps", (1, 2))
+def test_a_rate_whose_filter_vanishes_at_every_eigenvalue_has_a_root(steps, x64):
+    sizes = dict(p=32, m=3, n_t=14, n_v=5, n_r=10, sigma=0.5, nu=1.0)
+    problem = nm.MixedLinearRegression(**sizes, input_covariance=np.ones(32))
+    at, near = (nm.theory.distance(problem, nm.GradientDescent(r, steps)) for r in (1.0, 0.99))
+    assert float(at) == pytest.approx(float(near), rel=0.01)
