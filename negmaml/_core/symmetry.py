@@ -6,8 +6,8 @@ where the operation itself is differentiated by A. JAX's own operations satisfy 
 `stop_gradient` (A = 0 in every order). These need not:
 
 - `jax.custom_vjp`: its backward rule says A, while its forward rule is differentiated as it stands;
-- `jax.custom_jvp`, unless its rule is JAX's or optax's own, or acts on each entry of one array
-  alone and returns the function itself: entry by entry dA is diagonal whatever the rule says;
+- `jax.custom_jvp`, unless its rule is JAX's or optax's own, or acts on one array entry by
+  entry and returns the function itself: dA is diagonal then, whatever the rule says;
 - a linear solve that iterates, which is not quite the inverse, `jax.custom_batching.custom_vmap`,
   `linear_call` and operations that are not JAX's.
 """
@@ -34,19 +34,24 @@ ENTRYWISE = {
     "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square",
     "stop_gradient", "sub", "tan", "tanh", "xor",
 }  # fmt: skip
-UNSOUND = ("custom_derivatives.py", "solves.py")  # files of JAX with rules of what users hand in
+# Folders of rules that are derivatives. Elsewhere JAX hands on rules of the user.
+TRUSTED = {"jax": ("_src/nn", "_src/numpy", "_src/scipy", "_src/third_party/scipy", "_src/lax"),
+           "optax": ("losses", "projections")}  # fmt: skip
 
 _own_primitives: set[Primitive] = set()
 
 
 def asymmetry(program: ClosedJaxpr, count: int) -> str:
-    """What may make d grad/d of the first `count` inputs asymmetric, in words; "" if nothing."""
+    """Return the operation that may make the second derivative asymmetric, in words, or "".
+
+    The derivative is in the first `count` inputs of the program.
+    """
     others = len(program.jaxpr.invars) - count
     return _look(program.jaxpr, [True] * count + [False] * others)[0]
 
 
 def _look(jaxpr: Jaxpr, moving: list[bool]) -> tuple[str, list[bool]]:
-    """(what was found, which outputs depend on the inputs that move)."""
+    """(the operation that was found or "", which outputs depend on the inputs that move)."""
     marked = {variable for variable, moves in zip(jaxpr.invars, moving, strict=True) if moves}
 
     def moves(atom) -> bool:
@@ -60,7 +65,7 @@ def _look(jaxpr: Jaxpr, moving: list[bool]) -> tuple[str, list[bool]]:
             return found, []
         outputs = [True] * len(equation.outvars)
         for inner in _programs(equation):
-            direct = equation.primitive.name in CALLS
+            direct = equation.primitive.name in CALLS and len(inner.invars) == len(flags)
             found, own = _look(inner, flags if direct else [True] * len(inner.invars))
             if found:
                 return found, []
@@ -84,7 +89,7 @@ def _programs(equation) -> Iterator[Jaxpr]:
 def _within(parameters) -> Iterator[Jaxpr]:
     """Every program in the parameters of an equation."""
     if isinstance(parameters, ClosedJaxpr | Jaxpr):
-        yield getattr(parameters, "jaxpr", parameters)
+        yield parameters.jaxpr if isinstance(parameters, ClosedJaxpr) else parameters
     elif isinstance(parameters, dict):
         yield from _within(list(parameters.values()))
     elif isinstance(parameters, list | tuple):
@@ -117,14 +122,14 @@ def _trusted(equation) -> bool:
     info = getattr(equation.params.get("jvp_jaxpr_fun"), "debug_info", None)
     source = getattr(info, "func_src_info", None) or ""
     path = Path(source.partition(" at ")[2].rpartition(":")[0])
-    folders = [Path(jax.__file__).parent]
-    if optax := sys.modules.get("optax"):
-        folders += [Path(str(optax.__file__)).parent / part for part in ("losses", "projections")]
-    return path.name not in UNSOUND and any(folder in path.parents for folder in folders)
+    return any(
+        path.parent == Path(str(sys.modules[library].__file__)).parent / folder
+        for library, folders in TRUSTED.items() if library in sys.modules for folder in folders
+    )  # fmt: skip
 
 
 def _entrywise(equation, flags: list[bool]) -> bool:
-    """Whether a custom_jvp acts on each entry of one array alone, and its rule as well."""
+    """Whether a custom_jvp acts on one array entry by entry, and its rule as well."""
     if sum(flags) != 1:
         return False
     place = flags.index(True)

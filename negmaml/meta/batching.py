@@ -85,8 +85,8 @@ def mean_over_tasks(block: Callable, tasks: Tasks, batch_size: int | None):
     """The mean over tasks, computed `batch_size` tasks at a time.
 
     block(tasks, weight) -> (sums over tasks, aux). The weight, one over the number of all tasks, is
-    a factor of each loss before it is differentiated: a backward rule that is not linear, such as
-    one that clips, then meets what it meets in the gradient of the mean.
+    a factor of each loss before it is differentiated. A backward rule that is not linear, such as
+    one that clips, then meets the cotangents of the gradient of the mean.
     """
     try:
         return _mean(block, tasks, batch_size)

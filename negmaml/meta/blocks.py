@@ -1,4 +1,4 @@
-r"""What the algorithms compute for a block of tasks: weighted sums, and aux stacked over tasks.
+r"""The algorithms on a block of tasks: weighted sums, and aux stacked over tasks.
 
 A block is a function (algorithm, rule, params, tasks, weight) -> ((value, gradient, ...), aux) of
 sums over tasks times the weight, one over the number of all tasks. The inner
@@ -215,9 +215,10 @@ def learned(algorithm: Algorithm, rule, meta, tasks, weight):
         raise TypeError(f"params must be LearnedRates(params, rate), got {type(meta).__name__}")
     meta = LearnedRates(check_params(meta.params), check_params(meta.rate))
     own = GradientDescent(meta.rate, rule.steps)
+    rates = jax.tree.structure(meta.rate)
     if symmetric(algorithm, meta.params, tasks):
         (value, gradient, of_rule), aux = _mixed(algorithm, own, meta.params, tasks, weight)
-        return (value, LearnedRates(gradient, of_rule.rate)), aux
+        return (value, LearnedRates(gradient, jax.tree.unflatten(rates, of_rule))), aux
 
     def loss(meta):
         own = GradientDescent(meta.rate, rule.steps)
@@ -249,7 +250,7 @@ def _at_query(algorithm: Algorithm, theta, query, weight):
 
 
 def _mixed(algorithm: Algorithm, rule, params, tasks, weight):
-    """Sums of value, gradient in the parameters and in the rule, by the backward recursion."""
+    """Sums of value and gradients, in the parameters and in the rule, by `backwards`."""
     rule, params = ready(rule, params)
     moving, frozen = split(params, algorithm.mask)
     inner = jax.grad(algorithm.inner)

@@ -55,7 +55,7 @@ def wide_weights(loss: Callable, params, data, moving: list[bool], steps: int) -
 
 def wide_inputs(jaxpr: Jaxpr, moving: list[bool], steps: int) -> frozenset[int]:
     """The same for a traced loss, whose first inputs are the leaves."""
-    variables = jaxpr.invars[: len(moving)]
+    variables: list[Any] = jaxpr.invars[: len(moving)]
     marks = {
         variable: _Weight(i)
         for i, variable in enumerate(variables)

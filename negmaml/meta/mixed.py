@@ -29,12 +29,12 @@ def backwards(rule: Rule, gradient, frozen, visited, slope, mask):
         visited: (parameters, state) that each step started from.
         slope: the gradient at the adapted parameters, of all parameters.
 
-    Returns the gradient in the parameters and in the rule. With the update
-    (theta', s') = u(rule, g, s, theta), g = gradient(theta), a step maps the cotangents of
-    (theta', s') to those of its arguments by the transpose of u, and that of g to theta by the
-    Hessian, which has to be symmetric, so one forward derivative of `gradient` serves. Frozen
-    parameters enter through g alone. Numbers of the rule that differ from step to step get their
-    cotangents step by step; those of all steps add them up.
+    Returns the gradient in the parameters, and a list of those in the floating point leaves of the
+    rule. An update is (theta', s') = u(rule, g, s, theta) with g = gradient(theta). A step maps the
+    cotangents of (theta', s') to those of its arguments by the transpose of u. That of g goes to
+    theta by the Hessian, which has to be symmetric, so one forward derivative of `gradient` serves.
+    Frozen parameters enter through g only. Numbers of the rule that differ from step to step get
+    their cotangents step by step; those of all steps add them up.
     """
     still = jax.tree.map(jnp.zeros_like, frozen)
     numbers, rule_of = _floats(rule)
@@ -83,7 +83,7 @@ def backwards(rule: Rule, gradient, frozen, visited, slope, mask):
         return tuple(_floats(part)[0] for part in separate(rule_of(numbers)))
 
     (of_rule,) = jax.vjp(parts, numbers)[1]((of_own, of_fixed))
-    return merge(of_theta, of_frozen), rule_of(of_rule)
+    return merge(of_theta, of_frozen), of_rule
 
 
 def _floats(tree):

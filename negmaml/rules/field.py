@@ -89,7 +89,11 @@ def _backward(program, saved, cotangents):
     pull = jax.vjp(partial(_field, program, held, start, strength), theta)[1]
     tolerance = float(jnp.finfo(theta.dtype).eps) ** 0.75
     u = _gmres(lambda u: pull(u)[0], cotangents[0], tolerance)
-    return jax.vjp(lambda *given: _field(program, *given, theta), held, start, strength)[1](-u)
+
+    def of_given(held, start, strength):
+        return _field(program, held, start, strength, theta)
+
+    return jax.vjp(of_given, held, start, strength)[1](-u)
 
 
 _point.defvjp(_forward, _backward)

@@ -1,5 +1,7 @@
 """Which functions have a gradient whose derivative is symmetric, whatever they are wrapped in."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ X = jnp.linspace(0.1, 0.9, 6)
 
 
 def found(function, x=X):
-    """What may break the symmetry of x -> sum function(x)^2."""
+    """Return the operation that may break the symmetry of x -> sum function(x)^2."""
     program = jax.make_jaxpr(lambda x: jnp.sum(jnp.asarray(function(x)) ** 2))(x)
     return asymmetry(program, len(jax.tree.leaves(x)))
 
@@ -112,6 +114,7 @@ RULED = {
     "a value that is not the function": (
         with_jvp(identity, lambda f, x, t: (x[0], -t[0])), "jax.custom_jvp",
     ),
+    "a rule that JAX makes of another function": (lambda x: as_sigmoid(x), "jax.custom_jvp"),
     "a rule across entries": (
         with_jvp(identity, lambda f, x, t: (f(*x), jnp.cumsum(t[0]))), "jax.custom_jvp",
     ),
@@ -135,6 +138,8 @@ RULED = {
     "an operation of a user": (user_primitive, "the operation double_of_a_user, which is not JAX"),
 }  # fmt: skip
 
+as_sigmoid = jax.custom_jvp(lambda x: jnp.where(x > 0.5, 1.0, 0.0))
+as_sigmoid.defjvp(partial(jax.jvp, jax.nn.sigmoid))
 batched = jax.custom_batching.custom_vmap(lambda x: jnp.sin(x))
 batched.def_vmap(lambda size, of_batch, x: (jnp.sin(x), True))
 

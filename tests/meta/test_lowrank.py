@@ -1,5 +1,7 @@
 """Factored weights: which are chosen, in whose models, and that nothing else changes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,6 +140,37 @@ def test_every_step_of_a_schedule_has_its_own_rate(rate, x64):
         jax.jit(nm.maml_value_and_grad(plain, rule, method=method))(params, tasks)
         for method in ("low-rank", "reverse")
     )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), factored, dense
+    )
+
+
+@jax.custom_vjp
+def signed(x):
+    return x
+
+
+signed.defvjp(lambda x: (signed(x), None), lambda _, g: (jnp.sign(g),))
+
+
+def ruled(p, data):
+    """A backward rule that is not linear, between products with a wide weight and its input."""
+    return error(
+        signed(jnp.tanh(jnp.tanh(data[0] @ p["in"]) @ p["w"] + p["b"])) @ p["out"], data[1]
+    )
+
+
+def test_derivative_rules_of_a_user_are_those_of_dense_weights(x64):
+    assert chosen(ruled) == {"w"}
+    params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
+    mask = {"in": True, "w": True, "b": False, "out": True}
+
+    @jax.jit
+    def by_method(params):
+        make = partial(nm.maml_value_and_grad, ruled, nm.GradientDescent(-0.3, 2), mask=mask)
+        return [make(method=method)(params, tasks) for method in (None, "reverse")]
+
+    factored, dense = by_method(params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), factored, dense
     )

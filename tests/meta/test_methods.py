@@ -288,7 +288,7 @@ INNER_RULES = {
 @pytest.mark.parametrize("function", ("relu", "reversal"))
 @pytest.mark.parametrize("name", mostly_slow(INNER_RULES, 0))
 def test_other_inner_rules_have_the_gradients_of_their_updates(name, function, x64):
-    """Second order, of what adapts in part too, and first order."""
+    """Second order, with frozen leaves too, and first order."""
     loss, rule = loss_with(FUNCTIONS[function][0]), INNER_RULES[name]
     mask = None if name == "preconditioned" else HEAD  # P of frozen leaves must not be there
 
