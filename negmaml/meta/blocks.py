@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml.meta import stateful
+from negmaml._core.convergence import warn_unless
+from negmaml.meta import implicit, stateful
 from negmaml.meta.batching import as_tasks, mean_over_tasks
 from negmaml.meta.inner import adapt
 from negmaml.meta.leaves import (
@@ -30,7 +31,7 @@ from negmaml.meta.leaves import (
 from negmaml.meta.lowrank import Plan, factored_loss, wide_weights
 from negmaml.meta.mixed import backwards
 from negmaml.meta.stateful import Stateful
-from negmaml.rules import GradientDescent, Schedule, run
+from negmaml.rules import UNSOLVED, GradientDescent, Schedule, run
 
 
 class LearnedRates(NamedTuple):
@@ -52,14 +53,23 @@ class Algorithm(NamedTuple):
     method: str | None = None
 
     def __call__(self, rule, params, tasks):
+        result, converged = self.with_convergence(rule, params, tasks)
+        warn_unless(converged, UNSOLVED)
+        return result
+
+    def with_convergence(self, rule, params, tasks):
+        """(result, whether each task converged); True for a rule that takes steps."""
         if isinstance(params, Stateful):
-            return self._with_state(rule, params, tasks)
+            return self._with_state(rule, params, tasks), True
         floats, rest = trainable(params)
-        block = partial(self.block, self._holding(rest), rule, floats)
+        solves = {objective: implicit.objective, exact: implicit.exact,
+                  first_order: implicit.first_order} if rule.implicit else {}  # fmt: skip
+        block = partial(solves.get(self.block, self.block), self._holding(rest), rule, floats)
         sums, aux = mean_over_tasks(block, as_tasks(tasks), self.batch_size)
+        aux, converged = aux if solves else (aux, True)
         value, *gradient = sums
         value = (value, aux) if self.has_aux else value
-        return (value, *gradient) if gradient else value
+        return ((value, *gradient) if gradient else value), converged
 
     def _with_state(self, rule, params: Stateful, tasks):
         """The same for a loss that hands a state on; its new value comes with the gradient."""
@@ -117,6 +127,14 @@ class Algorithm(NamedTuple):
         return treedef.unflatten(flags)
 
 
+def reporting(value_and_grad: Callable) -> Callable:
+    """(params, tasks) -> (result, whether each task converged), True where that is not known."""
+    function = getattr(value_and_grad, "func", None)
+    if isinstance(function, Algorithm):  # as the algorithms return it
+        return partial(function.with_convergence, *value_and_grad.args)
+    return lambda params, tasks: (value_and_grad(params, tasks), True)
+
+
 def objective(algorithm: Algorithm, rule, params, tasks, remat: bool = False):
     """The sum of the query losses after adapting."""
 
@@ -132,12 +150,6 @@ def exact(algorithm: Algorithm, rule, params, tasks):
     """The second-order gradient, by the method asked for or the best that applies."""
     rule, params = ready(rule, params)
     method = algorithm.method
-    if rule.implicit:
-        if method not in (None, "reverse"):
-            raise ValueError(
-                f"method must be 'reverse' or None for {type(rule).__name__}, got {method!r}"
-            )
-        method = "reverse"
     if method in (None, "low-rank"):
         wide = _wide(algorithm, rule, params, tasks)
         dense = "reverse" if rule.steps == 1 else "mixed"
