@@ -59,9 +59,7 @@ def first_order(algorithm, rule, params, tasks):
 
 
 def _adapted(algorithm, rule, params, support):
-    return adapt(
-        algorithm.inner, params, support, rule, mask=algorithm.mask, return_info=True
-    )
+    return adapt(algorithm.inner, params, support, rule, mask=algorithm.mask, return_info=True)
 
 
 def _at_query(algorithm, theta, query):

@@ -22,8 +22,8 @@ from jax.flatten_util import ravel_pytree
 
 from negmaml._core.convergence import warn_unless
 from negmaml.rules.krylov import dot, minres, norm
-from negmaml.rules.solution import SolveInfo, Solution
-from negmaml.rules.trust_region import ROUNDING, Found, Problem, stationary_point
+from negmaml.rules.solution import Solution, SolveInfo
+from negmaml.rules.trust_region import FORCING, ROUNDING, Found, Problem, stationary_point
 
 DENSE = 64  # parameters up to which the Hessian is formed, by one batched pass
 FARTHEST = 1e3  # radius of the first trust region, in units of 1 + |params|
@@ -141,7 +141,7 @@ def _solve(flat: _Flat) -> Found:
         def linearize(theta):
             return _linearize(lambda theta: sign * flat.residual(theta), theta)
 
-        problem = Problem(evaluate, linearize, ~negative | (number > 0), scale, radius)
+        problem = Problem(evaluate, linearize, ~negative | (number > 0), scale, radius, forcing)
         limit = jnp.where(found.converged, 0, settings.max_steps)
         own = stationary_point(
             problem, start, limit, inner_steps=20 * settings.max_steps,
@@ -157,6 +157,7 @@ def _solve(flat: _Flat) -> Found:
     farthest = FARTHEST * (1 + norm(start))
     radius = jnp.maximum(jnp.sqrt(2 * jnp.abs(value) / size), norm(gradient) / size)
     radius = jnp.where(negative, farthest, jnp.minimum(radius, farthest))
+    forcing = 0.0 if start.size <= DENSE else FORCING  # products with a matrix cost little
     nothing = Found(start, jnp.asarray(False), jnp.full_like(radius, jnp.inf), 0)
     return lax.fori_loop(0, jnp.where(negative, 2, 1), attempt, nothing)
 

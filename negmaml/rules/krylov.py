@@ -52,7 +52,7 @@ def truncated_cg(apply: Callable, g, radius, tolerance, max_steps) -> ModelStep:
     zero = jnp.zeros_like(g)
 
     def unfinished(carry):
-        k, _, r, _, rr, outside, _ = carry
+        k, _, _, _, rr, outside, _ = carry
         return (k < max_steps) & ~outside & (rr > tolerance**2)
 
     def step(carry):
@@ -89,8 +89,8 @@ class LinearSolution(NamedTuple):
 def minres(apply: Callable, transposed: Callable, b, tolerance, rounding, max_steps):
     r"""Solve A x = b for a symmetric A = `apply`, of whatever signature, by minimal residuals.
 
-    Converged means |b - A^T x| <= tolerance |b| + rounding |A| |x|, with A^T = `transposed`, so that
-    a matrix that is not symmetric does not pass for one that is.
+    Converged means |b - A^T x| <= tolerance |b| + rounding |A| |x|, with A^T = `transposed`, so
+    that a matrix that is not symmetric does not pass for one that is.
     """
     size = norm(b)
 

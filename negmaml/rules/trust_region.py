@@ -15,7 +15,7 @@ from jax import lax
 from negmaml.rules.krylov import dot, norm, truncated_cg
 
 ACCEPT, SHRINK, GROW = 0.1, 0.25, 0.75  # of the actual over the predicted reduction
-FORCING = 0.1  # of the residual, that a step towards a minimum may leave
+FORCING = 0.1  # the largest share of the slope that a step to a minimum may leave
 ROUNDING = 4  # units of rounding that a residual may have, in each of its parts
 DOUBT = 1e3  # units of rounding of f, below which its difference of two points says nothing
 
@@ -29,6 +29,7 @@ class Problem(NamedTuple):
         minimum: whether f is minimised, a scalar bool, traced or not; else F = 0 is solved.
         scale: theta -> the size of the terms that balance in F at a stationary point.
         radius: of the first trust region.
+        forcing: the share of the slope that the first step may leave.
     """
 
     evaluate: Callable
@@ -36,6 +37,7 @@ class Problem(NamedTuple):
     minimum: Any
     scale: Callable
     radius: Any
+    forcing: float
 
 
 class Found(NamedTuple):
@@ -68,7 +70,7 @@ def stationary_point(
     it counts up to sqrt(rounding) (scale + |F(start)|). At most `max_steps` steps, traced or not,
     each of at most `inner_steps` iterations of conjugate gradients.
     """
-    evaluate, linearize, minimum, scale, radius = problem
+    evaluate, linearize, minimum, scale, radius, first_forcing = problem
     f, first, _ = evaluate(start)
     first_size, start_size = norm(first), norm(start)
 
@@ -123,7 +125,7 @@ def stationary_point(
         )
 
     nought = jnp.zeros_like(first_size)
-    forcing = jnp.where(minimum, jnp.full_like(nought, FORCING), nought)
+    forcing = jnp.where(minimum, jnp.full_like(nought, first_forcing), nought)
     begin = _State(0, start, f, first, radius, forcing, nought, nought, jnp.asarray(False))
     last = lax.while_loop(unfinished, step, begin)
     error = norm(last.residual)
