@@ -127,7 +127,7 @@ class Algorithm(NamedTuple):
         return treedef.unflatten(flags)
 
 
-def reporting(value_and_grad: Callable) -> Callable:
+def reporting(value_and_grad: Any) -> Callable:
     """(params, tasks) -> (result, whether each task converged), True where that is not known."""
     function = getattr(value_and_grad, "func", None)
     if isinstance(function, Algorithm):  # as the algorithms return it

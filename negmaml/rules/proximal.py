@@ -37,7 +37,7 @@ class Proximal(Rule):
             times as many iterations.
         tolerance: of |grad loss(theta) + strength (theta - omega)| over strength |theta - omega|,
             static; rounding^(3/4) of the dtype when left out, 2e-12 in float64 and 6e-6 in
-            float32. What rounding the parameters leaves is allowed besides.
+            float32. A residual within the rounding of the parameters is allowed too.
 
     Whether both were met says `negmaml.adapt(..., return_info=True)`, and a warning says where not.
     Raises ValueError or TypeError when the strength is NaN, infinite or not real, and for options
@@ -157,6 +157,7 @@ def _positive(name: str, value) -> float:
     """A number above zero as a float; raises otherwise."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number above 0, such as 1e-6, got {shown(value)}")
-    if not 0 < value < float("inf"):
+    number = float(value)
+    if not 0 < number < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0, such as 1e-6, got {value!r}")
-    return float(value)
+    return number

@@ -1,4 +1,4 @@
-"""What a rule that solves an inner problem returns."""
+"""The result of a rule that solves an inner problem."""
 
 from typing import Any, NamedTuple
 
@@ -33,5 +33,5 @@ class Solution(NamedTuple):
 
 
 def as_solution(solved, steps) -> Solution:
-    """What `Rule.solve` returned: a solution, or parameters that are taken for one."""
+    """The solution that `Rule.solve` returned; parameters by themselves count as converged."""
     return solved if isinstance(solved, Solution) else Solution(solved, SolveInfo(True, 0.0, steps))

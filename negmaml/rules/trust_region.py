@@ -21,7 +21,7 @@ DOUBT = 1e3  # units of rounding of f, below which its difference of two points 
 
 
 class Problem(NamedTuple):
-    """What is solved.
+    """A stationary point to find.
 
     Attributes:
         evaluate: theta -> (f, F, the size of what cancels in f).

@@ -194,7 +194,7 @@ def _given(test: _Test, params: Carried, rule, tasks):
 
 @partial(jax.jit, static_argnums=0, static_argnames="episodes")
 def _drawn(test: _Test, key, params: Carried, rule, sample, *, episodes: int):
-    """(values, convergence) of so many tasks, drawn one batch after another."""
+    """(values, convergence) of `episodes` tasks, drawn one batch after another."""
 
     def draw(i):
         return as_tasks(sample(jax.random.fold_in(key, i)))

@@ -1,4 +1,4 @@
-"""Meta-gradients of rules that solve, and what they say where a problem was not solved."""
+"""Meta-gradients of rules that solve, and their warnings where a problem was not solved."""
 
 import warnings
 
@@ -10,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import negmaml as nm
+from tests.helpers import mostly_slow
 
 KEY = jax.random.key(2)
 TASKS = nm.tasks.Sinusoid(m=12, n_t=10, n_v=10)
@@ -35,7 +36,7 @@ def warned(call):
     return result, sum(issubclass(w.category, nm.ConvergenceWarning) for w in seen)
 
 
-@pytest.mark.parametrize("strength", (0.3, 5.0))
+@pytest.mark.parametrize("strength", mostly_slow((0.3, 5.0), 1))
 def test_implicit_maml_is_that_of_newtons_points_and_a_dense_solve(strength, x64):
     params, tasks = drawn()
     start, unravel = ravel_pytree(params)
@@ -63,7 +64,7 @@ def test_implicit_maml_is_that_of_newtons_points_and_a_dense_solve(strength, x64
     assert float(gap / jnp.linalg.norm(expected)) < 1e-8
 
 
-@pytest.mark.parametrize("mask", (None, {"in": False, "out": True}))
+@pytest.mark.parametrize("mask", mostly_slow((None, {"in": False, "out": True}), 1))
 def test_it_is_the_gradient_of_its_objective_also_of_leaves_that_do_not_adapt(mask, x64):
     params, tasks = drawn()
     rule, options = nm.Proximal(2.0), {"mask": mask, "batch_size": 5}
@@ -77,7 +78,7 @@ def test_it_is_the_gradient_of_its_objective_also_of_leaves_that_do_not_adapt(ma
 BAD, GOOD = nm.Proximal(1.0, max_steps=1), nm.Proximal(1.0)
 
 
-@pytest.mark.parametrize("make", (nm.maml, nm.imaml, nm.fomaml))
+@pytest.mark.parametrize("make", mostly_slow((nm.maml, nm.imaml, nm.fomaml), 1))
 def test_a_point_that_is_not_stationary_warns_once(make):
     params, tasks = drawn()
     assert warned(lambda: jax.jit(make(loss, BAD))(params, tasks))[1] == 1
@@ -109,7 +110,7 @@ def test_adapting_says_how_it_ended_without_a_warning():
 
 
 class Mine(nm.Rule):
-    """A solver of a user's own that returns parameters only, or with what it knows."""
+    """A solver of a user's own that returns parameters only, or a solution with its info."""
 
     implicit = True
 

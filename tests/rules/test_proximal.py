@@ -83,7 +83,7 @@ def test_convex_losses_are_minimised_from_any_start(x64):
 
 @jax.jit
 def adapt_to_all(strength, params, support):
-    """Of each task info, |F|, and the rise of the objective."""
+    """Return info, |F| and the rise of the objective for each task."""
 
     def one(data):
         rule = nm.Proximal(strength)
