@@ -5,6 +5,7 @@ from negmaml import paper as paper
 from negmaml import problem as problem
 from negmaml import rules as rules
 from negmaml import training as training
+from negmaml._core.convergence import ConvergenceWarning
 from negmaml._core.pytree import pytree, static
 from negmaml._core.version import __version__ as __version__
 from negmaml.advice import Advice, advise
@@ -43,6 +44,7 @@ from negmaml.training import Evaluation, Fit, evaluate, fit, map_over_devices
 
 __all__ = [
     "Advice",
+    "ConvergenceWarning",
     "Evaluation",
     "Fit",
     "GradientDescent",

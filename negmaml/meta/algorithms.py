@@ -195,10 +195,11 @@ def imaml(
         theta_i:  grad loss(theta, support_i) + strength (theta - params) = 0
         gradient = mean_i (I + H_i/strength)^{-1} grad loss(theta_i, query_i)
 
-    by Newton's method and conjugate gradients; memory does not grow with the inner work. Where
+    by trust region steps and one linear solve; memory does not grow with the inner work. Where
     derivative rules of a user's own may make H_i asymmetric, its transpose stands there, and the
-    solver is another (`negmaml.rules.field`). Arguments
-    and errors as in `maml_value_and_grad`; TypeError unless `rule` is `Proximal`. Source:
+    solvers are others (`negmaml.rules.field`). Where one of them does not reach the tolerance of
+    the rule, a `negmaml.ConvergenceWarning` is issued.
+    Arguments and errors as in `maml_value_and_grad`; TypeError unless `rule` is `Proximal`. Source:
     Rajeswaran et al., NeurIPS 2019.
     """
     if not check_rule("rule", rule).implicit:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_transfers
-from negmaml.meta import stateful
+from negmaml.meta import implicit, stateful
 from negmaml.meta.batching import as_tasks, mean_over_tasks
 from negmaml.meta.choice import by_updates, choose, leaf_rates, symmetric
 from negmaml.meta.inner import adapt
@@ -34,7 +35,7 @@ from negmaml.meta.lowrank import Plan, factored_loss
 from negmaml.meta.misfit import explained_loops
 from negmaml.meta.mixed import backwards
 from negmaml.meta.stateful import Stateful
-from negmaml.rules import GradientDescent, run
+from negmaml.rules import UNSOLVED, GradientDescent, run
 
 
 class LearnedRates(NamedTuple):
@@ -57,18 +58,27 @@ class Algorithm(NamedTuple):
 
     @own_transfers
     def __call__(self, rule, params, tasks):
+        result, converged = self.with_convergence(rule, params, tasks)
+        warn_unless(converged, UNSOLVED)
+        return result
+
+    def with_convergence(self, rule, params, tasks):
+        """(result, whether each task converged); True for a rule that takes steps."""
         with explained_loops():
             if isinstance(params, Stateful):
-                return self._with_state(rule, params, tasks)
+                return self._with_state(rule, params, tasks), True
             return self._without_state(rule, params, tasks)
 
     def _without_state(self, rule, params, tasks):
         floats, rest = trainable(params)
-        block = partial(self.block, self._holding(rest), rule, floats)
+        solves = {objective: implicit.objective, exact: implicit.exact,
+                  first_order: implicit.first_order} if rule.implicit else {}  # fmt: skip
+        block = partial(solves.get(self.block, self.block), self._holding(rest), rule, floats)
         sums, aux = mean_over_tasks(block, as_tasks(tasks), self.batch_size)
+        aux, converged = aux if solves else (aux, True)
         value, *gradient = sums
         value = (value, aux) if self.has_aux else value
-        return (value, *gradient) if gradient else value
+        return ((value, *gradient) if gradient else value), converged
 
     def _with_state(self, rule, params: Stateful, tasks):
         """The same for a loss that hands a state on; its new value comes with the gradient."""
@@ -124,6 +134,14 @@ class Algorithm(NamedTuple):
             return None
         treedef, flags = self.hashable_mask
         return treedef.unflatten(flags)
+
+
+def reporting(value_and_grad: Any) -> Callable:
+    """(params, tasks) -> (result, whether each task converged), True where that is not known."""
+    function = getattr(value_and_grad, "func", None)
+    if isinstance(function, Algorithm):  # as the algorithms return it
+        return partial(function.with_convergence, *value_and_grad.args)
+    return lambda params, tasks: (value_and_grad(params, tasks), True)
 
 
 def objective(algorithm: Algorithm, rule, params, tasks, weight, remat: bool = False):

@@ -25,8 +25,6 @@ def choose(algorithm, rule: Rule, params, tasks) -> tuple[str, frozenset[int]]:
     """
     method = algorithm.method
     name = type(rule).__name__
-    if rule.implicit and method not in (None, "reverse"):
-        raise ValueError(f"method must be 'reverse' or None for {name}, got {method!r}")
     if not by_updates(rule):
         if method in ("mixed", "low-rank"):
             raise ValueError(

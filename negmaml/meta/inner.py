@@ -3,16 +3,24 @@ r"""Adapting a pytree of parameters to the data of one task."""
 from typing import Any
 
 from negmaml._core.checks import check_flag
+from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_transfers
 from negmaml.meta.leaves import Loss, check_loss, holding, merge, ready, scalar, split, trainable
 from negmaml.meta.misfit import explained_loops
 from negmaml.meta.stateful import Stateful, adapt_with_state
-from negmaml.rules import Rule
+from negmaml.rules import UNSOLVED, Rule, as_rule, as_solution
 
 
 @own_transfers
 def adapt(
-    loss: Loss, params: Any, support: Any, rule: Rule, *, mask: Any = None, remat: bool = False
+    loss: Loss,
+    params: Any,
+    support: Any,
+    rule: Rule,
+    *,
+    mask: Any = None,
+    remat: bool = False,
+    return_info: bool = False,
 ) -> Any:
     r"""Parameters after adapting to the data of one task.
 
@@ -28,11 +36,13 @@ def adapt(
             `GradientDescent`, whose rate is a number or a pytree like `params` or a prefix of it,
             with a `Schedule` for values by step; `Momentum`; `Preconditioned`; `InnerOptimizer`, or
             an optax transformation for one step of it; `Proximal`, the point where
-            grad loss(theta, support) + strength (theta - params) = 0, found by Newton's method;
-            or your own.
+            grad loss(theta, support) + strength (theta - params) = 0; or your own.
         mask: which leaves adapt, a pytree of booleans like `params` or a prefix of it; all when
             left out.
         remat: whether reverse-mode derivatives recompute each step instead of storing it.
+        return_info: whether to return (params, info), where info.converged is False if a rule that
+            solves a problem, such as `Proximal`, did not: see `negmaml.rules.SolveInfo`. Without
+            it a `negmaml.ConvergenceWarning` is issued then.
 
     With more steps than a `Schedule` has values, its last value is used for the rest.
 
@@ -46,11 +56,13 @@ def adapt(
     >>> float(adapt(square, 0.0, 1.0, nm.GradientDescent(-0.5)))  # away from the target
     -0.5
     """
-    remat = check_flag("remat", remat)
+    remat, return_info = check_flag("remat", remat), check_flag("return_info", return_info)
     if isinstance(params, Stateful):
         loss = check_loss("loss", loss, "(params, state, data)")
         with explained_loops():
-            return adapt_with_state(loss, params, support, rule, mask, remat)
+            adapted = adapt_with_state(loss, params, support, rule, mask, remat)
+        info = as_solution(adapted, as_rule("rule", rule).steps).info
+        return (adapted, info) if return_info else adapted
     params, rest = trainable(params)
     loss = check_loss("loss", loss)
     rule, params = ready(rule, params)
@@ -61,5 +73,9 @@ def adapt(
         return objective(merge(theta, frozen), support)
 
     with explained_loops():
-        moved = rule.solve(task_loss, moving, remat=remat)
-    return merge(merge(moved, frozen), rest)
+        theta, info = as_solution(rule.solve(task_loss, moving, remat=remat), rule.steps)
+    adapted = merge(merge(theta, frozen), rest)
+    if return_info:
+        return adapted, info
+    warn_unless(info.converged, UNSOLVED)
+    return adapted

@@ -11,9 +11,11 @@ from negmaml.rules.optimizer import InnerOptimizer, as_rule
 from negmaml.rules.protocol import Rule, check_filters, check_rule, check_scalar_rule, flat_batch
 from negmaml.rules.proximal import Proximal
 from negmaml.rules.schedule import Schedule, combine, separate
+from negmaml.rules.solution import UNSOLVED, Solution, SolveInfo, as_solution
 from negmaml.rules.stepping import run
 
 __all__ = [
+    "UNSOLVED",
     "GradientDescent",
     "GradientFlow",
     "InnerOptimizer",
@@ -22,7 +24,10 @@ __all__ = [
     "Proximal",
     "Rule",
     "Schedule",
+    "Solution",
+    "SolveInfo",
     "as_rule",
+    "as_solution",
     "check_filters",
     "check_rule",
     "check_scalar_rule",

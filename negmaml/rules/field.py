@@ -21,9 +21,12 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
 
+from negmaml._core.convergence import warn_unless
 from negmaml._core.symmetry import asymmetry
+from negmaml.rules.implicit import INEXACT, Settings
+from negmaml.rules.solution import Solution, SolveInfo
 
-NEWTON_STEPS, KRYLOV, RESTARTS = 50, 32, 10
+KRYLOV, RESTARTS = 32, 10
 DIRECTION = 1e-4  # tolerance of the direction of a step
 LENGTHS = tuple(0.5**k for k in range(12))  # of a Newton step; the best is taken
 
@@ -33,12 +36,16 @@ def is_field(loss: Callable, params) -> bool:
     return bool(asymmetry(jax.make_jaxpr(loss)(params), len(jax.tree.leaves(params))))
 
 
-def field_point(loss: Callable, params, strength):
-    """(theta*, (whether F is zero there to tolerance, |F|, steps)), differentiable in reverse."""
+def field_point(loss: Callable, params, strength, settings: Settings) -> Solution:
+    """theta* and how the search ended, differentiable in reverse.
+
+    Converged means that |F| is at most the tolerance times |F| at `params`.
+    """
     start, unravel = ravel_pytree(params)
     program = jax.make_jaxpr(jax.grad(lambda flat: loss(unravel(flat))))(start)
-    theta, info = _point(program.jaxpr, program.consts, start, jnp.asarray(strength, start.dtype))
-    return unravel(theta), lax.stop_gradient(info)
+    strength = jnp.asarray(strength, start.dtype)
+    theta, info = _point(program.jaxpr, settings, program.consts, start, strength)
+    return Solution(unravel(theta), SolveInfo(*lax.stop_gradient(info)))
 
 
 def _field(program, held, start, strength, theta):
@@ -47,8 +54,8 @@ def _field(program, held, start, strength, theta):
     return gradient + strength * (theta - start)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _point(program, held, start, strength):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _point(program, settings, held, start, strength):
     field = partial(_field, program, held, start, strength)
     rounding = jnp.finfo(start.dtype).eps
     reach = float(rounding) ** (1 / 3)
@@ -60,11 +67,11 @@ def _point(program, held, start, strength):
 
     def unfinished(carry):
         k, _, error, least, moved = carry
-        return (k < NEWTON_STEPS) & (error > least) & moved
+        return (k < settings.max_steps) & (error > least) & moved
 
     def step(carry):
         k, theta, error, least, _ = carry
-        direction = _gmres(partial(derivative, theta), -field(theta), DIRECTION)
+        direction, _ = _gmres(partial(derivative, theta), -field(theta), DIRECTION)
         candidates = theta + jnp.asarray(LENGTHS, theta.dtype)[:, None] * direction
         errors = jnp.linalg.norm(jax.vmap(field)(candidates), axis=1)
         best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf))
@@ -73,22 +80,28 @@ def _point(program, held, start, strength):
         return k + 1, theta, jnp.where(better, errors[best], error), least, better
 
     error = jnp.linalg.norm(field(start))
-    least = float(rounding) ** 0.75 * error
+    least = _tolerance(settings, start.dtype) * error
     first = (0, start, error, least, jnp.asarray(True))
     steps, theta, error, _, _ = lax.while_loop(unfinished, step, first)
     return theta, (error <= least, error, steps)
 
 
-def _forward(program, held, start, strength):
-    theta, info = _point(program, held, start, strength)
+def _tolerance(settings: Settings, dtype) -> float:
+    """As given, or rounding^(3/4)."""
+    own = settings.tolerance
+    return float(jnp.finfo(dtype).eps) ** 0.75 if own is None else own
+
+
+def _forward(program, settings, held, start, strength):
+    theta, info = _point(program, settings, held, start, strength)
     return (theta, info), (held, start, strength, theta)
 
 
-def _backward(program, saved, cotangents):
+def _backward(program, settings, saved, cotangents):
     held, start, strength, theta = saved
     pull = jax.vjp(partial(_field, program, held, start, strength), theta)[1]
-    tolerance = float(jnp.finfo(theta.dtype).eps) ** 0.75
-    u = _gmres(lambda u: pull(u)[0], cotangents[0], tolerance)
+    u, accurate = _gmres(lambda u: pull(u)[0], cotangents[0], _tolerance(settings, theta.dtype))
+    warn_unless(accurate, INEXACT)
 
     def of_given(held, start, strength):
         return _field(program, held, start, strength, theta)
@@ -100,7 +113,7 @@ _point.defvjp(_forward, _backward)
 
 
 def _gmres(apply: Callable, right, tolerance: float):
-    """The solution x of apply(x) = right by GMRES with restarts.
+    """(x, whether it is accurate): the solution of apply(x) = right by GMRES with restarts.
 
     That of JAX transposes `apply`, which a loop with an open end in a derivative rule prevents.
     """
@@ -132,4 +145,5 @@ def _gmres(apply: Callable, right, tolerance: float):
     def unfinished(carry):
         return (carry[0] < RESTARTS) & (jnp.linalg.norm(carry[2]) > least)
 
-    return lax.while_loop(unfinished, cycle, (0, jnp.zeros_like(right), right))[1]
+    _, x, rest = lax.while_loop(unfinished, cycle, (0, jnp.zeros_like(right), right))
+    return x, jnp.linalg.norm(rest) <= least

@@ -11,7 +11,8 @@ much of the following as it has:
     entire       whether b has no pole anywhere
     growth, pole where means over S end to exist
     metric       P, where the rule acts through P S   solve(loss, params)
-    pencil       for inputs with a covariance                       all of it, where not by updates
+    pencil       for inputs with a covariance                       all of it, where not by updates:
+                                                                    a Solution, or parameters
 
 A rule whose update is linear in parameters and gradient may set `linear = True` instead of giving
 q and b: running it on x theta^2/2 - y theta is what the filters are. What a rule lacks raises a
@@ -20,6 +21,7 @@ TypeError that says what to add. Per-step values are `Schedule`s, which no rule 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -31,6 +33,7 @@ from negmaml._core.numerics import outer
 from negmaml.rules.pencil import Pencil, pencil_of_updates
 from negmaml.rules.scaled import Filters, filters_of_updates, filters_of_values
 from negmaml.rules.schedule import is_schedule
+from negmaml.rules.solution import Solution, as_solution
 from negmaml.rules.stepping import run
 
 
@@ -206,8 +209,25 @@ class Rule:
         )  # fmt: skip
 
     def solve(self, loss, start, *, remat: bool = False):
-        """The adapted parameters, from `start`, for a loss of the parameters alone."""
+        """The adapted parameters, from `start`, for a loss of the parameters only.
+
+        A rule that solves a problem returns `negmaml.rules.Solution(params, info)`, which says
+        whether it converged; parameters by themselves count as converged.
+        """
         return run(self, jax.grad(loss), start, remat)[0]
+
+    def solve_and_pull_back(self, loss, start, frozen) -> tuple[Solution, Callable]:
+        """(solution for loss(theta, frozen), pull), for meta-gradients of rules that solve.
+
+        `pull` takes the cotangent of the adapted parameters and returns those of `start` and of
+        `frozen`, and whether they are accurate.
+        """
+
+        def solved(start, frozen):
+            return as_solution(self.solve(lambda theta: loss(theta, frozen), start), self.steps)
+
+        params, pull, info = jax.vjp(solved, start, frozen, has_aux=True)
+        return Solution(params, info), lambda cotangent: (*pull(cotangent), True)
 
     @property
     def smooth_at_zero(self) -> bool:

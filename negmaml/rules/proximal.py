@@ -1,18 +1,22 @@
 """Proximal adaptation, implicit MAML."""
 
+import dataclasses
+from numbers import Real
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_finite, shown
+from negmaml._core.checks import check_count, check_finite, check_optional, shown
 from negmaml._core.numerics import frozen, namespace, outer
-from negmaml._core.pytree import pytree
+from negmaml._core.pytree import pytree, static
 from negmaml.rules.field import field_point, is_field
-from negmaml.rules.implicit import proximal_point
+from negmaml.rules.implicit import Settings, adjoint, proximal_point
 from negmaml.rules.pencil import Pencil, proximal_pencil
 from negmaml.rules.protocol import Rule
 from negmaml.rules.scaled import Filters, log_size
+from negmaml.rules.solution import Solution
 
 
 @pytree
@@ -21,11 +25,30 @@ class Proximal(Rule):
 
     theta minimises |X theta - y|^2 / n + strength |theta - omega|^2 (for a negative strength
     it is the stationary point). Any sign and shape; near -x for an eigenvalue x of S the filter
-    has a pole. Strength zero is the limit: b is zero, and one at x = 0, where q is infinite. Raises
-    ValueError or TypeError when the strength is NaN, infinite or not real.
+    has a pole. Strength zero is the limit: b is zero, and one at x = 0, where q is infinite.
+
+    On a general model theta is a minimum of loss(theta) + strength/2 |theta - omega|^2, found by
+    trust region steps that never end above omega. For a negative strength that function need not
+    have a minimum: theta is a point where its gradient is zero, if one is found, by Gauss-Newton
+    steps or else by ascent to a maximum.
+
+    Arguments:
+        strength: a number; for theory and simulation also an array of them.
+        max_steps: limit of the steps on a general model, static; a linear solve takes at most 20
+            times as many iterations.
+        tolerance: of |grad loss(theta) + strength (theta - omega)| over strength |theta - omega|,
+            static; rounding^(3/4) of the dtype when left out, 2e-12 in float64 and 6e-6 in
+            float32. A residual within the rounding of the parameters is allowed too.
+
+    Whether both were met says `negmaml.adapt(..., return_info=True)`, and a warning says where not.
+    Raises ValueError or TypeError when the strength is NaN, infinite or not real, and for options
+    that are not positive.
     """
 
     strength: Any
+    _: dataclasses.KW_ONLY
+    max_steps: int = static(default=200)
+    tolerance: float | None = static(default=None)
 
     tuned: ClassVar[str] = "strength"
     implicit: ClassVar[bool] = True
@@ -33,6 +56,9 @@ class Proximal(Rule):
     def __post_init__(self):
         strength = check_finite("strength", self.strength, "a proximal strength")
         object.__setattr__(self, "strength", strength)
+        object.__setattr__(self, "max_steps", check_count("max_steps", self.max_steps))
+        tolerance = check_optional(_positive, "tolerance", self.tolerance)
+        object.__setattr__(self, "tolerance", tolerance)
 
     def q(self, x):
         """The filter on the labels, shape strength.shape + x.shape."""
@@ -98,8 +124,44 @@ class Proximal(Rule):
                 "give one of either sign"
             )
 
-    def solve(self, loss, start, *, remat: bool = False):
-        """The point where grad loss(theta) + strength (theta - start) = 0, by Newton's method."""
+    def solve(self, loss, start, *, remat: bool = False) -> Solution:
+        """The point where grad loss(theta) + strength (theta - start) = 0, and how it was found."""
         if is_field(loss, start):
-            return field_point(loss, start, self.strength)[0]
-        return proximal_point(loss, start, self.strength)
+            return field_point(loss, start, self.strength, self._settings)
+        return proximal_point(loss, start, self.strength, self._settings)
+
+    def solve_and_pull_back(self, loss, start, frozen):
+        """As for every rule, by one linear system, whose accuracy is checked."""
+        own = type(self).solve is Proximal.solve
+        if not own or is_field(lambda theta: loss(theta, frozen), start):
+            return super().solve_and_pull_back(loss, start, frozen)
+        solution = self.solve(lambda theta: loss(theta, frozen), start)
+        at = solution.params
+
+        def pull(cotangent):
+            v, accurate = adjoint(
+                lambda theta: loss(theta, frozen), start, self.strength, self._settings,
+                at, cotangent,
+            )  # fmt: skip
+            of_start = jax.tree.map(lambda x: (self.strength * x).astype(x.dtype), v)
+            of_gradient = jax.tree.map(jnp.negative, v)
+            (of_frozen,) = jax.vjp(lambda frozen: jax.grad(loss)(at, frozen), frozen)[1](
+                of_gradient
+            )
+            return of_start, of_frozen, accurate
+
+        return solution, pull
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings(self.max_steps, self.tolerance)
+
+
+def _positive(name: str, value) -> float:
+    """A number above zero as a float; raises otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number above 0, such as 1e-6, got {shown(value)}")
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, such as 1e-6, got {value!r}")
+    return number

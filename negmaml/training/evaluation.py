@@ -11,6 +11,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from negmaml._core.checks import check_count, check_flag, check_optional
+from negmaml._core.convergence import warn_unless
 from negmaml._core.display import Table, displayed, shape_text
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_transfers
@@ -28,7 +29,7 @@ from negmaml.meta.leaves import (
     trainable,
 )
 from negmaml.meta.stateful import Stateful, parts, threading
-from negmaml.rules import Rule, as_rule, run
+from negmaml.rules import UNSOLVED, Rule, as_rule, as_solution, run
 from negmaml.training.carried import Carried
 
 NORMAL_95 = 1.959964  # half the width of the interval in standard errors
@@ -41,9 +42,12 @@ class Evaluation(NamedTuple):
     Attributes:
         values: the loss or metric on the query of each task, shape (episodes,); after 0, 1, ...
             steps, shape (steps + 1, episodes), with `by_step`.
+        unconverged: the share of tasks whose inner problem was not solved, from 0 to 1; zero for a
+            rule that takes steps.
     """
 
     values: Any
+    unconverged: Any = 0.0
 
     @property
     def mean(self):
@@ -67,7 +71,10 @@ class Evaluation(NamedTuple):
         pairs = zip(np.atleast_1d(self.mean), np.atleast_1d(self.interval), strict=True)
         texts = [f"{mean:.4g} ± {interval:.2g}" for mean, interval in pairs]
         if self.values.ndim == 1:
-            return Table(title, [("after adapting", texts[0])])
+            rows = [("after adapting", texts[0])]
+            if np.any(self.unconverged):
+                rows.append(("not converged", f"{np.mean(self.unconverged):.2%} of tasks"))
+            return Table(title, rows)
         return Table(title, [(str(k), text) for k, text in enumerate(texts)], ("steps", "value"))
 
 
@@ -102,8 +109,9 @@ def evaluate(
         by_step: whether to give the metric after every inner step, 0 included.
         mask: as in `adapt`.
 
-    Returns `Evaluation`. Compiled once for the same functions and shapes. Raises as `adapt`, and
-    TypeError for `by_step` of a rule that takes no steps.
+    Returns `Evaluation`. Compiled once for the same functions and shapes. Warns where a rule such
+    as `Proximal` did not solve its inner problem, except inside jit and vmap. Raises as `adapt`,
+    and TypeError for `by_step` of a rule that takes no steps.
 
     >>> import negmaml as nm
     >>> square = lambda w, target: (w - target) ** 2 / 2
@@ -122,10 +130,15 @@ def evaluate(
     params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)
     if callable(tasks):
         source = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)
-        values = _drawn(test, key, Carried(params), rule, source, episodes=episodes)
+        found = _drawn(test, key, Carried(params), rule, source, episodes=episodes)
     else:
-        values = _given(test, Carried(params), rule, as_tasks(tasks))
-    return Evaluation(values)
+        found = _given(test, Carried(params), rule, as_tasks(tasks))
+    values, converged = found
+    if converged is None:
+        return Evaluation(values)
+    if not isinstance(converged, jax.core.Tracer):
+        warn_unless(converged, UNSOLVED)
+    return Evaluation(values, 1 - jnp.mean(converged, dtype=values.dtype))
 
 
 class _Test(NamedTuple):
@@ -137,7 +150,7 @@ class _Test(NamedTuple):
     by_step: bool
 
     def of_task(self, params, rule, support, query):
-        """The metric after adapting, shape () or (steps + 1,)."""
+        """(metric after adapting, shape () or (steps + 1,), whether a rule that solves did)."""
         mask = self.hashable_mask and self.hashable_mask[0].unflatten(self.hashable_mask[1])
         stateful = isinstance(params, Stateful)
         floats, rest = trainable(params.params if stateful else params)
@@ -163,35 +176,38 @@ class _Test(NamedTuple):
                 return objective(merge(theta, frozen), support)
 
             if rule.implicit:
-                return value(rule.solve(of_support, moving))
+                theta, info = as_solution(rule.solve(of_support, moving), rule.steps)
+                return value(theta), info.converged
             gradient, start = jax.grad(of_support), moving
         last, (visited, _) = run(rule, gradient, start)
         if not self.by_step:
-            return value(last)
+            return value(last), None
         if rule.steps == 1:
             visited = jax.tree.map(lambda x: x[None], visited)
-        return jnp.append(lax.map(value, visited), value(last))
+        return jnp.append(lax.map(value, visited), value(last)), None
 
 
 @partial(jax.jit, static_argnums=0)
 def _given(test: _Test, params: Carried, rule, tasks):
-    """The values of the tasks, the task axis last."""
+    """(values, convergence) of the tasks, the task axis last."""
     leading_axis("tasks.support and tasks.query", tuple(tasks))
-    values = jax.vmap(lambda support, query: test.of_task(params.tree, rule, support, query))(
-        *tasks
-    )
-    return jnp.moveaxis(values, 0, -1)
+    found = jax.vmap(lambda support, query: test.of_task(params.tree, rule, support, query))(*tasks)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="episodes")
 def _drawn(test: _Test, key, params: Carried, rule, sample, *, episodes: int):
-    """The values of so many tasks, drawn one batch after another."""
+    """(values, convergence) of `episodes` tasks, drawn one batch after another."""
 
     def draw(i):
         return as_tasks(sample(jax.random.fold_in(key, i)))
 
     count = leading_axis("tasks.support and tasks.query", tuple(jax.eval_shape(draw, 0)))
     draws = -(-episodes // count)
-    values = lax.map(lambda i: _given(test, params, rule, draw(i)), jnp.arange(draws))
-    values = jnp.moveaxis(values, 0, -2)  # draws before the tasks of each
-    return values.reshape(*values.shape[:-2], -1)[..., :episodes]
+    found = lax.map(lambda i: _given(test, params, rule, draw(i)), jnp.arange(draws))
+
+    def joined(x):
+        x = jnp.moveaxis(x, 0, -2)  # draws before the tasks of each
+        return x.reshape(*x.shape[:-2], -1)[..., :episodes]
+
+    return jax.tree.map(joined, found)

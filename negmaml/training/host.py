@@ -208,7 +208,7 @@ class _Ledger:
 
     def metrics(self) -> dict[str, Any]:
         """Of the steps since this was last asked."""
-        loss, aux, _ = _joined(self.unseen)
+        loss, aux, _, _ = _joined(self.unseen)
         self.unseen = []
         metrics: dict[str, Any] = {"loss": float(np.mean(loss))}
         if aux is not None:

@@ -21,12 +21,14 @@ import optax
 from jax.tree_util import Partial
 
 from negmaml._core.checks import check_callable, check_count, shown
+from negmaml._core.convergence import ConvergenceWarning
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.leaves import trainable
 from negmaml.meta.stateful import Stateful
+from negmaml.rules import UNSOLVED
 from negmaml.training.carried import Carried
 from negmaml.training.data import Batches, check_sampler, number_of_steps, task_source
 from negmaml.training.host import Stretch, Watch, in_stretches
@@ -108,10 +110,11 @@ def fit(
 
     Returns `Fit`. When a loss, or a parameter after an update, is not finite, the run stops there,
     the parameters of the last finite loss are returned, and a warning says so (none inside jit and
-    vmap). Functions are static: pass the same objects, or `Partial`s of them, to compile once.
-    Optimizers with equal programs count as the same object, so that optax.adam(1e-2) may be built
-    in a loop. The programs of the last 64 combinations of functions and optimizers are kept, about
-    9 MB each for a small model; beyond that all are dropped.
+    vmap). Another warns of inner problems that a rule such as `Proximal` did not solve. Functions
+    are static: pass the same objects, or `Partial`s of them, to compile once. Optimizers with equal
+    programs count as the same object, so that optax.adam(1e-2) may be built in a loop. The programs
+    of the last 64 combinations of functions and optimizers are kept, about 9 MB each for a small
+    model; beyond that all are dropped.
 
     What is wrong is found before anything is compiled. Raises TypeError or ValueError for
     parameters none of which is floating point or that do not fit the loss, a key that is
@@ -282,7 +285,7 @@ def _result(run: Run, offset, state: State, history) -> Fit:
     Evaluations are due by the number of the step since the very start. Within a traced program,
     where that is not known, their count is the one that every offset has.
     """
-    loss, aux, evaluation = history
+    loss, aux, evaluation, unconverged = history
     if every := run.evaluate_every:
         first = (-offset - 1) % every
         count = len(loss) // every if _traced(offset) else -(-(len(loss) - int(first)) // every)
@@ -290,7 +293,7 @@ def _result(run: Run, offset, state: State, history) -> Fit:
         evaluation = jax.tree.map(lambda x: x[rows], evaluation)
     point = state.now if state.best is None else _chosen(state)
     return Fit(whole(run, point), point.optimizer_state, loss, aux, evaluation, point.step,
-               state.finite, state.stopped)  # fmt: skip
+               state.finite, state.stopped, unconverged)  # fmt: skip
 
 
 def _chosen(state: State) -> Point:
@@ -300,7 +303,15 @@ def _chosen(state: State) -> Point:
 
 
 def _announce(result: Fit) -> None:
-    """Warn of a run that stopped because something was not finite."""
+    """Warn of inner problems that were not solved, and of a run that stopped as not finite."""
+    if result.unconverged is not None and np.nansum(result.unconverged):
+        some = int(np.sum(np.asarray(result.unconverged) > 0))
+        warnings.warn(
+            f"at {some} of {len(result.loss)} steps {UNSOLVED} (unconverged of the result has the "
+            "share of tasks at each step)",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
     if bool(result.finite):
         return
     finite = np.flatnonzero(np.isfinite(np.asarray(result.loss)))

@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from negmaml.meta.batching import leading_axis
+from negmaml.meta.blocks import reporting
 from negmaml.training.carried import Carried
 
 AXIS = "task"  # of a mesh that is made of devices
@@ -43,7 +44,7 @@ class Spread(NamedTuple):
         return NamedSharding(self.mesh, PartitionSpec(self.axes))
 
     def over(self, value_and_grad: Callable) -> Callable:
-        """`value_and_grad` of all tasks, each device computing that of its own."""
+        """`unconverged_share` of all tasks, each device computing its own."""
 
         def spread(params, tasks):
             count = leading_axis("tasks", tasks)
@@ -60,14 +61,14 @@ class Spread(NamedTuple):
                 axis_names=set(self.axes),
                 check_vma=False,
             )
-            (loss, gradient), aux = run(value_and_grad, Carried(params), tasks)
-            return (loss, aux), gradient
+            (loss, gradient, unconverged), aux = run(value_and_grad, Carried(params), tasks)
+            return ((loss, aux), gradient), unconverged
 
         return spread
 
     def _mean(self, value_and_grad, params, tasks):
-        """((loss, gradient) of all tasks, aux of those here)."""
-        result = value_and_grad(params.tree, tasks)
+        """((loss, gradient, unconverged) of all tasks, aux of those here)."""
+        result, unconverged = unconverged_share(value_and_grad)(params.tree, tasks)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 f"value_and_grad must return (value, gradient), got {type(result).__name__}; for "
@@ -75,7 +76,7 @@ class Spread(NamedTuple):
             )
         value, gradient = result
         loss, aux = value if isinstance(value, tuple) else (value, None)
-        return self._averaged((loss, gradient)), aux
+        return self._averaged((loss, gradient, unconverged)), aux
 
     def _averaged(self, tree):
         """The mean over devices of the floating leaves, each dtype in one message."""
@@ -122,6 +123,17 @@ class Spread(NamedTuple):
             return jax.device_put(leaf, self.everywhere)
         host = np.asarray(leaf)  # the same in every process
         return jax.make_array_from_callback(host.shape, self.everywhere, lambda i: host[i])
+
+
+def unconverged_share(value_and_grad: Callable) -> Callable:
+    """(params, tasks) -> (its result, the share of tasks that did not converge or None)."""
+    function = reporting(value_and_grad)
+
+    def with_share(params, tasks):
+        result, converged = function(params, tasks)
+        return result, None if converged is True else jnp.mean(~converged, dtype=float)
+
+    return with_share
 
 
 def spread_over(mesh: Any, task_axis: Any) -> Spread | None:

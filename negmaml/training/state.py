@@ -17,7 +17,7 @@ from negmaml.meta.leaves import merge
 from negmaml.meta.misfit import Explained
 from negmaml.meta.stateful import Stateful
 from negmaml.training.carried import Carried
-from negmaml.training.sharding import Spread
+from negmaml.training.sharding import Spread, unconverged_share
 
 TRAINING, EVALUATION = 0, 1  # what the key is folded with
 
@@ -36,6 +36,8 @@ class Fit(NamedTuple):
         step: number of updates in `params`, those of a `state` it went on from included.
         finite: whether all losses and updates were finite.
         stopped: whether `patience` or a callback ended it before its steps.
+        unconverged: at each step the share of tasks whose inner problem was not solved, shape
+            (steps,), from 0 to 1; None where no rule solves any, or for a function of your own.
     """
 
     params: Any
@@ -46,6 +48,7 @@ class Fit(NamedTuple):
     step: Any
     finite: Any
     stopped: Any
+    unconverged: Any = None
 
     def _summary(self) -> Table:
         if any(isinstance(x, jax.core.Tracer) for x in (self.loss, self.step, self.finite)):
@@ -64,6 +67,9 @@ class Fit(NamedTuple):
             value = getattr(self, name)
             if value is not None:
                 rows.append((name, tree_text(value)))
+        if self.unconverged is not None and np.nansum(self.unconverged):
+            share = np.nanmean(self.unconverged)
+            rows.append(("not converged", f"{share:.2%} of the inner problems"))
         return Table("Fit", rows)
 
 
@@ -149,12 +155,12 @@ def advance(run: Run, state: State, start, limit, batches=None, *, length: int):
 
 
 def _take(run: Run, i, batch, state: State):
-    """One update, and (loss, aux, evaluation)."""
+    """One update, and (loss, aux, evaluation, share of tasks that did not converge)."""
     now = state.now
     tasks = batch
     if run.sample_tasks is not None:
         tasks = run.sample_tasks(address(run.key, TRAINING, i))
-    (loss, aux), gradient, model_state = _gradient(run, now, tasks)
+    (loss, aux), gradient, model_state, unconverged = _gradient(run, now, tasks)
 
     def value_of(params):  # for optimizers that search along a line
         return _gradient(run, now._replace(params=params), tasks)[0][0]
@@ -174,13 +180,15 @@ def _take(run: Run, i, batch, state: State):
         due = (i + 1) % run.evaluate_every == 0
         best = _choose(due & finite, _better(best, moved, evaluation), best)
         stopped = best.misses >= run.patience
-    return State(moved, sound, finite, best, stopped), (loss, aux, evaluation)
+    record = loss, aux, evaluation, unconverged
+    return State(moved, sound, finite, best, stopped), record
 
 
 def _gradient(run: Run, point: Point, tasks):
-    """((loss, aux), gradient, model state) at a point."""
-    function = run.value_and_grad if run.spread is None else run.spread.over(run.value_and_grad)
-    result = Explained(function, "value_and_grad")(whole(run, point), tasks)
+    """((loss, aux), gradient, model state, unconverged) at a point."""
+    spread = unconverged_share if run.spread is None else run.spread.over
+    function = Explained(spread(run.value_and_grad), "value_and_grad")
+    result, unconverged = function(whole(run, point), tasks)
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(
             "value_and_grad must return (value, gradient), got "
@@ -199,7 +207,7 @@ def _gradient(run: Run, point: Point, tasks):
         model_state = jax.tree.map(
             lambda new, old: jnp.asarray(new, old.dtype), model_state, point.model_state
         )
-    return (loss, aux), _like(point.params, gradient), model_state
+    return (loss, aux), _like(point.params, gradient), model_state, unconverged
 
 
 def whole(run: Run, point: Point):

@@ -1,0 +1,159 @@
+r"""Krylov solvers for symmetric systems that may be indefinite, on flat vectors.
+
+`truncated_cg` minimises a quadratic model within a trust region and follows negative curvature to
+its boundary. `minres` solves a linear system, definite or not, with the least residual that the
+Krylov space holds. Sources: Steihaug, SIAM J. Numer. Anal. 20 (1983) 626; Paige and Saunders,
+SIAM J. Numer. Anal. 12 (1975) 617.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+RESTARTS = 3  # of minres, each on the residual that the one before left
+
+
+def dot(x, y):
+    """The scalar product in full precision."""
+    return jnp.vdot(x, y, precision=lax.Precision.HIGHEST)
+
+
+def norm(x):
+    """The Euclidean length."""
+    return jnp.sqrt(dot(x, x))
+
+
+class ModelStep(NamedTuple):
+    """A step of the quadratic model g.p + p.Bp / 2.
+
+    Attributes:
+        step: p.
+        reduction: -(g.p + p.Bp / 2), never negative.
+        residual: |g + B p|.
+        outside: whether the step ends at the boundary of the trust region.
+        curvature: the largest |d.B d| / |d|^2 of the directions d that were taken.
+    """
+
+    step: Any
+    reduction: Any
+    residual: Any
+    outside: Any
+    curvature: Any
+
+
+def truncated_cg(apply: Callable, g, radius, tolerance, max_steps) -> ModelStep:
+    r"""Minimise g.p + p.Bp / 2 over |p| <= radius by conjugate gradients, B = `apply`.
+
+    Stops at |g + B p| <= tolerance, at the boundary, or at a direction without positive
+    curvature, which it follows to the boundary.
+    """
+    zero = jnp.zeros_like(g)
+
+    def unfinished(carry):
+        k, _, _, _, rr, outside, _ = carry
+        return (k < max_steps) & ~outside & (rr > tolerance**2)
+
+    def step(carry):
+        k, p, r, d, rr, _, largest = carry
+        image = apply(d)
+        bend, dd = dot(d, image), dot(d, d)
+        length = rr / bend
+        full = p + length * d
+        outside = ~((bend > 0) & (dot(full, full) < radius**2))
+        # The positive root of |p + t d| = radius, in the form that does not cancel.
+        pd, room = dot(p, d), jnp.maximum(radius**2 - dot(p, p), 0)
+        root = jnp.sqrt(pd**2 + dd * room)
+        to_edge = jnp.where(pd > 0, room / (pd + root), (root - pd) / dd)
+        length = jnp.where(outside, to_edge, length)
+        r = r + length * image
+        new = dot(r, r)
+        largest = jnp.maximum(largest, jnp.abs(bend) / dd)
+        return k + 1, p + length * d, r, new / rr * d - r, new, outside, largest
+
+    gg = dot(g, g)
+    first = (0, zero, g, -g, gg, jnp.asarray(False), jnp.zeros_like(gg))
+    _, p, r, _, rr, outside, largest = lax.while_loop(unfinished, step, first)
+    return ModelStep(p, -dot(p, g + r) / 2, jnp.sqrt(rr), outside, largest)
+
+
+class LinearSolution(NamedTuple):
+    """x, |b - A x|, and whether that is as small as was asked for."""
+
+    x: Any
+    residual: Any
+    converged: Any
+
+
+def minres(apply: Callable, transposed: Callable, b, tolerance, rounding, max_steps):
+    r"""Solve A x = b for a symmetric A = `apply`, of whatever signature, by minimal residuals.
+
+    Converged means |b - A^T x| <= tolerance |b| + rounding |A| |x|, with A^T = `transposed`, so
+    that a matrix that is not symmetric does not pass for one that is.
+    """
+    size = norm(b)
+
+    def allowed(x, largest):
+        return tolerance * size + rounding * largest * norm(x)
+
+    def unfinished(carry):
+        k, x, _, error, largest = carry
+        return (k < RESTARTS) & (error > allowed(x, largest))
+
+    def correct(carry):
+        k, x, r, error, largest = carry
+        more, curvature = _minres(apply, r, tolerance / 2 * size, max_steps)
+        new = x + more
+        left = b - apply(new)
+        now = norm(left)
+        better = now < error
+        x, r = jnp.where(better, new, x), jnp.where(better, left, r)
+        error = jnp.where(better, now, error)
+        return jnp.where(better, k + 1, RESTARTS), x, r, error, jnp.maximum(largest, curvature)
+
+    first = (0, jnp.zeros_like(b), b, size, jnp.zeros_like(size))
+    _, x, _, _, largest = lax.while_loop(unfinished, correct, first)
+    left = b - transposed(x)
+    error = norm(left)
+    return LinearSolution(x, error, error <= allowed(x, largest))
+
+
+def _minres(apply: Callable, b, tolerance, max_steps):
+    """One run of the recurrences: x, and an estimate of |A| by the Lanczos matrix."""
+    size = norm(b)
+    zero, nought = jnp.zeros_like(b), jnp.zeros_like(size)
+    tiny = jnp.finfo(b.dtype).tiny
+
+    def unfinished(carry):
+        k, left, beta = carry[0], carry[1], carry[2]
+        return (k < max_steps) & (left > tolerance) & (beta > 0)
+
+    def step(carry):
+        # Lanczos vector v of size one and the rotation (c, s) of the step before.
+        k, left, beta, x, v, before, w, w_before, c, s, d_bar, epsilon, largest = carry
+        y = apply(v) - beta * before
+        alpha = dot(v, y)
+        y = y - alpha * v
+        beta_next = norm(y)
+        delta, gamma_bar = c * d_bar + s * alpha, s * d_bar - c * alpha
+        epsilon_next, d_bar = s * beta_next, -c * beta_next
+        gamma = jnp.maximum(jnp.hypot(gamma_bar, beta_next), tiny)
+        c, s = gamma_bar / gamma, beta_next / gamma
+        w_next = (v - epsilon * w_before - delta * w) / gamma
+        x = x + c * left * w_next
+        largest = jnp.maximum(largest, jnp.hypot(alpha, beta_next))
+        v_next = y / jnp.maximum(beta_next, tiny)
+        return (
+            k + 1, s * left, beta_next, x, v_next, v, w_next, w, c, s, d_bar, epsilon_next, largest,
+        )  # fmt: skip
+
+    v = b / jnp.maximum(size, tiny)
+    # `left` keeps its sign out: the residual is |phi_bar|, and s >= 0.
+    minus = -jnp.ones_like(size)
+    carry = (
+        0, size, jnp.ones_like(size), zero, v, zero, zero, zero, minus, nought, nought, nought,
+        nought,
+    )  # fmt: skip
+    out = lax.while_loop(unfinished, step, carry)
+    return out[3], out[12]
