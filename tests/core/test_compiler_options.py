@@ -90,6 +90,12 @@ def simulation(rule, runs):
     return lambda: nm.simulate(KEY, FLAT, rule, ADAPT, runs=runs)
 
 
+def heavy_simulation():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("negmaml.linear.simulation.LIGHT_NORMALS", 0)
+        return nm.simulate(KEY, FLAT, STEPS, ADAPT, runs=4)
+
+
 def allocation(problem):
     return lambda: theory.best_allocation(200.0, problem, RATE)
 
@@ -126,7 +132,7 @@ ENTRIES = [
         "linear.simulation",
         "_simulate",
         "heavy",
-        simulation(RATE, 40_000),
+        heavy_simulation,
     ),
     ("paper.roads", "_descents", "trivial", lambda: nm.verify(FLAT, RATE, ADAPT, runs=4)),
     ("paper.phases", "_normals", "light", normals),
@@ -233,4 +239,6 @@ def test_options_of_the_compiler_change_nothing(module, function, work, call, mo
         inputs = varied(arguments, seed) if seed else arguments
         ours, expected = program(*inputs, **keywords), program.plain(*inputs, **keywords)
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+            # A search is good to the root of the precision.
+            digits = float(jnp.finfo(one.dtype).eps) ** 0.5 if one.dtype.kind == "f" else 0
+            np.testing.assert_allclose(one, other, rtol=3 * digits, atol=digits / 100)
