@@ -42,17 +42,6 @@ def left_out():
     return nm.kernels.leave_one_task_out(network(), few(), STEPS, meta_ridge=0.1)
 
 
-def slope_of_distance():
-    return jax.grad(lambda rate: theory.distance(FLAT, nm.GradientDescent(rate)))(-0.2)
-
-
-def slope_of_deviation():
-    def deviation(rate):
-        return theory.standard_deviation(FLAT, nm.GradientDescent(rate), ADAPT)
-
-    return jax.grad(deviation)(-0.2)
-
-
 def many(function):
     return lambda: function(FLAT, nm.GradientDescent(np.linspace(-0.5, 0.5, 5000)))
 
@@ -161,7 +150,6 @@ ENTRIES = [
     ),
     ("theory.predict", "_compiled", "light", many(theory.distance)),
     ("theory.spread", "_in_blocks", "light", many(spread), slow),
-    ("theory.spread", "_of_views", "light", slope_of_deviation, slow),
     ("theory.structured", "_alone", "trivial", lambda: theory.distance(COLOURED, RATE), slow),
     ("theory.structured", "_all", "light", lambda: theory.distance(COLOURED, STEPS), slow),
     (
@@ -186,8 +174,6 @@ ENTRIES = [
         slow,
     ),
     ("theory.structured_spread", "covariances", "light", lambda: spread(COLOURED, RATE), slow),
-    ("theory.views", "means_at", "light", slope_of_distance),
-    ("theory.views", "view", "light", slope_of_distance),
 ]
 
 
