@@ -16,16 +16,8 @@ gradient        a derivative that is not finite, where the loss and the derivati
 
 import argparse
 import collections
-import os
 import time
 import warnings
-
-# Compilation is most of the time.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false",
-)
 
 import jax
 import jax.numpy as jnp

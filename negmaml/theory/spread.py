@@ -230,7 +230,7 @@ def _balanced(found: Solved) -> tuple[Seen, Any]:
     return scaled, unit
 
 
-_traced_of_views = quick_jit(_of_views, static_argnames="ridged")
+_traced_of_views = jax.jit(_of_views, static_argnames="ridged")
 
 
 def _growth(means, ridged):

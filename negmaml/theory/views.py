@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import namespace
 from negmaml._core.settings import own_settings
 from negmaml.problem.adaptation import means_exist
@@ -78,8 +77,8 @@ def means_at(seen: View, ridged: bool, with_error: bool = False) -> Moments:
 
 
 # In a trace two programs: one of each rule, and one that all rules share.
-traced_view = quick_jit(view)
-_means_at = quick_jit(means_at, static_argnames=("ridged", "with_error"))
+traced_view = jax.jit(view)
+_means_at = jax.jit(means_at, static_argnames=("ridged", "with_error"))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))

@@ -42,17 +42,6 @@ def left_out():
     return nm.kernels.leave_one_task_out(network(), few(), STEPS, meta_ridge=0.1)
 
 
-def slope_of_distance():
-    return jax.grad(lambda rate: theory.distance(FLAT, nm.GradientDescent(rate)))(-0.2)
-
-
-def slope_of_deviation():
-    def deviation(rate):
-        return theory.standard_deviation(FLAT, nm.GradientDescent(rate), ADAPT)
-
-    return jax.grad(deviation)(-0.2)
-
-
 def many(function):
     return lambda: function(FLAT, nm.GradientDescent(np.linspace(-0.5, 0.5, 5000)))
 
@@ -88,6 +77,12 @@ def coloured_phases():
 
 def simulation(rule, runs):
     return lambda: nm.simulate(KEY, FLAT, rule, ADAPT, runs=runs)
+
+
+def heavy_simulation():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("negmaml.linear.simulation.LIGHT_NORMALS", 0)
+        return nm.simulate(KEY, FLAT, STEPS, ADAPT, runs=4)
 
 
 def allocation(problem):
@@ -126,7 +121,7 @@ ENTRIES = [
         "linear.simulation",
         "_simulate",
         "heavy",
-        simulation(RATE, 40_000),
+        heavy_simulation,
     ),
     ("paper.roads", "_descents", "trivial", lambda: nm.verify(FLAT, RATE, ADAPT, runs=4)),
     ("paper.phases", "_normals", "light", normals),
@@ -155,7 +150,6 @@ ENTRIES = [
     ),
     ("theory.predict", "_compiled", "light", many(theory.distance)),
     ("theory.spread", "_in_blocks", "light", many(spread), slow),
-    ("theory.spread", "_of_views", "light", slope_of_deviation, slow),
     ("theory.structured", "_alone", "trivial", lambda: theory.distance(COLOURED, RATE), slow),
     ("theory.structured", "_all", "light", lambda: theory.distance(COLOURED, STEPS), slow),
     (
@@ -180,8 +174,6 @@ ENTRIES = [
         slow,
     ),
     ("theory.structured_spread", "covariances", "light", lambda: spread(COLOURED, RATE), slow),
-    ("theory.views", "means_at", "light", slope_of_distance),
-    ("theory.views", "view", "light", slope_of_distance),
 ]
 
 
@@ -233,4 +225,6 @@ def test_options_of_the_compiler_change_nothing(module, function, work, call, mo
         inputs = varied(arguments, seed) if seed else arguments
         ours, expected = program(*inputs, **keywords), program.plain(*inputs, **keywords)
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
+            # A search is good to the root of the precision.
+            digits = float(jnp.finfo(one.dtype).eps) ** 0.5 if one.dtype.kind == "f" else 0
+            np.testing.assert_allclose(one, other, rtol=3 * digits, atol=digits / 100)

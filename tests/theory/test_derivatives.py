@@ -278,12 +278,14 @@ def test_second_derivatives_are_differences_of_first(best, problem, x64):
     assert float(jax.hessian(function)(0.5)) == pytest.approx(expected, rel=5e-4)
 
 
+@slow
 def test_second_derivatives_in_reverse_mode(x64):
     function = of_noise(best_train_rate)
     expected = by_differences(jax.grad(function), 0.5, 0.02)
     assert float(jax.grad(jax.grad(function))(0.5)) == pytest.approx(expected, rel=1e-4)
 
 
+@slow
 def test_third_derivatives_are_refused(x64):
     function = of_noise(best_train_rate)
     with pytest.raises(NotImplementedError, match="third derivatives of a best rate"):

@@ -19,9 +19,12 @@ from negmaml.theory import (
     phase_diagram,
     saddle,
     stationary_train_rates,
+    structured_optima,
 )
 from negmaml.theory.search import ROUNDS, minimise
+from negmaml.theory.sensitivity import sensitivity_by_parts
 from negmaml.theory.setting import setting_of
+from negmaml.theory.structured import situation_of
 
 OFF = nm.MixedLinearRegression(p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2)
 GRID = np.concatenate([-np.geomspace(1e-3, 100, 300), [0.0], np.geomspace(1e-3, 100, 300)])
@@ -155,16 +158,24 @@ def test_newtons_method_ends_at_the_root(monkeypatch, x64):
     assert len(steps) >= ROUNDS and max(steps) < 12
 
 
-def test_derivatives_of_an_optimum_are_one_program_of_few_thousand_equations(x64):
-    problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)
-    setting, (train,) = setting_of(problem, (nm.GradientDescent(0.0),), 0.0, "auto")
-    numbers, fixed = optima._parts(setting, train)
-
-    def slopes(x, numbers):
-        return jax.grad(lambda x: optima._distance_at(x, numbers, fixed))(x)
-
-    traced = jax.make_jaxpr(jax.grad(slopes, (0, 1)))(0.1, numbers)
-    assert 500 < equations(traced.jaxpr) < 5000
+@pytest.mark.parametrize("covariance", (None, 1 / np.arange(1.0, 61)))
+def test_the_sensitivity_of_an_optimum_is_a_short_program(covariance, x64):
+    """Nested transformations would be 15,000 equations, which take minutes to compile."""
+    problem = nm.MixedLinearRegression(
+        p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0, input_covariance=covariance
+    )
+    train, rate = nm.GradientDescent(0.0), np.asarray(0.1)
+    if covariance is None:
+        setting, (train,) = setting_of(problem, (train,), 0.0, "auto")
+        module, arguments = optima, optima._parts(setting, train)
+    else:
+        weights, goal = structured_optima._goal(problem, None)
+        at, train = situation_of(problem, train, 0.0, weights)
+        module, arguments = structured_optima, structured_optima._parts(at, train, goal)
+    numbers, fixed = arguments
+    program = sensitivity_by_parts(module.Parts.objective, module._parts_of_parameter)
+    traced = jax.make_jaxpr(program)((rate, numbers), fixed)
+    assert 100 < equations(traced.jaxpr) < 2000
 
 
 def equations(jaxpr):
