@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _called(list(arguments))
     except (ValueError, TypeError, OSError, MissingExtraError) as error:
-        lines = map(visible, str(error).split("\n"))  # a store of a stranger may be quoted
+        lines = map(visible, str(error).split("\n"))  # which may quote files of unknown origin
         print("negmaml: " + "\n".join(lines), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
