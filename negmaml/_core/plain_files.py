@@ -1,7 +1,7 @@
 """Plain files of a folder: symbolic links and devices in it are errors and are never followed.
 
-The folder itself may be reached by a link, which is its owner's choice. What is in it may come from
-an archive of a stranger, whose links could point anywhere.
+The folder itself may be reached by a link, which is its owner's choice. The files in it may come
+from an archive of unknown origin, whose links could point anywhere.
 """
 
 import errno
@@ -42,7 +42,7 @@ def open_plain(path: Path, flags: int) -> int:
 
 
 def read_plain(path: Path, most: int | None = None) -> bytes | None:
-    """The content of a file, at most one byte more than `most` of it; None if there is none."""
+    """The content of a file, at most one byte more than `most` of it; None for a missing file."""
     try:
         file = open_plain(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):

@@ -104,7 +104,7 @@ def status(store: Name, check: bool = False) -> int:
     Args:
         store: a store of `negmaml sweep`.
         check: read every chunk and compare it with its checksum; exits with 1 if any is lost. The
-            same command of `negmaml sweep` computes again what is lost.
+            same command of `negmaml sweep` computes lost cells again.
     """
     require("zarr", "sweep")
     found = sweeps.status(store, check=check)

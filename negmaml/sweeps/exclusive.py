@@ -12,7 +12,7 @@ from negmaml._core.extras import require
 from negmaml._core.plain_files import LinkedError, open_plain, read_plain
 from negmaml.sweeps.files import StoreError, local_path
 
-MOST = 2**16  # bytes of a note: what is longer was written by others
+MOST = 2**16  # bytes of a note: no worker writes a longer one
 
 
 def beside(url: str, what: str) -> "LocalNotes | RemoteNotes":
@@ -41,7 +41,7 @@ class LocalNotes:
             return []
 
     def read(self, name: str, most: int = MOST) -> str:
-        """The text of a file, empty if there is none, or none that we wrote."""
+        """Return the text of a file, empty for a missing one, and for one that no worker wrote."""
         try:
             return _text(read_plain(self.folder / name, most), most)
         except LinkedError:
@@ -108,7 +108,7 @@ class RemoteNotes:
         return sorted(name.rsplit("/", 1)[-1] for name in found)
 
     def read(self, name: str, most: int = MOST) -> str:
-        """The text of an object, empty if there is none, or none that we wrote."""
+        """Return the text of an object, empty if it is missing or no worker wrote it."""
         try:
             return _text(self.files.cat_file(self._path(name), start=0, end=most + 1), most)
         except FileNotFoundError:

@@ -93,14 +93,14 @@ class Layout:
         return raw + raw // 64 + 1024 if self.compressed else raw
 
     def wrong_size(self, at: Sequence[int], size: int) -> bool:
-        """Whether a file of so many bytes cannot be that of a chunk."""
+        """Whether the file of a chunk cannot have this size in bytes."""
         most = self.most_bytes(at)
         if self.compressed:
             return not CHECKSUM_BYTES * self.checksum < size <= most
         return size != most
 
     def fault(self, at: Sequence[int], data: bytes) -> str:
-        """What is wrong with the file of a chunk; nothing as far as it can be known."""
+        """The fault of the file of a chunk, in words; empty without one that can be known."""
         if self.wrong_size(at, len(data)):
             return f"has {len(data):,} bytes"
         body = data
@@ -210,7 +210,7 @@ def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
 
 
 def as_held(layout: Layout, held: Mapping[str, Any]) -> Layout:
-    """The array as the metadata of a store have it; ValueError that says what is wrong in them.
+    """The array as the metadata of a store have it; ValueError for other metadata.
 
     Stores of earlier versions have no checksums.
     """

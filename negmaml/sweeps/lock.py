@@ -83,7 +83,7 @@ def this_process() -> str:
 def _held_locally(url: str, path: Path, what: str) -> Iterator[Lock]:
     filelock = require("filelock", "sweep")
     held = path.with_name(f".{path.name}.lock")
-    writer = held.with_suffix(".writer")  # says who writes; one that is cut off leaves it
+    writer = held.with_suffix(".writer")  # names the writer; left behind after a kill
     if held.is_symlink():  # of whoever made the store: the file it leads to would be emptied
         raise StoreError(f"store {url!r}: its lock {str(held)!r} is a symbolic link; remove it")
     lock = filelock.FileLock(held)

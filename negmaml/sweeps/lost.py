@@ -1,4 +1,4 @@
-"""What a store has lost: chunks that are missing or altered though their cells are flagged as done.
+"""Lost data: chunks that are missing or altered although their cells are flagged as done.
 
 zarr reads a chunk that is missing as fill values. So cells count as done only as far as the chunks
 of all outputs are there and have the bytes that they can have, which one listing of the files
@@ -17,9 +17,10 @@ import numpy as np
 from negmaml.sweeps.exclusive import beside
 from negmaml.sweeps.files import StoreError, files_of
 from negmaml.sweeps.guard import guarded, zarr_arrays
+from negmaml.sweeps.held import Held
 from negmaml.sweeps.layout import Layout, cell_layouts, coordinates, sizes_at
 from negmaml.sweeps.manifest import Manifest
-from negmaml.sweeps.store import Held, Store, encoded, flags, write_blocks
+from negmaml.sweeps.store import Store, encoded, flags, write_blocks
 from negmaml.sweeps.untrusted import MOST_TEXT, parsed
 
 AT_ONCE = 2**30  # bytes that a sweep verifies before it starts: about a second
@@ -30,11 +31,11 @@ NOTE, NOTES = "damaged", "chunks"  # the file beside a store that says which chu
 
 @dataclass(frozen=True)
 class Found:
-    """What a store has.
+    """The cells that a store has, and the chunks that it lost.
 
-    done: how many parts each cell has, as far as their chunks are there. lost: what is wrong with
-    each chunk, or label, that is not as it was written, by its file. damaged: files of other bytes
-    than were written, also those that nothing relies on.
+    done: how many parts each cell has, as far as their chunks are there. lost: the fault of each
+    chunk that is not as it was written, by its file. damaged: the same for all files of other bytes
+    than were written, also of cells that are not done.
     """
 
     done: np.ndarray
@@ -43,7 +44,7 @@ class Found:
 
 
 def found_in(url: str, held: Held, check: bool = False, only: Iterable[str] | None = None) -> Found:
-    """What the store at `url` has; `check` reads every chunk, or those of the files `only`."""
+    """Look through the store at `url`; `check` reads every chunk, or those of the files `only`."""
     cells = {name: held.layouts[name] for name in cell_layouts(held.manifest)}
     arrays = zarr_arrays(guarded(url, cells))
     raw = flags(arrays["done"], cells["done"])  # before the files, which are written first
@@ -78,7 +79,7 @@ def _wrong_sizes(arrays: Mapping[str, Layout], sizes: Mapping[str, int]) -> dict
 
 
 def _altered(url: str, arrays: Mapping[str, Layout], keys: Iterable[str]) -> dict[str, str]:
-    """Which of these chunks do not hold what was written, and what is wrong with them."""
+    """The faults of those of these chunks that are not as they were written."""
     files = files_of(url)
 
     def fault(key: str) -> tuple[str, str]:
@@ -121,7 +122,7 @@ def _there(
 
 
 def _accept_fill_values(manifest: Manifest, cells, arrays, raw, there) -> None:
-    """In stores without checksums, chunks of fill values alone were not written."""
+    """In stores without checksums, chunks that hold only fill values were not written."""
     if cells["done"].checksum:
         return
     finite = np.asarray(arrays["finite"][...]) & (raw > 0)
@@ -181,10 +182,10 @@ def _lost_chunks(manifest: Manifest, cells, raw, there, faults) -> dict[str, str
 
 
 def mend(store: Store, check: bool) -> list[str]:
-    """Clear the flags of cells that were lost, so that they are computed again; only when alone.
+    """Clear the flags of lost cells, so that they are computed again; no worker may be active.
 
-    check: whether to verify the whole store first, unless it is large. What `status` found is
-    always looked at. Returns what was lost.
+    check: whether to verify the whole store first, unless it is large. Chunks that `status` found
+    are always looked at. Returns the lost chunks in words.
     """
     held = Held(store.attributes, store.manifest, store.layouts)
     noted, notes = _noted(store.url)

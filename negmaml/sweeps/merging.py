@@ -14,6 +14,7 @@ from negmaml.sweeps.claims import check_alone
 from negmaml.sweeps.files import StoreError, check_url, check_writable
 from negmaml.sweeps.grid import Axis, Grid, Region
 from negmaml.sweeps.guard import guarded, zarr_arrays
+from negmaml.sweeps.held import MANIFEST, existing
 from negmaml.sweeps.layout import cell_layouts
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.lost import found_in, mend
@@ -22,7 +23,7 @@ from negmaml.sweeps.planning import LARGEST_BLOCK, in_words, regions
 from negmaml.sweeps.progress import Tell, teller
 from negmaml.sweeps.reading import dataset_of
 from negmaml.sweeps.run import empty
-from negmaml.sweeps.store import MANIFEST, Store, create, existing, open_store
+from negmaml.sweeps.store import Store, create, open_store
 
 OWN = (MANIFEST, "coordinates", "wall_seconds", "merged", "history")  # not taken from a source
 
@@ -102,7 +103,7 @@ def merge(
 
     Returns the dataset, with `done`, read lazily.
 
-    Raises StoreError, which names what differs, for stores of different sweeps, for a store that
+    Raises StoreError for stores of different sweeps, with the differences, for a store that
     holds something else, and for a chunk that is damaged; FileNotFoundError for a missing store.
     """
     require("xarray", "sweep")

@@ -7,8 +7,8 @@ import numpy as np
 
 from negmaml._core.extras import require
 from negmaml.sweeps.guard import guarded
+from negmaml.sweeps.held import Held
 from negmaml.sweeps.layout import cell_layouts, coordinates
-from negmaml.sweeps.store import Held
 
 
 def dataset_of(url: str, held: Held, done: np.ndarray | None = None):

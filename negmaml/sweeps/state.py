@@ -1,4 +1,4 @@
-"""Progress of a sweep, also while it runs, and what its store has lost."""
+"""Progress of a sweep, also while it runs, and the chunks that its store has lost."""
 
 import math
 import os
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from negmaml._core.display import printable
 from negmaml.sweeps.claims import Worker, workers_of
 from negmaml.sweeps.files import check_url
+from negmaml.sweeps.held import existing
 from negmaml.sweeps.lost import found_in, note
-from negmaml.sweeps.store import existing
 
 SHOWN = 20  # lost chunks
 
@@ -23,7 +23,7 @@ class Status:
         cells_done, blocks_done: how many of them are complete.
         claimed: blocks that workers have claimed and not yet stored.
         workers: those that share it: process, part, blocks stored, and the time of the last beat.
-        lost: what is wrong with each chunk that is missing or altered, by its file.
+        lost: the fault of each chunk that is missing or altered, by its file.
         checked: whether every chunk was read.
     """
 
@@ -63,10 +63,10 @@ class Status:
 
 
 def status(store: str | os.PathLike[str], *, check: bool = False) -> Status:
-    """Report how far the sweep in a store is, what it lost, and which workers share it.
+    """Report the progress of the sweep in a store, its lost chunks, and the workers that share it.
 
     A cell counts as done if it is flagged and the chunks that hold it are there, with the bytes
-    that they can have. What is lost is computed again by the same call of `nm.sweep`.
+    that they can have. The same call of `nm.sweep` computes lost cells again.
 
     Arguments:
         store: a path or URL of a store, which stays as it is.

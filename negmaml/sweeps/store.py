@@ -14,9 +14,8 @@ the attribute `negmaml_sweep`, which says what the store is a sweep of:
   the parts that a cell has: one, and one more for each time that a whole axis was lengthened.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -26,28 +25,12 @@ from negmaml._core.extras import require
 from negmaml.sweeps.files import PARTIAL, StoreError, files_of
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.guard import ROOT, group_metadata, guarded, text_of, zarr_arrays
-from negmaml.sweeps.layout import Layout, as_held, coordinates, layouts
+from negmaml.sweeps.held import MANIFEST, REMEDY, Held, held_at
+from negmaml.sweeps.layout import Layout, coordinates, layouts
 from negmaml.sweeps.manifest import Box, Manifest
-from negmaml.sweeps.untrusted import (
-    MOST_TEXT,
-    check_attributes,
-    check_manifest,
-    checked_manifest,
-    parsed,
-)
+from negmaml.sweeps.untrusted import MOST_TEXT, check_manifest
 
-MANIFEST = "negmaml_sweep"
 CREATING = ".negmaml-creating"  # there until the store is whole
-REMEDY = "; give an empty or new path, or the store of an earlier sweep"
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a store says of itself, checked: its attributes, its sweep, and its arrays."""
-
-    attributes: dict[str, Any]
-    manifest: Manifest
-    layouts: Mapping[str, Layout]
 
 
 class Store:
@@ -183,7 +166,7 @@ def write_blocks(array, values: np.ndarray, where: np.ndarray) -> None:
 def open_store(url: str, tidy: bool = False, listed: bool = True) -> Store | None:
     """The store at `url`, to write to; None if there is nothing yet. StoreError if it is not ours.
 
-    tidy: whether to remove what writers left that were cut off. listed: whether to look for
+    tidy: whether to remove files that interrupted writers left. listed: whether to look for
     symbolic links in it, which only a process that has done so before can do without.
     """
     files = files_of(url)
@@ -201,65 +184,6 @@ def open_store(url: str, tidy: bool = False, listed: bool = True) -> Store | Non
         if tidy:
             files.remove(key)
     return Store(url, held)
-
-
-def existing(url: str) -> Held:
-    """What the store at `url` says of itself; FileNotFoundError if there is none."""
-    held = held_at(url, files_of(url))
-    if held is None:
-        raise FileNotFoundError(f"there is no store at {url!r}")
-    return held
-
-
-def held_at(url: str, files) -> Held | None:
-    """What a store says of itself, checked; None if there is none."""
-    text = files.read(ROOT, MOST_TEXT)
-    if text is None:
-        return None
-    try:
-        root = parsed(text, ROOT)
-        if not isinstance(root, dict):
-            raise ValueError(f"{ROOT} is no table")
-        attributes, arrays = root.get("attributes", {}), root.get("consolidated_metadata")
-        if MANIFEST not in attributes or not arrays:
-            raise StoreError(f"store {url!r} is a zarr store, but of no sweep{REMEDY}")
-        if root.get("zarr_format") != 3:
-            raise ValueError(f"it has the zarr format {root.get('zarr_format')!r:.20}")
-        check_attributes(attributes)
-        manifest = checked_manifest(attributes[MANIFEST])
-        found = _held_layouts(manifest, arrays["metadata"])
-        _check_own(files, found)
-    except StoreError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise StoreError(f"store {url!r} cannot be read ({error}){REMEDY}") from error
-    return Held(dict(attributes), manifest, found)
-
-
-def _held_layouts(manifest: Manifest, metadata: Mapping[str, Any]) -> dict[str, Layout]:
-    """The arrays as the group has them; ValueError for one that the sweep does not have."""
-    wanted = layouts(manifest)
-    if strange := sorted(map(str, metadata.keys() ^ wanted.keys())):
-        raise ValueError(f"its arrays are not those of its sweep, which differ in {strange[:3]}")
-    return {name: as_held(layout, metadata[name]) for name, layout in wanted.items()}
-
-
-def _check_own(files, arrays: Mapping[str, Layout]) -> None:
-    """Check the metadata of each array, which may be of a shape before the last extension."""
-    for name, layout in arrays.items():
-        text = files.read(f"{name}/{ROOT}", MOST_TEXT)
-        try:
-            own = json.loads(text or b"")
-        except (ValueError, RecursionError):  # never used, and written anew by the next sweep
-            continue
-        if isinstance(own, dict) and _earlier(own.get("shape"), layout.shape):
-            own["shape"] = list(layout.shape)
-        as_held(layout, own)
-
-
-def _earlier(shape: Any, now: tuple[int, ...]) -> bool:
-    """Whether an array could have had the shape before it was extended, or gets it now."""
-    return isinstance(shape, list) and len(shape) == len(now) and all(type(n) is int for n in shape)
 
 
 def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> Store:

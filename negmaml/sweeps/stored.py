@@ -17,6 +17,7 @@ from negmaml.sweeps import store as stores
 from negmaml.sweeps.files import StoreError, files_of
 from negmaml.sweeps.functions import group_text, programs
 from negmaml.sweeps.grid import Grid, Region
+from negmaml.sweeps.held import Held
 from negmaml.sweeps.lock import Lock
 from negmaml.sweeps.lost import found_in, mend
 from negmaml.sweeps.manifest import (
@@ -184,8 +185,8 @@ def opened(
 ) -> tuple[Work, stores.Store, Runner | None]:
     """The store, made or checked; the work in the order of the store; a runner if one was made.
 
-    alone: whether nobody else computes what is in the store as it is. check: whether to verify
-    what is in it.
+    alone: whether no other worker computes cells of the store as it is. check: whether to verify
+    its chunks.
     """
     asked, store = work.manifest(), stores.open_store(url, tidy)
     if store is None:
@@ -261,7 +262,7 @@ def _check_outputs(work: Work, url: str, stored: Manifest, asked: Manifest) -> N
 
 def finished(work: Work, url: str, how: How):
     """The dataset of a store that has all that is asked for, writing nothing; None for others."""
-    described = stores.held_at(url, files_of(url))
+    described = held_at(url, files_of(url))
     if described is None:
         return None
     held, asked = described.manifest, work.manifest()
@@ -277,7 +278,7 @@ def finished(work: Work, url: str, how: How):
 
 def labelled(store: stores.Store, asked: Grid, cells):
     """The dataset of a store, lazily, in the order of the grid that was asked for."""
-    dataset = dataset_of(store.url, stores.Held(store.attributes, store.manifest, store.layouts))
+    dataset = dataset_of(store.url, Held(store.attributes, store.manifest, store.layouts))
     held = store.manifest.grid
     at = {dim: index.ravel() for dim, index in zip(held.dims, cells, strict=True)}
     by_names = {axis.names: axis for axis in asked.whole}

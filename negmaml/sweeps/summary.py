@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from negmaml.sweeps.files import check_url
+from negmaml.sweeps.held import existing
 from negmaml.sweeps.lost import found_in
 from negmaml.sweeps.parse import near
 from negmaml.sweeps.reading import dataset_of
-from negmaml.sweeps.store import existing
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -77,7 +77,7 @@ def mean(dataset, name: str, keep: Sequence[str]):
 
 def _check_fits(array) -> None:
     """Raise for a variable that would take more than half of the memory of this machine."""
-    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # there is none on Windows
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # not on Windows
     memory = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2**34
     needed = 2 * 8 * array.size
     if needed > memory / 2:

@@ -1,4 +1,4 @@
-"""Checks of what a store says of itself, which anybody may have written.
+"""Checks of the description that a store gives of itself, which anybody may have written.
 
 They hold for every store that is made here, too, so that it can be opened again.
 """
@@ -24,7 +24,7 @@ FORBIDDEN = ("", "zarr.json")
 
 
 def parsed(text: bytes | str, what: str) -> Any:
-    """JSON of a stranger; ValueError for anything that is no plain JSON, or too much of it."""
+    """Parse JSON of unknown origin; ValueError for invalid JSON, or too much of it."""
 
     def constant(name: str):
         raise ValueError(f"{what} holds {name}, which is no JSON")
@@ -38,7 +38,7 @@ def parsed(text: bytes | str, what: str) -> Any:
 
 
 def checked_manifest(text: Any) -> Manifest:
-    """The manifest of a text, with every bound checked; ValueError that names what is wrong."""
+    """The manifest of a text, with every bound checked; ValueError that names the fault."""
     if not isinstance(text, str):
         raise ValueError("its manifest is no text")
     held = parsed(text, "its manifest")

@@ -129,7 +129,7 @@ class Store:
 
 
 def _virtual(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Zeros that take no memory: a stranger names the number of steps."""
+    """Return zeros that take no memory: the number of steps is only the name of a folder."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint's files before they are read, since a stranger may have made them.
+"""Checks of a checkpoint's files before they are read, since they can be of unknown origin.
 
 Orbax and tensorstore run no code of a checkpoint. But they follow symbolic links, and unpack chunks
 whatever they unpack to, so a file of some kilobytes could take all memory.

@@ -66,7 +66,7 @@ class Evaluation(NamedTuple):
 
     def _summary(self) -> Table:
         title = f"Evaluation on {self.values.shape[-1]} tasks, mean and 95% interval"
-        if isinstance(self.values, jax.core.Tracer):
+        if isinstance(self.values, jax.core.Tracer) or self.values.ndim > 2:
             return Table(title, [("values", shape_text(self.values))])
         pairs = zip(np.atleast_1d(self.mean), np.atleast_1d(self.interval), strict=True)
         texts = [f"{mean:.4g} ± {interval:.2g}" for mean, interval in pairs]

@@ -1,4 +1,4 @@
-"""What a store has lost is seen, named, never read as NaN, and computed again by the same call."""
+"""Lost chunks are seen, named, never read as NaN, and computed again by the same call."""
 
 import pickle
 import shutil
@@ -12,8 +12,9 @@ import xarray as xr
 import negmaml as nm
 from negmaml.cli import main as cli
 from negmaml.sweeps import StoreError, lost, merge, summary
+from negmaml.sweeps.held import existing
 from negmaml.sweeps.run import Runner
-from negmaml.sweeps.store import existing, open_store
+from negmaml.sweeps.store import open_store
 from tests.sweeps.test_store import LONGER, SHORT, WHOLE, products
 
 GRID, SEEDS, BLOCK = {"x": [1.0, 2.0, 3.0], "kind": ["a", "bé"]}, 4, 4
@@ -214,7 +215,7 @@ def test_a_store_in_memory_is_looked_after_too(made):
 
 @pytest.mark.parametrize("last", [True, False])
 def test_chunks_of_an_extension_of_whole_axes_are_looked_after(last, tmp_path):
-    """A chunk of the values that were added: cells keep what they had before."""
+    """A chunk of the values that were added: cells keep the values from before."""
     path = tmp_path / "x.zarr"
     nm.sweep(products, SHORT, 3, store=path, block=2, **WHOLE)
     expected = nm.sweep(products, LONGER, 3, store=path, extend=True, **WHOLE).load()

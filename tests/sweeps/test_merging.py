@@ -12,7 +12,7 @@ import xarray as xr
 import negmaml as nm
 from negmaml.cli import main as cli
 from negmaml.sweeps import StoreError, merge, merging
-from negmaml.sweeps.store import existing
+from negmaml.sweeps.held import existing
 from tests.sweeps.script import GRID, SEEDS, function
 from tests.sweeps.test_store import WHOLE, products
 
@@ -160,7 +160,7 @@ def test_the_order_of_stores_does_not_change_the_number_of_files(sizes, tmp_path
 
 
 def test_blocks_of_merged_stores_are_bounded(sizes, tmp_path, monkeypatch):
-    """Of two stores with long blocks along different dims, in bytes that a block may have."""
+    """Blocks of stores that are long along different dims do not multiply beyond the bound."""
     monkeypatch.setattr(merging, "LARGEST_BLOCK", 4 * 42)
     merge(sizes, tmp_path / "m.zarr")
     block = existing(str(tmp_path / "m.zarr")).manifest.block

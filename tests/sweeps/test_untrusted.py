@@ -17,7 +17,8 @@ from negmaml._core.display import one_line
 from negmaml.cli import main as cli
 from negmaml.sweeps import StoreError, merge, summary
 from negmaml.sweeps.guard import guarded, zarr_arrays
-from negmaml.sweeps.store import create, existing
+from negmaml.sweeps.held import existing
+from negmaml.sweeps.store import create
 from negmaml.sweeps.untrusted import MOST_BLOCKS, MOST_CELLS, check_manifest
 from tests.sweeps.script import GRID, SEEDS, function
 
