@@ -1,4 +1,4 @@
-"""What advice makes of the losses of splits and of a bootstrap, on losses that are given."""
+"""Curves and errors of advice from the losses of splits and of a bootstrap, which are given."""
 
 import numpy as np
 

@@ -14,7 +14,7 @@ from tests.helpers import mostly_slow
 CASES = list(product(((3, 3), (2, 5), (1, 1)), (1, 2, 3), ("SAME", "VALID")))
 
 
-@pytest.mark.parametrize(("window", "stride", "padding"), mostly_slow(CASES, 0, 9, 10, 15))
+@pytest.mark.parametrize(("window", "stride", "padding"), mostly_slow(CASES, 0, 9, 10, 12, 15))
 def test_it_is_the_native_convolution(window, stride, padding, x64):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, 9, 10, 3)))
