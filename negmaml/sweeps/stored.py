@@ -17,7 +17,7 @@ from negmaml.sweeps import store as stores
 from negmaml.sweeps.files import StoreError, files_of
 from negmaml.sweeps.functions import group_text, programs
 from negmaml.sweeps.grid import Grid, Region
-from negmaml.sweeps.held import Held
+from negmaml.sweeps.held import Held, held_at
 from negmaml.sweeps.lock import Lock
 from negmaml.sweeps.lost import found_in, mend
 from negmaml.sweeps.manifest import (
