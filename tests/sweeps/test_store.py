@@ -304,10 +304,13 @@ shapes_asked = []
 
 
 def products(key, size, left, right):
-    """Handles two axes whole; `first` knows only one of them."""
+    """Handles two axes whole; `first` knows only one of them.
+
+    Products only: whether a sum of products is rounded once or twice differs between programs.
+    """
     shapes_asked.append((*left.shape, *right.shape))
     total = jnp.sum(jax.random.normal(key, (size,)))
-    return {"both": total + jnp.outer(left, right), "first": total * left}
+    return {"both": total * jnp.outer(left, right), "first": total * left}
 
 
 WHOLE = {"whole": ["left", "right"], "output_dims": {"both": ["left", "right"], "first": ["left"]}}
