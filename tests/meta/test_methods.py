@@ -13,7 +13,7 @@ from jax.experimental.ode import odeint
 import negmaml as nm
 from negmaml.meta.blocks import Algorithm, exact
 from negmaml.meta.choice import choose
-from negmaml.rules import run
+from negmaml.rules import combine, run, separate
 from tests.helpers import mostly_slow
 
 RNG = np.random.default_rng(0)
@@ -139,10 +139,12 @@ def nested(loss, inner, rule, mask=None, stop=identity):
         def one(support, query):
             theta = params
             state = rule.init({k: theta[k] for k in theta if mask[k]})
-            for _ in range(rule.steps):
+            stepped, fixed = separate(rule)
+            for k in range(rule.steps):
+                own = combine(jax.tree.map(lambda x, k=k: x[k], stepped), fixed)
                 moving = {k: theta[k] for k in theta if mask[k]}
                 g = stop(jax.grad(lambda m, t=theta: inner(t | m, support))(moving))
-                moved, state = rule.update(g, state, moving)
+                moved, state = own.update(g, state, moving)
                 theta = theta | moved
             return loss(theta, query)
 
