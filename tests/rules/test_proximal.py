@@ -148,7 +148,7 @@ def test_a_stationary_start_is_returned_as_it_is():
     assert bool(info.converged) and int(info.steps) == 0 and float(info.residual) == 0
 
 
-@pytest.mark.parametrize("scale", (1e-4, 1.0, 1e4))
+@pytest.mark.parametrize("scale", mostly_slow((1e-4, 1.0, 1e4), 2))
 def test_single_precision_reaches_its_tolerance_in_any_units(scale):
     """In units of `scale` for weights, and started again from where it ended."""
     params, data = network(3, 8, 12)
@@ -159,9 +159,7 @@ def test_single_precision_reaches_its_tolerance_in_any_units(scale):
     )
     end, info = adapt(start)
     assert bool(info.converged)
-    again = jax.jit(lambda p: nm.adapt(scaled, p, data, nm.Proximal(0.0), return_info=True))
-    flat, _ = again(end)
-    assert bool(again(flat)[1].converged)
+    assert bool(adapt(end)[1].converged)
 
 
 @pytest.mark.parametrize("strength", (-100.0, -20.0, -1.0))
