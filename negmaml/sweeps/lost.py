@@ -33,11 +33,12 @@ NOTE, NOTES = "damaged", "chunks"  # the file beside a store that says which chu
 class Found:
     """The cells that a store has, and the chunks that it lost.
 
-    done: how many parts each cell has, as far as their chunks are there. lost: the fault of each
-    chunk that is not as it was written, by its file. damaged: the same for all files of other bytes
-    than were written, also of cells that are not done.
+    flagged: how many parts each cell has by its flag. done: the same as far as their chunks are
+    there. lost: the fault of each chunk that is not as it was written, by its file. damaged: the
+    same for all files of other bytes than were written, also of cells that are not done.
     """
 
+    flagged: np.ndarray
     done: np.ndarray
     lost: Mapping[str, str]
     damaged: Mapping[str, str] = field(default_factory=dict)
@@ -64,7 +65,7 @@ def found_in(url: str, held: Held, check: bool = False, only: Iterable[str] | No
         for at in np.ndindex(*layout.chunks):
             if (key := layout.key(at)) not in sizes or key in faults:
                 lost[key] = faults.get(key, MISSING)
-    return Found(done, dict(sorted(lost.items())), faults)
+    return Found(raw, done, dict(sorted(lost.items())), faults)
 
 
 def _wrong_sizes(arrays: Mapping[str, Layout], sizes: Mapping[str, int]) -> dict[str, str]:
@@ -200,8 +201,7 @@ def mend(store: Store, check: bool) -> list[str]:
         if any(key.startswith(f"{name}/c") for key in found.lost):
             for key, data in encoded(store.layouts[name], values).items():
                 store.files.write(key, data)
-    raw = store.done()
-    write_blocks(store.arrays["done"], found.done, raw != found.done)
+    write_blocks(store.arrays["done"], found.done, found.flagged != found.done)
     if noted:
         notes.remove(NOTES)
         notes.clear()
