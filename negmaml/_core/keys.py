@@ -1,4 +1,4 @@
-"""Random keys whose numbers depend on the key only, not on what is drawn beside them.
+"""Random keys whose numbers depend on the key only, not on other draws.
 
 Generators that map a key and a counter to bits, such as threefry and Philox, draw the same numbers
 under `jax.vmap` as one key at a time. `rbg` and `unsafe_rbg` draw those of all keys from the first
@@ -69,7 +69,7 @@ def key_of(seed):
 
 def fixed_key():
     """One key of threefry, whatever the settings: for draws that are part of a method."""
-    return jax.random.wrap_key_data(np.zeros(2, np.uint32), impl=FALLBACK)
+    return jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl=FALLBACK)
 
 
 @jax.jit

@@ -1,8 +1,8 @@
 """Settings of JAX: those that the package computes with, and those that a stored result depends on.
 
-What feeds a statistic or a prediction is traced with products at full precision, which accelerators
-round to ten bits by default, and without the settings that make JAX raise where it would otherwise
-broadcast, promote or move an array. An explicit `precision=` of a product holds all the same.
+Statistics and predictions are traced with products at full precision, which accelerators may round
+to ten bits by default. The settings that make JAX raise where it would broadcast, promote or move
+an array are off there. An explicit `precision=` of a product holds all the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -57,7 +57,7 @@ def _guarded() -> bool:
 
 
 def _to_change() -> Iterator[Any]:
-    """What has to be set: entering all of them takes longer than a small program."""
+    """Contexts to enter: all of them take longer than a small program."""
     held: Any = jax.config
     if held.jax_default_matmul_precision not in ("highest", "float32"):
         yield jax.default_matmul_precision("highest")

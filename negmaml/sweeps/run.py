@@ -64,7 +64,7 @@ class Compiler:
         self.at_once = max(2, min(8, os.cpu_count() or 1))
         self.pool = ThreadPoolExecutor(self.at_once)
         self.took: dict[int, list[float]] = {}  # seconds to trace and to compile a group
-        self.check: Callable[[Mapping[str, Any]], None] = lambda group: None  # of what is recorded
+        self.check: Callable[[Mapping[str, Any]], None] = lambda group: None  # of the record
         self.settings = result_settings()
 
     def expect(self, groups: Iterable[int]) -> None:

@@ -157,7 +157,7 @@ def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length
 
 
 def _form(group) -> tuple[str, str]:
-    """What a stretch is traced for: the shapes of its batches, and the settings."""
+    """The shapes of batches and the settings that a stretch is traced for."""
     return str(jax.tree.map(lambda x: (x.shape, x.dtype), group)), str(unusual_settings())
 
 

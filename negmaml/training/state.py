@@ -134,7 +134,7 @@ class Run:
     evaluate_every: int | None = static()
     patience: int | None = static()
     spread: Spread | None = static()
-    program: str = static("")  # what a checkpoint records; another one is traced anew
+    program: str = static(default="")  # recorded by a checkpoint; another one is traced anew
 
 
 @partial(jax.jit, static_argnames="length")

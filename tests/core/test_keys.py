@@ -126,7 +126,7 @@ def test_the_tables_hold_every_public_function_of_a_key():
 
 
 def _parameters(value) -> set[str]:
-    """Of a function, or of calling an instance of a class."""
+    """The parameters of a function, or of calling an instance of a class."""
     called = vars(value).get("__call__", None) if isinstance(value, type) else value
     return set() if called is None else set(inspect.signature(called).parameters)
 
