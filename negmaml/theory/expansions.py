@@ -31,9 +31,11 @@ from negmaml.problem.adaptation import expected_test_loss, shrinkage
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.wishart import normalized_moment
 from negmaml.rules import GradientDescent, Rule
+from negmaml.theory.options import named_options
 from negmaml.theory.setting import check_spectral
 
 
+@named_options
 def overparameterized(
     problem: MixedLinearRegression, train_rate: ArrayLike, adapt_rate: ArrayLike
 ) -> Float[Array, "..."]:
@@ -54,6 +56,7 @@ def overparameterized(
     return _test_loss(problem, train_rate, adapt_rate)
 
 
+@named_options
 def underparameterized(
     problem: MixedLinearRegression, train_rate: ArrayLike, adapt_rate: ArrayLike
 ) -> Float[Array, "..."]:
@@ -96,6 +99,7 @@ def distance(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*trai
     )
 
 
+@named_options
 def expansion_parameter(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
     r"""The small number both theorems expand in: the relative fluctuation of the Gram matrix.
 

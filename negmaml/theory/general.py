@@ -19,9 +19,11 @@ from negmaml._core.numerics import outer
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.covariance import check_covariance
 from negmaml.rules import Rule
+from negmaml.theory.options import named_options
 from negmaml.theory.setting import check_spectral
 
 
+@named_options
 def general_inputs(
     covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],
     weight_covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],

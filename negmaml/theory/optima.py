@@ -21,6 +21,7 @@ from negmaml.problem.adaptation import loss_after
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rule
 from negmaml.theory import expansions, structured_optima
+from negmaml.theory.options import named_options
 from negmaml.theory.predict import METHODS, distance, means, require_no_ridge, require_structured
 from negmaml.theory.search import Optimum, minimise, parameter_grid
 from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_ridge, with_spectrum
@@ -47,6 +48,7 @@ def stationary_train_rates(p: int, n_t: int) -> tuple[float, float]:
     return negative, -n_t / p / negative  # their product is -n_t/p: no cancellation
 
 
+@named_options
 def best_adapt_rate(
     problem: MixedLinearRegression,
     train: Rule,
@@ -114,6 +116,7 @@ def _search_adaptation(numbers, sizes):
 _best_adaptation = Optimum(_adapted_loss, _search_adaptation)
 
 
+@named_options
 def best_train_rate(
     problem: MixedLinearRegression,
     train: Rule | None = None,
@@ -187,6 +190,7 @@ def _search_parameter(numbers, setting: Setting):
 _best_parameter = Optimum(_distance_at, _search_parameter)
 
 
+@named_options
 def best_rates(
     problem: MixedLinearRegression,
     train: Rule | None = None,
@@ -208,6 +212,7 @@ def best_rates(
     return best, best_adapt_rate(problem, train.with_tuned(best), adapt, **options)
 
 
+@named_options
 def best_meta_ridge(
     problem: MixedLinearRegression,
     train: Rule,

@@ -14,6 +14,7 @@ from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import SPLITS, MixedLinearRegression
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory import expansions, structured
+from negmaml.theory.options import named_options
 from negmaml.theory.proportional import Moments
 from negmaml.theory.setting import Setting, checked, is_zero, setting_of
 from negmaml.theory.spectrum import MEASURES
@@ -27,6 +28,7 @@ BLOCK = 256
 ON_HOST = 4096
 
 
+@named_options
 def test_loss(
     problem: MixedLinearRegression,
     train: Rule,
@@ -75,6 +77,7 @@ def test_loss(
     return expected_test_loss(problem, distance(problem, train, **options), adapt)
 
 
+@named_options
 def distance(
     problem: MixedLinearRegression,
     train: Rule,
@@ -112,6 +115,7 @@ def distance(
     return _mean("distance", problem, train, meta_ridge, measure)
 
 
+@named_options
 def task_error(
     problem: MixedLinearRegression,
     train: Rule,
