@@ -44,7 +44,7 @@ def test_the_covariance_is_the_mixed_difference_of_the_equation(rates, n_v, sigm
         setting, (rule,) = setting_of(problem, (nm.GradientDescent(rate),), 2.0, "marchenko-pastur")
         pairs.append(solved(training_set(setting, rule), True))
     (one, two), (at_1, at_2) = [x.seen for x in pairs], [x.point for x in pairs]
-    ridges, h = at_1.t * at_1.K * at_2.t * at_2.K, 1e-3
+    ridges, h = at_1.t * at_1.K * at_2.t * at_2.K, 3e-4
     values = {
         (i, j): loss_covariance(one, two, 1 + i * h, 1 + j * h, ridges)
         for i in (-1, 1)

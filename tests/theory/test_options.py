@@ -40,5 +40,5 @@ def test_a_phase_diagram_takes_covariances_in_every_form():
         np.testing.assert_allclose(
             nm.theory.phase_diagram(*CELL, input_covariance=same), found, rtol=1e-4
         )
-    with pytest.raises(ValueError, match="weight_covariance must be .* shape"):
+    with pytest.raises(ValueError, match=r"weight_covariance must be .* shape"):
         nm.theory.phase_diagram(*CELL, input_covariance=[1, 2], weight_covariance=[1, 2, 3])
