@@ -32,9 +32,11 @@ from negmaml.problem.adaptation import expected_test_loss, shrinkage
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.wishart import normalized_moment
 from negmaml.rules import GradientDescent, Rule
+from negmaml.theory.options import named_options
 from negmaml.theory.setting import check_spectral
 
 
+@named_options
 @own_settings
 def overparameterized(
     problem: MixedLinearRegression, train_rate: ArrayLike, adapt_rate: ArrayLike
@@ -56,6 +58,7 @@ def overparameterized(
     return _test_loss(problem, train_rate, adapt_rate)
 
 
+@named_options
 @own_settings
 def underparameterized(
     problem: MixedLinearRegression, train_rate: ArrayLike, adapt_rate: ArrayLike
@@ -99,6 +102,7 @@ def distance(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*trai
     )
 
 
+@named_options
 @own_settings
 def expansion_parameter(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
     r"""The small number both theorems expand in: the relative fluctuation of the Gram matrix.

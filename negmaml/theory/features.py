@@ -258,8 +258,9 @@ def _covariance(centers, mean, Z):
     Z, s = Z[:, s > 0] / np.sqrt(s[s > 0]), s[s > 0]
     A = _near(centers, s) * (s / (s + FELT * mean))[:, None]
     A = A / np.maximum(A.sum(0), np.finfo(float).tiny)
-    # Axes are not quite eigenvectors: Gaussian features have squares of their correlations.
-    squares = (Z.T @ Z / len(Z)) ** 2 - 1 / len(Z)
+    # Axes are not quite eigenvectors: Gaussian features have squares of their correlations, which
+    # of N points with lengths measured on the same points are N/(N + 2) as large.
+    squares = ((Z.T @ Z / len(Z)) ** 2 - 1 / len(Z)) * (len(Z) / (len(Z) + 2))
     lengths = (Z**2 - 1) @ A
     return lengths.T @ lengths / len(Z) - 2 * A.T @ squares @ A
 

@@ -20,9 +20,11 @@ from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.covariance import check_covariance
 from negmaml.rules import Rule
+from negmaml.theory.options import named_options
 from negmaml.theory.setting import check_spectral
 
 
+@named_options
 @own_settings
 def general_inputs(
     covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],

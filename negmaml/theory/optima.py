@@ -23,6 +23,7 @@ from negmaml.problem.adaptation import loss_after
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rule
 from negmaml.theory import expansions, structured_optima
+from negmaml.theory.options import named_options
 from negmaml.theory.predict import METHODS, distance, require_no_ridge, require_structured
 from negmaml.theory.proportional import Moments
 from negmaml.theory.saddle import TrainingSet, training_set
@@ -52,6 +53,7 @@ def stationary_train_rates(p: int, n_t: int) -> tuple[float, float]:
     return negative, -n_t / p / negative  # their product is -n_t/p: no cancellation
 
 
+@named_options
 @own_settings
 def best_adapt_rate(
     problem: MixedLinearRegression,
@@ -120,6 +122,7 @@ def _search_adaptation(numbers, sizes):
 _best_adaptation = Optimum(_adapted_loss, _search_adaptation)
 
 
+@named_options
 @own_settings
 def best_train_rate(
     problem: MixedLinearRegression,
@@ -221,6 +224,7 @@ _best_parameter = Optimum(
 )
 
 
+@named_options
 @own_settings
 def best_rates(
     problem: MixedLinearRegression,
@@ -243,6 +247,7 @@ def best_rates(
     return best, best_adapt_rate(problem, train.with_tuned(best), adapt, **options)
 
 
+@named_options
 @own_settings
 def best_meta_ridge(
     problem: MixedLinearRegression,

@@ -14,8 +14,9 @@ from negmaml._core.compilation import quick_jit
 from negmaml._core.numerics import cast, namespace
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
-from negmaml.problem.covariance import check_covariance
+from negmaml.problem.covariance import check_covariance, modes
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
+from negmaml.theory.options import named_options
 from negmaml.theory.proportional import limit
 from negmaml.theory.saddle import training_set
 from negmaml.theory.search import minimise, parameter_grid, signed_grid
@@ -40,6 +41,7 @@ class Phase(NamedTuple):
     at_zero: Float[Array, "..."]
 
 
+@named_options
 @own_settings
 def phase_diagram(
     p: ArrayLike,
@@ -64,21 +66,22 @@ def phase_diagram(
         train: a rule of the family wanted, one gradient step when left out.
         offset: |omega_0 - w0|^2.
         meta_ridge: as in `theory.test_loss`.
-        input_covariance, weight_covariance: as in the problem, as k eigenvalues that stand for p/k
-            directions each, the same for all cells, and None for the identity. With either, the
+        input_covariance, weight_covariance: as in the problem, but k eigenvalues or a (k, k) matrix
+            that stand for p/k directions each, the same for all cells; a number is one eigenvalue,
+            None the identity. Both have the same k. With either, the
             distance is that of predictions, E (omega* - w0)^T Sigma (omega* - w0), and the offset
             the same in every direction.
 
     The parameter is good to about 2%. One program for all cells: a map of 200 x 200 takes seconds.
     Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
-    shapes that do not broadcast, and a rule that is not scalar.
+    shapes that do not broadcast, covariances of other forms, and a rule that is not scalar.
     """
     train = check_scalar_rule("train", GradientDescent(0.0) if train is None else train)
     check_spectral("train", train)
     settings, shape = _settings(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
     if input_covariance is not None or weight_covariance is not None:
         spectrum = _spectrum(input_covariance, weight_covariance)
-        dtype = spectrum.s.dtype
+        dtype = jnp.result_type(float)
         found = _phases_of(cast(settings, dtype), cast(spectrum, dtype), cast(train, dtype))
     else:
         found = _phases(settings, cast(train, jnp.float32))
@@ -135,15 +138,25 @@ def _spectrum(inputs, weights) -> Eigenvalues:
     """Shares of the directions with each eigenvalue, `count`; o in units of nu^2/p; the form of
     Sigma.
     """
-    known = [np.asarray(x, float) for x in (inputs, weights) if x is not None]
-    k = known[0].shape[0] if known[0].ndim else 0
-    s, o = (np.ones(k) if x is None else np.asarray(x, float) for x in (inputs, weights))
-    for name, value in (("input_covariance", s), ("weight_covariance", o)):
-        if np.ndim(value) != 1:
-            raise ValueError(f"{name} must hold eigenvalues of shape (k,), got {np.shape(value)}")
+    given = {"input_covariance": inputs, "weight_covariance": weights}
+    known = {name: _covariance(name, x) for name, x in given.items() if x is not None}
+    k = len(next(iter(known.values())))
+    for name, value in known.items():
         check_covariance(name, value, k)
-    short = condensed(s, o, np.ones(k), s[None])
+    s, o, _, _ = modes(k, known.get("input_covariance"), known.get("weight_covariance"), 1.0, 0.0)
+    short = condensed(np.asarray(s, float), np.asarray(k * o, float), np.ones(k), s[None])
     return short._replace(count=short.count / k, d=short.d / k)
+
+
+def _covariance(name: str, value):
+    """Eigenvalues or a matrix, known; a number is one eigenvalue."""
+    value = check_array(name, value, "a covariance")
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"{name} must be known, got {shown(value)} inside a transformation of JAX: its "
+            "spectrum is condensed on the host; use theory.best_train_rate there"
+        )
+    return np.atleast_1d(np.asarray(value, float))
 
 
 @quick_jit
@@ -161,8 +174,9 @@ def _phases_of(settings: Setting, spectrum: Eigenvalues, train: Rule) -> Phase:
 
         def at(values):
             def form(value):
-                system = System(*here, *numbers, train.with_tuned(value).pencil_on(top))
-                return limits(system, cell.ridged)[0]
+                system = System(*here[:-1], *numbers, train.with_tuned(value).pencil_on(top))
+                unbounded = (cell.m * cell.n_v == jnp.sum(here.count)) & (cell.meta_ridge == 0)
+                return jnp.where(unbounded, jnp.inf, limits(system, cell.ridged)[0])
 
             return jax.vmap(form)(values)
 

@@ -15,6 +15,7 @@ from negmaml.problem.adaptation import expected_test_loss
 from negmaml.problem.model import SPLITS, MixedLinearRegression
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory import expansions, structured
+from negmaml.theory.options import named_options
 from negmaml.theory.proportional import Moments
 from negmaml.theory.setting import Setting, checked, is_zero, setting_of
 from negmaml.theory.spectrum import MEASURES
@@ -28,6 +29,7 @@ BLOCK = 256
 ON_HOST = 4096
 
 
+@named_options
 @own_settings
 def test_loss(
     problem: MixedLinearRegression,
@@ -77,6 +79,7 @@ def test_loss(
     return expected_test_loss(problem, distance(problem, train, **options), adapt)
 
 
+@named_options
 @own_settings
 def distance(
     problem: MixedLinearRegression,
@@ -115,6 +118,7 @@ def distance(
     return _mean("distance", problem, train, meta_ridge, measure)
 
 
+@named_options
 @own_settings
 def task_error(
     problem: MixedLinearRegression,

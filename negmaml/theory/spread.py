@@ -42,6 +42,7 @@ from negmaml.rules import Rule, check_scalar_rule, flat_batch
 from negmaml.theory import structured_spread
 from negmaml.theory.copies import covariance_of_loss
 from negmaml.theory.logarithms import squared_unit
+from negmaml.theory.options import named_options
 from negmaml.theory.predict import ON_HOST, require_structured
 from negmaml.theory.proportional import LARGEST_RIDGED_POLE, leading
 from negmaml.theory.seen import Seen, Solved, solved
@@ -58,6 +59,7 @@ class StandardDeviation(NamedTuple):
     test_loss: Float[Array, "..."]
 
 
+@named_options
 @own_settings
 def standard_deviation(
     problem: MixedLinearRegression,
@@ -106,6 +108,7 @@ def _root(variance):
     return xp.where(some, xp.sqrt(xp.where(some, variance, 1.0)), without)
 
 
+@named_options
 @own_settings
 def runs_needed(
     problem: MixedLinearRegression,

@@ -53,3 +53,13 @@ def test_one_group_is_refused():
     gram, counts = grams(0, 1, 12, 3, 1.0, np.eye(3), np.ones(3))
     with pytest.raises(ValueError, match="at least 2 groups"):
         random_coefficients(gram, counts)
+
+
+def test_few_groups_without_noise_have_the_unbiased_covariance_of_their_slopes():
+    rng = np.random.default_rng(0)
+    slopes = rng.standard_normal((4, 2))
+    rows = rng.standard_normal((4, 50, 2))
+    z = np.concatenate([rows, np.einsum("gnp,gp->gn", rows, slopes)[..., None]], -1)
+    gram = np.swapaxes(z, 1, 2) @ z
+    found = random_coefficients(gram, np.full(4, 50), tau=1e-9)
+    np.testing.assert_allclose(found.covariance, np.cov(slopes.T), rtol=1e-4, atol=1e-6)

@@ -138,3 +138,26 @@ def test_what_is_no_sample_of_features_is_refused(arguments, message):
     features, kernel = (*arguments, None, None)[:2]
     with pytest.raises(ValueError, match=message):
         feature_moments(features, kernel=kernel)
+
+
+@pytest.mark.parametrize(("points", "p"), ((30, 10), (40, 20)))
+def test_flat_gaussian_features_have_no_fourth_moments_on_average(points, p):
+    rng = np.random.default_rng(0)
+    found = [feature_moments(rng.standard_normal((points, p))).together for _ in range(100)]
+    means = np.array([np.mean(np.asarray(x.covariance)) for x in found])
+    traces = np.array([np.trace(np.asarray(x.covariance)) for x in found])
+    for values in (means, traces):
+        assert abs(values.mean()) < 3 * values.std() / len(values) ** 0.5
+
+
+def test_the_kurtosis_is_made_of_sums_over_different_points():
+    X = np.random.default_rng(1).standard_normal((7, 3)) * np.array([1.0, 2.0, 0.5])
+    K, N = X @ X.T, len(X)
+    pairs = [(i, j) for i in range(N) for j in range(N) if i != j]
+    triples = [(i, j, k) for i, j in pairs for k in range(N) if k not in (i, j)]
+    total = np.mean([K[i, i] * K[i, j] ** 2 for i, j in pairs])
+    squares = np.mean([K[i, j] ** 2 for i, j in pairs])
+    cubes = np.mean([K[i, j] * K[j, k] * K[k, i] for i, j, k in triples])
+    expected = total / (np.diagonal(K).mean() * squares + 2 * cubes)
+    assert feature_moments(X).kurtosis == pytest.approx(expected, rel=1e-9)
+    assert feature_moments(kernel=K, p=3).kurtosis == pytest.approx(expected, rel=1e-9)

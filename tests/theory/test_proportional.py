@@ -11,9 +11,10 @@ import pytest
 import negmaml as nm
 from negmaml.problem.wishart import normalized_moment
 from negmaml.theory import distance, predict, task_error
-from negmaml.theory.proportional import leading
+from negmaml.theory.hessian import first_order
+from negmaml.theory.proportional import leading, moments
 from negmaml.theory.saddle import solve, training_set
-from negmaml.theory.seen import around, in_units
+from negmaml.theory.seen import around, in_units, solved
 from negmaml.theory.setting import setting_of
 from negmaml.theory.spectrum import marchenko_pastur, spectrum
 from tests.helpers import OVER, UNDER, mostly_slow
@@ -320,3 +321,24 @@ def test_a_bad_ridge_is_refused(bad):
 def test_an_expansion_has_no_ridge():
     with pytest.raises(ValueError, match=r"meta_ridge must be 0 for method='expansion'"):
         distance(OVER, ONE, method="expansion", meta_ridge=1.0)
+
+
+@pytest.mark.parametrize("ridge", (0.1, 0.3))
+def test_the_pole_fades_as_the_ridge_takes_the_place_of_the_gap(ridge, x64):
+    """x s of the means, with s from differences of t and K along kappa."""
+    found = solved(seen(NEAR, nm.GradientDescent(-0.5), ridge), True)
+    one, at = found.seen, found.point
+    x = first_order(one, at, False)[0] / leading(one, at)[0]
+
+    def t_and_K(kappa):
+        g = one.mean(1 / (one.b**2 + kappa))
+        return one.n_v - one.p * (1 - kappa * g), one.m * kappa - (one.m - 1) / g
+
+    (t_0, K_0), (t_1, K_1) = t_and_K(1 - 1e-5), t_and_K(1 + 1e-5)
+    log_t, log_K = np.log(t_1 / t_0), np.log(K_1 / K_0)
+    s = ((log_t - log_K) / (log_t + log_K)) ** 2
+    assert 0 < s < 0.9
+    assert float(moments(found, False).pole) == pytest.approx(float(x * s), rel=1e-5)
+    assert float(moments(found, False).growth) == pytest.approx(
+        float(1 + x / (1 - x * s)), rel=1e-5
+    )

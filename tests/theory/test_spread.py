@@ -67,3 +67,14 @@ def test_beyond_three_of_the_threshold_the_variance_is_finite_and_within_it_is_n
 def test_only_scalar_rules_are_compared():
     with pytest.raises(ValueError, match="train_b must have one scalar parameter"):
         runs_needed(UNDER, ADAPT, nm.GradientDescent(RATES))
+
+
+def test_runs_on_the_same_data_need_the_variance_of_the_difference():
+    problem = nm.MixedLinearRegression(p=30, m=3, n_t=20, n_v=3, n_r=10, sigma=0.5, nu=1.0)
+    rates, adapt = nm.GradientDescent(np.array([-0.4, 0.1])), nm.GradientDescent(0.2)
+    loss = nm.simulate(jax.random.key(0), problem, rates, adapt, runs=2000).test_loss
+    difference = np.asarray(loss[0] - loss[1])
+    gap = float(np.diff(nm.theory.test_loss(problem, rates, adapt))[0])
+    a, b = (nm.GradientDescent(rate) for rate in (-0.4, 0.1))
+    found = float(runs_needed(problem, a, b, standard_errors=1.0))
+    assert found == pytest.approx(difference.var() / gap**2, rel=0.2)

@@ -1,0 +1,40 @@
+"""A clear error for options that only other functions of the theory take."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from negmaml._core.checks import shown
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+DEFAULTS = {"method": "proportional", "meta_ridge": 0.0, "measure": "auto",
+            "split": "train-validation"}  # fmt: skip
+_TAKEN: dict[str, list[str]] = {name: [] for name in DEFAULTS}
+
+
+def named_options(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which raises ValueError for an option that only others take.
+
+    The default of such an option is ignored: it asks for nothing.
+    """
+    own = inspect.signature(function).parameters
+    for name in DEFAULTS:
+        if name in own:
+            _TAKEN[name].append(f"theory.{function.__name__}")
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        for name in DEFAULTS.keys() - own.keys():
+            if name not in options:
+                continue
+            value = options.pop(name)
+            if not (isinstance(value, str | float | int) and value == DEFAULTS[name]):
+                raise ValueError(
+                    f"{name} is no option of theory.{function.__name__}, got {shown(value)}; "
+                    f"{', '.join(_TAKEN[name])} take it"
+                )
+        return function(*args, **options)
+
+    return call
