@@ -3,8 +3,7 @@
 import os
 import shutil
 
-# It has to be set before JAX starts. Of programs that are kept, see below; what compiles faster
-# than this is faster to compile.
+# JAX reads it when it starts. A program that compiles faster than this is not worth storing.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.02")
 
 import jax

@@ -267,7 +267,7 @@ def _aligned(one, other):
 
 
 def _product(times: Callable, a, b):
-    """Of two sets of coefficients, with `times` for the product of two arrays."""
+    """The product of two sets of coefficients; `times` multiplies two arrays."""
     found = [times(a[0], b[0]), times(a[0], b[1]) + times(a[1], b[0])]
     if len(a) == 4:
         found.append(times(a[0], b[2]) + times(a[2], b[0]))
@@ -397,12 +397,12 @@ def minimum(one, other):
 
 
 def max(f, axis: int = -1):
-    """Of a vector."""
+    """Return the largest entry of a vector."""
     return f[int(np.argmax(f.value))] if isinstance(f, Node) else np.max(f, axis)
 
 
 def min(f, axis: int = -1):
-    """Of a vector."""
+    """Return the smallest entry of a vector."""
     return f[int(np.argmin(f.value))] if isinstance(f, Node) else np.min(f, axis)
 
 
@@ -423,7 +423,7 @@ def sum(f, axis: int | tuple | None = None):
 
 
 def cumsum(f):
-    """Of a vector."""
+    """Return the sums of the first entries of a vector."""
     return np.tril(np.ones((f.size, f.size))) @ f
 
 
@@ -433,7 +433,7 @@ def transpose(f: Node, axes: tuple[int, ...]) -> Node:
 
 
 def matmul(one, other):
-    """Of two matrices, stacks of them, or a matrix and a vector."""
+    """Multiply two matrices, stacks of them, or a matrix and a vector."""
     left, right = np.ndim(value_of(one)), np.ndim(value_of(other))
     if left == 1:
         return matmul(asarray(one)[None], other)[..., 0, :] if right > 1 else sum(one * other)
@@ -449,7 +449,7 @@ def matmul(one, other):
 
 
 def einsum(subscripts: str, one, other):
-    """Of two operands, every index in the output or in both."""
+    """Contract two operands; every index is in the output or in both."""
     terms, out = subscripts.split("->")
     first, second = terms.split(",")
 
@@ -517,7 +517,7 @@ def broadcast_to(f, shape):
 
 
 def inverse(f: Node) -> Node:
-    """Of square matrices, (..., n, n)."""
+    """Invert square matrices, (..., n, n)."""
     c = np.zeros_like(f.c)
     c[0] = np.linalg.inv(f.c[0])
     for _ in range(len(c) // 2):  # Newton's method makes one more order right each time

@@ -177,7 +177,7 @@ def _parts(setting: Setting, train: Rule):
 
 @pytree
 class Parts:
-    """What an objective is a function of, whatever the rule."""
+    """The arrays that an objective depends on, whatever the rule."""
 
     tasks: TrainingSet
     ridged: bool = static()

@@ -90,7 +90,7 @@ def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
 
 
 def _changed(change: Callable, at, fixed, moves):
-    """`change` along moves. Of few numbers along each of them, so that reverse mode can follow."""
+    """Return the change along `moves`: of few numbers by a Jacobian, which has a transpose."""
     flat, tree = ravel_pytree(at)
     if flat.size > MOST_FOLLOWED:
         return _FORWARD.bind(change(at, fixed, moves))

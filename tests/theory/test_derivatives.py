@@ -66,7 +66,7 @@ def test_the_slope_of_the_best_rate_in_the_noise_for_inputs_with_a_covariance(
 
 @nm.pytree
 class Averaging(nm.Rule):
-    """Gradient descent that steps from the mean of its last two points; for JAX's arrays alone."""
+    """Gradient descent that steps from the mean of its last two points, for arrays of JAX."""
 
     rate: Any
     steps: int = nm.static(default=2)
