@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from negmaml.advice import random_coefficients
+from negmaml.advice.moments import RandomCoefficients, first_shrinkage, next_shrinkage
 
 
 def grams(seed, groups, rows, p, sigma, spread, w0):
@@ -63,3 +64,24 @@ def test_few_groups_without_noise_have_the_unbiased_covariance_of_their_slopes()
     gram = np.swapaxes(z, 1, 2) @ z
     found = random_coefficients(gram, np.full(4, 50), tau=1e-9)
     np.testing.assert_allclose(found.covariance, np.cov(slopes.T), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "times"), [(12, 1), (4, 1), (3, 10)], ids=["many", "some", "none"]
+)
+def test_the_first_shrinkage_is_the_mean_eigenvalue_of_a_group(rows, times):
+    """Ten times that where groups of 3 coefficients leave hardly a row for residuals."""
+    x = np.random.default_rng(0).normal(size=(40, rows, 4))
+    gram, counts = np.swapaxes(x, 1, 2) @ x, np.full(40, rows)
+    mean = np.linalg.eigvalsh(gram[:, :3, :3]).mean()
+    first = first_shrinkage(gram, counts)
+    assert first == pytest.approx(times * mean)
+
+    def following(noise, spread):
+        found = RandomCoefficients(np.zeros(3), spread * np.eye(3), np.array(noise))
+        return next_shrinkage(found, gram, counts)
+
+    assert following(2 * first, 2.0) == pytest.approx(first)
+    assert following(10 * first, 2.0) == pytest.approx(5 * first)
+    assert following(1.0, 0.0) == following(1e9, 1.0) == pytest.approx(30 * first)
+    assert following(0.0, 1.0) == pytest.approx(first / 30 if times == 1 else first)
