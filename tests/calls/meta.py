@@ -102,7 +102,7 @@ WRONG = [
     *wrong(nm.fit, FITTED | {"callback": print}, callback_every=COUNTS),
     *(Wrong(function, {"params": params}, said)
       for function in (adapt_of, gradient_of, evaluate_of, fit_of) for params, said in MISFITS),
-    *wrong(nm.adapt, ADAPTED, rule=RULES, mask=MASKS, remat=FLAGS,
+    *wrong(nm.adapt, ADAPTED, rule=RULES, mask=MASKS, remat=FLAGS, return_info=FLAGS,
            params=(3, 1j, np.arange(2), None, {}, [], "w", jnp.array(True)),
            loss=(*FUNCTIONS, lambda w, d: w * d[0], lambda w, d: (loss(w, d), 0), lambda w, d: 1j,
                  lambda w, d: None, lambda w, d: 3)),
