@@ -13,6 +13,7 @@ dL = Re(z' dz).
 
 import builtins
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,10 @@ class Node:
     __array_ufunc__ = None  # NumPy's arrays leave sums and products with a node to the node
     __hash__ = None  # type: ignore[assignment]
     count = 0  # of nodes so far, to visit them in order
+    c: Any
+    adjoint: Any
+    parents: tuple[tuple["Node", Callable], ...]
+    index: int
 
     def __init__(self, c, *parents: tuple["Node", Callable]):
         self.c, self.parents, self.adjoint = c, parents, None
@@ -185,7 +190,8 @@ def gradient(function: Callable, values: list) -> list:
 
 
 def _backward(found: Node) -> None:
-    reached, unseen = {}, [found]
+    reached: dict[int, Node] = {}
+    unseen = [found]
     while unseen:
         node = unseen.pop()
         if node.index not in reached:

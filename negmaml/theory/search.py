@@ -6,6 +6,7 @@ is said in `negmaml.theory.optima`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -135,7 +136,7 @@ class Optimum:
 
     def __init__(
         self,
-        objective: Callable | None,
+        objective: Any,
         search: Callable,
         host: bool = True,
         by_parts: tuple[Callable, Callable] | None = None,

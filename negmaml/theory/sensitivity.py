@@ -84,7 +84,8 @@ def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
 
     @call.defjvp
     def _(primals, tangents):
-        return call(*primals), _changed(change, *primals, tangents[0])
+        at, fixed = primals
+        return call(at, fixed), _changed(change, at, fixed, tangents[0])
 
     return call
 
@@ -137,9 +138,9 @@ def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
         parts = np.split(values, ends[:-1], 1)
         parts = [x.reshape(count, *shape) for x, shape in zip(parts, shapes, strict=True)]
         with np.errstate(all="ignore"):
-            found = tape.gradient(lambda parts: objective(one.unflatten(parts)), parts)
-        found = np.concatenate([x.reshape(count, -1) for x in found], 1)
-        return found.astype(dtype).view(np.uint32).reshape(np.shape(bits))
+            found = tape.gradient(lambda x: objective(jax.tree.unflatten(one, x)), parts)
+        joined = np.concatenate([x.reshape(count, -1) for x in found], 1)
+        return joined.astype(dtype).view(np.uint32).reshape(np.shape(bits))
 
     bits = lax.bitcast_convert_type(flat, jnp.uint32)
     shape = jax.ShapeDtypeStruct(bits.shape, bits.dtype)
