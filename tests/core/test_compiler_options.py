@@ -228,3 +228,19 @@ def test_options_of_the_compiler_change_nothing(module, function, work, call, mo
             # A search is good to the root of the precision.
             digits = float(jnp.finfo(one.dtype).eps) ** 0.5 if one.dtype.kind == "f" else 0
             np.testing.assert_allclose(one, other, rtol=3 * digits, atol=digits / 100)
+
+
+@pytest.mark.parametrize("few", (True, False), ids=("light", "heavy"))
+def test_options_of_sweeps_of_the_linear_model_change_nothing(few, monkeypatch):
+    """Both kinds of options, on random cells."""
+    rng = np.random.default_rng(4)
+    grid = dict(p=12, m=3, n_t=9, n_v=[2, 6], n_r=8, adapt_rate=0.2) | {
+        "sigma": rng.uniform(0.1, 1, 3), "nu": 0.7, "train_rate": rng.uniform(-0.5, 0.5, 5),
+    }  # fmt: skip
+    if not few:
+        monkeypatch.setattr("negmaml.linear.cells.BATCH_BLOCKS", 0)
+    ours = nm.sweep(nm.sweeps.linear, grid, 3)
+    monkeypatch.setattr(type(nm.sweeps.linear), "compiler_options", lambda *_, **__: None)
+    expected = nm.sweep(nm.sweeps.linear, grid, 3)
+    for name in ("test_loss", "distance"):
+        np.testing.assert_allclose(ours[name], expected[name], rtol=1e-4)
