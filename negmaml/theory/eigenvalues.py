@@ -17,8 +17,7 @@ A sum f(x_k) over the eigenvalues of a Wishart matrix is Gaussian, with the vari
     v = 1/2 sum_j j a_j^2,      f = sum_j a_j cos(j theta),
 
 theta as in `negmaml.theory.spectrum`. For b a polynomial of degree K, tau^2 is at most the power
-2 K of a Gaussian number z: log tau^2 bends as log (1 + z v^{1/2}/(2 K))^{2 K}. Its mean rises
-by
+2 K of a Gaussian number z: log tau^2 bends as log (1 + z v^{1/2}/(2 K))^{2 K}. Its mean rises by
 
     exp(v/(2 + 2 h))/(1 + h)^{1/2},      h = v/(2 K), zero for a filter that is no polynomial.
 """

@@ -7,7 +7,8 @@ from typing import ParamSpec, TypeVar
 
 from negmaml._core.checks import shown
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 DEFAULTS = {"method": "proportional", "meta_ridge": 0.0, "measure": "auto",
             "split": "train-validation"}  # fmt: skip

@@ -137,9 +137,9 @@ def task_error(
     fitted the tasks it saw. Infinite as the test loss.
 
     Where b(x)^2 varies by powers of ten within the spectrum, the mean rests on few eigenvalues and
-    runs scatter by more than the mean. `negmaml.theory.eigenvalues` has what they add; it is good
-    to 10% for n_v of at least 3, and within a factor of 2 below. With measure "exact" and for
-    problems with covariances it is left out: steep filters (four steps of rate 1) come out too
+    runs scatter by more than the mean. `negmaml.theory.eigenvalues` adds their scatter; the result
+    is good to 10% for n_v of at least 3, and within a factor of 2 below. With measure "exact" and
+    for problems with covariances it is left out: steep filters (four steps of rate 1) come out too
     low.
     """
     meta_ridge, train = checked(problem, meta_ridge, train=train)

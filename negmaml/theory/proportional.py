@@ -15,7 +15,7 @@ s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the
 The pole belongs to the threshold p = n_v m, and so it is the same for the task error: limit + first
 order/(1 - x s), with the x of the distance, and x s at most 1/|p - n_v m|. With a pole of its own a
 filter that varies much within the spectrum, whose first order is large far from the threshold,
-would have one there. What such filters need beyond it is in `negmaml.theory.eigenvalues`.
+would have one there. Such filters get a factor of `negmaml.theory.eigenvalues` as well.
 """
 
 from typing import Any, NamedTuple

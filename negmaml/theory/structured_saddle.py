@@ -38,7 +38,7 @@ from negmaml.theory.structured_equations import (
 ITERATIONS = 300
 # Iterations of the map alone before Newton's method after a failure; when one is looked for.
 PATIENT, RESTART = 60, 60
-# Of A, by which the search starts beside it.
+# The search starts beside A, off by this share of it.
 OFF_START = 1 / 64
 # Of Newton's step, below which an iteration of the map is taken in its place.
 LEAST_SHARE = 0.1
