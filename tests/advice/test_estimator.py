@@ -157,6 +157,9 @@ def test_a_standardised_model_has_no_units(rows, intercept):
     x, y, groups = rows
     options = dict(train_rate=-0.4, adapt_rate=0.3, meta_ridge=2.0, n_t=5, fit_intercept=intercept)
     one = MetaRegressor(standardise=True, **options).fit(x, y, groups)
+    centred, target = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    by_hand = MetaRegressor(**options).fit(centred, target, groups)
+    np.testing.assert_allclose(one.predict(x), by_hand.predict(centred) * y.std() + y.mean())
     far = MetaRegressor(standardise=True, **options).fit(100 * x + 7, 3 * y - 2, groups)
     for known in (None, groups):
         predicted = one.predict(x, groups=known)
