@@ -184,7 +184,7 @@ class Parts:
 
     def objective(self):
         """The distance, for JAX or the host."""
-        seen = View(self.tasks, adapted=np.True_, endless=np.False_)  # where it has a minimum
+        seen = View(self.tasks, adapted=np.True_, endless=np.False_, bend=0.0)
         return _ordered(means_at(seen, self.ridged))
 
 

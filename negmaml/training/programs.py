@@ -54,7 +54,7 @@ def bound_programs(run: Run) -> None:
     """Forget all programs before one too many is compiled."""
     structure = jax.tree.structure(run)
     if structure not in _structures and len(_structures) == MAX_PROGRAMS:
-        advance.clear_cache()
-        start.clear_cache()
+        advance.clear_cache()  # type: ignore[attr-defined]
+        start.clear_cache()  # type: ignore[attr-defined]
         _structures.clear()
     _structures[structure] = None
