@@ -138,9 +138,9 @@ def task_error(
 
     Where b(x)^2 varies by powers of ten within the spectrum, the mean rests on few eigenvalues and
     runs scatter by more than the mean. `negmaml.theory.eigenvalues` adds their scatter; the result
-    is good to 10% for n_v of at least 3, and within a factor of 2 below. With measure "exact" and
-    for problems with covariances it is left out: steep filters (four steps of rate 1) come out too
-    low.
+    was within 10% of simulations for 3 <= n_v <= n_t, up to 25% too low for n_t < n_v, and within a
+    factor of 2 for n_v of 1 or 2. With measure "exact" and for problems with covariances it is left
+    out: steep filters (four steps of rate 1) come out too low.
     """
     meta_ridge, train = checked(problem, meta_ridge, train=train)
     if not problem.isotropic:
