@@ -234,7 +234,7 @@ _of_many = mapped_by(lambda each, stacks, _: in_blocks(each, stacks, BLOCK))(_of
 
 def resummed(system: System, ridged: bool) -> Prediction:
     """The means at finite size; infinite where they do not exist, NaN where no root was found."""
-    xp = namespace(system.s)
+    xp = namespace(system)
     at = located(system, ridged)
     limit, first, fade, converged = expand_about(system, *at)
     ridge_felt = system.ridge > 0

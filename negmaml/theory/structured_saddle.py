@@ -66,7 +66,7 @@ class Trial(NamedTuple):
 
 def solve(system: System, ridged: bool) -> Root:
     """The root, differentiable in all of `system`; `ridged` says whether ridge may be > 0."""
-    xp = namespace(system.s)
+    xp = namespace(system)
     point, error = (_followed if xp is tape else _root)(system, ridged)
     T, ell = _split(system, point, ridged)
     *_, output, f = update(system, marginal(system, T, ell))
@@ -120,7 +120,7 @@ def _slopes_at(system: System, point, ridged: bool):
 
 def _over(system: System):
     """More dimensions than rows."""
-    xp = namespace(system.count)
+    xp = namespace(system)
     return xp.sum(system.count) > system.m * system.n_v
 
 
@@ -200,7 +200,7 @@ def _search(system: System, ridged: bool):
 
     Not quite there: b may vanish at an eigenvalue of Sigma, and all equations with it.
     """
-    xp = namespace(system.s)
+    xp = namespace(system)
     A = (1 - OFF_START) * system.pencil.coupled()
     symmetric, _ = bases(A.shape[0], A.dtype)
     if system.pencil.unsplit:

@@ -15,6 +15,7 @@ def done():
     return list(nonlinear.runs(jax.random.key(1), 2, SMALL))
 
 
+@pytest.mark.slow
 def test_wide_networks_are_near_the_kernel_and_panels_meet(done):
     panels = nonlinear.panels(done)
     for panel in panels.values():

@@ -35,6 +35,7 @@ def verified():
 
 
 class TestAgreement:
+    @pytest.mark.slow
     def test_every_road_meets_below_the_threshold(self, verified):
         result, roads = verified
         assert result.agrees, str(result)

@@ -115,6 +115,7 @@ def test_all_roads_meet(rule):
     assert (kinds["theory, proportional"] == "skipped") == (rule.metric is not None)
 
 
+@pytest.mark.slow
 def test_one_step_of_each_serves_a_batch_of_rates(x64):
     rates = np.array([-0.3, 0.0, 0.4])
     plain = nm.simulate(jax.random.key(1), PROBLEM, nm.GradientDescent(rates), ADAPT, runs=4)
@@ -220,6 +221,7 @@ def test_meta_gradients_of_every_method_agree(rule, x64):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, expected)
 
 
+@pytest.mark.slow
 def test_the_best_rate_of_a_rule_of_ones_own(x64):
     rule = Blend(-0.15, 0.4, 2)
     assert type(rule).q is nm.Rule.q  # the filters come from the update alone
@@ -285,6 +287,7 @@ def test_bad_input_is_named(make, error, message):
         make()
 
 
+@pytest.mark.slow
 def test_adapting_by_a_preconditioned_rule_is_evaluated_on_sampled_tasks():
     adapt = nm.Preconditioned(0.2, np.eye(7))
     found, plain = (

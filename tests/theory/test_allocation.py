@@ -75,6 +75,7 @@ def test_the_ridge_of_given_sizes_is_the_best_one(x64):
     assert value == pytest.approx(float(distance), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_rules_that_are_given_are_kept():
     train, adapt = nm.Proximal(1.0), nm.GradientDescent(0.1, steps=2)
     found = best_allocation(100, PROBLEM, train, adapt, tune=False)

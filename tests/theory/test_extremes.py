@@ -87,6 +87,7 @@ def test_flows_uphill_and_down_are_finite_however_large_the_spectrum(x64):
     assert np.isfinite(distance(HUGE, nm.GradientDescent(times, 10))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mostly_slow((nm.GradientDescent, nm.GradientFlow), 1))
 def test_traced_single_precision_has_values_and_derivatives(family):
     def value(rate, sigma):
@@ -123,6 +124,7 @@ def test_with_filters_that_vanish_meta_training_stays_where_it_starts(x64):
 slow = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_t", (20, 60))
 @pytest.mark.parametrize("quantity", (distance, pytest.param(task_error, marks=slow)))
 def test_a_strength_of_zero_has_the_slope_that_differences_show(n_t, quantity, x64):
@@ -136,6 +138,7 @@ def test_a_strength_of_zero_has_the_slope_that_differences_show(n_t, quantity, x
     assert found == pytest.approx(np.mean(sides), abs=2e-3 * largest)
 
 
+@pytest.mark.slow
 def test_where_a_strength_of_zero_is_a_jump_its_slope_is_a_number(x64):
     def value(strength):
         return distance(dataclasses.replace(SMALL, n_t=60), nm.Proximal(strength))
@@ -149,6 +152,7 @@ def test_infinite_means_have_no_slope(x64):
     assert float(jax.grad(lambda rate: distance(square, nm.GradientDescent(rate)))(0.1)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", (jax.jacrev, pytest.param(jax.jacfwd, marks=slow)))
 def test_the_slopes_of_a_batch_of_rules_are_those_of_each(form, x64):
     def value(rates, sigma):
@@ -162,6 +166,7 @@ def test_the_slopes_of_a_batch_of_rules_are_those_of_each(form, x64):
     np.testing.assert_allclose(by_sigma, noise, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_large_losses_have_derivatives_in_single_precision():
     def loss(sigma, time):
         problem = dataclasses.replace(HUGE, sigma=sigma)

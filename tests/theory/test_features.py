@@ -88,6 +88,7 @@ def test_many_points_give_the_exact_moments():
     np.testing.assert_allclose(found.fourth, expected, rtol=0.08)
 
 
+@pytest.mark.slow
 def test_gaussian_features_predict_what_their_problem_does():
     found = feature_moments(sample(SPECTRA["power"], 400))
     options = dict(m=4, n_t=20, n_v=5, n_r=10, sigma=0.5, nu=1.0)

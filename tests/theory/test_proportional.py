@@ -168,6 +168,7 @@ def test_the_task_error_is_that_of_fresh_query_rows(rate, ridge, n_v, x64):
     assert abs(errors.mean() - predicted) < 4 * errors.std() / 800**0.5 + 0.004 * predicted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ridge", (pytest.param(0.0, marks=pytest.mark.slow), 1.5))
 def test_first_and_second_derivatives_are_those_of_differences(ridge, x64):
     def value(x):
@@ -263,6 +264,7 @@ def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
         distance(NEAR, nm.GradientDescent(rates[:-1]).with_tuned(jnp.append(rates, 0.0)))
 
 
+@pytest.mark.slow
 def test_single_numbers_are_computed_without_a_program(x64, monkeypatch):
     rules = nm.GradientDescent(0.25), nm.GradientFlow(-0.3), nm.Proximal(np.array([0.5, 2.0]))
     compiled = [jax.jit(lambda rule: distance(NEAR, rule, meta_ridge=1.0))(rule) for rule in rules]

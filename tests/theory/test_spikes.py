@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 RATES = np.array([-0.4, 0.5, 1.03])  # at the last the filter vanishes on average
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", ["noise", "tasks", "start"])
 def test_one_direction_alone_is_exact(drawn):
     """p = 1 and so many query rows that they do not fluctuate: a two-dimensional integral is left.
