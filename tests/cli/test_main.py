@@ -46,6 +46,7 @@ def test_unknown_options_are_refused():
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 def test_verify_fails_where_they_do_not(monkeypatch, capsys):
     from negmaml import theory
 

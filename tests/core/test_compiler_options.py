@@ -110,7 +110,7 @@ slow = pytest.mark.slow
 ENTRIES = [
     ("kernels.infinite", "_kernel_matrix", "light", kernel_model),
     ("kernels.model", "_train_all", "heavy", kernel_model),
-    ("kernels.left_out", "_leave_out_all", "heavy", left_out),
+    ("kernels.left_out", "_leave_out_all", "heavy", left_out, slow),
     (
         "linear.simulation",
         "_simulate",
@@ -123,7 +123,7 @@ ENTRIES = [
         "heavy",
         heavy_simulation,
     ),
-    ("paper.roads", "_descents", "trivial", lambda: nm.verify(FLAT, RATE, ADAPT, runs=4)),
+    ("paper.roads", "_descents", "trivial", lambda: nm.verify(FLAT, RATE, ADAPT, runs=4), slow),
     ("paper.phases", "_normals", "light", normals),
     ("paper.payoff", "_cells", "light", payoff, slow),
     ("theory.allocation", "_distances", "light", allocation(FLAT)),
@@ -140,7 +140,7 @@ ENTRIES = [
         "light",
         expanded,
     ),
-    ("theory.phases", "_phases", "light", phase_diagram),
+    ("theory.phases", "_phases", "light", phase_diagram, slow),
     (
         "theory.phases",
         "_phases_of",
@@ -148,7 +148,7 @@ ENTRIES = [
         coloured_phases,
         slow,
     ),
-    ("theory.predict", "_compiled", "light", many(theory.distance)),
+    ("theory.predict", "_compiled", "light", many(theory.distance), slow),
     ("theory.spread", "_in_blocks", "light", many(spread), slow),
     ("theory.structured", "_alone", "trivial", lambda: theory.distance(COLOURED, RATE), slow),
     ("theory.structured", "_all", "light", lambda: theory.distance(COLOURED, STEPS), slow),

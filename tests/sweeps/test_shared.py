@@ -224,7 +224,11 @@ def test_the_order_of_a_worker_has_every_block_once(blocks, count, data):
 @pytest.mark.parametrize(
     ("part", "error", "said"),
     [
-        ((0, 4), ValueError, r"part must be \(k, n\) with k from 1 to n, got \(0, 4\)"),
+        (
+            (0, 4),
+            ValueError,
+            r"part must be \(k, n\) with k from 1 to n, .*, got \(0, 4\)",
+        ),
         ((5, 4), ValueError, "k from 1 to n"),
         ((1,), TypeError, "part must be a pair"),
         ("3/16", TypeError, r"part must be a pair such as \(3, 16\), or 'slurm'"),

@@ -444,6 +444,7 @@ LINEAR = {"p": 8, "m": 2, "n_t": 3, "n_v": 2, "n_r": 3, "sigma": [0.1, 1.0], "nu
           "train_rate": [-0.5, 0.5], "adapt_rate": 0.1}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_same_values(tmp_path, undisturbed):
     paths = [str(tmp_path / name) for name in ("a.zarr", "b.zarr")]
     code = f"""

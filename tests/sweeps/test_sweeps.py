@@ -322,6 +322,7 @@ def test_the_next_groups_compile_while_one_runs():
     assert set(runner.compiler.ready) == {0, 1, 3}
 
 
+@pytest.mark.slow
 def test_many_groups_keep_few_programs_and_compile_once(monkeypatch):
     from negmaml.sweeps import run
 

@@ -324,7 +324,7 @@ def test_a_chunk_of_a_checkpoint_is_no_larger_than_its_leaf(fields, tmp_path):
 def test_the_number_of_steps_is_not_believed(tmp_path):
     run(steps=3, checkpoint=tmp_path, checkpoint_every=3)
     (tmp_path / "3").rename(tmp_path / str(10**12))
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"float32\[3\] then, float32\[1000000000000\] now"):
         run(checkpoint=tmp_path)
 
 

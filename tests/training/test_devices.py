@@ -38,6 +38,7 @@ for count in (2, 3, 8):
 """
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_items():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

@@ -129,6 +129,7 @@ def test_evaluations_fall_on_the_steps_of_the_whole_run():
     same(traced.evaluation, whole.evaluation[:1])
 
 
+@pytest.mark.slow
 def test_optimizers_that_want_the_value_get_it():
     plateau = optax.chain(
         optax.sgd(1.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=1e9)
@@ -218,6 +219,7 @@ def test_batches_of_an_iterable_are_taken_in_turn(kind):
     same(train(steps=5, tasks=own).params, by_hand(5, batches))
 
 
+@pytest.mark.slow
 def test_epochs_are_passes_over_an_iterable():
     batches = host(3)
     twice = nm.fit(KEY, PARAMS, ALGORITHM, Loader(batches), ADAM, epochs=2)
@@ -281,6 +283,7 @@ def test_groups_end_where_shapes_change_and_a_place_is_that_of_the_next_group():
     assert again.take(1, 1)[0].tolist() == [[3.0, 3.0]]
 
 
+@pytest.mark.slow
 def test_batches_of_several_shapes_train():
     ragged = [jax.tree.map(lambda x, i=i: x[: 2 + i % 2], b) for i, b in enumerate(host(5))]
     same(train(steps=9, tasks=ragged).params, by_hand(9, ragged))
@@ -315,6 +318,7 @@ def test_a_sampler_that_ignores_its_key_is_named_and_used():
     same(result, train(tasks=tasks))
 
 
+@pytest.mark.slow
 def test_pure_samplers_of_any_form_pass():
     pool = TASKS(KEY)
 
@@ -329,6 +333,7 @@ def test_pure_samplers_of_any_form_pass():
     )
 
 
+@pytest.mark.slow
 def test_an_inner_adam_without_a_derivative_is_named_when_it_is_built():
     def dead(params, data):
         return jnp.sum(jnp.sin(params * data) * jnp.array([1.0, 0.0]))

@@ -87,6 +87,7 @@ def test_training_on_mixed_linear_regression_meets_the_exact_minimiser_and_its_l
     assert abs(z_score(np.asarray(trained), float(exact.mean()))) < 4
 
 
+@pytest.mark.slow
 def test_training_meets_the_theory(x64):
     """Within four standard errors and 1%, the error of the theory at this size."""
     problem = nm.MixedLinearRegression(p=30, m=3, n_t=15, n_v=3, n_r=10, sigma=0.5, nu=0.7)
@@ -121,6 +122,7 @@ def test_evaluation_uses_another_rule_and_tasks_that_no_step_sees():
     assert abs(float(other[0] - result.evaluation[0])) > 1e-3
 
 
+@pytest.mark.slow
 def test_auxiliary_output_is_kept_by_step():
     def with_aux(params, data):
         return loss(params, data), {"largest": jnp.max(jnp.abs(data[1]))}
@@ -172,6 +174,7 @@ def test_one_seed_that_diverges_stops_no_other():
     np.testing.assert_array_equal(result.params, [3.0, -11.0])
 
 
+@pytest.mark.slow
 def test_fit_vmaps_over_seeds_inner_rates_and_learning_rates():
     def one(key, rate, learning_rate):
         algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate))
@@ -218,6 +221,7 @@ def test_equal_optimizers_given_twice_compile_once():
     assert go(1.0) == go(2.0)
 
 
+@pytest.mark.slow
 def test_learned_rates_train():
     algorithm = nm.meta_sgd(loss)
     meta = nm.LearnedRates(network(), jax.tree.map(lambda x: jnp.full(x.shape, 0.01), network()))

@@ -129,6 +129,7 @@ def test_dicts_of_modules_as_haiku_has_them():
     assert int(counter) == 9 and counter.dtype == jnp.int32  # three steps of two inner and a query
 
 
+@pytest.mark.slow
 def test_an_equinox_module_trains_as_it_is():
     eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(1, 1, 4, 1, activation=jnp.tanh, key=KEY)

@@ -72,6 +72,7 @@ def test_an_optimizer_that_cannot_be_compared_still_trains():
     assert bool(result.finite) and float(result.params) < 3
 
 
+@pytest.mark.slow
 def test_programs_are_bounded(monkeypatch):
     monkeypatch.setattr(programs, "MAX_PROGRAMS", 2)
     for rate in (0.1, 0.2, 0.3):
