@@ -36,12 +36,14 @@ def test_learned_rates_change_sign_and_help():
     assert 0.1 < result.negative["[1][0]"] < 0.9
 
 
+@pytest.mark.slow
 def test_digits_are_told_apart_better_after_adapting():
     result = example("digits").main(steps=150, test_episodes=60)
     assert result.after > 0.8 > 0.45 > result.before
     assert result.after > result.untrained
 
 
+@pytest.mark.slow
 def test_a_random_search_over_training_tells_points_apart():
     module = example("training_sweep")
     result = module.main(n=3, steps=40, seeds=1)

@@ -64,6 +64,7 @@ def test_implicit_maml_is_that_of_newtons_points_and_a_dense_solve(strength, x64
     assert float(gap / jnp.linalg.norm(expected)) < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", mostly_slow((None, {"in": False, "out": True}), 1))
 def test_it_is_the_gradient_of_its_objective_also_of_leaves_that_do_not_adapt(mask, x64):
     params, tasks = drawn()
@@ -85,6 +86,7 @@ def test_a_point_that_is_not_stationary_warns_once(make):
     assert warned(lambda: jax.jit(make(loss, GOOD))(params, tasks))[1] == 0
 
 
+@pytest.mark.slow
 def test_so_does_the_gradient_through_adapting_and_one_that_is_mapped():
     params, tasks = drawn()
 
@@ -125,6 +127,7 @@ class Mine(nm.Rule):
 jax.tree_util.register_pytree_node(Mine, lambda rule: ((), rule.info), lambda info, _: Mine(info))
 
 
+@pytest.mark.slow
 def test_a_solver_of_ones_own_may_report_and_is_differentiated():
     params, tasks = drawn()
     expected = nm.maml_value_and_grad(loss, nm.GradientDescent(0.1))(params, tasks)
@@ -135,6 +138,7 @@ def test_a_solver_of_ones_own_may_report_and_is_differentiated():
                      gradient, expected[1])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_linear_system_of_the_derivative_is_part_of_it(x64):
     """A saddle of theta_1^2/2 - theta_2^4: solved at the start, where H + strength is singular."""
 
@@ -151,6 +155,7 @@ def test_the_linear_system_of_the_derivative_is_part_of_it(x64):
     assert warned(lambda: jax.grad(nm.maml(saddle, rule))(start, tasks))[1] == 1
 
 
+@pytest.mark.slow
 def test_training_and_testing_report_the_share():
     params, _ = drawn()
 

@@ -189,6 +189,7 @@ def test_no_task_gets_weights_of_its_own():
     assert temporary_bytes(None) == temporary_bytes("low-rank")  # what is chosen by itself
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_meta_loss_exist(x64):
     params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
 

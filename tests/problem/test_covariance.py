@@ -127,6 +127,7 @@ def test_the_mean_of_b_sigma_b_agrees_with_sampled_matrices(rule, samples, x64):
         assert abs(values.mean() - float(mean)) <= 4 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", mostly_slow((1, 2, 3), 1))
 def test_at_the_identity_it_is_the_isotropic_mean(steps, x64):
     rule = nm.GradientDescent(jnp.array(RATES), steps)

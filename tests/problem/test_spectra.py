@@ -41,6 +41,7 @@ def test_what_is_no_spectrum_is_refused():
         named_spectrum("two-level", 4, level=-1.0)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_exponents_is_simulate_at_each(x64):
     sizes = dict(p=6, m=2, n_t=4, n_v=2, n_r=5, sigma=0.5, nu=1.0)
     rates = dict(train_rate=[-0.2, 0.1], adapt_rate=[0.2])

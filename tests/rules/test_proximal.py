@@ -169,6 +169,7 @@ def test_a_negative_strength_gives_a_stationary_point_or_says_that_it_does_not(s
     assert strength == -1.0 or bool(info.converged.all())
 
 
+@pytest.mark.slow
 def test_too_few_steps_and_a_loss_without_minimum_do_not_converge(x64):
     start, data = network(8, 32, 20)
     info, residual, fall = checked(network_loss, start, data, 0.1, max_steps=2)
@@ -180,6 +181,7 @@ def test_too_few_steps_and_a_loss_without_minimum_do_not_converge(x64):
     assert not bool(info.converged)
 
 
+@pytest.mark.slow
 def test_a_loose_tolerance_takes_fewer_steps(x64):
     start, data = network(8, 32, 20)
     loose, far, _ = checked(network_loss, start, data, 0.1, tolerance=1e-2)
