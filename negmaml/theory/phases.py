@@ -72,7 +72,7 @@ def phase_diagram(
             distance is that of predictions, E (omega* - w0)^T Sigma (omega* - w0), and the offset
             the same in every direction.
 
-    The parameter is good to about 2%. One program for all cells: a map of 200 x 200 takes seconds.
+    The parameter is good to about 2%. A cell is NaN where the equations were not solved. One program for all cells: a map of 200 x 200 takes seconds.
     Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
     shapes that do not broadcast, covariances of other forms, and a rule that is not scalar.
     """
