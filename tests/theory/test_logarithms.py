@@ -81,7 +81,7 @@ def test_a_root_that_rounding_has_put_outside_is_found():
 
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_a_root_that_is_not_found_is_nan(xp, monkeypatch):
-    """Of a batch only the entries that did not converge."""
+    """Entries of a batch that converged keep their values."""
     monkeypatch.setattr(logarithms, "STEPS", 6)
 
     def residual(y):
