@@ -196,8 +196,9 @@ def meta_train(
             10,000 points on.
 
     Returns a `KernelModel`. Memory for M points: direct, the kernel matrix and at most 6 M^2 more
-    numbers; iterative, 1024 M for each rate and ridge, whose `reliable` says whether the residual
-    became small. Differentiable in rates, ridges and what the kernel holds.
+    numbers; iterative, 1024 M for each rate and ridge. Its `reliable` is True where the residual of
+    every output became small. A `ConvergenceWarning` is issued where it did not, and where that of
+    a derivative did not. Differentiable in rates, ridges and what the kernel holds.
 
     Raises TypeError or ValueError for shapes that disagree, a rule without a filter or with a
     metric, a negative ridge, and a kernel that is not real, finite, symmetric or positive

@@ -180,13 +180,18 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
         rate, power = xp.asarray(adapt.one_step), xp.sum(s**2) / n_r
         weights = s ** np.arange(1, 4)[:, None]
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
-        coefficients, noise = xp.stack(terms, -1), rate**2 * power
+        coefficients, noise, lost = xp.stack(terms, -1), rate**2 * power, 0
     else:
         h, noise = filtered(adapt, s, n_r)
-        weights, noise = h.reshape(-1, problem.p), noise / n_r
+        # A parameter without finite means has its own floor, and none of the other losses.
+        missing = ~jnp.isfinite(h).all(-1)
+        lost = jnp.where(missing, jnp.where(jnp.isinf(h).any(-1), jnp.inf, jnp.nan), 0)
+        noise = jnp.where(missing, 0, noise / n_r)
+        weights = jnp.where(missing[..., None], 0, h).reshape(-1, problem.p)
         coefficients = jnp.eye(len(weights), dtype=s.dtype).reshape(*shape, -1)
     tasks = contract("...j,jk,k->...", coefficients, weights, o)
-    return Adapted(problem.sigma**2 / 2 * (1 + noise) + tasks / 2, weights, coefficients, V)
+    floor = problem.sigma**2 / 2 * (1 + noise) + tasks / 2 + lost
+    return Adapted(floor, weights, coefficients, V)
 
 
 @own_settings

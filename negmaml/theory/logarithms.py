@@ -7,6 +7,8 @@ from jax import lax
 
 from negmaml._core.numerics import namespace
 
+STEPS = 150  # at most, of a search for a root
+
 
 def mean_over(weights, values):
     """int mu f of values on the nodes; under JAX a sum, which XLA fuses with what it sums."""
@@ -59,15 +61,18 @@ def find_root(residual: Callable, low, high, guess, tolerance: float = 1.0):
     """Newton's method on an increasing function, kept in a bracket by bisection.
 
     `residual` returns value and slope. A step to the precision of the number ends it, or to
-    `tolerance` powers of that: the next would be to twice as many digits.
+    `tolerance` powers of that: the next would be to twice as many digits. Returns NaN where the
+    last of `STEPS` steps was not to half the digits.
     """
     xp = namespace(guess)
     epsilon = float(xp.finfo(guess.dtype).eps)
 
+    def far(state, power):
+        *_, y, step = state
+        return xp.abs(step) > 8 * xp.maximum(epsilon**power, epsilon * xp.abs(y))
+
     def unfinished(state):
-        count, _, _, y, step = state
-        enough = xp.maximum(8 * epsilon**tolerance, 8 * epsilon * xp.abs(y))
-        return (count < 150) & xp.any(xp.abs(step) > enough)
+        return (state[0] < STEPS) & xp.any(far(state, tolerance))
 
     def advance(state):
         count, low, high, y, _ = state
@@ -84,5 +89,7 @@ def find_root(residual: Callable, low, high, guess, tolerance: float = 1.0):
     if xp is np:
         while unfinished(state):
             state = advance(state)
-        return state[3]
-    return lax.while_loop(unfinished, advance, state)[3]
+    else:
+        state = lax.while_loop(unfinished, advance, state)
+    # Steps as small as the rounding of `residual` need not end, and are no failure.
+    return xp.where(far(state, min(tolerance, 0.5)), xp.nan, state[3])

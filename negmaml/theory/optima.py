@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_choice, check_count, check_optional
-from negmaml._core.compilation import on_host
+from negmaml._core.compilation import concrete, on_host
 from negmaml._core.numerics import namespace, settled
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
@@ -27,7 +27,7 @@ from negmaml.theory.options import named_options
 from negmaml.theory.predict import METHODS, distance, require_no_ridge, require_structured
 from negmaml.theory.proportional import Moments
 from negmaml.theory.saddle import TrainingSet, training_set
-from negmaml.theory.search import Optimum, minimise, parameter_grid
+from negmaml.theory.search import Optimum, minimise, parameter_grid, reported
 from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_ridge, with_spectrum
 from negmaml.theory.spectrum import MEASURES
 from negmaml.theory.views import View, means, means_at
@@ -72,7 +72,7 @@ def best_adapt_rate(
         alpha_r = E / ( E (1 + (p+1)/n_r) + sigma^2 p/n_r ),
 
     between 0 (noise alone) and 1/(1 + (p+1)/n_r) (no noise). For other rules, the lowest minimum
-    over both signs, found on a grid.
+    over both signs, found on a grid, which ends as in `best_train_rate`.
 
     Arguments:
         train: rule of meta-training; other rules than one step in `adapt` need it scalar.
@@ -96,7 +96,11 @@ def best_adapt_rate(
     if one_step:
         return _best_step(problem, found)
     numbers = settled((problem, found, adapt), found.dtype)
-    return _best_adaptation(numbers, settled((problem.n_r, problem.p), found.dtype))
+    sizes = settled((problem.n_r, problem.p), found.dtype)
+    return reported(
+        "best_adapt_rate", _best_adaptation(numbers, sizes), parameter_grid(adapt, *sizes),
+        lambda values: _adapted_loss(values, numbers, sizes),
+    )  # fmt: skip
 
 
 @on_host
@@ -139,7 +143,8 @@ def best_train_rate(
     optimum is the same for every one of them. The lowest minimum over both
     signs is found on a grid and closed in on; its derivatives are those of the stationarity
     condition. The grid ends at 1e4 (rates), 30 (times) over, and 1e3 (strengths) times, the largest
-    eigenvalue; where the distance falls on to infinity, the best is that end.
+    eigenvalue; where the distance falls on to infinity, the best is that end, with a
+    `ConvergenceWarning` outside jit. NaN where no equation was solved.
 
     Arguments:
         train: a rule of the family wanted, one gradient step when left out; its tuned parameter
@@ -167,7 +172,12 @@ def best_train_rate(
         require_no_ridge(meta_ridge)
         return _best_by_expansion(problem, train)
     setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
-    return _best_parameter(*_parts(setting, train))
+    numbers, setting = _parts(setting, train)
+    return reported(
+        "best_train_rate", _best_parameter(numbers, setting),
+        parameter_grid(train, setting.n_t, setting.p),
+        lambda values: _distance_at(values, numbers, with_spectrum(setting)),
+    )  # fmt: skip
 
 
 def _parts(setting: Setting, train: Rule):
@@ -259,7 +269,8 @@ def best_meta_ridge(
     r"""The meta_ridge >= 0 that minimises the test loss after `train`, a rule with one parameter.
 
     The lowest minimum on a grid from 1e-6 to 1e6 times n_v m, or 0 where that is lower still. At
-    omega_0 = w0 the best is the largest: there meta-training should stay where it starts. With
+    omega_0 = w0 the best is the largest: there meta-training should stay where it starts. Where it
+    is the largest elsewhere, a `ConvergenceWarning` is issued outside jit. With
     covariances it depends on `adapt`, the best gradient step after each ridge when left out.
     Returns a scalar with the derivatives of the stationarity condition (none at 0).
     """
@@ -270,7 +281,20 @@ def best_meta_ridge(
         require_structured("proportional", measure)
         return structured_optima.best_meta_ridge(problem, train, adapt)
     setting, (train,) = setting_of(problem, (train,), 0.0, measure)
-    return jnp.exp(_best_log_ridge(*_parts(with_ridge(setting, setting.meta_ridge), train)))
+    numbers, setting = _parts(with_ridge(setting, setting.meta_ridge), train)
+    best = _best_log_ridge(numbers, setting)
+    if concrete(numbers) and np.any(numbers[0]["offset"] > 0):
+        reported(
+            "best_meta_ridge", best, _log_ridges(setting),
+            lambda values: _distance_at_ridge(values, numbers, with_spectrum(setting)),
+        )  # fmt: skip
+    return jnp.exp(best)
+
+
+def _log_ridges(setting: Setting):
+    """The grid of logarithms of ridges that are tried."""
+    steps = np.linspace(-1, 1, 61, dtype=setting.p.dtype)
+    return namespace(setting).log(setting.rows) + math.log(1e6) * steps
 
 
 def _distance_at_ridge(logarithm, numbers, setting: Setting):
@@ -282,8 +306,7 @@ def _distance_at_ridge(logarithm, numbers, setting: Setting):
 def _search_log_ridge(numbers, setting: Setting):
     """The logarithm of the best ridge, minus infinity where none is better still."""
     xp, setting = namespace(numbers, setting), with_spectrum(setting)
-    steps = np.linspace(-1, 1, 61, dtype=setting.p.dtype)
-    grid = xp.log(setting.rows) + math.log(1e6) * steps
+    grid = _log_ridges(setting)
     found = minimise(lambda values: _distance_at_ridge(values, numbers, setting), grid)
     ends = xp.stack([found, xp.full_like(found, -xp.inf)])
     some, none = _distance_at_ridge(ends, numbers, setting)

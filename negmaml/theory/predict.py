@@ -5,13 +5,15 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_choice
 from negmaml._core.compilation import concrete, on_host, quick_jit
+from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.adaptation import loss_after
 from negmaml.problem.model import SPLITS, MixedLinearRegression
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory import expansions, structured
@@ -27,6 +29,10 @@ METHODS = ("proportional", "expansion")
 BLOCK = 256
 # Rates up to which NumPy is done before a program would be compiled.
 ON_HOST = 4096
+UNSOLVED = (
+    "the equations of the theory were not solved for some training rule, and its mean is NaN: the "
+    "rule's filter varies too much over the spectrum; take a smaller rate or time, or fewer steps"
+)
 
 
 @named_options
@@ -74,9 +80,9 @@ def test_loss(
     if unsplit or not problem.isotropic:
         require_structured(method, measure, split=split)
         problem = structured.spelled_out(problem)
-        return structured.test_loss(problem, train, adapt, meta_ridge, unsplit)
+        return _reported(structured.test_loss(problem, train, adapt, meta_ridge, unsplit))
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
-    return expected_test_loss(problem, distance(problem, train, **options), adapt)
+    return loss_after(problem, distance(problem, train, **options), adapt)
 
 
 @named_options
@@ -97,8 +103,9 @@ def distance(
 
     Without ridge the mean is infinite where |n_v m - p| <= 1 (and just beyond, where the
     correction's own pole lies), and for a single task with n_v >= p whose filter has a zero within
-    the spectrum: infinity is returned. It is never NaN: filters of steep rules are taken by their
-    logarithms, and what is too large for a number is infinite; an infinite mean has no slope, zero.
+    the spectrum: infinity is returned. Filters of steep rules are taken by their logarithms, and a
+    mean too large for a number is infinite; the slope of an infinite mean is zero. NaN, with a
+    `ConvergenceWarning` outside jit, marks a rule whose equations were not solved.
     `Proximal(0.0)` without ridge may be a jump: what it lets pass vanishes, so that training stays
     where it starts, while every strength next to zero trains; the slope there is that of the labels
     alone. The equation is at the head of
@@ -114,7 +121,8 @@ def distance(
     check_choice("method", method, METHODS)
     if unsplit or not problem.isotropic:
         require_structured(method, measure, split=split)
-        return structured.distance(structured.spelled_out(problem), train, meta_ridge, unsplit)
+        problem = structured.spelled_out(problem)
+        return _reported(structured.distance(problem, train, meta_ridge, unsplit))
     return _mean("distance", problem, train, meta_ridge, measure)
 
 
@@ -145,7 +153,7 @@ def task_error(
     meta_ridge, train = checked(problem, meta_ridge, train=train)
     if not problem.isotropic:
         require_structured("proportional", measure)
-        return structured.task_error(problem, train, meta_ridge)
+        return _reported(structured.task_error(problem, train, meta_ridge))
     # Ten nodes are too few for a filter that varies by powers of ten within the spectrum.
     measure = "marchenko-pastur" if measure == "auto" else measure
     return _mean("task_error", problem, train, meta_ridge, measure)
@@ -191,8 +199,15 @@ def _mean(of: str, problem: MixedLinearRegression, train: Rule, meta_ridge, meas
     """One of `Moments`, of the rule's shape."""
     setting, train = _settled(problem, train, meta_ridge, measure)
     if concrete((setting, train)) or math.prod(train.batch_shape) > BLOCK:
-        return getattr(_moments(setting, train, of == "task_error"), of)
+        return _reported(getattr(_moments(setting, train, of == "task_error"), of))
     return traced_mean(traced_view(setting, train), setting.ridged, of)
+
+
+def _reported(found):
+    """The means, with a warning where a known one is NaN."""
+    if concrete(found):
+        warn_unless(not np.isnan(jax.device_get(found)).any(), UNSOLVED)
+    return found
 
 
 def _settled(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str):

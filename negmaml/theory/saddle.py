@@ -76,7 +76,7 @@ ON_NODES = frozenset(("weights", "sign", "log_b", "label", "scale"))  # of a `Tr
 
 
 class Root(NamedTuple):
-    """log kappa, t, and k = 1 - m tau."""
+    """log kappa, t, and k = 1 - m tau; NaN where the search did not converge."""
 
     log_kappa: Any
     t: Any
@@ -219,11 +219,13 @@ def _ridgeless(tasks: TrainingSet) -> tuple[Root, Root]:
     B = xp.exp(xp.maximum(2 * log_b - largest[..., None], -largest_exponent(high) / 3))
     guess = high + log_at_least_tiny(mean(B))
     near = find_root(partial(_roughly, tasks.weights, B, largest, odds), low, high, guess, ROUGH)
+    near = xp.where(xp.isnan(near), guess, near)
     y = find_root(residual, low, high, near, FINE)
     y = xp.where(all_used, zero, y)
     f = mean(shares(log_b, y)[0])
     t = xp.where(all_used, n_v - p + p * f, n_v - xp.minimum(n_v, p / m))
     k = xp.where(all_used, 1 - m + m * f, xp.maximum(p - n_v * m, 0.0) / p)
+    t, k = (xp.where(xp.isnan(y), xp.nan, part) for part in (t, k))
     start = Root(
         xp.where(all_used, y - 2 * largest_log_ratio(y), y),
         xp.where(all_used, n_v - p + p * stopped, t),
@@ -282,4 +284,4 @@ def _ridged(tasks: TrainingSet, start: Root) -> Root:
     square = (log_ridge + y_0 - log_at_least_tiny(p * w * bend)) / 2
     z = find_root(residual, low, high, xp.minimum(linear, square))
     y, _, t, k, _, _ = at(z)
-    return Root(y, t, k)
+    return Root(y, *(xp.where(xp.isnan(y), xp.nan, part) for part in (t, k)))

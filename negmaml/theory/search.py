@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.compilation import concrete, on_host, quick_jit
+from negmaml._core.convergence import warn_unless
 from negmaml._core.numerics import namespace
 from negmaml.rules import Rule
 from negmaml.theory.sensitivity import contracted, followed, nested, sensitivity_by_parts
@@ -39,9 +40,9 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
     """The lowest minimum of a function of a scalar, among those that `grid` tells apart.
 
     `function` maps an array of points to values of the same shape; values that are not finite
-    count as infinite. Found on a grid that closes in, and on the parabola through its lowest
-    points in the end. Good to about the square root of the precision. On the host it ends a round
-    earlier where a polynomial of higher degree says as much.
+    count as infinite; NaN where all are. Found on a grid that closes in, and on the parabola
+    through its lowest points in the end. Good to about the square root of the precision. On the
+    host it ends a round earlier where a polynomial of higher degree says as much.
     """
     xp = namespace(grid)
     steps = np.linspace(0, 1, grid.size, dtype=grid.dtype)
@@ -63,7 +64,8 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
 
     state = grid, grid[0], grid[0], xp.full_like(grid[0], xp.inf)
     if xp is not np:
-        return lax.fori_loop(0, rounds, lambda _, s: narrowed(s, evaluated(s[0])), state)[1]
+        state = lax.fori_loop(0, rounds, lambda _, s: narrowed(s, evaluated(s[0])), state)
+        return xp.where(xp.isfinite(state[3]), state[1], xp.nan)
     for count in range(rounds):
         points, *_, value = state
         values = evaluated(points)
@@ -72,7 +74,28 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
             found = _quartic_vertex(points, values)
             if found is not None:
                 return found
-    return state[1]
+    return state[1] if np.isfinite(state[3]) else np.full_like(state[1], np.nan)
+
+
+def reported(name: str, found, grid, losses: Callable):
+    """The optimum `found` on a grid, with a warning where it is known and not a minimum.
+
+    That is where it is NaN, and where the loss falls towards an end of the grid, by more than 1e-6
+    from half way between there and the middle. `losses` is as for `minimise`.
+    """
+    if not concrete((found, grid)):
+        return found
+    value = float(found)
+    warn_unless(not np.isnan(value), f"{name} found no value with a finite loss and returns NaN")
+    ends = np.asarray(grid, float)[[0, -1]]
+    if np.isclose(value, ends, rtol=1e-5, atol=0).any():
+        inside, end = np.asarray(losses(np.array([(value + ends.mean()) / 2, value])), float)
+        warn_unless(
+            not inside - end > 1e-6 * abs(inside),
+            f"{name} returns an end of its range: the tuned parameter (of a ridge its logarithm) "
+            f"is {value:.3g}, of {ends[0]:.3g} to {ends[1]:.3g}, where the loss still falls",
+        )
+    return found
 
 
 def _vertex(x, f, lowest):

@@ -66,10 +66,10 @@ class Expansion(NamedTuple):
 
 
 def limits(system: System, ridged: bool):
-    """The leading order alone; infinite where no root was found, so that a search passes it by."""
+    """The leading order; NaN where no root was found."""
     root, x, slopes = located(system, ridged)
     found = leading(system, root, x, slopes)
-    return jnp.where(root.converged, found, jnp.inf)
+    return jnp.where(root.converged, found, jnp.nan)
 
 
 def located(system: System, ridged: bool) -> tuple[Root, Marginal, "Slopes"]:

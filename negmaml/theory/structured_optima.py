@@ -22,7 +22,7 @@ from negmaml._core.numerics import contract, namespace, settled, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, check_rule
-from negmaml.theory.search import Optimum, minimise, signed_grid
+from negmaml.theory.search import Optimum, minimise, reported, signed_grid
 from negmaml.theory.setting import is_zero
 from negmaml.theory.structured import (
     Situation,
@@ -115,7 +115,11 @@ def best_adapt_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | N
     if train.batch_shape != ():
         raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
     dtype = working_dtype(problem, train, adapt, meta_ridge)
-    return _best_adaptation(*settled(((problem, train, adapt, meta_ridge), ()), dtype))
+    numbers = settled((problem, train, adapt, meta_ridge), dtype)
+    return reported(
+        "best_adapt_rate", _best_adaptation(numbers, ()), _adapt_grid(problem, adapt),
+        lambda values: _adapted_losses(values, numbers),
+    )  # fmt: skip
 
 
 def _adapted_losses(values, numbers):
@@ -134,11 +138,14 @@ def _parts_of_adaptation(value, numbers, _):
 
 
 def _search_adaptation(numbers, _):
-    problem, _, adapt, _ = numbers
+    grid = _adapt_grid(numbers[0], numbers[2])
+    return minimise(lambda values: _adapted_losses(values, numbers), grid)
+
+
+def _adapt_grid(problem: MixedLinearRegression, adapt: Rule):
     s = problem.modes.s
     top = jnp.max(s)
-    grid = signed_grid(adapt, top * (1 + jnp.sqrt(jnp.sum(s) / (top * problem.n_r))) ** 2)
-    return minimise(lambda values: _adapted_losses(values, numbers), grid)
+    return signed_grid(adapt, top * (1 + jnp.sqrt(jnp.sum(s) / (top * problem.n_r))) ** 2)
 
 
 _best_adaptation = _optimum(_search_adaptation, _parts_of_adaptation)
@@ -149,7 +156,12 @@ def best_train_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | N
     _require_mean(problem, meta_ridge)
     weights, goal = _goal(problem, adapt)
     at, train = situation_of(problem, train, meta_ridge, weights)
-    return _best_parameter(*_parts(at, train, goal))
+    (at, train, goal), _ = numbers = _parts(at, train, goal)
+    return reported(
+        "best_train_rate", _best_parameter(*numbers),
+        signed_grid(train, largest_of(at.spectrum, at.n_t)),
+        lambda values: _loss(at, goal, train.with_tuned(values)),
+    )  # fmt: skip
 
 
 def best_meta_ridge(problem: MixedLinearRegression, train: Rule, adapt: Rule | None):

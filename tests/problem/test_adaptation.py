@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.problem.adaptation import expected_test_loss, filter_means, shrinkage
+from negmaml.problem.adaptation import adapted, expected_test_loss, filter_means, shrinkage
 from negmaml.problem.wishart import normalized_moment, wishart_quadrature
 from tests.helpers import RATES, z_score
 
@@ -149,3 +149,16 @@ def test_the_gradient_in_the_strength_is_the_finite_difference(rule, x64):
     step = 1e-5
     difference = (loss(0.6 + step) - loss(0.6 - step)) / (2 * step)
     assert float(jax.grad(loss)(0.6)) == pytest.approx(float(difference), rel=1e-7)
+
+
+def test_a_time_without_a_mean_leaves_the_losses_of_others():
+    """An uphill flow without finite means once made the losses of all of them NaN."""
+    problem = nm.MixedLinearRegression(
+        p=20, m=3, n_t=40, n_v=4, n_r=40, sigma=1.0, nu=0.5, input_covariance=1 / np.arange(1.0, 21)
+    )
+    after = adapted(problem, nm.GradientFlow(np.array([-17.75, 1.0])))
+    alone = adapted(problem, nm.GradientFlow(np.array([1.0])))
+    losses = after.test_loss(jnp.full(len(after.weights), 0.3))
+    expected = alone.test_loss(jnp.full(len(alone.weights), 0.3))
+    assert not np.isfinite(losses[0])
+    np.testing.assert_allclose(losses[1], expected[0], rtol=1e-6)

@@ -1,8 +1,13 @@
 """Numbers that come as logarithms, and roots between bounds."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from negmaml.theory import logarithms
 from negmaml.theory.logarithms import (
     find_root,
     largest_exponent,
@@ -72,3 +77,18 @@ def test_a_root_that_rounding_has_put_outside_is_found():
     np.testing.assert_allclose(found, 1, rtol=1e-14)
     found = find_root(lambda y: (y - 2, np.ones(1)), 1.0, np.full(1, 2 - 1e-9), np.full(1, 1.5))
     np.testing.assert_allclose(found, 2, rtol=1e-14)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_a_root_that_is_not_found_is_nan(xp, monkeypatch):
+    """Entries of a batch that converged keep their values."""
+    monkeypatch.setattr(logarithms, "STEPS", 6)
+
+    def residual(y):
+        return y**3 - roots**3, 3 * y**2
+
+    roots = xp.asarray([5.0, 1e-3])
+    find = find_root if xp is np else jax.jit(partial(find_root, residual))
+    arguments = (residual,) if xp is np else ()
+    found = find(*arguments, xp.zeros(2), xp.full(2, 10.0), xp.full(2, 5.5))
+    assert found[0] == pytest.approx(5) and xp.isnan(found[1])

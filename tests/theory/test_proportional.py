@@ -1,6 +1,7 @@
 """The proportional theory against exact means, the printed limit, simulation and derivatives."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.problem.wishart import normalized_moment
-from negmaml.theory import distance, predict, task_error
+from negmaml.theory import distance, logarithms, predict, task_error, views
 from negmaml.theory.hessian import first_order
 from negmaml.theory.proportional import leading, moments
 from negmaml.theory.saddle import solve, training_set
@@ -344,3 +345,28 @@ def test_the_pole_fades_as_the_ridge_takes_the_place_of_the_gap(ridge, x64):
     assert float(moments(found, False).growth) == pytest.approx(
         float(1 + x / (1 - x * s)), rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("n_v", "ridge"), [(10, 0.0), (40, 0.0), (10, 0.5)], ids=["few rows", "many rows", "ridge"]
+)
+def test_means_are_nan_where_the_saddle_point_is_not_found(n_v, ridge, monkeypatch):
+    """Numbers at a point that is not a saddle point would pass for predictions."""
+    monkeypatch.setattr(logarithms, "STEPS", 1)
+    problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=n_v, n_r=20, sigma=0.5, nu=1.0)
+    train, adapt = nm.GradientDescent(0.3, steps=2), nm.GradientDescent(0.1)
+    for mean in (partial(nm.theory.test_loss, adapt=adapt), distance, task_error):
+        with pytest.warns(nm.ConvergenceWarning, match="equations of the theory"):
+            assert np.isnan(mean(problem, train, meta_ridge=ridge))
+
+
+def test_traced_means_are_nan_where_the_saddle_point_is_not_found(monkeypatch):
+    monkeypatch.setattr(logarithms, "STEPS", 1)
+    views._means_at.clear_cache()
+
+    def loss(rate):
+        return distance(NEAR, nm.GradientDescent(rate, steps=2), meta_ridge=0.5)
+
+    found = jax.jit(jax.value_and_grad(loss))(0.3)
+    views._means_at.clear_cache()
+    assert np.isnan(found).all()

@@ -15,6 +15,7 @@ from negmaml.theory import (
     best_rates,
     best_train_rate,
     distance,
+    logarithms,
     optima,
     phase_diagram,
     saddle,
@@ -201,3 +202,28 @@ def test_a_smooth_minimum_is_found_to_the_root_of_the_precision(best, x64):
         return 1 + t**2 + 0.2 * t**3 * np.exp(-(t**2))
 
     assert abs(minimise(function, grid) / best - 1) < 1e-6
+
+
+def test_the_end_of_a_range_where_the_loss_still_falls_warns(x64):
+    """Without differences between tasks the flow uphill may be as long as it likes."""
+    alike = dataclasses.replace(OFF, p=20, m=3, n_t=40, n_r=40, sigma=1.0, nu=0.0, omega0=0.3)
+    with pytest.warns(nm.ConvergenceWarning, match="best_train_rate .* loss still falls"):
+        best = best_train_rate(alike, nm.GradientFlow(0.0))
+    assert distance(alike, nm.GradientFlow(1.1 * best)) < distance(alike, nm.GradientFlow(best))
+
+
+def test_an_optimum_without_a_finite_loss_is_nan(monkeypatch, x64):
+    nothing = np.full(25, np.nan)
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(minimise(lambda x: nothing, np.linspace(-3, 3, 25)))
+    assert jnp.isnan(minimise(lambda x: jnp.asarray(nothing), jnp.linspace(-3, 3, 25)))
+    monkeypatch.setattr(logarithms, "STEPS", 0)
+    with pytest.warns(nm.ConvergenceWarning, match="no value with a finite loss"):
+        assert np.isnan(best_train_rate(OFF, nm.GradientDescent(0.0, steps=2)))
+
+
+def test_the_largest_ridge_warns_unless_it_is_known_to_be_best(x64):
+    start = dataclasses.replace(OFF, omega0=0.0)
+    best_meta_ridge(start, nm.GradientDescent(0.1))
+    with pytest.warns(nm.ConvergenceWarning, match="best_meta_ridge"):
+        best_meta_ridge(dataclasses.replace(start, omega0=1e-8), nm.GradientDescent(0.1))
