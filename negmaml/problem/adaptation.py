@@ -175,12 +175,13 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
     _require_no_metric(adapt)
     s, o, _, V = problem.modes
     n_r, shape = problem.n_r, adapt.batch_shape
+    lost: Any = 0.0
     if adapt.one_step is not None:
         xp = np if concrete((s, o, adapt)) else jnp
         rate, power = xp.asarray(adapt.one_step), xp.sum(s**2) / n_r
         weights = s ** np.arange(1, 4)[:, None]
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
-        coefficients, noise, lost = xp.stack(terms, -1), rate**2 * power, 0
+        coefficients, noise = xp.stack(terms, -1), rate**2 * power
     else:
         h, noise = filtered(adapt, s, n_r)
         # A parameter without finite means has its own floor, and none of the other losses.

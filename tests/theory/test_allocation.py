@@ -27,6 +27,7 @@ def test_points_a_task_do_not_depend_on_the_budget_at_a_fixed_rate_and_even_spli
         assert 0 <= budget - found.cost < found.n_t + found.n_v
 
 
+@pytest.mark.filterwarnings("ignore:best_:negmaml.ConvergenceWarning")  # some fall to the end
 @pytest.mark.parametrize("budget", (16,))
 def test_no_integers_the_budget_pays_for_are_better(budget, x64):
     problem = dataclasses.replace(PROBLEM, p=6, omega0=0.2)

@@ -253,6 +253,7 @@ def beaten(scan):
     return 1.001 * float(np.min(scan)) + float(np.finfo(scan.dtype).tiny)
 
 
+@pytest.mark.filterwarnings("ignore:best_:negmaml.ConvergenceWarning")  # some fall to the end
 @pytest.mark.parametrize("double", (True, False))
 @pytest.mark.parametrize("count", (8, pytest.param(200, marks=pytest.mark.slow)))
 def test_no_scan_beats_the_best_rates(count, double):
