@@ -44,6 +44,7 @@ def many():
     return [plain(seed, m=3, sigma=1.5, splits=50) for seed in range(24)], truth(3, sigma=1.5)
 
 
+@pytest.mark.slow
 def test_losses_and_adaptation_rates_are_those_of_the_theory(many):
     advices, (loss, adapt) = many
     for found, expected in (("loss", loss), ("adapt", adapt)):

@@ -90,6 +90,7 @@ def test_wrong_calls_are_refused_in_our_words(name, tmp_path):
     assert not failures(BY_FUNCTION[name], check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("area", AREAS, ids=lambda area: area.__name__.rsplit(".", 1)[-1])
 def test_right_calls_are_right(area):
     def check(row):

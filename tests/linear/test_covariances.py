@@ -84,6 +84,7 @@ def test_a_run_is_the_dense_solution_and_its_loss_the_quadratic_form(changes, sh
             assert float(found.test_loss[i, j, 0]) == pytest.approx(float(expected), rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "adapt"),
     (
@@ -107,6 +108,7 @@ def test_sampled_minus_expected_loss_is_zero_on_average(train, adapt, x64):
     assert max(abs(z_score(gap, 0.0)) for gap in gaps) < 4
 
 
+@pytest.mark.slow
 def test_identity_covariances_simulate_what_the_isotropic_problem_does(x64):
     train, adapt = nm.GradientDescent(RATES), nm.GradientDescent(RATES)
     plain = nm.simulate(KEY, build(), train, adapt, runs=5)
@@ -115,6 +117,7 @@ def test_identity_covariances_simulate_what_the_isotropic_problem_does(x64):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10), plain, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", mostly_slow((((2, 2),), ((6, 4),)), 0))
 def test_directions_without_variance_are_never_left(shape, x64):
     zeros = np.where(np.arange(P) < 5, VALUES, 0.0)
@@ -141,6 +144,7 @@ def test_directions_without_variance_are_never_left(shape, x64):
     assert gap.max() < 4  # the same problem in other coordinates, other draws
 
 
+@pytest.mark.slow
 def test_gradients_in_covariances_and_the_rest_are_finite_differences(x64):
     def loss(scale, sigma, rate):
         problem = build(input_covariance=scale * MATRIX, sigma=sigma, weight_covariance=TASKS)

@@ -205,6 +205,7 @@ def test_reptile_with_an_optimizer_is_the_way_it_went(x64):
     same(gradient, jax.tree.map(lambda p, t: p - jnp.mean(t, 0), params, adapted))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer",
     [
@@ -277,6 +278,7 @@ def test_the_task_batch_size_changes_rounding_only(name, x64):
         same(jax.jit(ALGORITHMS[name](loss, rule, batch_size=size))(params, tasks), whole, 1e-12)
 
 
+@pytest.mark.slow
 def test_a_batch_size_serves_the_objective_and_learned_rates_too(x64):
     params, tasks = setting()
     rule = nm.GradientDescent(0.2)
@@ -324,6 +326,7 @@ def test_the_proximal_point_of_a_linear_model_is_its_spectral_filter(strength, x
     np.testing.assert_allclose(computed, expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_implicit_maml_is_the_finite_difference_of_its_value(x64):
     params, tasks = setting(count=2)
     rule = nm.Proximal(1.5)
@@ -344,6 +347,7 @@ def test_implicit_maml_on_the_linear_model_is_the_gradient_of_its_meta_system(st
     assert float(value) == pytest.approx(float(residual @ residual) / (2 * problem.rows), rel=1e-8)
 
 
+@pytest.mark.slow
 def test_other_inner_rules_of_sgd_are_gradient_descent(x64):
     params, tasks = setting()
     one = nm.maml_value_and_grad(loss, nm.InnerOptimizer(optax.sgd(-0.2), 2))(params, tasks)

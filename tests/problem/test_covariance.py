@@ -155,6 +155,7 @@ def test_the_expected_loss_given_three_forms_agrees_with_simulated_tasks(rate, x
     assert abs(z_score(losses, float(found))) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "steps"), mostly_slow((((), 1), ((2, 3), 1), ((), 2), ((2,), 2)), 1, 3)
 )

@@ -148,6 +148,7 @@ def test_a_stationary_start_is_returned_as_it_is():
     assert bool(info.converged) and int(info.steps) == 0 and float(info.residual) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", mostly_slow((1e-4, 1.0, 1e4), 2))
 def test_single_precision_reaches_its_tolerance_in_any_units(scale):
     """In units of `scale` for weights, and started again from where it ended."""
@@ -189,6 +190,7 @@ def test_a_loose_tolerance_takes_fewer_steps(x64):
     assert bool(loose.converged) and int(loose.steps) < int(tight.steps) and far > near
 
 
+@pytest.mark.slow
 def test_leaves_of_several_types_keep_them_and_converge():
     start, data = network(3, 8, 12)
     start["out"] = start["out"].astype(jnp.bfloat16)

@@ -52,6 +52,7 @@ def test_points_of_a_quadratic_task_share_its_weights():
         np.testing.assert_allclose(np.polyval(np.polyfit(x, y, 2), x), y, atol=1e-3)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(3, 9), min_size=2, max_size=6), st.integers(0, 100))
 def test_rows_of_ragged_groups_are_drawn_once_and_stay_in_their_group(sizes, seed):
     rng = np.random.default_rng(seed)
@@ -116,6 +117,7 @@ def test_distributions_are_arguments_of_compiled_programs():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_within_a_program_data_may_be_traced_and_groups_may_not():
     data, labels = images()
     sizes = {"ways": 3, "shots": 2, "queries": 4, "m": 2}

@@ -290,6 +290,7 @@ def test_with_many_tasks_the_exact_moments_keep_the_tail_of_the_spectrum(n, x64)
     assert of_law[-1] > 3 * error[-1]
 
 
+@pytest.mark.slow
 def test_a_batch_of_rates_is_its_rates(x64):
     rates = np.linspace(-2, 2, 2 * 3 * 50).reshape(2, 3, 50)  # more than one block
     batch = distance(NEAR, nm.GradientDescent(rates))

@@ -356,6 +356,7 @@ def structured_loss(steps):
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, slowly(3)])
 def test_a_vmap_is_a_loop_of_blocks(steps):
     """Of more rates than one block: no large arrays, no call of linear algebra that can wait."""

@@ -36,6 +36,7 @@ def test_with_fewer_points_than_dimensions_in_all_the_rate_does_not_matter():
     np.testing.assert_allclose(found, found[1], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_many_tasks_without_inner_steps():
     """m E|omega* - w0|^2 -> nu^2 (1 + (d + 1)/n) at rate and noise zero, for m large.
 
@@ -57,6 +58,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problem", "ridge", "rule"), CASES)
 def test_against_simulation(problem, ridge, rule):
     ridge = jnp.array(ridge)

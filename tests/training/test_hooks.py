@@ -254,6 +254,7 @@ def test_the_next_batch_is_fetched_while_a_step_is_computed():
     assert order == [0, 1, "step 1", "step 2"]  # every step by itself, for the callback
 
 
+@pytest.mark.slow
 def test_a_loader_with_a_place_goes_on_where_it_was(tmp_path):
     pytest.importorskip("orbax.checkpoint")
     whole = train(steps=7, tasks=Restartable(host(4)))
