@@ -27,8 +27,8 @@ def map_over_devices(function: Callable, items, *, batch_size: int | None = None
         batch_size: items a device computes at once by vmap, one when left out. On a GPU choose
             as many as fit.
 
-    Returns the results stacked. Each is the result for that item by itself, up to rounding. Typed keys among
-    the items reach the function as those of a generator that is safe under vmap.
+    Returns the results stacked. Each is the result for that item by itself, up to rounding. Typed
+    keys among the items reach the function as those of a generator that is safe under vmap.
 
     On a CPU a small model runs best on a single core: handing its many small operations to other
     threads costs more than they save. Make a device of each core, before anything else is
