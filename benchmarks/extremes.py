@@ -25,7 +25,7 @@ import numpy as np
 
 import negmaml as nm
 from negmaml.theory import distance, standard_deviation, task_error, test_loss
-from negmaml.theory.spectrum import EXACT_UP_TO, EXACT_UP_TO_ENTIRE
+from negmaml.theory.isotropic.spectral_density import EXACT_UP_TO, EXACT_UP_TO_ENTIRE
 
 EACH = 40
 LARGEST = float(np.finfo(np.float32).max)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import negmaml as nm
-from negmaml.theory import structured
+from negmaml.theory.anisotropic import inputs as structured
 
 RULES = ("one step", "one step", "steps", "momentum", "proximal")
 

@@ -134,8 +134,8 @@ def peers() -> None:
 
 def overhead() -> None:
     """A sweep into a store against its programs called with nothing around them."""
+    from negmaml.sweeps.session import here
     from negmaml.sweeps.store import create
-    from negmaml.sweeps.stored import here
 
     print("| p | block, s | sweep to store, s | kernel alone, s | overhead |")
     print("|---|---|---:|---:|---:|")

@@ -27,7 +27,7 @@ from negmaml.meta import (
     reptile,
     state_per_step,
 )
-from negmaml.paper.roads import Verification, verify
+from negmaml.paper.cross_check import Verification, verify
 from negmaml.problem import MixedLinearRegression
 from negmaml.rules import (
     GradientDescent,

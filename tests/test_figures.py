@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from negmaml import theory
-from negmaml._core.numerics import settled
+from negmaml._core.arrays import settled
 from negmaml.paper import phases, reproduce
 from negmaml.rules import GradientDescent
 from negmaml.theory.phases import best_rates_over

@@ -14,8 +14,8 @@ import numpy as np
 from jax import lax
 
 from negmaml._core import tape
+from negmaml._core.arrays import contract, namespace
 from negmaml._core.batching import mapped_by
-from negmaml._core.numerics import contract, namespace
 from negmaml._core.settings import own_settings
 
 # Operations of one call. Told from the threads that wake up on two cores, the library shares out

@@ -3,9 +3,9 @@
 from typing import Any
 
 from negmaml.advice.api import advise
-from negmaml.advice.choice import Difference
 from negmaml.advice.moments import RandomCoefficients, random_coefficients
 from negmaml.advice.result import Advice
+from negmaml.advice.selection import Difference
 
 __all__ = [
     "Advice",

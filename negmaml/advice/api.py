@@ -8,16 +8,16 @@ import numpy as np
 
 from negmaml._core.checks import check_array, check_callable, check_choice, check_count, check_flag
 from negmaml._core.keys import check_key
-from negmaml.advice import choice
+from negmaml.advice import selection as choice
 from negmaml.advice.baselines import alone, mixed_model
-from negmaml.advice.choice import Grid, Measured
+from negmaml.advice.cv import losses
 from negmaml.advice.data import UNITS, Grouped, default_sizes, grouped, large_enough
-from negmaml.advice.engine import losses
 from negmaml.advice.features import kernel_features
-from negmaml.advice.quadratics import Quadratics, quadratics
 from negmaml.advice.result import Advice, Sizes, summarise
+from negmaml.advice.selection import Grid, Measured
 from negmaml.advice.solve import one_thread
 from negmaml.advice.splits import Splits, bootstrap, cross_validation, most_training_groups
+from negmaml.advice.statistics import Quadratics, quadratics
 
 POSITIVE = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0)  # dense where curves bend
 RATES = np.array([*(-rate for rate in reversed(POSITIVE)), 0.0, *POSITIVE])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from negmaml.advice.engine import as_residual
+from negmaml.advice.cv import as_residual
 from negmaml.advice.moments import (
     from_sums,
     next_shrinkage,
@@ -10,9 +10,9 @@ from negmaml.advice.moments import (
     random_coefficients,
     summaries,
 )
-from negmaml.advice.quadratics import Quadratics
 from negmaml.advice.solve import ridge_path
 from negmaml.advice.splits import Splits
+from negmaml.advice.statistics import Quadratics
 
 NUMBERS = 2**22  # of the systems of a batch of splits, 32 MB
 TESTS = 1000  # of groups a split: with few groups each is tested on several draws of its rows

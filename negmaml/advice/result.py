@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from negmaml._core.display import Table, displayed
-from negmaml.advice import choice
-from negmaml.advice.choice import ALL, Difference, Grid, Measured, Setting
+from negmaml.advice import selection as choice
 from negmaml.advice.data import Grouped
+from negmaml.advice.selection import ALL, Difference, Grid, Measured, Setting
 from negmaml.advice.splits import Splits
 
 

@@ -126,7 +126,7 @@ def payoff(out: Path = Path("payoff")) -> int:
     """
     out = check_writable(out)
     from negmaml.paper import figures
-    from negmaml.paper.payoff import payoff as compute
+    from negmaml.paper.gain_map import payoff as compute
 
     with console.status("computing"):
         dataset = compute()

@@ -8,8 +8,8 @@ import numpy as np
 import tyro
 
 from negmaml import theory
+from negmaml._core.arrays import settled
 from negmaml._core.keys import key_of
-from negmaml._core.numerics import settled
 from negmaml.cli.output import print_table
 from negmaml.problem import MixedLinearRegression, named_spectrum
 from negmaml.rules import GradientDescent
@@ -112,7 +112,7 @@ def verify(
         runs: simulated runs.
         seed: seed of all random numbers.
     """
-    from negmaml.paper.roads import verify as compare
+    from negmaml.paper.cross_check import verify as compare
 
     result = compare(
         problem.problem(),

@@ -17,7 +17,7 @@ from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
 from negmaml.sweeps.claims import SLURM
 from negmaml.sweeps.cluster import connected
-from negmaml.sweeps.files import local_path
+from negmaml.sweeps.storage import local_path
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction]
 Selection = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]

@@ -19,9 +19,9 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.sparse.linalg import cg
 
+from negmaml._core.arrays import contract
 from negmaml._core.convergence import warn_unless
 from negmaml._core.keys import fixed_key
-from negmaml._core.numerics import contract
 from negmaml.kernels.points import TILE
 from negmaml.kernels.system import own_kernel, responses, right_side
 from negmaml.rules import Rule

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.arrays import contract
 from negmaml._core.checks import check_choice, check_optional
-from negmaml._core.compilation import quick_jit
-from negmaml._core.numerics import contract
+from negmaml._core.jit import quick_jit
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.kernels.iterative import train_iteratively

@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.arrays import contract
 from negmaml._core.factorisations import eigh, in_small_batches, linear_solve
-from negmaml._core.numerics import contract
 from negmaml.kernels.system import System
 
 

@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.arrays import contract, outer
 from negmaml._core.factorisations import eigh
-from negmaml._core.numerics import contract, outer
 from negmaml.kernels.points import TILE
 from negmaml.rules import Rule, check_filters
 

@@ -22,8 +22,8 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from negmaml._core.arrays import contract
 from negmaml._core.checks import check_callable
-from negmaml._core.numerics import contract
 from negmaml._core.settings import own_settings
 from negmaml.meta.lowrank import open_products, wide_weights
 

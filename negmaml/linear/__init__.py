@@ -1,10 +1,10 @@
 """The solvable model: sample data, build the meta-system, solve it, evaluate the solution."""
 
-from negmaml.linear.cells import LinearModel
 from negmaml.linear.data import Data, sample
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.simulation import Simulation, compile_simulation, simulate
 from negmaml.linear.solve import Solution, minimiser
+from negmaml.linear.sweep import LinearModel
 from negmaml.linear.system import meta_system
 
 __all__ = [

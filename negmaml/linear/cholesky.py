@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.arrays import contract
 from negmaml._core.factorisations import in_small_batches
-from negmaml._core.numerics import contract
 
 UNROLLED = 8  # the largest system written out: the program grows with its cube
 

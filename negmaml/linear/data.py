@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from negmaml._core.arrays import cast, contract, working_dtype
 from negmaml._core.keys import check_key
-from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.problem.covariance import apply, root

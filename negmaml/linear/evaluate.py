@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.arrays import contract
 from negmaml._core.checks import check_array
 from negmaml._core.keys import check_key
-from negmaml._core.numerics import contract
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.linear.data import Roots, sample

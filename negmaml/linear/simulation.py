@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.arrays import cast, contract, working_dtype
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
-from negmaml._core.compilation import QuickJit, one_thread, quick_jit
 from negmaml._core.display import Table, displayed, mean_range_text, shape_text
+from negmaml._core.jit import QuickJit, one_thread, quick_jit
 from negmaml._core.keys import check_key
-from negmaml._core.numerics import cast, contract, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
@@ -21,7 +21,7 @@ from negmaml.linear.data import Data, Roots, assemble, draw, normals_per_run, ro
 from negmaml.linear.evaluate import sampled_test_loss, test_tasks
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
-from negmaml.problem.adaptation import Adapted, adapted, expected_test_loss
+from negmaml.problem.adapted_loss import Adapted, adapted, expected_test_loss
 from negmaml.problem.model import SPLITS, MixedLinearRegression, check_problem
 from negmaml.problem.support import on_support
 from negmaml.rules import Rule, check_filters

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.arrays import contract
 from negmaml._core.checks import check_array, check_nonnegative
 from negmaml._core.factorisations import in_small_batches
-from negmaml._core.numerics import contract
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from negmaml._core.arrays import contract, outer
 from negmaml._core.checks import shown
 from negmaml._core.factorisations import eigh
-from negmaml._core.numerics import contract, outer
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float
 from negmaml.linear.data import Data

@@ -10,9 +10,9 @@ from negmaml.meta.algorithms import (
     reptile,
 )
 from negmaml.meta.batching import Tasks
-from negmaml.meta.blocks import LearnedRates
+from negmaml.meta.convolution import convolution
+from negmaml.meta.gradients import LearnedRates
 from negmaml.meta.inner import adapt
-from negmaml.meta.patches import convolution
 from negmaml.meta.stateful import Stateful, state_per_step
 
 __all__ = [

@@ -7,7 +7,7 @@ algorithm is a function (params, tasks) -> (value, gradient), the mean over task
 
 and they differ in the gradient. What the functions return are pytrees themselves, with the rule's
 rates for leaves, so a new rate does not recompile a program that takes one as an argument. What
-they compute is in `negmaml.meta.blocks`.
+they compute is in `negmaml.meta.gradients`.
 """
 
 import warnings
@@ -17,9 +17,9 @@ from typing import Any
 from jax.tree_util import Partial
 
 from negmaml._core.checks import check_choice, check_count, check_flag, check_optional
-from negmaml.meta import blocks
-from negmaml.meta.blocks import Algorithm
-from negmaml.meta.leaves import Loss, check_loss, hashable
+from negmaml.meta import gradients as blocks
+from negmaml.meta.gradients import Algorithm
+from negmaml.meta.partition import Loss, check_loss, hashable
 from negmaml.rules import GradientDescent, Rule, as_rule, check_rule
 
 METHODS = ("mixed", "reverse", "remat", "low-rank")
@@ -79,7 +79,8 @@ def maml_value_and_grad(
             "reverse": reverse over reverse through stored steps, for any loss and rule.
             "remat": the same with steps recomputed.
             "mixed": forward over reverse, memory of the parameters of each step
-            (`negmaml.meta.mixed`). It takes the derivative of the inner gradient for symmetric.
+            (`negmaml.meta.forward_over_reverse`). It takes the derivative of the inner gradient for
+            symmetric.
             Rules of a user's own break that: `jax.custom_vjp`, and `jax.custom_jvp` unless it acts
             entry by entry and returns the function itself. The traced inner loss tells
             (`negmaml._core.symmetry`).

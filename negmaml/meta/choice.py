@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from negmaml._core.symmetry import asymmetry
-from negmaml.meta.leaves import scalar, split
 from negmaml.meta.lowrank import wide_inputs
+from negmaml.meta.partition import scalar, split
 from negmaml.rules import Rule, Schedule
 
 

@@ -1,14 +1,14 @@
 """Blocks of tasks for rules that solve an inner problem, such as `Proximal`.
 
-As those of `negmaml.meta.blocks`, with aux = (aux, whether each task converged): its inner problem
-and, where a gradient goes through that, the linear system of the derivative.
+As those of `negmaml.meta.gradients`, with aux = (aux, whether each task converged): its inner
+problem and, where a gradient goes through that, the linear system of the derivative.
 """
 
 import jax
 import jax.numpy as jnp
 
 from negmaml.meta.inner import adapt
-from negmaml.meta.leaves import check_params, check_scalar, merge, ready, split
+from negmaml.meta.partition import check_params, check_scalar, merge, ready, split
 
 
 def objective(algorithm, rule, params, tasks, weight):

@@ -5,8 +5,8 @@ from typing import Any
 from negmaml._core.checks import check_flag
 from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_transfers
-from negmaml.meta.leaves import Loss, check_loss, holding, merge, ready, scalar, split, trainable
-from negmaml.meta.misfit import explained_loops
+from negmaml.meta.partition import Loss, check_loss, holding, merge, ready, scalar, split, trainable
+from negmaml.meta.shape_errors import explained_loops
 from negmaml.meta.stateful import Stateful, adapt_with_state
 from negmaml.rules import UNSOLVED, Rule, as_rule, as_solution
 

@@ -22,7 +22,7 @@ from jax import lax
 from negmaml._core.checks import check_callable, check_count
 from negmaml._core.pytree import pytree
 from negmaml.meta.batching import Tasks
-from negmaml.meta.leaves import check_scalar, merge, ready, split, trainable
+from negmaml.meta.partition import check_scalar, merge, ready, split, trainable
 from negmaml.rules import Rule, run
 
 

@@ -15,15 +15,15 @@ from jax import lax
 
 from negmaml import theory
 from negmaml._core.checks import check_count
-from negmaml._core.compilation import on_host, quick_jit
+from negmaml._core.jit import on_host, quick_jit
 from negmaml._core.keys import check_key
 from negmaml.linear.data import Data, assemble, draw
 from negmaml.linear.system import one_step_system
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
+from negmaml.theory.api import means
+from negmaml.theory.isotropic.inputs import setting_of, with_ridge
 from negmaml.theory.phases import best_rates_over
-from negmaml.theory.predict import means
-from negmaml.theory.setting import setting_of, with_ridge
 
 CELLS = 200
 P, M = 100.0, 10.0  # of the maps, where only ratios and m count

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from negmaml import theory
+from negmaml._core.arrays import settled
 from negmaml._core.checks import check_choice, check_count
 from negmaml._core.keys import check_key
-from negmaml._core.numerics import settled
 from negmaml.linear.simulation import EVALUATIONS, Simulation, compile_simulation
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent

@@ -1,6 +1,12 @@
 """Mixed linear regression, and what adaptation does to it on average, exactly at finite size."""
 
-from negmaml.problem.adaptation import Adapted, adapted, expected_test_loss, filter_means, shrinkage
+from negmaml.problem.adapted_loss import (
+    Adapted,
+    adapted,
+    expected_test_loss,
+    filter_means,
+    shrinkage,
+)
 from negmaml.problem.covariance import Modes
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.spectra import SPECTRA, named_spectrum

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.arrays import contract, working_dtype
 from negmaml._core.checks import as_array, check_finite, check_symmetric
-from negmaml._core.compilation import concrete
 from negmaml._core.factorisations import eigh
-from negmaml._core.numerics import contract, working_dtype
+from negmaml._core.jit import concrete
 from negmaml._core.settings import own_settings
 
 

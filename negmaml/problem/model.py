@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.arrays import namespace, working_dtype
 from negmaml._core.checks import (
     as_array,
     check_array,
@@ -21,8 +22,7 @@ from negmaml._core.checks import (
     check_nonnegative,
     shown,
 )
-from negmaml._core.compilation import concrete
-from negmaml._core.numerics import namespace, working_dtype
+from negmaml._core.jit import concrete
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.covariance import Modes, check_covariance, modes
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.numerics import contract
+from negmaml._core.arrays import contract
 from negmaml.problem.model import MixedLinearRegression
 
 

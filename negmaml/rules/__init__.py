@@ -5,14 +5,14 @@ them to data) and meta-training of any model (which runs its updates). No rule r
 reinterprets a negative or zero strength.
 """
 
+from negmaml.rules.base import Rule, check_filters, check_rule, check_scalar_rule, flat_batch
 from negmaml.rules.descent import GradientDescent, Momentum, Preconditioned
 from negmaml.rules.flow import GradientFlow
 from negmaml.rules.optimizer import InnerOptimizer, as_rule
-from negmaml.rules.protocol import Rule, check_filters, check_rule, check_scalar_rule, flat_batch
 from negmaml.rules.proximal import Proximal
 from negmaml.rules.schedule import Schedule, combine, separate
 from negmaml.rules.solution import UNSOLVED, Solution, SolveInfo, as_solution
-from negmaml.rules.stepping import run
+from negmaml.rules.unroll import run
 
 __all__ = [
     "UNSOLVED",

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.arrays import contract, frozen, namespace, outer
 from negmaml._core.checks import check_count, check_finite, check_flag
-from negmaml._core.numerics import contract, frozen, namespace, outer
 from negmaml._core.pytree import pytree, static
-from negmaml.rules.protocol import Rule
-from negmaml.rules.scaled import Filters, filters_of_updates, log_size
+from negmaml.rules.base import Rule
+from negmaml.rules.log_filters import Filters, filters_of_updates, log_size
 from negmaml.rules.schedule import Schedule, is_schedule
 
 

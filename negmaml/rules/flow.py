@@ -2,12 +2,12 @@
 
 from typing import Any, ClassVar
 
+from negmaml._core.arrays import namespace, outer
 from negmaml._core.checks import check_finite
-from negmaml._core.numerics import namespace, outer
 from negmaml._core.pytree import pytree
+from negmaml.rules.base import Rule
+from negmaml.rules.log_filters import Filters
 from negmaml.rules.pencil import chain, error_of, interpolated
-from negmaml.rules.protocol import Rule
-from negmaml.rules.scaled import Filters
 
 
 @pytree

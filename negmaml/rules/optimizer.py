@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from negmaml._core.checks import check_count
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
-from negmaml.rules.protocol import Rule, check_rule
+from negmaml.rules.base import Rule, check_rule
 
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # what `smooth_at_zero` found
 

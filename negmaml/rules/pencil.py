@@ -12,7 +12,7 @@ of rates), has M instead of the diagonal. The proximal rule of strength c, S v +
 has z = (omega, y, v) with y coupled to v by S + c and to omega by -c.
 
 Random matrices enter a pencil one row of data at a time, so averages of any product of filters
-follow from one small matrix equation (`negmaml.theory.structured_equations`).
+follow from one small matrix equation (`negmaml.theory.anisotropic.equations`).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.numerics import namespace
+from negmaml._core.arrays import namespace
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.schedule import combine, separate
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.arrays import frozen, namespace, outer
 from negmaml._core.checks import check_count, check_finite, check_optional, shown
-from negmaml._core.numerics import frozen, namespace, outer
 from negmaml._core.pytree import pytree, static
+from negmaml.rules.base import Rule
 from negmaml.rules.field import field_point, is_field
 from negmaml.rules.implicit import Settings, adjoint, proximal_point
+from negmaml.rules.log_filters import Filters, log_size
 from negmaml.rules.pencil import Pencil, proximal_pencil
-from negmaml.rules.protocol import Rule
-from negmaml.rules.scaled import Filters, log_size
 from negmaml.rules.solution import Solution
 
 

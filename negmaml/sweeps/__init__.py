@@ -6,12 +6,12 @@ Functions that are registered under a name are attributes: `negmaml.sweeps.linea
 
 from negmaml._core.registry import register, registered
 from negmaml.sweeps.api import sweep
-from negmaml.sweeps.files import StoreError
 from negmaml.sweeps.functions import SweepFunction, named
 from negmaml.sweeps.merging import merge
 from negmaml.sweeps.planning import plan, prepare
 from negmaml.sweeps.points import random_points
 from negmaml.sweeps.state import status
+from negmaml.sweeps.storage import StoreError
 
 __all__ = [
     "StoreError",

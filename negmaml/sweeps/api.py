@@ -12,18 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.extras import require
-from negmaml._core.identity import check_version
+from negmaml._core.fingerprint import check_version
 from negmaml._core.settings import own_transfers
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.claims import check_alone, parse_part
-from negmaml.sweeps.files import Address, check_url, check_writable
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.planning import Work, check_means, index_of, planned, prepare, regions
 from negmaml.sweeps.progress import Tell, teller
 from negmaml.sweeps.run import empty
-from negmaml.sweeps.shared import into_shared_store
-from negmaml.sweeps.stored import How, Means, finished, into_store
+from negmaml.sweeps.session import How, Means, finished, into_store
+from negmaml.sweeps.storage import Address, check_url, check_writable
+from negmaml.sweeps.worker import into_shared_store
 
 if TYPE_CHECKING:
     import xarray

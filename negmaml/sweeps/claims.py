@@ -26,7 +26,7 @@ from numbers import Integral
 from negmaml._core.display import one_line
 from negmaml.sweeps import lock as locks
 from negmaml.sweeps.exclusive import beside
-from negmaml.sweeps.files import StoreError
+from negmaml.sweeps.storage import StoreError
 
 FOLDER = "workers"
 WORKER = "worker-"

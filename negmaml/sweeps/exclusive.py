@@ -10,7 +10,7 @@ from pathlib import Path
 
 from negmaml._core.extras import require
 from negmaml._core.plain_files import LinkedError, open_plain, read_plain
-from negmaml.sweeps.files import StoreError, local_path
+from negmaml.sweeps.storage import StoreError, local_path
 
 MOST = 2**16  # bytes of a note: no worker writes a longer one
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.identity import Identity, UnidentifiedError, identify
+from negmaml._core.fingerprint import Identity, UnidentifiedError, identify
 from negmaml._core.keys import key_of
 from negmaml._core.registry import maker, registered
 from negmaml.sweeps.grid import Grid

@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 from negmaml._core.extras import require
-from negmaml.sweeps.files import StoreError, local_path
 from negmaml.sweeps.layout import Layout
+from negmaml.sweeps.storage import StoreError, local_path
 
 ROOT = "zarr.json"
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from negmaml.sweeps.files import StoreError, files_of
 from negmaml.sweeps.guard import ROOT
 from negmaml.sweeps.layout import Layout, as_held, layouts
 from negmaml.sweeps.manifest import Manifest
+from negmaml.sweeps.storage import StoreError, files_of
 from negmaml.sweeps.untrusted import MOST_TEXT, check_attributes, checked_manifest, parsed
 
 MANIFEST = "negmaml_sweep"

@@ -24,7 +24,7 @@ from negmaml._core.display import one_line
 from negmaml._core.extras import require
 from negmaml._core.plain_files import LinkedError, read_plain
 from negmaml.sweeps.exclusive import MOST, LocalNotes, RemoteNotes, beside
-from negmaml.sweeps.files import StoreError, local_path
+from negmaml.sweeps.storage import StoreError, local_path
 
 BEAT = 5.0  # seconds between two signs of life of who holds a lock at a URL
 BEATS_TO_LOSE = 4  # a lock silent for longer is of a process that is gone

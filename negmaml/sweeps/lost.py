@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from negmaml.sweeps.exclusive import beside
-from negmaml.sweeps.files import StoreError, files_of
 from negmaml.sweeps.guard import guarded, zarr_arrays
 from negmaml.sweeps.held import Held
 from negmaml.sweeps.layout import Layout, cell_layouts, coordinates, sizes_at
 from negmaml.sweeps.manifest import Manifest
+from negmaml.sweeps.storage import StoreError, files_of
 from negmaml.sweeps.store import Store, encoded, flags, write_blocks
 from negmaml.sweeps.untrusted import MOST_TEXT, parsed
 

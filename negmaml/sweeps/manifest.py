@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from negmaml._core.identity import Identity, difference
+from negmaml._core.fingerprint import Identity, difference
 from negmaml.sweeps.functions import Output
 from negmaml.sweeps.grid import Axis, Grid
 from negmaml.sweeps.values import indistinct

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.extras import require
-from negmaml._core.identity import difference
+from negmaml._core.fingerprint import difference
 from negmaml.sweeps.claims import check_alone
-from negmaml.sweeps.files import StoreError, check_url, check_writable
 from negmaml.sweeps.grid import Axis, Grid, Region
 from negmaml.sweeps.guard import guarded, zarr_arrays
 from negmaml.sweeps.held import MANIFEST, existing
@@ -23,6 +22,7 @@ from negmaml.sweeps.planning import LARGEST_BLOCK, in_words, regions
 from negmaml.sweeps.progress import Tell, teller
 from negmaml.sweeps.reading import dataset_of
 from negmaml.sweeps.run import empty
+from negmaml.sweeps.storage import StoreError, check_url, check_writable
 from negmaml.sweeps.store import Store, create, open_store
 
 OWN = (MANIFEST, "coordinates", "wall_seconds", "merged", "history")  # not taken from a source

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from negmaml._core.display import printable
 from negmaml.sweeps.claims import Worker, workers_of
-from negmaml.sweeps.files import check_url
 from negmaml.sweeps.held import existing
 from negmaml.sweeps.lost import found_in, note
+from negmaml.sweeps.storage import check_url
 
 SHOWN = 20  # lost chunks
 

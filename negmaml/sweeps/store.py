@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.extras import require
-from negmaml.sweeps.files import PARTIAL, StoreError, files_of
 from negmaml.sweeps.grid import Grid, Region
 from negmaml.sweeps.guard import ROOT, group_metadata, guarded, text_of, zarr_arrays
 from negmaml.sweeps.held import MANIFEST, REMEDY, Held, held_at
 from negmaml.sweeps.layout import Layout, coordinates, layouts
 from negmaml.sweeps.manifest import Box, Manifest
+from negmaml.sweeps.storage import PARTIAL, StoreError, files_of
 from negmaml.sweeps.untrusted import MOST_TEXT, check_manifest
 
 CREATING = ".negmaml-creating"  # there until the store is whole

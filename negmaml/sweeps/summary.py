@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.files import check_url
 from negmaml.sweeps.held import existing
 from negmaml.sweeps.lost import found_in
 from negmaml.sweeps.parse import near
 from negmaml.sweeps.reading import dataset_of
+from negmaml.sweeps.storage import check_url
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 

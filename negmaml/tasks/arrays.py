@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_count, shown
-from negmaml._core.compilation import concrete
 from negmaml._core.display import Table, displayed, tree_text
+from negmaml._core.jit import concrete
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings

@@ -2,7 +2,7 @@
 
 from negmaml.problem import expected_test_loss, shrinkage, wishart_moment, wishart_quadrature
 from negmaml.theory.allocation import Allocation, best_allocation
-from negmaml.theory.expansions import expansion_parameter, overparameterized, underparameterized
+from negmaml.theory.api import distance, task_error, test_loss
 from negmaml.theory.features import FeatureMoments, feature_moments
 from negmaml.theory.general import general_inputs
 from negmaml.theory.optima import (
@@ -13,8 +13,8 @@ from negmaml.theory.optima import (
     stationary_train_rates,
 )
 from negmaml.theory.phases import Phase, phase_diagram
-from negmaml.theory.predict import distance, task_error, test_loss
-from negmaml.theory.spread import runs_needed, standard_deviation
+from negmaml.theory.theorems import expansion_parameter, overparameterized, underparameterized
+from negmaml.theory.variance import runs_needed, standard_deviation
 
 __all__ = [
     "Allocation",

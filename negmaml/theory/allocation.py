@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.arrays import cast
 from negmaml._core.checks import check_flag, check_nonnegative, check_optional, check_scalar
-from negmaml._core.compilation import quick_jit
-from negmaml._core.numerics import cast
+from negmaml._core.jit import quick_jit
 from negmaml._core.settings import own_settings
-from negmaml.problem.adaptation import Adapted, adapted
+from negmaml.problem.adapted_loss import Adapted, adapted
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
+from negmaml.theory.anisotropic.inputs import Situation, predict_traced, situation_of
+from negmaml.theory.api import means, test_loss
+from negmaml.theory.isotropic.inputs import Setting, setting_of
 from negmaml.theory.optima import best_adapt_rate
-from negmaml.theory.predict import means, test_loss
-from negmaml.theory.setting import Setting, setting_of
-from negmaml.theory.structured import Situation, predict_traced, situation_of
 
 CELLS = 512  # evaluated by one call of the program
 SIZE_POINTS, SPLIT_POINTS, RIDGE_POINTS = 17, 11, 7  # of the first grid

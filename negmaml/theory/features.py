@@ -38,11 +38,11 @@ import numpy as np
 from negmaml._core.checks import check_count, check_finite, shown
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
-from negmaml.problem.adaptation import Adapted
+from negmaml.problem.adapted_loss import Adapted
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule
-from negmaml.theory import structured
-from negmaml.theory.structured_equations import Together
+from negmaml.theory.anisotropic import inputs as structured
+from negmaml.theory.anisotropic.equations import Together
 
 VALUES, EQUATIONS = 160, 240  # of the grid of s, and of the points x
 SPAN = 1e-9  # smallest value over the largest
@@ -58,7 +58,7 @@ class FeatureMoments(NamedTuple):
     kurtosis: tr F over what Gaussian features have, tr Sigma tr Sigma^2 + 2 tr Sigma^3, all three
         without bias from the number of points.
     together: how squared lengths along these directions vary together beyond those of Gaussian
-        features, as `structured_equations.Together`; for Gaussian features of random length the
+        features, as `equations.Together`; for Gaussian features of random length the
         relative variance of its square at every s.
     """
 

@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.arrays import outer
 from negmaml._core.checks import (
     check_array,
     check_count,
     check_nonnegative,
     check_symmetric,
 )
-from negmaml._core.numerics import outer
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.covariance import check_covariance
 from negmaml.rules import Rule
+from negmaml.theory.isotropic.inputs import check_spectral
 from negmaml.theory.options import named_options
-from negmaml.theory.setting import check_spectral
 
 
 @named_options

@@ -13,24 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.arrays import namespace, settled
 from negmaml._core.checks import check_choice, check_count, check_optional
-from negmaml._core.compilation import concrete, on_host
-from negmaml._core.numerics import namespace, settled
+from negmaml._core.jit import concrete, on_host
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adaptation import loss_after
+from negmaml.problem.adapted_loss import loss_after
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rule
-from negmaml.theory import expansions, structured_optima
+from negmaml.theory import theorems as expansions
+from negmaml.theory.anisotropic import optima as structured_optima
+from negmaml.theory.api import METHODS, distance, require_no_ridge, require_structured
+from negmaml.theory.isotropic.filters import View, means, means_at
+from negmaml.theory.isotropic.inputs import (
+    Setting,
+    checked,
+    is_zero,
+    setting_of,
+    with_ridge,
+    with_spectrum,
+)
+from negmaml.theory.isotropic.moments import Moments
+from negmaml.theory.isotropic.saddle_point import TrainingSet, training_set
+from negmaml.theory.isotropic.spectral_density import MEASURES
 from negmaml.theory.options import named_options
-from negmaml.theory.predict import METHODS, distance, require_no_ridge, require_structured
-from negmaml.theory.proportional import Moments
-from negmaml.theory.saddle import TrainingSet, training_set
 from negmaml.theory.search import Optimum, minimise, parameter_grid, reported
-from negmaml.theory.setting import Setting, checked, is_zero, setting_of, with_ridge, with_spectrum
-from negmaml.theory.spectrum import MEASURES
-from negmaml.theory.views import View, means, means_at
 
 MOVING = ("sigma", "nu", "offset", "meta_ridge")  # of a setting, what optima are differentiated in
 

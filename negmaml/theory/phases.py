@@ -9,23 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.arrays import cast, namespace
 from negmaml._core.checks import check_array, check_broadcast, shown
-from negmaml._core.compilation import quick_jit
-from negmaml._core.numerics import cast, namespace
+from negmaml._core.jit import quick_jit
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance, modes
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
+from negmaml.theory.anisotropic.compression import Eigenvalues, condensed
+from negmaml.theory.anisotropic.equations import System
+from negmaml.theory.anisotropic.inputs import largest_of
+from negmaml.theory.anisotropic.moments import limits
+from negmaml.theory.isotropic.inputs import SCALARS, Setting, check_spectral
+from negmaml.theory.isotropic.moments import limit
+from negmaml.theory.isotropic.saddle_point import training_set
+from negmaml.theory.isotropic.spectral_density import marchenko_pastur
 from negmaml.theory.options import named_options
-from negmaml.theory.proportional import limit
-from negmaml.theory.saddle import training_set
 from negmaml.theory.search import minimise, parameter_grid, signed_grid
-from negmaml.theory.setting import SCALARS, Setting, check_spectral
-from negmaml.theory.spectrum import marchenko_pastur
-from negmaml.theory.structured import largest_of
-from negmaml.theory.structured_equations import System
-from negmaml.theory.structured_moments import limits
-from negmaml.theory.structured_spectrum import Eigenvalues, condensed
 
 MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
 

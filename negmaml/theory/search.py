@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax import lax
 
-from negmaml._core.compilation import concrete, on_host, quick_jit
+from negmaml._core.arrays import namespace
 from negmaml._core.convergence import warn_unless
-from negmaml._core.numerics import namespace
+from negmaml._core.jit import concrete, on_host, quick_jit
 from negmaml.rules import Rule
 from negmaml.theory.sensitivity import contracted, followed, nested, sensitivity_by_parts
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from negmaml._core.extras import require
-from negmaml._core.identity import Identity, UnidentifiedError, difference, identify
+from negmaml._core.fingerprint import Identity, UnidentifiedError, difference, identify
 from negmaml._core.settings import other_settings, unusual_settings
 from negmaml.training.carried import split_arrays
 from negmaml.training.checkpoint_files import check_arrays, check_files

@@ -17,7 +17,7 @@ from negmaml._core.keys import check_key
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
-from negmaml.meta.leaves import (
+from negmaml.meta.partition import (
     check_loss,
     check_scalar,
     hashable,

@@ -26,12 +26,12 @@ from negmaml._core.keys import check_key
 from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
-from negmaml.meta.leaves import trainable
+from negmaml.meta.partition import trainable
 from negmaml.meta.stateful import Stateful
 from negmaml.rules import UNSOLVED
 from negmaml.training.carried import Carried
 from negmaml.training.data import Batches, check_sampler, number_of_steps, task_source
-from negmaml.training.host import Stretch, Watch, in_stretches
+from negmaml.training.host_loop import Stretch, Watch, in_stretches
 from negmaml.training.programs import bound_programs, known_optimizer
 from negmaml.training.sharding import spread_over
 from negmaml.training.state import Fit, Point, Run, State, advance, begin, start, whole

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from negmaml._core.identity import identify
+from negmaml._core.fingerprint import identify
 from negmaml.training.state import Run, advance, start
 
 MAX_PROGRAMS = 64  # small models take about 9 MB each

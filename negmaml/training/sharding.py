@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from negmaml.meta.batching import leading_axis
-from negmaml.meta.blocks import reporting
+from negmaml.meta.gradients import reporting
 from negmaml.training.carried import Carried
 
 AXIS = "task"  # of a mesh that is made of devices

@@ -13,8 +13,8 @@ from jax.tree_util import Partial
 
 from negmaml._core.display import Table, displayed, shape_text, tree_text
 from negmaml._core.pytree import pytree, static
-from negmaml.meta.leaves import merge
-from negmaml.meta.misfit import Explained
+from negmaml.meta.partition import merge
+from negmaml.meta.shape_errors import Explained
 from negmaml.meta.stateful import Stateful
 from negmaml.training.carried import Carried
 from negmaml.training.sharding import Spread, unconverged_share

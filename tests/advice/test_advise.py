@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.advice.choice import rates_not_worse, standard_error
+from negmaml.advice.selection import rates_not_worse, standard_error
 from tests.advice.conftest import grouped_rows
 
 SIZES = dict(n_t=8, n_v=8, n_r=8)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from negmaml.advice.choice import ALL, Grid, Measured, Setting, loss_at, settings, standard_error
 from negmaml.advice.result import _curves, _family_losses
+from negmaml.advice.selection import ALL, Grid, Measured, Setting, loss_at, settings, standard_error
 
 RATES, RIDGES = np.array([-0.5, 0.0, 0.4]), np.array([0.0, 1.0, 3.0, 9.0])
 EACH, REPLICATES, SPLITS = 5, 6, 4

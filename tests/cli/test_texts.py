@@ -144,7 +144,8 @@ PANEL = SimpleNamespace(theory=np.ones(2), mean=np.ones(2), found=0.1, found_err
 @pytest.mark.parametrize("command", ["reproduce", "phases", "payoff"])
 def test_commands_of_figures_write_into_any_folder(command, folder, capsys, monkeypatch):
     """The computations are replaced by constants."""
-    from negmaml.paper import netcdf, payoff, phases
+    from negmaml.paper import gain_map as payoff
+    from negmaml.paper import netcdf, phases
 
     def save(figure, out, stem):
         (out / f"{stem}.png").touch()

@@ -14,7 +14,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import theory
-from negmaml._core.compilation import QuickJit, concrete, registered
+from negmaml._core.jit import QuickJit, concrete, registered
 
 KEY = jax.random.key(3)
 ADAPT = nm.GradientDescent(0.2)
@@ -60,7 +60,7 @@ def phase_diagram(**options):
 
 
 def payoff():
-    from negmaml.paper.payoff import _map
+    from negmaml.paper.gain_map import _map
 
     return _map(1.0, 0.5, 10.0, 3.0)
 
@@ -108,9 +108,9 @@ def train_rate():
 slow = pytest.mark.slow
 # (module, function, work), the call, and marks: programs of thousands of operations are slow.
 ENTRIES = [
-    ("kernels.infinite", "_kernel_matrix", "light", kernel_model),
+    ("kernels.analytic", "_kernel_matrix", "light", kernel_model),
     ("kernels.model", "_train_all", "heavy", kernel_model),
-    ("kernels.left_out", "_leave_out_all", "heavy", left_out, slow),
+    ("kernels.leave_one_out", "_leave_out_all", "heavy", left_out, slow),
     (
         "linear.simulation",
         "_simulate",
@@ -123,9 +123,15 @@ ENTRIES = [
         "heavy",
         heavy_simulation,
     ),
-    ("paper.roads", "_descents", "trivial", lambda: nm.verify(FLAT, RATE, ADAPT, runs=4), slow),
+    (
+        "paper.cross_check",
+        "_descents",
+        "trivial",
+        lambda: nm.verify(FLAT, RATE, ADAPT, runs=4),
+        slow,
+    ),
     ("paper.phases", "_normals", "light", normals),
-    ("paper.payoff", "_cells", "light", payoff, slow),
+    ("paper.gain_map", "_cells", "light", payoff, slow),
     ("theory.allocation", "_distances", "light", allocation(FLAT)),
     (
         "theory.allocation",
@@ -148,32 +154,38 @@ ENTRIES = [
         coloured_phases,
         slow,
     ),
-    ("theory.predict", "_compiled", "light", many(theory.distance), slow),
-    ("theory.spread", "_in_blocks", "light", many(spread), slow),
-    ("theory.structured", "_alone", "trivial", lambda: theory.distance(COLOURED, RATE), slow),
-    ("theory.structured", "_all", "light", lambda: theory.distance(COLOURED, STEPS), slow),
+    ("theory.api", "_compiled", "light", many(theory.distance), slow),
+    ("theory.variance", "_in_blocks", "light", many(spread), slow),
     (
-        "theory.structured_optima",
+        "theory.anisotropic.inputs",
+        "_alone",
+        "trivial",
+        lambda: theory.distance(COLOURED, RATE),
+        slow,
+    ),
+    ("theory.anisotropic.inputs", "_all", "light", lambda: theory.distance(COLOURED, STEPS), slow),
+    (
+        "theory.anisotropic.optima",
         "_search_adaptation",
         "light",
         adapt_rate,
         slow,
     ),
     (
-        "theory.structured_optima",
+        "theory.anisotropic.optima",
         "_search_log_ridge",
         "light",
         meta_ridge,
         slow,
     ),
     (
-        "theory.structured_optima",
+        "theory.anisotropic.optima",
         "_search_parameter",
         "light",
         train_rate,
         slow,
     ),
-    ("theory.structured_spread", "covariances", "light", lambda: spread(COLOURED, RATE), slow),
+    ("theory.anisotropic.variance", "covariances", "light", lambda: spread(COLOURED, RATE), slow),
 ]
 
 
@@ -238,7 +250,7 @@ def test_options_of_sweeps_of_the_linear_model_change_nothing(few, monkeypatch):
         "sigma": rng.uniform(0.1, 1, 3), "nu": 0.7, "train_rate": rng.uniform(-0.5, 0.5, 5),
     }  # fmt: skip
     if not few:
-        monkeypatch.setattr("negmaml.linear.cells.BATCH_BLOCKS", 0)
+        monkeypatch.setattr("negmaml.linear.sweep.BATCH_BLOCKS", 0)
     ours = nm.sweep(nm.sweeps.linear, grid, 3)
     monkeypatch.setattr(type(nm.sweeps.linear), "compiler_options", lambda *_, **__: None)
     expected = nm.sweep(nm.sweeps.linear, grid, 3)

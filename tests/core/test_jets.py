@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from negmaml._core import jets
-from negmaml._core.numerics import frozen, namespace
+from negmaml._core.arrays import frozen, namespace
 
 X, A, B = np.array(0.7), np.array([0.3, 1.1, -0.4]), np.array(1.3)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from negmaml._core import tape
+from negmaml._core.arrays import contract, namespace
 from negmaml._core.factorisations import inverse
-from negmaml._core.numerics import contract, namespace
 
 RNG = np.random.default_rng(1)
 A, B = RNG.uniform(0.5, 1.5, (3, 3)), RNG.uniform(0.2, 0.8, 3)

@@ -11,7 +11,7 @@ import pytest
 import negmaml as nm
 from negmaml import linear
 from negmaml.linear.evaluate import TEST_POINTS, TEST_TASKS
-from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.adapted_loss import expected_test_loss
 from tests.helpers import z_score
 from tests.linear.dense import dense_system
 

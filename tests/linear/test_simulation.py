@@ -13,7 +13,7 @@ import negmaml as nm
 from negmaml import linear, theory
 from negmaml.linear import evaluate as evaluation
 from negmaml.linear import simulation as module
-from negmaml.problem.adaptation import expected_test_loss
+from negmaml.problem.adapted_loss import expected_test_loss
 from tests.helpers import OVER, UNDER, mostly_slow, z_score
 from tests.linear.dense import dense_system
 

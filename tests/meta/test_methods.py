@@ -11,8 +11,8 @@ from jax import flatten_util, lax
 from jax.experimental.ode import odeint
 
 import negmaml as nm
-from negmaml.meta.blocks import Algorithm, exact
 from negmaml.meta.choice import choose
+from negmaml.meta.gradients import Algorithm, exact
 from negmaml.rules import combine, run, separate
 from tests.helpers import mostly_slow
 

@@ -10,7 +10,7 @@ import pytest
 import negmaml as nm
 from negmaml.problem import adapted, filter_means
 from negmaml.problem.covariance import symmetric_root
-from negmaml.problem.filtered import filtered
+from negmaml.problem.filter_moments import filtered
 from tests.helpers import RATES, mostly_slow, z_score
 
 P, N = 5, 4

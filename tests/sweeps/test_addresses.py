@@ -10,7 +10,7 @@ import xarray as xr
 
 import negmaml as nm
 from negmaml.sweeps import StoreError, lock, merge, status
-from negmaml.sweeps.files import Address, check_url
+from negmaml.sweeps.storage import Address, check_url
 from negmaml.sweeps.summary import load
 from tests.sweeps.read_only import read_only
 

@@ -21,7 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml.sweeps import exclusive, files, lock, stored
+from negmaml.sweeps import exclusive, lock
+from negmaml.sweeps import session as stored
+from negmaml.sweeps import storage as files
 from negmaml.sweeps.planning import Work, prepare
 from tests.crash import Disk, Operations
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml._core.numerics import settled
+from negmaml._core.arrays import settled
 from negmaml.rules import Schedule
 from negmaml.theory import (
     best_adapt_rate,
@@ -22,8 +22,8 @@ from negmaml.theory import (
 from negmaml.theory import (
     test_loss as loss_of,
 )
-from negmaml.theory.predict import means
-from negmaml.theory.setting import setting_of
+from negmaml.theory.api import means
+from negmaml.theory.isotropic.inputs import setting_of
 from tests.helpers import mostly_slow
 
 LARGEST = float(np.finfo(np.float32).max)

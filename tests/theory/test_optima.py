@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import negmaml as nm
 from negmaml.theory import stationary_train_rates
-from negmaml.theory.expansions import distance
+from negmaml.theory.theorems import distance
 from tests.helpers import OVER, RATES, UNDER, mostly_slow
 
 best_adapt_rate = partial(nm.theory.best_adapt_rate, method="expansion")

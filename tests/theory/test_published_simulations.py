@@ -6,8 +6,8 @@ import pytest
 
 import negmaml as nm
 from negmaml.rules.pencil import chain
-from negmaml.theory.structured_equations import System
-from negmaml.theory.structured_moments import expand_about, located
+from negmaml.theory.anisotropic.equations import System
+from negmaml.theory.anisotropic.moments import expand_about, located
 
 # The simulation script of Cioba, Bromberg, Wang, Niyogi, Batzolis, Garcia, Shiu and Bernacchia,
 # "How to distribute data across tasks for meta-learning?" (2021), run as published: mixed linear

@@ -15,17 +15,17 @@ from negmaml.theory import (
     best_rates,
     best_train_rate,
     distance,
-    logarithms,
     optima,
     phase_diagram,
-    saddle,
     stationary_train_rates,
-    structured_optima,
 )
+from negmaml.theory.anisotropic import optima as structured_optima
+from negmaml.theory.anisotropic.inputs import situation_of
+from negmaml.theory.isotropic import logarithms
+from negmaml.theory.isotropic import saddle_point as saddle
+from negmaml.theory.isotropic.inputs import setting_of
 from negmaml.theory.search import ROUNDS, minimise
 from negmaml.theory.sensitivity import sensitivity_by_parts
-from negmaml.theory.setting import setting_of
-from negmaml.theory.structured import situation_of
 
 OFF = nm.MixedLinearRegression(p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2)
 GRID = np.concatenate([-np.geomspace(1e-3, 100, 300), [0.0], np.geomspace(1e-3, 100, 300)])

@@ -1,0 +1,144 @@
+"""How programs compile on CPU, where the first call often costs more than the work."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import cache, update_wrapper, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.arrays import working_dtype
+from negmaml._core.settings import own_settings
+
+# LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
+# work of this package is in library calls (products, factorisations) and in straight loops that
+# vectorise anyway.
+_OPTIONS: dict[str, Any] = {
+    "xla_backend_optimization_level": 1,
+    "xla_llvm_disable_expensive_passes": True,
+}
+# The older of two code generators, gone in later versions, halves what is left, but now and then
+# makes a loop of half the speed.
+_LIGHT: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
+_BY_WORK: dict[str, dict[str, Any]] = {
+    "heavy": {},  # runs for longer than it compiles
+    "light": _LIGHT,
+    # Hardly anything: not optimised at all it takes a third of the time once more, and runs at a
+    # tenth of the speed.
+    "trivial": _LIGHT | {"xla_backend_optimization_level": 0},
+}
+
+
+@cache
+def compiler_options(platform: str, work: str) -> dict[str, Any] | None:
+    """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
+
+    work: of the program, "heavy", "light" or "trivial".
+    """
+    if platform != "cpu":
+        return None
+    trivial = jax.jit(lambda: 0).lower()
+    wanted = _OPTIONS | _BY_WORK[work]
+    if _takes(trivial, wanted):
+        return wanted
+    return {name: value for name, value in wanted.items() if _takes(trivial, {name: value})}
+
+
+@cache
+def one_thread() -> dict[str, Any] | None:
+    """The option for a program that compiles beside others: its parts one after another.
+
+    Saves an eighth of the work.
+    """
+    option = {"xla_cpu_parallel_codegen_split_count": 1}
+    known = jax.default_backend() == "cpu" and _takes(jax.jit(lambda: 0).lower(), option)
+    return option if known else None
+
+
+def _takes(lowered, options: dict[str, Any]) -> bool:
+    try:
+        lowered.compile(options)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+registered: list["QuickJit"] = []  # every one, for the test that compares it with XLA's defaults
+
+
+class QuickJit:
+    """`jax.jit` with the `compiler_options` of its work; plain within a trace.
+
+    The function is traced with the package's `own_settings`.
+    """
+
+    def __init__(self, function: Callable, static_argnames=(), work: str = "light"):
+        self.function = own_settings(function)
+        self.static_argnames, self.work = static_argnames, work
+        self.plain = jax.jit(self.function, static_argnames=static_argnames)
+        self.programs: dict[str, Any] = {}
+        update_wrapper(self, function)
+        registered.append(self)
+
+    def __call__(self, *arguments, **keywords):
+        traced = isinstance(jnp.zeros(()), jax.core.Tracer) or not concrete((arguments, keywords))
+        return (self.plain if traced else self._quick())(*arguments, **keywords)
+
+    def lower(self, *arguments, **keywords):
+        """As that of `jax.jit`, with the options."""
+        return self._quick().lower(*arguments, **keywords)
+
+    def clear_cache(self) -> None:
+        """As that of `jax.jit`: the next call traces anew."""
+        for program in (self.plain, *self.programs.values()):
+            program.clear_cache()
+
+    def _quick(self):
+        platform = jax.default_backend()
+        if platform not in self.programs:
+            options = compiler_options(platform, self.work)
+            self.programs[platform] = jax.jit(
+                self.function, static_argnames=self.static_argnames, compiler_options=options
+            )
+        return self.programs[platform]
+
+
+def concrete(tree) -> bool:
+    """Whether every value of the tree is known: nothing in it is traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+_WITHIN: ContextVar[bool] = ContextVar("within", default=False)  # a function that is `on_host`
+
+
+def on_host(function: Callable) -> Callable:
+    """`function`, written over `numerics.namespace`, run by NumPy where its arguments are known.
+
+    A single number then costs no compilation. It is computed in float64 and comes back as arrays
+    of JAX in the type of the arguments. Keywords are passed on as they are. What such a function
+    calls of the kind stays with NumPy.
+    """
+
+    @wraps(function)
+    def call(*arguments, **keywords):
+        if _WITHIN.get() or not concrete(arguments):
+            return function(*arguments, **keywords)
+        dtype = working_dtype(arguments)
+        known = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
+        outside = _WITHIN.set(True)
+        try:
+            with np.errstate(all="ignore"):
+                found = function(*known, **keywords)
+        finally:
+            _WITHIN.reset(outside)
+        with jax.ensure_compile_time_eval():  # known in a trace, too, for what follows
+            return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, dtype), found))
+
+    return call
+
+
+def quick_jit(function: Callable, static_argnames=(), work: str = "light") -> QuickJit:
+    """`function` as a `QuickJit`; a decorator."""
+    return QuickJit(function, static_argnames, work)

@@ -1,0 +1,122 @@
+r"""Kernels of infinitely wide ReLU networks, by the arc-cosine recursion.
+
+A network of depth L with weights W_l ~ N(0, 1) and biases b_l ~ N(0, 1), in the parametrisation
+
+    z_1 = s W_1 x / sqrt(d) + c b_1,     z_{l+1} = s W_{l+1} relu(z_l) / sqrt(width) + c b_{l+1},
+     f = z_{L+1}
+
+(s^2 the weight variance, c^2 the bias variance) is a Gaussian process at initialisation as its
+width grows, of covariance Sigma_{L+1}, and its tangent kernel is Theta_{L+1}, constant in training:
+
+    Sigma_1 = s^2 x.x' / d + c^2                      Theta_1 = Sigma_1
+    Sigma_{l+1} = s^2 E relu(u) relu(u') + c^2        Theta_{l+1} = Sigma_{l+1} + s^2 Theta_l E 1(u
+    > 0) 1(u' > 0)
+
+over (u, u') normal with covariance Sigma_l. At the angle t between them, cos t = c,
+
+    E relu(u) relu(u') = sqrt(Sigma(x,x) Sigma(x',x')) (sin t + (pi - t) c) / (2 pi),
+    E 1(u > 0) 1(u' > 0) = (pi - t) / (2 pi).
+
+Near t = 0 both need t to more digits than cos t has, so the squared distance Sigma(x, x) +
+Sigma(x', x') - 2 Sigma(x, x') goes along; with r the roots of the variances, 1 - cos t is
+(distance - (r - r')^2) / (2 r r'), and the next distance is, the biases dropping out,
+
+    s^2 ( (r - r')^2 / 2 + r r' (1 - cos t - (sin t - t cos t) / pi) ).
+
+Sources: Cho and Saul, NeurIPS 2009; Lee et al., ICLR 2018; Jacot et al., NeurIPS 2018.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from negmaml._core.arrays import contract
+from negmaml._core.checks import check_choice, check_count, check_nonnegative
+from negmaml._core.jit import quick_jit
+from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
+
+KINDS = ("tangent", "process")
+
+
+@pytree
+class ReLUNetwork:
+    """The kernel of `relu_network`."""
+
+    depth: int = static()
+    kind: str = static()
+    weight_variance: Any
+    bias_variance: Any
+
+    @own_settings
+    def __call__(self, x1, x2):
+        """The kernel between points of shapes (n1, d) and (n2, d): (n1, n2)."""
+        x1, x2 = (jnp.asarray(x, jnp.result_type(float, x)) for x in (x1, x2))
+        if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
+            raise ValueError(
+                f"points must have shape (points, d) with one d, got {x1.shape} and {x2.shape}; "
+                "flatten inputs of more axes"
+            )
+        return _kernel(self, x1, x2)
+
+
+def _kernel_matrix(network: ReLUNetwork, x1, x2):
+    s, c, d = network.weight_variance, network.bias_variance, x1.shape[1]
+    one, two = (s * jnp.sum(x**2, 1)[:, None] / d + c for x in (x1, x2))
+    two = two.T
+    tangent = process = s * contract("xd,yd->xy", x1, x2) / d + c
+    distance = s * jnp.sum((x1[:, None] - x2) ** 2, -1) / d
+    for _ in range(network.depth):
+        scale = _root(one * two)
+        apart = (_root(one) - _root(two)) ** 2
+        lack = _lack(distance, apart, scale)
+        sine = _root(lack * (2 - lack))
+        angle = jnp.where(lack < 2, 2 * jnp.arcsin(_root(jnp.where(lack < 2, lack, 0) / 2)), jnp.pi)
+        above, cosine = (jnp.pi - angle) / (2 * jnp.pi), 1 - lack
+        process = s * scale * (sine / (2 * jnp.pi) + above * cosine) + c
+        tangent = process + s * tangent * above
+        distance = s * (apart / 2 + scale * (lack - (sine - angle * cosine) / jnp.pi))
+        one, two = (s * variance / 2 + c for variance in (one, two))
+    return tangent if network.kind == "tangent" else process
+
+
+_kernel = quick_jit(_kernel_matrix)
+
+
+def _root(x):
+    """The square root, of derivative zero at zero: zero stays zero where points repeat."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def _lack(distance, apart, scale):
+    """1 - cos t in [0, 2]; points that are collinear to rounding are taken to be."""
+    eps = jnp.finfo(scale.dtype).eps
+    left = jnp.where(distance - apart < 4 * eps * distance, 0, distance - apart)
+    lack = left / (2 * jnp.where(scale > 0, scale, 1))
+    return jnp.where(lack > 2 - 8 * eps, 2, lack)
+
+
+def relu_network(
+    depth: int, *, kind: str = "tangent", weight_variance=2.0, bias_variance=0.0
+) -> ReLUNetwork:
+    r"""The kernel of a fully connected ReLU network of infinite width, on points (n, d).
+
+    Arguments:
+        depth: hidden layers, an integer of at least 1.
+        kind: "tangent", the neural tangent kernel, of training all layers; or "process", the
+            covariance of the network at initialisation, of training the last layer.
+        weight_variance: of the weights, times the inputs of a layer; 2 keeps ReLU's scale.
+        bias_variance: of the biases.
+
+    The head of `negmaml.kernels.analytic` has the recursion and the parametrisation, in which rates
+    do not depend on the width. Raises TypeError or ValueError for a depth below 1, an unknown kind,
+    and variances that are negative or not finite.
+
+    >>> kernel = relu_network(1)
+    >>> kernel(jnp.eye(2), jnp.eye(2))[0, 0]  # 2 |x|^2 / d from each of the two layers, over 1
+    Array(2., dtype=float32)
+    """
+    check_choice("kind", kind, KINDS)
+    for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
+        check_nonnegative(name, value, "a variance")
+    return ReLUNetwork(check_count("depth", depth), kind, weight_variance, bias_variance)

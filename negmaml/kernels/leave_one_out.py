@@ -1,0 +1,91 @@
+"""Every task as the model sees it that is meta-trained on all others."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml._core.checks import check_optional
+from negmaml._core.jit import quick_jit
+from negmaml._core.pytree import pytree
+from negmaml._core.settings import own_settings
+from negmaml.kernels.points import as_kernel, as_start, check_ridges, gram, stack
+from negmaml.kernels.solve import leave_out
+from negmaml.kernels.system import adapted_losses, check_spectral, own_blocks, right_side, systems
+from negmaml.meta import Tasks
+from negmaml.rules import Rule
+
+
+@pytree
+class LeftOut:
+    """Each task as the model sees it that was trained on all others.
+
+    support: labels less predictions before adapting, batch + (m, n_t, outputs).
+    query: the same of query points, batch + (m, n_v, outputs).
+    reliable: batch, as in `KernelModel`.
+    own: the kernel within each task.
+    """
+
+    support: Any
+    query: Any
+    reliable: Any
+    own: Any
+
+    @own_settings
+    def losses(self, rule: Rule):
+        """Half the mean squared error on the query of each task after adapting to its support.
+
+        Returns shape batch + the rule's shape + (m,): tasks are the sample, so differences between
+        rules have the standard error of their mean over tasks.
+        """
+        rule = check_spectral(rule)
+        return adapted_losses(self.own, rule, self.support, self.query)
+
+
+@own_settings
+def leave_one_task_out(
+    kernel: Callable, tasks: Tasks, rule: Rule, *, meta_ridge=0.0, f0: Callable | None = None
+) -> LeftOut:
+    r"""Every task as seen by the model that is meta-trained on all others, without training again.
+
+    For choosing rates and ridges on all tasks there are, without splits: `losses(rule)` of the
+    result adapts to each left-out task by any rule. In closed form from the one solution of all
+    tasks (`negmaml.kernels.solve` derives it); arguments, batches and errors as in `meta_train`, at
+    least two tasks.
+
+    >>> x = jnp.linspace(-1.0, 1.0, 24).reshape(4, 6, 1)
+    >>> tasks = Tasks((x[:, :3], x[:, :3, 0]), (x[:, 3:], x[:, 3:, 0]))
+    >>> from negmaml.rules import GradientDescent
+    >>> rates = GradientDescent(jnp.array([-0.5, 0.0, 0.5]))
+    >>> ridges = jnp.array([0.1, 1.0])
+    >>> left = leave_one_task_out(lambda a, b: a @ b.T, tasks, rates, meta_ridge=ridges)
+    >>> left.losses(GradientDescent(0.2)).shape  # rates, ridges, tasks
+    (3, 2, 4)
+    """
+    kernel, f0 = as_kernel(kernel), check_optional(as_start, "f0", f0)
+    rule = check_spectral(rule)
+    ridges = check_ridges(meta_ridge)
+    points, _ = stack(tasks, f0)
+    if points.sizes[0] < 2:
+        raise ValueError("tasks must hold at least two to leave one out, got 1")
+    K = gram(kernel, points.x)
+    left, own = _leave_out(K, points.y_t, points.y_v, rule, jnp.ravel(ridges))
+    batch = rule.batch_shape + jnp.shape(ridges)
+    support, query, reliable = (part.reshape(*batch, *part.shape[2:]) for part in left)
+    return LeftOut(support, query, reliable, own)
+
+
+def _leave_out_all(K, y_t, y_v, rule: Rule, ridges):
+    own = own_blocks(K, y_t.shape[0], y_t.shape[1])
+    at, entries = systems(K, own, rule)
+    ridges = ridges.astype(K.dtype)
+
+    def one(entry):
+        system = at(entry)
+        return leave_out(system, right_side(system.C, y_t, y_v), y_t.astype(K.dtype), ridges)
+
+    return lax.map(one, entries), own
+
+
+_leave_out = quick_jit(_leave_out_all, work="heavy")

@@ -1,0 +1,165 @@
+"""The linear model as a sweep function: every field of the problem, and all rates at once."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml._core.arrays import working_dtype
+from negmaml._core.checks import check_choice, check_count, check_nonnegative
+from negmaml._core.jit import compiler_options
+from negmaml._core.keys import as_typed, check_key, counter_based
+from negmaml._core.pytree import pytree, static
+from negmaml._core.settings import own_settings
+from negmaml.linear.data import assemble, draw
+from negmaml.linear.simulation import (
+    EVALUATIONS,
+    block_normals,
+    expected,
+    loop_shape,
+    measured,
+    normals_of,
+    share,
+)
+from negmaml.problem.model import MixedLinearRegression
+from negmaml.problem.spectra import named_spectrum
+from negmaml.rules import GradientDescent
+
+SIZES = ("p", "m", "n_t", "n_v", "n_r")
+STEPS = ("train_steps", "adapt_steps")
+RATES = ("train_rate", "adapt_rate")
+SHAPE = {"exponent": 1.0, "level": 10.0, "share": 0.5, "spikes": 1.0}  # of `named_spectrum`
+STATIC = (*SIZES, *STEPS, "spectrum")
+DEFAULTS: dict[str, Any] = {
+    "w0": 0.0,
+    "omega0": 0.0,
+    "meta_ridge": 0.0,
+    "train_steps": 1,
+    "adapt_steps": 1,
+}
+DEFAULTS |= {"spectrum": "isotropic", **SHAPE}
+BATCH_BLOCKS = 16  # drawn by one call of the program: a tenth of a second on a CPU
+
+
+@pytree
+class LinearModel:
+    """Meta-training of the linear model, exactly, once for each key: a function for `nm.sweep`.
+
+    `linear(key, p=..., m=..., n_t=..., n_v=..., n_r=..., sigma=..., nu=..., train_rate=...,
+    adapt_rate=...)`, and optionally w0, omega0 (scalars), meta_ridge, train_steps, adapt_steps, and
+    of the inputs spectrum="power", exponent and so on (`problem.named_spectrum`), returns the first
+    run of `nm.simulate` at that key:
+
+        test_loss: train_rate.shape + adapt_rate.shape
+        distance, reliable: train_rate.shape
+
+    Sizes and steps are static, both rate axes are handled whole: one pass over the data of a cell
+    serves all of them, and all rates share their random numbers. It is a `sweeps.SweepFunction`.
+
+    Arguments:
+        evaluation: "expected", the exact mean over test tasks, or "sampled", the paper's protocol.
+    """
+
+    evaluation: str = static()
+
+    def __init__(self, evaluation: str = "expected"):
+        check_choice("evaluation", evaluation, EVALUATIONS)
+        object.__setattr__(self, "evaluation", evaluation)
+
+    accepts = (*STATIC, "sigma", "nu", "w0", "omega0", "meta_ridge", *RATES, *SHAPE)
+    requires = (*SIZES, "sigma", "nu", *RATES)
+    static_axes = STATIC
+    whole_axes = RATES
+    output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
+
+    @own_settings
+    def __call__(self, key, **point) -> dict[str, jax.Array]:
+        key = as_typed(check_key("key", key))
+        point = DEFAULTS | point
+        numbers = {n: jnp.asarray(v)[None] for n, v in point.items() if self._is_number(n)}
+        shared = {n: v for n, v in point.items() if n not in numbers}
+        return jax.tree.map(lambda x: x[0], self.batched(key[None], numbers, shared))
+
+    def _is_number(self, name: str) -> bool:
+        return name not in (*STATIC, *RATES)
+
+    def check(self, **point) -> None:
+        """Raise what the problem raises for values it does not allow."""
+        point = DEFAULTS | point
+        for name in STEPS:
+            check_count(name, point[name])
+        _problem(point)
+        check_nonnegative("meta_ridge", point["meta_ridge"], "a ridge strength")
+
+    def batch_cells(self, **sizes) -> int:
+        """How many cells one call of the program should take on."""
+        problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
+        normals = normals_of(problem, self.evaluation)
+        return max(2, BATCH_BLOCKS * block_normals() // normals)
+
+    def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
+        """How to compile a program that so many cells will use."""
+        few = cells <= 4 * self.batch_cells(**sizes)
+        return compiler_options(platform, "light" if few else "heavy")
+
+    @own_settings
+    def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
+        """Many cells: keys (B,), numbers (B,); shared rates of any shape, sizes as integers.
+
+        Cells are drawn and solved in pieces of the size that suits the cache, like the runs of
+        `nm.simulate`.
+        """
+        keys = counter_based(keys)
+        point = {**DEFAULTS, **numbers, **shared}
+        dtype = working_dtype(*(point[n] for n in point if n not in STATIC))
+        rules = [
+            GradientDescent(jnp.asarray(point[rate], dtype), point[steps])
+            for rate, steps in zip(RATES, STEPS, strict=True)
+        ]
+        numbers = {
+            n: jnp.broadcast_to(jnp.asarray(v, dtype), keys.shape)
+            for n, v in point.items()
+            if self._is_number(n)
+        }
+        sizes = {name: point[name] for name in (*SIZES, "spectrum")}
+        problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
+        shape = loop_shape(len(keys), normals_of(problem, self.evaluation))
+
+        def fold(x):
+            return x[jnp.minimum(jnp.arange(math.prod(shape)), len(x) - 1)].reshape(shape)
+
+        def piece(cells):
+            keys, numbers = cells
+            normals = lax.map(
+                jax.vmap(lambda key: draw(jax.random.fold_in(key, 0), problem, dtype)), keys
+            )
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (keys, normals, numbers))
+            return jax.vmap(lambda k, z, n: self._one(k, z, sizes | n, *rules))(*flat)
+
+        out = lax.map(piece, jax.tree.map(fold, (keys, numbers)))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(keys)], out)
+
+    def _one(self, key, normals, point, train, adapt) -> dict[str, jax.Array]:
+        """One cell from its normals, as `nm.simulate` does a run."""
+        problem = _problem(point)
+        shared = share(problem, adapt, self.evaluation)
+        data, test_key = assemble(normals, problem, shared.colours), jax.random.fold_in(key, 1)
+        ridge = point["meta_ridge"]
+        loss, distance, reliable = measured(
+            test_key, data, problem, train, adapt, ridge, self.evaluation, shared
+        )
+        if self.evaluation == "expected":
+            loss = expected(problem, distance, loss, adapt, shared)
+        return {"test_loss": loss, "distance": distance, "reliable": reliable}
+
+
+def _problem(point: dict[str, Any]) -> MixedLinearRegression:
+    names = (*SIZES, "sigma", "nu", "w0", "omega0")
+    given = {name: point[name] for name in names if name in point}
+    if point["spectrum"] != "isotropic":
+        shape = {name: point.get(name, value) for name, value in SHAPE.items()}
+        given["input_covariance"] = named_spectrum(point["spectrum"], point["p"], **shape)
+    return MixedLinearRegression(**given)

@@ -1,0 +1,259 @@
+r"""What adaptation at test time does on average, exactly and at finite size.
+
+With S ~ Wishart_p(n)/n of the adaptation data and a rule's filters b, q, a model that starts
+from omega has adapted weights theta = b(S) omega + q(S) X^T y / n, so
+
+    theta - w = b(S) (omega - w) + q(S) X^T noise / n,
+
+and averaging over noise, task and inputs (isotropic, hence E b(S)^2 = h I) leaves
+
+    E L_test(omega) = sigma^2/2 + h/2 (nu^2 + |omega - w0|^2) + sigma^2/(2 n) E tr(q(S)^2 S),
+    h = E tr b(S)^2 / p.
+
+The theory inserts a predicted distance |omega - w0|^2 here, the simulation a measured one.
+
+With covariances x ~ N(0, Sigma), w ~ N(w0, nu^2/p Omega), and H = E b(S) Sigma b(S),
+
+    E L_test(omega) = sigma^2/2 (1 + E tr(Sigma q(S)^2 S)/n) + tr(H Omega) nu^2/(2 p)
+                      + (omega - w0)^T H (omega - w0) / 2,
+
+where H has the eigenvectors of Sigma. For one gradient step it is a polynomial in Sigma,
+
+    H = Sigma - 2 alpha Sigma^2 + alpha^2 ((n + 1)/n Sigma^3 + tr(Sigma^2)/n Sigma),
+
+so three quadratic forms (omega - w0)^T Sigma^j (omega - w0) serve every rate; else one a rule.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from negmaml._core.arrays import contract, frozen, namespace, outer, working_dtype
+from negmaml._core.checks import as_array, check_array, check_count
+from negmaml._core.jit import concrete, on_host
+from negmaml._core.settings import own_settings
+from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
+from negmaml.problem.filter_moments import filtered
+from negmaml.problem.model import MixedLinearRegression, check_problem
+from negmaml.problem.wishart import wishart_quadrature
+from negmaml.rules import Rule, check_filters
+from negmaml.rules.log_filters import log_size
+
+
+@own_settings
+def shrinkage(rate: ArrayLike, n: ScalarLike, p: ScalarLike) -> Any:
+    r"""h(a) = (1 - a)^2 + a^2 (p + 1)/n, the mean of tr (I - a S)^2 / p; n rows, p dimensions.
+
+    Bernacchia 2021, below Theorem 1. Any shape of `rate`, any sign. Raises TypeError or ValueError
+    for a rate that is not finite, and for sizes that are no numbers above 0.
+    """
+    rate = check_array("rate", rate, "an inner learning rate")
+    n, p = (check_array(name, x, "a size", 0, strict=True) for name, x in (("n", n), ("p", p)))
+    return _shrinkage(rate, n, p)
+
+
+def _shrinkage(rate, n, p):
+    return (1 - rate) ** 2 + rate**2 * (p + 1) / n
+
+
+@own_settings
+def filter_means(rule: Rule, n: int, p: int) -> tuple[Any, Any]:
+    r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
+
+    The squares of `filter_sizes`, infinite where the means are.
+    """
+    rule, n, p = check_filters("rule", rule), check_count("n", n), check_count("p", p)
+    xp = namespace(rule)
+    b, q, exists = filter_sizes(rule, n, p)
+    return xp.where(exists, b * b, xp.inf), xp.where(exists, q * q, xp.inf)
+
+
+def filter_sizes(rule: Rule, n: int, p: int) -> tuple[Any, Any, Any]:
+    r"""Roots of E tr b(S)^2 / p and E tr q(S)^2 S / p, and whether both means exist.
+
+    One gradient step in closed form; everything else by the finite-size Gauss quadrature of
+    ten nodes, exact for up to nine gradient steps and accurate while the filter is smooth on
+    the scale of the spectrum. Roots that are too large for a number come as the largest one.
+
+    The density of the eigenvalues falls as exp(-n x/2) and vanishes nowhere: the means are infinite
+    for filters that grow as exp(n x/4) or faster, and for those with a pole at x > 0, but for poles
+    beyond the outermost nodes so rarely felt that this is ignored.
+    """
+    _require_no_metric(rule)
+    xp = namespace(rule)
+    if rule.one_step is not None:
+        rate = xp.asarray(rule.one_step)
+        return xp.sqrt(_shrinkage(rate, n, p)), rate, xp.ones(rate.shape, bool)
+    dtype = working_dtype(rule)
+    nodes, weights = (a.astype(dtype) for a in wishart_quadrature(n, p))
+    found = rule.filters(nodes)
+    log_q = log_size(xp.asarray(found.label)) + (0.0 if found.scale is None else found.scale)
+    root_x = np.log(np.where(nodes > 0, nodes, 1.0)).astype(dtype) / 2
+    b = _root_mean_square(xp.asarray(found.log_b), weights)
+    q = _root_mean_square(xp.where(nodes > 0, log_q + root_x, -xp.inf), weights)
+    return b, q, xp.broadcast_to(means_exist(rule, nodes[nodes > 0], n), b.shape)
+
+
+def means_exist(rule: Rule, nodes, n):
+    """Whether E b(S)^2 exists, n rows and positive nodes of the spectrum; see `filter_sizes`."""
+    xp = namespace(rule, nodes, n)
+    exists = 4 * xp.asarray(rule.growth) < n
+    pole = rule.pole(nodes)
+    if pole is None:
+        return exists
+    pole = xp.asarray(pole)
+    return exists & ((pole.min(-1) > 0) | (pole.max(-1) < 0))
+
+
+def _root_mean_square(log_values, weights):
+    """The root of sum weights exp(2 log_values), at most the largest number."""
+    xp = namespace(log_values)
+    largest = xp.max(log_values, -1)
+    some = xp.isfinite(largest)
+    unit = frozen(xp.where(some, largest, 0.0))
+    mean = xp.exp(2 * (log_values - unit[..., None])) @ weights
+    root = xp.sqrt(xp.where(some, mean, 1.0)) * xp.exp(xp.minimum(unit, _largest_log(unit)))
+    return xp.where(some, root, 0.0)
+
+
+def _largest_log(x) -> float:
+    return float(np.log(np.finfo(x.dtype).max)) - 1
+
+
+def _require_no_metric(rule: Rule) -> None:
+    if rule.metric is not None:
+        raise ValueError(
+            f"the mean test loss after {type(rule).__name__} depends on where omega lies, not on "
+            "its distance alone; simulate with evaluation='sampled'"
+        )
+
+
+class Adapted(NamedTuple):
+    r"""The test loss after adaptation as a function of a few quadratic forms of e = omega - w0.
+
+        E L_test(omega) = floor + coefficients . forms / 2
+        forms_j = sum_k weights_jk (v_k^T e)^2
+
+    floor: of the shape of the rule, what a model with e = 0 is left with.
+    weights: shape (J, p), functions of Sigma by their values on its eigenvalues.
+    coefficients: rule shape + (J,).
+    V: the eigenvectors v_k as columns; None where they are the coordinate axes.
+    """
+
+    floor: jax.Array
+    weights: jax.Array
+    coefficients: jax.Array
+    V: jax.Array | None
+
+    @own_settings
+    def forms(self, error):
+        """The quadratic forms, (..., J), of vectors e, (..., p)."""
+        along = error if self.V is None else contract("...p,pk->...k", error, self.V)
+        return contract("...k,jk->...j", along**2, self.weights)
+
+    @own_settings
+    def test_loss(self, forms):
+        """The loss for forms of shape (..., J): shape (...) + rule shape."""
+        if concrete((self, forms)):
+            forms = np.asarray(forms)
+        flat = self.coefficients.reshape(-1, len(self.weights))
+        excess = contract("...j,rj->...r", forms, flat) / 2
+        shape = *forms.shape[:-1], *np.shape(self.floor)
+        return jnp.asarray(self.floor + excess.reshape(shape))
+
+
+@own_settings
+def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
+    """What `adapt` at test time makes of a problem with covariances.
+
+    Exact for polynomial rules, to the error that `negmaml.problem.filter_moments` states for
+    others.
+    """
+    check_problem(problem)
+    adapt = check_filters("adapt", adapt)
+    _require_no_metric(adapt)
+    s, o, _, V = problem.modes
+    n_r, shape = problem.n_r, adapt.batch_shape
+    lost: Any = 0.0
+    if adapt.one_step is not None:
+        xp = np if concrete((s, o, adapt)) else jnp
+        rate, power = xp.asarray(adapt.one_step), xp.sum(s**2) / n_r
+        weights = s ** np.arange(1, 4)[:, None]
+        terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
+        coefficients, noise = xp.stack(terms, -1), rate**2 * power
+    else:
+        h, noise = filtered(adapt, s, n_r)
+        # A parameter without finite means has its own floor, and none of the other losses.
+        missing = ~jnp.isfinite(h).all(-1)
+        lost = jnp.where(missing, jnp.where(jnp.isinf(h).any(-1), jnp.inf, jnp.nan), 0)
+        noise = jnp.where(missing, 0, noise / n_r)
+        weights = jnp.where(missing[..., None], 0, h).reshape(-1, problem.p)
+        coefficients = jnp.eye(len(weights), dtype=s.dtype).reshape(*shape, -1)
+    tasks = contract("...j,jk,k->...", coefficients, weights, o)
+    floor = problem.sigma**2 / 2 * (1 + noise) + tasks / 2 + lost
+    return Adapted(floor, weights, coefficients, V)
+
+
+@own_settings
+def expected_test_loss(
+    problem: MixedLinearRegression, distance: ArrayLike, adapt: Rule
+) -> Float[Array, "..."]:
+    r"""E L_test given |omega - w0|^2 = `distance`: the equation at the head of this module.
+
+    Arguments:
+        problem: its p, n_r, sigma and nu enter.
+        distance: squared distance of the meta-trained weights from w0, any shape. For a problem
+            with covariances the quadratic forms of omega - w0 along a last axis: three, of Sigma,
+            Sigma^2 and Sigma^3, for one gradient step; for other rules those of `adapted`.
+        adapt: the rule used on a new task.
+
+    Returns an array of shape distance.shape (less the axis of forms) + rule shape. Exact for any
+    number of test tasks: it is the mean over tasks, adaptation data and test points. Source:
+    negmaml; for one step it is the conditional mean behind Bernacchia 2021, Theorems 1 and 2.
+
+    >>> from negmaml import GradientDescent
+    >>> problem = MixedLinearRegression(p=4, m=1, n_t=1, n_v=1, n_r=2, sigma=1.0, nu=1.0)
+    >>> float(expected_test_loss(problem, 0.0, GradientDescent(0.0)))  # sigma^2/2 + nu^2/2
+    1.0
+    """
+    check_problem(problem)
+    adapt = check_filters("adapt", adapt)
+    distance = _check_distance(distance)
+    if not problem.isotropic:
+        return adapted(problem, adapt).test_loss(jnp.asarray(distance))
+    return loss_after(problem, distance, adapt)
+
+
+def _check_distance(distance):
+    """Infinity is allowed: what the theory says where the mean is."""
+    distance = as_array("distance", distance)
+    known = not isinstance(distance, jax.core.Tracer) and jax.tree_util.all_leaves([distance])
+    if known and np.asarray(distance).dtype.kind == "f":
+        finite = np.where(np.isposinf(distance), 0.0, distance)
+        check_array("distance", finite, "a squared distance", 0)
+        return distance
+    return check_array("distance", distance, "a squared distance", 0)
+
+
+@on_host
+def loss_after(problem: MixedLinearRegression, distance, adapt: Rule):
+    """`expected_test_loss` without covariances, written over a namespace."""
+    xp = namespace(problem, distance, adapt)
+    b, q, exists = filter_sizes(adapt, problem.n_r, problem.p)
+    spread, b = outer(problem.nu**2 + distance, b)
+    noise = problem.sigma * q * (problem.p / problem.n_r) ** 0.5
+    floor = (problem.sigma**2 + noise * noise) / 2
+    # Either factor of spread and b^2 may be infinite where the other is zero.
+    still, endless = (spread == 0) | (b == 0), xp.isinf(spread)
+    lost = xp.where(still | endless, 1.0, spread / 2) * b * b
+    lost = xp.where(still, 0.0, xp.where(endless, xp.inf, lost))
+    felt = (problem.sigma > 0) | (spread > 0)
+    return xp.where(exists | ~felt, floor + lost, xp.inf)
+
+
+def times_filter(value, size):
+    """value size^2, of shape value shape + size shape; zero where value is."""
+    value, size = outer(value, size)
+    return namespace(value, size).where(value == 0, 0.0, value * size * size)

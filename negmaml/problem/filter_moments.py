@@ -1,0 +1,188 @@
+r"""What adaptation leaves of the input covariance: E b(S) Sigma b(S) for any covariance Sigma.
+
+S = X^T X / n with n rows x ~ N(0, Sigma). The mean is diagonal along the eigenvectors of Sigma.
+
+**Polynomial rules, exactly.** E W^i Sigma W^j, W = n S, is a polynomial in Sigma whose coefficients
+are products of traces t_k = tr Sigma^k. Integration by parts on the first factor X of a product
+W M Pi, where M is a word in W and Sigma and Pi a product of traces of such words,
+
+    E[W M Pi] = n Sigma E[M Pi]
+              + sum over the W in M = P W Q:        Sigma E[P^T W Q Pi] + Sigma E[Q tr(W P) Pi]
+              + sum over the W in traces tr(W C):   Sigma E[(C + C^T) W M Pi without that trace],
+
+takes one W away at a time. At Sigma = I it is the recursion of `negmaml.problem.wishart`.
+
+**Other rules, by sampled S.** The same few thousand S for every call, enough for 2^16 eigenvalues,
+each with one gradient step as its control, of which the mean is exact. At p = 60, n = 20, s_k = 1/k
+the standard error of tr E b Sigma b is 0.01% for a flow of time 0.7 and 0.06% for a proximal
+strength of 0.5, that of a single v_k^T b Sigma b v_k up to 0.1% and 0.6%.
+"""
+
+from collections import defaultdict
+from functools import lru_cache, partial
+from math import factorial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from negmaml._core.arrays import contract
+from negmaml._core.factorisations import eigh
+from negmaml._core.keys import fixed_key
+from negmaml.rules import Rule
+
+EXACT_DEGREE = 6  # of b; the recursion takes a second there
+SAMPLED_EIGENVALUES, LEAST_SAMPLES = 2**16, 64
+
+
+def filtered(rule: Rule, s, n: int):
+    r"""(v_k^T E[b(S) Sigma b(S)] v_k, E tr(Sigma q(S)^2 S)) for eigenvalues s of Sigma, n rows.
+
+    Returns arrays of the rule's shape + (p,) and of the rule's shape. Exact for polynomials of
+    degree up to 6, which several gradient steps are; else an estimate, see the head of this module.
+    """
+    if rule.degree is not None and rule.degree <= EXACT_DEGREE:
+        return _exact(_taylor(rule.q, rule.degree, s.dtype), s, n)
+    return _sampled(rule, s, n)
+
+
+def _taylor(q, count: int, dtype):
+    """The coefficients of a polynomial q of degree below `count`, shape rule shape + (count,)."""
+    coefficients = []
+    for k in range(count):
+        coefficients.append(q(jnp.zeros((), dtype)) / factorial(k))
+        q = partial(_slope, q)
+    return jnp.stack(coefficients, -1)
+
+
+def _slope(q, x):
+    return jax.jvp(q, (x,), (jnp.ones_like(x),))[1]
+
+
+def _exact(q, s, n: int):
+    """`filtered` for a polynomial q with coefficients (..., degree)."""
+    unit = lax.stop_gradient(jnp.max(s))
+    unit = jnp.where(unit > 0, unit, 1)
+    s, degree = s / unit, q.shape[-1]
+    q = q * unit ** jnp.arange(1, degree + 1)
+    b = jnp.concatenate([jnp.ones_like(q[..., :1]), -q], -1)
+    spread, noise, exponents = _tables(degree, n)
+    powers = s ** jnp.arange(1, 2 * degree + 2)[:, None]
+    traces = jnp.prod(jnp.sum(powers, 1) ** exponents, 1)
+    of_power = contract("...i,...j,ijtk,t->...k", b, b, spread, traces)
+    h = unit * contract("...k,kp->...p", of_power, powers)
+    return h, contract("...i,...j,ijt,t->...", q, q, noise, traces)
+
+
+@lru_cache(maxsize=64)
+def _tables(degree: int, n: int):
+    """E S^i Sigma S^j, E tr(Sigma S^(i+j+1)), and the products of traces they are made of.
+
+    Indices: i, j, product, power of Sigma from one (of the first alone). A product of traces is a
+    row of exponents of tr Sigma, tr Sigma^2, ...
+    """
+    spread = {
+        (i, j): _mean((0,) * i + (1,) + (0,) * j, (), n)
+        for i in range(degree + 1)
+        for j in range(degree + 1)
+    }
+    noise = {
+        (i, j): _mean((0,), (_cycle((0,) * (i + j) + (1,)),), n)
+        for i in range(degree)
+        for j in range(degree)
+    }
+    products = sorted(
+        {product for word in (*spread.values(), *noise.values()) for _, product in word}
+    )
+    exponents = np.array([[t.count(k + 1) for k in range(2 * degree + 1)] for t in products])
+    spread_table = np.zeros((degree + 1, degree + 1, len(products), 2 * degree + 1))
+    noise_table = np.zeros((degree, degree, len(products)))
+    for (i, j), word in spread.items():
+        for (power, product), count in word.items():
+            spread_table[i, j, products.index(product), power - 1] = count / n ** (i + j)
+    for (i, j), word in noise.items():
+        for (_, product), count in word.items():
+            noise_table[i, j, products.index(product)] = count / n ** (i + j + 1)
+    return spread_table, noise_table, exponents
+
+
+@lru_cache(maxsize=200_000)
+def _mean(word: tuple[int, ...], traces: tuple[tuple[int, ...], ...], n: int) -> dict:
+    """E of a word times traces, {(power of Sigma, traces of powers of Sigma): integer}.
+
+    (a_0, ..., a_r) is the word Sigma^a_0 W Sigma^a_1 ... W Sigma^a_r, so its transpose is the
+    reversed tuple, and A W B is A + B; a trace tr(W C) is the tuple of C.
+    """
+    power, M = word[0], word[1:]
+    total: dict = defaultdict(int)
+    if not M:
+        if not traces:
+            return {(power, ()): 1}
+        for (k, product), count in _mean((0, *traces[0]), traces[1:], n).items():
+            total[power, tuple(sorted((*product, k)))] += count
+        return dict(total)
+    terms = [(n, M, traces)]
+    for k in range(1, len(M)):
+        P, Q = M[:k], M[k:]
+        terms += [(1, P[::-1] + Q, traces), (1, Q, (*traces, _cycle(P)))]
+    for t, cycle in enumerate(traces):
+        for k in range(len(cycle)):
+            C, others = cycle[k:] + cycle[:k], traces[:t] + traces[t + 1 :]
+            terms += [(1, C + M, others), (1, C[::-1] + M, others)]
+    for factor, rest, remaining in terms:
+        for (k, product), count in _mean(rest, tuple(sorted(remaining)), n).items():
+            total[power + 1 + k, product] += factor * count
+    return dict(total)
+
+
+def _cycle(C: tuple[int, ...]) -> tuple[int, ...]:
+    """One of the ways to write tr(W C), the same for all."""
+    turns = [C[k:] + C[:k] for k in range(len(C))]
+    return min(min(turn, turn[::-1]) for turn in turns)
+
+
+def _sampled(rule: Rule, s, n: int):
+    """`filtered` from samples of S, with one gradient step as control."""
+    p = len(s)
+    samples = max(LEAST_SAMPLES, SAMPLED_EIGENVALUES // min(n, p))
+    normals = jax.random.normal(fixed_key(), (samples, n, p), s.dtype)
+    x, Q = lax.map(partial(_decompose, n), normals * jnp.sqrt(s), batch_size=16)
+    rate = jnp.sum(rule.q(x) * x**2, (-2, -1)) / jnp.sum(x**2)  # where b is best as 1 - rate x
+    rate = lax.stop_gradient(rate)[..., None]
+
+    def pair(sample):
+        x, Q = sample
+        return _of_sample(rule.q(x), Q, s), _of_sample(
+            jnp.broadcast_to(rate, (*rate.shape[:-1], *x.shape)), Q, s
+        )
+
+    found, controls = lax.map(pair, (x, Q))
+    return jax.tree.map(_controlled, found, controls, _exact(rate, s, n))
+
+
+def _controlled(found, control, mean):
+    """The mean of samples (samples, ...), each less its regression on a control of known mean."""
+    error = control - mean
+    spread = jnp.mean((control - control.mean(0)) ** 2, 0)
+    slope = jnp.mean((found - found.mean(0)) * error, 0) / jnp.where(spread > 0, spread, 1)
+    return jnp.mean(found - slope * error, 0)
+
+
+def _decompose(n: int, X):
+    """Eigenvalues x of S = X^T X / n, those of its kernel matrix if fewer, and Q with S = Q Q^T.
+
+    Then q(S) S = Q q(x) Q^T and q(S) S q(S) = Q q(x)^2 Q^T.
+    """
+    if n <= X.shape[1]:
+        x, V = eigh(contract("ap,bp->ab", X, X) / n)
+        return jnp.maximum(x, 0), contract("ap,ak->pk", X, V) / n**0.5
+    x, V = eigh(contract("ap,aq->pq", X, X) / n)
+    x = jnp.maximum(x, 0)
+    return x, V * jnp.sqrt(x)
+
+
+def _of_sample(q, Q, s):
+    """diag(b Sigma b) and tr(Sigma q S q) for filters q (..., k) on one sample."""
+    b = jnp.eye(len(s), dtype=s.dtype) - contract("pk,...k,rk->...pr", Q, q, Q)
+    return contract("...pr,r->...p", b**2, s), contract("p,pk,...k->...", s, Q**2, q**2)

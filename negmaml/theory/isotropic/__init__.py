@@ -1,0 +1,1 @@
+"""The theory for inputs with identity covariance."""

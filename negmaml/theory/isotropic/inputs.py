@@ -1,0 +1,103 @@
+"""What the proportional theory knows of a problem: sizes, variances, ridge and spectrum."""
+
+import dataclasses
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from negmaml._core.arrays import settled, working_dtype
+from negmaml._core.checks import check_nonnegative, shown
+from negmaml._core.pytree import pytree, static
+from negmaml.problem.model import MixedLinearRegression, check_problem
+from negmaml.rules import Rule, check_filters
+from negmaml.theory.isotropic.spectral_density import Spectrum, marchenko_pastur, spectrum
+
+SCALARS = ("p", "m", "n_t", "n_v", "sigma", "nu", "offset", "meta_ridge")
+
+
+@pytree
+class Setting:
+    """A problem and a ridge as the theory sees them, all scalars of one dtype and traced.
+
+    p, m, n_t, n_v: sizes, real, so that one compiled program serves every problem.
+    sigma, nu, meta_ridge: as in the problem; offset: |omega_0 - w0|^2.
+    quadrature: of the spectrum of S; None where the Marchenko-Pastur law of the sizes serves.
+    ridged: whether the ridge may be above zero, static.
+    """
+
+    p: Any
+    m: Any
+    n_t: Any
+    n_v: Any
+    sigma: Any
+    nu: Any
+    offset: Any
+    meta_ridge: Any
+    quadrature: Any = None
+    ridged: bool = static(default=False)
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """Nodes and weights of the spectrum of S."""
+        if self.quadrature is not None:
+            return self.quadrature
+        return marchenko_pastur(self.n_t, self.p, self.p.dtype)
+
+    @property
+    def rows(self):
+        """N = n_v m."""
+        return self.n_v * self.m
+
+
+def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_ridge, measure: str):
+    """(the setting, the rules), all of one dtype, for rules of one family; or a clear error."""
+    meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    check_problem(problem)
+    if not problem.isotropic:
+        raise ValueError(
+            f"problem must not have covariances here, got {shown(problem)}: this part of the "
+            "theory is for isotropic inputs and weights; test_loss, distance, task_error and the "
+            "best rates and ridge take them"
+        )
+    rules = tuple(check_spectral("train", rule) for rule in rules)
+    numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
+    sizes = problem.p, problem.m, problem.n_t, problem.n_v
+    dtype = working_dtype(rules, numbers)
+    quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].entire)
+    values = dict(zip(SCALARS, settled((*sizes, *numbers), dtype), strict=True))
+    setting = Setting(**values, quadrature=quadrature, ridged=not is_zero(meta_ridge))
+    return setting, settled(rules, dtype)
+
+
+def checked(problem, meta_ridge, **rules) -> list:
+    """[the ridge, every rule], in the forms the theory works with; raises for what is none."""
+    check_problem(problem)
+    ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
+    return [ridge, *(check_filters(name, rule) for name, rule in rules.items())]
+
+
+def check_spectral(name: str, rule) -> Rule:
+    """The rule, if it acts by its filters on the spectrum of S alone; raises otherwise."""
+    rule = check_filters(name, rule)
+    if rule.metric is not None:
+        raise ValueError(
+            f"{name} {type(rule).__name__} acts through P S, which has no rotational symmetry: the "
+            "theory does not hold; use simulate"
+        )
+    return rule
+
+
+def is_zero(value) -> bool:
+    """Whether a number is known to be zero while tracing."""
+    return isinstance(value, Real | np.ndarray) and float(value) == 0
+
+
+def with_ridge(setting: Setting, meta_ridge) -> Setting:
+    """The setting with another ridge, which may be above zero."""
+    return dataclasses.replace(setting, meta_ridge=meta_ridge, ridged=True)
+
+
+def with_spectrum(setting: Setting) -> Setting:
+    """The setting with its quadrature at hand, for those who ask for it many times."""
+    return dataclasses.replace(setting, quadrature=setting.spectrum)

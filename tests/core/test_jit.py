@@ -1,0 +1,45 @@
+"""Options of the compiler: known ones alone, and at top level alone."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from negmaml._core import jit as compilation
+from negmaml._core.jit import compiler_options, quick_jit
+
+
+@pytest.fixture
+def fresh_cache():
+    compiler_options.cache_clear()
+    yield
+    compiler_options.cache_clear()
+
+
+@pytest.mark.parametrize("work", ["heavy", "light"])
+def test_options_that_this_version_does_not_know_are_left_out(monkeypatch, fresh_cache, work):
+    monkeypatch.setitem(compilation._OPTIONS, "xla_cpu_no_such_option", True)
+    options = compiler_options("cpu", work)
+    assert options["xla_backend_optimization_level"] == 1
+    assert "xla_cpu_no_such_option" not in options
+    assert jax.jit(jnp.sin).lower(0.5).compile(options)(0.5) == jnp.sin(0.5)
+
+
+def test_other_platforms_keep_their_own():
+    assert compiler_options("gpu", "light") is None
+
+
+def power(x, n):
+    return jnp.sum(x**n)
+
+
+def test_a_quick_function_works_alone_and_within_every_transformation():
+    quick = quick_jit(power, static_argnames="n")
+    x = jnp.array([1.0, -2.0])
+    assert quick(x, n=2) == quick(x, 2) == 5
+    assert jax.jit(lambda x: quick(x, 2))(x) == 5
+    assert jax.jit(lambda: quick(jnp.ones(3), 2))() == 3  # no argument is traced here
+    assert jax.eval_shape(lambda: quick(x, 2)).shape == ()
+    assert jax.vmap(lambda y: quick(y, 2))(x).tolist() == [1, 4]
+    assert jax.grad(lambda x: quick(x, 2))(x).tolist() == [2, -4]
+    assert jax.lax.map(lambda y: quick(y, 3), x).tolist() == [1, -8]
+    assert jax.jacfwd(jax.jit(jax.grad(lambda x: quick(x, 2))))(x).tolist() == [[2, 0], [0, 2]]

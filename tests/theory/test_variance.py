@@ -1,0 +1,80 @@
+"""Scatter over runs, and runs needed, against simulation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import negmaml as nm
+from negmaml.theory import runs_needed, standard_deviation
+from negmaml.theory.variance import _covariance
+from tests.helpers import mostly_slow
+
+START_OFF = nm.MixedLinearRegression(
+    p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2
+)
+UNDER = dataclasses.replace(START_OFF, n_v=20)
+RATES = jnp.array([-0.3, 0.4])
+ADAPT = nm.GradientDescent(0.2)
+
+
+@pytest.mark.parametrize(
+    ("problem", "ridge"),
+    mostly_slow(((START_OFF, 0.0), (START_OFF, 3.0), (UNDER, 0.0)), 0, 1),
+)
+def test_variances_and_covariance_are_those_of_simulation(problem, ridge, x64):
+    train = nm.GradientDescent(RATES)
+    runs = nm.simulate(jax.random.key(1), problem, train, ADAPT, runs=2500, meta_ridge=ridge)
+    spread = standard_deviation(problem, train, ADAPT, meta_ridge=ridge)
+    np.testing.assert_allclose(spread.distance, runs.distance.std(-1), rtol=0.1)
+    np.testing.assert_allclose(spread.test_loss, runs.test_loss.std(-1), rtol=0.1)
+    first, second = (nm.GradientDescent(rate) for rate in RATES)
+    cross, (unit, other), _ = _covariance(problem, (first, second), ridge, "auto")
+    cross = cross * jnp.exp(2 * (unit + other))
+    error = np.prod(runs.distance.std(-1)) / 2500**0.5
+    assert abs(float(cross) - np.cov(runs.distance)[0, 1]) < 4 * error
+
+
+def test_the_noise_alone_has_the_exact_inverse_wishart_variance(x64):
+    # At alpha_t = 0: 2 N (p - 1)/((g - 1)^2 (g - 3)) sigma^4, g = p - N.
+    problem = dataclasses.replace(START_OFF, nu=0.0, omega0=0.0, sigma=1.0, m=1, n_v=24, p=40)
+    exact = 2 * 24 * 39 / (15**2 * 13)
+    found = standard_deviation(problem, nm.GradientDescent(0.0), ADAPT).distance
+    assert float(found) ** 2 == pytest.approx(exact, rel=0.04)
+
+
+def test_runs_needed_give_the_standard_error_asked_for(x64):
+    first, second = (nm.GradientDescent(rate) for rate in RATES)
+    needed = float(runs_needed(START_OFF, first, second, standard_errors=5.0))
+    apart = float(runs_needed(START_OFF, first, second, standard_errors=5.0, shared=False))
+    assert apart > needed
+    runs = nm.simulate(jax.random.key(2), START_OFF, nm.GradientDescent(RATES), ADAPT, runs=2500)
+    gaps = runs.test_loss[1] - runs.test_loss[0]
+    assert float(gaps.mean() / gaps.std() * needed**0.5) == pytest.approx(5, rel=0.15)
+    assert runs_needed(START_OFF, first, first) > 1e9 or jnp.isnan(
+        runs_needed(START_OFF, first, first)
+    )
+
+
+def test_beyond_three_of_the_threshold_the_variance_is_finite_and_within_it_is_not(x64):
+    close = dataclasses.replace(START_OFF, m=19, n_v=2)
+    assert standard_deviation(close, nm.GradientDescent(0.0), ADAPT).distance == jnp.inf
+    assert jnp.isfinite(standard_deviation(UNDER, nm.GradientDescent(0.0), ADAPT).distance)
+
+
+def test_only_scalar_rules_are_compared():
+    with pytest.raises(ValueError, match="train_b must have one scalar parameter"):
+        runs_needed(UNDER, ADAPT, nm.GradientDescent(RATES))
+
+
+def test_runs_on_the_same_data_need_the_variance_of_the_difference():
+    problem = nm.MixedLinearRegression(p=30, m=3, n_t=20, n_v=3, n_r=10, sigma=0.5, nu=1.0)
+    rates, adapt = nm.GradientDescent(np.array([-0.4, 0.1])), nm.GradientDescent(0.2)
+    loss = nm.simulate(jax.random.key(0), problem, rates, adapt, runs=2000).test_loss
+    difference = np.asarray(loss[0] - loss[1])
+    gap = float(np.diff(nm.theory.test_loss(problem, rates, adapt))[0])
+    a, b = (nm.GradientDescent(rate) for rate in (-0.4, 0.1))
+    found = float(runs_needed(problem, a, b, standard_errors=1.0))
+    assert found == pytest.approx(difference.var() / gap**2, rel=0.2)
