@@ -1,0 +1,69 @@
+"""Old names that keep working for one release, each with a DeprecationWarning that names the new one.
+
+Three kinds of names are renamed: what a module exports, arguments, and attributes of results.
+
+    __getattr__ = renamed_exports(__name__, {"distance": "weight_error"})
+
+    @renamed_arguments(part="worker")
+    def sweep(..., *, worker=None): ...
+
+    class Simulation(NamedTuple):
+        well_conditioned: Array
+        reliable = renamed_attribute("Simulation.reliable", "well_conditioned")
+"""
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
+    """Warn that the name `old` is now `new`, at the caller's line."""
+    message = f"{old} was renamed: use {new}. The old name will be removed in the next release."
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+
+
+def renamed_exports(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module with the old names {old: new} of what it exports."""
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn_renamed(f"{module}.{name}", f"{module}.{names[name]}")
+        return getattr(sys.modules[module], names[name])
+
+    return get
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator for a function that still accepts keywords by their old names, old="new"."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in names.keys() & kwargs.keys():
+                new, value = names[old], kwargs.pop(old)
+                if new in kwargs:
+                    raise TypeError(f"{function.__name__} got both {old} and {new}: pass {new}")
+                warn_renamed(f"{function.__name__}({old}=...)", f"{new}=")
+                kwargs[new] = value
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def renamed_attribute(old: str, new: str) -> Any:
+    """Property that returns the attribute `new`; `old` is the qualified old name for the warning."""
+
+    def get(self) -> Any:
+        warn_renamed(old, new)
+        return getattr(self, new)
+
+    return property(get, doc=f"Deprecated name of `{new}`.")
