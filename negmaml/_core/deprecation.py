@@ -1,4 +1,4 @@
-"""Old names that keep working for one release, each with a DeprecationWarning that names the new one.
+"""Old names that keep working for one release, with a DeprecationWarning that names the new one.
 
 Three kinds of names are renamed: what a module exports, arguments, and attributes of results.
 
@@ -60,7 +60,7 @@ def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]
 
 
 def renamed_attribute(old: str, new: str) -> Any:
-    """Property that returns the attribute `new`; `old` is the qualified old name for the warning."""
+    """Property that returns the attribute `new`; `old` is its qualified old name in the warning."""
 
     def get(self) -> Any:
         warn_renamed(old, new)
