@@ -123,7 +123,7 @@ def test_shapes_types_and_settings_matter():
 def test_the_digest_is_the_same_in_other_processes():
     code = """
 import json
-from tests.core.test_identity import everything, identity
+from tests.core.test_fingerprint import everything, identity
 print(json.dumps(identity(everything).to_json()))
 """
     root, found = Path(__file__).parents[2], []

@@ -8,7 +8,7 @@ import negmaml as nm
 from negmaml.sweeps import StoreError, lock
 from tests.sweeps.script import GRID, SEEDS, function
 from tests.sweeps.test_lock import holders
-from tests.sweeps.test_shared import together
+from tests.sweeps.test_worker import together
 
 pytestmark = pytest.mark.slow
 
