@@ -6,6 +6,7 @@ With PART=2/3 in the environment it is one of several that share the store.
 import os
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,15 @@ def function(key, size, scale):
     """Quick, and different in every cell."""
     draws = jax.random.normal(key, (size,))
     return {"total": scale + jnp.sum(draws), "ratio": jnp.sum(draws) / scale}
+
+
+def chunk_count(store, name):
+    """The number of complete chunks of an array, without files that are being written."""
+    return sum(
+        1
+        for path in (Path(store) / name / "c").rglob("*")
+        if path.name.isdigit() and path.is_file()
+    )
 
 
 def slow(done, cells):

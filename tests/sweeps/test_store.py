@@ -20,7 +20,7 @@ from negmaml.sweeps import StoreError, planning
 from negmaml.sweeps import store as stores
 from negmaml.sweeps.run import Runner
 from negmaml.sweeps.summary import load
-from tests.sweeps.script import GRID, SEEDS, function
+from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,8 +90,7 @@ def kill_while_running(path, seconds):
 def kill_after_blocks(path, blocks):
     """Kill as soon as so many blocks are flagged."""
     process = run_script(path)
-    flags = Path(path) / "done" / "c"
-    while process.poll() is None and sum(1 for f in flags.rglob("*") if f.is_file()) < blocks:
+    while process.poll() is None and chunk_count(path, "done") < blocks:
         time.sleep(0.003)
     process.kill()
     process.communicate()

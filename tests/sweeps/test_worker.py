@@ -16,7 +16,7 @@ import negmaml as nm
 from negmaml.sweeps import StoreError, claims, lock
 from negmaml.sweeps import worker as shared
 from negmaml.sweeps.run import Runner
-from tests.sweeps.script import GRID, SEEDS, function
+from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 from tests.sweeps.test_store import run_script
 
 OPTIONS = {"block": 3}
@@ -100,8 +100,7 @@ def test_workers_that_start_at_once_on_no_store_compute_each_block_once(url, alo
 def test_a_worker_killed_is_taken_over_and_an_exclusive_sweep_waits_for_no_dead(tmp_path, alone):
     path = tmp_path / "x.zarr"
     process = run_script(path, PART="1/2")
-    flags = path / "done" / "c"
-    while process.poll() is None and sum(1 for f in flags.rglob("*") if f.is_file()) < 4:
+    while process.poll() is None and chunk_count(path, "done") < 4:
         time.sleep(0.003)
     process.send_signal(signal.SIGKILL)
     process.communicate()
