@@ -220,7 +220,7 @@ def package(workload, loss, rate, method=None, batch_size=None):
     import negmaml as nm
 
     if workload == "conv4":
-        loss = partial(cross_entropy, convolution=nm.convolution)
+        loss = partial(cross_entropy, convolution=nm.im2col_convolution)
         batch_size = batch_size or 1
     rule = nm.GradientDescent(rate)
     value_and_grad = nm.maml_value_and_grad(loss, rule, method=method, batch_size=batch_size)

@@ -92,7 +92,7 @@ def conv4(tasks, steps, **options):
     arrays = conv_parameters(np.random.default_rng(1), [1, 32, 32, 32, 32], ways=5)
     arrays = [a.transpose(2, 3, 1, 0) if a.ndim == 4 else a.T for a in arrays]
     start = [jnp.asarray(a, jnp.float32) for a in arrays]
-    loss = partial(cross_entropy, convolution=nm.convolution)
+    loss = partial(cross_entropy, convolution=nm.im2col_convolution)
     value_and_grad = nm.maml_value_and_grad(loss, nm.GradientDescent(0.01), batch_size=1)
     optimizer = optax.adam(1e-3)
     return lambda: nm.fit(

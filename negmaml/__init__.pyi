@@ -13,19 +13,19 @@ from negmaml.advice import MetaRegressor as MetaRegressor
 from negmaml.advice import MetaRegressorCV as MetaRegressorCV
 from negmaml.linear import Simulation, simulate
 from negmaml.meta import (
-    LearnedRates,
+    MetaSGDParams,
     Stateful,
     Tasks,
     adapt,
     anil,
-    convolution,
     fomaml,
+    im2col_convolution,
     imaml,
     maml,
     maml_value_and_grad,
     meta_sgd,
+    per_step_state,
     reptile,
-    state_per_step,
 )
 from negmaml.paper.cross_check import Verification, verify
 from negmaml.problem import MixedLinearRegression
@@ -40,17 +40,17 @@ from negmaml.rules import (
     Schedule,
 )
 from negmaml.sweeps import sweep
-from negmaml.training import Evaluation, Fit, evaluate, fit, map_over_devices
+from negmaml.training import Evaluation, FitResult, evaluate, fit, map_over_devices
 
 __all__ = [
     "Advice",
     "ConvergenceWarning",
     "Evaluation",
-    "Fit",
+    "FitResult",
     "GradientDescent",
     "GradientFlow",
     "InnerOptimizer",
-    "LearnedRates",
+    "MetaSGDParams",
     "MixedLinearRegression",
     "Momentum",
     "Preconditioned",
@@ -64,10 +64,10 @@ __all__ = [
     "adapt",
     "advise",
     "anil",
-    "convolution",
     "evaluate",
     "fit",
     "fomaml",
+    "im2col_convolution",
     "imaml",
     "kernels",
     "linear",
@@ -75,10 +75,10 @@ __all__ = [
     "maml_value_and_grad",
     "map_over_devices",
     "meta_sgd",
+    "per_step_state",
     "pytree",
     "reptile",
     "simulate",
-    "state_per_step",
     "static",
     "sweep",
     "sweeps",

@@ -96,7 +96,7 @@ OTHERS = {
     "fit, callback": lambda: trained(callback=lambda *_: None),
     "evaluate": lambda: nm.evaluate(key(), START, square, STEPS, SOURCE, episodes=4).values,
     "evaluate, by step": lambda: nm.evaluate(
-        key(), START, square, STEPS, SOURCE, episodes=4, by_step=True
+        key(), START, square, STEPS, SOURCE, episodes=4, per_step=True
     ).values,
     "map_over_devices": lambda: nm.map_over_devices(lambda x: x**2, ITEMS, batch_size=2),
     "sweep": lambda: swept(),

@@ -28,11 +28,18 @@ def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
 
 
-def renamed_exports(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module with the old names {old: new} of what it exports."""
+def renamed_exports(
+    module: str, names: Mapping[str, str], otherwise: Callable[[str], Any] | None = None
+) -> Callable[[str], Any]:
+    """The `__getattr__` of a module with the old names {old: new} of what it exports.
+
+    otherwise: the `__getattr__` that finds all other names, if the module has one.
+    """
 
     def get(name: str) -> Any:
         if name not in names:
+            if otherwise is not None:
+                return otherwise(name)
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warn_renamed(f"{module}.{name}", f"{module}.{names[name]}")
         return getattr(sys.modules[module], names[name])
@@ -40,8 +47,13 @@ def renamed_exports(module: str, names: Mapping[str, str]) -> Callable[[str], An
     return get
 
 
-def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator for a function that still accepts keywords by their old names, old="new"."""
+def renamed_arguments(
+    values: Mapping[Any, Any] | None = None, **names: str
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator for a function that still accepts keywords by their old names, old="new".
+
+    values: new values for old ones of these keywords, where they were renamed as well.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
@@ -51,7 +63,7 @@ def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]
                 if new in kwargs:
                     raise TypeError(f"{function.__name__} got both {old} and {new}: pass {new}")
                 warn_renamed(f"{function.__name__}({old}=...)", f"{new}=")
-                kwargs[new] = value
+                kwargs[new] = value if values is None else values.get(value, value)
             return function(*args, **kwargs)
 
         return call

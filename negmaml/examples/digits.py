@@ -29,7 +29,7 @@ class Result(NamedTuple):
 
 def logits(params, images):
     """One convolution, one hidden layer, and a head for the classes of an episode."""
-    z = jax.nn.relu(nm.convolution(images[..., None], params["kernel"], stride=2))
+    z = jax.nn.relu(nm.im2col_convolution(images[..., None], params["kernel"], stride=2))
     z = jax.nn.relu(z.reshape(len(images), -1) @ params["hidden"] + params["bias"])
     return z @ params["head"]
 
@@ -91,7 +91,7 @@ def main(
     def test(params):
         return nm.evaluate(
             keys[2], params, loss, rule, testing,
-            metric=accuracy, episodes=test_episodes, by_step=True,
+            metric=accuracy, episodes=test_episodes, per_step=True,
         )  # fmt: skip
 
     end, untrained = test(trained), test(start)

@@ -34,7 +34,7 @@ def main(
     params, optimizer = mlp.init(keys[0]), optax.adam(1e-3)
 
     rates = jax.tree.map(lambda leaf: jnp.full(leaf.shape, rate), params)
-    meta = nm.LearnedRates(params, rates)
+    meta = nm.MetaSGDParams(params, rates)
     learned = nm.fit(keys[1], meta, nm.meta_sgd(mlp.loss), tasks, optimizer, steps).params
     rule = nm.GradientDescent(rate)
     value_and_grad = nm.maml_value_and_grad(mlp.loss, rule)

@@ -37,7 +37,7 @@ def loss(layers, statistics, data):
 def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int = 0):
     """(test loss by inner step before meta-training and after, the learned rates)."""
     for_params, for_training, for_test = jax.random.split(jax.random.key(seed), 3)
-    by_step, per_step = nm.state_per_step(loss, inner_steps)
+    stepwise_loss, stack_state = nm.per_step_state(loss, inner_steps)
 
     def objective(meta, state, tasks):
         """The weighted query losses of all inner steps, and the statistics of each step."""
@@ -49,8 +49,8 @@ def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int 
             point, losses = nm.Stateful(meta.params, (statistics, place)), []
             for k in range(inner_steps):
                 rule = nm.GradientDescent([own.values[k] for own in meta.rate])
-                point = nm.adapt(by_step, point, support, rule)
-                value, (own, _) = by_step(point.params, point.state, query)
+                point = nm.adapt(stepwise_loss, point, support, rule)
+                value, (own, _) = stepwise_loss(point.params, point.state, query)
                 losses.append(value)
             return jnp.stack(losses) @ weights, own
 
@@ -65,11 +65,11 @@ def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int 
     def test(meta):
         rule = nm.GradientDescent(meta.params.rate, inner_steps)
         point = nm.Stateful(meta.params.params, meta.state[0])
-        return nm.evaluate(for_test, point, by_step, rule, tasks, by_step=True)
+        return nm.evaluate(for_test, point, stepwise_loss, rule, tasks, per_step=True)
 
     rates = [nm.Schedule(jnp.full(inner_steps, rate)) for _ in range(3)]
-    statistics = per_step([(jnp.zeros(WIDTH), jnp.ones(WIDTH)) for _ in range(2)])
-    start = nm.Stateful(nm.LearnedRates(init(for_params), rates), (statistics, jnp.zeros(())))
+    statistics = stack_state([(jnp.zeros(WIDTH), jnp.ones(WIDTH)) for _ in range(2)])
+    start = nm.Stateful(nm.MetaSGDParams(init(for_params), rates), (statistics, jnp.zeros(())))
     tasks = nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     trained = nm.fit(for_training, start, value_and_grad, tasks, optimizer, steps).params

@@ -1,5 +1,6 @@
 """Meta-gradients for any JAX loss and parameter pytree; nothing here knows a problem."""
 
+from negmaml._core.deprecation import renamed_exports
 from negmaml.meta.algorithms import (
     anil,
     fomaml,
@@ -10,23 +11,27 @@ from negmaml.meta.algorithms import (
     reptile,
 )
 from negmaml.meta.batching import Tasks
-from negmaml.meta.convolution import convolution
-from negmaml.meta.gradients import LearnedRates
+from negmaml.meta.convolution import im2col_convolution
+from negmaml.meta.gradients import MetaSGDParams
 from negmaml.meta.inner import adapt
-from negmaml.meta.stateful import Stateful, state_per_step
+from negmaml.meta.stateful import Stateful, per_step_state
 
 __all__ = [
-    "LearnedRates",
+    "MetaSGDParams",
     "Stateful",
     "Tasks",
     "adapt",
     "anil",
-    "convolution",
     "fomaml",
+    "im2col_convolution",
     "imaml",
     "maml",
     "maml_value_and_grad",
     "meta_sgd",
+    "per_step_state",
     "reptile",
-    "state_per_step",
 ]
+
+__getattr__ = renamed_exports(
+    __name__, {"LearnedRates": "MetaSGDParams", "state_per_step": "per_step_state"}
+)

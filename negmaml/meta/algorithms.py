@@ -221,7 +221,7 @@ def meta_sgd(
     batch_size: int | None = None,
     has_aux: bool = False,
 ) -> ValueAndGrad:
-    r"""Learned rates: (LearnedRates(params, rate), tasks) -> (value, LearnedRates of gradients).
+    r"""Learned rates: (MetaSGDParams(params, rate), tasks) -> (value, MetaSGDParams of gradients).
 
     The rate of `GradientDescent(rate, steps)` is a meta-parameter like any other, unconstrained:
     descent may take it through zero to negative values. Its form is any of `adapt`: a number, or a

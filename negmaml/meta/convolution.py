@@ -6,7 +6,7 @@ import numpy as np
 from negmaml._core.checks import check_count
 
 
-def convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
+def im2col_convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
     r"""Two-dimensional convolution as one matrix product over patches (im2col).
 
         z[n, i, j, o] = sum_{a, b, c} x[n, stride i + a, stride j + b, c] kernel[a, b, c, o]
@@ -23,7 +23,7 @@ def convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
     kernel height * width times the memory of x. On GPU prefer the native one. Raises ValueError
     for shapes that do not fit or another padding.
 
-    >>> convolution(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), padding="VALID").shape
+    >>> im2col_convolution(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 2)), padding="VALID").shape
     (1, 2, 2, 2)
     """
     stride = check_count("stride", stride)

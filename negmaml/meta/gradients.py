@@ -38,7 +38,7 @@ from negmaml.meta.stateful import Stateful
 from negmaml.rules import UNSOLVED, GradientDescent, run
 
 
-class LearnedRates(NamedTuple):
+class MetaSGDParams(NamedTuple):
     """Meta-parameters of Meta-SGD: where adaptation starts, and its rates (of any sign)."""
 
     params: Any
@@ -91,7 +91,7 @@ class Algorithm(NamedTuple):
         }
         if self.block not in ways:
             raise TypeError(
-                "params must be LearnedRates(params, rate) for meta_sgd, got Stateful parameters; "
+                "params must be MetaSGDParams(params, rate) for meta_sgd, got Stateful parameters; "
                 "to learn rates of a model with state, make them a part of its params, as "
                 "negmaml.examples.maml_plus_plus does"
             )
@@ -116,7 +116,7 @@ class Algorithm(NamedTuple):
         """The algorithm whose losses take the leaves that are no parameters from `rest`."""
         if not jax.tree.leaves(rest):
             return self
-        rest = rest.params if isinstance(rest, LearnedRates) else rest
+        rest = rest.params if isinstance(rest, MetaSGDParams) else rest
         inner = self.inner_loss and holding(self.inner_loss, rest)
         return self._replace(loss=holding(self.loss, rest), inner_loss=inner)
 
@@ -229,14 +229,14 @@ def summed(algorithm: Algorithm, rule, params, tasks, weight):
 
 def learned(algorithm: Algorithm, rule, meta, tasks, weight):
     """Value, and gradients in the parameters and in the rates."""
-    if not isinstance(meta, LearnedRates):
-        raise TypeError(f"params must be LearnedRates(params, rate), got {type(meta).__name__}")
-    meta = LearnedRates(check_params(meta.params), check_params(meta.rate))
+    if not isinstance(meta, MetaSGDParams):
+        raise TypeError(f"params must be MetaSGDParams(params, rate), got {type(meta).__name__}")
+    meta = MetaSGDParams(check_params(meta.params), check_params(meta.rate))
     own = GradientDescent(meta.rate, rule.steps)
     rates = jax.tree.structure(meta.rate)
     if symmetric(algorithm, meta.params, tasks):
         (value, gradient, of_rule), aux = _mixed(algorithm, own, meta.params, tasks, weight)
-        return (value, LearnedRates(gradient, jax.tree.unflatten(rates, of_rule))), aux
+        return (value, MetaSGDParams(gradient, jax.tree.unflatten(rates, of_rule))), aux
 
     def loss(meta):
         own = GradientDescent(meta.rate, rule.steps)

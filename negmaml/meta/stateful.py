@@ -8,7 +8,7 @@ Every task starts from the common state. It passes through the inner steps of th
 after each, and the loss on the query starts from the last. The common state is then the mean over
 tasks of what they end with (floating point leaves; others, such as counters and keys, are those of
 the first task). A loss that ignores the state it is given and returns it unchanged has a shared,
-fixed one. For a state of its own at every inner step, as in MAML++, see `state_per_step`.
+fixed one. For a state of its own at every inner step, as in MAML++, see `per_step_state`.
 """
 
 from collections.abc import Callable
@@ -210,7 +210,7 @@ def mean_state(states):
     return jax.tree.map(common, states, is_leaf=lambda node: isinstance(node, _Step))
 
 
-def state_per_step(loss: Callable, steps: int) -> tuple[Callable, Callable]:
+def per_step_state(loss: Callable, steps: int) -> tuple[Callable, Callable]:
     r"""(loss, init) with a state of its own for each of `steps` inner steps, and for the query.
 
     The new state is a stack of steps + 1 states and the number of the step, which `init` makes of
@@ -219,7 +219,7 @@ def state_per_step(loss: Callable, steps: int) -> tuple[Callable, Callable]:
     2019.
 
     >>> count = lambda w, state, x: ((w - x) ** 2, state + 1)
-    >>> loss, init = state_per_step(count, steps=1)
+    >>> loss, init = per_step_state(count, steps=1)
     >>> stack, _ = loss(0.0, init(jnp.zeros(())), 1.0)[1]
     >>> stack.tolist()
     [1.0, 0.0]

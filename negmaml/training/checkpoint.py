@@ -63,7 +63,7 @@ class Store:
                 self.damaged.append(step)
                 continue
             if blame is not None:
-                warnings.warn(f"{blame}; going on from checkpoint {step}", stacklevel=4)
+                warnings.warn(f"{blame}; going on from checkpoint {step}", stacklevel=7)
             state, history = jax.tree.unflatten(jax.tree.structure((state, rows)), leaves)
             return step, state, jax.tree.map(np.asarray, history), meta.get("place")
         if blame is not None:
@@ -101,13 +101,13 @@ class Store:
         text = "; ".join(found)
         if self.keep_going and stored.get("format") == FORMAT:
             warnings.warn(
-                f"going on from a checkpoint as asked; what may differ: {text}", stacklevel=5
+                f"going on from a checkpoint as asked; what may differ: {text}", stacklevel=8
             )
             return
         raise ValueError(
             f"checkpoint {str(self.manager.directory)!r} belongs to another run, which differs in "
             f"{text}. Nothing was changed; give another directory, or the arguments it was made "
-            'with, or go on from it deliberately with checkpoint_of="any"'
+            'with, or go on from it deliberately with resume="any"'
         )
 
     def _restored(self, step: int, **parts):
@@ -262,7 +262,7 @@ def _read(name: str, function, arguments) -> dict[str, Any]:
     except UnidentifiedError as unknown:
         raise ValueError(
             f"checkpoint must know what run it is of, and {name} holds what cannot be compared "
-            f'({unknown}); to keep checkpoints without that, give checkpoint_of="any"'
+            f'({unknown}); to keep checkpoints without that, give resume="any"'
         ) from unknown
 
 

@@ -92,7 +92,7 @@ def check_sampler(name: str, sample: Partial, key) -> None:
         warnings.warn(
             f"{name} does not use its key, so every step has the same tasks; if that is meant, "
             f"pass the tasks themselves as {name}, else draw them with jax.random and the key",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 
@@ -179,7 +179,7 @@ class Batches:
                 "load_state_dict, and its iterator no get_state and set_state): it "
                 f"is read from its start and {done} batches are passed over, "
                 "and the run goes on as if never cut only if it gives the same batches again",
-                stacklevel=5,
+                stacklevel=6,
             )
         for _ in range(done):
             self._pull()

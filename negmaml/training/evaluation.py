@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 
 from negmaml._core.checks import check_count, check_flag, check_optional
 from negmaml._core.convergence import warn_unless
+from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.display import Table, displayed, shape_text
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_transfers
@@ -41,7 +42,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         values: the loss or metric on the query of each task, shape (episodes,); after 0, 1, ...
-            steps, shape (steps + 1, episodes), with `by_step`.
+            steps, shape (steps + 1, episodes), with `per_step`.
         unconverged: the share of tasks whose inner problem was not solved, from 0 to 1; zero for a
             rule that takes steps.
     """
@@ -78,6 +79,7 @@ class Evaluation(NamedTuple):
         return Table(title, [(str(k), text) for k, text in enumerate(texts)], ("steps", "value"))
 
 
+@renamed_arguments(by_step="per_step")
 @own_transfers
 def evaluate(
     key: PRNGKeyArray,
@@ -88,7 +90,7 @@ def evaluate(
     *,
     metric: Callable[..., Any] | None = None,
     episodes: int = 600,
-    by_step: bool = False,
+    per_step: bool = False,
     mask: Any = None,
 ) -> Evaluation:
     r"""The loss, or another metric, on the query of fresh tasks after adapting to their support.
@@ -106,12 +108,12 @@ def evaluate(
         metric: (params, query) -> one number, such as accuracy; `loss` when left out. With
             `Stateful` parameters (params, state, query) -> number.
         episodes: number of tasks. Few-shot papers report 600.
-        by_step: whether to give the metric after every inner step, 0 included.
+        per_step: whether to give the metric after every inner step, 0 included.
         mask: as in `adapt`.
 
     Returns `Evaluation`. Compiled once for the same functions and shapes. Warns where a rule such
     as `Proximal` did not solve its inner problem, except inside jit and vmap. Raises as `adapt`,
-    and TypeError for `by_step` of a rule that takes no steps.
+    and TypeError for `per_step` of a rule that takes no steps.
 
     >>> import negmaml as nm
     >>> square = lambda w, target: (w - target) ** 2 / 2
@@ -122,11 +124,11 @@ def evaluate(
     key = check_key("key", key)
     episodes = check_count("episodes", episodes)
     rule = as_rule("rule", rule)
-    by_step = check_flag("by_step", by_step)
-    if by_step and rule.implicit:
-        raise TypeError(f"by_step needs a rule that takes steps, got {rule!r}")
+    per_step = check_flag("per_step", per_step)
+    if per_step and rule.implicit:
+        raise TypeError(f"per_step needs a rule that takes steps, got {rule!r}")
     loss, metric = check_loss("loss", loss), check_optional(check_loss, "metric", metric)
-    test = _Test(loss, metric, check_optional(hashable, "mask", mask), by_step)
+    test = _Test(loss, metric, check_optional(hashable, "mask", mask), per_step)
     params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)
     if callable(tasks):
         source = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)
@@ -147,7 +149,7 @@ class _Test(NamedTuple):
     loss: Callable
     metric: Callable | None
     hashable_mask: Any
-    by_step: bool
+    per_step: bool
 
     def of_task(self, params, rule, support, query):
         """(metric after adapting, shape () or (steps + 1,), whether a rule that solves did)."""
@@ -180,7 +182,7 @@ class _Test(NamedTuple):
                 return value(theta), info.converged
             gradient, start = jax.grad(of_support), moving
         last, (visited, _) = run(rule, gradient, start)
-        if not self.by_step:
+        if not self.per_step:
             return value(last), None
         if rule.steps == 1:
             visited = jax.tree.map(lambda x: x[None], visited)

@@ -39,7 +39,7 @@ class Watch(NamedTuple):
 
     directory: Any
     checkpoint_every: int | None
-    checkpoint_of: str
+    resume: str
     callback: Callable | None
     callback_every: int | None
     progress: bool
@@ -61,7 +61,7 @@ class Watch(NamedTuple):
             raise TypeError(
                 f"checkpoint must be the path of a directory, got {shown(self.directory)}"
             )
-        check_choice("checkpoint_of", self.checkpoint_of, ("this", "any"))
+        check_choice("resume", self.resume, ("strict", "any"))
         if self.callback is not None:
             check_callable("callback", self.callback, "of (step, metrics, params)")
         directory = self.directory
@@ -113,7 +113,7 @@ def in_stretches(run: Run, state: State, stretch: Stretch, watch: Watch):
             if batches:
                 group, taken = batches.take(taken, length)
             if store and (form := _form(group)) not in traced:  # now, or again for other shapes
-                if traced and watch.checkpoint_of == "this":
+                if traced and watch.resume == "strict":
                     checkpoint.check_unchanged(run, state, batch)
                 traced.add(form)
             state, part = advance(run, state, here, here + taken, group, length=length)
@@ -142,7 +142,7 @@ def _found(run: Run, state: State, stretch: Stretch, watch: Watch, stack, length
         return run, None, 0, state, None
     offset, steps, batches = stretch
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), batch)
-    go_on = watch.checkpoint_of == "any"
+    go_on = watch.resume == "any"
     identity = checkpoint.identity_of(run, state, batch, trace=not go_on)
     run = dataclasses.replace(run, program=checkpoint.program_of(identity))
     store = stack.enter_context(checkpoint.opened(watch.directory, identity, go_on))

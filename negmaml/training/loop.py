@@ -22,6 +22,7 @@ from jax.tree_util import Partial
 
 from negmaml._core.checks import check_callable, check_count, shown
 from negmaml._core.convergence import ConvergenceWarning
+from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_transfers
@@ -34,9 +35,10 @@ from negmaml.training.data import Batches, check_sampler, number_of_steps, task_
 from negmaml.training.host_loop import Stretch, Watch, in_stretches
 from negmaml.training.programs import bound_programs, known_optimizer
 from negmaml.training.sharding import spread_over
-from negmaml.training.state import Fit, Point, Run, State, advance, begin, start, whole
+from negmaml.training.state import FitResult, Point, Run, State, advance, begin, start, whole
 
 
+@renamed_arguments({"this": "strict"}, checkpoint_of="resume")
 @own_transfers
 def fit(
     key: PRNGKeyArray,
@@ -53,14 +55,14 @@ def fit(
     patience: int | None = None,
     callback: Callable[..., Any] | None = None,
     callback_every: int | None = None,
-    state: Fit | None = None,
+    state: FitResult | None = None,
     mesh: Any = None,
     task_axis: Any = None,
     checkpoint: Any = None,
     checkpoint_every: int | None = None,
-    checkpoint_of: str = "this",
+    resume: str = "strict",
     progress: bool = False,
-) -> Fit:
+) -> FitResult:
     r"""Meta-train: `steps` updates of `params` by an optax optimizer on fresh tasks.
 
     Arguments:
@@ -103,18 +105,18 @@ def fit(
             was, by state_dict and load_state_dict or by get_state and set_state of its iterator,
             or gives the same batches again). One run at a time may use a directory. Needs orbax:
             pip install "negmaml[checkpoint]".
-        checkpoint_of: "this" run alone may be gone on from; with "any", also one of another
-            optimizer, loss or key whose arrays have the same shapes, converted with a warning from
-            float32 to float64 or back. More steps are always fine.
+        resume: "strict" resumes only a checkpoint of this computation, "any" also one of another
+            optimizer, loss or key whose arrays have the same shapes. It warns of the differences,
+            and converts float32 to float64 or back. More steps are always fine.
         progress: whether to show a bar. Needs rich: pip install "negmaml[cli]".
 
-    Returns `Fit`. When a loss, or a parameter after an update, is not finite, the run stops there,
-    the parameters of the last finite loss are returned, and a warning says so (none inside jit and
-    vmap). Another warns of inner problems that a rule such as `Proximal` did not solve. Functions
-    are static: pass the same objects, or `Partial`s of them, to compile once. Optimizers with equal
-    programs count as the same object, so that optax.adam(1e-2) may be built in a loop. The programs
-    of the last 64 combinations of functions and optimizers are kept, about 9 MB each for a small
-    model; beyond that all are dropped.
+    Returns `FitResult`. When a loss, or a parameter after an update, is not finite, the run stops
+    there, the parameters of the last finite loss are returned, and a warning says so (none inside
+    jit and vmap). Another warns of inner problems that a rule such as `Proximal` did not solve.
+    Functions are static: pass the same objects, or `Partial`s of them, to compile once. Optimizers
+    with equal programs count as the same object, so that optax.adam(1e-2) may be built in a loop.
+    The programs of the last 64 combinations of functions and optimizers are kept, about 9 MB each
+    for a small model; beyond that all are dropped.
 
     What is wrong is found before anything is compiled. Raises TypeError or ValueError for
     parameters none of which is floating point or that do not fit the loss, a key that is
@@ -140,7 +142,7 @@ def fit(
             "nothing would be evaluated"
         )
     watch = Watch(
-        checkpoint, checkpoint_every, checkpoint_of, callback, callback_every, progress
+        checkpoint, checkpoint_every, resume, callback, callback_every, progress
     ).checked()
     spread = spread_over(mesh, task_axis)
     point, carried = _beginning(params, state)
@@ -161,7 +163,7 @@ def fit(
     return result
 
 
-def _trained(run: Run, point: Point, stretch: Stretch, watch: Watch) -> Fit:
+def _trained(run: Run, point: Point, stretch: Stretch, watch: Watch) -> FitResult:
     """All steps, in one program where the host has nothing to do in between."""
     begin = partial(_first, run.optimizer, patience=run.patience)
     if watch.idle and stretch.batches is None:
@@ -247,9 +249,9 @@ class _Given(NamedTuple):
         return self.value
 
 
-def _beginning(params, state: Fit | None) -> tuple[Point, Carried]:
+def _beginning(params, state: FitResult | None) -> tuple[Point, Carried]:
     """Where a run starts, and the leaves of the parameters that do not train."""
-    if state is not None and not isinstance(state, Fit):
+    if state is not None and not isinstance(state, FitResult):
         raise TypeError(f"state must be a result of fit, got {type(state).__name__}")
     params = params if state is None else state.params
     model_state = None
@@ -279,7 +281,7 @@ def _traced(tree) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def _result(run: Run, offset, state: State, history) -> Fit:
+def _result(run: Run, offset, state: State, history) -> FitResult:
     """The outcome of the steps from `offset` on, of which the history has a row each.
 
     Evaluations are due by the number of the step since the very start. Within a traced program,
@@ -292,7 +294,7 @@ def _result(run: Run, offset, state: State, history) -> Fit:
         rows = first + every * np.arange(count)
         evaluation = jax.tree.map(lambda x: x[rows], evaluation)
     point = state.now if state.best is None else _chosen(state)
-    return Fit(whole(run, point), point.optimizer_state, loss, aux, evaluation, point.step,
+    return FitResult(whole(run, point), point.optimizer_state, loss, aux, evaluation, point.step,
                state.finite, state.stopped, unconverged)  # fmt: skip
 
 
@@ -302,7 +304,7 @@ def _chosen(state: State) -> Point:
     return jax.tree.map(lambda b, n: jnp.where(known, b, n), state.best.point, state.now)  # type: ignore[union-attr]
 
 
-def _announce(result: Fit) -> None:
+def _announce(result: FitResult) -> None:
     """Warn of inner problems that were not solved, and of a run that stopped as not finite."""
     if result.unconverged is not None and np.nansum(result.unconverged):
         some = int(np.sum(np.asarray(result.unconverged) > 0))
@@ -310,7 +312,7 @@ def _announce(result: Fit) -> None:
             f"at {some} of {len(result.loss)} steps {UNSOLVED} (unconverged of the result has the "
             "share of tasks at each step)",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
     if bool(result.finite):
         return
@@ -324,5 +326,5 @@ def _announce(result: Fit) -> None:
         "smaller learning rate or inner rate, or optax.clip_by_global_norm before the optimizer; "
         "look for a square root, logarithm or division at zero in the loss",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

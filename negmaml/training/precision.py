@@ -35,7 +35,7 @@ def as_written(checkpoint: str, like: list, written: list | None) -> list:
         )
     if apart:
         changes = " and ".join(sorted({f"{a[0]} to {b[0]}" for a, b in apart}))
-        warnings.warn(f"arrays of {checkpoint} are converted: {changes}", stacklevel=5)
+        warnings.warn(f"arrays of {checkpoint} are converted: {changes}", stacklevel=6)
     return [
         leaf if own == one else np.zeros(one[1], one[0])
         for leaf, one, own in zip(like, written, now, strict=True)

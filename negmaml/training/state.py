@@ -11,6 +11,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, displayed, shape_text, tree_text
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.partition import merge
@@ -23,7 +24,7 @@ TRAINING, EVALUATION = 0, 1  # what the key is folded with
 
 
 @displayed
-class Fit(NamedTuple):
+class FitResult(NamedTuple):
     """What `fit` returns.
 
     Attributes:
@@ -35,7 +36,7 @@ class Fit(NamedTuple):
         evaluation: after each `evaluate_every` steps, stacked; None without `evaluate`.
         step: number of updates in `params`, those of a `state` it went on from included.
         finite: whether all losses and updates were finite.
-        stopped: whether `patience` or a callback ended it before its steps.
+        stopped_early: whether `patience` or a callback ended it before its steps.
         unconverged: at each step the share of tasks whose inner problem was not solved, shape
             (steps,), from 0 to 1; None where no rule solves any, or for a function of your own.
     """
@@ -47,15 +48,16 @@ class Fit(NamedTuple):
     evaluation: Any
     step: Any
     finite: Any
-    stopped: Any
+    stopped_early: Any
     unconverged: Any = None
+    stopped = renamed_attribute("FitResult.stopped", "stopped_early")
 
     def _summary(self) -> Table:
         if any(isinstance(x, jax.core.Tracer) for x in (self.loss, self.step, self.finite)):
-            return Table("Fit, traced", [("loss", shape_text(self.loss))])
+            return Table("FitResult, traced", [("loss", shape_text(self.loss))])
         losses = np.asarray(self.loss, float)
         taken = losses[..., np.isfinite(losses).reshape(-1, losses.shape[-1]).any(0)]
-        ends = np.asarray([np.all(self.finite), np.any(self.stopped)])
+        ends = np.asarray([np.all(self.finite), np.any(self.stopped_early)])
         how = ("" if ends[0] else ", not all finite") + (", stopped early" if ends[1] else "")
         steps = sorted({int(s) for s in np.ravel(self.step)})
         rows = [
@@ -70,7 +72,7 @@ class Fit(NamedTuple):
         if self.unconverged is not None and np.nansum(self.unconverged):
             share = np.nanmean(self.unconverged)
             rows.append(("not converged", f"{share:.2%} of the inner problems"))
-        return Table("Fit", rows)
+        return Table("FitResult", rows)
 
 
 def _tail_text(losses) -> str:

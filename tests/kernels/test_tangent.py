@@ -68,7 +68,7 @@ def sequence(params, x):
 
 
 def images(params, x):
-    z = jax.nn.relu(nm.convolution(x, params["kernel"]))
+    z = jax.nn.relu(nm.im2col_convolution(x, params["kernel"]))
     return z.reshape(len(x), -1) @ params["head"]
 
 

@@ -26,7 +26,7 @@ def test_it_is_the_native_convolution(window, stride, padding, x64):
         )
 
     def patches(x, kernel):
-        return nm.convolution(x, kernel, stride=stride, padding=padding)
+        return nm.im2col_convolution(x, kernel, stride=stride, padding=padding)
 
     def slopes(f):
         return jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1))
@@ -44,8 +44,8 @@ def test_it_is_the_native_convolution(window, stride, padding, x64):
 def test_bad_input_is_named():
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 1))
     with pytest.raises(ValueError, match=r"got \(1, 4, 4, 2\) and \(3, 3, 1, 1\)"):
-        nm.convolution(x, jnp.ones((3, 3, 1, 1)))
+        nm.im2col_convolution(x, jnp.ones((3, 3, 1, 1)))
     with pytest.raises(ValueError, match="padding must be 'SAME' or 'VALID', got 'same'"):
-        nm.convolution(x, kernel, padding="same")
+        nm.im2col_convolution(x, kernel, padding="same")
     with pytest.raises(ValueError, match="stride must be an integer of at least 1"):
-        nm.convolution(x, kernel, stride=0)
+        nm.im2col_convolution(x, kernel, stride=0)

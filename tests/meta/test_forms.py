@@ -68,7 +68,7 @@ def test_rates_by_prefix_and_by_step_mean_the_same_everywhere(form):
         objective = nm.maml(loss, rule)(params, TASKS)
         adapted = jax.vmap(lambda s: nm.adapt(loss, params, s, rule))(TASKS.support)
         value = jnp.mean(jax.vmap(loss)(adapted, TASKS.query))
-        learned = nm.meta_sgd(loss, steps=steps)(nm.LearnedRates(params, rate), TASKS)
+        learned = nm.meta_sgd(loss, steps=steps)(nm.MetaSGDParams(params, rate), TASKS)
         return expected, by_method, objective, value, learned
 
     expected, by_method, objective, value, learned = everything(PARAMS)
@@ -87,7 +87,7 @@ def test_the_rates_of_steps_beyond_a_schedule_learn_through_its_last():
         return nested(PARAMS, [(r, r) for r in each])
 
     by_step = jax.jit(jax.grad(value))(jnp.array([0.1, -0.2, -0.2]))
-    rates = nm.LearnedRates(PARAMS, nm.Schedule(jnp.array([0.1, -0.2])))
+    rates = nm.MetaSGDParams(PARAMS, nm.Schedule(jnp.array([0.1, -0.2])))
     gradient = jax.jit(nm.meta_sgd(loss, steps=3))(rates, TASKS)[1].rate.values
     np.testing.assert_allclose(gradient, [by_step[0], by_step[1] + by_step[2]], rtol=1e-4)
 
@@ -145,7 +145,7 @@ def test_leaves_that_are_no_parameters_are_carried():
         ]
         anil = nm.anil(of_module, rule, head)(whole, TASKS)
         pairs.append((anil, nm.anil(loss, rule, head["params"])(params, TASKS)))
-        learned = nm.meta_sgd(of_module)(nm.LearnedRates(whole, -0.1), TASKS)
+        learned = nm.meta_sgd(of_module)(nm.MetaSGDParams(whole, -0.1), TASKS)
         adapted = nm.adapt(of_module, whole, support, rule)
         assert adapted["activation"] is jnp.sin and adapted["layers"] == 2
         return pairs, (learned[0], learned[1].params)
@@ -236,7 +236,9 @@ def test_a_state_that_the_loss_reads_is_differentiated_through():
     same((computed, gradient.params), jax.value_and_grad(value)(jnp.asarray(0.7)))
     with pytest.raises(TypeError, match=r"Stateful parameters go with.*got 'mixed'"):
         nm.maml_value_and_grad(product, nm.GradientDescent(0.1), method="mixed")(start, tasks)
-    with pytest.raises(TypeError, match=r"LearnedRates\(params, rate\) for meta_sgd, got Stateful"):
+    with pytest.raises(
+        TypeError, match=r"MetaSGDParams\(params, rate\) for meta_sgd, got Stateful"
+    ):
         nm.meta_sgd(product)(start, tasks)
     with pytest.raises(TypeError, match="must return"):
         without = lambda params, state, data: loss(params, data)  # noqa: E731
@@ -244,7 +246,7 @@ def test_a_state_that_the_loss_reads_is_differentiated_through():
 
 
 def test_each_step_can_have_a_state_of_its_own():
-    stepped, init = nm.state_per_step(centred_loss, steps=2)
+    stepped, init = nm.per_step_state(centred_loss, steps=2)
     start = nm.Stateful(PARAMS, init(jnp.array([2.0])))
     rule = nm.GradientDescent(-0.1, 2)
     gradient = jax.jit(nm.maml_value_and_grad(stepped, rule))(start, TASKS)[1]

@@ -238,7 +238,7 @@ def test_the_meta_gradient_through_an_optimizer_is_that_of_its_updates(optimizer
 def test_learned_rates_get_the_gradient_of_the_nested_definition(rates, x64):
     rate, steps, _ = rates
     params, tasks = setting()
-    meta = nm.LearnedRates(params, jax.tree.map(jnp.asarray, rate))
+    meta = nm.MetaSGDParams(params, jax.tree.map(jnp.asarray, rate))
 
     def objective(meta):
         return nm.maml(loss, nm.GradientDescent(meta.rate, steps))(meta.params, tasks)
@@ -250,7 +250,7 @@ def test_learned_rates_get_the_gradient_of_the_nested_definition(rates, x64):
 @pytest.mark.parametrize("rate", (-0.1, 0.0, 0.2))
 def test_the_gradient_in_the_rate_is_the_finite_difference(rate, x64):
     params, tasks = setting()
-    meta = nm.LearnedRates(params, rate)
+    meta = nm.MetaSGDParams(params, rate)
     gradient = jax.jit(nm.meta_sgd(loss, steps=2))(meta, tasks)[1].rate
     expected = differences(
         lambda rate: nm.maml(loss, nm.GradientDescent(rate, 2))(params, tasks), rate, 1e-5
@@ -282,7 +282,7 @@ def test_the_task_batch_size_changes_rounding_only(name, x64):
 def test_a_batch_size_serves_the_objective_and_learned_rates_too(x64):
     params, tasks = setting()
     rule = nm.GradientDescent(0.2)
-    meta = nm.LearnedRates(params, 0.2)
+    meta = nm.MetaSGDParams(params, 0.2)
     small, whole = (
         jax.jit(lambda n=n: (nm.maml(loss, rule, batch_size=n)(params, tasks),
                              nm.meta_sgd(loss, batch_size=n)(meta, tasks)))()
@@ -418,7 +418,7 @@ def test_bad_input_is_named():
         )
     with pytest.raises(TypeError, match="Proximal"):
         nm.imaml(loss, rule)
-    with pytest.raises(TypeError, match="LearnedRates"):
+    with pytest.raises(TypeError, match="MetaSGDParams"):
         nm.meta_sgd(loss)(params, tasks)
     with pytest.raises(TypeError, match="GradientTransformation"):
         nm.InnerOptimizer(0.1)

@@ -193,7 +193,7 @@ def test_every_method_that_is_not_refused_is_nested_autodiff(name, steps, x64):
         rule = nm.GradientDescent(rate, steps)
         results = [nm.maml_value_and_grad(loss, rule, method=m)(params, TASKS) for m in methods]
         results.append(jax.value_and_grad(nm.maml(loss, rule))(params, TASKS))
-        learned = nm.meta_sgd(loss, steps=steps)(nm.LearnedRates(params, rate), TASKS)
+        learned = nm.meta_sgd(loss, steps=steps)(nm.MetaSGDParams(params, rate), TASKS)
         results.append((learned[0], learned[1].params))
         return results, jax.value_and_grad(nested(loss, loss, rule))(params)
 
@@ -314,7 +314,7 @@ def test_anil_and_learned_rates_are_exact_with_a_rule_of_the_users_own(x64):
     @jax.jit
     def everything(params, rate):
         rule = nm.GradientDescent(rate, 2)
-        meta = nm.LearnedRates(params, rate)
+        meta = nm.MetaSGDParams(params, rate)
         learned = nm.meta_sgd(loss, steps=2)(meta, TASKS)
 
         def objective(meta):

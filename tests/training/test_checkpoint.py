@@ -155,7 +155,7 @@ def test_another_computation_is_gone_on_with_when_asked(tmp_path):
     small(tmp_path)
     slower = optax.adam(0.01)
     with pytest.warns(UserWarning, match="going on from a checkpoint as asked.*optimizer"):
-        further = small(tmp_path, optimizer=slower, steps=4, checkpoint_of="any")
+        further = small(tmp_path, optimizer=slower, steps=4, resume="any")
     expected = small(optimizer=slower, state=small())
     np.testing.assert_allclose(further.params, expected.params)
 
@@ -169,9 +169,9 @@ def test_a_computation_that_cannot_be_known_is_refused(tmp_path):
         args = value_and_grad, TASKS, OPTIMIZER, 2
         return nm.fit(jax.random.key(0), 1.0, *args, checkpoint=tmp_path, **options)
 
-    with pytest.raises(ValueError, match=r'value_and_grad holds what cannot .*checkpoint_of="any"'):
+    with pytest.raises(ValueError, match=r'value_and_grad holds what cannot .*resume="any"'):
         go()
-    assert int(go(checkpoint_of="any").step) == 2
+    assert int(go(resume="any").step) == 2
 
 
 def test_fewer_steps_than_the_checkpoint_holds_are_refused(tmp_path):
@@ -274,14 +274,14 @@ def test_a_checkpoint_of_another_precision_is_converted_or_refused_by_name(tmp_p
         with pytest.raises(ValueError, match="belongs to another run, which differs in"):
             small(tmp_path / "a")
         with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match="as asked"):
-            found = small(tmp_path / "a", checkpoint_of="any")
+            found = small(tmp_path / "a", resume="any")
         assert found.params.dtype == found.loss.dtype == jnp.float64
         double = small(tmp_path / "b", steps=4)
     np.testing.assert_array_equal(found.params, np.float64(single.params))
     np.testing.assert_array_equal(found.loss, np.float64(single.loss))
     said = "are converted: float64 to float32"
     with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match="as asked"):
-        found = small(tmp_path / "b", steps=4, checkpoint_of="any")
+        found = small(tmp_path / "b", steps=4, resume="any")
     np.testing.assert_array_equal(found.params, np.float32(double.params))
 
 
@@ -292,7 +292,7 @@ def test_a_checkpoint_of_other_shapes_is_not_called_damaged(tmp_path):
         pytest.warns(UserWarning, match="as asked"),
         pytest.raises(ValueError, match=r"float32\[3\] then, float32\[\] now.*nothing was changed"),
     ):
-        small(tmp_path, steps=4, checkpoint_of="any")
+        small(tmp_path, steps=4, resume="any")
     assert contents(tmp_path) == before
 
 

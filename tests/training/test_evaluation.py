@@ -32,7 +32,7 @@ def drawn(count):
 def test_values_after_every_step_are_those_of_adapting(mask):
     tasks = drawn(6)
     rule = nm.GradientDescent(nm.Schedule([0.02, -0.01]), 3)  # the last value once more
-    result = nm.evaluate(KEY, PARAMS, loss, rule, TASKS, episodes=6, by_step=True, mask=mask,
+    result = nm.evaluate(KEY, PARAMS, loss, rule, TASKS, episodes=6, per_step=True, mask=mask,
                          metric=within_one)  # fmt: skip
     assert result.values.shape == (4, 6)
     rates = [0.02, -0.01, -0.01]
@@ -82,7 +82,7 @@ def test_implicit_rules_and_models_with_state_are_evaluated():
         return loss(params, (x - mean, y)), 0.5 * mean + 0.5 * x.mean()
 
     start, rule = nm.Stateful(PARAMS, jnp.asarray(0.3)), nm.GradientDescent(0.01, 2)
-    result = nm.evaluate(KEY, start, centred, rule, TASKS, episodes=4, by_step=True)
+    result = nm.evaluate(KEY, start, centred, rule, TASKS, episodes=4, per_step=True)
     expected = jax.jit(nm.maml(centred, rule))(start, drawn(4))
     assert float(result.mean[-1]) == pytest.approx(float(expected), rel=1e-4)
 
@@ -93,8 +93,8 @@ def test_bad_input_is_named():
         nm.evaluate(KEY, PARAMS, loss, rule, TASKS, episodes=0)
     with pytest.raises(TypeError, match="key must be a random key"):
         nm.evaluate(0, PARAMS, loss, rule, TASKS)
-    with pytest.raises(TypeError, match="by_step needs a rule that takes steps"):
-        nm.evaluate(KEY, PARAMS, loss, nm.Proximal(1.0), TASKS, by_step=True)
+    with pytest.raises(TypeError, match="per_step needs a rule that takes steps"):
+        nm.evaluate(KEY, PARAMS, loss, nm.Proximal(1.0), TASKS, per_step=True)
     with pytest.raises(ValueError, match="metric must return one real number"):
         nm.evaluate(KEY, PARAMS, loss, rule, TASKS, metric=lambda p, d: d[1])
     with pytest.raises(TypeError, match="metric must be a function"):

@@ -50,7 +50,7 @@ def test_a_callback_is_told_of_the_steps_since_the_last():
 
 def test_a_callback_that_returns_true_stops():
     result = train(callback=lambda step, metrics, params: step == 4, callback_every=2)
-    assert int(result.step) == 4 and bool(result.stopped) and result.loss.shape == (6,)
+    assert int(result.step) == 4 and bool(result.stopped_early) and result.loss.shape == (6,)
     assert np.isfinite(result.loss[:4]).all() and np.isnan(result.loss[4:]).all()
     same(result.params, train(steps=4).params)
     assert "stopped early" in repr(result)
@@ -59,7 +59,7 @@ def test_a_callback_that_returns_true_stops():
 @pytest.mark.parametrize("true", (np.bool_(True), np.array(True), jnp.array(True)), ids=repr)
 def test_a_true_boolean_of_any_library_stops(true):
     result = train(callback=lambda step, *_: true if step == 2 else ~true)
-    assert int(result.step) == 2 and bool(result.stopped)
+    assert int(result.step) == 2 and bool(result.stopped_early)
 
 
 @pytest.mark.parametrize("answer", (None, 1, "yes", 0.5, {"loss": 1}, np.float32(1)), ids=repr)
@@ -88,7 +88,7 @@ def test_patience_stops_and_keeps_the_best(period):
         KEY, 0.0, descending, lambda key: key, optax.sgd(1.0, momentum=0.0), 20,
         evaluate=parabola, evaluate_every=1, patience=4, **hooks,
     )  # fmt: skip
-    assert float(result.params) == -3.0 and int(result.step) == 3 and bool(result.stopped)
+    assert float(result.params) == -3.0 and int(result.step) == 3 and bool(result.stopped_early)
     np.testing.assert_array_equal(result.evaluation[:7], [4, 1, 0, 1, 4, 9, 16])
     assert np.isnan(result.evaluation[7:]).all() and np.isnan(result.loss[7:]).all()
 
@@ -102,7 +102,7 @@ def test_patience_vmaps_and_each_seed_stops_on_its_own():
 
     result = jax.vmap(one)(jnp.array([0.0, 2.0, 20.0]))
     np.testing.assert_array_equal(result.params, [-3.0, -3.0, 11.0])
-    np.testing.assert_array_equal(result.stopped, [True, True, False])
+    np.testing.assert_array_equal(result.stopped_early, [True, True, False])
 
 
 @pytest.mark.parametrize("hooks", ({}, {"callback": lambda *_: None, "callback_every": 2}))

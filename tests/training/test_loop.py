@@ -224,7 +224,7 @@ def test_equal_optimizers_given_twice_compile_once():
 @pytest.mark.slow
 def test_learned_rates_train():
     algorithm = nm.meta_sgd(loss)
-    meta = nm.LearnedRates(network(), jax.tree.map(lambda x: jnp.full(x.shape, 0.01), network()))
+    meta = nm.MetaSGDParams(network(), jax.tree.map(lambda x: jnp.full(x.shape, 0.01), network()))
     result = nm.fit(jax.random.key(0), meta, algorithm, SINUSOIDS, optax.adam(1e-2), 20)
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), result.params.rate, meta.rate)
     assert min(jax.tree.leaves(moved)) > 1e-3

@@ -106,7 +106,7 @@ def test_equinox_with_batch_norm():
 
     result = trained(whole, nm.Stateful(model, state))
     assert isinstance(result.params.params, Network) and np.isfinite(result.loss).all()
-    test = nm.evaluate(KEY, result.params, whole, RULE, TASKS, episodes=3, by_step=True)
+    test = nm.evaluate(KEY, result.params, whole, RULE, TASKS, episodes=3, per_step=True)
     assert np.isfinite(test.values).all()
 
 

@@ -38,7 +38,7 @@ ALGORITHMS = {
     "maml": (nm.maml_value_and_grad(loss, RULE, batch_size=1), PARAMS),
     "first order, aux": (nm.fomaml(with_aux, RULE, has_aux=True), PARAMS),
     "state": (nm.maml_value_and_grad(centred, RULE), nm.Stateful(PARAMS, jnp.zeros(()))),
-    "learned rates": (nm.meta_sgd(loss), nm.LearnedRates(PARAMS, 0.01)),
+    "learned rates": (nm.meta_sgd(loss), nm.MetaSGDParams(PARAMS, 0.01)),
 }
 
 
