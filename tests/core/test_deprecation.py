@@ -31,6 +31,15 @@ def test_an_old_argument_warns_and_is_passed_by_its_new_name():
         f(1, part=2, worker=3)
 
 
+def test_an_old_value_of_an_old_argument_is_passed_as_the_new_one():
+    @renamed_arguments({"this": "strict"}, checkpoint_of="resume")
+    def f(*, resume="strict"):
+        return resume
+
+    with pytest.warns(DeprecationWarning, match=r"f\(checkpoint_of=...\) was renamed: use resume="):
+        assert f(checkpoint_of="this") == "strict"
+
+
 def test_an_old_attribute_warns_and_gives_the_new_one():
     class Result:
         significant = True

@@ -1,0 +1,47 @@
+"""Names of the last release warn, and give what the new names give."""
+
+import importlib
+
+import pytest
+
+import negmaml as nm
+from negmaml.training.state import FitResult
+
+EXPORTS = [
+    ("negmaml", "Fit", "FitResult"),
+    ("negmaml", "LearnedRates", "MetaSGDParams"),
+    ("negmaml", "convolution", "im2col_convolution"),
+    ("negmaml", "state_per_step", "per_step_state"),
+    ("negmaml.meta", "LearnedRates", "MetaSGDParams"),
+    ("negmaml.meta", "state_per_step", "per_step_state"),
+    ("negmaml.training", "Fit", "FitResult"),
+]
+# Function, old argument, new argument. Called with nothing else, so that the call ends there.
+ARGUMENTS = [
+    (nm.evaluate, "by_step", "per_step"),
+    (nm.fit, "checkpoint_of", "resume"),
+]
+ATTRIBUTES = [(FitResult(*range(9)), "stopped", "stopped_early")]
+
+
+@pytest.mark.parametrize(("module", "old", "new"), EXPORTS)
+def test_an_old_export_is_the_new_one(module, old, new):
+    home = importlib.import_module(module)
+    with pytest.warns(DeprecationWarning, match=rf"\.{old} was renamed: use {module}\.{new}"):
+        assert getattr(home, old) is getattr(home, new)
+    assert old not in home.__all__ and new in home.__all__
+
+
+@pytest.mark.parametrize(("function", "old", "new"), ARGUMENTS)
+def test_an_old_argument_is_passed_by_its_new_name(function, old, new):
+    with (
+        pytest.warns(DeprecationWarning, match=rf"{old}=\.\.\.\) was renamed: use {new}="),
+        pytest.raises(TypeError, match="missing"),
+    ):
+        function(**{old: True})
+
+
+@pytest.mark.parametrize(("result", "old", "new"), ATTRIBUTES)
+def test_an_old_attribute_is_the_new_one(result, old, new):
+    with pytest.warns(DeprecationWarning, match=rf"\.{old} was renamed: use {new}"):
+        assert getattr(result, old) is getattr(result, new)
