@@ -9,7 +9,8 @@ Three kinds of names are renamed: what a module exports, arguments, and attribut
 
     class Simulation(NamedTuple):
         well_conditioned: Array
-        reliable = renamed_attribute("Simulation.reliable", "well_conditioned")
+
+    Simulation.reliable = renamed_attribute("Simulation.reliable", "well_conditioned")
 """
 
 import sys

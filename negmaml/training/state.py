@@ -50,7 +50,6 @@ class FitResult(NamedTuple):
     finite: Any
     stopped_early: Any
     unconverged: Any = None
-    stopped = renamed_attribute("FitResult.stopped", "stopped_early")
 
     def _summary(self) -> Table:
         if any(isinstance(x, jax.core.Tracer) for x in (self.loss, self.step, self.finite)):
@@ -73,6 +72,11 @@ class FitResult(NamedTuple):
             share = np.nanmean(self.unconverged)
             rows.append(("not converged", f"{share:.2%} of the inner problems"))
         return Table("FitResult", rows)
+
+
+FitResult.stopped = renamed_attribute(  # type: ignore[attr-defined]
+    "FitResult.stopped", "stopped_early"
+)
 
 
 def _tail_text(losses) -> str:
