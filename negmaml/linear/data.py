@@ -9,7 +9,7 @@ from negmaml._core.arrays import cast, contract, working_dtype
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
-from negmaml.problem.covariance import apply, root
+from negmaml.problem.covariance import apply_covariance, covariance_sqrt
 from negmaml.problem.model import MixedLinearRegression, check_problem
 
 
@@ -34,7 +34,9 @@ class Roots(NamedTuple):
 
 def roots(problem: MixedLinearRegression) -> Roots:
     """What colours the normals of every run alike."""
-    return Roots(root(problem.input_covariance), root(problem.weight_covariance))
+    return Roots(
+        covariance_sqrt(problem.input_covariance), covariance_sqrt(problem.weight_covariance)
+    )
 
 
 @own_settings
@@ -78,8 +80,8 @@ def assemble(normals, problem: MixedLinearRegression, colours: Roots | None = No
         parts.append(part.reshape(*part.shape[:-1], *shape))
         start += prod(shape)
     X_t, X_v, direction, noise_t, noise_v = parts
-    X_t, X_v = apply(colours.inputs, X_t), apply(colours.inputs, X_v)
-    w = problem.w0 + problem.nu / problem.p**0.5 * apply(colours.weights, direction)
+    X_t, X_v = apply_covariance(colours.inputs, X_t), apply_covariance(colours.inputs, X_v)
+    w = problem.w0 + problem.nu / problem.p**0.5 * apply_covariance(colours.weights, direction)
     y_t = contract("...inp,...ip->...in", X_t, w) + problem.sigma * noise_t
     y_v = contract("...inp,...ip->...in", X_v, w) + problem.sigma * noise_v
     return Data(X_t, y_t, X_v, y_v)

@@ -22,8 +22,8 @@ from negmaml.linear.evaluate import sampled_test_loss, test_tasks
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adapted_loss import Adapted, adapted, expected_test_loss
+from negmaml.problem.covariance import input_range
 from negmaml.problem.model import SPLITS, MixedLinearRegression, check_problem
-from negmaml.problem.support import on_support
 from negmaml.rules import Rule, check_filters
 
 EVALUATIONS = ("expected", "sampled")
@@ -172,7 +172,7 @@ class Experiment:
         dtype = working_dtype(problem, train, adapt, meta_ridge)
         unmoved = 0.0
         if train.metric is None and adapt.metric is None:
-            problem, unmoved = on_support(problem)
+            problem, unmoved = input_range(problem)
         problem, train, adapt, meta_ridge, unmoved = cast(
             (problem, train, adapt, meta_ridge, unmoved), dtype
         )

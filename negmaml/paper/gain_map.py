@@ -16,7 +16,7 @@ from jax import lax
 from negmaml._core.jit import quick_jit
 from negmaml.problem import named_spectrum
 from negmaml.rules import GradientDescent
-from negmaml.theory.anisotropic.inputs import predict_traced, situated
+from negmaml.theory.anisotropic.inputs import inputs_from_spectrum, predict_traced
 
 P, M, N_T, N_V, N_R, NOISE, EXPONENT = 60, 10, 30, 3, 20, 2.0, 1.0
 CELLS = 13
@@ -76,7 +76,7 @@ def _cell(cell):
     rates = jnp.concatenate([NEGATIVE, jnp.zeros(1), POSITIVE]) / top
     weights = s ** jnp.arange(1, 4)[:, None]
     m, none = jnp.asarray(float(M)), jnp.zeros(())
-    at = situated(s, o, o, weights, m, n_t, n_v, noise, none, ridged=False)
+    at = inputs_from_spectrum(s, o, o, weights, m, n_t, n_v, noise, none, ridged=False)
 
     def excess(at):
         """Of every rate at its best rate of adaptation, and at the same rate."""
@@ -91,7 +91,9 @@ def _cell(cell):
         return jnp.where(jnp.isfinite(found), found - floor, jnp.inf)
 
     def ridged(ridge):
-        return excess(situated(s, o, o, weights, m, n_t, n_v, noise, ridge, ridged=True))
+        return excess(
+            inputs_from_spectrum(s, o, o, weights, m, n_t, n_v, noise, ridge, ridged=True)
+        )
 
     plain = excess(at)
     best = jnp.minimum(plain, jnp.min(lax.map(ridged, RIDGES * m * n_v), 0))

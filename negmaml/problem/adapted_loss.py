@@ -35,7 +35,7 @@ from negmaml._core.checks import as_array, check_array, check_count
 from negmaml._core.jit import concrete, on_host
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
-from negmaml.problem.filter_moments import filtered
+from negmaml.problem.filter_moments import filtered_covariance
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.wishart import wishart_quadrature
 from negmaml.rules import Rule, check_filters
@@ -62,15 +62,15 @@ def _shrinkage(rate, n, p):
 def filter_means(rule: Rule, n: int, p: int) -> tuple[Any, Any]:
     r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
 
-    The squares of `filter_sizes`, infinite where the means are.
+    The squares of `rms_filters`, infinite where the means are.
     """
     rule, n, p = check_filters("rule", rule), check_count("n", n), check_count("p", p)
     xp = namespace(rule)
-    b, q, exists = filter_sizes(rule, n, p)
+    b, q, exists = rms_filters(rule, n, p)
     return xp.where(exists, b * b, xp.inf), xp.where(exists, q * q, xp.inf)
 
 
-def filter_sizes(rule: Rule, n: int, p: int) -> tuple[Any, Any, Any]:
+def rms_filters(rule: Rule, n: int, p: int) -> tuple[Any, Any, Any]:
     r"""Roots of E tr b(S)^2 / p and E tr q(S)^2 S / p, and whether both means exist.
 
     One gradient step in closed form; everything else by the finite-size Gauss quadrature of
@@ -97,7 +97,7 @@ def filter_sizes(rule: Rule, n: int, p: int) -> tuple[Any, Any, Any]:
 
 
 def means_exist(rule: Rule, nodes, n):
-    """Whether E b(S)^2 exists, n rows and positive nodes of the spectrum; see `filter_sizes`."""
+    """Whether E b(S)^2 exists, n rows and positive nodes of the spectrum; see `rms_filters`."""
     xp = namespace(rule, nodes, n)
     exists = 4 * xp.asarray(rule.growth) < n
     pole = rule.pole(nodes)
@@ -184,7 +184,7 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
         coefficients, noise = xp.stack(terms, -1), rate**2 * power
     else:
-        h, noise = filtered(adapt, s, n_r)
+        h, noise = filtered_covariance(adapt, s, n_r)
         # A parameter without finite means has its own floor, and none of the other losses.
         missing = ~jnp.isfinite(h).all(-1)
         lost = jnp.where(missing, jnp.where(jnp.isinf(h).any(-1), jnp.inf, jnp.nan), 0)
@@ -223,7 +223,7 @@ def expected_test_loss(
     distance = _check_distance(distance)
     if not problem.isotropic:
         return adapted(problem, adapt).test_loss(jnp.asarray(distance))
-    return loss_after(problem, distance, adapt)
+    return expected_isotropic_loss(problem, distance, adapt)
 
 
 def _check_distance(distance):
@@ -238,10 +238,10 @@ def _check_distance(distance):
 
 
 @on_host
-def loss_after(problem: MixedLinearRegression, distance, adapt: Rule):
+def expected_isotropic_loss(problem: MixedLinearRegression, distance, adapt: Rule):
     """`expected_test_loss` without covariances, written over a namespace."""
     xp = namespace(problem, distance, adapt)
-    b, q, exists = filter_sizes(adapt, problem.n_r, problem.p)
+    b, q, exists = rms_filters(adapt, problem.n_r, problem.p)
     spread, b = outer(problem.nu**2 + distance, b)
     noise = problem.sigma * q * (problem.p / problem.n_r) ** 0.5
     floor = (problem.sigma**2 + noise * noise) / 2
@@ -253,7 +253,7 @@ def loss_after(problem: MixedLinearRegression, distance, adapt: Rule):
     return xp.where(exists | ~felt, floor + lost, xp.inf)
 
 
-def times_filter(value, size):
+def scale_by_filter_sq(value, size):
     """value size^2, of shape value shape + size shape; zero where value is."""
     value, size = outer(value, size)
     return namespace(value, size).where(value == 0, 0.0, value * size * size)

@@ -1,11 +1,12 @@
-r"""Covariances of inputs and of task weights, and the coordinates in which only numbers are left.
+r"""Covariances of inputs and of task weights, and the numbers that means over inputs depend on.
 
 A covariance is None (the identity), its eigenvalues of shape (p,) (a diagonal matrix), or a
-symmetric positive semidefinite matrix of shape (p, p). Inputs x ~ N(0, Sigma) are invariant under a
-change of sign of each coordinate along an eigenvector v_k of Sigma. So of task weights with
-covariance nu^2/p Omega and of the start omega_0, means over inputs see the numbers of `Modes`.
+symmetric positive semidefinite matrix of shape (p, p). The law of x ~ N(0, Sigma) does not change
+if the component along one eigenvector v_k of Sigma changes its sign. Means over inputs therefore
+depend on the task weights and the starting point only through the numbers in `Modes`.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -35,9 +36,10 @@ class Modes(NamedTuple):
 
 
 def modes(p: int, inputs, weights, nu, offset) -> Modes:
-    """The `Modes` of covariances as above and of omega_0 - w0, shape () or (p,).
+    """Return the `Modes` of two covariances, nu, and omega_0 - w0 of shape () or (p,).
 
-    No eigendecomposition unless `inputs` is a matrix. Arrays of NumPy where nothing is traced.
+    Only a matrix `inputs` needs an eigendecomposition. The arrays are NumPy's unless an argument is
+    traced.
     """
     xp = np if concrete((inputs, weights, nu, offset)) else jnp
     dtype = working_dtype(inputs, weights, nu, offset)
@@ -45,7 +47,7 @@ def modes(p: int, inputs, weights, nu, offset) -> Modes:
     if np.ndim(inputs) == 2:
         decompose: Any = np.linalg.eigh if xp is np else eigh
         s, V = decompose(xp.asarray(inputs, dtype))
-        s = xp.maximum(s, 0)
+        s = xp.maximum(s, 0)  # rounding leaves small negative eigenvalues
     else:
         s = xp.ones_like(offset) if inputs is None else xp.asarray(inputs, dtype)
         V = None
@@ -61,34 +63,34 @@ def modes(p: int, inputs, weights, nu, offset) -> Modes:
     return Modes(s, variance * along, rotated**2, V)
 
 
-def apply(covariance, x):
-    """Sigma x for vectors along the last axis."""
+def apply_covariance(covariance, x):
+    """Return Sigma x for vectors along the last axis of x."""
     if covariance is None:
         return x
     return covariance * x if np.ndim(covariance) == 1 else contract("...p,pq->...q", x, covariance)
 
 
-def root(covariance):
-    """R with R R = Sigma, in the form of the covariance."""
+def covariance_sqrt(covariance):
+    """Return R with R R = Sigma, in the same form as the covariance."""
     if covariance is None:
         return None
     covariance = jnp.asarray(covariance)
-    return jnp.sqrt(covariance) if covariance.ndim == 1 else symmetric_root(covariance)
+    return jnp.sqrt(covariance) if covariance.ndim == 1 else symmetric_sqrt(covariance)
 
 
 @jax.custom_jvp
-def symmetric_root(matrix):
-    """The positive semidefinite square root of a symmetric matrix; rounding below 0 counts as 0."""
+def symmetric_sqrt(matrix):
+    """Return the positive semidefinite square root; negative eigenvalues count as zero."""
     s, V = eigh(matrix)
     return contract("ik,k,jk->ij", V, jnp.sqrt(jnp.maximum(s, 0)), V)
 
 
-@symmetric_root.defjvp
+@symmetric_sqrt.defjvp
 @own_settings
-def _symmetric_root_jvp(primals, tangents):
-    """R dR + dR R = dSigma, which coinciding eigenvalues do not disturb as those of eigh are.
+def _symmetric_sqrt_jvp(primals, tangents):
+    """Solve R dR + dR R = dSigma, which is regular where the derivatives of `eigh` are not.
 
-    Between directions of variance zero there is no derivative, and zero stands for it.
+    Between two directions of variance zero no derivative exists; it is set to zero.
     """
     (matrix,), (slope,) = primals, tangents
     s, V = eigh(matrix)
@@ -96,11 +98,48 @@ def _symmetric_root_jvp(primals, tangents):
     sums = roots[:, None] + roots
     rotated = contract("ik,ij,jl->kl", V, (slope + slope.T) / 2, V)
     rotated = jnp.where(sums > 0, rotated / jnp.where(sums > 0, sums, 1), 0)
-    return symmetric_root(matrix), contract("ik,kl,jl->ij", V, rotated, V)
+    return symmetric_sqrt(matrix), contract("ik,kl,jl->ij", V, rotated, V)
+
+
+def input_range(problem):
+    """Return (the problem in the range of its input covariance, |omega_0 - w0|^2 outside of it).
+
+    Training moves nothing along directions in which inputs have no variance. Where there are some,
+    the reduced problem has coordinates along the other eigenvectors, with the same variance of task
+    weights along each. A traced covariance is left as it is: its rank is not known.
+    """
+    covariance = problem.input_covariance
+    if covariance is None or isinstance(covariance, jax.core.Tracer):
+        return problem, 0.0
+    matrix = np.asarray(covariance)
+    if matrix.ndim == 1:
+        s, V = matrix, np.eye(problem.p, dtype=matrix.dtype)
+        varies = s > 0
+    else:
+        s, V = np.linalg.eigh(matrix.astype(np.result_type(np.float32, matrix)))
+        varies = s > problem.p * np.finfo(s.dtype).eps * s[-1]
+    if varies.all():
+        return problem, 0.0
+    varies[np.argmax(s)] = True  # a problem has at least one dimension
+    s, V = s[varies], V[:, varies]
+    weights = problem.weight_covariance
+    if weights is None:
+        weights = np.ones_like(s)
+    else:
+        form = "pk,p,pl->kl" if np.ndim(weights) == 1 else "pk,pq,ql->kl"
+        weights = contract(form, V, weights, V)
+    w0, omega0 = (
+        contract("p,pk->k", jnp.broadcast_to(jnp.asarray(x), (problem.p,)), V)
+        for x in (problem.w0, problem.omega0)
+    )
+    # The variance of a task weight is nu^2/p Omega, and p has become smaller.
+    changes = dict(input_covariance=s, weight_covariance=weights * (s.size / problem.p))
+    reduced = dataclasses.replace(problem, p=s.size, w0=w0, omega0=omega0, **changes)
+    return reduced, problem.offset_squared - reduced.offset_squared
 
 
 def check_covariance(name: str, value: Any, p: int) -> Any:
-    """`value`, if it is None, p eigenvalues, or a p x p covariance matrix; raises otherwise."""
+    """Return `value` if it is None, p eigenvalues or a p x p covariance matrix; raise otherwise."""
     if value is None:
         return None
     value = as_array(name, value)

@@ -36,7 +36,7 @@ EXACT_DEGREE = 6  # of b; the recursion takes a second there
 SAMPLED_EIGENVALUES, LEAST_SAMPLES = 2**16, 64
 
 
-def filtered(rule: Rule, s, n: int):
+def filtered_covariance(rule: Rule, s, n: int):
     r"""(v_k^T E[b(S) Sigma b(S)] v_k, E tr(Sigma q(S)^2 S)) for eigenvalues s of Sigma, n rows.
 
     Returns arrays of the rule's shape + (p,) and of the rule's shape. Exact for polynomials of
@@ -61,7 +61,7 @@ def _slope(q, x):
 
 
 def _exact(q, s, n: int):
-    """`filtered` for a polynomial q with coefficients (..., degree)."""
+    """`filtered_covariance` for a polynomial q with coefficients (..., degree)."""
     unit = lax.stop_gradient(jnp.max(s))
     unit = jnp.where(unit > 0, unit, 1)
     s, degree = s / unit, q.shape[-1]
@@ -143,7 +143,7 @@ def _cycle(C: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _sampled(rule: Rule, s, n: int):
-    """`filtered` from samples of S, with one gradient step as control."""
+    """`filtered_covariance` from samples of S, with one gradient step as control."""
     p = len(s)
     samples = max(LEAST_SAMPLES, SAMPLED_EIGENVALUES // min(n, p))
     normals = jax.random.normal(fixed_key(), (samples, n, p), s.dtype)

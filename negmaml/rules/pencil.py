@@ -36,7 +36,7 @@ class Pencil:
     constant, coupling: C and A, (d, d), symmetric.
     points: (d,), one for each variable that is a point in weight space, zero for a multiplier.
     active: from which variable to below which A has entries.
-    unsplit: whether the rows of data that A couples are those that test v_K, too; then `active`
+    train_train: whether the rows of data that A couples are those that test v_K, too; then `active`
         includes it.
     """
 
@@ -44,16 +44,18 @@ class Pencil:
     coupling: jax.Array
     points: jax.Array
     active: tuple[int, int] = static()
-    unsplit: bool = static(default=False)
+    train_train: bool = static(default=False)
 
     def coupled(self):
         """A on the variables it involves, (a, a)."""
         first, last = self.active
         return self.coupling[first:last, first:last]
 
-    def without_split(self) -> "Pencil":
+    def for_train_train(self) -> "Pencil":
         """The pencil of an outer loss on the training points themselves."""
-        return dataclasses.replace(self, active=(self.active[0], len(self.points)), unsplit=True)
+        return dataclasses.replace(
+            self, active=(self.active[0], len(self.points)), train_train=True
+        )
 
 
 def pencil_of_updates(rule) -> Pencil:

@@ -23,7 +23,7 @@ from negmaml._core.settings import own_settings
 from negmaml.problem.adapted_loss import Adapted, adapted
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
-from negmaml.theory.anisotropic.inputs import Situation, predict_traced, situation_of
+from negmaml.theory.anisotropic.inputs import AnisotropicInputs, make_inputs, predict_traced
 from negmaml.theory.api import means, test_loss
 from negmaml.theory.isotropic.inputs import Setting, setting_of
 from negmaml.theory.optima import best_adapt_rate
@@ -227,7 +227,7 @@ class Search(NamedTuple):
             problem,
             GradientDescent(np.array([-1.0, 0.0, 1.0])) if self.adapt is None else self.adapt,
         )
-        situation, train = situation_of(problem, self.train, 0.0, after.weights)
+        situation, train = make_inputs(problem, self.train, 0.0, after.weights)
         return partial(
             _test_losses, situation, train, top, total, after, tune=self.tune, ridged=ridged
         )
@@ -319,7 +319,9 @@ def _distances(setting: Setting, train: Rule, top, total, cells, tune: bool, rid
 
 
 @partial(quick_jit, static_argnames=("tune", "ridged"))
-def _test_losses(at: Situation, train: Rule, top, total, after: Adapted, cells, tune, ridged):
+def _test_losses(
+    at: AnisotropicInputs, train: Rule, top, total, after: Adapted, cells, tune, ridged
+):
     """The test loss of inputs with covariances, at the best rate where `after` has three."""
 
     def one(cell):

@@ -13,7 +13,7 @@ from negmaml._core.convergence import warn_unless
 from negmaml._core.jit import concrete, on_host, quick_jit
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adapted_loss import loss_after
+from negmaml.problem.adapted_loss import expected_isotropic_loss
 from negmaml.problem.model import SPLITS, MixedLinearRegression
 from negmaml.rules import Rule, flat_batch
 from negmaml.theory import theorems as expansions
@@ -77,13 +77,13 @@ def test_loss(
     """
     meta_ridge, train, adapt = checked(problem, meta_ridge, train=train, adapt=adapt)
     check_choice("split", split, SPLITS)
-    unsplit = split == "train-train"
-    if unsplit or not problem.isotropic:
+    train_train = split == "train-train"
+    if train_train or not problem.isotropic:
         require_structured(method, measure, split=split)
-        problem = structured.spelled_out(problem)
-        return _reported(structured.test_loss(problem, train, adapt, meta_ridge, unsplit))
+        problem = structured.with_identity_covariance(problem)
+        return _reported(structured.test_loss(problem, train, adapt, meta_ridge, train_train))
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
-    return loss_after(problem, distance(problem, train, **options), adapt)
+    return expected_isotropic_loss(problem, distance(problem, train, **options), adapt)
 
 
 @named_options
@@ -114,16 +114,16 @@ def distance(
     """
     meta_ridge, train = checked(problem, meta_ridge, train=train)
     check_choice("split", split, SPLITS)
-    unsplit = split == "train-train"
+    train_train = split == "train-train"
     if method == "expansion":
-        require_structured(method, measure, problem.isotropic and not unsplit, split)
+        require_structured(method, measure, problem.isotropic and not train_train, split)
         require_no_ridge(meta_ridge)
         return expansions.distance(problem, train)
     check_choice("method", method, METHODS)
-    if unsplit or not problem.isotropic:
+    if train_train or not problem.isotropic:
         require_structured(method, measure, split=split)
-        problem = structured.spelled_out(problem)
-        return _reported(structured.distance(problem, train, meta_ridge, unsplit))
+        problem = structured.with_identity_covariance(problem)
+        return _reported(structured.distance(problem, train, meta_ridge, train_train))
     return _mean("distance", problem, train, meta_ridge, measure)
 
 

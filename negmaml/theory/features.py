@@ -36,13 +36,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count, check_finite, shown
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.adapted_loss import Adapted
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_rule
 from negmaml.theory.anisotropic import inputs as structured
-from negmaml.theory.anisotropic.equations import Together
+from negmaml.theory.anisotropic.equations import FourthMoments
 
 VALUES, EQUATIONS = 160, 240  # of the grid of s, and of the points x
 SPAN = 1e-9  # smallest value over the largest
@@ -57,15 +58,16 @@ class FeatureMoments(NamedTuple):
     s: eigenvalues of E k k^T. fourth: those of F along the same directions.
     kurtosis: tr F over what Gaussian features have, tr Sigma tr Sigma^2 + 2 tr Sigma^3, all three
         without bias from the number of points.
-    together: how squared lengths along these directions vary together beyond those of Gaussian
-        features, as `equations.Together`; for Gaussian features of random length the
+    fourth_moments: how squared lengths along these directions vary together beyond those of
+        Gaussian features, as `equations.FourthMoments`; for Gaussian features of random length the
         relative variance of its square at every s.
     """
 
     s: Float[Array, " p"]
     fourth: Float[Array, " p"]
     kurtosis: float
-    together: Together
+    fourth_moments: FourthMoments
+    together = renamed_attribute("FeatureMoments.together", "fourth_moments")
 
     @own_settings
     def problem(self, **options: Any) -> MixedLinearRegression:
@@ -106,7 +108,7 @@ class FeatureMoments(NamedTuple):
             )
         after = self.adapted(problem, adapt)
         found = structured.predict(
-            problem, train, meta_ridge, after.weights, together=self.together
+            problem, train, meta_ridge, after.weights, fourth_moments=self.fourth_moments
         )
         return after.test_loss(found.forms)
 
@@ -164,8 +166,8 @@ def feature_moments(
         plain = values * np.sum(s**2) + 2 * values**3
         gaussian = gaussian * np.divide(along, plain, out=np.ones(p), where=plain > 0)
     fourth = gaussian * (total / gaussian.sum())
-    together = _together(s, X, K)
-    return FeatureMoments(jnp.asarray(s), jnp.asarray(fourth), float(kurtosis), together)
+    fourth_moments = _fourth_moments(s, X, K)
+    return FeatureMoments(jnp.asarray(s), jnp.asarray(fourth), float(kurtosis), fourth_moments)
 
 
 def _checked(features, kernel, p):
@@ -216,11 +218,11 @@ def _population(values, P, N: int, p: int):
     return s, counts[:-1]
 
 
-def _together(s, X, K) -> Together:
+def _fourth_moments(s, X, K) -> FourthMoments:
     """C of this module's head on the eigenvalues s."""
     N, mean = len(K) if X is None else len(X), s.mean()
     if N < FEWEST:
-        return Together(jnp.zeros((1, s.size)), jnp.zeros((1, 1)))
+        return FourthMoments(jnp.zeros((1, s.size)), jnp.zeros((1, 1)))
     one, two = slice(None, N // 2), slice(N // 2, None)
     parts = [_projected(X, K, *x) for x in ((one, two), (two, one))]
     along = np.sort(np.concatenate([np.mean(Z**2, 0) for Z in parts]))
@@ -229,7 +231,7 @@ def _together(s, X, K) -> Together:
     middles = (np.arange(RANGES) + 0.5) / RANGES * share[-1]
     centers = np.interp(middles, share, np.log(along))
     covariance = sum(_covariance(centers, mean, Z) for Z in parts) / 2
-    return Together(jnp.asarray(_near(centers, s).T), jnp.asarray(covariance))
+    return FourthMoments(jnp.asarray(_near(centers, s).T), jnp.asarray(covariance))
 
 
 def _near(centers, s):

@@ -19,7 +19,7 @@ from negmaml._core.jit import concrete, on_host
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adapted_loss import loss_after
+from negmaml.problem.adapted_loss import expected_isotropic_loss
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rule
 from negmaml.theory import theorems as expansions
@@ -123,7 +123,7 @@ def _best_step(problem: MixedLinearRegression, distance):
 
 def _adapted_loss(value, numbers, _):
     problem, found, adapt = numbers
-    return loss_after(problem, found, adapt.with_tuned(value))
+    return expected_isotropic_loss(problem, found, adapt.with_tuned(value))
 
 
 def _search_adaptation(numbers, sizes):

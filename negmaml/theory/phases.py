@@ -16,10 +16,10 @@ from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance, modes
 from negmaml.rules import GradientDescent, Rule, check_scalar_rule
-from negmaml.theory.anisotropic.compression import Eigenvalues, condensed
-from negmaml.theory.anisotropic.equations import System
-from negmaml.theory.anisotropic.inputs import largest_of
-from negmaml.theory.anisotropic.moments import limits
+from negmaml.theory.anisotropic.compression import Eigenvalues, compress
+from negmaml.theory.anisotropic.equations import PencilSystem
+from negmaml.theory.anisotropic.inputs import largest_eigenvalue
+from negmaml.theory.anisotropic.moments import limiting_means
 from negmaml.theory.isotropic.inputs import SCALARS, Setting, check_spectral
 from negmaml.theory.isotropic.moments import limit
 from negmaml.theory.isotropic.saddle_point import training_set
@@ -151,7 +151,7 @@ def _spectrum(inputs, weights) -> Eigenvalues:
     for name, value in known.items():
         check_covariance(name, value, k)
     s, o, _, _ = modes(k, known.get("input_covariance"), known.get("weight_covariance"), 1.0, 0.0)
-    short = condensed(np.asarray(s, float), np.asarray(k * o, float), np.ones(k), s[None])
+    short = compress(np.asarray(s, float), np.asarray(k * o, float), np.ones(k), s[None])
     return short._replace(count=short.count / k, d=short.d / k)
 
 
@@ -177,13 +177,13 @@ def _phases_of(settings: Setting, spectrum: Eigenvalues, train: Rule) -> Phase:
             d=spectrum.d * cell.offset,
         )
         numbers = cell.m, cell.n_t, cell.n_v, cell.sigma, cell.meta_ridge
-        top = largest_of(here, cell.n_t)
+        top = largest_eigenvalue(here, cell.n_t)
 
         def at(values):
             def form(value):
-                system = System(*here[:-1], *numbers, train.with_tuned(value).pencil_on(top))
+                system = PencilSystem(*here[:-1], *numbers, train.with_tuned(value).pencil_on(top))
                 unbounded = (cell.m * cell.n_v == jnp.sum(here.count)) & (cell.meta_ridge == 0)
-                return jnp.where(unbounded, jnp.inf, limits(system, cell.ridged)[0])
+                return jnp.where(unbounded, jnp.inf, limiting_means(system, cell.ridged)[0])
 
             return jax.vmap(form)(values)
 

@@ -36,7 +36,7 @@ from negmaml._core.checks import check_array, check_flag
 from negmaml._core.jit import concrete, on_host, quick_jit
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adapted_loss import filter_sizes, times_filter
+from negmaml.problem.adapted_loss import rms_filters, scale_by_filter_sq
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import Rule, check_scalar_rule, flat_batch
 from negmaml.theory.anisotropic import variance as structured_spread
@@ -92,9 +92,9 @@ def standard_deviation(
     @on_host
     def deviations(variance, unit, adapt):
         xp = namespace(variance, unit, adapt)
-        shrink, _, exists = filter_sizes(adapt, problem.n_r, problem.p)
+        shrink, _, exists = rms_filters(adapt, problem.n_r, problem.p)
         of_distance = squared_unit(_root(variance), unit)
-        of_loss = times_filter(of_distance / 2, shrink)
+        of_loss = scale_by_filter_sq(of_distance / 2, shrink)
         return StandardDeviation(of_distance, xp.where(exists | (of_loss == 0), of_loss, xp.inf))
 
     return deviations(variance, unit, adapt)

@@ -11,7 +11,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import linear
-from negmaml.problem.support import on_support
+from negmaml.problem.covariance import input_range
 from tests.helpers import mostly_slow, z_score
 from tests.linear.dense import dense_system
 
@@ -131,7 +131,7 @@ def test_directions_without_variance_are_never_left(shape, x64):
     )
     train, adapt = nm.GradientDescent(RATES), nm.GradientDescent(0.2)
     for problem in (diagonal, turned):
-        reduced, unmoved = on_support(problem)
+        reduced, unmoved = input_range(problem)
         assert reduced.p == 5
         assert float(unmoved) == pytest.approx(np.sum((0.2 - diagonal.w0[5:]) ** 2))
         found = nm.simulate(KEY, problem, train, adapt, runs=300)

@@ -9,8 +9,8 @@ import pytest
 
 import negmaml as nm
 from negmaml.problem import adapted, filter_means
-from negmaml.problem.covariance import symmetric_root
-from negmaml.problem.filter_moments import filtered
+from negmaml.problem.covariance import symmetric_sqrt
+from negmaml.problem.filter_moments import filtered_covariance
 from tests.helpers import RATES, mostly_slow, z_score
 
 P, N = 5, 4
@@ -84,10 +84,10 @@ def test_modes_are_differentiable_and_map_over_spectra(x64):
 
 def test_the_root_has_a_derivative_where_eigenvalues_coincide(x64):
     direction = TASKS / 2
-    found, slope = jax.jvp(symmetric_root, (jnp.eye(P) * 4.0,), (jnp.asarray(direction),))
+    found, slope = jax.jvp(symmetric_sqrt, (jnp.eye(P) * 4.0,), (jnp.asarray(direction),))
     np.testing.assert_allclose(found, 2 * np.eye(P), atol=1e-14)
     np.testing.assert_allclose(slope, direction / 4, atol=1e-14)  # R dR + dR R = dSigma
-    root = symmetric_root(jnp.asarray(MATRIX))
+    root = symmetric_sqrt(jnp.asarray(MATRIX))
     np.testing.assert_allclose(root @ root, MATRIX, atol=1e-14)
 
 
@@ -116,7 +116,7 @@ def test_the_mean_of_b_sigma_b_agrees_with_sampled_matrices(rule, samples, x64):
     x, V = samples
     b, q = np.asarray(rule.b(x)), np.asarray(rule.q(x))
     matrices = np.einsum("npk,nk,nqk->npq", V, b, V, optimize=True)
-    found, noise = filtered(rule, jnp.asarray(VALUES), N)
+    found, noise = filtered_covariance(rule, jnp.asarray(VALUES), N)
     spread = 2e-3 if rule.degree is None else 0  # its own standard error, at this small size
     for values, mean in (
         (np.sum(matrices**2 @ VALUES, -1), found.sum()),
@@ -131,7 +131,7 @@ def test_the_mean_of_b_sigma_b_agrees_with_sampled_matrices(rule, samples, x64):
 @pytest.mark.parametrize("steps", mostly_slow((1, 2, 3), 1))
 def test_at_the_identity_it_is_the_isotropic_mean(steps, x64):
     rule = nm.GradientDescent(jnp.array(RATES), steps)
-    found, noise = filtered(rule, jnp.ones(P), N)
+    found, noise = filtered_covariance(rule, jnp.ones(P), N)
     h, per_dimension = filter_means(rule, N, P)
     np.testing.assert_allclose(found, np.broadcast_to(h[:, None], found.shape), rtol=1e-11)
     np.testing.assert_allclose(noise, P * per_dimension, rtol=1e-11)

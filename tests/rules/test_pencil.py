@@ -39,7 +39,7 @@ def test_the_pencil_of_updates_has_the_filter_of_the_rule(rule, x64):
     np.testing.assert_allclose(found, rule.b(jnp.asarray(SIZES)), rtol=1e-12)
     assert pencil.active == (0, len(pencil.points) - 1)
     assert pencil.coupled().shape == (2 * rule.steps, 2 * rule.steps)
-    assert pencil.without_split().coupled().shape == (2 * rule.steps + 1,) * 2
+    assert pencil.for_train_train().coupled().shape == (2 * rule.steps + 1,) * 2
 
 
 def test_the_proximal_pencil_has_its_filter(x64):

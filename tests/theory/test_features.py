@@ -73,8 +73,8 @@ def test_features_of_random_length(name):
     found = feature_moments(sample(s, N) * np.sqrt(squares)[:, None])
     for there, here in zip(freedom(s, s.mean()), freedom(found.s, s.mean()), strict=True):
         assert here == pytest.approx(there, rel=0.12)
-    ranges, covariance = found.together
-    some = np.asarray(ranges) @ (s / (s + s.mean()) / np.sum(s / (s + s.mean())))
+    bin_weights, covariance = found.fourth_moments
+    some = np.asarray(bin_weights) @ (s / (s + s.mean()) / np.sum(s / (s + s.mean())))
     assert some @ covariance @ some == pytest.approx(squares.var(), rel=0.3)
 
 
@@ -94,8 +94,8 @@ def test_gaussian_features_predict_what_their_problem_does():
     options = dict(m=4, n_t=20, n_v=5, n_r=10, sigma=0.5, nu=1.0)
     problem = found.problem(**options)
     s = found.s
-    none = found.together._replace(covariance=np.zeros_like(found.together.covariance))
-    gaussian = found._replace(fourth=s * np.sum(s**2) + 2 * s**3, together=none)
+    none = found.fourth_moments._replace(covariance=np.zeros_like(found.fourth_moments.covariance))
+    gaussian = found._replace(fourth=s * np.sum(s**2) + 2 * s**3, fourth_moments=none)
     train, adapt = nm.GradientDescent(-0.2), nm.GradientDescent(np.array([-0.1, 0.0, 0.1]))
     np.testing.assert_allclose(
         gaussian.test_loss(problem, train, adapt),
@@ -144,7 +144,7 @@ def test_what_is_no_sample_of_features_is_refused(arguments, message):
 @pytest.mark.parametrize(("points", "p"), ((30, 10), (40, 20)))
 def test_flat_gaussian_features_have_no_fourth_moments_on_average(points, p):
     rng = np.random.default_rng(0)
-    found = [feature_moments(rng.standard_normal((points, p))).together for _ in range(100)]
+    found = [feature_moments(rng.standard_normal((points, p))).fourth_moments for _ in range(100)]
     means = np.array([np.mean(np.asarray(x.covariance)) for x in found])
     traces = np.array([np.trace(np.asarray(x.covariance)) for x in found])
     for values in (means, traces):
@@ -162,3 +162,9 @@ def test_the_kurtosis_is_made_of_sums_over_different_points():
     expected = total / (np.diagonal(K).mean() * squares + 2 * cubes)
     assert feature_moments(X).kurtosis == pytest.approx(expected, rel=1e-9)
     assert feature_moments(kernel=K, p=3).kurtosis == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_old_name_of_fourth_moments_warns():
+    found = feature_moments(sample(SPECTRA["identity"], 30))
+    with pytest.warns(DeprecationWarning, match="use fourth_moments"):
+        assert found.together is found.fourth_moments

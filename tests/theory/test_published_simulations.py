@@ -6,8 +6,8 @@ import pytest
 
 import negmaml as nm
 from negmaml.rules.pencil import chain
-from negmaml.theory.anisotropic.equations import System
-from negmaml.theory.anisotropic.moments import expand_about, located
+from negmaml.theory.anisotropic.equations import PencilSystem
+from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
 
 # The simulation script of Cioba, Bromberg, Wang, Niyogi, Batzolis, Garcia, Shiu and Bernacchia,
 # "How to distribute data across tasks for meta-learning?" (2021), run as published: mixed linear
@@ -51,7 +51,9 @@ def test_many_tasks_without_inner_steps():
     d, n, m = 20, 19, 1e6
     one = jnp.ones(1)
     numbers = jnp.array([m, 5.0, n, 0.0, 0.0])
-    system = System(one, d * one, one / d, 0 * one, one[None], *numbers, chain(jnp.array(0.0)))
-    found = expand_about(system, *located(system, False))
+    system = PencilSystem(
+        one, d * one, one / d, 0 * one, one[None], *numbers, chain(jnp.array(0.0))
+    )
+    found = expand(system, *solve_and_linearize(system, False))
     exact = 1 + (d + 1) / n
     np.testing.assert_allclose(m * (found.limit[0] + found.first[0]), exact, rtol=1e-4)

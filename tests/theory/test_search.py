@@ -20,7 +20,7 @@ from negmaml.theory import (
     stationary_train_rates,
 )
 from negmaml.theory.anisotropic import optima as structured_optima
-from negmaml.theory.anisotropic.inputs import situation_of
+from negmaml.theory.anisotropic.inputs import make_inputs
 from negmaml.theory.isotropic import logarithms
 from negmaml.theory.isotropic import saddle_point as saddle
 from negmaml.theory.isotropic.inputs import setting_of
@@ -171,7 +171,7 @@ def test_the_sensitivity_of_an_optimum_is_a_short_program(covariance, x64):
         module, arguments = optima, optima._parts(setting, train)
     else:
         weights, goal = structured_optima._goal(problem, None)
-        at, train = situation_of(problem, train, 0.0, weights)
+        at, train = make_inputs(problem, train, 0.0, weights)
         module, arguments = structured_optima, structured_optima._parts(at, train, goal)
     numbers, fixed = arguments
     program = sensitivity_by_parts(module.Parts.objective, module._parts_of_parameter)

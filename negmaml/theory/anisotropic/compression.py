@@ -23,7 +23,7 @@ SHORTEST = 32
 
 
 class Eigenvalues(NamedTuple):
-    """As in `equations.System`, with s falling, and the ranges of `Together` or None."""
+    """As in `equations.PencilSystem`, with s falling, and the ranges of `FourthMoments` or None."""
 
     s: Any
     count: Any  # type: ignore[assignment]
@@ -33,7 +33,7 @@ class Eigenvalues(NamedTuple):
     ranges: Any = None
 
 
-def condensed(s, o, d, weights, ranges=None) -> Eigenvalues:
+def compress(s, o, d, weights, ranges=None) -> Eigenvalues:
     """One or more eigenvalues in place of every few; eigenvalues of zero count as none.
 
     Of NumPy's arrays on the host. Spectra are filled up with zeros, so that one program serves many

@@ -13,7 +13,7 @@ precision of omega, phi(s), and the mean z = r omega and the spread K_c of z giv
 
 Everything is in units of tau, in which both limits without ridge, tau = 0 and ell = 0, are regular.
 
-Where the outer loss is on the training points themselves (`Pencil.unsplit`), each row of data
+Where the outer loss is on the training points themselves (`Pencil.train_train`), each row of data
 enters as A/n_t + e e^T at once. T then stands for T + e e^T above, on e too, with T_0 the T above:
 
     T = T_0 + f f^T,    f = e - T_0 g e/n_t,    tau = n_t - e^T g f
@@ -35,7 +35,7 @@ from negmaml._core.settings import own_settings
 from negmaml.rules.pencil import Pencil
 
 
-class Together(NamedTuple):
+class FourthMoments(NamedTuple):
     """How squared lengths x_k^2/s_k of inputs along the eigenvectors vary together.
 
     Their covariance, less that of Gaussian inputs, is the sum of
@@ -46,7 +46,7 @@ class Together(NamedTuple):
     covariance: jax.Array
 
 
-class System(NamedTuple):
+class PencilSystem(NamedTuple):
     """One training set as this theory sees it; everything is real and traced.
 
     s, count: eigenvalues of the input covariance, positive, and how many there are of each, (k,).
@@ -54,7 +54,7 @@ class System(NamedTuple):
     d: squared components of omega_0 - w0, summed over equal eigenvalues, (k,).
     weights: the quadratic forms of omega* - w0 wanted, by their values on the eigenvalues, (J, k).
     m, n_t, n_v, sigma, ridge: as in the problem. pencil: of the rule.
-    together: fourth moments of inputs that are not Gaussian; None for those that are.
+    fourth_moments: fourth moments of inputs that are not Gaussian; None for those that are.
     """
 
     s: jax.Array
@@ -68,7 +68,7 @@ class System(NamedTuple):
     sigma: jax.Array
     ridge: jax.Array
     pencil: Pencil
-    together: Together | None = None
+    fourth_moments: FourthMoments | None = None
 
     @property
     def start(self):
@@ -93,7 +93,7 @@ class Marginal(NamedTuple):
         return self.spread + self.between()
 
 
-def marginal(system: System, T, ell) -> Marginal:
+def marginal(system: PencilSystem, T, ell) -> Marginal:
     """The state of every eigenvalue."""
     phi, mean, spread = eliminate(system.pencil, system.s, T)
     return Marginal(phi, mean, spread, 1 / (ell + system.m * phi))
@@ -102,7 +102,7 @@ def marginal(system: System, T, ell) -> Marginal:
 def eliminate(pencil: Pencil, s, T):
     """(phi, r, K_c) of the pencil C + s (T + e e^T): all variables but omega integrated out."""
     data = embedded(pencil, T)
-    if not pencil.unsplit:
+    if not pencil.train_train:
         data = data + np.diag(tested(pencil)).astype(T.dtype)
     return condition(pencil.constant[..., None] + data[..., None] * s)
 
@@ -184,7 +184,7 @@ def moved(mean, spread, change):
     )
 
 
-def update(system: System, x: Marginal):
+def update(system: PencilSystem, x: Marginal):
     """(T, g, n_v - tau, f): the right-hand sides of the equations of this module's head."""
     xp = namespace(x.v)
     A = system.pencil.coupled()
@@ -193,13 +193,13 @@ def update(system: System, x: Marginal):
     g = contract("ijk,k->ij", inner, weights)
     T = A @ inverse(np.eye(A.shape[0], dtype=A.dtype) + g @ A / system.n_t)
     T = (T + T.T) / 2
-    if not system.pencil.unsplit:
+    if not system.pencil.train_train:
         return T, g, xp.sum(corner * weights), None
     f = np.eye(A.shape[0], dtype=A.dtype)[-1] - T @ g[:, -1] / system.n_t
     return T + f[:, None] * f, g, g[:, -1] @ f, f
 
 
-def response(system: System, T, f):
+def response(system: PencilSystem, T, f):
     """Less the derivative of T in g, on symmetric matrices in the `bases`."""
     xp = namespace(T)
     symmetric, _ = bases(T.shape[0], T.dtype)
@@ -221,7 +221,7 @@ class Overlaps(NamedTuple):
     odd: jax.Array
 
 
-def overlaps(system: System, G, f=None) -> Overlaps:
+def overlaps(system: PencilSystem, G, f=None) -> Overlaps:
     """Of (d, d, k); f = e if None."""
     xp = namespace(G)
     inner, outer, corner = parts(system.pencil, G, f)

@@ -30,9 +30,9 @@ from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, flat_batch
-from negmaml.theory.anisotropic.compression import Eigenvalues, condensed
-from negmaml.theory.anisotropic.equations import System, Together
-from negmaml.theory.anisotropic.moments import expand_about, located
+from negmaml.theory.anisotropic.compression import Eigenvalues, compress
+from negmaml.theory.anisotropic.equations import FourthMoments, PencilSystem
+from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
 from negmaml.theory.anisotropic.outliers import largest_directions
 from negmaml.theory.isotropic.inputs import check_spectral, is_zero
 
@@ -45,14 +45,15 @@ BLOCK = 64
 
 
 @pytree
-class Situation:
+class AnisotropicInputs:
     """A problem with covariances and a ridge, along the eigenvectors of the input covariance.
 
     spectrum: s, o, d of `problem.modes` and the forms wanted after that of Sigma itself, condensed.
     still: those forms in directions without any input, in which nothing moves, (J,). The rest are
     scalars, all traced.
-    covariance: of `Together`, or None.
-    ridged: whether the ridge may be above zero, static. unsplit: whether the outer loss is on the
+    covariance: of `FourthMoments`, or None.
+    ridged: whether the ridge may be above zero, static.
+    train_train: whether the outer loss is on the
         training points themselves, static; n_v is n_t then.
     """
 
@@ -65,18 +66,18 @@ class Situation:
     meta_ridge: Any
     covariance: Any = None
     ridged: bool = static(default=False)
-    unsplit: bool = static(default=False)
+    train_train: bool = static(default=False)
 
-    def system(self, rule: Rule) -> System:
+    def system(self, rule: Rule) -> PencilSystem:
         """With a rule of scalar parameters."""
-        pencil = rule.pencil_on(largest_of(self.spectrum, self.n_t))
-        if self.unsplit:
+        pencil = rule.pencil_on(largest_eigenvalue(self.spectrum, self.n_t))
+        if self.train_train:
             pencil = dataclasses.replace(pencil, coupling=pencil.coupling * self._felt())
-            pencil = pencil.without_split()
+            pencil = pencil.for_train_train()
         numbers = self.m, self.n_t, self.n_v, self.sigma, self.meta_ridge
         ranges = self.spectrum.ranges
-        together = None if ranges is None else Together(ranges, self.covariance)
-        return System(*self.spectrum[:-1], *numbers, pencil, together)
+        fourth_moments = None if ranges is None else FourthMoments(ranges, self.covariance)
+        return PencilSystem(*self.spectrum[:-1], *numbers, pencil, fourth_moments)
 
     def _felt(self):
         """Zero where an outer loss on the training points does not see the rule, else one.
@@ -101,46 +102,50 @@ class Prediction(NamedTuple):
     converged: jax.Array
 
 
-def situated(s, o, d, weights, *numbers: Any, ridged: bool, together=None) -> Situation:
+def inputs_from_spectrum(
+    s, o, d, weights, *numbers: Any, ridged: bool, fourth_moments=None
+) -> AnisotropicInputs:
     """The situation of eigenvalues and weights of forms, (J, p), and the other numbers in order."""
     xp = namespace(s, o, d, weights)
     still = xp.sum(xp.where(s > 0, 0, weights * d), -1)
-    ranges, covariance = (None, None) if together is None else together
+    ranges, covariance = (None, None) if fourth_moments is None else fourth_moments
     # The first form is the reference of the resummation.
-    spectrum = condensed(s, o, d, xp.concatenate([s[None], weights]), ranges)
+    spectrum = compress(s, o, d, xp.concatenate([s[None], weights]), ranges)
     m, n_t, n_v, sigma, meta_ridge = numbers
-    return Situation(spectrum, still, m, n_t, n_v, sigma, meta_ridge, covariance, ridged)
+    return AnisotropicInputs(spectrum, still, m, n_t, n_v, sigma, meta_ridge, covariance, ridged)
 
 
-def situation_of(
+def make_inputs(
     problem: MixedLinearRegression,
     train: Rule,
     meta_ridge,
     weights,
-    unsplit: bool = False,
-    together: Together | None = None,
+    train_train: bool = False,
+    fourth_moments: FourthMoments | None = None,
 ):
     """(the situation, the rule), all of one dtype; or a clear error."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_spectral("train", train)
     s, o, d, _ = problem.modes
     dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
-    n_v = problem.n_t if unsplit else problem.n_v
+    n_v = problem.n_t if train_train else problem.n_v
     numbers = problem.m, problem.n_t, n_v, problem.sigma, meta_ridge
-    *spectrum, together = settled((s, o, d, weights, together), np.float64)
+    *spectrum, fourth_moments = settled((s, o, d, weights, fourth_moments), np.float64)
     ridged = not is_zero(meta_ridge)
-    situation = situated(*spectrum, *numbers, ridged=ridged, together=together)
-    situation = dataclasses.replace(situation, unsplit=unsplit)
+    situation = inputs_from_spectrum(
+        *spectrum, *numbers, ridged=ridged, fourth_moments=fourth_moments
+    )
+    situation = dataclasses.replace(situation, train_train=train_train)
     if concrete((situation, train)):
         _check_pencil(situation, settled(train, dtype))
     return settled((situation, train), dtype)
 
 
-def _check_pencil(at: Situation, train: Rule) -> None:
+def _check_pencil(at: AnisotropicInputs, train: Rule) -> None:
     """Raise where a rule has a pencil only nearly, and not nearly enough."""
     if type(train).pencil_error is Rule.pencil_error:  # none
         return
-    largest = largest_of(at.spectrum, at.n_t)
+    largest = largest_eigenvalue(at.spectrum, at.n_t)
     flat = jax.tree.map(np.asarray, flat_batch(train))
     for i in range(math.prod(train.batch_shape)):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], flat)
@@ -154,14 +159,14 @@ def _check_pencil(at: Situation, train: Rule) -> None:
             )
 
 
-def largest_of(spectrum: Eigenvalues, n):
+def largest_eigenvalue(spectrum: Eigenvalues, n):
     """About the largest eigenvalue of S from n rows."""
     xp = namespace(spectrum, n)
     top = xp.max(spectrum.s)
     return top * (1 + xp.sqrt(xp.sum(spectrum.count * spectrum.s) / (top * n))) ** 2
 
 
-def spelled_out(problem: MixedLinearRegression) -> MixedLinearRegression:
+def with_identity_covariance(problem: MixedLinearRegression) -> MixedLinearRegression:
     """The problem with the identity as a covariance where it has none."""
     if not problem.isotropic:
         return problem
@@ -173,43 +178,45 @@ def predict(
     train: Rule,
     meta_ridge,
     weights,
-    unsplit: bool = False,
-    together: Together | None = None,
+    train_train: bool = False,
+    fourth_moments: FourthMoments | None = None,
 ) -> Prediction:
     """Means of forms with `weights` (J, p) on the eigenvalues of Sigma, and the task error.
 
-    unsplit: for an outer loss on the training points themselves; without the task error.
-    together: fourth moments of inputs that are not Gaussian, on the eigenvalues of Sigma.
+    train_train: for an outer loss on the training points themselves; without the task error.
+    fourth_moments: fourth moments of inputs that are not Gaussian, on the eigenvalues of Sigma.
     """
-    return predict_traced(*situation_of(problem, train, meta_ridge, weights, unsplit, together))
+    return predict_traced(
+        *make_inputs(problem, train, meta_ridge, weights, train_train, fourth_moments)
+    )
 
 
-def predict_traced(at: Situation, rule: Rule) -> Prediction:
+def predict_traced(at: AnisotropicInputs, rule: Rule) -> Prediction:
     """Sizes are traced, so that one compilation serves every problem of about one p."""
     single = math.prod(rule.batch_shape) == 1 and concrete((at, rule))
     return (_alone if single else _all)(at, rule)
 
 
 @partial(quick_jit, work="trivial")
-def _alone(at: Situation, rule: Rule) -> Prediction:
+def _alone(at: AnisotropicInputs, rule: Rule) -> Prediction:
     """Of a rule of one parameter: `_all` without what batches need, which takes time to trace."""
     found = _of_each(at, jax.tree.map(lambda x: x[0], flat_batch(rule)))
     return _moved(at, rule, jax.tree.map(lambda x: x[None], found))
 
 
 @quick_jit
-def _all(at: Situation, rule: Rule) -> Prediction:
+def _all(at: AnisotropicInputs, rule: Rule) -> Prediction:
     return _moved(at, rule, jax.vmap(_of_one, (None, 0))(at, flat_batch(rule)))
 
 
-def _moved(at: Situation, rule: Rule, found: Prediction) -> Prediction:
+def _moved(at: AnisotropicInputs, rule: Rule, found: Prediction) -> Prediction:
     """In the rule's shape, with what stays where it was."""
     found = jax.tree.map(lambda x: x.reshape(*rule.batch_shape, *x.shape[1:]), found)
     return found._replace(forms=found.forms + at.still, limit=found.limit + at.still)
 
 
 @jax.custom_jvp
-def _of_one(at: Situation, rule: Rule) -> Prediction:
+def _of_one(at: AnisotropicInputs, rule: Rule) -> Prediction:
     """Of a rule of scalar parameters."""
     return _of_many(at, rule)
 
@@ -220,9 +227,9 @@ def _of_one_jvp(primals, tangents):
     return jax.jvp(_of_each, primals, tangents)
 
 
-def _of_each(at: Situation, rule: Rule) -> Prediction:
+def _of_each(at: AnisotropicInputs, rule: Rule) -> Prediction:
     found = resummed(at.system(rule), at.ridged)
-    error = rule.pencil_error(largest_of(at.spectrum, at.n_t))
+    error = rule.pencil_error(largest_eigenvalue(at.spectrum, at.n_t))
     if isinstance(error, float):
         return found
     reached = error <= LARGEST_PENCIL_ERROR
@@ -233,11 +240,11 @@ def _of_each(at: Situation, rule: Rule) -> Prediction:
 _of_many = mapped_by(lambda each, stacks, _: in_blocks(each, stacks, BLOCK))(_of_each)
 
 
-def resummed(system: System, ridged: bool) -> Prediction:
+def resummed(system: PencilSystem, ridged: bool) -> Prediction:
     """The means at finite size; infinite where they do not exist, NaN where no root was found."""
     xp = namespace(system)
-    at = located(system, ridged)
-    limit, first, fade, converged = expand_about(system, *at)
+    at = solve_and_linearize(system, ridged)
+    limit, first, fade, converged = expand(system, *at)
     ridge_felt = system.ridge > 0
     own, exact = largest_directions(system, *at)
     rest = first[:-1] - own
@@ -259,7 +266,7 @@ def resummed(system: System, ridged: bool) -> Prediction:
     )
 
 
-def pole_of(system: System, limit, first, fade):
+def pole_of(system: PencilSystem, limit, first, fade):
     """x s of this module's head, at most what the distance from the threshold allows."""
     xp = namespace(first)
     x = xp.where(limit == 0, 0, first / xp.where(limit == 0, 1, limit))
@@ -276,9 +283,9 @@ def continued(limit, first, pole):
     return xp.where(beyond, xp.where(limit == 0, limit, xp.inf), found)
 
 
-def distance(problem: MixedLinearRegression, train: Rule, meta_ridge, unsplit: bool = False):
+def distance(problem: MixedLinearRegression, train: Rule, meta_ridge, train_train: bool = False):
     """E |omega* - w0|^2, of the rule's shape."""
-    return predict(problem, train, meta_ridge, np.ones((1, problem.p)), unsplit).forms[..., 0]
+    return predict(problem, train, meta_ridge, np.ones((1, problem.p)), train_train).forms[..., 0]
 
 
 def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):
@@ -287,8 +294,8 @@ def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):
 
 
 def test_loss(
-    problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_ridge, unsplit: bool = False
+    problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_ridge, train_train: bool = False
 ):
     """The test loss, of shape train shape + adapt shape."""
     after = adapted(problem, adapt)
-    return after.test_loss(predict(problem, train, meta_ridge, after.weights, unsplit).forms)
+    return after.test_loss(predict(problem, train, meta_ridge, after.weights, train_train).forms)

@@ -30,9 +30,9 @@ from jax import lax
 from negmaml._core.arrays import contract, namespace
 from negmaml._core.factorisations import inverse
 from negmaml.theory.anisotropic.equations import (
+    FourthMoments,
     Marginal,
-    System,
-    Together,
+    PencilSystem,
     along_f,
     bases,
     bordered,
@@ -65,22 +65,22 @@ class Expansion(NamedTuple):
     converged: jax.Array
 
 
-def limits(system: System, ridged: bool):
+def limiting_means(system: PencilSystem, ridged: bool):
     """The leading order; NaN where no root was found."""
-    root, x, slopes = located(system, ridged)
+    root, x, slopes = solve_and_linearize(system, ridged)
     found = leading(system, root, x, slopes)
     return jnp.where(root.converged, found, jnp.nan)
 
 
-def located(system: System, ridged: bool) -> tuple[Root, Marginal, "Slopes"]:
+def solve_and_linearize(system: PencilSystem, ridged: bool) -> tuple[Root, Marginal, "Slopes"]:
     """The root, one task at it, and how it moves; `ridged` says whether ridge may be > 0."""
     root = solve(system, ridged)
     x = marginal(system, root.T, root.ell)
     return root, x, first_slopes(system, root, x)
 
 
-def expand_about(system: System, root: Root, x: Marginal, slopes: "Slopes") -> Expansion:
-    """The two leading orders of all means, from what is `located`."""
+def expand(system: PencilSystem, root: Root, x: Marginal, slopes: "Slopes") -> Expansion:
+    """The two leading orders of all means, from what is `solve_and_linearize`."""
     limit, first = leading(system, root, x, slopes), first_order(system, root, x, slopes)
     product = root.ell * slopes.tau[ELL]
     fade = ((product - root.tau) / (product + root.tau)) ** 2
@@ -103,7 +103,7 @@ class Slopes(NamedTuple):
     g: jax.Array
 
 
-def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
+def first_slopes(system: PencilSystem, root: Root, x: Marginal) -> Slopes:
     """By the implicit function theorem; the derivative of the map for T is the Hessian's R Gamma_+.
 
     Sources move G by r r^T `lift` at fixed T: a ridge by -v^2, and noise by giving each task an
@@ -139,13 +139,13 @@ def first_slopes(system: System, root: Root, x: Marginal) -> Slopes:
     return Slopes(own, T_y, phi_y, tau_y, inverted, g - gram[:-1, :-1] @ T_y)
 
 
-def all_overlaps(system: System, x: Marginal, f):
+def all_overlaps(system: PencilSystem, x: Marginal, f):
     """Gamma_+, on symmetric matrices and f f^T."""
     between = overlaps(system, x.between(), f).even
     return overlaps(system, x.own(), f).even + (system.m - 1) * between
 
 
-def leading(system: System, root: Root, x: Marginal, slopes: Slopes):
+def leading(system: PencilSystem, root: Root, x: Marginal, slopes: Slopes):
     """The limit of all means."""
     xp = namespace(root.ell)
     m, ell = system.m, root.ell
@@ -153,7 +153,7 @@ def leading(system: System, root: Root, x: Marginal, slopes: Slopes):
     symmetric, _ = bases(root.T.shape[0], ell.dtype)
     square = xp.outer(points, points).ravel() @ symmetric
     kappa, tasks = ell + (m - 1) * x.phi, system.count * system.o
-    queries = 0 if system.pencil.unsplit else 1
+    queries = 0 if system.pencil.train_train else 1
     u = system.sigma**2 * (queries + points @ root.T @ points) + xp.sum(tasks * kappa * x.phi * x.v)
     R = xp.sum(system.d * x.v)
     kappa_y = slopes.own + (m - 1) * slopes.phi
@@ -171,13 +171,13 @@ def held(root: Root, slopes: Slopes, slope):
     return slope[MEANS] - share * slopes.tau[MEANS] * slope[ELL]
 
 
-def per_task(system: System, means):
+def per_task(system: PencilSystem, means):
     """The task error is a mean over the m tasks."""
     last = np.append(np.zeros(system.weights.shape[0]), 1.0).astype(means.dtype)
     return means * (1 - last + last / system.m)
 
 
-def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
+def first_order(system: PencilSystem, root: Root, x: Marginal, slopes: Slopes):
     """The next order of all means: a second derivative of F along the root.
 
     T moves with the sources, and its second derivatives enter through the slope of F in T alone:
@@ -220,7 +220,7 @@ def first_order(system: System, root: Root, x: Marginal, slopes: Slopes):
     return per_task(system, first + slopes.tau[MEANS] / Z * (psi + ell**2 * chi))
 
 
-def residuals(system: System, root: Root, x: Marginal, slopes: Slopes):
+def residuals(system: PencilSystem, root: Root, x: Marginal, slopes: Slopes):
     """psi - ell^2 chi as a slope: (the direction in all sources, how tau grows, velocities).
 
     The direction holds the ridge; velocities are of (T, r, K_c, v).
@@ -249,7 +249,7 @@ def along_line(function, at, velocity):
     return tuple(jax.tree.map(part, found) for part in (xp.real, lambda x: xp.imag(x) / step))
 
 
-def _velocity(system: System, x: Marginal, own, T):
+def _velocity(system: PencilSystem, x: Marginal, own, T):
     """How (T, r, K_c, v) move with unit noise, the ridges `own` and T."""
     a = round(T.size**0.5)
     T = T.reshape(a, a)
@@ -261,7 +261,7 @@ def _velocity(system: System, x: Marginal, own, T):
     return T, mean, spread, -(x.v**2) * (own + system.m * phi)
 
 
-def _slopes_of_F(system: System, T, mean, spread, v):
+def _slopes_of_F(system: PencilSystem, T, mean, spread, v):
     """Slopes of F: in T at fixed G, in G within and between tasks, per eigenvalue, and in rows."""
     xp = namespace(v)
     m = system.m
@@ -271,7 +271,7 @@ def _slopes_of_F(system: System, T, mean, spread, v):
     symmetric, antisymmetric = bases(T.shape[0], T.dtype)
     kronecker = kron(T) / system.n_t
     R = sandwich(symmetric, kronecker)
-    queries = 0 if system.pencil.unsplit else 1 / system.n_v
+    queries = 0 if system.pencil.train_train else 1 / system.n_v
     R = bordered(R, xp.zeros_like(R[0]), queries)
     N, Q = _resolvents(R, xp.stack([within.even - across, within.even + (m - 1) * across]))
     N_a, Q_a = _resolvents(sandwich(antisymmetric, kronecker), within.odd)
@@ -284,21 +284,21 @@ def _slopes_of_F(system: System, T, mean, spread, v):
         -_in_overlaps(system, between, (m - 1) * (N[1] - N[0]), None),
         Q_all[-1, -1] * queries,
     )
-    if system.together is None:
+    if system.fourth_moments is None:
         return found
-    own_T, own_G, own_rows = _slopes_of_fourth(system, system.together, T, own, queries)
+    own_T, own_G, own_rows = _slopes_of_fourth(system, system.fourth_moments, T, own, queries)
     return found[0] + own_T, found[1] + own_G, found[2], found[3] + own_rows
 
 
-def _slopes_of_fourth(system: System, together: Together, T, own, queries):
+def _slopes_of_fourth(system: PencilSystem, fourth_moments: FourthMoments, T, own, queries):
     """Of the fourth moments' part of F, in T, in G within a task and in rows.
 
     It is - m sum_ab C_ab {tr T q_a T q_b/n_t + (e^T q_a e)(e^T q_b e)/n_v}/2 with q = sum s_k G_k
-    over each range of `Together`, whose covariance is C.
+    over each range of `FourthMoments`, whose covariance is C.
     """
     xp = namespace(own)
     pencil, m = system.pencil, system.m
-    ranges, covariance = together
+    ranges, covariance = fourth_moments
     inner, _, corner = parts(pencil, own)
     weights = ranges * (system.count * system.s)
     q, corner = contract("ijk,ak->aij", inner, weights), weights @ corner
@@ -321,7 +321,7 @@ def _weigh(even, odd):
     return exchange(both if odd is None else both - sandwich(antisymmetric.T, odd))
 
 
-def _in_overlaps(system: System, G, even, odd):
+def _in_overlaps(system: PencilSystem, G, even, odd):
     """Slopes in G of half of tr even Gamma_S - tr odd Gamma_A, (d, d, k)."""
     xp = namespace(G)
     inner, outer, corner = parts(system.pencil, G)
@@ -342,14 +342,14 @@ def _resolvents(R, gamma):
     return inverted @ R, gamma @ inverted
 
 
-def _velocity_of_f(system: System, root: Root, g):
+def _velocity_of_f(system: PencilSystem, root: Root, g):
     """f moves with g by -T_0 g f/n_t."""
     symmetric, _ = bases(root.T.shape[0], g.dtype)
     pulled = (symmetric @ g).reshape(root.T.shape) @ root.f
     return -(root.T @ pulled - root.f * (root.f @ pulled)) / system.n_t
 
 
-def _constraints(system: System, T, adjoint, spent, f=None):
+def _constraints(system: PencilSystem, T, adjoint, spent, f=None):
     """Slopes in G of the map for T, weighted by `adjoint`, and of -`spent` tau, (d, d, k)."""
     per = T @ adjoint @ T / -system.n_t
     if f is None:
@@ -360,7 +360,7 @@ def _constraints(system: System, T, adjoint, spent, f=None):
     return per[..., None] * (system.count * system.s)
 
 
-def _chain(system: System, mean, spread, v, explicit, own, between):
+def _chain(system: PencilSystem, mean, spread, v, explicit, own, between):
     """Slopes in T and in each eigenvalue's ridge, from those in T, in G and between tasks.
 
     With W = own + between: - sum_k s {K own K + v (K W r r^T + r r^T W K) + m v^2 (r^T W r) r r^T}

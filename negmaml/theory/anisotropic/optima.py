@@ -22,14 +22,14 @@ from negmaml._core.arrays import contract, namespace, settled, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import Rule, check_rule
-from negmaml.theory.anisotropic.equations import System
+from negmaml.theory.anisotropic.equations import PencilSystem
 from negmaml.theory.anisotropic.inputs import (
-    Situation,
-    largest_of,
+    AnisotropicInputs,
+    largest_eigenvalue,
+    make_inputs,
     predict,
     predict_traced,
     resummed,
-    situation_of,
 )
 from negmaml.theory.isotropic.inputs import is_zero
 from negmaml.theory.search import Optimum, minimise, reported, signed_grid
@@ -82,9 +82,9 @@ class Whole(NamedTuple):
 
 @pytree
 class Parts:
-    """Arrays that an objective is a function of, whatever the rule; `Situation.still`, `.sigma`."""
+    """Arrays that an objective depends on; as in `AnisotropicInputs`."""
 
-    system: System
+    system: PencilSystem
     still: Any
     sigma: Any
     goal: Any
@@ -96,7 +96,7 @@ class Parts:
         return _ordered(found.forms + self.still, found.limit + self.still, self.goal, self.sigma)
 
 
-def _parts_at(at: Situation, train: Rule, goal) -> Parts:
+def _parts_at(at: AnisotropicInputs, train: Rule, goal) -> Parts:
     return Parts(at.system(train), at.still, at.sigma, goal, at.ridged)
 
 
@@ -133,7 +133,7 @@ def _adapted_losses(values, numbers):
 def _parts_of_adaptation(value, numbers, _):
     problem, train, adapt, meta_ridge = numbers
     after = adapted(problem, adapt.with_tuned(value))
-    at, train = situation_of(problem, train, meta_ridge, after.weights)
+    at, train = make_inputs(problem, train, meta_ridge, after.weights)
     return _parts_at(at, train, Whole(after.floor, after.coefficients))
 
 
@@ -155,11 +155,11 @@ def best_train_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | N
     """The tuned parameter of `train`, for `adapt` or, when None, the best step at test time."""
     _require_mean(problem, meta_ridge)
     weights, goal = _goal(problem, adapt)
-    at, train = situation_of(problem, train, meta_ridge, weights)
+    at, train = make_inputs(problem, train, meta_ridge, weights)
     (at, train, goal), _ = numbers = _parts(at, train, goal)
     return reported(
         "best_train_rate", _best_parameter(*numbers),
-        signed_grid(train, largest_of(at.spectrum, at.n_t)),
+        signed_grid(train, largest_eigenvalue(at.spectrum, at.n_t)),
         lambda values: _loss(at, goal, train.with_tuned(values)),
     )  # fmt: skip
 
@@ -167,11 +167,11 @@ def best_train_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | N
 def best_meta_ridge(problem: MixedLinearRegression, train: Rule, adapt: Rule | None):
     """The ridge, for `adapt` or, when None, the best step at test time; 0 where that is best."""
     weights, goal = _goal(problem, adapt)
-    at, train = situation_of(problem, train, 0.0, weights)
+    at, train = make_inputs(problem, train, 0.0, weights)
     return jnp.exp(_best_log_ridge(*_parts(dataclasses.replace(at, ridged=True), train, goal)))
 
 
-def _parts(at: Situation, train: Rule, goal):
+def _parts(at: AnisotropicInputs, train: Rule, goal):
     """(numbers, fixed) of an `Optimum`."""
     return (at, train, settled(goal, at.m.dtype)), ()
 
@@ -195,7 +195,7 @@ def _vertex(curvature, slope):
     return xp.where(curvature > 0, slope / xp.where(curvature > 0, curvature, 1), 0)
 
 
-def _loss(at: Situation, goal, train: Rule):
+def _loss(at: AnisotropicInputs, goal, train: Rule):
     """What is minimised; ordered even where finite sizes make it infinite."""
     found = predict_traced(at, train)
     return _ordered(found.forms, found.limit, goal, at.sigma)
@@ -214,7 +214,7 @@ def _parts_of_parameter(value, numbers, _):
 
 def _search_parameter(numbers, _):
     at, train, goal = numbers
-    grid = signed_grid(train, largest_of(at.spectrum, at.n_t))
+    grid = signed_grid(train, largest_eigenvalue(at.spectrum, at.n_t))
     return minimise(lambda values: _loss(at, goal, train.with_tuned(values)), grid)
 
 

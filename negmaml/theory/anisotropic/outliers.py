@@ -29,7 +29,7 @@ import numpy as np
 
 from negmaml._core.arrays import frozen, namespace
 from negmaml._core.factorisations import inverse
-from negmaml.theory.anisotropic.equations import Marginal, System, condition, tested
+from negmaml.theory.anisotropic.equations import Marginal, PencilSystem, condition, tested
 from negmaml.theory.anisotropic.moments import Slopes, along_line, residuals
 from negmaml.theory.anisotropic.solver import Root
 
@@ -44,20 +44,20 @@ TERMS = 5
 
 
 class Direction(NamedTuple):
-    """One or more directions, (k,): as in `System`, but d of each."""
+    """One or more directions, (k,): as in `PencilSystem`, but d of each."""
 
     s: Any
     o: Any
     d: Any
 
 
-def largest_directions(system: System, root: Root, x: Marginal, slopes: Slopes):
+def largest_directions(system: PencilSystem, root: Root, x: Marginal, slopes: Slopes):
     """What the largest directions add of their own to the limit of every form, (J,) both.
 
     (their part of the 1/p term, exact averages in its place)
     """
     xp = namespace(root.T)
-    if system.pencil.unsplit:
+    if system.pencil.train_train:
         nothing = np.zeros(system.weights.shape[0], system.s.dtype)
         return nothing, nothing
     _, rate, velocity = residuals(system, root, x, slopes)
@@ -84,7 +84,7 @@ def largest_directions(system: System, root: Root, x: Marginal, slopes: Slopes):
     return tuple(both @ pick(system.weights).T)
 
 
-def _average(system: System, at: Direction, own, own_t, root: Root, T_t, rate):
+def _average(system: PencilSystem, at: Direction, own, own_t, root: Root, T_t, rate):
     """D over the law of c, less its value at c = 1 with T, (k,)."""
     xp = namespace(own)
     c, share = chi_square(system.n_t)
@@ -105,7 +105,7 @@ def _average(system: System, at: Direction, own, own_t, root: Root, T_t, rate):
     return averaged - still
 
 
-def _taken_out(system: System, s, own, own_t, T, T_t):
+def _taken_out(system: PencilSystem, s, own, own_t, T, T_t):
     """T' and its derivative, (k, a, a)."""
     factor = s[:, None, None] / system.n_t
     own, own_t = own * factor, own_t * factor
@@ -114,7 +114,7 @@ def _taken_out(system: System, s, own, own_t, T, T_t):
     return without, left @ T_t @ left.swapaxes(1, 2) + without @ own_t @ without
 
 
-def _one_task(system: System, at: Direction, data, data_t, rate):
+def _one_task(system: PencilSystem, at: Direction, data, data_t, rate):
     """phi and o phi^2 - phi_t - rate phi, (c, k), for c s T' and its derivative, (a, a, c, k)."""
     xp = namespace(data)
     pencil, shape = system.pencil, data.shape[2:]
@@ -128,7 +128,7 @@ def _one_task(system: System, at: Direction, data, data_t, rate):
     return phi, at.o * phi**2 - phi_t - rate * phi
 
 
-def _over_tasks(system: System, at: Direction, ell, phi, residual, share):
+def _over_tasks(system: PencilSystem, at: Direction, ell, phi, residual, share):
     """E N/P^2 of this module's head, (k,)."""
     xp = namespace(phi)
     m = system.m
@@ -157,7 +157,7 @@ def chi_square(n):
     return root**3, weight / xp.sum(weight)
 
 
-def _alone(system: System, T, T_t, rate, s, *parts):
+def _alone(system: PencilSystem, T, T_t, rate, s, *parts):
     """(the 1/p term of D where no other direction and no query row fluctuates, G, its derivative).
 
     For one direction with M = s T G and b = r v^(1/2) the Hessian's determinants are

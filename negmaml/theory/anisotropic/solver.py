@@ -25,7 +25,7 @@ from negmaml._core.arrays import contract, frozen, namespace
 from negmaml._core.factorisations import inverse
 from negmaml._core.settings import own_settings
 from negmaml.theory.anisotropic.equations import (
-    System,
+    PencilSystem,
     bases,
     eliminate,
     marginal,
@@ -45,7 +45,7 @@ LEAST_SHARE = 0.1
 
 
 class Root(NamedTuple):
-    """T (a, a), ell, tau, f of unsplit pencils, and whether it was found."""
+    """T (a, a), ell, tau, f of train_train pencils, and whether it was found."""
 
     T: jax.Array
     ell: jax.Array
@@ -64,7 +64,7 @@ class Trial(NamedTuple):
     inside: jax.Array
 
 
-def solve(system: System, ridged: bool) -> Root:
+def solve(system: PencilSystem, ridged: bool) -> Root:
     """The root, differentiable in all of `system`; `ridged` says whether ridge may be > 0."""
     xp = namespace(system)
     point, error = (_followed if xp is tape else _root)(system, ridged)
@@ -79,7 +79,7 @@ def solve(system: System, ridged: bool) -> Root:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _root(system: System, ridged: bool):
+def _root(system: PencilSystem, ridged: bool):
     """(point, error). Its derivatives are those of the equations, not of the search."""
     return _search(system, ridged)
 
@@ -94,7 +94,7 @@ def _root_jvp(ridged: bool, primals, tangents):
     return (point, error), (-inverse(jacobian) @ slope, jnp.zeros_like(error))
 
 
-def _followed(system: System, ridged: bool):
+def _followed(system: PencilSystem, ridged: bool):
     """`_root` on the host, with derivatives by Newton's method with the slopes at the root.
 
     Values take part in the first steps; every step makes the derivatives of one more order right.
@@ -111,26 +111,26 @@ def _followed(system: System, ridged: bool):
     return point, error
 
 
-def _slopes_at(system: System, point, ridged: bool):
+def _slopes_at(system: PencilSystem, point, ridged: bool):
     """The inverse of the Jacobian of the map's move, by complex steps."""
     step = 1e-30
     rows = [_moves(system, point + 1j * step * unit, ridged)[0] for unit in np.eye(point.size)]
     return np.linalg.inv(np.stack(rows, 1).imag / step)
 
 
-def _over(system: System):
+def _over(system: PencilSystem):
     """More dimensions than rows."""
     xp = namespace(system)
     return xp.sum(system.count) > system.m * system.n_v
 
 
-def _unknown_ell(system: System, ridged: bool):
+def _unknown_ell(system: PencilSystem, ridged: bool):
     """Whether ell is not simply zero."""
     over = _over(system)
     return over | (system.ridge > 0) if ridged else over
 
 
-def _split(system: System, point, ridged: bool):
+def _split(system: PencilSystem, point, ridged: bool):
     """T and ell of a point (T in the basis of symmetric matrices, log ell)."""
     xp = namespace(point)
     first, last = system.pencil.active
@@ -139,7 +139,7 @@ def _split(system: System, point, ridged: bool):
     return T, xp.where(_unknown_ell(system, ridged), xp.exp(point[-1]), 0)
 
 
-def _moves(system: System, point, ridged: bool):
+def _moves(system: PencilSystem, point, ridged: bool):
     """The map's move from a point, and what it was made of."""
     xp = namespace(point, system.s)
     T, ell = _split(system, point, ridged)
@@ -154,7 +154,7 @@ def _moves(system: System, point, ridged: bool):
     return move, (x, T, new, g, f, ell, unknown, own, ratio)
 
 
-def _try(system: System, point, ridged: bool) -> Trial:
+def _try(system: PencilSystem, point, ridged: bool) -> Trial:
     """Evaluate a point. The map's derivative is R Gamma_+ of the Hessian, so it costs little."""
     xp = namespace(point)
     move, (x, T, new, g, f, ell, unknown, own, ratio) = _moves(system, point, ridged)
@@ -195,7 +195,7 @@ def _scale(T, g, symmetric):
     return xp.append(size.ravel() @ symmetric, 1)
 
 
-def _search(system: System, ridged: bool):
+def _search(system: PencilSystem, ridged: bool):
     """(root, error), from the pencil near that of S = Sigma, T = A.
 
     Not quite there: b may vanish at an eigenvalue of Sigma, and all equations with it.
@@ -203,7 +203,7 @@ def _search(system: System, ridged: bool):
     xp = namespace(system)
     A = (1 - OFF_START) * system.pencil.coupled()
     symmetric, _ = bases(A.shape[0], A.dtype)
-    if system.pencil.unsplit:
+    if system.pencil.train_train:
         A = A + np.diag(np.arange(A.shape[0]) == A.shape[0] - 1).astype(A.dtype)
     phi, *_ = eliminate(system.pencil, system.s, A)
     low = xp.finfo(A.dtype).tiny ** 0.25

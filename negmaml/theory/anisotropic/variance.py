@@ -36,25 +36,25 @@ from negmaml.rules import Rule, flat_batch
 from negmaml.rules.pencil import Pencil
 from negmaml.theory.anisotropic.equations import (
     Marginal,
-    System,
+    PencilSystem,
     bases,
     embedded,
     moved,
 )
 from negmaml.theory.anisotropic.inputs import (
     LARGEST_RIDGED_POLE,
-    Situation,
+    AnisotropicInputs,
     continued,
+    make_inputs,
     pole_of,
-    situation_of,
 )
 from negmaml.theory.anisotropic.moments import (
     ELL,
     MEANS,
     Expansion,
     Slopes,
-    expand_about,
-    located,
+    expand,
+    solve_and_linearize,
 )
 from negmaml.theory.anisotropic.solver import Root
 
@@ -65,7 +65,7 @@ def variances(problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_rid
     """(Var |omega* - w0|^2, Var of the expected test loss), train shape and with adapt's after."""
     after = adapted(problem, adapt)
     weights = jnp.concatenate([jnp.ones((1, problem.p)), after.weights])
-    at, train = situation_of(problem, train, meta_ridge, weights)
+    at, train = make_inputs(problem, train, meta_ridge, weights)
     found, growth, _ = covariances(at, train, None)
     flat = after.coefficients.reshape(-1, len(after.weights))
     losses = contract("rj,...jk,rk->...r", flat, found[..., 1:, 1:], flat) / 4
@@ -77,8 +77,8 @@ def difference(problem: MixedLinearRegression, first: Rule, second: Rule, adapt:
     """(Var L_1, Var L_2, Cov(L_1, L_2), E L_1 - E L_2) of two rules on the same data."""
     after = adapted(problem, adapt)
     form = contract("j,jk->k", after.coefficients, after.weights)[None] / 2
-    at, first = situation_of(problem, first, meta_ridge, form)
-    _, second = situation_of(problem, second, meta_ridge, form)
+    at, first = make_inputs(problem, first, meta_ridge, form)
+    _, second = make_inputs(problem, second, meta_ridge, form)
     pairs = (first, None), (second, None), (first, second)
     (a, mean), (b, other), (cross, _) = (
         (found[0, 0] * growth, means[0])
@@ -88,7 +88,7 @@ def difference(problem: MixedLinearRegression, first: Rule, second: Rule, adapt:
 
 
 @quick_jit
-def covariances(at: Situation, first: Rule, second: Rule | None):
+def covariances(at: AnisotropicInputs, first: Rule, second: Rule | None):
     """Of two rules or, without a second, of one with itself; rule shape + what is said.
 
     (covariances of the forms asked for to leading order (J, J), the factor by which they grow at
@@ -107,7 +107,7 @@ def covariances(at: Situation, first: Rule, second: Rule | None):
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
 
-def growth_of(system: System, expansion: Expansion):
+def growth_of(system: PencilSystem, expansion: Expansion):
     """(how deviations of finite sizes exceed those of the limit, means of the forms asked for).
 
     As in `negmaml.theory.variance`, by the form of Sigma; NaN where no root was found.
@@ -148,9 +148,9 @@ class Response(NamedTuple):
     means: jax.Array
 
 
-def respond(system: System, ridged: bool) -> Response:
+def respond(system: PencilSystem, ridged: bool) -> Response:
     """The state of a system and its response to every form in `system.weights`."""
-    root, x, slopes = located(system, ridged)
+    root, x, slopes = solve_and_linearize(system, ridged)
     # Without the last of the means' sources, fresh query rows.
     forms = slice(MEANS.start, MEANS.start + system.weights.shape[0])
     share = slopes.tau[forms] / (root.tau + root.ell * slopes.tau[ELL])
@@ -158,11 +158,11 @@ def respond(system: System, ridged: bool) -> Response:
         jnp.arange(forms.start, forms.stop), share
     )
     state = State(root.T, x.phi, x.mean, x.spread, x.v, root.ell)
-    growth, means = growth_of(system, expand_about(system, root, x, slopes))
+    growth, means = growth_of(system, expand(system, root, x, slopes))
     return Response(system.pencil, state, velocity, share, growth, means)
 
 
-def _moving(system: System, root: Root, x: Marginal, slopes: Slopes, y, share) -> State:
+def _moving(system: PencilSystem, root: Root, x: Marginal, slopes: Slopes, y, share) -> State:
     """Velocity with source y at fixed lambda: ell moves by -ell tau_y/Z."""
     ell = -root.ell * share
     T = slopes.T[:, y] + ell * slopes.T[:, ELL]
@@ -173,7 +173,7 @@ def _moving(system: System, root: Root, x: Marginal, slopes: Slopes, y, share) -
     return State(T, phi, mean, spread, -(x.v**2) * (own + system.m * phi), ell)
 
 
-def covariance(system: System, one: Response, two: Response):
+def covariance(system: PencilSystem, one: Response, two: Response):
     """Cov over training sets of the forms of two responses on the same data, (J, J')."""
 
     def both(first, second):
@@ -193,7 +193,9 @@ def covariance(system: System, one: Response, two: Response):
     return jax.vmap(columns, (0, 0, None, None))(one.velocity, one.share, two.velocity, two.share)
 
 
-def covariance_of_minima(system: System, first: Pencil, second: Pencil, one: State, two: State):
+def covariance_of_minima(
+    system: PencilSystem, first: Pencil, second: Pencil, one: State, two: State
+):
     """Cov(G_1, G_2) in units of tau_1 tau_2."""
     m, count, o, d, s = system.m, system.count, system.o, system.d, system.s
     b, b_2 = one.v * one.phi, two.v * two.phi

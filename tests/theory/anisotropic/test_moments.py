@@ -10,9 +10,9 @@ import pytest
 import negmaml as nm
 from negmaml.rules.pencil import Pencil, chain
 from negmaml.theory.anisotropic import inputs as structured
-from negmaml.theory.anisotropic.compression import LONGEST, condensed
-from negmaml.theory.anisotropic.equations import System
-from negmaml.theory.anisotropic.moments import expand_about, located
+from negmaml.theory.anisotropic.compression import LONGEST, compress
+from negmaml.theory.anisotropic.equations import PencilSystem
+from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
 from negmaml.theory.anisotropic.solver import solve
 from negmaml.theory.api import means
 from negmaml.theory.isotropic.inputs import setting_of
@@ -79,9 +79,9 @@ def test_the_resummation_fades_with_the_ridge_as_the_isotropic_one_does():
         setting, (own,) = setting_of(problem, (rule,), ridge, "auto")
         tasks = training_set(dataclasses.replace(setting, quadrature=plain), own)
         found = solved(tasks, True)
-        at, own = structured.situation_of(as_covariance(problem), rule, ridge, weights)
+        at, own = structured.make_inputs(as_covariance(problem), rule, ridge, weights)
         system = at.system(own)
-        expansion = expand_about(system, *located(system, True))
+        expansion = expand(system, *solve_and_linearize(system, True))
         return leading(found.seen, found.point)[2] ** 2, expansion.fade
 
     fades = []
@@ -149,7 +149,7 @@ def test_directions_without_input_stay_where_they_are():
 
 def test_condensed_sums():
     s = np.arange(1, 501.0) ** -1.2
-    short = jax.tree.map(np.asarray, jax.jit(condensed)(s, np.cos(s) + 2, s**0.5, s[None]))
+    short = jax.tree.map(np.asarray, jax.jit(compress)(s, np.cos(s) + 2, s**0.5, s[None]))
     for f in (lambda x: 1 / (1 + 20 * x), lambda x: x * (1 - 3 * x) ** 2 / (0.1 + x)):
         whole, few = f(s), short.count * f(short.s)
         np.testing.assert_allclose(few.sum(), whole.sum(), rtol=1e-7)
@@ -171,7 +171,7 @@ def test_long_spectra_are_condensed_without_loss(kind):
     _, o, d, _ = problem.modes
     numbers = jnp.array([problem.m, problem.n_t, problem.n_v, problem.sigma, 0.0], float)
     forms = jnp.concatenate([s[None], weights])
-    system = System(s, jnp.ones(p), o, d, forms, *numbers, chain(jnp.array(0.9)))
+    system = PencilSystem(s, jnp.ones(p), o, d, forms, *numbers, chain(jnp.array(0.9)))
     whole = jax.jit(lambda system: structured.resummed(system, False))(system)
     np.testing.assert_allclose(found.forms, whole.forms, rtol=2e-6)
     np.testing.assert_allclose(found.task_error, whole.task_error, rtol=2e-6)
@@ -255,7 +255,7 @@ def hard_systems(count):
 def test_roots_are_found_everywhere():
     def found(s, number, m, n_t, n_v, rate):
         flat = jnp.ones_like(s)
-        system = System(s, number, flat, flat, s[None], m, n_t, n_v, 1.0, 0.0, chain(rate))
+        system = PencilSystem(s, number, flat, flat, s[None], m, n_t, n_v, 1.0, 0.0, chain(rate))
         return solve(system, False)
 
     columns = [jnp.asarray(np.array(x)) for x in zip(*hard_systems(60), strict=True)]

@@ -9,7 +9,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.theory import runs_needed, standard_deviation
-from negmaml.theory.anisotropic.inputs import situation_of
+from negmaml.theory.anisotropic.inputs import make_inputs
 from negmaml.theory.anisotropic.variance import covariances
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -62,8 +62,8 @@ def test_two_rules_of_different_families():
     """Their covariance is that of simulated runs, and within the bound of Cauchy and Schwarz."""
     ridge, weights = jnp.array(3.0), np.ones((1, 40))
     rules = nm.GradientDescent(0.4), nm.Proximal(0.5)
-    at, first = situation_of(BENT, rules[0], ridge, weights)
-    _, second = situation_of(BENT, rules[1], ridge, weights)
+    at, first = make_inputs(BENT, rules[0], ridge, weights)
+    _, second = make_inputs(BENT, rules[1], ridge, weights)
     cross, *_ = covariances(at, first, second)
     key = jax.random.key(1)
     one, two = (
