@@ -67,7 +67,6 @@ class FeatureMoments(NamedTuple):
     fourth: Float[Array, " p"]
     kurtosis: float
     fourth_moments: FourthMoments
-    together = renamed_attribute("FeatureMoments.together", "fourth_moments")
 
     @own_settings
     def problem(self, **options: Any) -> MixedLinearRegression:
@@ -111,6 +110,11 @@ class FeatureMoments(NamedTuple):
             problem, train, meta_ridge, after.weights, fourth_moments=self.fourth_moments
         )
         return after.test_loss(found.forms)
+
+
+FeatureMoments.together = renamed_attribute(  # type: ignore[attr-defined]
+    "FeatureMoments.together", "fourth_moments"
+)
 
 
 @own_settings
