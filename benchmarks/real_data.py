@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
 import negmaml as nm
-from negmaml.advice.data import grouped, large_enough
+from negmaml.advice.data import drop_small_groups, group_rows
 from negmaml.advice.splits import cross_validation
 
 # package, name, group, target, features
@@ -37,8 +37,8 @@ SETS = {
 }
 LOGARITHMS = {"Produc": ["gsp", "pcap", "pc", "emp"]}  # a production function
 SLOPES = 10  # coefficients up to which MixedLM has random slopes; beyond, it takes minutes a fit
-METHODS = ("advised", "rate zero", "equal rates", "joint training", "pooled ridge", "ridge alone",
-           "mixed model")  # fmt: skip
+METHODS = ("advised", "zero inner rate", "shared rate", "joint training", "pooled ridge",
+           "per-group ridge", "mixed model")  # fmt: skip
 
 
 def load(name: str):
@@ -59,7 +59,7 @@ def mixed_models(x, y, groups, advice, splits=3):
     """MixedLM on held-out groups: losses of some splits, how many simpler fits, CPU s a fit."""
     from statsmodels.regression.mixed_linear_model import MixedLM
 
-    data, _ = large_enough(grouped(x, y, groups, standardise=True), *advice.sizes[1:])
+    data = drop_small_groups(group_rows(x, y, groups, standardise=True), *advice.sizes[1:])
     m, n_t, n_v, n_r = advice.sizes
     random = np.random.default_rng(0)
     plan = cross_validation(data.groups, m, 1, splits, random)
@@ -93,7 +93,8 @@ def mixed_models(x, y, groups, advice, splits=3):
 def fitted(MixedLM, data, rows, labels, varying):
     """w0, Omega and sigma^2 by REML, and whether that is with `varying` random coefficients.
 
-    Where it does not converge, the random intercept alone is taken, and then least squares.
+    Where it does not converge, the model with only a random intercept is fitted, then least
+    squares.
     """
     x, y = data.x[rows], data.y[rows, 0]
     if not varying:
@@ -140,8 +141,8 @@ def row(name, advice, seconds, mixed) -> str:
     spread = losses.std(ddof=1) / len(losses) ** 0.5 if len(losses) > 1 else np.nan
     mean = losses.mean() if len(losses) else np.nan
     classical = f"{mean:.4f}({spread:.4f})" + (f", {simpler} simpler" if simpler else "")
-    zero = advice.gain["rate zero"]
-    gain = f"{zero.relative:.1%}{'' if zero.told else ' (not told)'}"
+    zero = advice.gain["zero inner rate"]
+    gain = f"{zero.relative:.1%}{'' if zero.significant else ' (not significant)'}"
     sizes, at = advice.sizes, advice.best
     theory = f"{advice.theory.loss[at.rate]:.4f} / {advice.curves.loss[at.rate, at.ridge]:.4f}"
     return (
@@ -174,7 +175,7 @@ def speed() -> None:
 
 def tasks_of(x, y, groups, m=79, n=10):
     """Support and query rows of m groups, and the rows of the others."""
-    data, _ = large_enough(grouped(x, y, groups, standardise=True), n, n, n)
+    data = drop_small_groups(group_rows(x, y, groups, standardise=True), n, n, n)
     random = np.random.default_rng(0)
     order = [s + random.permutation(c) for s, c in zip(data.starts, data.counts, strict=True)]
     train = np.stack([rows[: 2 * n] for rows in order[:m]])

@@ -84,9 +84,9 @@ def test_learned_inner_losses_do_no_worse_than_none():
 def test_advice_for_real_schools_says_what_adapting_is_worth(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = example("schools").main()
-    assert result.few.gain["equal rates"].positive
+    assert result.few.gain["shared rate"].significantly_better
     assert result.few.train_rate_interval[1] < 0 < result.many.train_rate_interval[1]
-    assert result.many.gain["pooled ridge"].positive
+    assert result.many.gain["pooled ridge"].significantly_better
     assert result.after < result.before
     assert (tmp_path / "schools.csv").exists()
 

@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 import negmaml as nm
+from negmaml.advice.selection import ByMethod, Difference
 from negmaml.training.state import FitResult
 
 EXPORTS = [
@@ -21,7 +22,17 @@ ARGUMENTS = [
     (nm.evaluate, "by_step", "per_step"),
     (nm.fit, "checkpoint_of", "resume"),
 ]
-ATTRIBUTES = [(FitResult(*range(9)), "stopped", "stopped_early")]
+ATTRIBUTES = [
+    (FitResult(*range(9)), "stopped", "stopped_early"),
+    (Difference(1.0, 0.1, 0.8, 1.2, 0.5), "told", "significant"),
+    (Difference(1.0, 0.1, 0.8, 1.2, 0.5), "positive", "significantly_better"),
+]
+# Names of baselines in `Advice.gain` and `Advice.loss`.
+BASELINES = [
+    ("rate zero", "zero inner rate"),
+    ("equal rates", "shared rate"),
+    ("ridge alone", "per-group ridge"),
+]
 
 
 @pytest.mark.parametrize(("module", "old", "new"), EXPORTS)
@@ -45,3 +56,12 @@ def test_an_old_argument_is_passed_by_its_new_name(function, old, new):
 def test_an_old_attribute_is_the_new_one(result, old, new):
     with pytest.warns(DeprecationWarning, match=rf"\.{old} was renamed: use {new}"):
         assert getattr(result, old) is getattr(result, new)
+
+
+@pytest.mark.parametrize(("old", "new"), BASELINES)
+def test_an_old_baseline_is_the_new_one(old, new):
+    gains = ByMethod({new: 1.0})
+    with pytest.warns(DeprecationWarning, match=f"'{old}' was renamed: use '{new}'"):
+        assert gains[old] == gains[new]
+    with pytest.raises(KeyError, match=old):
+        ByMethod()[old]

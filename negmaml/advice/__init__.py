@@ -1,4 +1,4 @@
-"""Rates from your own grouped data: cross-validation over groups, moments, an estimator."""
+"""Learning rates for grouped data: cross-validation over groups, moments and estimators."""
 
 from typing import Any
 
@@ -19,13 +19,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The estimators, when they are asked for: they need scikit-learn."""
-    if name == "MetaRegressor":
-        from negmaml.advice.estimator import MetaRegressor
+    """Import an estimator at its first use: the estimators need scikit-learn, `advise` does not."""
+    if name in ("MetaRegressor", "MetaRegressorCV"):
+        from negmaml.advice import estimator
 
-        return MetaRegressor
-    if name == "MetaRegressorCV":
-        from negmaml.advice.estimator_cv import MetaRegressorCV
-
-        return MetaRegressorCV
+        return getattr(estimator, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

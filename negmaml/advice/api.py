@@ -1,6 +1,7 @@
-"""`advise`: rates and ridge from grouped data, and what they are worth."""
+"""`advise`: rates and ridge for grouped data, with their gains over other methods."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -8,27 +9,27 @@ import numpy as np
 
 from negmaml._core.checks import check_array, check_callable, check_choice, check_count, check_flag
 from negmaml._core.keys import check_key
-from negmaml.advice import selection as choice
-from negmaml.advice.baselines import alone, mixed_model
-from negmaml.advice.cv import losses
-from negmaml.advice.data import UNITS, Grouped, default_sizes, grouped, large_enough
+from negmaml.advice.baselines import mixed_model, per_group_ridge
+from negmaml.advice.cv import CVLosses, cv_losses
+from negmaml.advice.data import UNITS, GroupedRows, default_sizes, drop_small_groups, group_rows
 from negmaml.advice.features import kernel_features
 from negmaml.advice.result import Advice, Sizes, summarise
-from negmaml.advice.selection import Grid, Measured
-from negmaml.advice.solve import one_thread
-from negmaml.advice.splits import Splits, bootstrap, cross_validation, most_training_groups
-from negmaml.advice.statistics import Quadratics, quadratics
+from negmaml.advice.selection import MIN_SPLITS, RateGrid
+from negmaml.advice.solve import single_blas_thread
+from negmaml.advice.splits import Splits, bootstrap, cross_validation, max_training_groups
+from negmaml.advice.statistics import QuadraticForms, quadratic_forms
 
 POSITIVE = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0)  # dense where curves bend
 RATES = np.array([*(-rate for rate in reversed(POSITIVE)), 0.0, *POSITIVE])
 RIDGES = np.array([0.0, *np.geomspace(1e-4, 1.0, 9)])  # over rows and mean squared feature
 KERNEL_FEATURES = 100
-LIGHT = 32  # features up to which a solution costs next to nothing
-MIXED = 40  # coefficients up to which a mixed model is tried: each group costs their cube
+CHEAP_FEATURES = 32  # features up to which a solution costs next to nothing
+MIXED_MODEL_FEATURES = 40  # each group of a mixed model costs the cube of their number
+FEW_GROUPS = 15  # below, intervals are rough
 
 
-class Work(NamedTuple):
-    """How many splits, and how many replicates of a bootstrap with how many splits each."""
+class SplitCounts(NamedTuple):
+    """Number of splits, of bootstrap replicates, and of splits of each replicate."""
 
     splits: int
     replicates: int
@@ -55,8 +56,7 @@ def advise(
     key,
     progress: Callable[[int, int], None] | None = None,
 ) -> Advice:
-    r"""Which inner rates and ridge suit these groups, by exact meta-training on many splits of
-    them.
+    r"""Choose inner rates and a ridge for grouped data, by exact meta-training on many splits.
 
     In every split m groups train: on n_t + n_v rows of each, omega minimises
 
@@ -64,37 +64,36 @@ def advise(
         theta_i(omega) = omega - train_rate/n_t X_t^T (X_t omega - y_t)
 
     exactly. Each held-out group then adapts on n_r of its rows at adapt_rate, and half the mean
-    squared error of its other rows is its loss. A fifth of the groups in turn neither trains nor
-    chooses, so that the gain they report is that of a choice which they had no part in. Standard
-    errors are those of a bootstrap over groups.
+    squared error of its other rows is its loss. Each fifth of the groups in turn neither trains nor
+    chooses, so the gain they report is unbiased by the choice. Standard errors come from a
+    bootstrap over groups.
 
     Arguments:
-        x: features, (rows, features): an array or a data frame. What the model is linear in; or,
-            with a kernel, its inputs.
-        y: targets, (rows,) or (rows, targets), of which the mean loss is taken.
+        x: features, (rows, features), an array or a data frame; with a kernel, its inputs.
+        y: targets, (rows,) or (rows, targets); the loss is the mean over targets.
         groups: a label for each row.
-        n_t, n_v: support and query rows of a training group; n_r: rows that a new group will have
-            to adapt on. None: by the sizes of the groups, see `default_sizes`.
-        m: groups in meta-training; None: half of them.
+        n_t, n_v: support and query rows of a training group. None: see `default_sizes`.
+        n_r: rows that a new group will have to adapt on. None: n_t.
+        m: groups in meta-training. None: half of them.
         kernel: kernel(x1, x2) -> (rows 1, rows 2), for a model in its space instead of a linear
             one.
         rates: training rates of any sign; 0 is added. None: 25 from -4 to 4.
-        adapt_rates: adaptation rates to choose among; None: any, since the loss is a quadratic.
+        adapt_rates: adaptation rates to choose among. None: any, since the loss is a quadratic.
         meta_ridges: strengths of at least 0. None: 0, and 9 from 1e-4 to 1 times m n_v times the
             mean squared feature.
-        splits: how often groups are split; None: 100, fewer with more than 32 features.
-        intercept: a constant feature, which the ridge leaves alone and adaptation moves.
+        splits: number of splits. None: 100, or 20 with more than 32 features.
+        intercept: add a constant feature, which adaptation moves and the ridge does not penalize.
         standardise: put features and targets in units of their standard deviations first.
-        unit: of all rates given and returned: "scaled", 1 over the largest eigenvalue of the second
-            moments of the features; or "raw".
+        unit: unit of all rates given and returned: "scaled", 1 over the largest eigenvalue of the
+            second moments of the features, or "raw".
         key: a random key, jax.random.key(seed).
-        progress: called with splits done and splits in all.
+        progress: called with the number of splits done and the total.
 
     Returns an `Advice`.
 
-    Raises TypeError or ValueError, before any computing, for text, NaN or infinity in x or y, for a
-    constant y, for fewer than 4 groups of enough rows, for sizes that leave no group to test on.
-    Groups that are too small and constant features are left out, and named in `Advice.notes`.
+    Raises TypeError or ValueError, before any computing, for text, NaN or infinity in x or y, a
+    constant y, fewer than 4 groups of enough rows, and sizes that leave no group to test on.
+    Groups that are too small and constant features are dropped and listed in `Advice.notes`.
 
     >>> import jax, numpy as np
     >>> random = np.random.default_rng(0)
@@ -103,7 +102,7 @@ def advise(
     >>> w = 1 + random.normal(size=(40, 3))
     >>> y = np.sum(x * w[groups], 1) + random.normal(size=480)
     >>> advice = advise(x, y, groups, n_r=6, key=jax.random.key(0))
-    >>> bool(advice.adapt_rate > 0), advice.gain["pooled ridge"].told
+    >>> bool(advice.adapt_rate > 0), advice.gain["pooled ridge"].significant
     (True, True)
     """
     check_choice("unit", unit, UNITS)
@@ -115,95 +114,102 @@ def advise(
     if progress is not None:
         check_callable("progress", progress, "of (splits done, splits in all)")
     random = _generators(key)
-    data = grouped(x, y, groups, intercept=intercept, standardise=standardise)
-    if kernel is not None:
-        with one_thread():
+    data = group_rows(x, y, groups, intercept=intercept, standardise=standardise)
+    # One BLAS thread for all linear algebra: systems are small.
+    with single_blas_thread():
+        if kernel is not None:
             data = _in_kernel_space(data, kernel, random[0])
-    sizes, data, notes = _sizes(data, n_t, n_v, n_r, m)
-    size = data.unit if unit == "scaled" else 1.0
-    grid = _grid(data, sizes, size, rates, adapt_rates, meta_ridges)
-    work = _work(data, splits)
-    with one_thread():
-        forms = quadratics(data, sizes.n_t, sizes.n_v, sizes.n_r, random[1])
-    run = _Run(data, sizes, grid, forms)
-    total = work.splits + work.replicates * work.each
-    advance = _counter(progress, total)
-    draws = run.forms.train.shape[1]
-    main = cross_validation(data.groups, sizes.m, draws, work.splits, random[2])
-    again = bootstrap(data.groups, sizes.m, draws, work.replicates, work.each, random[3])
-    with one_thread():
-        measured, replicated = (run.measure(splits, advance) for splits in (main, again))
-    return summarise(data, sizes, grid, unit, size, main, measured, replicated, work.each,
-                     (*data.notes, *notes), (x, y, groups, kernel))  # fmt: skip
+        sizes, data = _sizes(data, n_t, n_v, n_r, m)
+        unit_size = data.rate_unit if unit == "scaled" else 1.0
+        grid = _grid(data, sizes, unit_size, rates, adapt_rates, meta_ridges)
+        counts = _split_counts(data, splits)
+        forms = quadratic_forms(data, sizes.n_t, sizes.n_v, sizes.n_r, random[1])
+        run = _Evaluation(data, sizes, grid, forms)
+        advance = _counter(progress, counts.splits + counts.replicates * counts.each)
+        size = data.groups, sizes.m, forms.train.shape[1]
+        main = cross_validation(*size, counts.splits, random[2])
+        again = bootstrap(*size, counts.replicates, counts.each, random[3])
+        losses, replicated = (run.losses(splits, advance) for splits in (main, again))
+    given = (x, y, groups, kernel)
+    return summarise(
+        data, sizes, grid, unit, unit_size, main, losses, replicated, counts.each, given
+    )
 
 
-class _Run(NamedTuple):
-    """What all splits share."""
+class _Evaluation(NamedTuple):
+    """The data, grid and quadratic forms that all splits share."""
 
-    data: Grouped
+    data: GroupedRows
     sizes: Sizes
-    grid: Grid
-    forms: Quadratics
+    grid: RateGrid
+    forms: QuadraticForms
 
-    def measure(self, splits: Splits, advance) -> Measured:
+    def losses(self, splits: Splits, advance) -> CVLosses:
         """Losses of meta-training and of every baseline."""
-        free, sizes = int(self.data.intercept), self.sizes
-        found = losses(self.forms, splits, self.grid.rates, self.grid.ridges, free, advance)
-        few = self.grid.ridges * sizes.n_r / (sizes.m * sizes.n_v)
-        single = splits.weights @ alone(self.forms, few, free)
-        others = {"ridge alone": single}
-        if self.data.x.shape[1] <= MIXED:
+        num_unpenalized, sizes = int(self.data.intercept), self.sizes
+        grid = self.grid.rates, self.grid.ridges
+        found = cv_losses(self.forms, splits, *grid, num_unpenalized, advance)
+        # The same ridge per row: a group has n_r rows, meta-training has m n_v.
+        ridges = self.grid.ridges * sizes.n_r / (sizes.m * sizes.n_v)
+        single = per_group_ridge(self.forms, ridges, num_unpenalized)
+        others = {"per-group ridge": splits.weights @ single}
+        if self.data.x.shape[1] <= MIXED_MODEL_FEATURES:
             others["mixed model"] = mixed_model(self.forms, splits, sizes.n_t + sizes.n_v)
-        return Measured(found.meta, found.pooled, others)
+        return found._replace(others=others)
 
 
 def _generators(key) -> list[np.random.Generator]:
-    """Four streams of random numbers, by address."""
+    """Four independent generators: a change in one use of randomness does not change the others."""
     typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
-    root = np.asarray(jax.random.key_data(key) if typed else key).tolist()
-    return [np.random.default_rng([*root, stream]) for stream in range(4)]
+    seed = np.asarray(jax.random.key_data(key) if typed else key).tolist()
+    return [np.random.default_rng([*seed, stream]) for stream in range(4)]
 
 
-def _in_kernel_space(data: Grouped, kernel, random) -> Grouped:
+def _in_kernel_space(data: GroupedRows, kernel, random) -> GroupedRows:
+    """Replace the inputs by features of the kernel."""
     columns = data.x[:, int(data.intercept) :]
     features = kernel_features(kernel, columns, random, KERNEL_FEATURES)
-    x = features(columns)
-    if data.intercept:
-        x = np.hstack([data.x[:, :1], x])
-    return Grouped(**data.__dict__ | {"x": x, "notes": (*data.notes, features.note)})
+    x = np.hstack([data.x[:, : int(data.intercept)], features(columns)])
+    return replace(data, x=x, notes=(*data.notes, features.note))
 
 
-def _sizes(data: Grouped, n_t, n_v, n_r, m) -> tuple[Sizes, Grouped, tuple[str, ...]]:
-    """Sizes that fit the groups, and the groups that fit them."""
+def _sizes(data: GroupedRows, n_t, n_v, n_r, m) -> tuple[Sizes, GroupedRows]:
+    """Complete and check the sizes; drop groups that are too small for them."""
     n_t, n_v, n_r = default_sizes(data.counts, n_t=n_t, n_v=n_v, n_r=n_r)
-    data, notes = large_enough(data, n_t, n_v, n_r)
-    most = most_training_groups(data.groups)
-    m = min(data.groups // 2, most) if m is None else check_count("m", m)
-    if m > most:
+    data = drop_small_groups(data, n_t, n_v, n_r)
+    largest = max_training_groups(data.groups)
+    m = min(data.groups // 2, largest) if m is None else check_count("m", m)
+    if m > largest:
         raise ValueError(
-            f"m must be at most {most}, to leave groups to choose on and to report on, got {m} "
+            f"m must be at most {largest}, to leave groups to choose on and to report on, got {m} "
             f"with {data.groups} groups of enough rows"
         )
-    if data.groups < 15:
-        notes = (*notes, f"only {data.groups} groups: intervals are rough")
-    return Sizes(m, n_t, n_v, n_r), data, notes
+    if data.groups < FEW_GROUPS:
+        note = f"only {data.groups} groups: intervals are rough"
+        data = replace(data, notes=(*data.notes, note))
+    return Sizes(m, n_t, n_v, n_r), data
 
 
-def _grid(data: Grouped, sizes: Sizes, size: float, rates, adapt_rates, meta_ridges) -> Grid:
+def _grid(
+    data: GroupedRows, sizes: Sizes, unit_size: float, rates, adapt_rates, meta_ridges
+) -> RateGrid:
     """The axes, in raw units."""
-    raw = RATES * data.unit if rates is None else _axis("rates", rates, "a training rate") * size
+    if rates is None:
+        raw = RATES * data.rate_unit
+    else:
+        raw = _axis("rates", rates, "a training rate") * unit_size
     raw = np.unique(np.append(raw, 0.0))
     adapt = None
     if adapt_rates is not None:
-        adapt = _axis("adapt_rates", adapt_rates, "an adaptation rate") * size
+        adapt = _axis("adapt_rates", adapt_rates, "an adaptation rate") * unit_size
     if meta_ridges is None:
-        shrunk = data.x[:, int(data.intercept) :]
-        ridges = RIDGES * sizes.m * sizes.n_v * float(np.mean(shrunk**2))
+        penalized = data.x[:, int(data.intercept) :]
+        ridges = RIDGES * sizes.m * sizes.n_v * float(np.mean(penalized**2))
     else:
         ridges = np.unique(_axis("meta_ridges", meta_ridges, "a ridge"))
         if ridges[0] < 0:
             raise ValueError(f"meta_ridges must be at least 0, got {ridges[0]:g}")
-    return Grid(raw, ridges, adapt)
+    return RateGrid(raw, ridges, adapt)
 
 
 def _axis(name: str, values: Any, meaning: str) -> np.ndarray:
@@ -213,22 +219,23 @@ def _axis(name: str, values: Any, meaning: str) -> np.ndarray:
     return axis
 
 
-def _work(data: Grouped, splits) -> Work:
-    """Less work where a solution costs more: it goes with the cube of the features."""
-    light = data.x.shape[1] <= LIGHT
+def _split_counts(data: GroupedRows, splits) -> SplitCounts:
+    """Fewer splits with many features: a solution costs the cube of their number."""
+    cheap = data.x.shape[1] <= CHEAP_FEATURES
     if splits is None:
-        splits = 100 if light else 20
-    elif check_count("splits", splits) < 2 * choice.FEWEST:
-        raise ValueError(f"splits must be at least {2 * choice.FEWEST}, got {splits}")
-    return Work(splits, min(200, 2 * splits), 5) if light else Work(splits, 30, 2)
+        splits = 100 if cheap else 20
+    elif check_count("splits", splits) < 2 * MIN_SPLITS:
+        raise ValueError(f"splits must be at least {2 * MIN_SPLITS}, got {splits}")
+    return SplitCounts(splits, min(200, 2 * splits), 5) if cheap else SplitCounts(splits, 30, 2)
 
 
 def _counter(progress, total: int) -> Callable[[int], None]:
+    """A function that adds to the number of splits done and reports it."""
     done = 0
 
-    def advance(some: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
-        done += some
+        done += count
         if progress is not None:
             progress(done, total)
 

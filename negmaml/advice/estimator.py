@@ -11,10 +11,13 @@ from negmaml._core.checks import (
     check_count,
     check_flag,
     check_nonnegative,
+    check_optional,
     check_scalar,
 )
 from negmaml._core.extras import require
-from negmaml.advice.data import UNITS, unique_labels, unit_of
+from negmaml._core.keys import key_of
+from negmaml.advice.api import advise
+from negmaml.advice.data import UNITS, rate_unit, standard_scales, unique_labels
 from negmaml.advice.features import kernel_features
 
 require("sklearn", "advice")
@@ -24,8 +27,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data  # noqa: E40
 BLOCK = 4096  # rows of the meta-system reduced at once
 
 
-class Adaptive(RegressorMixin, BaseEstimator):
-    """What a meta-trained model does once it has weights: predict, and adapt by one step."""
+class MetaLinearModel(RegressorMixin, BaseEstimator):
+    """Base of both estimators: weights that predict, and adapt to a group by one gradient step.
+
+    A subclass chooses the rates and the ridge in `fit` and calls `_meta_train`. Private methods
+    work in scaled units of features and targets, public ones in the user's.
+    """
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -33,14 +40,14 @@ class Adaptive(RegressorMixin, BaseEstimator):
         return tags
 
     def predict(self, X, groups=None):
-        """Predictions, (rows,) or (rows, targets).
+        """Predict targets, (rows,) or (rows, targets).
 
-        Without groups, those of the model before adaptation. With a label for each row, rows of
-        groups seen in training get the model adapted on all their training rows, others that
-        before.
+        Without groups, by the model before adaptation. With a label for each row, rows of groups
+        seen in training are predicted by the model adapted to all their training rows, other rows
+        by the model before adaptation.
         """
         check_is_fitted(self, "weights_")
-        features = self._features(self._validated(X))
+        features = self._features(validate_data(self, X, reset=False, dtype=np.float64))
         out = features @ self.weights_
         if groups is not None:
             labels = np.asarray(groups)
@@ -53,10 +60,10 @@ class Adaptive(RegressorMixin, BaseEstimator):
                 if label in self._adapted:
                     rows = codes == i
                     out[rows] = features[rows] @ self._adapted[label]
-        return self._in_units_of_y(out)
+        return self._unscaled_y(out)
 
     def adapt(self, X, y):
-        """This model after one step on the rows of a new group: a fitted predictor.
+        """Return this model after one step on the rows of a new group, a fitted predictor.
 
         theta = omega - adapt_rate/n X^T (X omega - y)
         """
@@ -66,13 +73,13 @@ class Adaptive(RegressorMixin, BaseEstimator):
         )
         adapted = copy.copy(self)
         adapted._adapted = {}
-        adapted.weights_ = self._stepped(self._features(X), self._scaled_y(y))
+        adapted.weights_ = self._one_step(self._features(X), self._scaled_y(y))
         return adapted
 
     @property
     def coef_(self):
         """Coefficients of the features as given, (features,) or (targets, features)."""
-        self._is_linear()
+        self._check_linear()
         scale, y_scale = self.scales_[1], self.scales_[3]
         weights = self.weights_[int(self.fit_intercept) :] / scale[:, None] * y_scale
         return weights[:, 0] if self._single else weights.T
@@ -80,19 +87,15 @@ class Adaptive(RegressorMixin, BaseEstimator):
     @property
     def intercept_(self):
         """The prediction at x = 0, a number or (targets,)."""
-        self._is_linear()
-        start = self._in_units_of_y(
-            self._features(np.zeros((1, self.n_features_in_))) @ self.weights_
-        )
+        self._check_linear()
+        zero = self._features(np.zeros((1, self.n_features_in_)))
+        start = self._unscaled_y(zero @ self.weights_)
         return float(start[0]) if self._single else start[0]
 
-    def _is_linear(self) -> None:
+    def _check_linear(self) -> None:
         check_is_fitted(self, "weights_")
         if self.kernel is not None:
             raise AttributeError("a kernel model has no coefficients of its inputs; use predict")
-
-    def _validated(self, X):
-        return validate_data(self, X, reset=False, dtype=np.float64)
 
     def _features(self, X):
         X = (X - self.scales_[0]) / self.scales_[1]
@@ -103,48 +106,50 @@ class Adaptive(RegressorMixin, BaseEstimator):
     def _scaled_y(self, y):
         return (np.reshape(y, (len(y), -1)) - self.scales_[2]) / self.scales_[3]
 
-    def _in_units_of_y(self, out):
+    def _unscaled_y(self, out):
         out = out * self.scales_[3] + self.scales_[2]
         return out[:, 0] if self._single else out
 
-    def _stepped(self, features, y):
+    def _one_step(self, features, y):
         residual = features @ self.weights_ - y
         return self.weights_ - self._raw_adapt_rate / len(y) * features.T @ residual
 
-    def learn(self, X, y, groups, train_rate, adapt_rate, meta_ridge, n_t, n_v) -> None:
-        """Meta-train on validated rows, exactly."""
+    def _meta_train(self, X, y, groups, train_rate, adapt_rate, meta_ridge, n_t, n_v) -> None:
+        """Meta-train exactly on validated rows."""
         random = np.random.default_rng(self.random_state)
         self._single = np.ndim(y) == 1
         target = np.reshape(np.asarray(y, np.float64), (len(y), -1))
-        self.scales_ = _scales(X, target, self.standardise)
+        self.scales_ = standard_scales(X, target, self.standardise)
         if self.kernel is not None:
             inputs = (X - self.scales_[0]) / self.scales_[1]
             self.features_ = kernel_features(self.kernel, inputs, random)
         features, target = self._features(X), self._scaled_y(target)
-        size = unit_of(features) if self.unit == "scaled" else 1.0
-        self.unit_size_ = size
-        self._raw_adapt_rate = adapt_rate * size
-        rows, labels = _rows_of_groups(groups, len(X))
-        self.groups_ = labels
-        used = [r for r in rows if len(r) >= _needed(n_t, n_v)]
-        if not used:
+        self.unit_size_ = rate_unit(features) if self.unit == "scaled" else 1.0
+        self._raw_adapt_rate = adapt_rate * self.unit_size_
+        rows, self.groups_ = _rows_of_groups(groups, len(X))
+        needed = (n_t or 1) + (n_v or 1)
+        large = [r for r in rows if len(r) >= needed]
+        if not large:
             raise ValueError(
-                f"groups must have at least {_needed(n_t, n_v)} samples to be split into support "
-                f"and query, got at most n_samples = {max(map(len, rows))}; lower n_t and n_v, or "
-                "pass larger groups"
+                f"groups must have at least {needed} samples to be split into support and query, "
+                f"got at most n_samples = {max(map(len, rows))}; lower n_t and n_v, or pass larger "
+                "groups"
             )
-        self.n_groups_left_out_ = len(rows) - len(used)
-        triangle = _reduced(
-            features, target, used, train_rate * size, n_t, n_v, self.repeats, random
+        self.n_groups_left_out_ = len(rows) - len(large)
+        triangle = _reduced_meta_system(
+            features, target, large, train_rate * self.unit_size_, n_t, n_v, self.repeats, random
         )
-        self.weights_ = _minimiser(triangle, meta_ridge, target.shape[1], int(self.fit_intercept))
+        self.weights_ = _ridge_minimizer(
+            triangle, meta_ridge, target.shape[1], int(self.fit_intercept)
+        )
+        # Small groups did not train, but their rows adapt the model.
         self._adapted = {
-            label: self._stepped(features[r], target[r])
-            for label, r in zip(labels.tolist(), rows, strict=True)
+            label: self._one_step(features[r], target[r])
+            for label, r in zip(self.groups_.tolist(), rows, strict=True)
         }
 
 
-class MetaRegressor(Adaptive):
+class MetaRegressor(MetaLinearModel):
     r"""A linear or kernel model, meta-trained exactly, that adapts to a new group by one step.
 
         omega = argmin sum_groups |y_v - X_v theta(omega)|^2 + meta_ridge |omega|^2
@@ -152,13 +157,13 @@ class MetaRegressor(Adaptive):
 
     Arguments:
         train_rate, adapt_rate: inner rates of meta-training and of `adapt`, of any sign.
-        meta_ridge: at least 0; an intercept is not shrunk. Zero gives the solution of least norm.
+        meta_ridge: at least 0; an intercept is not penalized. Zero gives the least-norm solution.
         kernel: kernel(x1, x2) -> (rows 1, rows 2), for a model in its space.
         n_t, n_v: support and query rows of a group; None: half of its rows, and the others.
-        repeats: how often every group is split at random; the meta-loss is the mean over splits.
-        unit: of both rates: "scaled", 1 over the largest eigenvalue of the second moments of the
-            features, or "raw".
-        fit_intercept: a constant feature, which adaptation moves.
+        repeats: number of random splits of every group; the meta-loss is the mean over splits.
+        unit: unit of both rates: "scaled", 1 over the largest eigenvalue of the second moments of
+            the features, or "raw".
+        fit_intercept: add a constant feature, which adaptation moves.
         standardise: put features and targets in units of their standard deviations.
         random_state: seed of the splits.
 
@@ -194,9 +199,12 @@ class MetaRegressor(Adaptive):
         self.random_state = random_state
 
     def fit(self, X, y, groups=None):
-        """Meta-train on rows X (rows, features), y (rows,) or (rows, targets); one group if None.
+        """Meta-train on X (rows, features) and y (rows,) or (rows, targets).
 
-        Raises TypeError or ValueError for what cannot be used, before any computing.
+        Arguments:
+            groups: a label for each row; None: all rows are one group.
+
+        Raises TypeError or ValueError for invalid arguments, before any computing.
         """
         check_parameters(self)
         for name in ("train_rate", "adapt_rate"):
@@ -204,12 +212,76 @@ class MetaRegressor(Adaptive):
         check_nonnegative("meta_ridge", self.meta_ridge, "a ridge strength")
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         rates = float(self.train_rate), float(self.adapt_rate), float(self.meta_ridge)
-        self.learn(X, y, groups, *rates, self.n_t, self.n_v)
+        self._meta_train(X, y, groups, *rates, self.n_t, self.n_v)
+        return self
+
+
+class MetaRegressorCV(MetaLinearModel):
+    """`MetaRegressor` with the rates and the ridge of `advise`, stored in `advice_` after `fit`.
+
+    Arguments are those of `advise` and `MetaRegressor`. `fit` needs labels of at least 4 groups.
+    The choice is in `train_rate_`, `adapt_rate_` and `meta_ridge_`.
+    """
+
+    def __init__(
+        self,
+        *,
+        rates=None,
+        adapt_rates=None,
+        meta_ridges=None,
+        n_t=None,
+        n_v=None,
+        n_r=None,
+        m=None,
+        splits=None,
+        kernel=None,
+        repeats=5,
+        unit="scaled",
+        fit_intercept=True,
+        standardise=False,
+        random_state=0,
+    ):
+        self.rates = rates
+        self.adapt_rates = adapt_rates
+        self.meta_ridges = meta_ridges
+        self.n_t = n_t
+        self.n_v = n_v
+        self.n_r = n_r
+        self.m = m
+        self.splits = splits
+        self.kernel = kernel
+        self.repeats = repeats
+        self.unit = unit
+        self.fit_intercept = fit_intercept
+        self.standardise = standardise
+        self.random_state = random_state
+
+    def fit(self, X, y, groups=None):
+        """Choose rates and ridge by cross-validation over groups, then meta-train on all."""
+        check_parameters(self)
+        if groups is None:
+            raise ValueError(
+                "groups must be given, a label for each row, got None: rates are chosen by holding "
+                "out groups"
+            )
+        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+        shared = ("n_t", "n_v", "n_r", "m", "kernel", "rates", "adapt_rates", "meta_ridges",
+                  "splits", "standardise", "unit")  # fmt: skip
+        options = {name: getattr(self, name) for name in shared}
+        self.advice_ = advise(
+            X, y, groups, **options, intercept=self.fit_intercept, key=key_of(self.random_state)
+        )
+        self.train_rate_ = self.advice_.train_rate
+        self.adapt_rate_ = self.advice_.adapt_rate
+        self.meta_ridge_ = self.advice_.meta_ridge
+        sizes = self.advice_.sizes
+        rates = self.train_rate_, self.adapt_rate_, self.meta_ridge_
+        self._meta_train(X, y, groups, *rates, sizes.n_t, sizes.n_v)
         return self
 
 
 def check_parameters(estimator: Any) -> None:
-    """Raise for what both estimators refuse, at `fit` as scikit-learn has it."""
+    """Check the parameters of both estimators: at `fit`, as scikit-learn asks for."""
     check_choice("unit", estimator.unit, UNITS)
     check_count("repeats", estimator.repeats)
     for name in ("fit_intercept", "standardise"):
@@ -218,20 +290,11 @@ def check_parameters(estimator: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {seed!r}")
     for name in ("n_t", "n_v"):
-        if getattr(estimator, name) is not None:
-            check_count(name, getattr(estimator, name))
-
-
-def _scales(X, y, standardise):
-    """Means and spreads of features and targets, 0 and 1 if they are used as they are."""
-    if not standardise:
-        return np.zeros(X.shape[1]), np.ones(X.shape[1]), np.zeros(y.shape[1]), np.ones(y.shape[1])
-    spreads = [np.where(np.ptp(a, axis=0) > 0, a.std(0), 1.0) for a in (X, y)]
-    return X.mean(0), spreads[0], y.mean(0), spreads[1]
+        check_optional(check_count, name, getattr(estimator, name))
 
 
 def _rows_of_groups(groups, size: int):
-    """The rows of every group, and the labels."""
+    """Return the row indices of every group, and the labels."""
     if groups is None:
         return [np.arange(size)], np.zeros(1, int)
     labels = np.asarray(groups)
@@ -242,11 +305,7 @@ def _rows_of_groups(groups, size: int):
     return np.split(order, np.cumsum(np.bincount(codes))[:-1]), distinct
 
 
-def _needed(n_t, n_v) -> int:
-    return (n_t or 1) + (n_v or 1)
-
-
-def _reduced(features, y, groups, rate, n_t, n_v, repeats, random):
+def _reduced_meta_system(features, y, groups, rate, n_t, n_v, repeats, random):
     """R of the QR decomposition of the meta-system [Phi, r] over all groups and repeats.
 
     Phi = X_v - rate/n_t X_v X_t^T X_t and r = y_v - rate/n_t X_v X_t^T y_t, each over
@@ -258,22 +317,22 @@ def _reduced(features, y, groups, rate, n_t, n_v, repeats, random):
     for _ in range(repeats):
         for rows in groups:
             order = random.permutation(rows)
-            support = n_t or len(rows) // 2
-            query = z[order[support : support + n_v if n_v else None]]
-            few = z[order[:support]]
-            step = rate / support * (query[:, :p] @ few[:, :p].T) @ few
+            n = n_t or len(rows) // 2
+            support, query = z[order[:n]], z[order[n : n + n_v if n_v else None]]
+            step = rate / n * (query[:, :p] @ support[:, :p].T) @ support
             pending.append((query - step) / np.sqrt(repeats))
+            # Reduced block by block, so that memory does not grow with the number of repeats.
             if sum(map(len, pending)) >= max(BLOCK, 2 * z.shape[1]):
                 reduced, pending = _triangle([reduced, *pending]), []
     return _triangle([reduced, *pending])
 
 
-def _minimiser(triangle, ridge, targets: int, free: int):
-    """The least squares solution, of least norm, with a ridge on all but `free` weights."""
+def _ridge_minimizer(triangle, ridge, targets: int, num_unpenalized: int):
+    """Solve least squares, of least norm, with a ridge on all weights but the unpenalized ones."""
     p = triangle.shape[1] - targets
-    shrunk = np.sqrt(ridge) * np.eye(p)[free:]
-    system = np.vstack([triangle[:, :p], shrunk])
-    right = np.vstack([triangle[:, p:], np.zeros((len(shrunk), targets))])
+    penalty = np.sqrt(ridge) * np.eye(p)[num_unpenalized:]
+    system = np.vstack([triangle[:, :p], penalty])
+    right = np.vstack([triangle[:, p:], np.zeros((len(penalty), targets))])
     return np.linalg.lstsq(system, right, rcond=None)[0]
 
 

@@ -1,8 +1,11 @@
-"""A kernel as features: the functions that its matrix on the data spans.
+"""Features of a kernel: a linear model in them is the kernel's model on the data.
 
-With K = U diag(l) U^T on rows X, the features psi(x) = k(x, X) U l^(-1/2) have psi(X) psi(X)^T =
-K, so that a linear model of psi is the kernel's model on these rows, and extends to all others:
-what `negmaml.kernels` finds for one set of tasks, at the price of a linear model for many splits.
+With K = U diag(l) U^T on rows X, the features
+
+    psi(x) = k(x, X) U l^(-1/2)
+
+satisfy psi(X) psi(X)^T = K. A linear model of psi therefore equals the kernel's model on these
+rows and extends to all others. Many splits then cost as much as those of a linear model.
 """
 
 from collections.abc import Callable
@@ -13,42 +16,42 @@ import numpy as np
 
 from negmaml.kernels.points import as_kernel, cross
 
-LANDMARKS = 2000  # rows that span the functions; more would take a minute to decompose
-ROUNDING = 1e-10  # of the largest eigenvalue: what is below is rounding
+MAX_LANDMARKS = 2000  # rows of K: the eigendecomposition of more would take a minute
+ROUNDING = 1e-10  # of the largest eigenvalue: smaller eigenvalues are rounding errors
 
 
 @dataclass(frozen=True)
 class KernelFeatures:
-    """psi of the head of this module: `features(x)` is (rows, rank).
+    """The function psi of the module docstring: `features(x)` is (rows, rank).
 
     Attributes:
         kernel: kernel(x1, x2) -> (rows 1, rows 2).
         landmarks: X, (rows, columns).
         weights: U l^(-1/2), (rows, rank).
-        share: of the trace of K that the kept functions hold.
+        trace_fraction: fraction of the trace of K in the eigenvalues that are kept.
     """
 
     kernel: Callable
     landmarks: np.ndarray
     weights: np.ndarray
-    share: float
+    trace_fraction: float
 
     def __call__(self, x) -> np.ndarray:
-        return evaluated(self.kernel, x, self.landmarks) @ self.weights
+        return kernel_matrix(self.kernel, x, self.landmarks) @ self.weights
 
     @property
     def note(self) -> str:
-        """What was kept, in words."""
+        """A sentence on the rank of the features and the part of the kernel they represent."""
         rows, rank = self.weights.shape
-        return f"kernel: {rank} functions on {rows} rows, which hold {self.share:.4%} of its trace"
+        return f"kernel: {rank} features from {rows} rows, {self.trace_fraction:.4%} of its trace"
 
 
 def kernel_features(kernel: Callable, x, random, most: int | None = None) -> KernelFeatures:
-    """The features of a kernel on rows x, or on 2000 of them; at most `most`, the leading ones."""
-    if len(x) > LANDMARKS:
-        x = x[np.sort(random.choice(len(x), LANDMARKS, replace=False))]
-    x = np.unique(x, axis=0)
-    values, vectors = np.linalg.eigh(evaluated(kernel, x, x))
+    """Return the leading features, at most `most`, of a kernel on rows x or on 2000 of them."""
+    if len(x) > MAX_LANDMARKS:
+        x = x[np.sort(random.choice(len(x), MAX_LANDMARKS, replace=False))]
+    x = np.unique(x, axis=0)  # equal rows would only add zero eigenvalues
+    values, vectors = np.linalg.eigh(kernel_matrix(kernel, x, x))
     if values[-1] <= 0 or values[0] < -1e-4 * values[-1]:
         raise ValueError(
             "kernel must be positive semidefinite and not zero, got eigenvalues from "
@@ -56,12 +59,12 @@ def kernel_features(kernel: Callable, x, random, most: int | None = None) -> Ker
         )
     total = np.maximum(values, 0).sum()
     keep = np.flatnonzero(values > ROUNDING * values[-1])[::-1][:most]
-    share = float(values[keep].sum() / total)
-    return KernelFeatures(kernel, x, vectors[:, keep] / np.sqrt(values[keep]), share)
+    fraction = float(values[keep].sum() / total)
+    return KernelFeatures(kernel, x, vectors[:, keep] / np.sqrt(values[keep]), fraction)
 
 
-def evaluated(kernel: Callable, x1, x2) -> np.ndarray:
-    """kernel(x1, x2) in float64, symmetric if the rows are the same."""
+def kernel_matrix(kernel: Callable, x1, x2) -> np.ndarray:
+    """Evaluate kernel(x1, x2) in float64; exactly symmetric if x1 is x2."""
     with jax.enable_x64(True):
         points = (jax.numpy.asarray(x, float) for x in (x1, x2))
         matrix = np.asarray(cross(as_kernel(kernel), *points), np.float64)

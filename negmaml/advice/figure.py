@@ -1,19 +1,19 @@
-"""The advice drawn: loss over the training rate, and over both rates."""
+"""Plots the losses of an `Advice`: over the training rate, and over both rates."""
 
 import numpy as np
 
 from negmaml._core.extras import require
 
 INK, CURVE, MARK = "#222222", "#2a6f97", "#6c757d"
-BASELINES = {"equal rates": "#d1495b", "joint training": "#e09f3e", "pooled ridge": "#8d6a9f",
-             "ridge alone": "#b08968",
+BASELINES = {"shared rate": "#d1495b", "joint training": "#e09f3e", "pooled ridge": "#8d6a9f",
+             "per-group ridge": "#b08968",
              "mixed model": "#4f772d"}  # fmt: skip
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
          "axes.edgecolor": INK, "svg.fonttype": "none", "svg.hashsalt": "negmaml"}  # fmt: skip
 
 
 def figure(advice, theory: bool):
-    """Two panels; returns a matplotlib Figure."""
+    """Plot both panels; returns a matplotlib Figure."""
     matplotlib = require("matplotlib", "advice")
     from matplotlib.figure import Figure
 
@@ -27,7 +27,7 @@ def figure(advice, theory: bool):
 
 
 def _curves(axis, advice, theory: bool) -> None:
-    """A curve and a band for each ridge, baselines as lines."""
+    """Plot a curve for each ridge, with a band for the best, and lines for the baselines."""
     from matplotlib import colormaps
 
     rates, curves = advice.grid.rates / advice.unit_size, advice.curves
@@ -39,11 +39,12 @@ def _curves(axis, advice, theory: bool) -> None:
         if best:
             low, high = (curves.loss[:, i] + s * 2 * curves.excess_error[:, i] for s in (-1, 1))
             axis.fill_between(rates, low, high, color=color, alpha=0.2, lw=0, zorder=1)
+    # The axis shows the best nine tenths of the best curve; diverging rates would hide the rest.
     lowest = curves.loss.min()
     top = lowest + 1.15 * (np.quantile(curves.loss[:, advice.best.ridge], 0.9) - lowest)
-    shown = {n: v for n, v in advice.fitted_loss.items() if n in BASELINES and v <= top}
-    bottom = min([lowest, *shown.values()])
-    for name, value in shown.items():
+    visible = {n: v for n, v in advice.fitted_loss.items() if n in BASELINES and v <= top}
+    bottom = min([lowest, *visible.values()])
+    for name, value in visible.items():
         axis.axhline(value, color=BASELINES[name], ls="--", lw=1, label=name)
     if theory:
         axis.plot(rates, advice.theory.loss, color=INK, ls=":", lw=1.6, label="theory", zorder=4)
@@ -53,15 +54,15 @@ def _curves(axis, advice, theory: bool) -> None:
     axis.set_ylim(bottom - 0.08 * (top - bottom), top)
     axis.set_xlabel(rf"training rate $\alpha_t$ ({advice.unit})")
     axis.set_ylabel("loss on held-out groups")
-    axis.set_title("a curve a ridge, best in colour", loc="left", fontsize=8, color=MARK)
+    axis.set_title("one curve per ridge, the best in colour", loc="left", fontsize=8, color=MARK)
     axis.legend(frameon=False, fontsize=7)
 
 
 def _surface(drawn, axis, advice) -> None:
-    """The loss over both rates at the best ridge."""
+    """Plot the loss over both rates at the best ridge."""
     table = advice.table["loss"].isel(meta_ridge=advice.best.ridge)
     x, y, z = table["train_rate"].values, table["adapt_rate"].values, table.values.T
-    if len(y) > 1 and len(x) > 1:
+    if len(y) > 1 and len(x) > 1:  # contours need two values on each axis
         level = np.minimum(z, np.quantile(z, 0.85))
         mesh = axis.contourf(x, y, level, levels=24, cmap="viridis_r")
         drawn.colorbar(mesh, ax=axis, format="%.4g")

@@ -1,4 +1,4 @@
-"""The structured theory beside the data: the same losses from moments, and at sizes not tried."""
+"""Compares measured losses with the anisotropic theory, and predicts them at other sizes."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -12,19 +12,20 @@ from negmaml.problem import MixedLinearRegression
 from negmaml.rules import GradientDescent
 from negmaml.theory import test_loss
 
-CLOSE = 0.03  # relative gap of theory and measurement that is called agreement
+MAX_GAP = 0.03  # relative difference of theory and measurement that counts as agreement
 
 
 class Theory(NamedTuple):
-    """What the theory says of the groups of an `Advice`.
+    """Predictions of the theory for the groups of an `Advice`.
 
     moments: w0, Omega and sigma^2 of `random_coefficients`, from all rows of all groups.
-    problem: the mixed linear regression with these moments and the second moments of the features;
-        `theory.best_allocation(budget, problem)` says how to spend rows on groups and within them.
-    adapt, loss: (R,), the best adaptation rate, raw, and the loss there, at the advice's ridge.
-    gap: (R,), loss over the measured one, less 1.
-    agrees: whether, at the best rates, it is within two standard errors or 3% of the measured loss.
-    gains: {change: how much lower the loss is at its own best rates, relative}.
+    problem: the mixed linear regression with these moments and the second moments of the features.
+        `theory.best_allocation(budget, problem)` allocates rows to groups and within them.
+    adapt, loss: (R,), the best raw adaptation rate and the loss there, at the advised ridge.
+    gap: (R,), loss / measured loss - 1.
+    agrees: True if the loss at the best rates is within two standard errors or 3% of the measured
+        one.
+    gains: {change of sizes: relative decrease of the loss, at the best rates of each}.
     """
 
     moments: RandomCoefficients
@@ -37,25 +38,28 @@ class Theory(NamedTuple):
 
 
 def theory_of(advice) -> Theory:
-    """Moments, prediction, and extrapolation at the ridge that was found best.
+    """Estimate the moments, and predict losses at the advised ridge and at other sizes.
 
-    The theory takes features as random with these second moments and shrinks every coefficient; the
-    intercept is a constant and is not shrunk, which is nearly the same when it starts at its mean.
+    The theory treats features as random with these second moments and penalizes every coefficient.
+    The data have a constant intercept without penalty. The two nearly agree if the intercept starts
+    at its mean.
 
     Raises ValueError for several targets.
     """
     data, sizes = advice.data, advice.sizes
     if data.y.shape[1] > 1:
-        raise ValueError(f"theory is for one target, got {data.y.shape[1]}; advise on each alone")
-    gram = np.stack([rows.T @ rows for rows in np.split(data.z, data.starts[1:])])
-    moments = random_coefficients(gram, data.counts)
-    start = moments.mean.copy()
-    start[: int(data.intercept)] = 0.0
+        raise ValueError(
+            f"theory is for one target, got {data.y.shape[1]}; advise on each separately"
+        )
+    moments = random_coefficients(data.grams(), data.counts)
+    # The meta-solution starts from zero, but its intercept, which is not penalized, from the mean.
+    w0 = moments.mean.copy()
+    w0[: int(data.intercept)] = 0.0
     p = data.x.shape[1]
     with jax.enable_x64(True):
         problem = MixedLinearRegression(
             p=p, **sizes._asdict(), sigma=float(moments.noise_variance) ** 0.5, nu=1.0,
-            w0=jnp.asarray(start), input_covariance=jnp.asarray(data.x.T @ data.x / len(data.x)),
+            w0=jnp.asarray(w0), input_covariance=jnp.asarray(data.x.T @ data.x / len(data.x)),
             weight_covariance=jnp.asarray(p * moments.covariance),
         )  # fmt: skip
         adapt, loss = _curve(advice, problem)
@@ -66,12 +70,13 @@ def theory_of(advice) -> Theory:
         }  # fmt: skip
     best = advice.best.rate, advice.best.ridge
     measured = advice.curves.loss[:, advice.best.ridge]
-    distance = abs(loss[best[0]] - measured[best[0]])
-    close = distance <= max(2 * advice.curves.error[best], CLOSE * measured[best[0]])
-    return Theory(moments, problem, adapt, loss, loss / measured - 1, bool(close), gains)
+    difference = abs(loss[best[0]] - measured[best[0]])
+    agrees = difference <= max(2 * advice.curves.error[best], MAX_GAP * measured[best[0]])
+    return Theory(moments, problem, adapt, loss, loss / measured - 1, bool(agrees), gains)
 
 
 def _changes(advice) -> dict[str, dict[str, int]]:
+    """Sizes to predict the loss at, by description."""
     m, n_t, n_v, n_r = advice.sizes
     return {
         f"training on all {advice.data.groups} groups": {"m": advice.data.groups},
@@ -84,9 +89,9 @@ def _changes(advice) -> dict[str, dict[str, int]]:
 def _curve(advice, problem):
     """The best adaptation rate and the loss there, at every training rate: (R,) each.
 
-    Three adaptation rates determine the quadratic.
+    The loss is a quadratic in the adaptation rate, so three rates determine it.
     """
-    unit, ridge = advice.data.unit, float(advice.grid.ridges[advice.best.ridge])
+    unit, ridge = advice.data.rate_unit, float(advice.grid.ridges[advice.best.ridge])
     rates = GradientDescent(jnp.asarray(advice.grid.rates))
     three = GradientDescent(jnp.array([-1.0, 0.0, 1.0]) * unit)
     below, at, above = np.moveaxis(

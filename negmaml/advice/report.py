@@ -1,4 +1,4 @@
-"""The advice in words."""
+"""Text report of an `Advice`."""
 
 import numpy as np
 
@@ -6,42 +6,43 @@ from negmaml._core.display import printable
 
 NAMES = {
     "advised": "best rates",
-    "rate zero": "training rate zero, then adapting",
-    "equal rates": "equal positive rates (the usual choice)",
+    "zero inner rate": "zero training rate, then adapting",
+    "shared rate": "one positive rate for both (the usual choice)",
     "joint training": "pooled ridge on all rows, then adapting",
     "pooled ridge": "pooled ridge, not adapted",
-    "ridge alone": "ridge on the new group's rows alone",
+    "per-group ridge": "ridge on the new group's rows only",
     "mixed model": "linear mixed model (best linear unbiased)",
 }
 
 
 def text(advice, theory: bool) -> str:
-    """One page: what to use, what it gains, what was done."""
+    """Return one page: the advised rates, their gains, and how they were computed."""
     parts = [_use(advice), _verdict(advice), _table(advice)]
     parts += [_theory(advice)] if theory else []
-    return printable("\n\n".join([*parts, _done(advice)])) + "\n"
+    return printable("\n\n".join([*parts, _conditions(advice)])) + "\n"
 
 
 def _theory(advice) -> str:
-    """What the theory predicts, how far that is from what was measured, and other sizes."""
+    """Predicted losses, their difference from the measured ones, and gains at other sizes."""
     theory, best = advice.theory, advice.best
     measured, error = (a[best.rate, best.ridge] for a in (advice.curves.loss, advice.curves.error))
     rates, gap = advice.grid.rates / advice.unit_size, abs(theory.gap)
     lines = [
         f"Theory, from the moments of these groups: loss {theory.loss[best.rate]:.4g} at the best "
         f"rates (measured {measured:.4g} +- {error:.2g}), lowest at training rate "
-        f"{rates[np.nanargmin(theory.loss)]:.3g}; over all rates it is off by "
-        f"{np.nanmedian(gap):.1%} (median) and {np.nanmax(gap):.1%} (most)."
+        f"{rates[np.nanargmin(theory.loss)]:.3g}; over all rates its error is "
+        f"{np.nanmedian(gap):.1%} (median) and {np.nanmax(gap):.1%} (largest)."
     ]
     if theory.agrees:
         gains = [f"{change} {gain:+.1%}" for change, gain in theory.gains.items()]
-        lines.append(f"Where it holds, the loss would fall by: {', '.join(gains)}.")
+        lines.append(f"It predicts that the loss would fall by: {', '.join(gains)}.")
     else:
-        lines.append("It disagrees with the data, so that it says nothing of other sizes.")
+        lines.append("It disagrees with the data, so it is not used to predict other sizes.")
     return "\n".join(lines)
 
 
 def _use(advice) -> str:
+    """The advised rates and ridge."""
     unit = f" ({advice.unit_size:.4g} in raw units each)" if advice.unit == "scaled" else ""
     low, high = advice.train_rate_interval
     lines = [
@@ -52,43 +53,43 @@ def _use(advice) -> str:
     rates = advice.grid.rates / advice.unit_size
     if advice.best.rate in (0, len(rates) - 1):
         lines.append(
-            f"It is at the end of the rates tried, {rates[advice.best.rate]:.3g}: try wider ones."
+            f"It is at the end of the rates tried, {rates[advice.best.rate]:.3g}; widen them."
         )
     return "\n".join(lines)
 
 
 def _verdict(advice) -> str:
-    """Each comparison in words."""
-    zero, pooled, lines = advice.gain["rate zero"], advice.gain["pooled ridge"], []
-    if not pooled.positive:
-        lines.append("Adapting gains nothing that can be told: a pooled ridge does as well.")
-    if not advice.told:
+    """One sentence for each comparison."""
+    zero, pooled, lines = advice.gain["zero inner rate"], advice.gain["pooled ridge"], []
+    if not pooled.significantly_better:
+        lines.append("Adapting has no significant gain: a pooled ridge does as well.")
+    if not advice.significantly_better:
         lines.append(
-            "No gain over training rate zero can be told: the best rate found is "
+            "No significant gain over a zero training rate: the best rate found is "
             f"{advice.grid.rates[advice.best.rate] / advice.unit_size:.3g}, with a gain of "
-            f"{_percent(zero)}. Rate zero is the simpler choice."
+            f"{_percent(zero)}. A zero rate is the simpler choice."
         )
     for name, gain in advice.gain.items():
-        if name == "rate zero" and not advice.told:
+        if name == "zero inner rate" and not advice.significantly_better:
             continue
-        what = NAMES[name].split(" (")[0]
-        if gain.positive:
-            lines.append(f"Better than {what} by {_percent(gain)}.")
-        elif gain.told:
-            lines.append(f"Worse than {what} by {_percent(gain, -1)}: prefer that.")
+        other = NAMES[name].split(" (")[0]
+        if gain.significantly_better:
+            lines.append(f"Better than {other} by {_percent(gain)}.")
+        elif gain.significant:
+            lines.append(f"Worse than {other} by {_percent(gain, -1)}: prefer that method.")
         else:
-            lines.append(f"No difference from {what} can be told: {_percent(gain)}.")
+            lines.append(f"No significant difference from {other}: {_percent(gain)}.")
     return "\n".join(lines)
 
 
 def _percent(gain, sign: int = 1) -> str:
-    of = gain.value / gain.relative if gain.relative else 1.0
-    low, high = sorted((sign * gain.low / of, sign * gain.high / of))
+    baseline = gain.value / gain.relative if gain.relative else 1.0
+    low, high = sorted((sign * gain.low / baseline, sign * gain.high / baseline))
     return f"{sign * gain.relative:.1%} of its loss ({low:.1%} to {high:.1%})"
 
 
 def _table(advice) -> str:
-    rows = [("method", "loss", "best rates are lower by", "95% interval")]
+    rows = [("method", "loss", "gain of the best rates", "95% interval")]
     for name, loss in advice.loss.items():
         gain = advice.gain.get(name)
         more = ("", "") if gain is None else (
@@ -99,12 +100,13 @@ def _table(advice) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _done(advice) -> str:
+def _conditions(advice) -> str:
+    """The meaning of the loss, the sizes, and the notes on dropped data."""
     sizes, data = advice.sizes, advice.data
     lines = [
-        "Loss: half the mean squared error on a held-out group's rows that it did not adapt on; "
-        "in the table on groups that had no part in choosing rates and ridges, each method at "
-        "its own.",
+        "Loss: half the mean squared error on the rows of a held-out group that it did not adapt "
+        "on. The table has losses on groups that did not choose rates or ridges; each method "
+        "uses its own.",
         f"{data.groups} groups, {len(data.x)} rows, {data.x.shape[1]} coefficients; m = {sizes.m} "
         f"groups train, n_t = {sizes.n_t}, n_v = {sizes.n_v}, n_r = {sizes.n_r}.",
         "Features and targets were standardised."

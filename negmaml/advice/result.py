@@ -1,4 +1,4 @@
-"""What `advise` returns, and how it follows from the losses of all splits."""
+"""The result of `advise`, and its computation from the losses of all splits."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, displayed
-from negmaml.advice import selection as choice
-from negmaml.advice.data import Grouped
-from negmaml.advice.selection import ALL, Difference, Grid, Measured, Setting
+from negmaml.advice import selection
+from negmaml.advice.cv import CVLosses
+from negmaml.advice.data import GroupedRows
+from negmaml.advice.selection import ALL, ByMethod, Difference, RateChoice, RateGrid
 from negmaml.advice.splits import Splits
 
 
 class Sizes(NamedTuple):
-    """Groups in meta-training; support, query and adaptation rows of a group."""
+    """Number of training groups m; support, query and adaptation rows of a group."""
 
     m: int
     n_t: int
@@ -22,8 +24,8 @@ class Sizes(NamedTuple):
     n_r: int
 
 
-class Curves(NamedTuple):
-    """Losses over the grid, rates in raw units.
+class LossCurves(NamedTuple):
+    """Losses at every training rate and ridge, with rates in raw units.
 
     meta: (3, R, L), twice the coefficients of the loss in the adaptation rate.
     adapt, loss: (R, L), the best adaptation rate and the loss there.
@@ -42,26 +44,27 @@ class Curves(NamedTuple):
 @displayed
 @dataclass(frozen=True, repr=False)
 class Advice:
-    """Rates and ridge for grouped data, what they gain, and how sure that is.
+    """Rates and ridge for grouped data, their gains over other methods, and confidence intervals.
 
     Attributes:
-        train_rate, adapt_rate: the rates to use, in `unit`. Where the best training rate cannot be
-            told from zero, train_rate is zero, and adapt_rate and meta_ridge are the best with it.
+        train_rate, adapt_rate: the rates to use, in `unit`. If the best training rate is not
+            significantly better than zero, train_rate is zero, and adapt_rate and meta_ridge are
+            the best with it.
         meta_ridge: the ridge to use.
-        train_rate_interval: 95% interval of the best training rate, in `unit`; where it ends at the
-            end of the grid, it may go on.
+        train_rate_interval: 95% interval of the best training rate, in `unit`; an end at the end
+            of the grid may lie further out.
         gain: how much lower the loss of the best rates is than that of each baseline, on groups
-            that did not choose. "rate zero": no inner steps in meta-training, then adapting; "equal
-            rates": the same positive rate in both, the usual choice; "joint training": a ridge on
-            all n_t + n_v rows, then adapting; "pooled ridge": without adapting; "ridge alone": on
-            the n_r rows of the group; "mixed model": the best linear unbiased predictor,
-            up to 40 coefficients.
+            that did not choose. The baselines: "zero inner rate", no inner steps in meta-training,
+            then adapting; "shared rate", the same positive rate in both, the usual choice; "joint
+            training", a ridge on all n_t + n_v rows, then adapting; "pooled ridge", the same
+            without adapting; "per-group ridge", a ridge on the n_r rows of the group; "mixed
+            model", the best linear unbiased predictor, for up to 40 coefficients.
         loss: {method: half the mean squared error on groups that did not choose}.
-        unit, unit_size: "scaled" or "raw", and what one unit is in raw units.
+        unit, unit_size: "scaled" or "raw", and the raw rate of one unit.
         sizes: m, n_t, n_v, n_r.
-        notes: what was left out or changed.
-        fitted_loss: as `loss`, but on the groups that chose: lower by chance, and comparable with
-            the curves of `table` and `plot`.
+        notes: sentences on the rows and columns that were dropped or changed.
+        fitted_loss: as `loss`, but on all groups, those that chose included. It is biased low, and
+            comparable with the curves of `table` and `plot`.
     """
 
     train_rate: float
@@ -74,49 +77,51 @@ class Advice:
     unit_size: float
     sizes: Sizes
     notes: tuple[str, ...]
-    data: Grouped = field(repr=False)
-    grid: Grid = field(repr=False)
-    curves: Curves = field(repr=False)
-    best: Setting = field(repr=False)
+    data: GroupedRows = field(repr=False)
+    grid: RateGrid = field(repr=False)
+    curves: LossCurves = field(repr=False)
+    best: RateChoice = field(repr=False)
     fitted_loss: dict[str, float] = field(repr=False)
     input: tuple[Any, ...] = field(repr=False)
 
+    told = renamed_attribute("Advice.told", "significantly_better")
+
     @property
-    def told(self) -> bool:
-        """Whether a gain of the best training rate over rate zero can be told."""
-        return self.gain["rate zero"].positive
+    def significantly_better(self) -> bool:
+        """True if the best training rate is significantly better than a zero rate."""
+        return self.gain["zero inner rate"].significantly_better
 
     @cached_property
     def table(self):
-        """Everything measured, as a labelled xarray.Dataset; save it with `to_netcdf`."""
+        """All losses and gains as a labelled xarray.Dataset; save it with `to_netcdf`."""
         from negmaml.advice.table import dataset
 
         return dataset(self)
 
     @cached_property
     def theory(self):
-        """What the structured theory says of these groups, and of other sizes: a `Theory`.
+        """Predictions of the theory for these groups and for other sizes: a `Theory`.
 
-        Computed when asked for: its first program takes five seconds to compile.
+        Computed at the first access, since its first program takes five seconds to compile.
         """
         from negmaml.advice.predicted import theory_of
 
         return theory_of(self)
 
     def report(self, *, theory: bool = False) -> str:
-        """A page of plain words and one table; with what the theory says, if asked for."""
+        """Return a page of text with one table; `theory` adds the predictions of the theory."""
         from negmaml.advice.report import text
 
         return text(self, theory)
 
     def plot(self, *, theory: bool = False):
-        """Loss over the training rate for every ridge, and over both rates: a matplotlib Figure."""
+        """Plot the loss over the training rate and over both rates; returns a matplotlib Figure."""
         from negmaml.advice.figure import figure
 
         return figure(self, theory)
 
     def model(self):
-        """A `MetaRegressor` with these rates and this ridge, meta-trained on all groups."""
+        """Return a `MetaRegressor` with these rates and this ridge, meta-trained on all groups."""
         from negmaml.advice.estimator import MetaRegressor
 
         x, y, groups, kernel = self.input
@@ -134,80 +139,88 @@ class Advice:
             ("meta_ridge", f"{self.meta_ridge:.3g}", ""),
         ]
         for name, gain in self.gain.items():
-            words = f"[{gain.low:.3g}, {gain.high:.3g}]" + ("" if gain.told else " cannot be told")
-            rows.append((f"gain over {name}", f"{gain.value:.3g}", words))
+            note = "" if gain.significant else " not significant"
+            interval = f"[{gain.low:.3g}, {gain.high:.3g}]{note}"
+            rows.append((f"gain over {name}", f"{gain.value:.3g}", interval))
         return Table(f"Advice for {self.data.groups} groups", rows)
 
 
 def summarise(
-    data: Grouped,
+    data: GroupedRows,
     sizes: Sizes,
-    grid: Grid,
+    grid: RateGrid,
     unit: str,
     unit_size: float,
     splits: Splits,
-    measured: Measured,
-    replicated: Measured,
+    losses: CVLosses,
+    replicated: CVLosses,
     each: int,
-    notes: tuple[str, ...],
     given: tuple[Any, ...],
 ) -> Advice:
-    """The advice that the losses of cross-validation and of a bootstrap come to."""
+    """Compute the advice from the losses of cross-validation and of a bootstrap.
+
+    Arguments:
+        losses: those of `splits`, from cross-validation.
+        replicated: those of bootstrap replicates, `each` splits a replicate.
+        given: x, y, groups and kernel as the user passed them.
+    """
     count, groups = len(splits.fold), data.groups
-    meta = measured.meta.mean(0)[ALL]
-    pooled = measured.pooled.mean(0)[ALL]
-    chosen = choice.settings(meta, pooled, grid)
-    curves = _curves(meta, grid, chosen["advised"], _by_replicate(replicated.meta, each), count)
-    loss = choice.nested(measured, splits, grid)
-    repeated = _family_losses(chosen, measured, replicated, each)
-    fitted = {n: float(v) for n, v in choice.losses_of(chosen, meta, pooled).items()}
-    fitted |= {n: float(np.min(v.mean(0)[ALL])) for n, v in measured.others.items()}
-    gain = {}
+    meta, pooled = losses.meta.mean(0)[ALL], losses.pooled.mean(0)[ALL]
+    chosen = selection.best_choices(meta, pooled, grid)
+    best = chosen["advised"]
+    curves = _loss_curves(meta, grid, best, _by_replicate(replicated.meta, each), count)
+    loss = ByMethod(selection.nested_losses(losses, splits, grid))
+    repeated = _replicated_losses(chosen, losses, replicated, each)
+    fitted = ByMethod(
+        {n: float(v) for n, v in selection.losses_of(chosen, meta, pooled).items()}
+        | {n: float(np.min(v.mean(0)[ALL])) for n, v in losses.others.items()}
+    )
+    gain = ByMethod()
     for name in (name for name in repeated if name != "advised"):
         value = loss[name] - loss["advised"]
-        error = float(choice.standard_error(repeated[name] - repeated["advised"], count))
-        if chosen.get(name) == chosen["advised"] and name not in choice.POOLED:
-            error = max(error, abs(value))  # the same on all groups: folds differed by chance
-        gain[name] = choice.difference(value, error, loss[name], groups)
-    profile = np.argmin(curves.loss, 1)
-    at = (np.arange(len(grid.rates)), profile)
-    low, high = choice.rates_not_worse(
+        error = float(selection.bootstrap_error(repeated[name] - repeated["advised"], count))
+        if chosen.get(name) == best and name not in selection.POOLED:
+            # The same choice on all groups: only the folds chose differently, by chance.
+            error = max(error, abs(value))
+        gain[name] = selection.with_interval(value, error, loss[name], groups)
+    # The profile over ridges: the interval of the rate takes the best ridge at every rate.
+    at = (np.arange(len(grid.rates)), np.argmin(curves.loss, 1))
+    low, high = selection.best_rate_interval(
         grid.rates, curves.excess[at], curves.excess_error[at], groups
     )
-    zero = gain["rate zero"]
-    use = chosen["advised"] if zero.positive else chosen["rate zero"]
+    zero = "zero inner rate"
+    use = best if gain[zero].significantly_better else chosen[zero]
     return Advice(
         float(grid.rates[use.rate] / unit_size), use.adapt / unit_size,
         float(grid.ridges[use.ridge]), (low / unit_size, high / unit_size), gain, loss, unit,
-        unit_size, sizes, notes, data, grid, curves, chosen["advised"], fitted, given,
+        unit_size, sizes, data.notes, data, grid, curves, best, fitted, given,
     )  # fmt: skip
 
 
 def _by_replicate(values, each: int):
-    """(B, each, ...) of the single mean over held-out groups of each split."""
-    values = values[:, 0]
-    return values.reshape(-1, each, *values.shape[1:])
+    """Reshape (B each, 1, ...) to (B, each, ...): a bootstrap has one mean over held-out groups."""
+    return values[:, 0].reshape(-1, each, *values.shape[2:])
 
 
-def _curves(meta, grid: Grid, best: Setting, again, splits: int) -> Curves:
-    adapt, loss = choice.best_adapt(meta, grid)
-    c0, c1, c2 = np.moveaxis(again, 2, 0)
-    repeated = (c0 - 2 * adapt * c1 + adapt**2 * c2) / 2
-    there = (..., best.rate, best.ridge)
-    difference = repeated - repeated[there][..., None, None]
-    return Curves(
-        meta, adapt, loss, choice.standard_error(repeated, splits),
-        loss - loss[there], choice.standard_error(difference, splits),
+def _loss_curves(meta, grid: RateGrid, best: RateChoice, replicates, splits: int) -> LossCurves:
+    """Losses and excess losses with standard errors, each at its own best adaptation rate."""
+    adapt, loss = selection.best_adapt_rate(meta, grid)
+    repeated = selection.half_quadratic(np.moveaxis(replicates, 2, 0), adapt)
+    at_best = (..., best.rate, best.ridge)
+    difference = repeated - repeated[at_best][..., None, None]
+    return LossCurves(
+        meta, adapt, loss, selection.bootstrap_error(repeated, splits),
+        loss - loss[at_best], selection.bootstrap_error(difference, splits),
     )  # fmt: skip
 
 
-def _family_losses(chosen, measured: Measured, replicated: Measured, each: int):
-    """The losses of every method in the bootstrap, (B, each), at what it chose on all groups."""
+def _replicated_losses(chosen, losses: CVLosses, replicated: CVLosses, each: int):
+    """The losses of every method in the bootstrap, (B, each), at its choice on all groups."""
     arrays = (_by_replicate(a, each) for a in (replicated.meta, replicated.pooled))
-    found = choice.losses_of(chosen, *arrays)
+    found = selection.losses_of(chosen, *arrays)
     for name, values in replicated.others.items():
-        again = _by_replicate(values, each)
-        if again.ndim == 3:
-            again = again[..., int(np.argmin(measured.others[name].mean(0)[ALL]))]
-        found[name] = again
+        values = _by_replicate(values, each)
+        if values.ndim == 3:  # over ridges
+            values = values[..., int(np.argmin(losses.others[name].mean(0)[ALL]))]
+        found[name] = values
     return found

@@ -1,40 +1,40 @@
-r"""Every group as three quadratic forms: all that meta-training and testing need of its rows.
+r"""Each group as three quadratic forms, the sufficient statistics of meta-training and testing.
 
 Write a row as z = (x, y) and a model as v = (-omega, 1), so that its residual is z.v. One gradient
-step of rate a on the support rows Z_s (n of them) leaves on the query rows Z_q the residual
+step of rate a on the n support rows Z_s leaves on the query rows Z_q the residual
 
-    (Z_q - a X_q S) v,      S = X_s^T Z_s / n
+    (Z_q - a X_q S) v,      S = X_s^T Z_s / n                                    (1)
 
-and its square summed over query rows is a quadratic in v and in the rate, with the Gram matrix
-M = Z_q^T Z_q of the query rows as the only other ingredient:
+Its square, summed over query rows, is a quadratic in v and in the rate. Apart from S it depends
+only on the Gram matrix M = Z_q^T Z_q of the query rows:
 
     v^T (Q0 - 2 a Q1 + a^2 Q2) v,
-    Q0 = M,     Q1 = (M_zx S + S^T M_xz) / 2,     Q2 = S^T M_xx S.
+    Q0 = M,     Q1 = (M_zx S + S^T M_xz) / 2,     Q2 = S^T M_xx S.               (2)
 
 In training the forms of the groups add up: their upper left block is the matrix of the normal
-equations at any rate, the last columns its right-hand side. In testing they are the loss. Several
-targets are several columns of v.
+equations at any rate, the last columns are the right-hand side. In testing they are the loss.
+Several targets are several columns of v.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from negmaml.advice.data import Grouped
+from negmaml.advice.data import GroupedRows
 
-MOST_DRAWS, FEWEST_DRAWS = 20, 1
-BUDGET = 2.5e7  # numbers kept for training, 200 MB
+MAX_DRAWS = 20
+MAX_NUMBERS = 2.5e7  # kept for training, 200 MB
 
 
-class Quadratics(NamedTuple):
+class QuadraticForms(NamedTuple):
     """Forms of G groups and D draws of their rows; P = p + q.
 
     targets: q.
-    train: (G, D, 3, P, P), sums over n_v query rows.
+    train: (G, D, 3, P, P), the forms (2), sums over n_v query rows.
     test: (G, 3, P, P), means over the rows not adapted on, and over draws.
     pooled: (G, D, P, P), the Gram matrix of all n_t + n_v training rows.
-    adapt, rest: (G, D, P, P), the Gram matrix of the n_r rows to adapt on, and the mean one of the
-        others.
+    adapt: (G, D, P, P), the Gram matrix of the n_r rows to adapt on.
+    rest: (G, D, P, P), the mean Gram matrix of the other rows.
     """
 
     targets: int
@@ -45,39 +45,35 @@ class Quadratics(NamedTuple):
     rest: np.ndarray
 
 
-def draws_of(groups: int, columns: int) -> int:
-    """How many draws of every group's rows fit the memory."""
-    return int(np.clip(BUDGET // (6 * groups * columns**2), FEWEST_DRAWS, MOST_DRAWS))
+def num_draws(groups: int, columns: int) -> int:
+    """Number of draws of every group's rows that fits the memory."""
+    return int(np.clip(MAX_NUMBERS // (6 * groups * columns**2), 1, MAX_DRAWS))
 
 
-def quadratics(data: Grouped, n_t: int, n_v: int, n_r: int, random) -> Quadratics:
-    """The forms of every group for several random orders of its rows."""
+def quadratic_forms(data: GroupedRows, n_t: int, n_v: int, n_r: int, random) -> QuadraticForms:
+    """Compute the forms of every group for several random orders of its rows."""
     z, p = data.z, data.x.shape[1]
-    draws = draws_of(data.groups, z.shape[1])
-    total = np.stack([rows.T @ rows for rows in np.split(z, data.starts[1:])])
-    parts: list[list[np.ndarray]] = [[], [], [], [], []]
-    for _ in range(draws):
-        rows = _first_rows(data, max(n_t + n_v, n_r), random)
+    total = data.grams()
+    per_draw = []
+    for _ in range(num_draws(data.groups, z.shape[1])):
+        rows = _random_rows(data, max(n_t + n_v, n_r), random)
         support, query = z[rows[:, :n_t]], z[rows[:, n_t : n_t + n_v]]
-        few = z[rows[:, :n_r]]
-        few_gram = _gram(few)
-        rest = (total - few_gram) / (data.counts - n_r)[:, None, None]
-        both = _gram(z[rows[:, : n_t + n_v]])
-        one = (
+        adapt = _gram(z[rows[:, :n_r]])
+        # Subtracting from the total avoids a pass over the rest of the rows for every draw.
+        rest = (total - adapt) / (data.counts - n_r)[:, None, None]
+        per_draw.append((
             _forms(_gram(query), np.swapaxes(support[..., :p], 1, 2) @ support / n_t),
-            _forms(rest, few_gram[:, :p] / n_r),
-            both,
-            few_gram,
+            _forms(rest, adapt[:, :p] / n_r),
+            _gram(z[rows[:, : n_t + n_v]]),
+            adapt,
             rest,
-        )
-        for part, value in zip(parts, one, strict=True):
-            part.append(value)
-    train, test, pooled, adapt, rest = (np.stack(part, 1) for part in parts)
-    return Quadratics(z.shape[1] - p, train, test.mean(1), pooled, adapt, rest)
+        ))  # fmt: skip
+    train, test, pooled, adapt, rest = (np.stack(part, 1) for part in zip(*per_draw, strict=True))
+    return QuadraticForms(z.shape[1] - p, train, test.mean(1), pooled, adapt, rest)
 
 
-def _first_rows(data: Grouped, size: int, random) -> np.ndarray:
-    """The places of `size` rows of every group, in random order: (G, size)."""
+def _random_rows(data: GroupedRows, size: int, random) -> np.ndarray:
+    """Indices of `size` rows of every group, in random order: (G, size)."""
     owner = np.repeat(np.arange(data.groups), data.counts)
     order = np.lexsort((random.random(len(owner)), owner))
     return order[data.starts[:, None] + np.arange(size)]
@@ -88,7 +84,7 @@ def _gram(rows):
 
 
 def _forms(M, S):
-    """Q0, Q1, Q2 of the head of this module: (G, 3, P, P) from (G, P, P) and (G, p, P)."""
+    """Q0, Q1, Q2 of equation (2): (G, 3, P, P) from M (G, P, P) and S (G, p, P)."""
     p = S.shape[1]
     cross = M[:, :, :p] @ S
     last = np.swapaxes(S, 1, 2) @ M[:, :p, :p] @ S

@@ -1,18 +1,18 @@
-"""The advice as a labelled dataset."""
+"""Labelled dataset of all losses of an `Advice`."""
 
 import numpy as np
 
 from negmaml._core.extras import require
 from negmaml._core.provenance import versions
 
-AXIS = np.linspace(-1, 2, 61)  # of adaptation rates, over the unit; contains 0 and 1
+ADAPT_RATES = np.linspace(-1, 2, 61)  # scaled; contains 0 and 1
 
 
 def dataset(advice):
-    """All losses over training rate, ridge and adaptation rate, and those of the baselines."""
+    """Return the losses over all rates and ridges, and those of the baselines, as a Dataset."""
     xarray = require("xarray", "advice")
     grid, curves, size = advice.grid, advice.curves, advice.unit_size
-    adapt = AXIS * advice.data.unit if grid.adapt is None else grid.adapt
+    adapt = ADAPT_RATES * advice.data.rate_unit if grid.adapt is None else grid.adapt
     c0, c1, c2 = (c[..., None] for c in curves.meta)
     plane = ("train_rate", "meta_ridge")
     gains = advice.gain

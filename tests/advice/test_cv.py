@@ -6,20 +6,20 @@ import pytest
 
 import negmaml as nm
 from negmaml.advice import splits as splits_module
-from negmaml.advice import statistics as forms_module
-from negmaml.advice.baselines import alone
-from negmaml.advice.cv import losses
-from negmaml.advice.data import grouped
-from negmaml.advice.solve import WRITTEN_OUT, ridge_path
-from negmaml.advice.splits import bootstrap, cross_validation, most_training_groups
-from negmaml.advice.statistics import quadratics
+from negmaml.advice import statistics
+from negmaml.advice.baselines import per_group_ridge
+from negmaml.advice.cv import cv_losses
+from negmaml.advice.data import group_rows
+from negmaml.advice.solve import MAX_VECTORIZED, ridge_path
+from negmaml.advice.splits import bootstrap, cross_validation, max_training_groups
+from negmaml.advice.statistics import quadratic_forms
 from negmaml.linear import Data, meta_system, minimiser
 from tests.advice.conftest import grouped_rows
 
 RATES = np.array([-1.5, -0.2, 0.0, 0.4, 2.0])
 
 
-@pytest.mark.parametrize("p", [1, 3, WRITTEN_OUT, WRITTEN_OUT + 3])
+@pytest.mark.parametrize("p", [1, 3, MAX_VECTORIZED, MAX_VECTORIZED + 3])
 @pytest.mark.parametrize("free", [0, 1])
 def test_ridge_path_solves_every_system(p, free):
     random = np.random.default_rng(p)
@@ -35,7 +35,7 @@ def test_ridge_path_solves_every_system(p, free):
         np.testing.assert_allclose(out[:, i], expected, atol=1e-7 * abs(expected).max())
 
 
-@pytest.mark.parametrize("p", [6, WRITTEN_OUT + 4])
+@pytest.mark.parametrize("p", [6, MAX_VECTORIZED + 4])
 def test_a_singular_system_gets_its_solution_of_least_norm(p):
     random = np.random.default_rng(0)
     a = random.normal(size=(3, 4, p))
@@ -47,18 +47,18 @@ def test_a_singular_system_gets_its_solution_of_least_norm(p):
 
 def one_split(x64, monkeypatch, intercept=False):
     """A split of one draw, and the same rows as tasks of the linear model."""
-    monkeypatch.setattr(forms_module, "MOST_DRAWS", 1)
+    monkeypatch.setattr(statistics, "MAX_DRAWS", 1)
     x, y, groups = grouped_rows(groups=12, rows=11, p=3)
-    data = grouped(x, y, groups, intercept=intercept)
+    data = group_rows(x, y, groups, intercept=intercept)
     seen = []
-    original = forms_module._first_rows
+    original = statistics._random_rows
 
     def remember(*arguments):
         seen.append(original(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr(forms_module, "_first_rows", remember)
-    forms = quadratics(data, 4, 3, 5, np.random.default_rng(1))
+    monkeypatch.setattr(statistics, "_random_rows", remember)
+    forms = quadratic_forms(data, 4, 3, 5, np.random.default_rng(1))
     splits = cross_validation(12, 6, 1, 4, np.random.default_rng(2))
     return data, forms, splits, seen[0]
 
@@ -66,7 +66,7 @@ def one_split(x64, monkeypatch, intercept=False):
 def test_losses_are_those_of_the_linear_model_solved_and_tested_row_by_row(x64, monkeypatch):
     data, forms, splits, order = one_split(x64, monkeypatch)
     ridges = np.array([0.0, 2.0])
-    found = losses(forms, splits, RATES, ridges, 0)
+    found = cv_losses(forms, splits, RATES, ridges, 0)
     x, y = data.x[order], data.y[order][..., 0]
     for s in range(2):
         train = np.flatnonzero(splits.train[s].toarray().ravel())
@@ -99,7 +99,7 @@ def test_ridge_alone_is_a_ridge_regression_with_free_intercept(x64, monkeypatch)
     from sklearn.linear_model import Ridge
 
     data, forms, _, order = one_split(x64, monkeypatch, intercept=True)
-    found = alone(forms, np.array([0.7]), 1)
+    found = per_group_ridge(forms, np.array([0.7]), 1)
     for g in range(3):
         few = order[g, :5]
         rest = np.setdiff1d(np.arange(data.starts[g], data.starts[g] + data.counts[g]), few)
@@ -126,7 +126,7 @@ def test_groups_that_report_neither_train_nor_choose():
 
 @pytest.mark.parametrize("groups", [4, 5, 9, 40])
 def test_every_size_that_is_allowed_leaves_someone_to_choose(groups):
-    most = most_training_groups(groups)
+    most = max_training_groups(groups)
     assert most >= 1
     splits = cross_validation(groups, most, 1, 10, np.random.default_rng(0))
     assert np.all(np.isfinite(splits.weights))

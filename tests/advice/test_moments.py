@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from negmaml.advice import random_coefficients
-from negmaml.advice.moments import RandomCoefficients, first_shrinkage, next_shrinkage
+from negmaml.advice.moments import RandomCoefficients, initial_shrinkage, updated_shrinkage
 
 
 def grams(seed, groups, rows, p, sigma, spread, w0):
@@ -74,12 +74,12 @@ def test_the_first_shrinkage_is_the_mean_eigenvalue_of_a_group(rows, times):
     x = np.random.default_rng(0).normal(size=(40, rows, 4))
     gram, counts = np.swapaxes(x, 1, 2) @ x, np.full(40, rows)
     mean = np.linalg.eigvalsh(gram[:, :3, :3]).mean()
-    first = first_shrinkage(gram, counts)
+    first = initial_shrinkage(gram, counts)
     assert first == pytest.approx(times * mean)
 
     def following(noise, spread):
         found = RandomCoefficients(np.zeros(3), spread * np.eye(3), np.array(noise))
-        return next_shrinkage(found, gram, counts)
+        return updated_shrinkage(found, gram, counts)
 
     assert following(2 * first, 2.0) == pytest.approx(first)
     assert following(10 * first, 2.0) == pytest.approx(5 * first)

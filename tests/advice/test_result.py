@@ -2,8 +2,16 @@
 
 import numpy as np
 
-from negmaml.advice.result import _curves, _family_losses
-from negmaml.advice.selection import ALL, Grid, Measured, Setting, loss_at, settings, standard_error
+from negmaml.advice.cv import CVLosses
+from negmaml.advice.result import _loss_curves, _replicated_losses
+from negmaml.advice.selection import (
+    ALL,
+    RateChoice,
+    RateGrid,
+    best_choices,
+    bootstrap_error,
+    loss_at,
+)
 
 RATES, RIDGES = np.array([-0.5, 0.0, 0.4]), np.array([0.0, 1.0, 3.0, 9.0])
 EACH, REPLICATES, SPLITS = 5, 6, 4
@@ -13,22 +21,22 @@ RANDOM = np.random.default_rng(0)
 def losses(*lead):
     """(..., 3, R, L) coefficients, (..., 3, 1, L) pooled, and those of ridges (..., L)."""
     meta, pooled = (RANDOM.uniform(1, 2, (*lead, 3, rates, 4)) for rates in (3, 1))
-    return Measured(meta, pooled, {"ridge alone": RANDOM.uniform(1, 2, (*lead, 4)),
+    return CVLosses(meta, pooled, {"per-group ridge": RANDOM.uniform(1, 2, (*lead, 4)),
                                    "mixed model": RANDOM.uniform(1, 2, lead)})  # fmt: skip
 
 
 def test_a_bootstrap_repeats_what_was_chosen_on_all_groups():
     measured, again = losses(SPLITS, 3), losses(REPLICATES * EACH, 1)
-    chosen = settings(
-        measured.meta.mean(0)[ALL], measured.pooled.mean(0)[ALL], Grid(RATES, RIDGES, None)
+    chosen = best_choices(
+        measured.meta.mean(0)[ALL], measured.pooled.mean(0)[ALL], RateGrid(RATES, RIDGES, None)
     )
-    found = _family_losses(chosen, measured, again, EACH)
-    assert set(found) == {*chosen, "ridge alone", "mixed model"}
-    ridge = measured.others["ridge alone"][:, ALL].mean(0).argmin()
+    found = _replicated_losses(chosen, measured, again, EACH)
+    assert set(found) == {*chosen, "per-group ridge", "mixed model"}
+    ridge = measured.others["per-group ridge"][:, ALL].mean(0).argmin()
     expected = {
         "advised": loss_at(again.meta[:, 0], *chosen["advised"]),
         "pooled ridge": again.pooled[:, 0, 0, 0, chosen["pooled ridge"].ridge] / 2,
-        "ridge alone": again.others["ridge alone"][:, 0, ridge],
+        "per-group ridge": again.others["per-group ridge"][:, 0, ridge],
         "mixed model": again.others["mixed model"][:, 0],
     }
     for name, values in expected.items():
@@ -37,7 +45,7 @@ def test_a_bootstrap_repeats_what_was_chosen_on_all_groups():
 
 def test_curves_are_best_losses_with_errors_at_their_own_adaptation_rates():
     meta, again = losses().meta, losses(REPLICATES, EACH).meta
-    found = _curves(meta, Grid(RATES, RIDGES, None), Setting(2, 1, 0.0), again, SPLITS)
+    found = _loss_curves(meta, RateGrid(RATES, RIDGES, None), RateChoice(2, 1, 0.0), again, SPLITS)
     for rate in range(3):
         for ridge in range(4):
             at = rate, ridge
@@ -45,6 +53,6 @@ def test_curves_are_best_losses_with_errors_at_their_own_adaptation_rates():
             own = loss_at(again, *at, found.adapt[at])
             best = loss_at(again, 2, 1, found.adapt[2, 1])
             np.testing.assert_allclose(found.loss[at], loss_at(meta, *at, found.adapt[at]))
-            np.testing.assert_allclose(found.error[at], standard_error(own, SPLITS))
+            np.testing.assert_allclose(found.error[at], bootstrap_error(own, SPLITS))
             np.testing.assert_allclose(found.excess[at], found.loss[at] - found.loss[2, 1])
-            np.testing.assert_allclose(found.excess_error[at], standard_error(own - best, SPLITS))
+            np.testing.assert_allclose(found.excess_error[at], bootstrap_error(own - best, SPLITS))

@@ -3,20 +3,20 @@
 import numpy as np
 import pytest
 
+from negmaml.advice.cv import CVLosses
 from negmaml.advice.selection import (
     CHOOSE,
     REPORT,
-    Grid,
-    Measured,
-    best_adapt,
-    difference,
+    RateGrid,
+    best_adapt_rate,
+    best_choices,
+    best_rate_interval,
+    bootstrap_error,
     loss_at,
     losses_of,
-    nested,
-    quantile,
-    rates_not_worse,
-    settings,
-    standard_error,
+    nested_losses,
+    t_quantile,
+    with_interval,
 )
 from negmaml.advice.splits import Splits
 
@@ -39,16 +39,16 @@ def by_hand(c, adapt):
 
 def test_the_best_adaptation_rate_is_the_least_of_each_quadratic():
     meta = quadratics(4, 3)
-    adapt, loss = best_adapt(meta, Grid(RATES, RIDGES, None))
+    adapt, loss = best_adapt_rate(meta, RateGrid(RATES, RIDGES, None))
     np.testing.assert_allclose(loss, by_hand(meta, adapt))
     for step in (-1e-3, 1e-3):
         assert np.all(by_hand(meta, adapt + step) > loss)
-    adapt, loss = best_adapt(meta, Grid(RATES, RIDGES, ADAPT))
+    adapt, loss = best_adapt_rate(meta, RateGrid(RATES, RIDGES, ADAPT))
     every = np.stack([by_hand(meta, a) for a in ADAPT])
     np.testing.assert_allclose(loss, every.min(0))
     np.testing.assert_array_equal(adapt, ADAPT[every.argmin(0)])
     meta[1:] = 0
-    np.testing.assert_array_equal(best_adapt(meta, Grid(RATES, RIDGES, None))[0], 0)
+    np.testing.assert_array_equal(best_adapt_rate(meta, RateGrid(RATES, RIDGES, None))[0], 0)
 
 
 @pytest.mark.parametrize("adapt", [None, ADAPT], ids=["any rate", "rates of a grid"])
@@ -56,22 +56,22 @@ def test_the_best_adaptation_rate_is_the_least_of_each_quadratic():
 def test_every_family_chooses_what_is_best_among_its_own(seed, adapt):
     meta, pooled = quadratics(4, 3, seed=seed), quadratics(1, 3, seed=seed + 10)
     pooled[0] = 1 + pooled[0, :, ::-1]
-    grid = Grid(RATES, RIDGES, adapt)
-    chosen = settings(meta, pooled, grid)
+    grid = RateGrid(RATES, RIDGES, adapt)
+    chosen = best_choices(meta, pooled, grid)
     losses = {name: float(value) for name, value in losses_of(chosen, meta, pooled).items()}
-    any_rate, at_pooled = best_adapt(meta, grid)[1], best_adapt(pooled, grid)[1]
+    any_rate, at_pooled = best_adapt_rate(meta, grid)[1], best_adapt_rate(pooled, grid)[1]
     same = np.stack([by_hand(meta[:, i], RATES[i]) for i in (2, 3)])
     expected = {
         "advised": any_rate.min(),
-        "rate zero": any_rate[1].min(),
-        "equal rates": same.min(),
+        "zero inner rate": any_rate[1].min(),
+        "shared rate": same.min(),
         "joint training": at_pooled.min(),
         "pooled ridge": pooled[0].min() / 2,
     }
     assert losses == pytest.approx(expected)
-    assert chosen["equal rates"].adapt == RATES[chosen["equal rates"].rate] > 0
+    assert chosen["shared rate"].adapt == RATES[chosen["shared rate"].rate] > 0
     assert chosen["pooled ridge"].adapt == 0
-    for name in ("advised", "rate zero"):
+    for name in ("advised", "zero inner rate"):
         rate, ridge, own = chosen[name]
         assert loss_at(meta, rate, ridge, own) == pytest.approx(by_hand(meta[:, rate, ridge], own))
 
@@ -80,14 +80,14 @@ def test_a_loss_is_reported_by_groups_that_did_not_choose():
     """Two folds of two splits: each chooses by its own means, and reports others."""
     meta, pooled = quadratics(4, 3, 4, 3), quadratics(4, 3, 1, 3, seed=1)
     single = np.random.default_rng(2).uniform(1, 2, (4, 3, 3))
-    measured = Measured(meta, pooled, {"single": single, "fixed": single[..., 0]})
+    measured = CVLosses(meta, pooled, {"single": single, "fixed": single[..., 0]})
     splits = Splits(None, None, None, np.array([0, 1, 0, 1]))
-    grid = Grid(RATES, RIDGES, None)
-    found = nested(measured, splits, grid)
+    grid = RateGrid(RATES, RIDGES, None)
+    found = nested_losses(measured, splits, grid)
     expected: dict[str, list[float]] = {name: [] for name in found}
     for mine in ([0, 2], [1, 3]):
         of_fold, of_pooled = meta[mine].mean(0), pooled[mine].mean(0)
-        chosen = settings(of_fold[CHOOSE], of_pooled[CHOOSE], grid)
+        chosen = best_choices(of_fold[CHOOSE], of_pooled[CHOOSE], grid)
         for name, value in losses_of(chosen, of_fold[REPORT], of_pooled[REPORT]).items():
             expected[name].append(float(value))
         ridge = single[mine].mean(0)[CHOOSE].argmin()
@@ -104,24 +104,24 @@ def test_the_error_of_a_mean_has_the_part_of_groups_and_that_of_splits():
     )
     for splits in (5, 100):
         expected = (of_groups**2 + of_splits**2 / splits) ** 0.5
-        assert standard_error(replicates, splits) == pytest.approx(expected, rel=0.05)
-    assert standard_error(of_splits * random.normal(size=(500, 5)), 10**9) < 0.2
+        assert bootstrap_error(replicates, splits) == pytest.approx(expected, rel=0.05)
+    assert bootstrap_error(of_splits * random.normal(size=(500, 5)), 10**9) < 0.2
 
 
 def test_rates_that_cannot_be_told_from_the_best_end_where_half_the_quantile_is_reached():
     rates, groups, best = np.linspace(-1, 1, 41), 12, 0.2
     away = abs(rates - best)
-    reach = quantile(groups) / 2
+    reach = t_quantile(groups) / 2
     for slope in (4.0, 9.0):  # of the excess over its error
-        low, high = rates_not_worse(rates, 2 * slope * away**2, 2 * away, groups)
+        low, high = best_rate_interval(rates, 2 * slope * away**2, 2 * away, groups)
         expected = (best - reach / slope, best + reach / slope)
         np.testing.assert_allclose((low, high), expected, rtol=1e-9)
-    wide = rates_not_worse(rates, away**2, 10 * away, groups)
+    wide = best_rate_interval(rates, away**2, 10 * away, groups)
     assert wide == (-1.0, 1.0)  # the ends of the grid
 
 
 def test_the_interval_of_a_gain_is_that_of_student():
-    gain = difference(1.0, 0.1, 4.0, 11)
+    gain = with_interval(1.0, 0.1, 4.0, 11)
     reach = 2.2281388519649385 * 0.1  # of Student's t with 10 degrees of freedom, two-sided 95%
     np.testing.assert_allclose((gain.low, gain.high), (1 - reach, 1 + reach), rtol=1e-9)
     assert (gain.value, gain.error, gain.relative) == (1.0, 0.1, 0.25)
@@ -131,13 +131,13 @@ def test_the_interval_of_a_gain_is_that_of_student():
     ("value", "told", "positive"), [(0.3, True, True), (0.1, False, False), (-0.3, True, False)]
 )
 def test_a_gain_is_told_where_its_interval_leaves_out_zero(value, told, positive):
-    gain = difference(value, 0.1, 1.0, 11)
-    assert (gain.told, gain.positive) == (told, positive)
+    gain = with_interval(value, 0.1, 1.0, 11)
+    assert (gain.significant, gain.significantly_better) == (told, positive)
 
 
 def test_intervals_of_a_gain_hold_the_truth_as_often_as_they_say():
     random = np.random.default_rng(0)
     samples = random.normal(0.2, 1.0, size=(4000, 6))
-    gains = [difference(s.mean(), s.std(ddof=1) / 6**0.5, 1.0, 6) for s in samples]
+    gains = [with_interval(s.mean(), s.std(ddof=1) / 6**0.5, 1.0, 6) for s in samples]
     held = np.mean([g.low < 0.2 < g.high for g in gains])
     assert held == pytest.approx(0.95, abs=0.015)
