@@ -32,7 +32,7 @@ def row(name, problem):
     for rule in RULES.values():
         best = nm.theory.best_train_rate(problem, rule)
         chosen = jax.tree.map(lambda _, best=best: best, rule)
-        distance = float(nm.theory.distance(problem, chosen))
+        distance = float(nm.theory.weight_error(problem, chosen))
         reference = reference or distance
         runs = nm.simulate(
             jax.random.key(0), problem, chosen, nm.GradientDescent(0.0), runs=RUNS

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import negmaml as nm
-from negmaml.theory import distance, standard_deviation, task_error, test_loss
+from negmaml.theory import standard_deviation, test_loss, train_task_error, weight_error
 from negmaml.theory.isotropic.spectral_density import EXACT_UP_TO, EXACT_UP_TO_ENTIRE
 
 EACH = 40
@@ -113,8 +113,8 @@ def predictions(size, train, adapt, of_loss_alone=False):
             return loss
         return (
             loss,
-            distance(problem, rules[0], **options),
-            task_error(problem, rules[0], **options),
+            weight_error(problem, rules[0], **options),
+            train_task_error(problem, rules[0], **options),
             standard_deviation(problem, *rules, **options).test_loss,
         )
 

@@ -39,7 +39,7 @@ def measure(line):
 
     def one(rate):
         ridge = 2.0 if line == "warm with ridge" else 0.0
-        return nm.theory.distance(problem, nm.GradientDescent(rate), meta_ridge=ridge)
+        return nm.theory.weight_error(problem, nm.GradientDescent(rate), meta_ridge=ridge)
 
     function = jax.jit(one if line == "batch" else jax.vmap(one))
     seconds(function, rates)

@@ -119,7 +119,7 @@ def predicted(problem, rule, ridge):
     ).distance
     theorem = np.nan
     if isinstance(rule, nm.GradientDescent) and rule.steps == 1 and ridge == 0:
-        theorem = nm.theory.distance(problem, rule, method="expansion")
+        theorem = nm.theory.weight_error(problem, rule, method="expansion")
     return tuple(float(x) for x in (found.distance, found.limit, spread, theorem))
 
 

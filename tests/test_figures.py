@@ -44,7 +44,7 @@ def test_simulation_agrees_with_the_theory_that_is_shown():
 def test_double_descent_of_the_phases(x64):
     train = GradientDescent(np.asarray(phases.DESCENT_RATES))
     problems = [replace(phases.DESCENT, n_v=n) for n in phases.CURVE_N_V]
-    curve = phases._finite(np.array([theory.distance(problem, train) for problem in problems]))
+    curve = phases._finite(np.array([theory.weight_error(problem, train) for problem in problems]))
     np.testing.assert_allclose(shown("phases")["descent_theory"], curve, rtol=1e-4)
 
 

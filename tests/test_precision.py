@@ -69,15 +69,15 @@ THEORY = {
     "test_loss, matrices": lambda x: theory.test_loss(
         coloured(x, input_covariance=MATRIX, weight_covariance=MATRIX), descent(x), ADAPT
     ),
-    "distance": lambda x: theory.distance(coloured(x), descent(x)),
-    "task_error": lambda x: theory.task_error(coloured(x), descent(x)),
+    "weight_error": lambda x: theory.weight_error(coloured(x), descent(x)),
+    "train_task_error": lambda x: theory.train_task_error(coloured(x), descent(x)),
     "standard_deviation": lambda x: tuple(
         theory.standard_deviation(coloured(x), descent(x), ADAPT)
     ),
     "standard_deviation, isotropic": lambda x: tuple(
         theory.standard_deviation(isotropic(x), descent(x), ADAPT)
     ),
-    "runs_needed": lambda x: theory.runs_needed(
+    "required_runs": lambda x: theory.required_runs(
         coloured(x), descent(x), RATE, adapt=ADAPT
     ),
     "best_train_rate": lambda x: theory.best_train_rate(coloured(x), adapt=ADAPT),
@@ -162,7 +162,7 @@ WITHOUT_PRODUCTS = {
 CASES = [(area, name) for area, table in AREAS.items() for name in table]
 # Traced in less than a second of CPU time; derivatives of the others are traced by the slow tests.
 CHEAP = {name for area in ("linear", "kernels", "problem") for name in AREAS[area]} | {
-    "task_error", "best_adapt_rate", "standard_deviation", "general_inputs",
+    "train_task_error", "best_adapt_rate", "standard_deviation", "general_inputs",
     "test_loss", "best_train_rate, isotropic", "overparameterized", "underparameterized",
     "expansion_parameter",
 }  # fmt: skip
@@ -202,7 +202,9 @@ def test_products_of_derivatives_ask_for_full_precision(area, name):
     assert not imprecise(products(jax.grad(total), 0.3))
 
 
-@pytest.mark.parametrize("name", ["task_error", pytest.param("best_rates", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["train_task_error", pytest.param("best_rates", marks=pytest.mark.slow)]
+)
 def test_derivatives_of_a_program_of_the_users_do_so_too(name):
     total = summed(THEORY[name])
     found = products(jax.grad(jax.jit(total)), 0.3)

@@ -15,6 +15,9 @@ EXPORTS = [
     ("negmaml", "state_per_step", "per_step_state"),
     ("negmaml.meta", "LearnedRates", "MetaSGDParams"),
     ("negmaml.meta", "state_per_step", "per_step_state"),
+    ("negmaml.theory", "distance", "weight_error"),
+    ("negmaml.theory", "runs_needed", "required_runs"),
+    ("negmaml.theory", "task_error", "train_task_error"),
     ("negmaml.training", "Fit", "FitResult"),
 ]
 # Function, old argument, new argument. Called with nothing else, so that the call ends there.

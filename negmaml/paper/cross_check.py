@@ -113,8 +113,8 @@ def verify(
     r"""Compute the test loss of one problem along six roads and compare them, in float64.
 
     1. exact solve, expected evaluation: `simulate`, the reference of the next three;
-    2. theory: `theory.distance`, allowed the square of its 1/p term, relative to the limit;
-    3. theory: `theory.distance` by expansion, allowed the size of its next order;
+    2. theory: `theory.weight_error`, allowed the square of its 1/p term, relative to the limit;
+    3. theory: `theory.weight_error` by expansion, allowed the size of its next order;
     4. exact solve, sampled evaluation: the paper's protocol, on the first 100 of these runs;
     5. meta-training by gradient descent (optax, autodiff meta-gradient) until converged, against
        the exact solve on the same data;
@@ -203,7 +203,7 @@ def _predicted(problem, train, adapt) -> tuple[float, float, float]:
 def _expansion_road(problem, train, adapt, mean: float, error: float) -> Road:
     name = "theory, expansion"
     try:
-        distance = theory.distance(problem, train, method="expansion")
+        distance = theory.weight_error(problem, train, method="expansion")
     except ValueError as reason:
         return _skipped(name, str(reason).split(", got")[0].split(";")[0])
     rho = float(theory.expansion_parameter(problem, train))

@@ -86,7 +86,7 @@ def _maps() -> dict[str, tuple]:
 def _descent(key, runs: int) -> dict[str, tuple]:
     """E|omega* - w0|^2 across the threshold by theory, and simulated with standard errors."""
     train = GradientDescent(np.asarray(DESCENT_RATES))
-    curve = [theory.distance(dataclasses.replace(DESCENT, n_v=n), train) for n in CURVE_N_V]
+    curve = [theory.weight_error(dataclasses.replace(DESCENT, n_v=n), train) for n in CURVE_N_V]
     found = [_distances(_data(key, i, runs)) for i in range(len(DESCENT_N_V))]
     return {
         "descent_theory": (("curve", "rate"), _finite(np.array(curve))),
@@ -141,7 +141,7 @@ def _ridge() -> dict[str, tuple]:
     best_rates: dict[str, list] = {"rate": [], "both": []}
     for n_v in RIDGE_N_V:
         problem = dataclasses.replace(RIDGE, n_v=n_v)
-        plain = np.asarray(theory.distance(problem, train))
+        plain = np.asarray(theory.weight_error(problem, train))
         ridged = _over_ridges(problem, train, RIDGES * problem.rows).min(0)
         for name, value in zip(
             names, (plain[zero], plain.min(), ridged[zero], ridged.min()), strict=True

@@ -1,8 +1,9 @@
 """Closed-form predictions for mixed linear regression; every real argument is differentiable."""
 
+from negmaml._core.deprecation import renamed_exports
 from negmaml.problem import expected_test_loss, shrinkage, wishart_moment, wishart_quadrature
 from negmaml.theory.allocation import Allocation, best_allocation
-from negmaml.theory.api import distance, task_error, test_loss
+from negmaml.theory.api import test_loss, train_task_error, weight_error
 from negmaml.theory.features import FeatureMoments, feature_moments
 from negmaml.theory.general import general_inputs
 from negmaml.theory.optima import (
@@ -14,7 +15,7 @@ from negmaml.theory.optima import (
 )
 from negmaml.theory.phases import Phase, phase_diagram
 from negmaml.theory.theorems import expansion_parameter, overparameterized, underparameterized
-from negmaml.theory.variance import runs_needed, standard_deviation
+from negmaml.theory.variance import required_runs, standard_deviation
 
 __all__ = [
     "Allocation",
@@ -25,20 +26,25 @@ __all__ = [
     "best_meta_ridge",
     "best_rates",
     "best_train_rate",
-    "distance",
     "expansion_parameter",
     "expected_test_loss",
     "feature_moments",
     "general_inputs",
     "overparameterized",
     "phase_diagram",
-    "runs_needed",
+    "required_runs",
     "shrinkage",
     "standard_deviation",
     "stationary_train_rates",
-    "task_error",
     "test_loss",
+    "train_task_error",
     "underparameterized",
+    "weight_error",
     "wishart_moment",
     "wishart_quadrature",
 ]
+
+__getattr__ = renamed_exports(
+    __name__,
+    {"distance": "weight_error", "task_error": "train_task_error", "runs_needed": "required_runs"},
+)

@@ -65,8 +65,8 @@ def test_loss(
             themselves (n_v is then unused), for rules with a pencil.
 
     Returns an array of shape train shape + adapt shape, like `negmaml.simulate` without its runs;
-    infinite where the mean does not exist: as in `distance`, after a flow at test time uphill for
-    n_r/4 or longer, and after a proximal rule with -strength among the eigenvalues of S. Raises
+    infinite where the mean does not exist: as in `weight_error`, after a flow at test time uphill
+    for n_r/4 or longer, and after a proximal rule with -strength among the eigenvalues of S. Raises
     ValueError for an unknown `method`, `measure` or `split`, a bad ridge, and as the expansions do.
     Source: negmaml, derived in negmaml/theory/isotropic.md.
 
@@ -83,12 +83,12 @@ def test_loss(
         problem = structured.with_identity_covariance(problem)
         return _reported(structured.test_loss(problem, train, adapt, meta_ridge, train_train))
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
-    return expected_isotropic_loss(problem, distance(problem, train, **options), adapt)
+    return expected_isotropic_loss(problem, weight_error(problem, train, **options), adapt)
 
 
 @named_options
 @own_settings
-def distance(
+def weight_error(
     problem: MixedLinearRegression,
     train: Rule,
     *,
@@ -110,7 +110,7 @@ def distance(
     `Proximal(0.0)` without ridge may be a jump: what it lets pass vanishes, so that training stays
     where it starts, while every strength next to zero trains; the slope there is that of the labels
     alone. The equation is at the head of
-    `negmaml.theory.isotropic.moments`; `task_error` gives the same theory's other number.
+    `negmaml.theory.isotropic.moments`; `train_task_error` gives the same theory's other number.
     """
     meta_ridge, train = checked(problem, meta_ridge, train=train)
     check_choice("split", split, SPLITS)
@@ -118,18 +118,18 @@ def distance(
     if method == "expansion":
         require_structured(method, measure, problem.isotropic and not train_train, split)
         require_no_ridge(meta_ridge)
-        return expansions.distance(problem, train)
+        return expansions.weight_error(problem, train)
     check_choice("method", method, METHODS)
     if train_train or not problem.isotropic:
         require_structured(method, measure, split=split)
         problem = structured.with_identity_covariance(problem)
-        return _reported(structured.distance(problem, train, meta_ridge, train_train))
+        return _reported(structured.weight_error(problem, train, meta_ridge, train_train))
     return _mean("distance", problem, train, meta_ridge, measure)
 
 
 @named_options
 @own_settings
-def task_error(
+def train_task_error(
     problem: MixedLinearRegression,
     train: Rule,
     *,
@@ -155,7 +155,7 @@ def task_error(
     meta_ridge, train = checked(problem, meta_ridge, train=train)
     if not problem.isotropic:
         require_structured("proportional", measure)
-        return _reported(structured.task_error(problem, train, meta_ridge))
+        return _reported(structured.train_task_error(problem, train, meta_ridge))
     # Ten nodes are too few for a filter that varies by powers of ten within the spectrum.
     measure = "marchenko-pastur" if measure == "auto" else measure
     return _mean("task_error", problem, train, meta_ridge, measure)

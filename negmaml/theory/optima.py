@@ -24,7 +24,7 @@ from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rule
 from negmaml.theory import theorems as expansions
 from negmaml.theory.anisotropic import optima as structured_optima
-from negmaml.theory.api import METHODS, distance, require_no_ridge, require_structured
+from negmaml.theory.api import METHODS, require_no_ridge, require_structured, weight_error
 from negmaml.theory.isotropic.filters import View, means, means_at
 from negmaml.theory.isotropic.inputs import (
     Setting,
@@ -100,7 +100,7 @@ def best_adapt_rate(
         require_structured(method, measure)
         return structured_optima.best_adapt_rate(problem, train, adapt, meta_ridge)
     _require_finite(problem, meta_ridge)
-    found = distance(problem, train, method=method, meta_ridge=meta_ridge, measure=measure)
+    found = weight_error(problem, train, method=method, meta_ridge=meta_ridge, measure=measure)
     if one_step:
         return _best_step(problem, found)
     numbers = settled((problem, found, adapt), found.dtype)
@@ -342,7 +342,7 @@ def _require_finite(problem: MixedLinearRegression, meta_ridge) -> None:
 
 
 def _best_by_expansion(problem: MixedLinearRegression, train: Rule):
-    expansions.distance(problem, train)  # of a rule that has an expansion, or a clear error
+    expansions.weight_error(problem, train)  # of a rule that has an expansion, or a clear error
     dtype = jnp.result_type(float, problem.sigma, problem.nu)
     if problem.overparameterized:
         return jnp.asarray(stationary_train_rates(problem.p, problem.n_t)[0], dtype)
@@ -351,7 +351,7 @@ def _best_by_expansion(problem: MixedLinearRegression, train: Rule):
 
 
 def _distance_by_expansion(rate, problem: MixedLinearRegression, _):
-    return expansions.distance(problem, GradientDescent(rate))
+    return expansions.weight_error(problem, GradientDescent(rate))
 
 
 def _search_expansion(problem: MixedLinearRegression, _):

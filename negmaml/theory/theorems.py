@@ -85,7 +85,7 @@ def underparameterized(
     return _test_loss(problem, train_rate, adapt_rate)
 
 
-def distance(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
+def weight_error(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
     r"""E|omega* - w0|^2 by Theorem 1 (p > n_v m) or 2 (p < n_v m), of the rule's shape.
 
     See the head of this module for both equations. Raises ValueError at p = n_v m and for a
@@ -136,7 +136,7 @@ def _test_loss(problem: MixedLinearRegression, train_rate, adapt_rate):
         GradientDescent(check_array(name, rate, "an inner learning rate"))
         for name, rate in (("train_rate", train_rate), ("adapt_rate", adapt_rate))
     )
-    return expected_test_loss(problem, distance(problem, train), adapt)
+    return expected_test_loss(problem, weight_error(problem, train), adapt)
 
 
 def _one_step_rate(train: Rule):

@@ -110,7 +110,7 @@ def _root(variance):
 
 @named_options
 @own_settings
-def runs_needed(
+def required_runs(
     problem: MixedLinearRegression,
     train_a: Rule,
     train_b: Rule,

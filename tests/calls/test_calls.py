@@ -166,7 +166,7 @@ def test_whatever_is_given_to_a_problem_has_a_prediction_or_is_refused(value, na
         given = getattr(made, name)
         assert given is None or is_finite(given)
         if made.isotropic and sizes and np.all(np.abs(given) < 1e12):
-            assert not np.isnan(nm.theory.distance(made, problem.ONE))
+            assert not np.isnan(nm.theory.weight_error(made, problem.ONE))
 
 
 @settings(max_examples=100)

@@ -43,12 +43,12 @@ WRONG = [
            meta_ridge=RIDGES, measure=SPECTRA),
     *wrong(theory.test_loss, LOSS | {"problem": CORRELATED}, train=RULES, adapt=RULES,
            method=(*METHODS, "expansion"), meta_ridge=RIDGES, measure=(*SPECTRA, "exact")),
-    *wrong(theory.distance, {"problem": PROBLEM, "train": ONE}, problem=PROBLEMS, train=RULES,
+    *wrong(theory.weight_error, {"problem": PROBLEM, "train": ONE}, problem=PROBLEMS, train=RULES,
            method=METHODS, meta_ridge=RIDGES, measure=SPECTRA),
-    *wrong(theory.distance, {"problem": PROBLEM, "train": ONE, "method": "expansion"},
+    *wrong(theory.weight_error, {"problem": PROBLEM, "train": ONE, "method": "expansion"},
            meta_ridge=(0.5, *RIDGES), measure=SPECTRA, train=(*RULES, nm.GradientFlow(1.0))),
-    *wrong(theory.task_error, {"problem": PROBLEM, "train": ONE}, problem=PROBLEMS, train=RULES,
-           meta_ridge=RIDGES, measure=SPECTRA),
+    *wrong(theory.train_task_error, {"problem": PROBLEM, "train": ONE}, problem=PROBLEMS,
+           train=RULES, meta_ridge=RIDGES, measure=SPECTRA),
     *wrong(theory.overparameterized, {"problem": OVER, "train_rate": 0.1, "adapt_rate": 0.1},
            problem=(*PROBLEMS,), train_rate=PLAIN_RATES, adapt_rate=PLAIN_RATES),
     *wrong(theory.underparameterized, {"problem": PROBLEM, "train_rate": 0.1, "adapt_rate": 0.1},
@@ -78,8 +78,8 @@ WRONG = [
            adapt=RULES, meta_ridge=RIDGES, measure=SPECTRA),
     *wrong(theory.standard_deviation, LOSS | {"problem": CORRELATED}, train=RULES, adapt=RULES,
            meta_ridge=RIDGES, measure=(*SPECTRA, "exact")),
-    *wrong(theory.runs_needed, COMPARED | {"problem": CORRELATED}, adapt=(*RULES, BATCH)),
-    *wrong(theory.runs_needed, COMPARED, problem=PROBLEMS, train_a=(*RULES, BATCH),
+    *wrong(theory.required_runs, COMPARED | {"problem": CORRELATED}, adapt=(*RULES, BATCH)),
+    *wrong(theory.required_runs, COMPARED, problem=PROBLEMS, train_a=(*RULES, BATCH),
            train_b=(*RULES, BATCH, nm.GradientFlow(1.0), nm.Momentum(0.1, 0.0, 1)),
            meta_ridge=RIDGES, measure=SPECTRA, shared=FLAGS,
            standard_errors=(-1, 0, np.nan, np.inf, "a", None)),
@@ -124,7 +124,7 @@ RIGHT = [
     *(Right(f"a {type(given).__name__} of rates in {function.__name__}",
             lambda f=function, g=given: f(PROBLEM, nm.GradientDescent(g)),
             lambda f=function: f(PROBLEM, nm.GradientDescent(RATES)))
-      for function in (theory.distance, theory.task_error, theory.expansion_parameter,
+      for function in (theory.weight_error, theory.train_task_error, theory.expansion_parameter,
                        theory.best_adapt_rate)
       for given in ([-0.5, 0, 0.25], (-0.5, 0.0, Fraction(1, 4)))),
     *(Right(f"{given!r} in Theorem 2", lambda g=given: under(g), lambda p=plain: under(p))
@@ -132,8 +132,9 @@ RIGHT = [
           (Fraction(1, 2), 0.5), ([-0.5, 0, 0.25], RATES), ((-0.5, 0, 0.25), RATES), (1, 1.0))),
     Right("a list in Theorem 1", lambda: theory.overparameterized(OVER, [-0.5, 0, 0.25], (0, 1)),
           lambda: theory.overparameterized(OVER, RATES, np.array([0.0, 1.0]))),
-    *(Right(f"a ridge of {given!r}", lambda g=given: theory.distance(PROBLEM, ONE, meta_ridge=g),
-            lambda p=plain: theory.distance(PROBLEM, ONE, meta_ridge=p))
+    *(Right(f"a ridge of {given!r}",
+            lambda g=given: theory.weight_error(PROBLEM, ONE, meta_ridge=g),
+            lambda p=plain: theory.weight_error(PROBLEM, ONE, meta_ridge=p))
       for given, plain in ((Fraction(1, 2), 0.5), (1, 1.0), (np.float32(0.5), 0.5),
                            (np.array(0.5), 0.5))),
     Right("a standard deviation of a list of rates",
@@ -145,6 +146,6 @@ RIGHT = [
     Right("phases of lists", lambda: theory.phase_diagram(**PHASE | {"sigma": [0.5, 1]}),
           lambda: theory.phase_diagram(**PHASE | {"sigma": np.array([0.5, 1.0])})),
     Right("as many standard errors as two fractions",
-          lambda: theory.runs_needed(PROBLEM, ONE, TWO, standard_errors=Fraction(4)),
-          lambda: theory.runs_needed(PROBLEM, ONE, TWO)),
+          lambda: theory.required_runs(PROBLEM, ONE, TWO, standard_errors=Fraction(4)),
+          lambda: theory.required_runs(PROBLEM, ONE, TWO)),
 ]  # fmt: skip

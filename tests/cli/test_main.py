@@ -50,8 +50,8 @@ def test_unknown_options_are_refused():
 def test_verify_fails_where_they_do_not(monkeypatch, capsys):
     from negmaml import theory
 
-    right = theory.distance
-    monkeypatch.setattr(theory, "distance", lambda *a, **k: right(*a, **k) * 3)
+    right = theory.weight_error
+    monkeypatch.setattr(theory, "weight_error", lambda *a, **k: right(*a, **k) * 3)
     assert cli.run(["verify", "--runs", "60"]) == 1  # the paper's problem: a good expansion
     assert "DISAGREE" in capsys.readouterr().out
 

@@ -389,7 +389,7 @@ def simulated(request):
 class TestAgainstTheory:
     def test_expansion_meets_simulation_within_its_next_order(self, simulated):
         problem, mean, error = simulated
-        distance = theory.distance(problem, THEORY_RATES, method="expansion")
+        distance = theory.weight_error(problem, THEORY_RATES, method="expansion")
         rho = theory.expansion_parameter(problem, THEORY_RATES)
         assert (rho < 0.5).all()
         predicted = theory.test_loss(problem, THEORY_RATES, THEORY_ADAPT, method="expansion")

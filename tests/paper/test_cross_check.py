@@ -111,9 +111,9 @@ class TestSabotage:
         return {name for name, road in roads.items() if not road.agrees}
 
     def test_a_wrong_theory(self, monkeypatch):
-        distance = module.theory.distance
+        distance = module.theory.weight_error
         monkeypatch.setattr(
-            module.theory, "distance", lambda *args, **options: 3 * distance(*args, **options)
+            module.theory, "weight_error", lambda *args, **options: 3 * distance(*args, **options)
         )
         result, roads = roads_of(UNDER, RULES[0])
         assert not result.agrees

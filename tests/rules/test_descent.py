@@ -226,8 +226,10 @@ def test_the_best_rate_of_a_rule_of_ones_own(x64):
     rule = Blend(-0.15, 0.4, 2)
     assert type(rule).q is nm.Rule.q  # the filters come from the update alone
     best = nm.theory.best_train_rate(PROBLEM, rule)
-    at_best = nm.theory.distance(PROBLEM, rule.with_tuned(best))
-    around = nm.theory.distance(PROBLEM, rule.with_tuned(jnp.asarray(best) * jnp.array([0.9, 1.1])))
+    at_best = nm.theory.weight_error(PROBLEM, rule.with_tuned(best))
+    around = nm.theory.weight_error(
+        PROBLEM, rule.with_tuned(jnp.asarray(best) * jnp.array([0.9, 1.1]))
+    )
     assert float(at_best) <= float(around.min())
 
 

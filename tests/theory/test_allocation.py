@@ -72,7 +72,7 @@ def test_the_ridge_of_given_sizes_is_the_best_one(x64):
     (_, log_ridge), value = search.lowest([], sizes, 8, "auto")
     ridge = problem.rows * np.exp(log_ridge)
     assert ridge == pytest.approx(float(nm.theory.best_meta_ridge(problem, rule)), rel=2e-3)
-    distance = nm.theory.distance(problem, rule, meta_ridge=ridge)
+    distance = nm.theory.weight_error(problem, rule, meta_ridge=ridge)
     assert value == pytest.approx(float(distance), rel=1e-9)
 
 

@@ -15,9 +15,9 @@ from negmaml.rules import Schedule
 from negmaml.theory import (
     best_adapt_rate,
     best_train_rate,
-    distance,
     standard_deviation,
-    task_error,
+    train_task_error,
+    weight_error,
 )
 from negmaml.theory import (
     test_loss as loss_of,
@@ -59,8 +59,8 @@ def test_nothing_is_nan(problem, train, adapt, ridge):
         options = {"meta_ridge": ridge}
         values = (
             loss_of(problem, train, adapt, **options),
-            distance(problem, train, **options),
-            task_error(problem, train, **options),
+            weight_error(problem, train, **options),
+            train_task_error(problem, train, **options),
             *standard_deviation(problem, train, adapt, **options),
         )
     assert not np.isnan(values).any()
@@ -83,8 +83,8 @@ def test_single_precision_is_within_one_per_cent(problem, train, ridge):
 
 def test_flows_uphill_and_down_are_finite_however_large_the_spectrum(x64):
     times = np.array([-5.0, -1.0, 1.0, 5.0])
-    assert np.isfinite(distance(HUGE, nm.GradientFlow(times))).all()
-    assert np.isfinite(distance(HUGE, nm.GradientDescent(times, 10))).all()
+    assert np.isfinite(weight_error(HUGE, nm.GradientFlow(times))).all()
+    assert np.isfinite(weight_error(HUGE, nm.GradientDescent(times, 10))).all()
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_flows_uphill_and_down_are_finite_however_large_the_spectrum(x64):
 def test_traced_single_precision_has_values_and_derivatives(family):
     def value(rate, sigma):
         problem = dataclasses.replace(HUGE, sigma=sigma)
-        return distance(problem, family(rate), meta_ridge=1.0)
+        return weight_error(problem, family(rate), meta_ridge=1.0)
 
     rates = jnp.array([-5.0, -1.0, 0.0, 1.0, 5.0])
     found, slopes = jax.vmap(jax.value_and_grad(value, (0, 1)), (0, None))(rates, 0.0)
@@ -110,15 +110,15 @@ def test_where_means_do_not_exist_they_are_infinite_and_else_finite(x64):
     infinite = np.isinf(loss_of(SMALL, step, proximal))
     np.testing.assert_array_equal(infinite, [False, True, False, False])
     square = dataclasses.replace(SMALL, m=10)
-    assert np.isinf(distance(square, step))
+    assert np.isinf(weight_error(square, step))
     exact = dataclasses.replace(square, sigma=0.0, nu=0.0)
-    assert float(distance(exact, step)) == pytest.approx(0, abs=1e-12)
+    assert float(weight_error(exact, step)) == pytest.approx(0, abs=1e-12)
 
 
 def test_with_filters_that_vanish_meta_training_stays_where_it_starts(x64):
     problem = dataclasses.replace(SMALL, n_t=60)
     expected = float(problem.offset_squared)
-    assert float(distance(problem, nm.Proximal(0.0))) == pytest.approx(expected, rel=1e-9)
+    assert float(weight_error(problem, nm.Proximal(0.0))) == pytest.approx(expected, rel=1e-9)
 
 
 slow = pytest.mark.slow
@@ -126,7 +126,7 @@ slow = pytest.mark.slow
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_t", (20, 60))
-@pytest.mark.parametrize("quantity", (distance, pytest.param(task_error, marks=slow)))
+@pytest.mark.parametrize("quantity", (weight_error, pytest.param(train_task_error, marks=slow)))
 def test_a_strength_of_zero_has_the_slope_that_differences_show(n_t, quantity, x64):
     def value(strength):
         return quantity(dataclasses.replace(SMALL, n_t=n_t), nm.Proximal(strength), meta_ridge=0.7)
@@ -141,7 +141,7 @@ def test_a_strength_of_zero_has_the_slope_that_differences_show(n_t, quantity, x
 @pytest.mark.slow
 def test_where_a_strength_of_zero_is_a_jump_its_slope_is_a_number(x64):
     def value(strength):
-        return distance(dataclasses.replace(SMALL, n_t=60), nm.Proximal(strength))
+        return weight_error(dataclasses.replace(SMALL, n_t=60), nm.Proximal(strength))
 
     assert float(value(1e-6)) > 1e6 * float(value(0.0))
     assert np.isfinite(jax.grad(value)(0.0))
@@ -149,14 +149,14 @@ def test_where_a_strength_of_zero_is_a_jump_its_slope_is_a_number(x64):
 
 def test_infinite_means_have_no_slope(x64):
     square = dataclasses.replace(SMALL, m=10)
-    assert float(jax.grad(lambda rate: distance(square, nm.GradientDescent(rate)))(0.1)) == 0
+    assert float(jax.grad(lambda rate: weight_error(square, nm.GradientDescent(rate)))(0.1)) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", (jax.jacrev, pytest.param(jax.jacfwd, marks=slow)))
 def test_the_slopes_of_a_batch_of_rules_are_those_of_each(form, x64):
     def value(rates, sigma):
-        return distance(dataclasses.replace(SMALL, sigma=sigma), nm.GradientDescent(rates))
+        return weight_error(dataclasses.replace(SMALL, sigma=sigma), nm.GradientDescent(rates))
 
     rates, step = np.array([[-0.3, 0.2], [0.9, 0.0]]), 1e-6
     by_rate, by_sigma = form(value, (0, 1))(jnp.asarray(rates), 0.5)

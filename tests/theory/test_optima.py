@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import negmaml as nm
 from negmaml.theory import stationary_train_rates
-from negmaml.theory.theorems import distance
+from negmaml.theory.theorems import weight_error
 from tests.helpers import OVER, RATES, UNDER, mostly_slow
 
 best_adapt_rate = partial(nm.theory.best_adapt_rate, method="expansion")
@@ -25,7 +25,7 @@ GRID = np.concatenate([-np.logspace(-3, 4, 4001)[::-1], [0.0], np.logspace(-3, 4
 
 @jax.jit
 def train_distance(problem, rate):
-    return distance(problem, nm.GradientDescent(rate))
+    return weight_error(problem, nm.GradientDescent(rate))
 
 
 train_slope = jax.jit(jax.grad(train_distance, 1))
@@ -185,7 +185,7 @@ def search_report(problem, grid):
     """The best rate, its distance, the lowest on the grid, and the Newton step left to go."""
 
     def objective(rate):
-        return distance(problem, nm.GradientDescent(rate))
+        return weight_error(problem, nm.GradientDescent(rate))
 
     best = best_train_rate(problem)
     slope = jax.grad(objective)

@@ -13,22 +13,23 @@ CELL = (60.0, 10.0, 20.0, 3.0, 0.5, 1.0)
 @pytest.mark.parametrize(
     "call",
     (
-        lambda **o: nm.theory.task_error(PROBLEM, RULE, **o),
+        lambda **o: nm.theory.train_task_error(PROBLEM, RULE, **o),
         lambda **o: nm.theory.standard_deviation(PROBLEM, RULE, RULE, **o),
-        lambda **o: nm.theory.runs_needed(PROBLEM, RULE, nm.GradientDescent(0.0), **o),
+        lambda **o: nm.theory.required_runs(PROBLEM, RULE, nm.GradientDescent(0.0), **o),
         lambda **o: nm.theory.best_train_rate(PROBLEM, **o),
         lambda **o: nm.theory.phase_diagram(*CELL, **o),
     ),
 )
 def test_an_option_of_others_is_refused_with_the_functions_that_take_it(call):
-    with pytest.raises(ValueError, match=r"split is no option of .*theory\.test_loss.*distance"):
+    message = r"split is no option of .*theory\.test_loss.*theory\.weight_error"
+    with pytest.raises(ValueError, match=message):
         call(split="train-train")
 
 
 def test_the_default_of_an_option_asks_for_nothing():
-    plain = nm.theory.task_error(PROBLEM, RULE)
+    plain = nm.theory.train_task_error(PROBLEM, RULE)
     options = dict(split="train-validation", method="proportional")
-    assert nm.theory.task_error(PROBLEM, RULE, **options) == plain
+    assert nm.theory.train_task_error(PROBLEM, RULE, **options) == plain
 
 
 def test_a_phase_diagram_takes_covariances_in_every_form():

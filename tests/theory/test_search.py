@@ -14,10 +14,10 @@ from negmaml.theory import (
     best_meta_ridge,
     best_rates,
     best_train_rate,
-    distance,
     optima,
     phase_diagram,
     stationary_train_rates,
+    weight_error,
 )
 from negmaml.theory.anisotropic import optima as structured_optima
 from negmaml.theory.anisotropic.inputs import make_inputs
@@ -64,9 +64,9 @@ def test_no_parameter_on_a_fine_grid_beats_the_best(family, n_v, x64):
     problem = dataclasses.replace(OFF, n_v=n_v)
     grid = GRID[np.abs(GRID) < 5] if family is nm.GradientFlow else GRID
     best = best_train_rate(problem, family(0.0))
-    values = distance(problem, family(grid))
+    values = weight_error(problem, family(grid))
     lowest = jnp.min(jnp.where(jnp.isfinite(values), values, jnp.inf))
-    assert float(distance(problem, family(best))) <= float(lowest) * (1 + 1e-9)
+    assert float(weight_error(problem, family(best))) <= float(lowest) * (1 + 1e-9)
 
 
 def test_with_few_rows_the_best_rate_is_that_of_theorem_1(x64):
@@ -101,7 +101,7 @@ def test_both_best_rates_are_best_at_once(x64):
 def test_the_best_ridge_beats_its_neighbours_and_none(x64):
     train = nm.GradientDescent(-0.2)
     ridge = float(best_meta_ridge(OFF, train))
-    values = [float(distance(OFF, train, meta_ridge=ridge * x)) for x in (1, 0.9, 1.1, 0)]
+    values = [float(weight_error(OFF, train, meta_ridge=ridge * x)) for x in (1, 0.9, 1.1, 0)]
     assert values[0] == min(values)
     square = dataclasses.replace(OFF, m=10)
     assert 0 < float(best_meta_ridge(square, train)) < jnp.inf
@@ -209,7 +209,9 @@ def test_the_end_of_a_range_where_the_loss_still_falls_warns(x64):
     alike = dataclasses.replace(OFF, p=20, m=3, n_t=40, n_r=40, sigma=1.0, nu=0.0, omega0=0.3)
     with pytest.warns(nm.ConvergenceWarning, match="best_train_rate .* loss still falls"):
         best = best_train_rate(alike, nm.GradientFlow(0.0))
-    assert distance(alike, nm.GradientFlow(1.1 * best)) < distance(alike, nm.GradientFlow(best))
+    assert weight_error(alike, nm.GradientFlow(1.1 * best)) < weight_error(
+        alike, nm.GradientFlow(best)
+    )
 
 
 def test_an_optimum_without_a_finite_loss_is_nan(monkeypatch, x64):

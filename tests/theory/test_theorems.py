@@ -10,7 +10,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.theory import expansion_parameter, overparameterized, underparameterized
-from negmaml.theory.theorems import _g_coefficients, _polynomial, distance
+from negmaml.theory.theorems import _g_coefficients, _polynomial, weight_error
 from tests.helpers import OVER, RATES, UNDER, z_score
 
 SQUARE = nm.MixedLinearRegression(p=12, m=4, n_t=5, n_v=3, n_r=5, sigma=1.0, nu=1.0)
@@ -145,7 +145,9 @@ def test_the_distance_is_homogeneous_of_degree_two_in_each_variance(problem, rat
     one = dataclasses.replace(problem, sigma=sigma, nu=nu)
     two = dataclasses.replace(problem, sigma=2 * sigma, nu=2 * nu)
     rule = nm.GradientDescent(rate)
-    assert float(distance(two, rule)) == pytest.approx(4 * float(distance(one, rule)), rel=1e-6)
+    assert float(weight_error(two, rule)) == pytest.approx(
+        4 * float(weight_error(one, rule)), rel=1e-6
+    )
 
 
 def test_the_offset_adds_its_unreachable_part_to_the_distance(x64):
@@ -153,13 +155,15 @@ def test_the_offset_adds_its_unreachable_part_to_the_distance(x64):
     moved = dataclasses.replace(OVER, w0=w0, omega0=omega0)
     rule = nm.GradientDescent(jnp.array(RATES))
     expected = (1 - OVER.rows / OVER.p) * np.sum((omega0 - w0) ** 2)
-    np.testing.assert_allclose(distance(moved, rule) - distance(OVER, rule), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        weight_error(moved, rule) - weight_error(OVER, rule), expected, rtol=1e-12
+    )
 
 
 def test_the_starting_point_is_forgotten_with_more_rows_than_dimensions():
     moved = dataclasses.replace(UNDER, w0=1.0, omega0=-2.0)
     rule = nm.GradientDescent(jnp.array(RATES))
-    np.testing.assert_array_equal(distance(moved, rule), distance(UNDER, rule))
+    np.testing.assert_array_equal(weight_error(moved, rule), weight_error(UNDER, rule))
 
 
 def test_theorem_1_is_refused_with_more_rows_than_dimensions():
@@ -180,11 +184,11 @@ def test_both_theorems_are_refused_for_a_square_system(theorem):
 
 def test_the_distance_is_refused_for_a_square_system():
     with pytest.raises(ValueError, match=r"p = n_v m = 12"):
-        distance(SQUARE, nm.GradientDescent(0.1))
+        weight_error(SQUARE, nm.GradientDescent(0.1))
 
 
 @both
-@pytest.mark.parametrize("function", (distance, expansion_parameter))
+@pytest.mark.parametrize("function", (weight_error, expansion_parameter))
 @pytest.mark.parametrize(
     "train", (nm.GradientDescent(0.1, 2), nm.GradientFlow(0.1), nm.Proximal(0.1))
 )
@@ -212,7 +216,7 @@ def test_rates_that_are_not_finite_are_refused(position, bad):
 def test_any_adaptation_rule_follows_an_expanded_training(problem):
     train = nm.GradientDescent(-0.2)
     for adapt in (nm.GradientDescent(0.1, 3), nm.GradientFlow(-0.2), nm.Proximal(1.5)):
-        expected = nm.theory.expected_test_loss(problem, distance(problem, train), adapt)
+        expected = nm.theory.expected_test_loss(problem, weight_error(problem, train), adapt)
         assert nm.theory.test_loss(problem, train, adapt, method="expansion") == expected
 
 

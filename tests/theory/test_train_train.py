@@ -21,7 +21,7 @@ UNSPLIT = dict(split="train-train", meta_ridge=jnp.array(0.0))
 def test_at_rate_zero_training_points_are_as_good_as_others():
     problem = dataclasses.replace(BENT, n_v=BENT.n_t)
     one, two = (
-        nm.theory.distance(problem, RATES, **options)
+        nm.theory.weight_error(problem, RATES, **options)
         for options in (UNSPLIT, UNSPLIT | {"split": "train-validation"})
     )
     np.testing.assert_allclose(one[1], two[1], rtol=1e-9)
@@ -32,7 +32,7 @@ def test_with_fewer_points_than_dimensions_in_all_the_rate_does_not_matter():
     """b(K) has an inverse, so omega* fits the labels themselves: X omega* = y of every task."""
     problem = dataclasses.replace(BENT, n_t=8)
     rates = nm.GradientDescent(RATES.rate * 3)  # the last has its zero within the spectrum
-    found = nm.theory.distance(problem, rates, **UNSPLIT)
+    found = nm.theory.weight_error(problem, rates, **UNSPLIT)
     np.testing.assert_allclose(found, found[1], rtol=1e-8)
 
 
@@ -44,7 +44,7 @@ def test_many_tasks_without_inner_steps():
     """
     d, n, m = 20, 19, 10**7
     problem = nm.MixedLinearRegression(p=d, m=m, n_t=n, n_v=1, n_r=1, sigma=0.0, nu=1.0)
-    found = m * nm.theory.distance(problem, nm.GradientDescent(0.0), split="train-train")
+    found = m * nm.theory.weight_error(problem, nm.GradientDescent(0.0), split="train-train")
     np.testing.assert_allclose(found, 1 + (d + 1) / n, rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_against_simulation(problem, ridge, rule):
     runs = nm.simulate(jax.random.key(0), problem, rule, ADAPT, runs=1000, **options)
     for found, seen in (
         (nm.theory.test_loss(problem, rule, ADAPT, **options), runs.test_loss),
-        (nm.theory.distance(problem, rule, **options), runs.distance),
+        (nm.theory.weight_error(problem, rule, **options), runs.distance),
     ):
         error = seen.std(-1) / 1000**0.5
         assert jnp.all(jnp.abs(found - seen.mean(-1)) < 4 * error)
@@ -79,6 +79,6 @@ def test_what_it_does_not_take():
         (dict(split="train-train", measure="exact"), "measure must be 'auto' for split"),
     ):
         with pytest.raises(ValueError, match=match):
-            nm.theory.distance(PROBLEM, ADAPT, **options)
+            nm.theory.weight_error(PROBLEM, ADAPT, **options)
     with pytest.raises(ValueError, match="polynomial"):
-        nm.theory.distance(PROBLEM, nm.GradientFlow(9.0), split="train-train")
+        nm.theory.weight_error(PROBLEM, nm.GradientFlow(9.0), split="train-train")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory import runs_needed, standard_deviation
+from negmaml.theory import required_runs, standard_deviation
 from negmaml.theory.variance import _covariance
 from tests.helpers import mostly_slow
 
@@ -45,16 +45,16 @@ def test_the_noise_alone_has_the_exact_inverse_wishart_variance(x64):
     assert float(found) ** 2 == pytest.approx(exact, rel=0.04)
 
 
-def test_runs_needed_give_the_standard_error_asked_for(x64):
+def test_required_runs_give_the_standard_error_asked_for(x64):
     first, second = (nm.GradientDescent(rate) for rate in RATES)
-    needed = float(runs_needed(START_OFF, first, second, standard_errors=5.0))
-    apart = float(runs_needed(START_OFF, first, second, standard_errors=5.0, shared=False))
+    needed = float(required_runs(START_OFF, first, second, standard_errors=5.0))
+    apart = float(required_runs(START_OFF, first, second, standard_errors=5.0, shared=False))
     assert apart > needed
     runs = nm.simulate(jax.random.key(2), START_OFF, nm.GradientDescent(RATES), ADAPT, runs=2500)
     gaps = runs.test_loss[1] - runs.test_loss[0]
     assert float(gaps.mean() / gaps.std() * needed**0.5) == pytest.approx(5, rel=0.15)
-    assert runs_needed(START_OFF, first, first) > 1e9 or jnp.isnan(
-        runs_needed(START_OFF, first, first)
+    assert required_runs(START_OFF, first, first) > 1e9 or jnp.isnan(
+        required_runs(START_OFF, first, first)
     )
 
 
@@ -66,7 +66,7 @@ def test_beyond_three_of_the_threshold_the_variance_is_finite_and_within_it_is_n
 
 def test_only_scalar_rules_are_compared():
     with pytest.raises(ValueError, match="train_b must have one scalar parameter"):
-        runs_needed(UNDER, ADAPT, nm.GradientDescent(RATES))
+        required_runs(UNDER, ADAPT, nm.GradientDescent(RATES))
 
 
 def test_runs_on_the_same_data_need_the_variance_of_the_difference():
@@ -76,5 +76,5 @@ def test_runs_on_the_same_data_need_the_variance_of_the_difference():
     difference = np.asarray(loss[0] - loss[1])
     gap = float(np.diff(nm.theory.test_loss(problem, rates, adapt))[0])
     a, b = (nm.GradientDescent(rate) for rate in (-0.4, 0.1))
-    found = float(runs_needed(problem, a, b, standard_errors=1.0))
+    found = float(required_runs(problem, a, b, standard_errors=1.0))
     assert found == pytest.approx(difference.var() / gap**2, rel=0.2)

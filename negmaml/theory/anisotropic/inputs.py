@@ -1,5 +1,4 @@
-r"""Predictions for problems with covariances: `theory.distance`, `task_error` and `test_loss`
-there.
+r"""Predictions for problems with covariances: `test_loss`, `weight_error`, `train_task_error`.
 
 The theory gives the mean of any quadratic form (omega* - w0)^T H (omega* - w0) with H a function of
 the input covariance, to leading order and to the next in 1/p (`moments`). The test loss
@@ -283,12 +282,14 @@ def continued(limit, first, pole):
     return xp.where(beyond, xp.where(limit == 0, limit, xp.inf), found)
 
 
-def distance(problem: MixedLinearRegression, train: Rule, meta_ridge, train_train: bool = False):
+def weight_error(
+    problem: MixedLinearRegression, train: Rule, meta_ridge, train_train: bool = False
+):
     """E |omega* - w0|^2, of the rule's shape."""
     return predict(problem, train, meta_ridge, np.ones((1, problem.p)), train_train).forms[..., 0]
 
 
-def task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):
+def train_task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):
     """The mean squared error on fresh query rows of a training task, of the rule's shape."""
     return predict(problem, train, meta_ridge, problem.modes.s[None]).task_error
 

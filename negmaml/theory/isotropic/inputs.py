@@ -57,8 +57,8 @@ def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_rid
     if not problem.isotropic:
         raise ValueError(
             f"problem must not have covariances here, got {shown(problem)}: this part of the "
-            "theory is for isotropic inputs and weights; test_loss, distance, task_error and the "
-            "best rates and ridge take them"
+            "theory is for isotropic inputs and weights; test_loss, weight_error, train_task_error "
+            "and the best rates and ridge take them"
         )
     rules = tuple(check_spectral("train", rule) for rule in rules)
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge

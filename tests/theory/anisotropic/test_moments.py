@@ -100,7 +100,7 @@ def test_next_order_with_identity_is_the_isotropic_one(rule):
         problem = isotropic(**sizes, omega0=0.1 / scale**0.5)
         for ridge in (0.0, 4.0):
             ridge = jnp.array(ridge * scale)  # one program for both
-            for of in (nm.theory.distance, nm.theory.task_error):
+            for of in (nm.theory.weight_error, nm.theory.train_task_error):
                 one = of(problem, rule, meta_ridge=ridge)
                 two = of(as_covariance(problem), rule, meta_ridge=ridge)
                 gaps.append(abs(float(two / one) - 1))
@@ -143,7 +143,7 @@ def test_directions_without_input_stay_where_they_are():
         **(SIZES | dict(p=30, nu=(30 / 40) ** 0.5)), omega0=0.2, input_covariance=s[:30]
     )
     rule = nm.GradientDescent(-0.5)
-    one, two = (nm.theory.distance(x, rule, meta_ridge=1.0) for x in (padded, short))
+    one, two = (nm.theory.weight_error(x, rule, meta_ridge=1.0) for x in (padded, short))
     np.testing.assert_allclose(one, two + 10 * 0.2**2, rtol=1e-10)
 
 
@@ -219,16 +219,16 @@ def test_derivatives():
 @pytest.mark.slow
 def test_batches_of_rules_in_blocks():
     rates = np.linspace(-2, 2, structured.BLOCK + 3)
-    many = nm.theory.distance(bent(), nm.GradientDescent(rates))
-    few = nm.theory.distance(bent(), nm.GradientDescent(rates[[0, -1]]))
+    many = nm.theory.weight_error(bent(), nm.GradientDescent(rates))
+    few = nm.theory.weight_error(bent(), nm.GradientDescent(rates[[0, -1]]))
     np.testing.assert_allclose(many[jnp.array([0, -1])], few, rtol=1e-12)
 
 
 def test_infinite_at_as_many_rows_as_directions():
     problem = bent(n_v=8)
     assert problem.rows == problem.p
-    assert nm.theory.distance(problem, STEP) == np.inf
-    assert np.isfinite(nm.theory.distance(problem, STEP, meta_ridge=1.0))
+    assert nm.theory.weight_error(problem, STEP) == np.inf
+    assert np.isfinite(nm.theory.weight_error(problem, STEP, meta_ridge=1.0))
     with pytest.raises(ValueError, match="meta_ridge"):
         nm.theory.best_train_rate(problem)
 
@@ -323,16 +323,16 @@ def test_best_of_other_rules_at_test_time():
 def test_what_is_not_for_covariances_says_so():
     problem = bent()
     for call, error, match in (
-        (lambda: nm.theory.distance(problem, nm.GradientFlow(9.0)), ValueError, "polynomial"),
-        (lambda: nm.theory.distance(problem, STEP, method="expansion"), ValueError, "method"),
-        (lambda: nm.theory.task_error(problem, STEP, measure="exact"), ValueError, "measure"),
+        (lambda: nm.theory.weight_error(problem, nm.GradientFlow(9.0)), ValueError, "polynomial"),
+        (lambda: nm.theory.weight_error(problem, STEP, method="expansion"), ValueError, "method"),
+        (lambda: nm.theory.train_task_error(problem, STEP, measure="exact"), ValueError, "measure"),
         (
-            lambda: nm.theory.distance(problem, nm.Preconditioned(0.1, np.ones(40))),
+            lambda: nm.theory.weight_error(problem, nm.Preconditioned(0.1, np.ones(40))),
             ValueError,
             "P S",
         ),
-        (lambda: nm.theory.runs_needed(problem, STEP, STEP), ValueError, "covariances"),
-        (lambda: nm.theory.distance(problem, STEP, meta_ridge=-1.0), ValueError, "meta_ridge"),
+        (lambda: nm.theory.required_runs(problem, STEP, STEP), ValueError, "covariances"),
+        (lambda: nm.theory.weight_error(problem, STEP, meta_ridge=-1.0), ValueError, "meta_ridge"),
         (
             lambda: nm.theory.phase_diagram(9, 2, 3, 4, 1, 1, input_covariance=np.ones((2, 3))),
             ValueError,
@@ -381,5 +381,5 @@ def test_slopes_in_a_vmap():
 def test_a_rate_whose_filter_vanishes_at_every_eigenvalue_has_a_root(steps, x64):
     sizes = dict(p=32, m=3, n_t=14, n_v=5, n_r=10, sigma=0.5, nu=1.0)
     problem = nm.MixedLinearRegression(**sizes, input_covariance=np.ones(32))
-    at, near = (nm.theory.distance(problem, nm.GradientDescent(r, steps)) for r in (1.0, 0.99))
+    at, near = (nm.theory.weight_error(problem, nm.GradientDescent(r, steps)) for r in (1.0, 0.99))
     assert float(at) == pytest.approx(float(near), rel=0.01)

@@ -29,7 +29,7 @@ def test_one_direction_alone_is_exact(drawn):
         p=1, m=2, n_t=n_t, n_v=n_v, n_r=1, sigma=sigma, nu=nu, omega0=omega0,
         input_covariance=np.ones(1),
     )  # fmt: skip
-    found = nm.theory.distance(problem, nm.GradientDescent(RATES), meta_ridge=strength * n_v)
+    found = nm.theory.weight_error(problem, nm.GradientDescent(RATES), meta_ridge=strength * n_v)
 
     from scipy.special import roots_genlaguerre
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory import runs_needed, standard_deviation
+from negmaml.theory import required_runs, standard_deviation
 from negmaml.theory.anisotropic.inputs import make_inputs
 from negmaml.theory.anisotropic.variance import covariances
 
@@ -40,11 +40,11 @@ def test_what_simulations_show():
 
 
 @pytest.mark.slow
-def test_runs_needed_give_the_standard_error_asked_for():
+def test_required_runs_give_the_standard_error_asked_for():
     runs = nm.simulate(jax.random.key(1), BENT, TRAIN, ADAPT, runs=2500, meta_ridge=3.0)
     gaps = runs.test_loss[1] - runs.test_loss[0]
     options = dict(adapt=ADAPT, meta_ridge=3.0, standard_errors=5.0)
-    needed = runs_needed(BENT, *map(nm.GradientDescent, RATES), **options)
+    needed = required_runs(BENT, *map(nm.GradientDescent, RATES), **options)
     assert float(gaps.mean() / gaps.std() * needed**0.5) == pytest.approx(5, rel=0.15)
 
 

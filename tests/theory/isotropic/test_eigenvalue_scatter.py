@@ -33,7 +33,7 @@ FEWER = nm.MixedLinearRegression(p=24, m=2, n_t=10, n_v=4, n_r=10, sigma=0.5, nu
 )
 def test_the_task_error_is_that_of_thirty_thousand_runs_of_numpy(problem, rule, simulated, error):
     """The mean and its error over 30,000 runs, by code that is not the package's."""
-    found = float(nm.theory.task_error(problem, rule))
+    found = float(nm.theory.train_task_error(problem, rule))
     assert abs(found - simulated) < 2 * error + 0.06 * simulated
 
 
@@ -64,7 +64,7 @@ def test_simulation_is_met_where_the_filter_is_steep(steps, allowed):
 
     rng = np.random.default_rng(0)
     errors = np.array([run(rng, FEW, filters) for _ in range(3000)])
-    found = float(nm.theory.task_error(FEW, nm.GradientDescent(1.0, steps)))
+    found = float(nm.theory.train_task_error(FEW, nm.GradientDescent(1.0, steps)))
     mean = errors.mean()
     assert abs(found - mean) < 3 * errors.std() / len(errors) ** 0.5 + allowed * mean
 
@@ -76,17 +76,17 @@ def test_the_pole_is_at_the_threshold_and_nowhere_else(x64):
         N = m * n_v
         exact = (max(p, N) - 1) / (abs(p - N) - 1) * sigma**2
         problem = nm.MixedLinearRegression(p=p, m=m, n_t=20, n_v=n_v, n_r=9, sigma=sigma, nu=0.0)
-        found = float(nm.theory.task_error(problem, nm.GradientDescent(0.0)))
+        found = float(nm.theory.train_task_error(problem, nm.GradientDescent(0.0)))
         assert found == pytest.approx(exact, rel=1e-9)
     rates = nm.GradientDescent(np.linspace(-1.5, 1.5, 13), 7)
-    assert np.isfinite(nm.theory.task_error(FEW, rates)).all()
+    assert np.isfinite(nm.theory.train_task_error(FEW, rates)).all()
 
 
 @pytest.mark.parametrize("rate", (-0.4, 0.5, 1.1))
 def test_one_task_with_rows_enough_has_the_task_error_of_least_squares(rate, x64):
     problem = nm.MixedLinearRegression(p=46, m=1, n_t=31, n_v=141, n_r=10, sigma=0.5, nu=1.0)
     expected = 0.25 * 140 / 94
-    found = nm.theory.task_error(problem, nm.GradientDescent(rate, 2))
+    found = nm.theory.train_task_error(problem, nm.GradientDescent(rate, 2))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -117,7 +117,7 @@ def test_the_variance_over_spectra_is_that_of_the_limit(x64):
 @pytest.mark.slow
 def test_derivatives_of_the_task_error_are_those_of_differences(x64):
     def error(rate):
-        return nm.theory.task_error(FEW, nm.GradientDescent(rate, 5))
+        return nm.theory.train_task_error(FEW, nm.GradientDescent(rate, 5))
 
     slope = jax.jit(jax.grad(error))(0.9)
     assert slope == pytest.approx(float(error(0.9001) - error(0.8999)) / 2e-4, rel=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import negmaml as nm
 from negmaml.problem.wishart import normalized_moment
 from negmaml.theory import api as predict
-from negmaml.theory import distance, task_error
+from negmaml.theory import train_task_error, weight_error
 from negmaml.theory.isotropic import filters as views
 from negmaml.theory.isotropic import logarithms
 from negmaml.theory.isotropic.hessian import first_order
@@ -49,7 +49,7 @@ def test_the_measures_hand_over_seamlessly(n_t, rate, x64):
     problem = resized(n_t=n_t, n_v=3)
     for rule in (nm.GradientDescent(rate), nm.GradientFlow(rate)):
         exact, law, auto = (
-            float(distance(problem, rule, measure=kind))
+            float(weight_error(problem, rule, measure=kind))
             for kind in ("exact", "marchenko-pastur", "auto")
         )
         assert auto in (exact, law)
@@ -58,7 +58,7 @@ def test_the_measures_hand_over_seamlessly(n_t, rate, x64):
 
 def test_an_unknown_measure_is_refused():
     with pytest.raises(ValueError, match=r"measure must be one of .*got 'gauss'"):
-        distance(NEAR, ONE, measure="gauss")
+        weight_error(NEAR, ONE, measure="gauss")
     assert spectrum(4, 9, "auto", jnp.float32) is None
 
 
@@ -67,15 +67,15 @@ def test_without_inner_step_the_noise_has_the_exact_inverse_wishart_mean(m, n_v,
     problem = resized(m=m, n_v=n_v, nu=0.0, omega0=0.0)
     rows, p = problem.rows, problem.p
     exact = min(rows, p) / (abs(p - rows) - 1) * problem.sigma**2
-    assert float(distance(problem, ONE)) == pytest.approx(exact, rel=1e-9)
+    assert float(weight_error(problem, ONE)) == pytest.approx(exact, rel=1e-9)
 
 
 @pytest.mark.parametrize("rule", (nm.GradientDescent(-0.7), nm.GradientFlow(0.5), nm.Proximal(2.0)))
 def test_the_start_contributes_its_exact_unreachable_part(rule, x64):
     problem = resized(sigma=0.0, nu=0.0)
     expected = (1 - problem.rows / problem.p) * problem.offset_squared
-    np.testing.assert_allclose(distance(problem, rule), expected, rtol=1e-10)
-    np.testing.assert_allclose(distance(resized(sigma=0.0, nu=0.0, n_v=9), rule), 0, atol=1e-14)
+    np.testing.assert_allclose(weight_error(problem, rule), expected, rtol=1e-10)
+    np.testing.assert_allclose(weight_error(resized(sigma=0.0, nu=0.0, n_v=9), rule), 0, atol=1e-14)
 
 
 def seen(problem, rule, ridge):
@@ -134,7 +134,7 @@ def test_simulation_is_met_with_one_per_cent_to_spare(problem, rule, ridge, runs
     adapt = nm.GradientDescent(0.1)
     result = nm.simulate(jax.random.key(5), problem, rule, adapt, runs=runs, meta_ridge=ridge)
     for values, predicted in (
-        (result.distance, distance(problem, rule, meta_ridge=ridge)),
+        (result.distance, weight_error(problem, rule, meta_ridge=ridge)),
         (result.test_loss, nm.theory.test_loss(problem, rule, adapt, meta_ridge=ridge)),
     ):
         mean, error = values.mean(-1), values.std(-1, ddof=1) / runs**0.5
@@ -168,7 +168,7 @@ def test_the_task_error_is_that_of_fresh_query_rows(rate, ridge, n_v, x64):
     problem = resized(n_v=n_v)
     rng = np.random.default_rng(3)
     errors = np.array([fresh_error(rng, problem, rate, ridge) for _ in range(800)])
-    predicted = float(task_error(problem, nm.GradientDescent(rate), meta_ridge=ridge))
+    predicted = float(train_task_error(problem, nm.GradientDescent(rate), meta_ridge=ridge))
     assert abs(errors.mean() - predicted) < 4 * errors.std() / 800**0.5 + 0.004 * predicted
 
 
@@ -178,7 +178,7 @@ def test_first_and_second_derivatives_are_those_of_differences(ridge, x64):
     def value(x):
         rate, sigma, nu, start, ridge = x
         problem = resized(sigma=sigma, nu=nu, omega0=start)
-        return distance(problem, nm.GradientDescent(rate), meta_ridge=ridge)
+        return weight_error(problem, nm.GradientDescent(rate), meta_ridge=ridge)
 
     x, step = np.array([-0.3, 0.5, 0.8, 0.1, ridge]), 1e-4
 
@@ -218,8 +218,8 @@ EXTREMES = [
 @pytest.mark.parametrize("sizes", EXTREMES, ids=lambda sizes: "-".join(map(str, sizes.values())))
 def test_every_size_and_rate_has_a_finite_positive_distance(sizes, ridge, x64):
     rates = np.array([-5.0, -1.0, -1e-4, 0.0, 0.3, 1.0, 5.0])
-    double = distance(resized(**sizes), nm.GradientDescent(rates), meta_ridge=ridge)
-    many = distance(resized(**sizes), nm.GradientDescent(rates, 3), meta_ridge=ridge)
+    double = weight_error(resized(**sizes), nm.GradientDescent(rates), meta_ridge=ridge)
+    many = weight_error(resized(**sizes), nm.GradientDescent(rates, 3), meta_ridge=ridge)
     infinite = abs(resized(**sizes).rows - resized(**sizes).p) <= 2 or sizes["m"] == 1
     for values in (double, many):
         assert not jnp.isnan(values).any()
@@ -231,9 +231,11 @@ def test_every_size_and_rate_has_a_finite_positive_distance(sizes, ridge, x64):
 def test_single_precision_loses_at_most_a_thousandth(ridge):
     rates = np.array([-5.0, -0.5, 0.0, 0.3, 2.0])
     for problem in (OVER, UNDER, NEAR, resized(p=10_000, m=50, n_v=300)):
-        single = distance(problem, nm.GradientDescent(rates.astype(np.float32)), meta_ridge=ridge)
+        single = weight_error(
+            problem, nm.GradientDescent(rates.astype(np.float32)), meta_ridge=ridge
+        )
         with jax.enable_x64(True):
-            double = distance(problem, nm.GradientDescent(rates), meta_ridge=ridge)
+            double = weight_error(problem, nm.GradientDescent(rates), meta_ridge=ridge)
         assert (single.dtype, double.dtype) == (np.float32, np.float64)
         np.testing.assert_allclose(single, double, rtol=1e-3)
 
@@ -241,40 +243,42 @@ def test_single_precision_loses_at_most_a_thousandth(ridge):
 @pytest.mark.parametrize(("m", "n_v"), [(1, 40), (3, 20)])
 @pytest.mark.parametrize("rule", [nm.GradientDescent(0.2), nm.GradientDescent(-0.2, 2)])
 def test_with_rows_enough_the_start_is_forgotten(rule, m, n_v, x64):
-    near, far = (distance(resized(m=m, n_v=n_v, omega0=start), rule) for start in (0.0, 1e9))
+    near, far = (weight_error(resized(m=m, n_v=n_v, omega0=start), rule) for start in (0.0, 1e9))
     assert float(far) == pytest.approx(float(near), rel=1e-12)
 
 
 def test_at_the_threshold_the_mean_is_infinite_without_ridge_and_finite_with_it(x64):
     square = resized(m=10, n_v=3)
-    assert distance(square, ONE) == task_error(square, ONE) == jnp.inf
-    assert distance(resized(m=29, n_v=1), ONE) > 30 * distance(resized(m=26, n_v=1), ONE)
-    assert 0 < float(distance(square, ONE, meta_ridge=1.0)) < 100
+    assert weight_error(square, ONE) == train_task_error(square, ONE) == jnp.inf
+    assert weight_error(resized(m=29, n_v=1), ONE) > 30 * weight_error(resized(m=26, n_v=1), ONE)
+    assert 0 < float(weight_error(square, ONE, meta_ridge=1.0)) < 100
 
 
 def test_one_task_whose_filter_vanishes_within_the_spectrum_has_no_mean(x64):
     alone = resized(m=1, n_v=60)
-    assert distance(alone, nm.GradientDescent(0.5)) == jnp.inf
-    assert jnp.isfinite(distance(alone, nm.GradientDescent(-0.5)))
-    assert jnp.isfinite(distance(alone, nm.GradientDescent(0.5), meta_ridge=1.0))
+    assert weight_error(alone, nm.GradientDescent(0.5)) == jnp.inf
+    assert jnp.isfinite(weight_error(alone, nm.GradientDescent(-0.5)))
+    assert jnp.isfinite(weight_error(alone, nm.GradientDescent(0.5), meta_ridge=1.0))
 
 
 def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
     rates = np.linspace(-2, 2, predict.ON_HOST + 1)
-    distance(NEAR, nm.GradientDescent(rates))
+    weight_error(NEAR, nm.GradientDescent(rates))
     monkeypatch.setattr(predict, "means", chex.assert_max_traces(predict.means, n=0))
-    distance(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-rates))
+    weight_error(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-rates))
     with pytest.raises(AssertionError, match="traced"):
-        distance(NEAR, nm.GradientDescent(rates[:-1]).with_tuned(jnp.append(rates, 0.0)))
+        weight_error(NEAR, nm.GradientDescent(rates[:-1]).with_tuned(jnp.append(rates, 0.0)))
 
 
 @pytest.mark.slow
 def test_single_numbers_are_computed_without_a_program(x64, monkeypatch):
     rules = nm.GradientDescent(0.25), nm.GradientFlow(-0.3), nm.Proximal(np.array([0.5, 2.0]))
-    compiled = [jax.jit(lambda rule: distance(NEAR, rule, meta_ridge=1.0))(rule) for rule in rules]
+    compiled = [
+        jax.jit(lambda rule: weight_error(NEAR, rule, meta_ridge=1.0))(rule) for rule in rules
+    ]
     monkeypatch.setattr(predict, "_compiled", None)
     for rule, expected in zip(rules, compiled, strict=True):
-        found = distance(NEAR, rule, meta_ridge=1.0)
+        found = weight_error(NEAR, rule, meta_ridge=1.0)
         assert isinstance(found, jax.Array)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
 
@@ -284,9 +288,9 @@ def test_with_many_tasks_the_exact_moments_keep_the_tail_of_the_spectrum(n, x64)
     # With m large the second theorem, made of exact moments, is exact.
     problem = resized(p=n, n_t=n, n_v=n, m=10**6)
     rule = nm.GradientDescent(np.array([-0.5, 0.3, 0.7]))
-    exact = distance(problem, rule, method="expansion")
+    exact = weight_error(problem, rule, method="expansion")
     error, of_law = (
-        np.abs(distance(problem, rule, measure=kind) / exact - 1)
+        np.abs(weight_error(problem, rule, measure=kind) / exact - 1)
         for kind in ("auto", "marchenko-pastur")
     )
     assert error.max() < (0.008 if n == 16 else 0.02)
@@ -296,11 +300,11 @@ def test_with_many_tasks_the_exact_moments_keep_the_tail_of_the_spectrum(n, x64)
 @pytest.mark.slow
 def test_a_batch_of_rates_is_its_rates(x64):
     rates = np.linspace(-2, 2, 2 * 3 * 50).reshape(2, 3, 50)  # more than one block
-    batch = distance(NEAR, nm.GradientDescent(rates))
+    batch = weight_error(NEAR, nm.GradientDescent(rates))
     assert batch.shape == rates.shape
-    single = [distance(NEAR, nm.GradientDescent(rate)) for rate in rates[0, 0, :3]]
+    single = [weight_error(NEAR, nm.GradientDescent(rate)) for rate in rates[0, 0, :3]]
     np.testing.assert_allclose(batch[0, 0, :3], single, rtol=1e-12)
-    mapped = jax.vmap(lambda rate: distance(NEAR, nm.GradientDescent(rate)))(rates[0, 0, :3])
+    mapped = jax.vmap(lambda rate: weight_error(NEAR, nm.GradientDescent(rate)))(rates[0, 0, :3])
     np.testing.assert_allclose(mapped, single, rtol=1e-12)
 
 
@@ -322,12 +326,12 @@ def test_the_error_of_the_limit_falls_with_size_and_that_of_the_correction_faste
 @pytest.mark.parametrize("bad", (-1.0, float("nan")))
 def test_a_bad_ridge_is_refused(bad):
     with pytest.raises(ValueError, match="meta_ridge must be"):
-        distance(NEAR, ONE, meta_ridge=bad)
+        weight_error(NEAR, ONE, meta_ridge=bad)
 
 
 def test_an_expansion_has_no_ridge():
     with pytest.raises(ValueError, match=r"meta_ridge must be 0 for method='expansion'"):
-        distance(OVER, ONE, method="expansion", meta_ridge=1.0)
+        weight_error(OVER, ONE, method="expansion", meta_ridge=1.0)
 
 
 @pytest.mark.parametrize("ridge", (0.1, 0.3))
@@ -359,7 +363,7 @@ def test_means_are_nan_where_the_saddle_point_is_not_found(n_v, ridge, monkeypat
     monkeypatch.setattr(logarithms, "STEPS", 1)
     problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=n_v, n_r=20, sigma=0.5, nu=1.0)
     train, adapt = nm.GradientDescent(0.3, steps=2), nm.GradientDescent(0.1)
-    for mean in (partial(nm.theory.test_loss, adapt=adapt), distance, task_error):
+    for mean in (partial(nm.theory.test_loss, adapt=adapt), weight_error, train_task_error):
         with pytest.warns(nm.ConvergenceWarning, match="equations of the theory"):
             assert np.isnan(mean(problem, train, meta_ridge=ridge))
 
@@ -369,7 +373,7 @@ def test_traced_means_are_nan_where_the_saddle_point_is_not_found(monkeypatch):
     views._means_at.clear_cache()
 
     def loss(rate):
-        return distance(NEAR, nm.GradientDescent(rate, steps=2), meta_ridge=0.5)
+        return weight_error(NEAR, nm.GradientDescent(rate, steps=2), meta_ridge=0.5)
 
     found = jax.jit(jax.value_and_grad(loss))(0.3)
     views._means_at.clear_cache()
