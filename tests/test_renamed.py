@@ -30,6 +30,7 @@ ATTRIBUTES = [
     (Difference(1.0, 0.1, 0.8, 1.2, 0.5), "told", "significant"),
     (Difference(1.0, 0.1, 0.8, 1.2, 0.5), "positive", "significantly_better"),
 ]
+ATTRIBUTES.append((nm.Verification(()), "roads", "methods"))
 # Names of baselines in `Advice.gain` and `Advice.loss`.
 BASELINES = [
     ("rate zero", "zero inner rate"),

@@ -97,9 +97,9 @@ def _import_figures() -> None:
 
 def _write(table, report: str, out: Path, notes: list[str]) -> list[Path]:
     stored, said = out / "advice.nc", out / "advice.txt"
-    with figures.whole_file(stored) as partial:
+    with figures.atomic_write(stored) as partial:
         table.to_netcdf(partial, engine="scipy")
-    with figures.whole_file(said) as partial:
+    with figures.atomic_write(said) as partial:
         partial.write_text(printable("\n".join([*notes, "", report])).lstrip())
     return [stored, said]
 

@@ -29,7 +29,7 @@ COMMANDS = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit status: 0 well, 1 roads disagree, 2 bad input."""
+    """Run one command and return 0, 1 if the methods of `verify` disagree, or 2 for bad input."""
     try:
         return _called(list(arguments))
     except (ValueError, TypeError, OSError, MissingExtraError) as error:

@@ -83,7 +83,7 @@ def _reproduce_nonlinear(out: Path, seed: int, runs: int | None, quick: bool) ->
             done.append(losses)
             progress.update(bar, advance=1)
     panels = {"nonlinear": nonlinear.panels(done)}
-    described = {"nonlinear": json.dumps(nonlinear.SETTING._asdict())}
+    described = {"nonlinear": json.dumps(nonlinear.CONFIG._asdict())}
     settings = dict(seed=str(seed), runs=str(runs), evaluation="sampled", **described)
     paths = _write(panels, out, settings, "nonlinear", points="networks", curve="exact, in kernel")
     _print_agreement(panels, "exact solution in the kernel against networks")
@@ -106,7 +106,7 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
     with console.status("computing"):
         variables, coordinates = compute(key_of(seed), runs)
     path = out / "phases.nc"
-    with figures.whole_file(path) as partial:
+    with figures.atomic_write(path) as partial:
         settings = {**provenance(), "seed": str(seed), "runs": str(runs)}
         netcdf.write(partial, variables, coordinates, settings)
     values = {name: values for name, (_, values) in variables.items()} | coordinates
@@ -132,7 +132,7 @@ def payoff(out: Path = Path("payoff")) -> int:
         dataset = compute()
     dataset.attrs |= provenance()
     path = out / "payoff.nc"
-    with figures.whole_file(path) as partial:
+    with figures.atomic_write(path) as partial:
         dataset.to_netcdf(partial, engine="scipy")
     paths = [*figures.save(figures.payoff(dataset), out, "payoff"), path]
     rows = []
@@ -165,7 +165,7 @@ def _write(
     from negmaml.paper import figures, netcdf
 
     path = out / f"{stem}.nc"
-    with figures.whole_file(path) as partial:
+    with figures.atomic_write(path) as partial:
         netcdf.write(partial, *contents(panels), {**provenance(), **settings})
     return [*figures.save(figures.reproduction(panels, **labels), out, stem), path]
 

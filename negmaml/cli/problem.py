@@ -102,7 +102,7 @@ def verify(
     runs: int = 1000,
     seed: int = 0,
 ) -> int:
-    """Check six roads to the test loss against each other; fails when they disagree.
+    """Compute the test loss by six methods; fails if they disagree.
 
     Args:
         problem: the problem.

@@ -1,1 +1,1 @@
-"""The paper's figures, phase diagrams, and the roads that have to meet: computed and drawn."""
+"""Reproduces the paper's figures and phase diagrams, and cross-checks all methods."""

@@ -1,4 +1,4 @@
-"""Six roads to one number: they have to meet within their stated errors."""
+"""Computes one test loss by six methods, which have to agree within their stated errors."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from jax import lax
 from negmaml import theory
 from negmaml._core.arrays import contract, settled
 from negmaml._core.checks import check_count
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table
 from negmaml._core.jit import quick_jit
 from negmaml._core.keys import check_key, key_of
@@ -27,18 +28,20 @@ from negmaml.rules import Rule, check_scalar_rule
 from negmaml.theory.anisotropic import inputs as structured
 from negmaml.theory.api import evaluate
 
-Z_LIMIT = 4.0  # standard errors; a right road fails once in 16,000
-EXACT_LIMIT = 1e-6  # relative; float64 roads that compute the same number
-SAMPLED_RUNS = 100  # each simulates 100 tasks; differences are paired, so these are enough
+Z_LIMIT = 4.0  # standard errors; a correct method fails once in 16,000
+EXACT_LIMIT = 1e-6  # relative; float64 methods that compute the same number
+SAMPLED_RUNS = 100  # of 100 tasks each; differences are paired, so these are enough
 DESCENT_RUNS = 4
 MAX_STEPS = 200_000
+HEAD = ("method", "value", "error", "reference", "deviation")
 
 
-class Road(NamedTuple):
-    """One road to the test loss, next to the one it is compared with.
+class MethodResult(NamedTuple):
+    """The test loss by one method, next to the reference it is compared with.
 
     value, error: the number and its standard error (0 when exact given the data).
-    reference: what it is compared with, on the same data where both see data.
+    reference: the reference, computed from the same data if the method uses data.
+    kind: "z", "relative", or "skipped" for a method that does not apply.
     deviation: z-score if `kind` is "z", relative error if "relative".
     limit: the largest |deviation| that counts as agreement.
     truncation: for an expansion, the size of the terms it leaves out; subtracted from the
@@ -57,60 +60,63 @@ class Road(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the road meets its reference; a road that does not apply cannot disagree."""
+        """True if the method agrees with its reference, or does not apply."""
         return self.kind == "skipped" or abs(self.deviation) <= self.limit
 
     @property
     def verdict(self) -> str:
-        """The deviation in words, whether it is too large, and the note."""
-        what = {"z": f"z = {self.deviation:+.2f}", "relative": f"{self.deviation:.1e} relative"}
-        mark = "" if self.agrees else "  DISAGREES"
+        """The deviation, a mark if it is above the limit, and the note."""
+        texts = {"z": f"z = {self.deviation:+.2f}", "relative": f"{self.deviation:.1e} relative"}
+        mark = "" if self.agrees else "  disagrees"
         note = f"  ({self.note})" if self.note else ""
-        return what.get(self.kind, "not applicable") + mark + note
+        return texts.get(self.kind, "not applicable") + mark + note
 
 
 class Verification(NamedTuple):
-    """The roads of `verify` and their verdict; print it for a table."""
+    """Results of all methods of `verify`; print it for a table.
 
-    roads: tuple[Road, ...]
+    methods: one `MethodResult` a method, the reference first.
+    """
+
+    methods: tuple[MethodResult, ...]
 
     @property
     def agrees(self) -> bool:
-        """Whether every road that applies meets its reference."""
-        return all(road.agrees for road in self.roads)
+        """True if every method that applies agrees with its reference."""
+        return all(method.agrees for method in self.methods)
+
+    @property
+    def _verdict(self) -> str:
+        return "all methods agree" if self.agrees else "the methods disagree"
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
         rows = [
-            (
-                road.name,
-                f"{road.value:.6g}",
-                f"{road.error:.1e}",
-                f"{road.reference:.6g}",
-                road.verdict,
-            )
-            for road in self.roads
+            (m.name, f"{m.value:.6g}", f"{m.error:.1e}", f"{m.reference:.6g}", m.verdict)
+            for m in self.methods
         ]
-        title = "all roads agree" if self.agrees else "the roads DISAGREE"
-        return Table(title, rows, ("road", "value", "error", "reference", "deviation")).html()
+        return Table(self._verdict, rows, HEAD).html()
 
     def __str__(self) -> str:
-        width = max(len(road.name) for road in self.roads)
-        lines = [f"{'road':<{width}}  {'value':>11}  {'error':>8}  {'reference':>11}  deviation"]
-        for road in self.roads:
-            numbers = f"{road.value:>11.6g}  {road.error:>8.1e}  {road.reference:>11.6g}"
-            lines.append(f"{road.name:<{width}}  {numbers}  {road.verdict}")
-        lines.append("all roads agree" if self.agrees else "the roads DISAGREE")
-        return "\n".join(lines)
+        width = max(len(m.name) for m in self.methods)
+        lines = ["{:<{}}  {:>11}  {:>8}  {:>11}  {}".format(HEAD[0], width, *HEAD[1:])]
+        for m in self.methods:
+            numbers = f"{m.value:>11.6g}  {m.error:>8.1e}  {m.reference:>11.6g}"
+            lines.append(f"{m.name:<{width}}  {numbers}  {m.verdict}")
+        return "\n".join([*lines, self._verdict])
+
+
+# Set after the class, since a type checker takes names in a NamedTuple for fields.
+setattr(Verification, "roads", renamed_attribute("Verification.roads", "methods"))  # noqa: B010
 
 
 @own_settings
 def verify(
     problem: MixedLinearRegression, train: Rule, adapt: Rule, *, key: Any = None, runs: int = 1000
 ) -> Verification:
-    r"""Compute the test loss of one problem along six roads and compare them, in float64.
+    r"""Compute the test loss of one problem by six methods and compare them, in float64.
 
     1. exact solve, expected evaluation: `simulate`, the reference of the next three;
     2. theory: `theory.weight_error`, allowed the square of its 1/p term, relative to the limit;
@@ -121,11 +127,11 @@ def verify(
     6. the meta-gradient by automatic differentiation against Phi^T (Phi omega - r) / N.
 
     Arguments:
-        train, adapt: rules with scalar parameters. Roads 5 and 6 apply to rules that move any
-            model by updates in training, 3 to one gradient step, 2 and 3 away from p = n_v m and
-            to rules that act by the spectrum alone; otherwise they are marked as not applicable.
-        key: a JAX key, jax.random.key(0) when left out.
-        runs: simulated runs, at least 2.
+        train, adapt: rules with scalar parameters. Methods 5 and 6 apply to training rules with
+            updates of any model. Method 3 applies to one gradient step. Methods 2 and 3 apply away
+            from p = n_v m, to rules that are functions of the spectrum. Others are "skipped".
+        key: a JAX key; jax.random.key(0) by default.
+        runs: number of simulated runs, at least 2.
 
     Returns a `Verification`. Raises TypeError or ValueError for rules that are not scalar, for
     runs < 2, and at p = n_v m, where every mean is infinite.
@@ -149,14 +155,14 @@ def verify(
             for n, e in ((runs, "expected"), (min(runs, SAMPLED_RUNS), "sampled"))
         )
         mean, error = _mean_and_error(expected)
-        reference = Road("exact solve, expected", mean, error, mean, "z", 0.0, Z_LIMIT)
+        reference = MethodResult("exact solve, expected", mean, error, mean, "z", 0.0, Z_LIMIT)
         return Verification(
             (
                 reference,
-                _proportional_road(problem, train, adapt, mean, error),
-                _expansion_road(problem, train, adapt, mean, error),
-                _sampled_road(expected[: sampled.size], sampled),
-                *_autodiff_roads(key, problem, train, adapt),
+                _proportional_theory(problem, train, adapt, mean, error),
+                _expansion_theory(problem, train, adapt, mean, error),
+                _sampled_evaluation(expected[: sampled.size], sampled),
+                *_by_autodiff(key, problem, train, adapt),
             )
         )
 
@@ -166,11 +172,11 @@ def _mean_and_error(values) -> tuple[float, float]:
 
 
 def _ratio(difference: float, scale: float) -> float:
-    """difference / scale, where no difference is 0 on every scale."""
+    """Return difference / scale, and 0 if the difference is 0."""
     return difference / scale if scale else (np.inf if difference else 0.0)
 
 
-def _proportional_road(problem, train, adapt, mean: float, error: float) -> Road:
+def _proportional_theory(problem, train, adapt, mean: float, error: float) -> MethodResult:
     name = "theory, proportional"
     try:
         excess, limit, floor = _predicted(problem, train, adapt)
@@ -182,11 +188,11 @@ def _proportional_road(problem, train, adapt, mean: float, error: float) -> Road
     if correction >= 0.5:
         return _skipped(name, f"its 1/p term is {correction:.2g} of the limit at this size")
     omitted = limit * correction**2 / (1 - correction)
-    return _theory_road(name, floor + excess, omitted, mean, error)
+    return _with_truncation(name, floor + excess, omitted, mean, error)
 
 
 def _predicted(problem, train, adapt) -> tuple[float, float, float]:
-    """Test loss in excess of what w0 itself leaves: predicted, its limit; and what w0 leaves."""
+    """Excess test loss over that of omega = w0: predicted, and its limit; then that of w0."""
     if problem.isotropic:
         found = evaluate(problem, train, 0.0, "auto")
         floor, *losses = (
@@ -200,38 +206,42 @@ def _predicted(problem, train, adapt) -> tuple[float, float, float]:
     return excess, limit, float(floor)
 
 
-def _expansion_road(problem, train, adapt, mean: float, error: float) -> Road:
+def _expansion_theory(problem, train, adapt, mean: float, error: float) -> MethodResult:
     name = "theory, expansion"
     try:
         distance = theory.weight_error(problem, train, method="expansion")
     except ValueError as reason:
         return _skipped(name, str(reason).split(", got")[0].split(";")[0])
     rho = float(theory.expansion_parameter(problem, train))
-    if rho >= 0.5:  # the terms left out would be as large as those kept
+    if rho >= 0.5:  # terms left out would be as large as terms kept
         return _skipped(name, f"no expansion at this size: its parameter is {rho:.2g}")
-    # The terms left out are exact for the label noise at alpha_t = 0.
+    # For label noise at alpha_t = 0 the omitted orders add up to the factor 1 / (1 - rho).
     value, more = (
         float(expected_test_loss(problem, float(distance) * x, adapt)) for x in (1, 1 / (1 - rho))
     )
-    return _theory_road(name, value, more - value, mean, error)
+    return _with_truncation(name, value, more - value, mean, error)
 
 
-def _theory_road(name, value: float, truncation: float, mean: float, error: float) -> Road:
+def _with_truncation(
+    name, value: float, truncation: float, mean: float, error: float
+) -> MethodResult:
     excess = max(abs(value - mean) - truncation, 0.0)
     note = f"next order up to {truncation:.1e}"
     z = _ratio(float(np.copysign(excess, value - mean)), error)
-    return Road(name, value, 0.0, mean, "z", z, Z_LIMIT, truncation, note)
+    return MethodResult(name, value, 0.0, mean, "z", z, Z_LIMIT, truncation, note)
 
 
-def _sampled_road(expected, sampled) -> Road:
-    """Sampled minus expected evaluation of the same runs: the paired difference is the test."""
+def _sampled_evaluation(expected, sampled) -> MethodResult:
+    """Compare sampled and expected evaluation of the same runs, by their paired differences."""
     mean, error = _mean_and_error(sampled)
     gap, gap_error = _mean_and_error(sampled - expected)
     z = _ratio(gap, gap_error)
-    return Road("exact solve, sampled", mean, error, float(expected.mean()), "z", z, Z_LIMIT)
+    return MethodResult(
+        "exact solve, sampled", mean, error, float(expected.mean()), "z", z, Z_LIMIT
+    )
 
 
-def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
+def _by_autodiff(key, problem, train, adapt) -> tuple[MethodResult, MethodResult]:
     names = "meta-training (optax)", "meta-gradient, autodiff"
     if not train.moves_any_model or train.implicit:
         reason = f"{type(train).__name__} has no gradient steps to differentiate through"
@@ -244,7 +254,7 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
     relative = _ratio(float(np.max(np.abs(losses - references))), float(references.min()))
     note = "" if bool(converged.all()) else f"not converged in {MAX_STEPS} steps"
     mean, error = _mean_and_error(losses)
-    descent = Road(
+    descent = MethodResult(
         names[0],
         mean,
         error,
@@ -256,7 +266,7 @@ def _autodiff_roads(key, problem, train, adapt) -> tuple[Road, Road]:
     )
     size, exact_size = (float(np.linalg.norm(g)) for g in (gradient, exact))
     relative = _ratio(float(np.linalg.norm(gradient - exact)), exact_size)
-    return descent, Road(names[1], size, 0.0, exact_size, "relative", relative, EXACT_LIMIT)
+    return descent, MethodResult(names[1], size, 0.0, exact_size, "relative", relative, EXACT_LIMIT)
 
 
 def _loss_of(problem, omega, adapt):
@@ -267,8 +277,8 @@ def _loss_of(problem, omega, adapt):
     return after.test_loss(after.forms(omega - problem.w0))
 
 
-def _skipped(name: str, reason: str) -> Road:
-    return Road(name, np.nan, 0.0, np.nan, "skipped", 0.0, 0.0, note=reason)
+def _skipped(name: str, reason: str) -> MethodResult:
+    return MethodResult(name, np.nan, 0.0, np.nan, "skipped", 0.0, 0.0, note=reason)
 
 
 def _squared_error(omega, data):
@@ -279,14 +289,14 @@ def _squared_error(omega, data):
 
 @partial(quick_jit, work="trivial")
 def _descents(key, problem, train):
-    """`_descend` of a few runs."""
+    """Run `_descend` for a few runs."""
     key = jax.random.fold_in(key, 2)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(DESCENT_RUNS))
     return jax.vmap(_descend, (0, None, None))(keys, problem, train)
 
 
 def _descend(key, problem, train):
-    """Meta-train one run by descent; solve it exactly; both meta-gradients at the start."""
+    """Meta-train one run by descent and exactly; compute both meta-gradients at the start."""
     data = sample(key, problem)
     tasks = Tasks(support=(data.X_t, data.y_t), query=(data.X_v, data.y_v))
     objective = maml(_squared_error, train)
@@ -297,16 +307,16 @@ def _descend(key, problem, train):
         return jax.grad(objective)(omega, tasks)
 
     exact = contract("np,n->p", Phi, contract("np,p->n", Phi, start) - r) / len(r)
-    hessian = contract("np,nq->pq", Phi, Phi) / len(r)  # says how far a step may go, no more
+    hessian = contract("np,nq->pq", Phi, Phi) / len(r)  # sets only the step size and the momentum
     omega, converged = _minimise(meta_gradient, hessian, start)
     return omega, minimiser(Phi, r, start).omega, converged, meta_gradient(start), exact
 
 
 def _minimise(gradient, hessian, start):
-    """Nesterov's descent on a quadratic until the gradient has fallen by twelve digits.
+    """Minimize a quadratic by Nesterov's method until the gradient has decreased by 1e-12.
 
-    Rate 1/largest curvature and momentum from the condition number of the curved directions;
-    updates are combinations of gradients, so flat directions stay where they started.
+    The rate is 1/largest curvature, the momentum follows from the condition number of the curved
+    directions. Updates are combinations of gradients, so flat directions do not move.
     """
     curvature = jnp.linalg.eigvalsh(hessian)
     largest = curvature[-1]

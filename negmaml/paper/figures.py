@@ -1,4 +1,4 @@
-"""Figures: read results, draw them; nothing is computed here."""
+"""Draws the figures of commands from computed results, and saves them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ STYLE: dict[Any, Any] = {
 
 
 def reproduction(experiments, points: str = "simulation", curve: str = "theory"):
-    """The paper's figures from the panels of `negmaml reproduce`: a row a problem.
+    """Draw the paper's figures from the panels of `negmaml reproduce`, one row per problem.
 
     Points are simulated means with standard errors, curves the theory, dashed lines the best
     rate predicted. Returns a matplotlib Figure.
@@ -55,7 +55,7 @@ def _draw_panel(axis, panel, letter: str, points: str, curve: str) -> None:
             label, (best, 0.93), xycoords=("data", "axes fraction"), xytext=(4, 0),
             textcoords="offset points", color=MARK, fontsize=8,
         )  # fmt: skip
-    else:  # off the axis: say which way
+    else:  # off the axis: an arrow shows the side
         left = best < low
         text = f"← {label}" if left else f"{label} →"
         axis.annotate(
@@ -64,11 +64,11 @@ def _draw_panel(axis, panel, letter: str, points: str, curve: str) -> None:
         )  # fmt: skip
     axis.set_xlim(low, high)
     axis.set_xlabel(LABELS[letter])
-    axis.set_title(f"{panel.losses.shape[-1]} runs a point", loc="right", fontsize=8, color=MARK)
+    axis.set_title(f"{panel.losses.shape[-1]} runs per point", loc="right", fontsize=8, color=MARK)
 
 
 def heat_map(x, y, values, labels: tuple[str, str, str], signed: bool):
-    """A table over two axes; `values` has a row for each y. Signed values get a colour a sign."""
+    """Draw `values`, with a row for each y, as an image; signed values in one colour a sign."""
     import matplotlib
     import numpy as np
     from matplotlib.colors import TwoSlopeNorm
@@ -94,12 +94,12 @@ def heat_map(x, y, values, labels: tuple[str, str, str], signed: bool):
 
 
 def _literal(text: str) -> str:
-    """A text of the user's for a figure, of which no part is a formula."""
+    """Escape a user's text, so that matplotlib does not read it as a formula."""
     return text.replace("$", r"\$")
 
 
 def curves(x, lines: dict, labels: tuple[str, str]):
-    """Means over one axis with a band of two standard errors: {label: (means, errors)}."""
+    """Plot lines {label: (means, errors)} over x, with bands of two standard errors."""
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
@@ -122,18 +122,18 @@ def curves(x, lines: dict, labels: tuple[str, str]):
 
 
 def save(figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG and SVG; returns the paths."""
+    """Write a figure as PNG and SVG, and return the paths."""
     paths = []
     for suffix, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
         paths.append(folder / f"{stem}.{suffix}")
-        with whole_file(paths[-1]) as partial:
+        with atomic_write(paths[-1]) as partial:
             figure.savefig(partial, **options)
     return paths
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to; the file appears as `path` when complete, and not at all on failure."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, renamed to `path` at the end or removed on failure."""
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
@@ -143,7 +143,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def phases(values):
-    """The four panels of `negmaml phases`, from arrays by name. Returns a matplotlib Figure."""
+    """Draw the four panels of `negmaml phases` from arrays by name; returns a matplotlib Figure."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -163,7 +163,7 @@ def phases(values):
 
 
 def payoff(dataset):
-    """The eight maps of `negmaml payoff`. Returns a matplotlib Figure."""
+    """Draw the eight maps of `negmaml payoff`; returns a matplotlib Figure."""
     import matplotlib
     from matplotlib.figure import Figure
 

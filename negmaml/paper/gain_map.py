@@ -1,9 +1,9 @@
-"""Where a negative training rate pays, for inputs of any spectrum: the maps of `negmaml payoff`.
+"""Gain of a negative training rate, for inputs of any spectrum: the maps of `negmaml payoff`.
 
-The excess of a training rate is its test loss, at the best rate of adaptation, above what the mean
-task w0 itself leaves. The gain of a negative rate is how much lower the best of them brings the
-excess: than rate zero, and than the best rate used in training and at test time alike; without a
-ridge, and with the best ridge for each.
+The excess loss of a training rate is its test loss, at the best adaptation rate, minus the test
+loss of the mean task w0. The gain is the relative decrease of the excess from a baseline to the
+best negative rate. The baselines are a zero rate, the best positive rate, and the best rate used
+both in training and at test time. Each is computed without a ridge and with its best ridge.
 """
 
 from functools import partial
@@ -29,20 +29,20 @@ RIDGES = np.geomspace(1e-3, 1e3, 13)  # in units of n_v m
 
 
 def payoff():
-    """The maps as a labelled xarray.Dataset, in float64."""
+    """Compute the maps as a labelled xarray.Dataset, in float64."""
     import xarray as xr
 
-    rows = RATIOS[:, None] * 0.98  # n_v m = p has no mean without ridge
+    rows = RATIOS[:, None] * 0.98  # not n_v m = p, where the mean is infinite without ridge
     with jax.enable_x64(True):
         by_noise = _map(EXPONENTS[:, None], NOISES, N_T, N_V)
         by_data = _map(EXPONENT, NOISE, P * RATIOS, P * rows / M)
     parts = {
-        f"{what}_{name}": (("ridge", *dims), values)
+        f"{gain}_{name}": (("ridge", *dims), values)
         for name, dims, found in (
             ("noise", ("exponent", "sigma_over_nu"), by_noise),
             ("data", ("rows_over_p", "n_t_over_p"), by_data),
         )
-        for what, values in found.items()
+        for gain, values in found.items()
     }
     coordinates = {
         "ridge": ["none", "best"],
@@ -71,7 +71,7 @@ def _cell(cell):
     """Gains of one cell, (2,) each."""
     exponent, noise, n_t, n_v = cell
     s = named_spectrum("power", P, exponent=exponent)
-    o = jnp.ones(P) / P  # nu = 1, and the start as far off as tasks differ
+    o = jnp.ones(P) / P  # nu = 1; the start is as far from w0 as tasks are
     top = s[0] * (1 + jnp.sqrt(P / (s[0] * n_t))) ** 2
     rates = jnp.concatenate([NEGATIVE, jnp.zeros(1), POSITIVE]) / top
     weights = s ** jnp.arange(1, 4)[:, None]
@@ -79,7 +79,7 @@ def _cell(cell):
     at = inputs_from_spectrum(s, o, o, weights, m, n_t, n_v, noise, none, ridged=False)
 
     def excess(at):
-        """Of every rate at its best rate of adaptation, and at the same rate."""
+        """Excess loss of every rate, at its best adaptation rate and at the same: (2, rates)."""
         forms = predict_traced(at, GradientDescent(rates)).forms
         power = jnp.sum(s**2) / N_R
         known = weights @ o
@@ -108,6 +108,6 @@ def _cell(cell):
 
 
 def _lowest(A, noise, power):
-    """Twice the test loss at the best rate of one step, from the three sums A."""
+    """Twice the least test loss of one step, where A[k] = sum_i s_i^(k+1) E (w - omega)_i^2."""
     curvature = (N_R + 1) / N_R * A[2] + power * (A[0] + noise**2)
     return noise**2 + A[0] - A[1] ** 2 / curvature

@@ -1,6 +1,6 @@
-"""Results as classic netCDF files, which xarray opens, written without it.
+"""Writes classic netCDF files without xarray, which can open them.
 
-Importing xarray, and pandas with it, and writing by it take longer than the simulation does.
+Importing xarray (and pandas) and writing with it would take longer than the simulation.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def write(path: Path, variables: Mapping, coordinates: Mapping, attributes: Mapping) -> None:
-    """Write what `xarray.Dataset(variables, coordinates, attributes)` holds.
+    """Write the contents of `xarray.Dataset(variables, coordinates, attributes)`.
 
     variables: (dims, values) or (dims, values, attributes) by name. coordinates: the values along
     each dim of that name, numbers or texts. attributes: texts.

@@ -1,12 +1,12 @@
 r"""The paper's nonlinear experiment: an overparameterized network on quadratic regression.
 
-Bernacchia 2021, section 5, argues that a wide network is linear in its parameters, so that what
-holds for mixed linear regression holds for it. Here networks of two layers are meta-trained by
-gradient descent on the meta-loss of a few tasks, at rates of both signs, and compared with the
-exact solution in the tangent kernel at their initial parameters (`negmaml.kernels`), which needs
-no training. Both see the same tasks, and the labels' mean over tasks is taken off, so that
-networks start from the mean of what they are to learn but for their own random function. Sizes are
-ours, after those of the linear problem; panels as in `negmaml.paper.reproduce`.
+Bernacchia 2021, section 5, argues that a wide network is linear in its parameters, so the results
+for mixed linear regression hold for it. Here networks of two layers are meta-trained by gradient
+descent on a few tasks, at rates of both signs. They are compared with the exact solution in the
+tangent kernel at their initial parameters (`negmaml.kernels`), which needs no training. Both use
+the same tasks. The mean of the labels over tasks is subtracted, so the initial function of a
+network differs from the mean target only by its random part. Sizes follow those of the linear
+problem; panels are as in `negmaml.paper.reproduce`.
 """
 
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ from negmaml.tasks import Quadratic
 from negmaml.training import fit
 
 
-class Setting(NamedTuple):
+class NonlinearConfig(NamedTuple):
     """Sizes and scales of the experiment."""
 
     p: int = 20
@@ -55,23 +55,23 @@ class Setting(NamedTuple):
     test_points: int = 20
 
 
-SETTING = Setting()
+CONFIG = NonlinearConfig()
 RUNS = 20
 
 
-def init(key, setting: Setting):
-    """Standard normal weights of both layers and biases of the first."""
+def init(key, config: NonlinearConfig):
+    """Draw standard normal weights of both layers and biases of the first."""
     keys = jax.random.split(key, 3)
     shapes = {
-        "weight": (setting.p, setting.width),
-        "bias": (setting.width,),
-        "out": (setting.width,),
+        "weight": (config.p, config.width),
+        "bias": (config.width,),
+        "out": (config.width,),
     }
     return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
 
 
 def network(params, x):
-    """Two layers in the scaling in which rates do not depend on the width; x (n, p) to (n,)."""
+    """Two layers, scaled so that rates do not depend on the width; x (n, p) to (n,)."""
     scale = (2 / x.shape[1]) ** 0.5
     hidden = jax.nn.relu(scale * (x @ params["weight"]) + params["bias"] / 2**0.5)
     return (2 / hidden.shape[1]) ** 0.5 * hidden @ params["out"]
@@ -83,9 +83,9 @@ def loss(params, data):
     return jnp.mean((network(params, x) - y) ** 2) / 2
 
 
-def draw(key, setting: Setting) -> tuple[Tasks, Tasks]:
-    """Tasks to train on and to test on, less the mean of y over tasks, nu^2 (|x|^2 / p + 1)."""
-    s = setting
+def draw(key, config: NonlinearConfig) -> tuple[Tasks, Tasks]:
+    """Draw training and test tasks, minus the mean of y over tasks, nu^2 (|x|^2 / p + 1)."""
+    s = config
     sizes = (s.m, s.n_t, s.n_v), (s.test_tasks, s.n_r, s.test_points)
 
     def centred(part):
@@ -99,9 +99,12 @@ def draw(key, setting: Setting) -> tuple[Tasks, Tasks]:
     return one(0, *sizes[0]), one(1, *sizes[1])
 
 
-class Losses(NamedTuple):
-    """Test losses of one run: networks at `RATES`, the kernel's solution at `CURVE_RATES`; over
-    the adaptation rate (a) and over the training rate (b)."""
+class NonlinearLosses(NamedTuple):
+    """Test losses of one run.
+
+    a, b: of networks at `RATES`, as adaptation rates (a) and as training rates (b).
+    curve_a, curve_b: of the kernel's solution at `CURVE_RATES`.
+    """
 
     a: jax.Array
     b: jax.Array
@@ -111,10 +114,10 @@ class Losses(NamedTuple):
 
 @partial(jax.jit, static_argnums=1)
 @own_settings
-def one_run(key, setting: Setting) -> Losses:
+def one_run(key, config: NonlinearConfig) -> NonlinearLosses:
     """Draw a network and tasks, solve exactly, train at every rate, and test all."""
-    tasks, test = draw(jax.random.fold_in(key, 0), setting)
-    start = init(jax.random.fold_in(key, 1), setting)
+    tasks, test = draw(jax.random.fold_in(key, 0), config)
+    start = init(jax.random.fold_in(key, 1), config)
     kernel, f0 = kernels.neural_tangent(network, start), Partial(network, start)
 
     def exact(train, adapt):
@@ -125,14 +128,14 @@ def one_run(key, setting: Setting) -> Losses:
 
     def trained(rate, scale):
         algorithm = maml_value_and_grad(loss, GradientDescent(rate))
-        # Steps of 1 / the largest curvature of the lazy meta-loss; momentum for the small ones.
+        # The largest stable step of the lazy meta-loss; momentum for directions of low curvature.
         optimizer = Partial(partial(optax.sgd, momentum=0.9, nesterov=True), 1 / scale)
-        return fit(key, start, algorithm, tasks, optimizer, setting.steps).params
+        return fit(key, start, algorithm, tasks, optimizer, config.steps).params
 
     networks = lax.map(lambda pair: trained(*pair), (jnp.asarray(RATES), scales), batch_size=5)
     at_fixed = jax.tree.map(lambda leaf: leaf[int(np.argmin(np.abs(RATES - FIXED_RATE)))], networks)
     rates = jnp.asarray(RATES, jnp.float32)
-    return Losses(
+    return NonlinearLosses(
         lax.map(lambda rate: maml(loss, GradientDescent(rate))(at_fixed, test), rates),
         lax.map(lambda params: maml(loss, fixed)(params, test), networks),
         exact(fixed, curve),
@@ -141,7 +144,7 @@ def one_run(key, setting: Setting) -> Losses:
 
 
 def _largest_eigenvalues(kernel, tasks: Tasks, rates):
-    """Of the Hessian of the lazy meta-loss, at every rate."""
+    """The largest eigenvalue of the Hessian of the lazy meta-loss, at every rate."""
     (x_t, _), (x_v, y_v) = tasks
     x = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in (x_t, x_v)])
     K = kernel(x, x)
@@ -149,24 +152,24 @@ def _largest_eigenvalues(kernel, tasks: Tasks, rates):
     return lax.map(lambda entry: jnp.linalg.eigvalsh(at(entry).G)[-1] / y_v.size, entries)
 
 
-def runs(key, runs: int = RUNS, setting: Setting = SETTING) -> Iterator[Losses]:
-    """The losses of one run after another; run i depends on the key and i alone.
+def runs(key, runs: int = RUNS, config: NonlinearConfig = CONFIG) -> Iterator[NonlinearLosses]:
+    """Yield the losses of each run; run i depends only on the key and on i.
 
-    Raises ValueError for fewer than 2: a standard error needs as many.
+    Raises ValueError for fewer than 2 runs, which a standard error needs.
     """
     key = check_key("key", key)
     if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for standard errors, got {runs!r}")
-    if not isinstance(setting, Setting):
-        raise TypeError(f"setting must be a Setting of this module, got {setting!r}")
+    if not isinstance(config, NonlinearConfig):
+        raise TypeError(f"config must be a NonlinearConfig, got {config!r}")
     for i in range(runs):
-        yield jax.tree.map(np.asarray, one_run(jax.random.fold_in(key, i), setting))
+        yield jax.tree.map(np.asarray, one_run(jax.random.fold_in(key, i), config))
 
 
-def panels(done: list[Losses]) -> dict[str, Panel]:
+def panels(done: list[NonlinearLosses]) -> dict[str, Panel]:
     """Both panels from at least two runs: points are networks, curves the kernel's solution."""
     parts: Any = [np.stack(part, -1) for part in zip(*done, strict=True)]
-    stacked = Losses(*parts)
+    stacked = NonlinearLosses(*parts)
     groups = min(10, len(done))
 
     def panel(losses, curves) -> Panel:

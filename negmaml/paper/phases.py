@@ -1,7 +1,7 @@
-"""What the proportional theory says at large, computed: phase diagrams, double descent, ridge.
+"""Phase diagrams of the proportional theory, double descent, and ridge against rate.
 
-Four questions, one part of a dataset each: where is which training rate best, by amounts of data
-and by noise; what happens across p = n_v m; and does a meta-ridge replace a negative rate.
+Four parts of one dataset: the best training rate over amounts of data, and over noise; the weight
+error across p = n_v m; and the losses with a rate, a meta-ridge, both or neither.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ DESCENT_RATES = (-0.5, 0.0, 0.3)
 DESCENT_N_V = (1, 2, 4, 6, 8, 9, 11, 12, 14, 18, 24, 36)
 CURVE_N_V = tuple(range(1, 41))
 
-# The start is off by as much as tasks differ; else the best ridge is infinite: stay at the start.
+# The start is as far from w0 as tasks are. From w0 itself the best ridge would be infinite.
 RIDGE = MixedLinearRegression(p=100, m=10, n_t=50, n_v=1, n_r=20, sigma=0.5, nu=1.0, omega0=0.1)
 RIDGE_N_V = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 25, 30, 40, 50)
 RIDGES = np.geomspace(1e-3, 1e3, 61)  # in units of n_v m
@@ -44,9 +44,9 @@ RIDGE_RATES = np.concatenate([-np.geomspace(0.02, 20, 40)[::-1], [0.0], np.geoms
 
 
 def phases(key, runs: int = 400):
-    """Everything the figures of `negmaml phases` show, as a labelled xarray.Dataset.
+    """Compute the figures of `negmaml phases` as a labelled xarray.Dataset.
 
-    Each simulated point has data of its own: their errors are independent.
+    Each simulated point has its own data, so their errors are independent.
     """
     import xarray as xr
 
@@ -54,7 +54,7 @@ def phases(key, runs: int = 400):
 
 
 def contents(key, runs: int) -> tuple[dict[str, tuple], dict[str, Any]]:
-    """Variables and coordinates of `phases`."""
+    """Return the variables and coordinates of `phases`."""
     key = check_key("key", key)
     if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
@@ -84,7 +84,7 @@ def _maps() -> dict[str, tuple]:
 
 
 def _descent(key, runs: int) -> dict[str, tuple]:
-    """E|omega* - w0|^2 across the threshold by theory, and simulated with standard errors."""
+    """E|omega* - w0|^2 across the threshold, by theory and by simulation with standard errors."""
     train = GradientDescent(np.asarray(DESCENT_RATES))
     curve = [theory.weight_error(dataclasses.replace(DESCENT, n_v=n), train) for n in CURVE_N_V]
     found = [_distances(_data(key, i, runs)) for i in range(len(DESCENT_N_V))]
@@ -99,14 +99,14 @@ def _descent(key, runs: int) -> dict[str, tuple]:
 
 
 def _data(key, index: int, runs: int) -> Data:
-    """The data of all runs of a simulated point, with the run as the first axis."""
+    """Draw the data of all runs of a simulated point, with the run as the first axis."""
     normals = np.asarray(_normals(key, index, runs), np.float64)
     return assemble(normals, dataclasses.replace(DESCENT, n_v=DESCENT_N_V[index]))
 
 
 @partial(quick_jit, static_argnames="runs")
 def _normals(key, index: int, runs: int):
-    """Enough for the largest of the problems, so that one program draws for all."""
+    """Draw enough normals for the largest problem, so that one program serves all."""
     key = jax.random.fold_in(key, index)
     most = dataclasses.replace(DESCENT, n_v=max(DESCENT_N_V))
     return lax.map(
@@ -117,9 +117,9 @@ def _normals(key, index: int, runs: int):
 def _distances(data: Data) -> np.ndarray:
     """|omega* - w0|^2 of every run and rate, exactly, from omega_0 = w0 = 0.
 
-    By NumPy: a dozen shapes of few systems would each take longer to compile than to solve.
-    In float64 the normal equations do for all of them: of 100 runs none differs by more than 1e-12
-    from the solution by QR factorisation.
+    In NumPy, since a dozen shapes of few systems would each take longer to compile than to solve.
+    The normal equations are accurate enough in float64: in 100 runs none differs from the solution
+    by QR factorization by more than 1e-12.
     """
     A, B, a, c = one_step_system(data)
     wide = A.shape[-2] < A.shape[-1]
@@ -133,7 +133,7 @@ def _distances(data: Data) -> np.ndarray:
 
 
 def _ridge() -> dict[str, tuple]:
-    """The lowest distance with a rate, a ridge, both or neither, and the best rate at each."""
+    """The lowest weight error with a rate, a ridge, both or neither, and its best rate."""
     train = GradientDescent(RIDGE_RATES)
     zero = int(np.argmin(np.abs(RIDGE_RATES)))
     names = ("neither", "rate", "ridge", "both")
@@ -156,11 +156,11 @@ def _ridge() -> dict[str, tuple]:
 
 
 def _over_ridges(problem: MixedLinearRegression, train: GradientDescent, ridges) -> np.ndarray:
-    """The distance at each ridge and rate, in one evaluation on the host."""
+    """The weight error at each ridge and rate, in one evaluation on the host."""
     setting, (rule,) = setting_of(problem, (train,), 0.0, "auto")
     return np.asarray(on_host(means)(with_ridge(setting, ridges[:, None]), rule).distance)
 
 
 def _finite(values):
-    """Infinity as a gap, which a curve is not drawn across."""
+    """Replace infinity by NaN, across which no curve is drawn."""
     return np.where(np.isfinite(values), values, np.nan)

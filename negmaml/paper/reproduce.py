@@ -1,4 +1,4 @@
-"""The paper's two experiments, computed: simulation, theory and how well they agree.
+"""The paper's two experiments: simulation, theory and their best rates.
 
 Bernacchia 2021, figures 2 and 3: panel a is the test loss over the adaptation rate alpha_r at
 alpha_t = 0.2, panel b over the training rate alpha_t at alpha_r = 0.2.
@@ -29,7 +29,7 @@ PROBLEMS = {
 RATES = np.round(np.linspace(-0.6, 0.6, 25), 2)
 CURVE_RATES = np.linspace(-0.65, 0.65, 261)
 FIXED_RATE = 0.2
-RUNS = 1000  # a point in panels b; panels a show the first tenth of the runs, as in the paper
+RUNS = 1000  # per point of panels b; panels a show the first tenth of the runs, as in the paper
 FIXED_INDEX = int(np.argmin(np.abs(RATES - FIXED_RATE)))
 # The best training rate may lie outside the figure, so a few more rates bracket the predicted one.
 SEARCH_STEPS = np.linspace(-1, 1, 9)
@@ -71,11 +71,11 @@ class Panel(NamedTuple):
 def experiments(
     names: Sequence[str], key, runs: int = RUNS, evaluation: str = "expected"
 ) -> Iterator[tuple[str, dict[str, Panel]]]:
-    """Yields (name, {"a": Panel, "b": Panel}) for each of `PROBLEMS` that is named.
+    """Yield (name, {"a": Panel, "b": Panel}) for each name in `PROBLEMS`.
 
     One simulation serves both panels: all rates share the data of a run, and panel a is the first
-    tenth of its runs at alpha_t = 0.2. A problem's numbers do not depend on which are asked for.
-    Raises ValueError for an unknown name or fewer than 20 runs: panel a needs two.
+    tenth of its runs at alpha_t = 0.2. The results of a problem do not depend on the other names.
+    Raises ValueError for an unknown name, and for fewer than 20 runs, of which panel a has two.
     """
     key = check_key("key", key)
     check_choice("evaluation", evaluation, EVALUATIONS)
@@ -98,7 +98,7 @@ def experiments(
 
 
 def _compile(name: str, key, best_train, runs: int, evaluation: str):
-    """The simulation of both panels, and of rates around the predicted optimum."""
+    """Compile the simulation of both panels and of rates around the predicted optimum."""
     train = np.concatenate([RATES, _search_rates(best_train)]).astype(np.float32)
     rules = GradientDescent(train), GradientDescent(RATES.astype(np.float32))
     problem, index = settled(PROBLEMS[name], np.float32), list(PROBLEMS).index(name)
@@ -106,7 +106,7 @@ def _compile(name: str, key, best_train, runs: int, evaluation: str):
 
 
 def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel]:
-    """Run the simulation and cut both panels out of it."""
+    """Run the simulation and extract both panels."""
     curves, best_adapt, best_train = prediction
     losses = np.asarray(simulation().test_loss, np.float64)
     panel_a = losses[FIXED_INDEX, :, : losses.shape[-1] // 10]
@@ -121,7 +121,7 @@ def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel
 
 
 def _predict(problem):
-    """Both theory curves, and the best rates."""
+    """Compute both theory curves and the best rates."""
     fixed, varied = GradientDescent(FIXED_RATE), GradientDescent(CURVE_RATES)
     curves = (
         theory.test_loss(problem, fixed, varied),
@@ -137,7 +137,7 @@ def _search_rates(predicted):
 
 
 def _best_by_parabola(rates, mean) -> float:
-    """The minimum of a loss that is a quadratic in the rate, as it is in alpha_r."""
+    """The minimum of a loss that is quadratic in the rate, as it is in alpha_r."""
     c2, c1, _ = np.polyfit(rates, mean, 2)
     return -c1 / (2 * c2)
 
@@ -159,10 +159,10 @@ def with_jackknife(estimate: Callable, losses, groups: int = 10) -> tuple[float,
 
 
 def to_dataset(experiments: dict[str, dict[str, Panel]], attributes: dict[str, str]):
-    """Everything the figures show, as a labelled xarray.Dataset.
+    """Return the data of the figures as a labelled xarray.Dataset.
 
-    Dimensions: problem, panel, rate, curve_rate. The losses of single runs are kept, on `run_a`
-    and `run_b`, since panels differ in their number of runs.
+    Dimensions: problem, panel, rate, curve_rate. The losses of single runs have the dimensions
+    `run_a` and `run_b`, since panels differ in their number of runs.
     """
     import xarray as xr
 
@@ -170,7 +170,7 @@ def to_dataset(experiments: dict[str, dict[str, Panel]], attributes: dict[str, s
 
 
 def contents(experiments: dict[str, dict[str, Panel]]) -> tuple[dict[str, tuple], dict[str, Any]]:
-    """Variables and coordinates of `to_dataset`."""
+    """Return the variables and coordinates of `to_dataset`."""
     panels = [list(pair.values()) for pair in experiments.values()]
 
     def each(get):

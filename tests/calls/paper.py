@@ -31,7 +31,7 @@ WRONG = [
            names=(["over"], [3], "overparameterized", None, []), runs=(*COUNTS, 19),
            evaluation=("exact", None)),
     *wrong(phases.phases, {"key": KEY}, key=KEYS, runs=(*COUNTS, 1)),
-    *wrong(runs, {"key": KEY}, key=KEYS, runs=(*COUNTS, 1), setting=(3, None, "small")),
+    *wrong(runs, {"key": KEY}, key=KEYS, runs=(*COUNTS, 1), config=(3, None, "small")),
 ]  # fmt: skip
 RIGHT = []
 COMMANDS = {

@@ -95,7 +95,9 @@ ON_THE_HOST = {
     "compile_simulation": lambda key: linear.compile_simulation(
         key, PROBLEM, RULE, RULE, runs=2, index=1
     )(),
-    "verify": lambda key: [r.value for r in nm.verify(PROBLEM, RULE, RULE, key=key, runs=4).roads],
+    "verify": lambda key: [
+        r.value for r in nm.verify(PROBLEM, RULE, RULE, key=key, runs=4).methods
+    ],
     "advise": lambda key: (
         nm.advise(
             DATA, np.sin(DATA.sum(1)), GROUPS, n_t=1, n_v=1, n_r=1, splits=12, key=key
@@ -278,7 +280,7 @@ def test_figures_take_every_key(implementation):
     key = jax.random.key(1, impl=implementation)
     for function in (
         lambda key: list(reproduce.experiments(["rate"], key, 20, "expected")),
-        lambda key: list(nonlinear.runs(key, 2, nonlinear.SETTING)),
+        lambda key: list(nonlinear.runs(key, 2, nonlinear.CONFIG)),
         lambda key: phases.contents(key, 2)[0],
     ):
         same(jax.tree.leaves(function(key)), jax.tree.leaves(function(counter_based(key))))

@@ -1,4 +1,4 @@
-"""Factorisations of the linear road on CPU: no call is large enough to wait for another."""
+"""Factorizations on CPU: no call is large enough to wait for another."""
 
 import jax
 import jax.numpy as jnp

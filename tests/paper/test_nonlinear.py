@@ -7,7 +7,9 @@ import pytest
 from negmaml.paper import figures, nonlinear
 from negmaml.paper.reproduce import FIXED_INDEX, RATES, to_dataset
 
-SMALL = nonlinear.Setting(n_t=10, n_r=10, width=256, steps=120, test_tasks=20, test_points=10)
+SMALL = nonlinear.NonlinearConfig(
+    n_t=10, n_r=10, width=256, steps=120, test_tasks=20, test_points=10
+)
 
 
 @pytest.fixture(scope="module")

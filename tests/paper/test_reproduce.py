@@ -120,7 +120,7 @@ def test_what_is_written_is_the_dataset(results, dataset, tmp_path):
 
 
 def test_failing_to_save_leaves_no_file(tmp_path):
-    with pytest.raises(OSError, match="disk"), figures.whole_file(tmp_path / "x.nc") as partial:
+    with pytest.raises(OSError, match="disk"), figures.atomic_write(tmp_path / "x.nc") as partial:
         partial.write_text("half")
         raise OSError("disk full")
     assert not list(tmp_path.iterdir())

@@ -107,10 +107,10 @@ def test_the_meta_system_is_the_residual_of_adapted_weights(rule, x64):
     "rule",
     (RULES["heavy ball"], RULES["preconditioned, steps"], RULES["Nesterov"], Blend(0.2, 0.3)),
 )
-def test_all_roads_meet(rule):
+def test_all_methods_agree(rule):
     result = nm.verify(PROBLEM, rule, ADAPT, runs=100)
     assert result.agrees
-    kinds = {road.name: road.kind for road in result.roads}
+    kinds = {method.name: method.kind for method in result.methods}
     assert kinds["meta-training (optax)"] == kinds["meta-gradient, autodiff"] == "relative"
     assert (kinds["theory, proportional"] == "skipped") == (rule.metric is not None)
 
