@@ -1,9 +1,9 @@
-"""Few-shot episodes of handwritten digits: learn to tell digits apart that training never saw.
+"""Few-shot classification of handwritten digits that were not in the training set.
 
-The data set is the one scikit-learn ships (1797 images of 8x8). Episodes of training tell apart
-three of the digits 0 to 5, each turned and mirrored in eight ways that count as classes of their
-own, because six classes would be learned by heart. Episodes of testing tell apart three of the
-digits 6 to 9, upright, from a few images of each.
+The data set is that of scikit-learn (1797 images of 8x8). Training episodes classify three of the
+digits 0 to 5. Their eight rotations and reflections count as separate classes, because a network
+would memorize six classes. Test episodes classify three of the digits 6 to 9, upright, from a few
+images of each.
 """
 
 from typing import NamedTuple
@@ -18,8 +18,8 @@ import negmaml as nm
 WAYS, UNITS = 3, 64
 
 
-class Result(NamedTuple):
-    """Share of query images told right before and after adapting, on digits not trained on."""
+class DigitsResult(NamedTuple):
+    """Accuracy on query images of new digits, before and after adapting, and without training."""
 
     before: float
     after: float
@@ -52,16 +52,16 @@ def init(key):
 
 
 def accuracy(params, data):
-    """Share of the images that are told right."""
+    """Fraction of the images that are classified correctly."""
     images, labels = data
     return jnp.mean(jnp.argmax(logits(params, images), -1) == labels)
 
 
-def in_all_positions(images, labels):
-    """Turned by quarters and mirrored: eight classes for each."""
+def in_all_orientations(images, labels):
+    """Rotate by quarter turns and reflect: eight classes for each digit."""
     mirrored = images, images[:, :, ::-1]
-    turned = [np.rot90(x, k, axes=(1, 2)) for x in mirrored for k in range(4)]
-    return np.concatenate(turned), np.concatenate([labels + 10 * i for i in range(8)])
+    rotated = [np.rot90(x, k, axes=(1, 2)) for x in mirrored for k in range(4)]
+    return np.concatenate(rotated), np.concatenate([labels + 10 * i for i in range(8)])
 
 
 def main(
@@ -71,7 +71,7 @@ def main(
     inner_steps: int = 3,
     test_episodes: int = 600,
     seed: int = 0,
-) -> Result:
+) -> DigitsResult:
     """Meta-train on episodes of 0 to 5; adapt to and test on episodes of 6 to 9."""
     from sklearn.datasets import load_digits
 
@@ -79,7 +79,7 @@ def main(
     images, labels = digits.images.astype(np.float32) / 16, digits.target
     seen = labels < 6
     sizes = {"ways": WAYS, "shots": shots, "queries": 10}
-    training = nm.tasks.Episodes(*in_all_positions(images[seen], labels[seen]), **sizes, m=8)
+    training = nm.tasks.Episodes(*in_all_orientations(images[seen], labels[seen]), **sizes, m=8)
     testing = nm.tasks.Episodes(images[~seen], labels[~seen], **sizes, m=min(test_episodes, 100))
 
     keys = jax.random.split(jax.random.key(seed), 3)
@@ -95,7 +95,7 @@ def main(
         )  # fmt: skip
 
     end, untrained = test(trained), test(start)
-    return Result(
+    return DigitsResult(
         before=float(end.mean[0]),
         after=float(end.mean[-1]),
         untrained=float(untrained.mean[-1]),

@@ -1,4 +1,4 @@
-"""An Equinox module under MAML, as it is; only the last layer adapts."""
+"""ANIL on an unchanged Equinox module: only its last layer adapts."""
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import negmaml as nm
 
 
 def main(steps: int = 2000, rate: float = 0.05, seed: int = 0) -> tuple[float, float]:
-    """The test loss before and after meta-training (ANIL) on sinusoids."""
+    """Return the test loss before and after meta-training (ANIL) on sinusoids."""
     keys = jax.random.split(jax.random.key(seed), 3)
     model = eqx.nn.MLP(in_size=1, out_size=1, width_size=40, depth=2, key=keys[0])
 

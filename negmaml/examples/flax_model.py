@@ -1,4 +1,4 @@
-"""A Flax module under MAML: its parameters are a pytree, its apply makes the loss."""
+"""MAML on a Flax module: its parameters are the pytree, its `apply` defines the loss."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class Network(linen.Module):
 
 
 def main(steps: int = 2000, rate: float = 0.01, seed: int = 0) -> tuple[float, float]:
-    """The test loss before and after meta-training on sinusoids."""
+    """Return the test loss before and after meta-training on sinusoids."""
     model = Network()
 
     def loss(params, data):

@@ -1,8 +1,8 @@
-"""Choose rates and ridge without held-out tasks: exact meta-learning in a network's tangent kernel.
+"""Choose rates and ridge without held-out tasks, by exact meta-learning in a network's kernel.
 
-Thirty sinusoids of ten points each are all there is. Every pair of training rate and ridge is
-solved exactly, every sinusoid left out in turn in closed form, and the choice is tested on a
-thousand new ones, beside the usual choice of one rate for training and test.
+The data are thirty sinusoids of ten points. Every pair of training rate and ridge is solved
+exactly, with every sinusoid left out in turn in closed form. The choice is tested on a thousand new
+sinusoids, and compared with the usual choice of one rate for training and test.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,19 @@ import numpy as np
 import negmaml as nm
 
 
-class Result(NamedTuple):
-    """The choice, its loss by leaving tasks out, and test losses of it and of equal rates."""
+class KernelRatesResult(NamedTuple):
+    """The chosen rates, their leave-one-out loss, and test losses of them and of a shared rate."""
 
     train_rate: float
     adapt_rate: float
     meta_ridge: float
     left_out: float
     chosen: float
-    equal: float
+    shared: float
 
 
-def main(tasks: int = 30, points: int = 5, test_tasks: int = 1000, seed: int = 0) -> Result:
-    """Meta-train on all rates and ridges, choose by leaving tasks out, and test."""
+def main(tasks: int = 30, points: int = 5, test_tasks: int = 1000, seed: int = 0) -> KernelRatesResult:
+    """Meta-train at all rates and ridges, choose by leave-one-task-out, and test."""
     keys = jax.random.split(jax.random.key(seed), 2)
     seen = nm.tasks.Sinusoid(m=tasks, n_t=points, n_v=points)(keys[0])
     fresh = nm.tasks.Sinusoid(m=test_tasks, n_t=points, n_v=points)(keys[1])
@@ -46,7 +46,7 @@ def main(tasks: int = 30, points: int = 5, test_tasks: int = 1000, seed: int = 0
         jnp.nanargmin(losses[same, :, same].T), (len(ridges), len(rates))
     )
     found = rates[t], rates[r], ridges[l], losses[t, l, r], test[t, l, r], test[rate, ridge, rate]
-    return Result(*map(float, found))
+    return KernelRatesResult(*map(float, found))
 
 
 if __name__ == "__main__":

