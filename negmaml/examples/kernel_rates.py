@@ -14,7 +14,7 @@ import numpy as np
 import negmaml as nm
 
 
-class KernelRatesResult(NamedTuple):
+class RatesResult(NamedTuple):
     """The chosen rates, their leave-one-out loss, and test losses of them and of a shared rate."""
 
     train_rate: float
@@ -25,7 +25,7 @@ class KernelRatesResult(NamedTuple):
     shared: float
 
 
-def main(tasks: int = 30, points: int = 5, test_tasks: int = 1000, seed: int = 0) -> KernelRatesResult:
+def main(tasks: int = 30, points: int = 5, test_tasks: int = 1000, seed: int = 0) -> RatesResult:
     """Meta-train at all rates and ridges, choose by leave-one-task-out, and test."""
     keys = jax.random.split(jax.random.key(seed), 2)
     seen = nm.tasks.Sinusoid(m=tasks, n_t=points, n_v=points)(keys[0])
@@ -46,7 +46,7 @@ def main(tasks: int = 30, points: int = 5, test_tasks: int = 1000, seed: int = 0
         jnp.nanargmin(losses[same, :, same].T), (len(ridges), len(rates))
     )
     found = rates[t], rates[r], ridges[l], losses[t, l, r], test[t, l, r], test[rate, ridge, rate]
-    return KernelRatesResult(*map(float, found))
+    return RatesResult(*map(float, found))
 
 
 if __name__ == "__main__":

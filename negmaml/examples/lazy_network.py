@@ -20,7 +20,7 @@ import negmaml as nm
 P, SIGMA, NU = 10, 0.5, 1.0  # inputs, noise, standard deviation of tasks
 
 
-class LazyNetworkResult(NamedTuple):
+class LazyResult(NamedTuple):
     """Test losses over the training rate: trained, exact in its kernel, exact at infinite width."""
 
     rates: np.ndarray
@@ -42,7 +42,7 @@ def init(key, width):
     return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
 
 
-def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0) -> LazyNetworkResult:
+def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0) -> LazyResult:
     """Solve exactly in both kernels, train, and test on 200 new tasks."""
     keys = jax.random.split(jax.random.key(seed), 3)
     tasks = nm.tasks.Quadratic(m=3, n_t=20, n_v=4, p=P, sigma=SIGMA, nu=NU)(keys[0])
@@ -80,7 +80,7 @@ def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0
 
     each = jax.jit(lambda rates, *data: lax.map(lambda rate: trained(rate, *data), rates))
     networks = np.asarray(each(rates, start, fresh))
-    return LazyNetworkResult(np.asarray(rates), networks, exact(tangent), exact(infinite))
+    return LazyResult(np.asarray(rates), networks, exact(tangent), exact(infinite))
 
 
 if __name__ == "__main__":
