@@ -8,7 +8,7 @@ CPU seconds (user and system, children included), the best of the rounds, and th
 start of JAX measured in the same rounds: ratios hold on a machine that does other things too.
 Commands run without the cache on disk and, the rows marked (again), a second time with it. One more
 run of each counts the programs that are lowered, the equations in them, and the seconds that XLA
-takes to compile them. Rows of roads are the scripts of `benchmarks/reproduction.py`, which
+takes to compile them. Rows of methods are the scripts of `benchmarks/reproduction.py`, which
 simulate the panels of the figures and nothing else, beside the same from the package with theory.
 Modules of the package are compiled beforehand, as an installer does it.
 """
@@ -53,9 +53,9 @@ COMMANDS = {
 }
 
 
-ROAD = """
+METHOD_SCRIPT = """
 import sys; sys.path.insert(0, {here!r}); import reproduction as r
-losses = r.ROADS[{road!r}](0)
+losses = r.METHODS[{method!r}](0)
 for i, panel in enumerate(r.panels(100, 1000, 1.0)):
     r.curve(losses, panel, "shared", 100 * i)
 """
@@ -136,7 +136,7 @@ def counts(row: Row, setting: dict[str, str], folder: Path) -> str:
     return f"{programs} | {equations} | {float(seconds):.2f}"
 
 
-def rows(only: str, roads: list[str], torch_python: str):
+def rows(only: str, methods: list[str], torch_python: str):
     """(name, what to run)."""
     for name, script in SCRIPTS.items():
         if only in name or name.startswith("bare"):
@@ -145,13 +145,17 @@ def rows(only: str, roads: list[str], torch_python: str):
         if only in name:
             yield name, Row(["-m", "negmaml", *arguments])
             yield f"{name} (again)", Row(["-m", "negmaml", *arguments], again=True)
-    for road in roads:
-        name = f"panels, {road}"
+    for method in methods:
+        name = f"panels, {method}"
         if only in name:
-            script = PANELS if road == "negmaml" else ROAD.format(here=str(HERE), road=road)
+            script = (
+                PANELS
+                if method == "negmaml"
+                else METHOD_SCRIPT.format(here=str(HERE), method=method)
+            )
             yield (
                 name,
-                Row(["-c", script], False, torch_python if road == "torch" else sys.executable),
+                Row(["-c", script], False, torch_python if method == "torch" else sys.executable),
             )
 
 
@@ -161,15 +165,15 @@ def main() -> None:
     parser.add_argument("--tree", type=Path, default=HERE.parent)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="")
-    parser.add_argument("--roads", default="numpy-batched torch jax-vmap negmaml")
-    parser.add_argument("--torch-python", default=sys.executable, help="of the torch road")
+    parser.add_argument("--methods", default="numpy-batched torch jax-vmap negmaml")
+    parser.add_argument("--torch-python", default=sys.executable, help="of the torch method")
     given = parser.parse_args()
     best: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder, cache = Path(scratch), str(Path(scratch) / "programs")
         modules = {"PYTHONPATH": str(given.tree), "PYTHONPYCACHEPREFIX": str(folder / "modules")}
         setting = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"} | modules
-        wanted = dict(rows(given.only, given.roads.split(), given.torch_python))
+        wanted = dict(rows(given.only, given.methods.split(), given.torch_python))
         cost(Row(["-c", "from negmaml import *; import negmaml.cli"]), setting, folder, "off")
         for row in wanted.values():  # compile modules, fill the cache
             if row.again:

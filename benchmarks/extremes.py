@@ -7,7 +7,7 @@ inputs differ in all that is no size. Every input goes three ways: a plain call 
 returned as float32), a vmap in float64 and one in float32, of the same numbers.
 Derivatives are those of the test loss in sigma, nu, the tuned parameter and the ridge. Counted are
 
-NaN             by the road that the line names
+NaN             by the method that the line names
 infinite        in float32 where float64 has a number that float32 could hold
 1%, 10%, 2x     more than that between float32 and float64
 gradient        a derivative that is not finite, where the loss and the derivative in float64 (as
@@ -152,7 +152,7 @@ def flat(tree):
 
 
 def evaluate(group):
-    """Values by road (EACH, quantities), and derivatives by road (EACH, k)."""
+    """Values by method (EACH, quantities), and derivatives by method (EACH, k)."""
     *form, inputs = group
     values, slopes = {}, {}
     function, derivative = predictions(*form), gradients(*form)
@@ -168,26 +168,26 @@ def evaluate(group):
 
 
 def faults(values, slopes):
-    """{(fault, road): inputs (EACH, quantities) that have it}."""
-    found = {(f"NaN, {road}", ""): np.isnan(x) for road, x in values.items()}
+    """{(fault, method): inputs (EACH, quantities) that have it}."""
+    found = {(f"NaN, {method}", ""): np.isnan(x) for method, x in values.items()}
     exact = values["float64"]
     holds = np.isfinite(exact) & (np.abs(exact) <= LARGEST)
-    for road in ("float32", "float32, plain call"):
-        value = values[road].astype(np.float64)
+    for method in ("float32", "float32, plain call"):
+        value = values[method].astype(np.float64)
         both = holds & np.isfinite(value)
         with np.errstate(all="ignore"):
             off = np.abs(value - exact) - 1e-37
             ratio = np.maximum(value / exact, exact / value)
-        found[f"infinite, {road}", ""] = holds & np.isinf(value)
+        found[f"infinite, {method}", ""] = holds & np.isinf(value)
         for label, beyond in (("1%", off > 0.01 * exact), ("10%", off > 0.1 * exact)):
-            found[f"{label} off, {road}", ""] = both & beyond
-        found[f"2x off, {road}", ""] = both & ((ratio >= 2) & (off > 0))
+            found[f"{label} off, {method}", ""] = both & beyond
+        found[f"2x off, {method}", ""] = both & ((ratio >= 2) & (off > 0))
     slope = slopes["float64"]
-    for road in ("float64", "float32"):
-        finite = np.isfinite(values[road][:, :1])
-        held = np.isfinite(slope) & (np.abs(slope) <= LARGEST) if road == "float32" else True
-        bad = finite & held & ~np.isfinite(slopes[road])
-        found[f"gradient, {road}", ""] = np.pad(bad.any(1)[:, None], ((0, 0), (0, 3)))
+    for method in ("float64", "float32"):
+        finite = np.isfinite(values[method][:, :1])
+        held = np.isfinite(slope) & (np.abs(slope) <= LARGEST) if method == "float32" else True
+        bad = finite & held & ~np.isfinite(slopes[method])
+        found[f"gradient, {method}", ""] = np.pad(bad.any(1)[:, None], ((0, 0), (0, 3)))
     return {name: where for (name, _), where in found.items()}
 
 
@@ -210,7 +210,7 @@ def example(number, name, where, group, values, slopes):
     size, train, adapt, inputs = group
     own = at(inputs, i)
     rest = {k: v for k, v in own.items() if k not in ("train", "adapt")}
-    found = "  ".join(f"{road}: {x[i]}" for road, x in values.items())
+    found = "  ".join(f"{method}: {x[i]}" for method, x in values.items())
     return (
         f"[{number}:{i}] {name} x{where.sum(0)}\n   {size} {train(*own['train'])} "
         f"{adapt(*own['adapt'])} {rest}\n   {found}\n   slopes {slopes['float64'][i]} "

@@ -39,7 +39,7 @@ def measure(function, repeats=3):
 
 
 def arrays():
-    """Weights and points of the network, from NumPy so that every road has the same."""
+    """Weights and points of the network, from NumPy so that every method has the same."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -178,7 +178,7 @@ def leave_out(double):
     return measure(losses)
 
 
-ROADS = {
+METHODS = {
     "tangent kernel, negmaml": tangent_negmaml,
     "tangent kernel, jax.jacobian": tangent_jacobian,
     "tangent kernel, torch.func": tangent_torch,
@@ -196,16 +196,16 @@ ROADS = {
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--road", choices=ROADS)
+    parser.add_argument("--method", choices=METHODS)
     parser.add_argument("--torch-python", default=sys.executable)
     given = parser.parse_args()
-    if given.road:
+    if given.method:
         try:
-            result, line = ROADS[given.road]()
-            print(f"{given.road:<30} {line}, sum {float(abs(result).sum()):.6g}")
+            result, line = METHODS[given.method]()
+            print(f"{given.method:<30} {line}, sum {float(abs(result).sum()):.6g}")
         except ModuleNotFoundError as missing:
-            print(f"{given.road:<30} skipped: {missing}")
+            print(f"{given.method:<30} skipped: {missing}")
     else:
-        for road in ROADS:
-            python = given.torch_python if "torch" in road else sys.executable
-            subprocess.run([python, __file__, "--road", road], check=True)
+        for method in METHODS:
+            python = given.torch_python if "torch" in method else sys.executable
+            subprocess.run([python, __file__, "--method", method], check=True)

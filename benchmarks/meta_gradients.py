@@ -1,6 +1,6 @@
 """What a second-order meta-gradient costs on the CPU, in JAX and in four torch libraries.
 
-Every road takes one inner SGD step and differentiates through it. Three workloads:
+Every method takes one inner SGD step and differentiates through it. Three workloads:
 
     sinusoid   whole meta-steps of the usual regression: sampling 25 tasks, 10 shots, 10 queries,
                the meta-gradient of a 1-40-40-1 ReLU network, an Adam update
@@ -8,17 +8,17 @@ Every road takes one inner SGD step and differentiates through it. Three workloa
     conv4      the meta-gradient alone, 8 tasks of 5 ways, 1 shot, 1 query on 28 x 28 images, four
                blocks of 3 x 3 convolution, batch normalisation, ReLU, pooling; cross entropy
 
-Every road is given the same weights and tasks once, and the loss and the norm of the meta-gradient
+Every method is given the same weights and tasks once, and the loss and the norm of the meta-gradient
 which come back must agree; the table says so, and the exit status is 1 if they do not. Then it is
-timed for a few seconds. Each measurement is a fresh process; the roads take turns, round after
+timed for a few seconds. Each measurement is a fresh process; the methods take turns, round after
 round, so that a change in what else the machine does hits them all. It should still do nothing
-else: a thread of torch that waits for a core held by another process can slow a road a hundredfold,
-so the torch roads are timed with one thread as well as with all, and the faster counts.
+else: a thread of torch that waits for a core held by another process can slow a method a hundredfold,
+so the torch methods are timed with one thread as well as with all, and the faster counts.
 
     python benchmarks/meta_gradients.py --torch-python PATH
-    python benchmarks/meta_gradients.py --workloads conv4 --roads torch-loop,negmaml --rounds 1
+    python benchmarks/meta_gradients.py --workloads conv4 --methods torch-loop,negmaml --rounds 1
 
-The torch roads are in peers_torch.py, run by the interpreter of --torch-python. One that is not
+The torch methods are in peers_torch.py, run by the interpreter of --torch-python. One that is not
 installed there, or fails, is left out of the comparison, and its line says why.
 """
 
@@ -40,13 +40,13 @@ import numpy as np
 INNER_RATE = 0.01
 OUTER_RATE = 1e-3
 SCAN_STEPS = 500  # meta-steps of the sinusoid in one call of a compiled JAX function
-AGREEMENT = 1e-3  # relative; float32 roads differ by far less, the first-order gradient by more
+AGREEMENT = 1e-3  # relative; float32 methods differ by far less, the first-order gradient by more
 TIME_LIMIT = 300  # seconds that one process may take, imports and compilation included
 
-TORCH_ROADS = ["learn2learn", "higher", "torchopt", "torch.func", "torch-loop"]
+TORCH_METHODS = ["learn2learn", "higher", "torchopt", "torch.func", "torch-loop"]
 
 
-# The data: what every road is given, in the layouts of torch.
+# The data: what every method is given, in the layouts of torch.
 
 
 def mlp_parameters(rng, sizes):
@@ -115,7 +115,7 @@ DATA = {"sinusoid": sinusoid_data, "wide": wide_data, "conv4": conv4_data}
 
 
 def write_data(workload, path):
-    """Everything that a road has to be told, in one file; numbers in single precision."""
+    """Everything that a method has to be told, in one file; numbers in single precision."""
     parameters, tasks = DATA[workload](np.random.default_rng(0))
     arrays = {f"parameter_{i}": array for i, array in enumerate(parameters)} | tasks
     arrays = {
@@ -124,7 +124,7 @@ def write_data(workload, path):
     np.savez(path, parameters=len(parameters), inner=INNER_RATE, outer=OUTER_RATE, **arrays)
 
 
-# The losses of the JAX roads, functions of (list of parameters, (x, y)).
+# The losses of the JAX methods, functions of (list of parameters, (x, y)).
 
 
 def squared_error(params, data):
@@ -175,7 +175,7 @@ def normalise(x):
 LOSSES = {"sinusoid": squared_error, "wide": squared_error, "conv4": cross_entropy}
 
 
-# The JAX roads. Each takes (workload, loss, inner rate) and returns a function of (parameters,
+# The JAX methods. Each takes (workload, loss, inner rate) and returns a function of (parameters,
 # support, query), the latter leading with the task axis, to the meta-loss and the meta-gradient.
 
 
@@ -231,9 +231,9 @@ PLAIN_ROADS = {"plain-jax": plain_vmap, "plain-jax-map": plain_map}
 
 
 def negmaml_roads():
-    """The roads of this package, by the name that the table gives them: register one here.
+    """The methods of this package, by the name that the table gives them: register one here.
 
-    A road that chooses its options by workload finds the workload's name in its first argument.
+    A method that chooses its options by workload finds the workload's name in its first argument.
     """
     methods = ("mixed", "reverse")
     return {"negmaml": package} | {
@@ -241,12 +241,12 @@ def negmaml_roads():
     }
 
 
-def jax_roads():
-    """All the roads that this script runs itself."""
+def jax_methods():
+    """All the methods that this script runs itself."""
     return PLAIN_ROADS | negmaml_roads()
 
 
-# The worker: one JAX road on one workload, in a process of its own.
+# The worker: one JAX method on one workload, in a process of its own.
 
 
 def load(path, workload):
@@ -324,12 +324,12 @@ def call_times(function, seconds):
     return times
 
 
-def work(workload, road, seconds, path):
-    """What the hidden --road option runs; gives the dictionary that peers_torch.py gives."""
+def work(workload, method, seconds, path):
+    """What the hidden --method option runs; gives the dictionary that peers_torch.py gives."""
     import jax
 
     params, support, query, inner, outer = load(path, workload)
-    value_and_grad = jax_roads()[road](workload, LOSSES[workload], inner)
+    value_and_grad = jax_methods()[method](workload, LOSSES[workload], inner)
     compiled = jax.jit(value_and_grad)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -354,14 +354,14 @@ def work(workload, road, seconds, path):
 # The parent: writes the data, starts the processes and compares what they bring back.
 
 
-def run_road(options, workload, road, path):
-    """One road, timed in a fresh process: its dictionary, or the reason why there is none."""
+def run_method(options, workload, method, path):
+    """One method, timed in a fresh process: its dictionary, or the reason why there is none."""
     here = os.path.abspath(__file__)
-    if road in TORCH_ROADS:
+    if method in TORCH_METHODS:
         script = os.path.join(os.path.dirname(here), "peers_torch.py")
-        command = [options.torch_python, script, workload, road]
+        command = [options.torch_python, script, workload, method]
     else:
-        command = [sys.executable, here, "--workloads", workload, "--road", road]
+        command = [sys.executable, here, "--workloads", workload, "--method", method]
     command += ["--seconds", str(options.seconds), "--data", path]
     environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}  # or it has the last word
     try:
@@ -377,17 +377,17 @@ def run_road(options, workload, road, path):
 
 
 def measure(options, workload):
-    """All roads of one workload, round after round; a road that fails once is not run again."""
-    results = {road: [] for road in options.roads}
+    """All methods of one workload, round after round; a method that fails once is not run again."""
+    results = {method: [] for method in options.methods}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "data.npz")
         write_data(workload, path)
         for index in range(options.rounds):
-            for road, done in results.items():
+            for method, done in results.items():
                 if any("skipped" in result for result in done):
                     continue
-                print(f"{workload} round {index + 1} {road} ...", file=sys.stderr, flush=True)
-                done.append(run_road(options, workload, road, path))
+                print(f"{workload} round {index + 1} {method} ...", file=sys.stderr, flush=True)
+                done.append(run_method(options, workload, method, path))
     return results
 
 
@@ -413,17 +413,17 @@ def disagreement(result, reference):
 
 
 def agrees(result, reference):
-    """Whether it is within AGREEMENT; false for a NaN. A road that did not run is not asked."""
+    """Whether it is within AGREEMENT; false for a NaN. A method that did not run is not asked."""
     return "skipped" in result or disagreement(result, reference) <= AGREEMENT
 
 
-def row(road, result, reference, best):
-    """One line of the table; `best` is the time of the fastest torch road, if any ran."""
+def row(method, result, reference, best):
+    """One line of the table; `best` is the time of the fastest torch method, if any ran."""
     if "skipped" in result:
-        return [road, "", result["skipped"], *[""] * 6]
+        return [method, "", result["skipped"], *[""] * 6]
     low, high = result["range"]
     return [
-        road,
+        method,
         result["threads"],
         f"{number(result['ms'])} ({number(low)} - {number(high)})",
         number(1000 / result["ms"]),
@@ -441,21 +441,28 @@ def number(value):
 
 
 def table(results):
-    """One workload as a markdown table, with whether all its roads agree."""
-    ran = {road: result for road, result in results.items() if "skipped" not in result}
-    norms = {road: result["norm"] for road, result in ran.items()}
+    """One workload as a markdown table, with whether all its methods agree."""
+    ran = {method: result for method, result in results.items() if "skipped" not in result}
+    norms = {method: result["norm"] for method, result in ran.items()}
     reference = ran.get(median_road(norms))
-    best = min((ran[road]["ms"] for road in TORCH_ROADS if road in ran), default=None)
-    head = ["road", "threads", "ms, median (range)", "a second", "ms / best torch", "first call, s"]
+    best = min((ran[method]["ms"] for method in TORCH_METHODS if method in ran), default=None)
+    head = [
+        "method",
+        "threads",
+        "ms, median (range)",
+        "a second",
+        "ms / best torch",
+        "first call, s",
+    ]
     head += ["MiB"]
     lines = [[*head, "difference", "loss and norm"], ["---"] + ["---:"] * 7 + ["---"]]
-    lines += [row(road, result, reference, best) for road, result in results.items()]
+    lines += [row(method, result, reference, best) for method, result in results.items()]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return text, all(agrees(result, reference) for result in ran.values())
 
 
 def median_road(norms):
-    """The road whose norm is in the middle, from which no single wrong road can draw the others."""
+    """The method whose norm is in the middle, from which no single wrong method can draw the others."""
     order = sorted(norms, key=norms.get)
     return order[len(order) // 2] if order else None
 
@@ -464,13 +471,13 @@ def preamble(options):
     """What was run, where, and what the columns mean."""
     return (
         f"{os.cpu_count()} CPU cores, load average {os.getloadavg()[0]:.1f} before the start; "
-        f"{options.rounds} rounds of {options.seconds:g} s a road, "
+        f"{options.rounds} rounds of {options.seconds:g} s a method, "
         "each a process of its own; median of the rounds' medians.\n"
         "One meta-step with sampling and Adam (sinusoid), or one meta-gradient (wide, conv4).\n"
         "The first call is that of the meta-gradient alone and compiles in JAX; imports are in no "
         "time.\n"
         "MiB: how far the first call raised the peak memory of the process, compilation included.\n"
-        "The torch roads have one thread or as many as cores, whichever is faster in the "
+        "The torch methods have one thread or as many as cores, whichever is faster in the "
         "process.\n"
     )
 
@@ -480,11 +487,11 @@ def compare(options):
     agree = True
     print(preamble(options))
     for workload in options.workloads:
-        results = {road: summary(done) for road, done in measure(options, workload).items()}
+        results = {method: summary(done) for method, done in measure(options, workload).items()}
         ran = [result for result in results.values() if "skipped" not in result]
         if not ran:
-            reasons = "; ".join(f"{road}: {v['skipped']}" for road, v in results.items())
-            sys.exit(f"no road ran ({reasons})")
+            reasons = "; ".join(f"{method}: {v['skipped']}" for method, v in results.items())
+            sys.exit(f"no method ran ({reasons})")
         versions = sorted({r["version"] for r in ran})
         text, same = table(results)
         print(f"{workload} ({'; '.join(versions)})\n\n{text}\n", flush=True)
@@ -507,24 +514,24 @@ def choice_of(names):
 
 def parse():
     """The command line."""
-    roads = [*TORCH_ROADS, *jax_roads()]
+    methods = [*TORCH_METHODS, *jax_methods()]
     parser = argparse.ArgumentParser(description="Time meta-gradients in JAX and torch.")
     parser.add_argument("--workloads", type=choice_of(DATA), default=list(DATA))
-    parser.add_argument("--roads", type=choice_of(roads), default=roads)
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each road")
+    parser.add_argument("--methods", type=choice_of(methods), default=methods)
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each method")
     parser.add_argument("--seconds", type=float, default=3.0, help="of timed steps a process")
     parser.add_argument(
-        "--torch-python", default=sys.executable, help="interpreter of the torch roads"
+        "--torch-python", default=sys.executable, help="interpreter of the torch methods"
     )
-    parser.add_argument("--road", choices=jax_roads(), help=argparse.SUPPRESS)
+    parser.add_argument("--method", choices=jax_methods(), help=argparse.SUPPRESS)
     parser.add_argument("--data", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     arguments = parse()
-    if arguments.road:
+    if arguments.method:
         workload = arguments.workloads[0]
-        print(json.dumps(work(workload, arguments.road, arguments.seconds, arguments.data)))
+        print(json.dumps(work(workload, arguments.method, arguments.seconds, arguments.data)))
     else:
         sys.exit(compare(arguments))

@@ -1,7 +1,7 @@
 """The torch side of meta_gradients.py: one workload by one peer, timed, as one line of JSON.
 
 Run by the interpreter that has torch; meta_gradients.py writes the data, starts this and reads the
-line. Five roads to the same second-order meta-gradient with one inner SGD step:
+line. Five methods to the same second-order meta-gradient with one inner SGD step:
 
     learn2learn   MAML.clone and adapt, task by task
     higher        innerloop_ctx, task by task
@@ -9,7 +9,7 @@ line. Five roads to the same second-order meta-gradient with one inner SGD step:
     torch.func    vmap over the tasks of a loss with grad inside
     torch-loop    torch.autograd.grad with create_graph, task by task, no library
 
-The roads that go task by task call backward for each task, which accumulates the meta-gradient and
+The methods that go task by task call backward for each task, which accumulates the meta-gradient and
 frees the graph; this is how the examples of learn2learn and higher are written.
 
     python benchmarks/peers_torch.py sinusoid higher --seconds 3 --data data.npz
@@ -31,7 +31,7 @@ from torch import nn
 WARM_UP = 3  # untimed steps: the first ones start threads and choose kernels
 
 
-# The models: a module for the roads that take one, a function of its parameters for the others.
+# The models: a module for the methods that take one, a function of its parameters for the others.
 
 
 def mlp_module(parameters):
@@ -79,7 +79,7 @@ MODELS = {
 }
 
 
-# The roads. Each takes (module, forward, criterion, inner rate) and returns a function of
+# The methods. Each takes (module, forward, criterion, inner rate) and returns a function of
 # (support, query), pairs (x, y) that lead with the task axis, which gives the meta-loss and leaves
 # the meta-gradient in the `grad` of the module's parameters.
 
@@ -305,5 +305,5 @@ def parse():
 if __name__ == "__main__":
     options = parse()
     warnings.simplefilter("ignore")  # of old libraries, about what newer ones deprecate
-    task = {"workload": options.workload, "road": options.peer}
+    task = {"workload": options.workload, "method": options.peer}
     print(json.dumps(task | measure(options.workload, options.peer, options.seconds, options.data)))

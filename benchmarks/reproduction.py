@@ -1,9 +1,9 @@
-"""How long the whole reproduction of the paper's simulated figures takes, road by road.
+"""How long the whole reproduction of the paper's simulated figures takes, method by method.
 
 The job is the simulation behind the figures of A. Bernacchia, "Meta-learning with negative
 learning rates" (ICLR 2021): two problems, one overparameterized and one underparameterized, and
 for each of them the test loss along 25 inner rates of the test (panel a) and along 25 inner rates
-of meta-training (panel b). Five roads do the same job, each written as a competent user of that
+of meta-training (panel b). Five methods do the same job, each written as a competent user of that
 tool would write it, in the tool's default dtype:
 
     numpy-loop      a Python loop over runs, rates and tasks, least squares for each
@@ -13,11 +13,11 @@ tool would write it, in the tool's default dtype:
     negmaml         negmaml.simulate
 
 Draws are "shared" (one draw of the data per run serves all the rates of a panel) or "independent"
-(fresh data for every rate and run). Every road writes only the shared form; the independent one
+(fresh data for every rate and run). Every method writes only the shared form; the independent one
 calls it once per rate, with one rate and a seed of its own.
 
-Every road runs in a fresh process, so that its peak memory and its threads are its own. Run it on
-an otherwise idle machine: threads that wait for a core another process holds can slow a road
+Every method runs in a fresh process, so that its peak memory and its threads are its own. Run it on
+an otherwise idle machine: threads that wait for a core another process holds can slow a method
 tenfold.
 
     python benchmarks/reproduction.py --fraction 0.05
@@ -42,7 +42,7 @@ RATES = [-0.6 + 1.2 * i / (POINTS - 1) for i in range(POINTS)]
 FIXED_RATE = 0.2
 FEWEST_RUNS = 20  # a z-score of fewer runs has tails too heavy for the bound below
 AGREEMENT = 4.5  # worst |z| of a hundred points of which all agree: exceeded once in 1500 times
-CHUNK = 2**19  # numbers drawn at once by the batched roads: the fastest power of two for both
+CHUNK = 2**19  # numbers drawn at once by the batched methods: the fastest power of two for both
 COMPILED = ("jax-vmap", "negmaml")
 OPENBLAS_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
@@ -89,7 +89,7 @@ def panels(runs_a, runs_b, fraction):
 def expected_loss(problem, adapt_rate, distance):
     r"""E L_test = sigma^2/2 (1 + a^2 p/n_r) + h_r/2 (nu^2 + |omega - w0|^2), a the test's rate.
 
-    h_r = (1-a)^2 + a^2 (p+1)/n_r. Exact given omega, so no road has to simulate test tasks.
+    h_r = (1-a)^2 + a^2 (p+1)/n_r. Exact given omega, so no method has to simulate test tasks.
     """
     p, n_r = problem.p, problem.n_r
     shrinkage = (1 - adapt_rate) ** 2 + adapt_rate**2 * (p + 1) / n_r
@@ -97,7 +97,7 @@ def expected_loss(problem, adapt_rate, distance):
     return noise / 2 + shrinkage / 2 * (problem.nu**2 + distance)
 
 
-# The roads. Each takes the seed, imports its tool and returns a function of (problem, train_rates,
+# The methods. Each takes the seed, imports its tool and returns a function of (problem, train_rates,
 # adapt_rates, runs, address) to losses of shape (train rates, adapt rates, runs). The address
 # says which data to draw: two calls with different addresses share none.
 
@@ -183,7 +183,7 @@ def numpy_batched(seed):
 
 
 def torch_batched(seed):
-    """The batched road in torch, on its default device and in its default dtype."""
+    """The batched method in torch, on its default device and in its default dtype."""
     import torch
 
     def draw(generator, problem, batch):
@@ -281,7 +281,7 @@ def package(seed):
     return losses
 
 
-ROADS = {
+METHODS = {
     "numpy-loop": numpy_loop,
     "numpy-batched": numpy_batched,
     "torch": torch_batched,
@@ -290,7 +290,7 @@ ROADS = {
 }
 
 
-# The worker: one road, in a process of its own.
+# The worker: one method, in a process of its own.
 
 
 def curve(losses, panel, draws, address):
@@ -340,16 +340,18 @@ def measure(losses, panel, draws, address, compiled, repeats):
     }
 
 
-def work(road, draws, runs_a, runs_b, fraction, repeats):
-    """What the hidden --worker option runs: one road through the four panels, as one dictionary."""
-    seed = list(ROADS).index(road)  # no two roads draw the same data, or they could not disagree
+def work(method, draws, runs_a, runs_b, fraction, repeats):
+    """What the hidden --worker option runs: one method through the four panels, as one dictionary."""
+    seed = list(METHODS).index(
+        method
+    )  # no two methods draw the same data, or they could not disagree
     try:
-        losses = ROADS[road](seed)
+        losses = METHODS[method](seed)
     except ModuleNotFoundError as error:
         return {"skipped": f"{error.name} is not installed"}
     idle = peak_mebibytes()
     measured = [
-        measure(losses, panel, draws, 100 * i, road in COMPILED, repeats)
+        measure(losses, panel, draws, 100 * i, method in COMPILED, repeats)
         for i, panel in enumerate(panels(runs_a, runs_b, fraction))
     ]
     return {"panels": measured, "idle": idle, "peak": peak_mebibytes()}
@@ -362,7 +364,7 @@ def run_worker(python, task):
     """A fresh interpreter, with one OpenBLAS thread and no other tuning of the calling shell.
 
     OpenBLAS gains nothing from a second thread on matrices this small, and when another process
-    holds a core its waiting threads make the NumPy roads tens of times slower.
+    holds a core its waiting threads make the NumPy methods tens of times slower.
     """
     environment = {k: v for k, v in os.environ.items() if k not in OPENBLAS_SETTINGS}
     environment["OPENBLAS_NUM_THREADS"] = "1"
@@ -409,15 +411,15 @@ def agreement(result, reference):
     return [f"{worst:.2f}", f"{rms:.2f}", "agree" if agree else "DISAGREE"]
 
 
-def row(draws, road, result, reference):
+def row(draws, method, result, reference):
     """One line of the table."""
     if "skipped" in result:
-        return [draws, road, result["skipped"], *[""] * 9]
+        return [draws, method, result["skipped"], *[""] * 9]
     measured, whole, first = seconds(result)
     ratio = whole / seconds(reference)[1]
     return [
         draws,
-        road,
+        method,
         result["panels"][0]["dtype"],
         f"{measured:.2f}",
         f"{whole:.2f}",
@@ -429,13 +431,13 @@ def row(draws, road, result, reference):
     ]
 
 
-def table(results, reference_road):
-    """The results as a markdown table, one line for each kind of draws and road."""
-    head = ["draws", "road", "dtype", "measured s", "whole job s", "first call s"]
-    head += [f"time / {reference_road}", "peak MiB", "of it imports", "worst abs z", "RMS z"]
-    lines = [[*head, f"with {reference_road}"], ["---"] * 3 + ["---:"] * 8 + ["---"]]
-    for (draws, road), result in results.items():
-        lines.append(row(draws, road, result, results[draws, reference_road]))
+def table(results, reference_method):
+    """The results as a markdown table, one line for each kind of draws and method."""
+    head = ["draws", "method", "dtype", "measured s", "whole job s", "first call s"]
+    head += [f"time / {reference_method}", "peak MiB", "of it imports", "worst abs z", "RMS z"]
+    lines = [[*head, f"with {reference_method}"], ["---"] * 3 + ["---:"] * 8 + ["---"]]
+    for (draws, method), result in results.items():
+        lines.append(row(draws, method, result, results[draws, reference_method]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -462,35 +464,37 @@ def run_counts(options):
 
 
 def compare(options):
-    """Run every road in turn and print the table."""
+    """Run every method in turn and print the table."""
     results = {}
     kinds = ["shared", "independent"] if options.draws == "both" else [options.draws]
     for draws in kinds:
-        for road in options.roads:
-            print(f"{draws} {road} ...", file=sys.stderr, flush=True)
-            python = options.torch_python if road == "torch" else sys.executable
-            task = [road, draws, *run_counts(options), options.repeats]
-            results[draws, road] = run_worker(python, task)
+        for method in options.methods:
+            print(f"{draws} {method} ...", file=sys.stderr, flush=True)
+            python = options.torch_python if method == "torch" else sys.executable
+            task = [method, draws, *run_counts(options), options.repeats]
+            results[draws, method] = run_worker(python, task)
     print(preamble(options))
-    print(table(results, reference_road(options.roads, results)))
+    print(table(results, reference_method(options.methods, results)))
 
 
-def reference_road(roads, results):
-    """negmaml, or the last road that ran everywhere when negmaml did not."""
-    done = [r for r in roads if not any("skipped" in v for (_, x), v in results.items() if x == r)]
+def reference_method(methods, results):
+    """negmaml, or the last method that ran everywhere when negmaml did not."""
+    done = [
+        r for r in methods if not any("skipped" in v for (_, x), v in results.items() if x == r)
+    ]
     if not done:
-        reasons = "; ".join(f"{road}: {v['skipped']}" for (_, road), v in results.items())
-        sys.exit(f"no road ran ({reasons})")
+        reasons = "; ".join(f"{method}: {v['skipped']}" for (_, method), v in results.items())
+        sys.exit(f"no method ran ({reasons})")
     return "negmaml" if "negmaml" in done else done[-1]
 
 
-def road_list(text):
-    """The value of --roads, checked."""
-    roads = text.split(",")
-    unknown = sorted(set(roads) - set(ROADS))
+def method_list(text):
+    """The value of --methods, checked."""
+    methods = text.split(",")
+    unknown = sorted(set(methods) - set(METHODS))
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown {unknown}; choose from {','.join(ROADS)}")
-    return roads
+        raise argparse.ArgumentTypeError(f"unknown {unknown}; choose from {','.join(METHODS)}")
+    return methods
 
 
 def parse():
@@ -498,12 +502,14 @@ def parse():
     parser = argparse.ArgumentParser(description="Time the reproduction of the paper's figures.")
     parser.add_argument("--runs-a", type=int, default=100, help="runs a point in panel a")
     parser.add_argument("--runs-b", type=int, default=1000, help="runs a point in panel b")
-    parser.add_argument("--roads", type=road_list, default=list(ROADS), metavar=",".join(ROADS))
+    parser.add_argument(
+        "--methods", type=method_list, default=list(METHODS), metavar=",".join(METHODS)
+    )
     parser.add_argument("--draws", choices=("shared", "independent", "both"), default="shared")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the runs; times are scaled")
     parser.add_argument("--repeats", type=int, default=1, help="warm passes; the fastest counts")
     parser.add_argument(
-        "--torch-python", default=sys.executable, help="interpreter of the torch road"
+        "--torch-python", default=sys.executable, help="interpreter of the torch method"
     )
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()

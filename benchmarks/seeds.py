@@ -40,7 +40,7 @@ def main():
 
     many = jax.jit(jax.vmap(one))
     print(f"JAX {jax.__version__}, {jax.device_count()} devices\n")
-    print("| road | meta-steps a second |\n|---|---:|")
+    print("| method | meta-steps a second |\n|---|---:|")
     print(f"| one seed | {rate(lambda: one(keys[0]), STEPS):.0f} |")
     print(f"| {SEEDS} seeds, vmap | {rate(lambda: many(keys), SEEDS * STEPS):.0f} |")
     spread = rate(lambda: nm.map_over_devices(one, keys), SEEDS * STEPS)

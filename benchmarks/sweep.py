@@ -100,7 +100,7 @@ def numpy_cells(arguments) -> int:
 
 
 def peers() -> None:
-    """Cells a second of the same grid along four roads."""
+    """Cells a second of the same grid along four methods."""
     print("| p | sweep | loop of jitted calls | one flat vmap | NumPy, two processes |")
     print("|---|---:|---:|---:|---:|")
     for p, seeds in ((20, 8000), (60, 1500), (200, 60)):

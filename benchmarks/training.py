@@ -1,4 +1,4 @@
-"""What the road around the meta-gradient costs: hooks, batches of a loader, tasks over devices.
+"""What the method around the meta-gradient costs: hooks, batches of a loader, tasks over devices.
 
     python benchmarks/training.py hooks      sinusoid, a callback every 100 steps
     python benchmarks/training.py batches    conv4, epochs of NumPy batches against a function
