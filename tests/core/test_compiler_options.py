@@ -158,14 +158,14 @@ ENTRIES = [
     ("theory.variance", "_in_blocks", "light", many(spread), slow),
     (
         "theory.anisotropic.inputs",
-        "_alone",
+        "_predict_single",
         "trivial",
         lambda: theory.weight_error(COLOURED, RATE),
         slow,
     ),
     (
         "theory.anisotropic.inputs",
-        "_all",
+        "_predict_batch",
         "light",
         lambda: theory.weight_error(COLOURED, STEPS),
         slow,

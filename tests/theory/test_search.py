@@ -19,8 +19,7 @@ from negmaml.theory import (
     stationary_train_rates,
     weight_error,
 )
-from negmaml.theory.anisotropic import optima as structured_optima
-from negmaml.theory.anisotropic.inputs import make_inputs
+from negmaml.theory.anisotropic import optima as anisotropic
 from negmaml.theory.isotropic import logarithms
 from negmaml.theory.isotropic import saddle_point as saddle
 from negmaml.theory.isotropic.inputs import setting_of
@@ -168,13 +167,13 @@ def test_the_sensitivity_of_an_optimum_is_a_short_program(covariance, x64):
     train, rate = nm.GradientDescent(0.0), np.asarray(0.1)
     if covariance is None:
         setting, (train,) = setting_of(problem, (train,), 0.0, "auto")
-        module, arguments = optima, optima._parts(setting, train)
+        objective, parts = optima.Parts.objective, optima._parts_of_parameter
+        numbers, fixed = optima._parts(setting, train)
     else:
-        weights, goal = structured_optima._goal(problem, None)
-        at, train = make_inputs(problem, train, 0.0, weights)
-        module, arguments = structured_optima, structured_optima._parts(at, train, goal)
-    numbers, fixed = arguments
-    program = sensitivity_by_parts(module.Parts.objective, module._parts_of_parameter)
+        objective = anisotropic.PencilObjective.loss
+        parts = anisotropic._objective_of_parameter
+        numbers, fixed = anisotropic._numbers(problem, train, None, 0.0), ()
+    program = sensitivity_by_parts(objective, parts)
     traced = jax.make_jaxpr(program)((rate, numbers), fixed)
     assert 100 < equations(traced.jaxpr) < 2000
 

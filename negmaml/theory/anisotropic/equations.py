@@ -1,25 +1,23 @@
-r"""The equations of the structured theory: any covariance of inputs and of tasks, any pencil.
+r"""The saddle point equations (A4) to (A7) of anisotropic.md: any covariances, any pencil.
 
-In the eigenbasis of the input covariance, with s its eigenvalues, averaging over the data of a task
-replaces S by T Sigma in the task's pencil, T one small symmetric matrix on the variables that the
-pencil's A involves. Per eigenvalue, the task's variables z given omega have the precision
-C + s (T + e e^T), e the variable that is tested, from which follow what the task adds to the
-precision of omega, phi(s), and the mean z = r omega and the spread K_c of z given omega:
+In the eigenbasis of the input covariance, with s its eigenvalues, the mean over the data of a task
+replaces S by T Sigma in the task's pencil. T is one small symmetric matrix on the *active*
+variables, those that the pencil's A involves. Per eigenvalue, the task's variables z given omega
+have the precision C + s (T + e e^T), where e is the unit vector of the output variable. Eliminating
+z gives the precision phi(s) that the task adds to omega, the conditional mean z = r omega and the
+conditional covariance K_c. Then
 
-    v = 1/(ell + m phi)                    variance of omega, all m tasks together
-    G = K_c + r r^T v                      second moments of one task's z; r r^T v between two tasks
-    T = A (1 + g A/n_t)^{-1},              g = sum_k s_k G(s_k)
-    tau = n_v - e^T g e                    weight of a task's query rows;  ridge = ell tau
+    v = 1/(ell + m phi)                    variance of omega, all m tasks together           (A4)
+    G = K_c + r r^T v                      second moments within a task, r r^T v across two  (A5)
+    T = A (1 + g A/n_t)^{-1},              g = sum_k s_k G(s_k)                              (A6)
+    tau = n_v - e^T g e,                   ridge = ell tau                                   (A7)
 
-Everything is in units of tau, in which both limits without ridge, tau = 0 and ell = 0, are regular.
+in units of tau, the weight of a task's query rows. If the outer loss is on the training points
+themselves (`Pencil.train_train`), each row of data enters as A/n_t + e e^T. With T_0 the T above,
 
-Where the outer loss is on the training points themselves (`Pencil.train_train`), each row of data
-enters as A/n_t + e e^T at once. T then stands for T + e e^T above, on e too, with T_0 the T above:
+    T = T_0 + f f^T,    f = e - T_0 g e/n_t,    tau = n_t - e^T g f                          (A22)
 
-    T = T_0 + f f^T,    f = e - T_0 g e/n_t,    tau = n_t - e^T g f
-
-and T_0 and f both follow from g. Elsewhere f is e.
-negmaml/theory/anisotropic.md derives it.
+then stands for T + e e^T, with e among the active variables. Elsewhere f is e.
 """
 
 from functools import cache
@@ -36,25 +34,25 @@ from negmaml.rules.pencil import Pencil
 
 
 class FourthMoments(NamedTuple):
-    """How squared lengths x_k^2/s_k of inputs along the eigenvectors vary together.
+    """Covariances of the squared components x_k^2/s_k of inputs, less those of Gaussian inputs.
 
-    Their covariance, less that of Gaussian inputs, is the sum of
-    ranges_ak covariance_ab ranges_bl; ranges (J, k), covariance (J, J).
+    They are sum_ab bin_weights_ak covariance_ab bin_weights_bl: a function of two eigenvalues that
+    is known on a few bins. bin_weights: (J, k). covariance: (J, J).
     """
 
-    ranges: jax.Array
+    bin_weights: jax.Array
     covariance: jax.Array
 
 
 class PencilSystem(NamedTuple):
-    """One training set as this theory sees it; everything is real and traced.
+    """One training set in the terms of this theory; all numbers are real and traced.
 
-    s, count: eigenvalues of the input covariance, positive, and how many there are of each, (k,).
-    o: nu^2/p times the weights' covariance on them, averaged over equal eigenvalues, (k,).
-    d: squared components of omega_0 - w0, summed over equal eigenvalues, (k,).
-    weights: the quadratic forms of omega* - w0 wanted, by their values on the eigenvalues, (J, k).
+    s, count: the distinct positive eigenvalues of the input covariance and their counts, (k,).
+    o: nu^2/p times the weights' covariance on them, a mean over equal eigenvalues, (k,).
+    d: squared components of omega_0 - w0, a sum over equal eigenvalues, (k,).
+    weights: the quadratic forms of omega* - w0, by their values on the eigenvalues, (J, k).
     m, n_t, n_v, sigma, ridge: as in the problem. pencil: of the rule.
-    fourth_moments: fourth moments of inputs that are not Gaussian; None for those that are.
+    fourth_moments: of inputs that are not Gaussian, else None.
     """
 
     s: jax.Array
@@ -72,55 +70,52 @@ class PencilSystem(NamedTuple):
 
     @property
     def start(self):
-        """d of each direction, where there are several of one eigenvalue, (k,)."""
+        """d per direction: a mean over equal eigenvalues, (k,)."""
         return self.d / namespace(self.count).where(self.count > 0, self.count, 1)
 
 
 class Marginal(NamedTuple):
-    """Per eigenvalue: phi (k,), r (d, k), K_c (d, d, k) of this module's head, and v (k,)."""
+    """phi (k,), r (d, k), K_c (d, d, k) and v (k,) of (A4) and (A5), per eigenvalue."""
 
     phi: jax.Array
     mean: jax.Array
-    spread: jax.Array
+    cov: jax.Array
     v: jax.Array
 
-    def between(self):
-        """G between two tasks, (d, d, k)."""
+    def cross_task(self):
+        """Return G across two tasks, (d, d, k)."""
         return self.mean[:, None] * (self.mean * self.v)
 
-    def own(self):
-        """G within a task, (d, d, k)."""
-        return self.spread + self.between()
+    def within_task(self):
+        """Return G within a task, (d, d, k)."""
+        return self.cov + self.cross_task()
 
 
 def marginal(system: PencilSystem, T, ell) -> Marginal:
-    """The state of every eigenvalue."""
-    phi, mean, spread = eliminate(system.pencil, system.s, T)
-    return Marginal(phi, mean, spread, 1 / (ell + system.m * phi))
-
-
-def eliminate(pencil: Pencil, s, T):
-    """(phi, r, K_c) of the pencil C + s (T + e e^T): all variables but omega integrated out."""
-    data = embedded(pencil, T)
+    """Return the `Marginal` of every eigenvalue at given T and ell."""
+    pencil = system.pencil
+    data = pad_to_pencil(pencil, T)
     if not pencil.train_train:
-        data = data + np.diag(tested(pencil)).astype(T.dtype)
-    return condition(pencil.constant[..., None] + data[..., None] * s)
+        data = data + output_matrix(pencil, T.dtype)
+    phi, mean, cov = marginalize(pencil.constant[..., None] + data[..., None] * system.s)
+    return Marginal(phi, mean, cov, 1 / (ell + system.m * phi))
 
 
-def tested(pencil: Pencil):
-    """e."""
-    return np.arange(pencil.constant.shape[0]) == pencil.constant.shape[0] - 1
+def output_matrix(pencil: Pencil, dtype):
+    """Return e e^T, (d, d)."""
+    d = pencil.constant.shape[0]
+    return np.diag(np.arange(d) == d - 1).astype(dtype)
 
 
-def embedded(pencil: Pencil, T):
-    """T on all variables."""
-    xp = namespace(T)
+def pad_to_pencil(pencil: Pencil, T):
+    """Return a matrix on the active variables as one on all variables, (d, d, ...)."""
     first, last = pencil.active
-    return xp.pad(T, (first, pencil.constant.shape[0] - last))
+    padding = [(first, pencil.constant.shape[0] - last)] * 2 + [(0, 0)] * (T.ndim - 2)
+    return namespace(T).pad(T, padding)
 
 
-def parts(pencil: Pencil, G, f=None):
-    """G (d, d, k) of variables A involves (a, a, k), G f (a, k) and f^T G f (k,); f = e if None."""
+def pencil_blocks(pencil: Pencil, G, f=None):
+    """Return G (a, a, k) on active variables, G f (a, k) and f^T G f (k,); f = e if None."""
     xp = namespace(G)
     active = slice(*pencil.active)
     inner = G[active, active]
@@ -130,90 +125,91 @@ def parts(pencil: Pencil, G, f=None):
     return inner, outer, xp.sum(outer * f[:, None], 0)
 
 
-def along_f(pencil: Pencil, values, f=None):
-    """f^T values, (d, ...), with f = e if None."""
+def contract_output(pencil: Pencil, values, f=None):
+    """Return f^T values for values of shape (d, ...); f = e if None."""
     if f is None:
         return values[-1]
     return contract("i,i...->...", f, values[slice(*pencil.active)])
 
 
-def condition(form):
-    """(phi, r, K_c) of quadratic forms (d, d, k): variable after variable, from the last.
+def marginalize(form):
+    """Return (phi, r, K_c) of quadratic forms (d, d, k), eliminating all variables but the first.
 
     A pencil is quasi-definite, positive on points and negative on multipliers, so no pivot
-    vanishes in this order. The forms lie along the last axis, which vectorises.
+    vanishes if variables are eliminated from the last to the first. The forms lie along the last
+    axis, which vectorises.
     """
-    return (_traced_condition if namespace(form) is jnp else _condition)(form)
+    return (_traced_marginalize if namespace(form) is jnp else _marginalize)(form)
 
 
-def _condition(form):
-    """(phi, r, K_c) of quadratic forms (d, d, k): variable after variable, from the last."""
+def _marginalize(form):
     xp = namespace(form)
-    spread = 1 / form[-1:, -1:]
+    cov = 1 / form[-1:, -1:]
     for j in range(form.shape[0] - 2, -1, -1):
         column = form[j, j + 1 :]
-        mean = -xp.sum(spread * column, 1)
+        mean = -xp.sum(cov * column, 1)
         pivot = form[j, j] + xp.sum(column * mean, 0)
+        # Variable j enters the mean of the later ones, and has one itself.
         mean = xp.pad(mean, ((1, 0), (0, 0)), constant_values=1)
-        spread = xp.pad(spread, ((1, 0), (1, 0), (0, 0)))
+        cov = xp.pad(cov, ((1, 0), (1, 0), (0, 0)))
         if j:
-            spread = spread + mean[:, None] * mean[None] / pivot
-    return pivot, mean, spread
+            cov = cov + mean[:, None] * mean[None] / pivot
+    return pivot, mean, cov
 
 
-_traced_condition = jax.custom_jvp(_condition)
+_traced_marginalize = jax.custom_jvp(_marginalize)
 
 
-@_traced_condition.defjvp
+@_traced_marginalize.defjvp
 @own_settings
-def _condition_jvp(primals, tangents):
+def _marginalize_jvp(primals, tangents):
     (form,), (change,) = primals, tangents
-    phi, mean, spread = _traced_condition(form)
-    return (phi, mean, spread), moved(mean, spread, change)
+    phi, mean, cov = _traced_marginalize(form)
+    return (phi, mean, cov), marginal_jvp(mean, cov, change)
 
 
-def moved(mean, spread, change):
-    """Changes of (phi, r, K_c) with the form: r^T L' r, -K L' r, -K L' K."""
+def marginal_jvp(mean, cov, change):
+    """Return the changes of (phi, r, K_c) with the form L: r^T L' r, -K_c L' r, -K_c L' K_c."""
     xp = namespace(mean, change)
     pull = xp.sum(change * mean, 1)
-    product = xp.sum(spread[:, :, None] * change, 1)
+    product = xp.sum(cov[:, :, None] * change, 1)
     return (
         xp.sum(mean * pull, 0),
-        -xp.sum(spread * pull, 1),
-        -xp.sum(product[:, :, None] * spread, 1),
+        -xp.sum(cov * pull, 1),
+        -xp.sum(product[:, :, None] * cov, 1),
     )
 
 
 def update(system: PencilSystem, x: Marginal):
-    """(T, g, n_v - tau, f): the right-hand sides of the equations of this module's head."""
+    """Return (T, g, n_v - tau, f): the right sides of (A6) and (A7), or of (A22)."""
     xp = namespace(x.v)
     A = system.pencil.coupled()
-    inner, _, corner = parts(system.pencil, x.own())
+    inner, _, corner = pencil_blocks(system.pencil, x.within_task())
     weights = system.count * system.s
     g = contract("ijk,k->ij", inner, weights)
     T = A @ inverse(np.eye(A.shape[0], dtype=A.dtype) + g @ A / system.n_t)
-    T = (T + T.T) / 2
+    T = (T + T.T) / 2  # symmetric but for rounding
     if not system.pencil.train_train:
         return T, g, xp.sum(corner * weights), None
     f = np.eye(A.shape[0], dtype=A.dtype)[-1] - T @ g[:, -1] / system.n_t
     return T + f[:, None] * f, g, g[:, -1] @ f, f
 
 
-def response(system: PencilSystem, T, f):
-    """Less the derivative of T in g, on symmetric matrices in the `bases`."""
+def minus_T_slope(system: PencilSystem, T, f):
+    """Return minus the derivative of T in g, on symmetric matrices in the `bases`."""
     xp = namespace(T)
     symmetric, _ = bases(T.shape[0], T.dtype)
     R = kron(T)
-    if f is not None:  # tau, in units of which T is, moves as well
+    if f is not None:  # the unit tau of T moves as well
         square = xp.outer(f, f).ravel()
         R = R - square[:, None] * square
     return sandwich(symmetric, R) / system.n_t
 
 
 class Overlaps(NamedTuple):
-    """X -> sum_k s_k^2 G X G, as far as the images of R need it; see `overlaps`.
+    """The map Gamma of (A13) for one G, X -> sum_k s_k^2 G X G, on the images of R.
 
-    even: on symmetric X of the variables A involves and f f^T last, (n + 1, n + 1). odd: on
+    even: on symmetric X of the active variables, and f f^T last, (n + 1, n + 1). odd: on
     antisymmetric X, (n', n'). Both in the `bases`.
     """
 
@@ -222,9 +218,9 @@ class Overlaps(NamedTuple):
 
 
 def overlaps(system: PencilSystem, G, f=None) -> Overlaps:
-    """Of (d, d, k); f = e if None."""
+    """Return the `Overlaps` of G, (d, d, k); f = e if None."""
     xp = namespace(G)
-    inner, outer, corner = parts(system.pencil, G, f)
+    inner, outer, corner = pencil_blocks(system.pencil, G, f)
     weights = system.count * system.s**2
     symmetric, antisymmetric = bases(inner.shape[0], G.dtype)
     flat = inner.reshape(-1, corner.size)
@@ -234,27 +230,34 @@ def overlaps(system: PencilSystem, G, f=None) -> Overlaps:
     return Overlaps(bordered(sandwich(symmetric, gram), side, last), sandwich(antisymmetric, gram))
 
 
+def total_overlaps(system: PencilSystem, x: Marginal, f):
+    """Return Gamma_+ of (A14): within a task, and m - 1 times across, on symmetric X and f f^T."""
+    across = overlaps(system, x.cross_task(), f).even
+    return overlaps(system, x.within_task(), f).even + (system.m - 1) * across
+
+
 def bordered(matrix, side, corner):
-    """With one more row and column."""
+    """Return a symmetric matrix with one more row and column."""
     xp = namespace(matrix)
     wide = xp.concatenate([matrix, side[:, None]], 1)
     return xp.concatenate([wide, xp.append(side, corner)[None]])
 
 
 def exchange(gram):
-    """Between (i a, j b) and (i j, a b), on matrices (d^2, d^2)."""
+    """Return a matrix (d^2, d^2) with indices (i a, j b) reordered to (i j, a b), or back."""
     d = round(gram.shape[0] ** 0.5)
     return gram.reshape(d, d, d, d).swapaxes(1, 2).reshape(d * d, d * d)
 
 
-def kron(T):
-    """X -> T X T as a matrix on a x a matrices."""
-    a = T.shape[0]
-    return (T[:, None, :, None] * T[None, :, None, :]).reshape(a * a, a * a)
+def kron(T, T_2=None):
+    """Return the matrix of X -> T X T', with T' = T if None."""
+    T_2 = T if T_2 is None else T_2
+    size = T.shape[0] * T_2.shape[0]
+    return (T[:, None, :, None] * T_2[None, :, None, :]).reshape(size, size)
 
 
 def bases(a: int, dtype):
-    """Orthonormal bases of the symmetric and antisymmetric a x a matrices, columns of (a^2, .)."""
+    """Return orthonormal bases of symmetric and antisymmetric a x a matrices, as columns."""
     return tuple(basis.astype(dtype) for basis in _bases(a))
 
 
@@ -270,5 +273,5 @@ def _bases(a: int):
 
 
 def sandwich(basis, matrix):
-    """A matrix on a x a matrices, in a basis of a subspace."""
+    """Return B^T M B: a map of a x a matrices restricted to the subspace with basis B."""
     return basis.T @ matrix @ basis

@@ -10,7 +10,7 @@ import pytest
 import negmaml as nm
 from negmaml.rules.pencil import Pencil, chain
 from negmaml.theory.anisotropic import inputs as structured
-from negmaml.theory.anisotropic.compression import LONGEST, compress
+from negmaml.theory.anisotropic.compression import MAX_UNCOMPRESSED, compress
 from negmaml.theory.anisotropic.equations import PencilSystem
 from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
 from negmaml.theory.anisotropic.solver import solve
@@ -82,7 +82,7 @@ def test_the_resummation_fades_with_the_ridge_as_the_isotropic_one_does():
         at, own = structured.make_inputs(as_covariance(problem), rule, ridge, weights)
         system = at.system(own)
         expansion = expand(system, *solve_and_linearize(system, True))
-        return leading(found.seen, found.point)[2] ** 2, expansion.fade
+        return leading(found.seen, found.point)[2] ** 2, expansion.ridge_attenuation
 
     fades = []
     for ridge in (0.0, 4.0, 400.0):
@@ -164,7 +164,7 @@ def test_long_spectra_are_condensed_without_loss(kind):
     p = 400
     s = np.arange(1, p + 1.0) ** -1.1
     s = s if kind == "power law" else np.where(np.arange(p) < 50, 1.0, 0.03)
-    assert p > LONGEST
+    assert p > MAX_UNCOMPRESSED
     problem = bent(p=p, n_t=100, n_v=40, input_covariance=s, omega0=np.linspace(0, 0.1, p))
     weights = jnp.stack([s, s**3])
     found = structured.predict(problem, nm.GradientDescent(0.9), 0.0, weights)
@@ -172,7 +172,7 @@ def test_long_spectra_are_condensed_without_loss(kind):
     numbers = jnp.array([problem.m, problem.n_t, problem.n_v, problem.sigma, 0.0], float)
     forms = jnp.concatenate([s[None], weights])
     system = PencilSystem(s, jnp.ones(p), o, d, forms, *numbers, chain(jnp.array(0.9)))
-    whole = jax.jit(lambda system: structured.resummed(system, False))(system)
+    whole = jax.jit(lambda system: structured.finite_size_means(system, False))(system)
     np.testing.assert_allclose(found.forms, whole.forms, rtol=2e-6)
     np.testing.assert_allclose(found.task_error, whole.task_error, rtol=2e-6)
 

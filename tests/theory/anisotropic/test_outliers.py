@@ -9,7 +9,7 @@ import pytest
 from scipy.special import gammaln
 
 import negmaml as nm
-from negmaml.theory.anisotropic import outliers as spikes
+from negmaml.theory.anisotropic import outliers
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -76,7 +76,7 @@ def moved(at, by, step):
 
 
 def log_fluctuation(at):
-    """F of `_alone`, and how a ridge on the direction moves T; each series to its end."""
+    """F of `_single_mode`, and how a ridge on the direction moves T; each series to its end."""
     T, mean, spread, v = at
     m, n_t, b = SYSTEM.m, SYSTEM.n_t, mean * v**0.5
     M = SIZE * T @ (spread + np.outer(b, b))
@@ -88,7 +88,7 @@ def log_fluctuation(at):
 
 
 def alone(at, velocity, rate):
-    return spikes._alone(SYSTEM, at[0], velocity[0], rate, SIZE, *at[1:], *velocity[1:])
+    return outliers._single_mode(SYSTEM, at[0], velocity[0], rate, SIZE, *at[1:], *velocity[1:])
 
 
 @pytest.mark.parametrize("key", range(3))
@@ -113,7 +113,7 @@ def test_the_term_of_one_direction_is_the_derivative_of_its_fluctuation(key):
 
 @pytest.mark.parametrize("n", [2.0, 5.0, 30.0, 500.0])
 def test_points_and_weights_are_a_chi_square_law(n):
-    c, weight = spikes.chi_square(n)
+    c, weight = outliers.chi_square(n)
     for power in (0, 1, 2, 3):
         exact = np.exp(gammaln(n / 2 + power) - gammaln(n / 2)) * (2 / n) ** power
         np.testing.assert_allclose(weight @ c**power, exact, rtol=2e-3)
@@ -123,8 +123,8 @@ def test_an_average_over_tasks_is_that_over_all_pairs():
     random = np.random.default_rng(1)
     phi, residual = random.uniform(0.2, 2.0, (5, 3)), random.uniform(-1, 2, (5, 3))
     share = random.dirichlet(np.ones(5))
-    at, ell = spikes.Direction(None, None, np.array([0.0, 0.4, 1.0])), 0.3
-    found = spikes._over_tasks(SimpleNamespace(m=2), at, ell, phi, residual, share)
+    at, ell = outliers.OutlierModes(None, None, np.array([0.0, 0.4, 1.0])), 0.3
+    found = outliers._over_tasks(SimpleNamespace(m=2), at, ell, phi, residual, share)
     total = ell + phi[:, None] + phi[None]
     squares = ell**2 * at.d + residual[:, None] + residual[None]
     exact = np.einsum("i,j,ijk->k", share, share, squares / total**2)
