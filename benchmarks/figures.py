@@ -1,6 +1,6 @@
 """Redraw the figures of README.md that commands draw, and keep the numbers that they show.
 
-    python benchmarks/figures.py [reproduction phases payoff phase_map]
+    python benchmarks/figures.py [reproduction phases gain_map phase_map]
 
 Writes NAME.png and NAME.npz beside this file. A test compares the numbers with those that the
 package computes now, so that no figure is older than the theory.
@@ -20,10 +20,10 @@ MAP_STEP = 8  # of the 200 x 200 cells of a phase diagram, every eighth along ea
 FIGURES = {
     "reproduction": [["reproduce"]],
     "phases": [["phases"]],
-    "payoff": [["payoff"]],
+    "gain_map": [["gain-map"]],
     "phase_map": [
         ["sweep", "phase_map", "--store", "phase_map.zarr"],
-        ["heatmap", "phase_map.zarr", "--x", "n_t/p", "--y", "n_v*m/p", "--best", "train_rate",
+        ["heatmap", "phase_map.zarr", "--x", "n_t/p", "--y", "n_v*m/p", "--argmin", "train_rate",
          "--out", "phase_map/phase_map"],
     ],
 }  # fmt: skip

@@ -230,7 +230,7 @@ def widths(store, out):
         result = nm.sweep(
             compare, grid, seeds, store / f"widths_{depth}_{width}_{output}.zarr",
             output_dims={which: ["rate"] for which in ("network", "kernel", "limit")},
-            common=("depth", "width", "output"), block=1,
+            common_random_numbers=("depth", "width", "output"), block=1,
         )  # fmt: skip
         for name in FAMILIES:
             mine = result.sel(tasks=name)
@@ -439,7 +439,7 @@ def rates(store):
             grid = {"case": case, "cross_entropy": cross_entropy, "rate": list(TRAIN)}
             done = nm.sweep(
                 learning, grid, LEARNING_SEEDS, store / f"learning_{case}_{cross_entropy}.zarr",
-                output_dims={"loss": ["adapt"]}, common=("rate",),
+                output_dims={"loss": ["adapt"]}, common_random_numbers=("rate",),
             )  # fmt: skip
             name = case + ", cross entropy" * cross_entropy
             row(name, "learning", done.loss.transpose("seed", "rate", "adapt").values)

@@ -163,7 +163,7 @@ def overhead() -> None:
                 made = create(f"{folder}/x.zarr", replace(work.manifest(), block=block), {})
                 todo = regions(work.grid, block)
                 start = time.perf_counter()
-                blocks = ((r, made.done(r) == 0) for r in todo)
+                blocks = ((r, made.completed(r) == 0) for r in todo)
                 write = partial(_write, made)
                 count = sum(1 for _ in here(runner, blocks, write))
                 swept = time.perf_counter() - start

@@ -148,7 +148,7 @@ def test_the_lines_of_an_array_job_share_a_sweep_and_stores_are_merged(tmp_path)
         script = lines.replace("/shared/x", "a").replace("sweep ", "sweep --block 2 ")
         jobs.append(subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=os.environ | asked))
     assert [job.wait(timeout=120) for job in jobs] == [0, 0, 0]
-    more = "negmaml sweep spec.toml --set seeds=[4,5] --store b.zarr"
+    more = "negmaml sweep spec.toml --override seeds=[4,5] --store b.zarr"
     subprocess.run(["bash", "-c", f"{more}\n{merge}"], cwd=tmp_path, check=True,
                    env=os.environ | {"PATH": path})  # fmt: skip
     stored, here = xr.open_zarr(tmp_path / "x.zarr"), nm.sweep(nm.sweeps.linear, GRID, 6)

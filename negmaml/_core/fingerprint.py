@@ -70,21 +70,21 @@ class Identity:
         return cls(**held)
 
 
-def identify(function: Callable, *arguments, version: str | None = None) -> Identity:
+def identify(function: Callable, *arguments, code_version: str | None = None) -> Identity:
     """The identity of `function(*arguments)`.
 
     Arguments:
         arguments: pytrees of arrays or `jax.ShapeDtypeStruct`s; only shapes and types count.
-        version: a label that stands for the program, which is then not traced.
+        code_version: a label that stands for the program, which is then not traced.
 
     Raises UnidentifiedError for a program that calls back to Python, since nothing is known of
     what it does there.
     """
-    check_version(version)
+    check_code_version(code_version)
     settings = result_settings()
-    if version is not None:
+    if code_version is not None:
         unusual = [f"{k}={v}" for k, v in unusual_settings().items() if k != "jax_enable_x64"]
-        label = " with ".join([f"version {version!r}", *unusual])
+        label = " with ".join([f"version {code_version!r}", *unusual])
         return Identity(label, jax.__version__, settings)
     program = jax.make_jaxpr(lambda *given: function(*given))(*arguments)
     reading = _Reading()
@@ -103,10 +103,10 @@ def identify(function: Callable, *arguments, version: str | None = None) -> Iden
     )
 
 
-def check_version(version) -> None:
-    """Raise unless `version` is None or a label."""
-    if version is not None and (not isinstance(version, str) or not version):
-        raise TypeError(f"version must be a text that is not empty, got {version!r}")
+def check_code_version(label) -> None:
+    """Raise unless `label` is None or a non-empty string."""
+    if label is not None and (not isinstance(label, str) or not label):
+        raise TypeError(f"code_version must be a non-empty string, got {label!r}")
 
 
 def difference(then: Identity, now: Identity) -> str:
@@ -194,9 +194,9 @@ class _Reading:
         name = equation.primitive.name
         if "callback" in name and name not in PRINTS:
             raise UnidentifiedError(
-                f"the function calls back to Python ({name}), so whether it is the same as in "
-                "another run cannot be known; pass version='1', say, and another label whenever "
-                "the function changes"
+                f"the function calls back to Python ({name}), and changes of Python code cannot be "
+                "detected; pass a label such as code_version='1', and change it with the "
+                "function"
             )
         self.operations[name] += 1
         if name in PRINTS:
@@ -260,9 +260,8 @@ class _Reading:
         text = repr(value)
         if callable(value) or re.search(r" at 0x[0-9a-f]+", text):
             raise UnidentifiedError(
-                f"the function holds {text}, of which it cannot be known whether it is the same "
-                "in another run; pass version='1', say, and another label whenever the function "
-                "changes"
+                f"the function holds {text}, in which changes cannot be detected; pass a label "
+                "such as code_version='1', and change it whenever the function changes"
             )
         return f"{type(value).__name__}:{text}"
 

@@ -9,13 +9,14 @@ import tyro
 import negmaml
 from negmaml._core.display import printable
 from negmaml._core.extras import MissingExtraError
-from negmaml.cli.output import print_table, provenance
+from negmaml.cli.output import print_renamed, print_table, provenance
 
-# In which module a command is; all are imported for the list of them, or one that is not there.
+# The module and the function of each command. All are imported only for `--help`, or for an
+# unknown command.
 COMMANDS = {
     "reproduce": "paper",
     "phases": "paper",
-    "payoff": "paper",
+    "gain-map": "paper",
     "predict": "problem",
     "advise": "advise",
     "sweep": "sweeps",
@@ -26,6 +27,18 @@ COMMANDS = {
     "verify": "problem",
     "info": "main",
 }
+RENAMED_COMMANDS = {"payoff": "gain-map"}
+SPECTRUM = {f"--{name}": f"--spectrum.{name}" for name in ("exponent", "level", "share", "spikes")}
+RENAMED_FLAGS = {
+    "predict": SPECTRUM,
+    "verify": SPECTRUM,
+    "sweep": {
+        "--set": "--override", "--part": "--worker", "--accept-changes": "--allow-code-change",
+        "--accept_changes": "--allow-code-change",
+    },
+    "heatmap": {"--best": "--argmin"},
+    "curves": {"--by": "--hue"},
+}  # fmt: skip
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -42,21 +55,38 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _called(arguments: list[str]) -> int:
-    config = (tyro.conf.OmitArgPrefixes,)
+    arguments = _with_new_names(arguments)
     if arguments and arguments[0] in COMMANDS:
         name, *given = arguments
-        return tyro.cli(_command(name), prog=f"negmaml {name}", args=given, config=config)
+        return tyro.cli(_command(name), prog=f"negmaml {name}", args=given)
     return tyro.extras.subcommand_cli_from_dict(
         {name: _command(name) for name in COMMANDS},
         prog="negmaml",
         args=arguments,
         description=negmaml.__doc__,
-        config=config,
     )
 
 
+def _with_new_names(arguments: list[str]) -> list[str]:
+    """The arguments with renamed commands and flags under their new names, with a warning each."""
+    if not arguments:
+        return arguments
+    name, *given = arguments
+    if name in RENAMED_COMMANDS:
+        print_renamed(name, RENAMED_COMMANDS[name])
+        name = RENAMED_COMMANDS[name]
+    renamed = RENAMED_FLAGS.get(name, {})
+    for i, argument in enumerate(given):
+        flag, equals, value = argument.partition("=")
+        if flag in renamed:
+            print_renamed(flag, renamed[flag])
+            given[i] = renamed[flag] + equals + value
+    return [name, *given]
+
+
 def _command(name: str) -> Callable[..., int]:
-    return getattr(importlib.import_module(f"negmaml.cli.{COMMANDS[name]}"), name)
+    module = importlib.import_module(f"negmaml.cli.{COMMANDS[name]}")
+    return getattr(module, name.replace("-", "_"))
 
 
 def info() -> int:

@@ -1,5 +1,6 @@
 """Where a command writes, and how: texts of users are printed as they are, never as markup."""
 
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,12 @@ console = Console(markup=False, emoji=False)
 def say(text: str) -> None:
     """Print lines that wrap only where the terminal wraps them."""
     console.print(printable(text), highlight=False, soft_wrap=True)
+
+
+def print_renamed(old: str, new: str) -> None:
+    """Warn on stderr that a command, a flag or a field of a spec has a new name."""
+    text = f"{old} was renamed: use {new}. The old name will be removed in the next release."
+    print(f"negmaml: warning: {printable(text)}", file=sys.stderr)
 
 
 def print_table(

@@ -1,4 +1,4 @@
-"""The commands of figures: reproduce, phases, payoff."""
+"""The commands of figures: reproduce, phases, gain-map."""
 
 import json
 import threading
@@ -118,11 +118,11 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
     return 0
 
 
-def payoff(out: Path = Path("payoff")) -> int:
+def gain_map(out: Path = Path("gain_map")) -> int:
     """Map where a negative training rate pays: spectrum, noise, data, with a ridge and without.
 
     Args:
-        out: folder for payoff.png, .svg and .nc (opens with xarray); made if missing.
+        out: folder for gain_map.png, .svg and .nc (opens with xarray); made if missing.
     """
     out = check_writable(out)
     from negmaml.paper import figures
@@ -131,10 +131,10 @@ def payoff(out: Path = Path("payoff")) -> int:
     with console.status("computing"):
         dataset = compute()
     dataset.attrs |= provenance()
-    path = out / "payoff.nc"
+    path = out / "gain_map.nc"
     with figures.atomic_write(path) as partial:
         dataset.to_netcdf(partial, engine="scipy")
-    paths = [*figures.save(figures.payoff(dataset), out, "payoff"), path]
+    paths = [*figures.save(figures.payoff(dataset), out, "gain_map"), path]
     rows = []
     for name in ("noise", "data"):
         for ridge in ("none", "best"):

@@ -14,7 +14,19 @@ from negmaml.cli.output import print_table
 from negmaml.problem import MixedLinearRegression, named_spectrum
 from negmaml.rules import GradientDescent
 
-SHAPE = ("exponent", "level", "share", "spikes")
+
+@dataclass(frozen=True)
+class SpectrumOptions:
+    """Parameters of the named spectra, of which each uses its own."""
+
+    exponent: float = 1.0
+    """Exponent of the power-law spectrum."""
+    level: float = 10.0
+    """Value of the upper level (two-level) or of the spikes."""
+    share: float = 0.5
+    """Fraction of eigenvalues at the upper level (two-level)."""
+    spikes: float = 1.0
+    """Number of spikes."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +53,12 @@ class ProblemOptions:
     """Every coordinate of the start of meta-training."""
     spectrum: Literal["isotropic", "power", "two-level", "spikes"] = "isotropic"
     """Eigenvalues of the input covariance, of mean one."""
-    exponent: float = 1.0
-    """Of the power law."""
-    level: float = 10.0
-    """Of the upper of two levels, or what spikes add."""
-    share: float = 0.5
-    """Of the directions at the upper of two levels."""
-    spikes: float = 1.0
-    """How many directions are spikes."""
+    shape: Annotated[SpectrumOptions, tyro.conf.arg(name="spectrum")] = SpectrumOptions()
 
     def problem(self) -> MixedLinearRegression:
-        """As the rest of the package knows it."""
+        """The problem with these sizes, variances and input covariance."""
         given = asdict(self)
-        name, shape = given.pop("spectrum"), {n: given.pop(n) for n in SHAPE}
+        name, shape = given.pop("spectrum"), given.pop("shape")
         if name != "isotropic":
             with jax.enable_x64(True):
                 given["input_covariance"] = named_spectrum(name, self.p, **shape)

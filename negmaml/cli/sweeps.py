@@ -11,7 +11,7 @@ import tyro
 from negmaml import sweeps
 from negmaml._core.extras import require
 from negmaml._core.paths import expanded
-from negmaml.cli.output import check_writable, print_table, say, say_written
+from negmaml.cli.output import check_writable, print_renamed, print_table, say, say_written
 from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
@@ -19,7 +19,7 @@ from negmaml.sweeps.claims import SLURM
 from negmaml.sweeps.cluster import connected
 from negmaml.sweeps.storage import local_path
 
-Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set"), tyro.conf.UseAppendAction]
+Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="override"), tyro.conf.UseAppendAction]
 Selection = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 Name = Annotated[str, tyro.conf.Positional]
 
@@ -30,28 +30,28 @@ def sweep(
     overrides: Overrides = (),
     dry_run: bool = False,
     scheduler: str | None = None,
-    part: str | None = None,
+    worker: str | None = None,
     memory: int | None = None,
     block: int | None = None,
     extend: bool = False,
-    accept_changes: bool = False,
+    allow_code_change: bool = False,
 ) -> int:
     """Run the sweep of a spec file, or go on with it; a store that is complete computes nothing.
 
     Args:
         spec: a TOML file, or phase_map, the example that comes with the package.
         store: where the result goes: a path or an fsspec URL.
-        overrides: fields of the spec, as in --set seeds=20 --set grid.sigma=[0.1,1.0].
+        overrides: fields of the spec, as in --override seeds=20 --override grid.sigma=[0.1,1.0].
         dry_run: only say what there is to do: cells, shape groups, blocks, bytes, time.
         scheduler: address of a Dask scheduler whose workers share the blocks.
-        part: 3/16 in the third of 16 processes that run the same command and share the store, or
+        worker: 3/16 in the third of 16 processes that run the same command and share the store, or
             slurm in an array job. Any number may come and go, at any time.
         memory: bytes that a batch of cells may take.
         block: cells computed and stored at once.
         extend: add new seeds and new values of axes to the store.
-        accept_changes: go on though the function computes something else than it did.
+        allow_code_change: go on though the function computes something else than it did.
     """
-    fields = specs.read(spec, overrides)
+    fields = specs.read(spec, overrides, warn=print_renamed)
     memory = fields.get("memory") if memory is None else memory
     block = fields.get("block") if block is None else block
     with ExitStack() as stack:
@@ -70,12 +70,12 @@ def sweep(
             *call,
             store=store,
             client=client,
-            part=_part(part),
+            worker=_worker(worker),
             memory=memory,
             block=block,
             extend=extend,
-            accept_changes=accept_changes,
-            version=fields.get("version"),
+            allow_code_change=allow_code_change,
+            code_version=fields.get("code_version"),
             progress=True,
             **specs.arguments(fields),
         )
@@ -88,13 +88,15 @@ sweep.__doc__ = inspect.cleandoc(sweep.__doc__ or "").replace(
 )
 
 
-def _part(text: str | None) -> tuple[int, int] | str | None:
+def _worker(text: str | None) -> tuple[int, int] | str | None:
     """3/16 as a pair."""
     if text in (None, SLURM):
         return text
     number, slash, count = text.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal()):
-        raise ValueError(f"--part takes k/n, such as 3/16, or slurm in an array job, got {text!r}")
+        raise ValueError(
+            f"--worker takes k/n, such as 3/16, or slurm in an array job, got {text!r}"
+        )
     return int(number), int(count)
 
 
@@ -110,7 +112,7 @@ def status(store: Name, check: bool = False) -> int:
     found = sweeps.status(store, check=check)
     _print_rows(store, found.rows())
     if found.workers:
-        columns = "worker", "part", "blocks", "last sign of life"
+        columns = "process", "worker", "blocks", "last heartbeat"
         print_table(columns, [worker.row() for worker in found.workers])
     for text in found.losses():
         say(f"lost: {text}")
@@ -141,7 +143,7 @@ def heatmap(
     x: str,
     y: str,
     value: str | None = None,
-    best: str | None = None,
+    argmin: str | None = None,
     select: Selection = (),
     out: Path | None = None,
 ) -> int:
@@ -152,7 +154,7 @@ def heatmap(
         x: an axis, or a product or quotient of coordinates over one axis, as n_t/p.
         y: the same, over another axis.
         value: the variable; by default the only one, or test_loss.
-        best: draw the value of this axis at which the variable is least.
+        argmin: draw the value of this axis at which the variable is least.
         select: values of the other axes, as in --select sigma=1.0.
         out: the picture's path without suffix; by default next to the store.
     """
@@ -161,20 +163,20 @@ def heatmap(
     if across.dims == up.dims:
         raise ValueError(f"--x {x} and --y {y} vary along the same axis, {across.dims[0]}")
     value = summary.variable(dataset, value)
-    keep = [across.dims[0], up.dims[0], *([best] if best else [])]
+    keep = [across.dims[0], up.dims[0], *([argmin] if argmin else [])]
     means, _ = summary.mean(dataset, value, keep)
-    if best:
-        means = summary.best(means, best)
-    label = f"best {best}" if best else f"mean {value}"
+    if argmin:
+        means = summary.argmin(means, argmin)
+    label = f"best {argmin}" if argmin else f"mean {value}"
     means = means.transpose(up.dims[0], across.dims[0])
-    figure = figures.heat_map(across.values, up.values, means.values, (x, y, label), bool(best))
+    figure = figures.heat_map(across.values, up.values, means.values, (x, y, label), bool(argmin))
     return _save(figure, store, out, "heatmap")
 
 
 def curves(
     store: Name,
     x: str,
-    by: str | None = None,
+    hue: str | None = None,
     value: str | None = None,
     select: Selection = (),
     out: Path | None = None,
@@ -184,20 +186,20 @@ def curves(
     Args:
         store: a store of `negmaml sweep`, finished or not.
         x: an axis, or a product or quotient of coordinates over one axis.
-        by: another axis, a curve for each of its values.
+        hue: another axis, a curve for each of its values.
         value: the variable; by default the only one, or test_loss.
         select: values of the other axes, as in --select sigma=1.0.
         out: the picture's path without suffix; by default next to the store.
     """
     dataset = summary.select(summary.load(store), _pairs(select))
     across, value = summary.quantity(dataset, x), summary.variable(dataset, value)
-    means, errors = summary.mean(dataset, value, [across.dims[0], *([by] if by else [])])
+    means, errors = summary.mean(dataset, value, [across.dims[0], *([hue] if hue else [])])
     lines = {}
-    for i in range(means.sizes[by] if by else 1):
-        at = {by: i} if by else {}
-        held = means[by].values[i] if by else 0
+    for i in range(means.sizes[hue] if hue else 1):
+        at = {hue: i} if hue else {}
+        held = means[hue].values[i] if hue else 0
         held = held if isinstance(held, str) else f"{held:g}"
-        lines[f"{by} = {held}" if by else ""] = means.isel(at).values, errors.isel(at).values
+        lines[f"{hue} = {held}" if hue else ""] = means.isel(at).values, errors.isel(at).values
     figure = figures.curves(across.values, lines, (x, f"mean {value}"))
     return _save(figure, store, out, "curves")
 

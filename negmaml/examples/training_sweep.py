@@ -42,7 +42,9 @@ def train(key, train_rate, outer_rate, steps, width=40, adapt=None):
 def main(n: int = 20, steps: int = 2000, seeds: int = 3, store: str | None = None):
     """Search n points; returns the dataset."""
     grid = {"steps": steps, "point": nm.sweeps.random_points(n, **RANGES)}
-    return nm.sweep(train, grid, seeds, store=store, common=list(RANGES), progress=True)
+    return nm.sweep(
+        train, grid, seeds, store=store, common_random_numbers=list(RANGES), progress=True
+    )
 
 
 def report(result) -> str:

@@ -56,7 +56,7 @@ class LinearModel:
         test_loss: train_rate.shape + adapt_rate.shape
         distance, reliable: train_rate.shape
 
-    Sizes and steps are static, both rate axes are handled whole: one pass over the data of a cell
+    Sizes and steps are static, both rate axes are vectorized: one pass over the data of a cell
     serves all of them, and all rates share their random numbers. It is a `sweeps.SweepFunction`.
 
     Arguments:
@@ -72,7 +72,7 @@ class LinearModel:
     accepts = (*STATIC, "sigma", "nu", "w0", "omega0", "meta_ridge", *RATES, *SHAPE)
     requires = (*SIZES, "sigma", "nu", *RATES)
     static_axes = STATIC
-    whole_axes = RATES
+    vectorized_axes = RATES
     output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
 
     @own_settings

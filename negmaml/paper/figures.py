@@ -163,7 +163,7 @@ def phases(values):
 
 
 def payoff(dataset):
-    """Draw the eight maps of `negmaml payoff`; returns a matplotlib Figure."""
+    """Draw the eight maps of `negmaml gain-map`; returns a matplotlib Figure."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Gain of a negative training rate, for inputs of any spectrum: the maps of `negmaml payoff`.
+"""Gain of a negative training rate, for inputs of any spectrum: the maps of `negmaml gain-map`.
 
 The excess loss of a training rate is its test loss, at the best adaptation rate, minus the test
 loss of the mean task w0. The gain is the relative decrease of the excess from a baseline to the

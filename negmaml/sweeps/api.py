@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.extras import require
-from negmaml._core.fingerprint import check_version
+from negmaml._core.fingerprint import check_code_version
 from negmaml._core.settings import own_transfers
 from negmaml.sweeps import cluster as clusters
 from negmaml.sweeps import store as stores
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     import xarray
 
 
+@renamed_arguments(
+    root="root_seed", whole="vectorized", common="common_random_numbers", part="worker",
+    accept_changes="allow_code_change", version="code_version",
+)  # fmt: skip
 @own_transfers
 def sweep(
     function: Callable[..., Mapping[str, Any]],
@@ -36,19 +41,19 @@ def sweep(
     seeds: int | Iterable[int],
     store: str | os.PathLike[str] | None = None,
     *,
-    root: int = 0,
+    root_seed: int = 0,
     static: Sequence[str] | None = None,
-    whole: Sequence[str] | None = None,
-    common: Sequence[str] = (),
+    vectorized: Sequence[str] | None = None,
+    common_random_numbers: Sequence[str] = (),
     output_dims: Mapping[str, Sequence[str]] | None = None,
     memory: int | None = None,
     block: int | None = None,
     devices: Sequence[Any] | None = None,
     client: Any = None,
-    part: tuple[int, int] | str | None = None,
+    worker: tuple[int, int] | str | None = None,
     extend: bool = False,
-    accept_changes: bool = False,
-    version: str | None = None,
+    allow_code_change: bool = False,
+    code_version: str | None = None,
     progress: bool | Tell = False,
 ) -> "xarray.Dataset":
     """Evaluate `function(key, **point)` at every point of a grid and every seed.
@@ -56,61 +61,64 @@ def sweep(
     Arguments:
         function: any JAX function that returns a dict of arrays; `nm.sweeps.linear` is the linear
             model.
-        grid: a dict of axes, `name: values`; a single value is a constant; a tuple of names zips
-            axes, `("p", "m"): [(20, 2), (60, 3)]`; `"point": [{"a": 1, "b": 0.5}, ...]` lists
+        grid: a dict of axes, `name: values`. A single value is a constant. A tuple of names zips
+            axes, `("p", "m"): [(20, 2), (60, 3)]`. `"point": [{"a": 1, "b": 0.5}, ...]` lists
             points, as `nm.sweeps.random_points` draws them. A list of dicts is their union, along
             the dim `point`.
         seeds: a count n for seeds 0 .. n - 1, or a list of integers from 0 to 2^32 - 1; at most
             ten million.
-        store: a path, which may begin with `~`, or fsspec URL of a zarr store; in memory without
-            one. Running the same call again resumes it. All spellings of a path are one store. A
-            finished store is read where nothing can be written.
-        root: seed of all random numbers. Those of a cell depend on `root`, its seed and the values
-            of its axes, and on nothing else: not on the rest of the grid, blocks or devices.
-        static: axes that set shapes or branches; by default integers, strings and truth values.
-        whole: axes that the function takes as one array each and returns as leading dims; what it
-            returns at one value must not depend on the others.
-        common: axes along which cells share their random numbers, as they do along whole axes.
-        output_dims: names of the dims of outputs, where they do not lead with all whole axes.
+        store: a path, which may begin with `~`, or an fsspec URL of a zarr store; without it the
+            result is kept in memory. Running the same call again resumes it. All spellings of a
+            path are one store. A finished store can be read from a read-only disk.
+        root_seed: seed of all random numbers. The random numbers of a cell depend on `root_seed`,
+            on its seed and on the values of its axes, and on nothing else: not on the rest of the
+            grid, blocks or devices.
+        static: axes that set shapes or branches; by default those of integers, strings and truth
+            values.
+        vectorized: axes that the function takes as one array each and returns as leading dims. Its
+            outputs at one value must not depend on the other values.
+        common_random_numbers: axes along which cells share their random numbers. Cells along
+            vectorized axes always do.
+        output_dims: names of the dims of outputs, if they do not lead with all vectorized axes.
         memory: bytes that one batch of cells may take; by default 256 MiB on CPU, and a quarter of
             the memory of an accelerator.
-        block: cells computed and stored at once; by default what takes about two seconds.
+        block: cells computed and stored at once; by default about two seconds of work.
         devices: local devices to shard cells over; by default all.
-        client: a Dask client, or the address of a scheduler, to spread blocks over workers. Needs
-            a store that all of them see.
-        part: (k, n) in the k-th of n processes, in any order and on any machines, that make the
-            same call to share one store; or "slurm" in an array job. Each computes the blocks that
-            it claims, and at the end those of processes that are gone, and returns when nothing is
-            lacking. n is a guess that spreads them: more or fewer may come, at any time.
-        extend: add seeds and values of axes to an existing store, keeping what it holds. Readers
-            of the store see the old one until the new values have their place.
-        accept_changes: go on although the function computes something else than it did when the
-            store was written; a note is kept in the attribute `history`.
-        version: a label that stands for what the function computes, for one that calls back to
-            Python, of which a change goes unseen. Change it when the function changes.
-        progress: whether to show a bar (needs rich: pip install "negmaml[cli]"), or a function
-            that is called as progress(cells done, cells in all) after every block.
+        client: a Dask client, or the address of a scheduler, whose workers compute the blocks.
+            Needs a store that all of them can access.
+        worker: (k, n) in the k-th of n processes, on any machines, that make the same call to
+            share one store; or "slurm" in an array job. Each process claims blocks and computes
+            them, takes over blocks of processes that died, and returns when all blocks are
+            complete. n is only a hint: workers may join or leave at any time.
+        extend: add seeds and values of axes to an existing store and keep its contents. Readers
+            see the old store until the extension is in place.
+        allow_code_change: resume even if the function computes something else than when the store
+            was written; the change is noted in the attribute `history`.
+        code_version: a label that identifies what the function computes. Functions that call back
+            to Python need it, because JAX cannot see changes in them. Change it with the function.
+        progress: True shows a bar (needs rich: pip install "negmaml[cli]"); a function is called as
+            progress(cells completed, cells in all) after every block.
 
-    A store may hold more than is asked for: what is returned is what is asked for.
+    If a store holds more than this call asks for, the result is the part that was asked for.
 
     Returns an `xarray.Dataset`, read lazily if there is a store. Dims are named by the grid, then
     `seed`, then those of the output; coordinates are the values. `finite` is False at cells with
-    a NaN or infinity, which are kept and stop nothing. Attributes say how it was made. Outputs
-    that NumPy has no dtype for have the least one that holds all their values: float32 for bfloat16
-    and float8, int8 and uint8 for integers of fewer bits.
+    a NaN or infinity, which are kept. Attributes record how the dataset was made. Outputs that have
+    no NumPy dtype get the smallest one that holds all their values: float32 for bfloat16 and
+    float8, int8 and uint8 for integers of fewer bits.
 
-    Axes, outputs and their dims share one space of names. Values of an axis must differ in the
-    dtype of JAX here: float32, or float64 with 64 bits enabled.
+    Axes, outputs and their dims share one namespace. Values of an axis must differ in JAX's current
+    dtype: float32, or float64 with 64 bits enabled.
 
-    A store knows its function by the program that JAX traces from it: constants, globals and
-    attributes that it uses are a part of it, names are not. So are the settings of JAX that change
-    results: matmul precision, generator, seed offset, x64 and the like. A store without a record of
-    one of them was made with its default. Neither may change while a sweep runs.
+    A store identifies its function by the program that JAX traces from it, including constants,
+    globals and attributes, but not names. It also records the settings of JAX that change results:
+    matmul precision, random number generator, seed offset, x64 and the like; settings that it does
+    not record had their defaults. Neither may change while a sweep runs.
 
-    Raises ValueError or TypeError for a grid, function or spec that is not right, names that clash
-    and values that are one when rounded included; `StoreError` for a store of something else;
-    ConnectionError for a scheduler that does not answer; and OSError for a store that cannot be
-    written. All but a full disk are found before anything is computed.
+    Raises ValueError or TypeError for an invalid grid, function or spec, for names that clash, and
+    for values that are equal after rounding; `StoreError` for a store of another sweep;
+    ConnectionError if the scheduler does not answer; and OSError for a store that cannot be
+    written. All errors but a full disk are raised before anything is computed.
 
     >>> import negmaml as nm
     >>> grid = {"p": [20, 30], "m": 2, "n_t": 10, "n_v": 2, "n_r": 10, "sigma": [0.1, 1.0],
@@ -120,18 +128,18 @@ def sweep(
     {'p': 2, 'sigma': 2, 'seed': 5, 'train_rate': 3}
     """
     require("xarray", "sweep")
-    url = _check_options(store, client, part, extend, accept_changes)
-    part = None if part is None else parse_part(part)
-    check_version(version)
+    url = _check_options(store, client, worker, extend, allow_code_change)
+    worker = None if worker is None else parse_part(worker)
+    check_code_version(code_version)
     check_means(memory, block, devices)
     work = prepare(
-        function, grid, seeds, root=root, static=static, whole=whole, common=common,
-        output_dims=output_dims,
+        function, grid, seeds, root_seed=root_seed, static=static, vectorized=vectorized,
+        common_random_numbers=common_random_numbers, output_dims=output_dims,
     )  # fmt: skip
     with teller(progress) as tell:
         if url is None:
             return _in_memory(work, memory, block, devices, tell)
-        how = How(extend, accept_changes, version)
+        how = How(extend, allow_code_change, code_version)
         try:
             check_writable(url)
         except OSError:
@@ -140,31 +148,33 @@ def sweep(
             return found
         with clusters.connected(client) as workers, _told_how_to_go_on(url):
             means = Means(memory, block, devices, workers, tell)
-            if part is not None:
-                return into_shared_store(work, url, part, means, how)
+            if worker is not None:
+                return into_shared_store(work, url, worker, means, how)
             with locked(url) as lock:
                 left = check_alone(url) or lock.left
                 return into_store(work, url, replace(lock, left=left), means, how)
 
 
-def _check_options(store, client, part, extend, accept_changes) -> Address | None:
+def _check_options(store, client, worker, extend, allow_code_change) -> Address | None:
     """The address of the store; raises unless the options about it are valid and go together."""
     if isinstance(jnp.zeros(()), jax.core.Tracer):
         raise TypeError(
             "sweep computes and stores when it is called; call it outside of jit, and put what "
             "should be compiled into its function, which always is"
         )
-    for name, value in (("extend", extend), ("accept_changes", accept_changes)):
+    for name, value in (("extend", extend), ("allow_code_change", allow_code_change)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
         if value and store is None:
             raise ValueError(f"{name}=True is about a store that is there; pass store=")
     url = None if store is None else check_url(store)
-    if part is not None:
+    if worker is not None:
         if store is None:
-            raise ValueError("part is of a sweep that processes share in a store; pass store=")
+            raise ValueError("worker is for a sweep that processes share in a store; pass store=")
         if client is not None:
-            raise ValueError("part and client are two ways to share a sweep; pass one of them")
+            raise ValueError(
+                "pass either worker or client, not both: each is a way to share a sweep"
+            )
     if client is not None:
         if store is None:
             raise ValueError("client needs a store that its workers can write to; pass store=")

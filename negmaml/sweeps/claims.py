@@ -48,16 +48,16 @@ def parse_part(part) -> Part:
             task, count = (int(os.environ[f"SLURM_ARRAY_TASK_{n}"]) for n in ("ID", "COUNT"))
         except (KeyError, ValueError) as error:
             raise ValueError(
-                "part='slurm' reads SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, which an array "
-                "job sets (sbatch --array=1-16); elsewhere give a pair such as (3, 16)"
+                "worker='slurm' reads SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, which an "
+                "array job sets (sbatch --array=1-16); elsewhere pass a pair such as (3, 16)"
             ) from error
         return task % count + 1, count
     pair = tuple(part) if isinstance(part, Sequence) and not isinstance(part, str) else ()
     if len(pair) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in pair):
-        raise TypeError(f"part must be a pair such as (3, 16), or 'slurm', got {part!r}")
+        raise TypeError(f"worker must be a pair such as (3, 16), or 'slurm', got {part!r}")
     if not 1 <= pair[0] <= pair[1] <= MOST_PARTS:
         raise ValueError(
-            f"part must be (k, n) with k from 1 to n, at most {MOST_PARTS:,}, got {part!r}"
+            f"worker must be (k, n) with k from 1 to n, at most {MOST_PARTS:,}, got {part!r}"
         )
     return int(pair[0]), int(pair[1])
 
@@ -229,7 +229,7 @@ def check_alone(url: str) -> bool:
     if name := living(watch):
         raise StoreError(
             f"store {url!r} is shared by workers ({_in_words(name, files.read(name))}); wait for "
-            "them, or join them with part="
+            "them, or join them with worker="
         )
     remains = files.names()
     for name in remains:

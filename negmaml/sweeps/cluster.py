@@ -34,7 +34,7 @@ class Job:
     function: SweepFunction
     grid: Grid
     outputs: tuple[Output, ...]
-    root: int
+    root_seed: int
     block: tuple[int, ...]
     memory: int | None
     settings: Mapping[str, str]
@@ -70,11 +70,15 @@ def compute_block(job: Job, region: Region, lacking: np.ndarray) -> int:
                     f"a worker cannot see the store {job.store!r}; it must be on a file system "
                     "that all machines share, or at a URL"
                 )
-            runner = Runner(job.function, job.grid, job.outputs, job.root, job.block, job.memory)
+            runner = Runner(
+                job.function, job.grid, job.outputs, job.root_seed, job.block, job.memory
+            )
             _open.clear()  # programs of an earlier sweep
             _open[job.name] = runner, store
         runner, store = _open[job.name]
-        wanted = lacking & (store.done(region) == job.part)  # it may have been stored, and lost
+        wanted = lacking & (
+            store.completed(region) == job.part
+        )  # it may have been stored, and lost
         if wanted.any():
             runner.expect([region])
             store.write(region, job.part, wanted, runner.compute(index_of(region, wanted)))

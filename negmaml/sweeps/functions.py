@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.deprecation import warn_renamed
 from negmaml._core.fingerprint import Identity, UnidentifiedError, identify
 from negmaml._core.keys import key_of
 from negmaml._core.registry import maker, registered
@@ -34,15 +35,15 @@ class SweepFunction(Protocol):
     Attributes:
         accepts: the names of its points; None for any.
         requires: those without a default.
-        static_axes: names that set shapes or branches; None for what has integers, strings or
-            truth values as values.
-        whole_axes: names it takes as one array each and returns as leading dims. What it returns
-            at one value must not depend on the others.
-        output_dims: the dims of outputs, where they do not lead with all whole axes.
+        static_axes: names that set shapes or branches; None for all names whose values are
+            integers, strings or truth values.
+        vectorized_axes: names it takes as one array each and returns as leading dims. Its outputs
+            at one value must not depend on the other values.
+        output_dims: the dims of outputs, where they do not lead with all vectorized axes.
 
     >>> class Powers(SweepFunction):
     ...     accepts = requires = ("size", "powers")
-    ...     whole_axes = ("powers",)
+    ...     vectorized_axes = ("powers",)
     ...     def __call__(self, key, *, size, powers):
     ...         total = jnp.sum(jax.random.normal(key, (size,)))
     ...         return {"value": total ** powers}
@@ -54,7 +55,7 @@ class SweepFunction(Protocol):
     accepts: tuple[str, ...] | None = None
     requires: tuple[str, ...] = ()
     static_axes: tuple[str, ...] | None = None
-    whole_axes: tuple[str, ...] = ()
+    vectorized_axes: tuple[str, ...] = ()
     output_dims: Mapping[str, Sequence[str]] = {}
 
     if TYPE_CHECKING:  # which lets a subclass name its points
@@ -74,7 +75,7 @@ class SweepFunction(Protocol):
     ) -> dict[str, jax.Array]:
         """`__call__` for keys (B,) and numbers of shape (B,); outputs lead with B.
 
-        shared: static values and whole axes, the same for all cells.
+        shared: static values and vectorized axes, the same for all cells.
         """
         return jax.vmap(lambda key, own: self(key, **shared, **own))(keys, dict(numbers))
 
@@ -98,8 +99,8 @@ class Plain(SweepFunction):
         return self.function(key, **point)
 
 
-MEMBERS = ("accepts", "requires", "static_axes", "whole_axes", "output_dims", "check", "batched",
-           "batch_cells", "compiler_options")  # fmt: skip
+MEMBERS = ("accepts", "requires", "static_axes", "vectorized_axes", "output_dims", "check",
+           "batched", "batch_cells", "compiler_options")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Roles:
 
     function: SweepFunction
     static: tuple[str, ...] | None
-    whole: tuple[str, ...]
+    vectorized: tuple[str, ...]
     output_dims: Mapping[str, tuple[str, ...]]
 
 
@@ -127,12 +128,12 @@ class Output:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def roles(function, static=None, whole=None, output_dims=None) -> Roles:
+def roles(function, static=None, vectorized=None, output_dims=None) -> Roles:
     """The roles of axes of `function`, with what the caller says in place of what it says."""
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"function must be callable as function(key, **point), got {function!r}")
     static = None if static is None else name_tuple("static", static)
-    whole = None if whole is None else name_tuple("whole", whole)
+    vectorized = None if vectorized is None else name_tuple("vectorized", vectorized)
     swept = function
     if not isinstance(function, SweepFunction):
         if some := [name for name in MEMBERS if hasattr(function, name)]:
@@ -141,7 +142,11 @@ def roles(function, static=None, whole=None, output_dims=None) -> Roles:
                 "subclass negmaml.sweeps.SweepFunction, which has the defaults"
             )
         swept = Plain(function)
-    for name in ("accepts", "requires", "static_axes", "whole_axes"):
+    own_vectorized = swept.vectorized_axes
+    if hasattr(swept, "whole_axes"):
+        warn_renamed("SweepFunction.whole_axes", "vectorized_axes")
+        own_vectorized = swept.whole_axes
+    for name in ("accepts", "requires", "static_axes", "vectorized_axes"):
         if (own := getattr(swept, name)) is not None:
             name_tuple(f"{name} of the function", own)
     dims = swept.output_dims if output_dims is None else output_dims
@@ -152,7 +157,7 @@ def roles(function, static=None, whole=None, output_dims=None) -> Roles:
     return Roles(
         swept,
         swept.static_axes if static is None else static,
-        swept.whole_axes if whole is None else whole,
+        own_vectorized if vectorized is None else vectorized,
         own_dims,
     )
 
@@ -173,15 +178,17 @@ def _signature(function) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
 
 
 def inputs(grid: Grid, batch: tuple[int, ...] = ()):
-    """(keys, numbers, whole axes) that cells of this batch shape are traced with."""
+    """(keys, numbers, vectorized axes) that cells of this batch shape are traced with."""
     names = [n for axis in grid.axes for n in axis.names if n not in grid.static]
     number = jnp.result_type(float)
     key = jax.eval_shape(lambda: key_of(0))
-    whole = {n: jax.ShapeDtypeStruct(np.shape(v), number) for n, v in grid.whole_values().items()}
+    vectorized = {
+        n: jax.ShapeDtypeStruct(np.shape(v), number) for n, v in grid.vectorized_values().items()
+    }
     return (
         jax.ShapeDtypeStruct(batch, key.dtype),
         dict.fromkeys(names, jax.ShapeDtypeStruct(batch, number)),
-        whole,
+        vectorized,
     )
 
 
@@ -213,19 +220,19 @@ def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
 
 
 def _declares(function: SweepFunction, found: tuple[Output, ...], grid: Grid) -> bool:
-    """Whether the function itself says that its outputs have whole axes alone, in every group.
+    """Whether the function itself says that its outputs have only vectorized axes, in every group.
 
     Tracing it for each of many groups of sizes would take longer than a small sweep.
     """
-    whole = {axis.names[0] for axis in grid.whole}
-    return all(o.name in function.output_dims and whole >= set(o.dims) for o in found)
+    vectorized = {axis.names[0] for axis in grid.vectorized}
+    return all(o.name in function.output_dims and vectorized >= set(o.dims) for o in found)
 
 
 def _cell_shapes(function: SweepFunction, grid: Grid, group) -> dict[str, jax.ShapeDtypeStruct]:
     """What the function returns for one cell of a group of static values."""
 
-    def cell(key, numbers, whole):
-        found = function(key, **group, **numbers, **whole)
+    def cell(key, numbers, vectorized):
+        found = function(key, **group, **numbers, **vectorized)
         if not isinstance(found, dict) or not found:
             raise TypeError(f"function must return a dict of arrays, got {type(found).__name__}")
         for name, value in found.items():
@@ -245,21 +252,23 @@ def programs(
 
     Whole axes, which can grow, are given two values.
     """
-    keys, numbers, whole = inputs(grid, (1,))
-    lengths = {n: (2,) if w.shape else () for n, w in whole.items()}
-    few = {n: jax.ShapeDtypeStruct(lengths[n], w.dtype) for n, w in whole.items()}
+    keys, numbers, vectorized = inputs(grid, (1,))
+    lengths = {n: (2,) if w.shape else () for n, w in vectorized.items()}
+    few = {n: jax.ShapeDtypeStruct(lengths[n], w.dtype) for n, w in vectorized.items()}
     found = {}
     for group in groups:
 
-        def cell(keys, numbers, whole, group=group):
-            return function.batched(keys, numbers, {**group, **whole})
+        def cell(keys, numbers, vectorized, group=group):
+            return function.batched(keys, numbers, {**group, **vectorized})
 
         try:
-            found[group_text(group)] = identify(cell, keys, numbers, few, version=version)
+            found[group_text(group)] = identify(cell, keys, numbers, few, code_version=version)
         except (TypeError, ValueError, IndexError) as error:
-            if isinstance(error, UnidentifiedError) or few == whole:
+            if isinstance(error, UnidentifiedError) or few == vectorized:
                 raise
-            found[group_text(group)] = identify(cell, keys, numbers, whole)  # it wants them all
+            found[group_text(group)] = identify(
+                cell, keys, numbers, vectorized
+            )  # it wants them all
     return found
 
 
@@ -270,27 +279,29 @@ def group_text(group: Mapping[str, Any]) -> str:
 
 def _check_values(function: SweepFunction, grid: Grid) -> None:
     """Every value of every axis once, next to the first values of the others."""
-    base = {n: axis.column(n)[0] for axis in (*grid.axes, *grid.whole) for n in axis.names}
+    base = {n: axis.column(n)[0] for axis in (*grid.axes, *grid.vectorized) for n in axis.names}
     for axis in grid.axes:
         for row in axis.values:
             function.check(**(base | dict(zip(axis.names, row, strict=True))))
 
 
 def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: Grid) -> Output:
-    whole = {axis.names[0]: len(axis) for axis in grid.whole if axis.dim}
+    vectorized = {axis.names[0]: len(axis) for axis in grid.vectorized if axis.dim}
     if not hasattr(shape, "shape"):
         raise TypeError(f"function must return a dict of arrays, got a nest at {name!r}")
     if name in roles.output_dims:
-        dims = tuple(d for d in roles.output_dims[name] if d in whole or d not in roles.whole)
+        dims = tuple(
+            d for d in roles.output_dims[name] if d in vectorized or d not in roles.vectorized
+        )
     else:
-        leads = bool(whole) and shape.shape[: len(whole)] == tuple(whole.values())
-        dims = tuple(whole) if leads else ()
+        leads = bool(vectorized) and shape.shape[: len(vectorized)] == tuple(vectorized.values())
+        dims = tuple(vectorized) if leads else ()
     dims += tuple(f"{name}_{i}" for i in range(len(dims), len(shape.shape)))
     sizes = dict(zip(dims, shape.shape, strict=False))
-    if len(dims) != len(shape.shape) or any(sizes[d] != whole.get(d, sizes[d]) for d in dims):
+    if len(dims) != len(shape.shape) or any(sizes[d] != vectorized.get(d, sizes[d]) for d in dims):
         raise ValueError(
-            f"output {name!r} has shape {shape.shape} and not the dims {dims} of sizes {whole}; "
-            "name its dims with output_dims"
+            f"output {name!r} has shape {shape.shape} and not the dims {dims} of sizes "
+            f"{vectorized}; name its dims with output_dims"
         )
     return Output(name, dims, tuple(shape.shape), held_as(name, shape.dtype))
 

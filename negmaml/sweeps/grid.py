@@ -4,13 +4,13 @@ A cell is one point of the grid at one seed. Axes come in three kinds:
 
 - static: sets shapes or branches (integers, strings); every combination is compiled once;
 - number: traced and vmapped;
-- whole: handed to the function as one array, since it shares work along that axis itself.
+- vectorized: handed to the function as one array, since it shares work along that axis itself.
 
 A plain axis is `name: values`; zipped axes are `("p", "m"): [(20, 2), (60, 3)]`; a single value
 is a constant and makes no dimension. A list of grids becomes one zipped axis, `point`.
 
 Random numbers belong to an address, the sum modulo 2^64 of a hash of each `name = value` of the
-cell: it knows nothing of positions, orders, blocks or devices. Whole axes, and those that the
+cell: it knows nothing of positions, orders, blocks or devices. Vectorized axes, and those that the
 caller names as common, stay out of it, so that cells along them share their random numbers.
 """
 
@@ -49,10 +49,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """Axes over cells, whole axes, seeds, and the kind of every name."""
+    """Axes over cells, vectorized axes, seeds, and the kind of every name."""
 
     axes: tuple[Axis, ...]
-    whole: tuple[Axis, ...]
+    vectorized: tuple[Axis, ...]
     seeds: tuple[int, ...]
     static: frozenset[str]
     common: frozenset[str]
@@ -72,11 +72,11 @@ class Grid:
         """Number of cells: points times seeds."""
         return math.prod(self.shape)
 
-    def whole_values(self) -> dict[str, Any]:
-        """What the function gets for its whole axes: arrays, or floats for constants."""
+    def vectorized_values(self) -> dict[str, Any]:
+        """What the function gets for its vectorized axes: arrays, or floats for constants."""
         return {
             axis.names[0]: np.array(axis.column(axis.names[0])) if axis.dim else axis.values[0][0]
-            for axis in self.whole
+            for axis in self.vectorized
         }
 
     def groups(self) -> list[dict[str, Any]]:

@@ -164,7 +164,7 @@ def layouts(manifest: Manifest) -> dict[str, Layout]:
 
 
 def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
-    """The arrays over the cells: outputs, `finite` and `done`."""
+    """The arrays over the cells: outputs, `finite` and the flags."""
     grid, block = manifest.grid, manifest.block
     found = {}
     first = sizes_at(manifest, 1)
@@ -177,16 +177,16 @@ def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
             dtype.kind not in "fc",  # random digits do not compress
             True,
         )  # fmt: skip
-    for name, kind in (("finite", "bool"), ("done", "uint8")):
+    for name, kind in (("finite", "bool"), (manifest.completed, "uint8")):
         found[name] = Layout(name, grid.dims, grid.shape, block, np.dtype(kind), True, True)
     return found
 
 
 def sizes_at(manifest: Manifest, level: int) -> dict[str, int]:
-    """Sizes of the whole axes that cells of a level have: level 1 is before any extension."""
+    """Sizes of the vectorized axes that cells of a level have: level 1 is before any extension."""
     if level < 1 + len(manifest.parts):
         return {dim: start or stop for dim, (start, stop) in manifest.parts[level - 1].items()}
-    return {axis.dim: len(axis) for axis in manifest.grid.whole if axis.dim}
+    return {axis.dim: len(axis) for axis in manifest.grid.vectorized if axis.dim}
 
 
 def coordinate_layouts(grid: Grid) -> dict[str, Layout]:
@@ -202,7 +202,7 @@ def coordinate_layouts(grid: Grid) -> dict[str, Layout]:
 def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """(dims, values) of every name of the grid, and of the seed."""
     found = {}
-    for axis in (*grid.axes, *grid.whole):
+    for axis in (*grid.axes, *grid.vectorized):
         for name in axis.names:
             column = np.array(axis.column(name))
             found[name] = ((axis.dim,), column) if axis.dim else ((), np.array(column[0]))

@@ -46,9 +46,12 @@ class Found:
 
 def found_in(url: str, held: Held, check: bool = False, only: Iterable[str] | None = None) -> Found:
     """Look through the store at `url`; `check` reads every chunk, or those of the files `only`."""
-    cells = {name: held.layouts[name] for name in cell_layouts(held.manifest)}
+    manifest = held.manifest
+    cells = {name: held.layouts[name] for name in cell_layouts(manifest)}
     arrays = zarr_arrays(guarded(url, cells))
-    raw = flags(arrays["done"], cells["done"])  # before the files, which are written first
+    raw = flags(
+        arrays[manifest.completed], cells[manifest.completed]
+    )  # before the files, which are written first
     sizes = files_of(url).sizes()
     faults = _wrong_sizes(held.layouts, sizes)
     if check:
@@ -56,10 +59,10 @@ def found_in(url: str, held: Held, check: bool = False, only: Iterable[str] | No
         faults |= _altered(url, held.layouts, [key for key in keys if key not in faults])
         faults |= _other_labels(url, held, faults) if only is None else {}
     there = {name: _there(layout, sizes, faults) for name, layout in cells.items()}
-    _accept_fill_values(held.manifest, cells, arrays, raw, there)
-    levels = _levels(held.manifest, cells, there)
-    done = np.minimum(raw, _over_cells(levels, cells["done"]))
-    lost = _lost_chunks(held.manifest, cells, raw, there, faults)
+    _accept_fill_values(manifest, cells, arrays, raw, there)
+    levels = _levels(manifest, cells, there)
+    done = np.minimum(raw, _over_cells(levels, cells[manifest.completed]))
+    lost = _lost_chunks(manifest, cells, raw, there, faults)
     for name in held.layouts.keys() - cells.keys():
         layout = held.layouts[name]
         for at in np.ndindex(*layout.chunks):
@@ -124,12 +127,12 @@ def _there(
 
 def _accept_fill_values(manifest: Manifest, cells, arrays, raw, there) -> None:
     """In stores without checksums, chunks that hold only fill values were not written."""
-    if cells["done"].checksum:
+    if cells[manifest.completed].checksum:
         return
     finite = np.asarray(arrays["finite"][...]) & (raw > 0)
-    some = _over_blocks(finite.astype(np.uint8), cells["done"]) > 0
+    some = _over_blocks(finite.astype(np.uint8), cells[manifest.completed]) > 0
     for name, layout in cells.items():
-        if name != "done":
+        if name != manifest.completed:
             kept = some.reshape(*some.shape, *[1] * (there[name].ndim - some.ndim))
             there[name] |= ~kept if layout.floating else True
 
@@ -157,7 +160,7 @@ def _needed(manifest: Manifest, layout: Layout, level: int) -> tuple[slice, ...]
 
 def _levels(manifest: Manifest, cells: Mapping[str, Layout], there) -> np.ndarray:
     """How many parts the chunks of each block can hold."""
-    found = np.zeros(cells["done"].chunks, np.uint8)
+    found = np.zeros(cells[manifest.completed].chunks, np.uint8)
     inner = tuple(range(found.ndim, found.ndim + 64))
     for level in range(1, 2 + len(manifest.parts)):
         right = np.ones(found.shape, bool)
@@ -170,8 +173,8 @@ def _levels(manifest: Manifest, cells: Mapping[str, Layout], there) -> np.ndarra
 
 def _lost_chunks(manifest: Manifest, cells, raw, there, faults) -> dict[str, str]:
     """The chunks that flagged cells need and that are not there."""
-    claimed = np.minimum(_over_blocks(raw, cells["done"]), 1 + len(manifest.parts))
-    lost = {key: text for key, text in faults.items() if key.startswith("done/c/")}
+    claimed = np.minimum(_over_blocks(raw, cells[manifest.completed]), 1 + len(manifest.parts))
+    lost = {key: text for key, text in faults.items() if key.startswith(f"{manifest.completed}/c/")}
     for level in np.unique(claimed[claimed > 0]):
         for name, layout in cells.items():
             part = there[name][(..., *_needed(manifest, layout, int(level)))]
@@ -201,7 +204,7 @@ def mend(store: Store, check: bool) -> list[str]:
         if any(key.startswith(f"{name}/c") for key in found.lost):
             for key, data in encoded(store.layouts[name], values).items():
                 store.files.write(key, data)
-    write_blocks(store.arrays["done"], found.done, found.flagged != found.done)
+    write_blocks(store.arrays[store.manifest.completed], found.done, found.flagged != found.done)
     if noted:
         notes.remove(NOTES)
         notes.clear()

@@ -10,9 +10,10 @@ from negmaml.sweeps.functions import Output
 from negmaml.sweeps.grid import Axis, Grid
 from negmaml.sweeps.values import indistinct
 
-FORMAT = 3  # to be raised when a cell gets other random numbers, too
+FORMAT = 4  # raise it too when a cell gets other random numbers
+COMPLETED = {3: "done", 4: "completed"}  # the array that counts what each cell has, by format
 DESCRIBED = 8  # programs of which more is kept than the digest
-Box = Mapping[str, tuple[int, int]]  # whole axis: its first and one past its last position
+Box = Mapping[str, tuple[int, int]]  # vectorized axis: its first and one past its last position
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Manifest:
     function: its name. version: of this package. programs: the digest of what is computed in each
     group of static values; described: what there is to say of some of them. block: cells of a
     chunk along each dim. parts: what cells can lack besides everything: the box
-    over the whole axes of each extension of one of them.
+    over the vectorized axes of each extension of one of them.
     """
 
     function: str
     version: str
-    root: int
+    root_seed: int
     x64: bool
     grid: Grid
     outputs: tuple[Output, ...]
@@ -35,18 +36,24 @@ class Manifest:
     described: Mapping[str, Identity]
     block: tuple[int, ...] = ()
     parts: tuple[Box, ...] = ()
+    format: int = FORMAT
+
+    @property
+    def completed(self) -> str:
+        """The name of the array that counts the parts each cell has."""
+        return COMPLETED[self.format]
 
     def to_json(self) -> str:
         """The manifest as text."""
         grid = self.grid
         return json.dumps({
-            "format": FORMAT,
+            "format": self.format,
             "function": self.function,
             "version": self.version,
-            "root": self.root,
+            "root": self.root_seed,
             "x64": self.x64,
             "axes": [_axis_json(axis, grid) for axis in grid.axes],
-            "whole": [_axis_json(axis, grid) for axis in grid.whole],
+            "whole": [_axis_json(axis, grid) for axis in grid.vectorized],
             "seeds": grid.seeds,
             "common": sorted(grid.common),
             "outputs": [[o.name, o.dims, o.shape, o.dtype] for o in self.outputs],
@@ -64,10 +71,10 @@ class Manifest:
     @classmethod
     def from_held(cls, held: Mapping[str, Any]) -> "Manifest":
         """The manifest of a parsed text."""
-        if held.get("format") != FORMAT:
+        if held.get("format") not in COMPLETED:
             raise ValueError(
                 f"it has the layout {held.get('format')} of another version of negmaml, and this "
-                f"one reads layout {FORMAT}"
+                f"one reads {' and '.join(map(str, COMPLETED))}"
             )
         static = {n for a in (*held["axes"], *held["whole"]) for n in a["static"]}
         grid = Grid(
@@ -80,14 +87,14 @@ class Manifest:
             held["function"], held["version"], held["root"], held["x64"], grid, outputs,
             held["programs"],
             {group: Identity.from_json(text) for group, text in held["described"].items()},
-            tuple(held["block"]), parts,
+            tuple(held["block"]), parts, held["format"],
         )  # fmt: skip
 
     def array_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every array with the dims of the cells."""
         cells = self.grid.shape
         shapes = {output.name: (*cells, *output.shape) for output in self.outputs}
-        return shapes | {"finite": cells, "done": cells}
+        return shapes | {"finite": cells, self.completed: cells}
 
 
 def _axis_json(axis: Axis, grid: Grid) -> dict[str, Any]:
@@ -106,12 +113,12 @@ def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]
     """
     wrong: list[str] = []
     more: list[str] = []
-    for field in ("root", "x64"):
+    for field in ("root_seed", "x64"):
         if getattr(stored, field) != getattr(asked, field):
             wrong.append(_differ(field, getattr(stored, field), getattr(asked, field)))
     if stored.grid.common != asked.grid.common:
         common = (sorted(m.grid.common) for m in (stored, asked))
-        wrong.append(_differ("common", *common))
+        wrong.append(_differ("common_random_numbers", *common))
     held, wanted = _own_shapes(stored), _own_shapes(asked)
     if held != wanted:
         wrong.append(_differ("outputs", held, wanted))
@@ -170,26 +177,26 @@ def _axes(grid: Grid) -> dict[str, dict[str, Any]]:
             "static": [name for name in axis.names if name in grid.static],
             "values": axis.values,
         }
-        for role, axes in (("cell", grid.axes), ("whole", grid.whole))
+        for role, axes in (("cell", grid.axes), ("vectorized", grid.vectorized))
         for axis in axes
     }
 
 
 def _own_shapes(manifest: Manifest) -> dict[str, Any]:
-    """Outputs, with no sizes of whole axes, which may grow."""
-    whole = _whole_sizes(manifest.grid)
+    """Outputs, with no sizes of vectorized axes, which may grow."""
+    vectorized = _vectorized_sizes(manifest.grid)
     return {
         o.name: [
             o.dtype,
             list(o.dims),
-            [None if d in whole else n for d, n in zip(o.dims, o.shape, strict=True)],
+            [None if d in vectorized else n for d, n in zip(o.dims, o.shape, strict=True)],
         ]
         for o in manifest.outputs
     }
 
 
-def _whole_sizes(grid: Grid) -> dict[str, int]:
-    return {axis.dim: len(axis) for axis in grid.whole if axis.dim}
+def _vectorized_sizes(grid: Grid) -> dict[str, int]:
+    return {axis.dim: len(axis) for axis in grid.vectorized if axis.dim}
 
 
 def _added(what: str, old: Sequence, new: Sequence) -> str:
@@ -200,11 +207,11 @@ def _added(what: str, old: Sequence, new: Sequence) -> str:
     return f"{what}: asked adds {len(added)} ({shown})" if added else ""
 
 
-def other_whole_axes(stored: Grid, asked: Grid) -> list[str]:
-    """Whole axes of which the asked sweep has other values than the store."""
+def other_vectorized_axes(stored: Grid, asked: Grid) -> list[str]:
+    """vectorized axes of which the asked sweep has other values than the store."""
     return [
         old.names[0]
-        for old, new in zip(_sorted(stored.whole), _sorted(asked.whole), strict=True)
+        for old, new in zip(_sorted(stored.vectorized), _sorted(asked.vectorized), strict=True)
         if set(old.values) != set(new.values)
     ]
 
@@ -214,22 +221,25 @@ def _sorted(axes: Sequence[Axis]) -> list[Axis]:
 
 
 def extended(stored: Manifest, asked: Manifest) -> Manifest:
-    """The stored sweep with what the asked one adds to it, appended.
+    """The stored sweep with the new values and seeds of the requested one appended.
 
-    New values of whole axes make one part for each such axis: a box over the whole axes that
-    cells computed before have yet to get.
+    New values of a vectorized axis make one extension: the box over the vectorized axes that is
+    still missing in cells computed before.
     """
-    old, new = stored.grid, {axis.names: axis for axis in (*asked.grid.axes, *asked.grid.whole)}
+    old, new = (
+        stored.grid,
+        {axis.names: axis for axis in (*asked.grid.axes, *asked.grid.vectorized)},
+    )
 
     def longer(axis: Axis) -> Axis:
         return replace(axis, values=_append(axis.values, new[axis.names].values))
 
     grid = replace(
-        old, axes=tuple(map(longer, old.axes)), whole=tuple(map(longer, old.whole)),
+        old, axes=tuple(map(longer, old.axes)), vectorized=tuple(map(longer, old.vectorized)),
         seeds=_append(old.seeds, asked.grid.seeds),
     )  # fmt: skip
-    parts, sizes = list(stored.parts), _whole_sizes(old)
-    for dim, size in _whole_sizes(grid).items():
+    parts, sizes = list(stored.parts), _vectorized_sizes(old)
+    for dim, size in _vectorized_sizes(grid).items():
         if size > sizes[dim]:
             box = {other: (0, held) for other, held in sizes.items()}
             parts.append(box | {dim: (sizes[dim], size)})
@@ -249,10 +259,12 @@ def _resized(output: Output, sizes: Mapping[str, int]) -> Output:
 
 
 def part_of(grid: Grid, outputs: Sequence[Output], box: Box) -> tuple[Grid, tuple[Output, ...]]:
-    """A grid and its outputs with the values of whole axes that lie in a box."""
-    whole = tuple(
+    """A grid and its outputs with the values of vectorized axes that lie in a box."""
+    vectorized = tuple(
         replace(axis, values=axis.values[slice(*box.get(axis.dim or "", (None,)))])
-        for axis in grid.whole
+        for axis in grid.vectorized
     )
     sizes = {dim: stop - start for dim, (start, stop) in box.items()}
-    return replace(grid, whole=whole), tuple(_resized(output, sizes) for output in outputs)
+    return replace(grid, vectorized=vectorized), tuple(
+        _resized(output, sizes) for output in outputs
+    )

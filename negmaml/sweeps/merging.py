@@ -17,7 +17,14 @@ from negmaml.sweeps.held import MANIFEST, existing
 from negmaml.sweeps.layout import cell_layouts
 from negmaml.sweeps.lock import locked
 from negmaml.sweeps.lost import found_in, mend
-from negmaml.sweeps.manifest import Manifest, differences, extended, other_whole_axes, with_programs
+from negmaml.sweeps.manifest import (
+    FORMAT,
+    Manifest,
+    differences,
+    extended,
+    other_vectorized_axes,
+    with_programs,
+)
 from negmaml.sweeps.planning import LARGEST_BLOCK, in_words, regions
 from negmaml.sweeps.progress import Tell, teller
 from negmaml.sweeps.reading import dataset_of
@@ -34,7 +41,7 @@ class _Source:
 
     done: how many parts each cell has, as far as its chunks are there. places: for each dim of the
     merged cells, the position of each value here, or -1; dims: which dim of the cells it is here.
-    whole: the same for whole axes, which have the same values.
+    vectorized: the same for vectorized axes, which have the same values.
     """
 
     url: str
@@ -44,7 +51,7 @@ class _Source:
     done: np.ndarray
     places: tuple[np.ndarray, ...] = ()
     dims: tuple[int, ...] = ()
-    whole: tuple[tuple[str, np.ndarray], ...] = ()
+    vectorized: tuple[tuple[str, np.ndarray], ...] = ()
 
     def fill(self, region: Region, lacking: np.ndarray, block: dict[str, np.ndarray]) -> None:
         """Put the cells of a region that it has into a block, and say that they lack no more."""
@@ -56,7 +63,7 @@ class _Source:
         here = [place[found] for place, found in zip(at, there, strict=True)]
         wanted &= self._at(self.done, here) == 1 + len(self.manifest.parts)
         cells = tuple(i[wanted] for i in np.meshgrid(*there, indexing="ij"))
-        order = dict(self.whole)
+        order = dict(self.vectorized)
         for name in block:
             values = self._read(name, here)
             dims = next((o.dims for o in self.manifest.outputs if o.name == name), ())
@@ -101,7 +108,7 @@ def merge(
         progress: whether to show a bar (needs rich: pip install "negmaml[cli]"), or a function
             that is called as progress(cells looked at, cells in all) after every block.
 
-    Returns the dataset, with `done`, read lazily.
+    Returns the dataset, with `completed`, read lazily.
 
     Raises StoreError for stores of different sweeps, with the differences, for a store that
     holds something else, and for a chunk that is damaged; FileNotFoundError for a missing store.
@@ -117,7 +124,9 @@ def merge(
     for source in sources:
         manifest = _joined(sources[0].url, manifest, source)
     manifest = replace(manifest, grid=_sorted(manifest.grid, sources[0].manifest.grid))
-    manifest = replace(manifest, block=_block([s.manifest for s in sources], manifest))
+    manifest = replace(
+        manifest, format=FORMAT, block=_block([s.manifest for s in sources], manifest)
+    )
     check_writable(url)
     with teller(progress, "merging") as tell, locked(url) as lock:
         left = check_alone(url) or lock.left
@@ -158,8 +167,8 @@ def _joined(first: str, manifest: Manifest, source: _Source) -> Manifest:
     """A manifest with what a source adds to it; StoreError if that is of another sweep."""
     other = source.manifest
     wrong, _ = differences(manifest, other)
-    if not wrong and (whole := other_whole_axes(manifest.grid, other.grid)):
-        wrong.append(f"axis {', '.join(whole)}: other values, and the function takes it whole")
+    if not wrong and (vectorized := other_vectorized_axes(manifest.grid, other.grid)):
+        wrong.append(f"axis {', '.join(vectorized)}: values of a vectorized axis differ")
     for group in other.programs.keys() & manifest.programs.keys():
         if manifest.programs[group] != other.programs[group]:
             described = (m.described.get(group) for m in (manifest, other))
@@ -219,24 +228,26 @@ def _check_same(url: str, held: Manifest, manifest: Manifest) -> None:
 def _placed(source: _Source, merged: Grid) -> _Source:
     """A source that knows where it has the cells of the merged grid."""
     own = source.manifest.grid
-    held = {axis.names: axis for axis in (*own.axes, *own.whole)}
+    held = {axis.names: axis for axis in (*own.axes, *own.vectorized)}
 
     def places(new: Sequence, old: Sequence) -> np.ndarray:
         at = {value: i for i, value in enumerate(old)}
         return np.array([at.get(value, -1) for value in new])
 
     found = [places(axis.values, held[axis.names].values) for axis in merged.axes if axis.dim]
-    whole = [(a.dim, places(a.values, held[a.names].values)) for a in merged.whole if a.dim]
+    vectorized = [
+        (a.dim, places(a.values, held[a.names].values)) for a in merged.vectorized if a.dim
+    ]
     found.append(places(merged.seeds, own.seeds))
     dims = tuple(own.dims.index(dim) for dim in merged.dims)
-    return replace(source, places=tuple(found), dims=dims, whole=tuple(whole))
+    return replace(source, places=tuple(found), dims=dims, vectorized=tuple(vectorized))
 
 
 def _copy(out: Store, sources: Sequence[_Source], check, tell: Tell) -> None:
     """Fill the blocks of a store from its sources."""
     grid, outputs, looked = out.manifest.grid, out.manifest.outputs, 0
     for region in regions(grid, out.manifest.block):
-        done = out.done(region) > 0
+        done = out.completed(region) > 0
         lacking = ~done
         block = empty(outputs, lacking.shape)
         for source in sources:

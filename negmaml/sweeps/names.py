@@ -81,9 +81,9 @@ def check_outputs(dims: Mapping[str, Mapping[str, int]], grid: Grid) -> None:
 
     dims: for each output its own dims and their sizes, in order.
     """
-    axes = (*grid.axes, *grid.whole)
-    whole = {axis.dim for axis in grid.whole if axis.dim}
-    taken = {*grid.dims, *whole, *(name for axis in axes for name in axis.names)}
+    axes = (*grid.axes, *grid.vectorized)
+    vectorized = {axis.dim for axis in grid.vectorized if axis.dim}
+    taken = {*grid.dims, *vectorized, *(name for axis in axes for name in axis.names)}
     if clash := taken & set(dims):
         raise ValueError(
             f"function returns {sorted(clash)}, names that the grid or the store uses; rename them"
@@ -92,7 +92,7 @@ def check_outputs(dims: Mapping[str, Mapping[str, int]], grid: Grid) -> None:
     sizes: dict[str, tuple[str, int]] = {}
     for output, own in dims.items():
         for dim, size in own.items():
-            if (dim in taken and dim not in whole) or dim in dims or dim in OWN:
+            if (dim in taken and dim not in vectorized) or dim in dims or dim in OWN:
                 raise ValueError(
                     f"output {output!r} has the dim {dim!r}, which is also a name of the grid, of "
                     "an output or of the store; name its dims with output_dims"
@@ -124,7 +124,7 @@ def check_portable(names: Iterable[str]) -> None:
                 f"the name {name!r} has the character {wrong[0]!r}, which folders cannot have on "
                 "every system; rename it to put it into a store"
             )
-    _check_unlike([*names, "seed", "finite", "done"], "NFC", str.casefold)
+    _check_unlike([*names, "seed", "finite", "completed"], "NFC", str.casefold)
 
 
 def _check_unlike(names: Iterable[str], form: Any, case=str) -> None:

@@ -28,7 +28,7 @@ def parse_grid(
     accepted: Sequence[str] | None = None,
     required: Sequence[str] = (),
     static: Sequence[str] | None = None,
-    whole: Sequence[str] = (),
+    vectorized: Sequence[str] = (),
     common: Sequence[str] = (),
 ) -> Grid:
     """Check a user's grid and bring it to one form.
@@ -46,29 +46,34 @@ def parse_grid(
     parts = [_axes(one, accepted, required) for one in (grid if several else [grid])]
     if not parts:
         raise ValueError("grid must hold at least one dict of axes, got an empty list")
-    whole_axes, cell_axes = [], []
+    vectorized_axes, cell_axes = [], []
     for axes in parts:
-        whole_axes.append([a for a in axes if set(a.names) & set(whole)])
-        cell_axes.append([a for a in axes if not set(a.names) & set(whole)])
-    for axis in whole_axes[0]:
+        vectorized_axes.append([a for a in axes if set(a.names) & set(vectorized)])
+        cell_axes.append([a for a in axes if not set(a.names) & set(vectorized)])
+    for axis in vectorized_axes[0]:
         if len(axis.names) > 1:
-            taken = ", ".join(sorted(set(axis.names) & set(whole)))
+            taken = ", ".join(sorted(set(axis.names) & set(vectorized)))
             raise ValueError(
-                f"grid: {axis.dim!r} zips {taken}, which the function handles whole; give it as an "
-                "axis of its own"
+                f"grid: {axis.dim!r} zips {taken}, a vectorized axis; make it an axis of its own"
             )
-    axes = _union(cell_axes, whole_axes) if several else cell_axes[0]
-    names = [name for axis in (*axes, *whole_axes[0]) for name in axis.names]
-    for argument, given in (("static", static or ()), ("whole", whole), ("common", common)):
+    axes = _union(cell_axes, vectorized_axes) if several else cell_axes[0]
+    names = [name for axis in (*axes, *vectorized_axes[0]) for name in axis.names]
+    for argument, given in (
+        ("static", static or ()),
+        ("vectorized", vectorized),
+        ("common_random_numbers", common),
+    ):
         for name in given:
             if name not in (known := names if accepted is None else accepted):
                 raise ValueError(f"{argument}: no axis {name!r}{near(name, known)}")
-    if both := sorted(set(static or ()) & set(whole)):
-        raise ValueError(f"static and whole both name {both[0]!r}; an axis can only be one of them")
+    if both := sorted(set(static or ()) & set(vectorized)):
+        raise ValueError(
+            f"static and vectorized both name {both[0]!r}; an axis can only be one of them"
+        )
     kinds = frozenset(n for a in axes for n in a.names if _is_static(a.column(n), n, static))
     found = Grid(
         tuple(_canonical(axis, kinds) for axis in axes),
-        tuple(_canonical(axis, frozenset()) for axis in whole_axes[0]),
+        tuple(_canonical(axis, frozenset()) for axis in vectorized_axes[0]),
         parse_seeds(seeds),
         kinds,
         frozenset(common),
@@ -221,17 +226,15 @@ def _canonical(axis: Axis, static: frozenset[str]) -> Axis:
     return found
 
 
-def _union(cell_axes: list[list[Axis]], whole_axes: list[list[Axis]]) -> list[Axis]:
+def _union(cell_axes: list[list[Axis]], vectorized_axes: list[list[Axis]]) -> list[Axis]:
     """A list of grids as one zipped axis, `point`; a point that two grids share appears once."""
     names = tuple(sorted(name for axis in cell_axes[0] for name in axis.names))
     rows: dict[tuple, None] = {}
-    for axes, whole in zip(cell_axes, whole_axes, strict=True):
+    for axes, whole in zip(cell_axes, vectorized_axes, strict=True):
         if tuple(sorted(n for axis in axes for n in axis.names)) != names:
             raise ValueError(f"grid: every grid of a list needs the same axes, {', '.join(names)}")
-        if whole != whole_axes[0]:
-            raise ValueError(
-                "grid: the grids of a list must agree on the axes that the function handles whole"
-            )
+        if whole != vectorized_axes[0]:
+            raise ValueError("grid: the grids of a list must agree on the axes that are vectorized")
         order = [name for axis in axes for name in axis.names]
         for parts in product(*(axis.values for axis in axes)):
             row = dict(zip(order, (v for part in parts for v in part), strict=True))

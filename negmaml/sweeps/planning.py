@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count, check_optional
+from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.provenance import provenance
 from negmaml._core.settings import own_transfers
 from negmaml._core.version import __version__
@@ -35,26 +36,28 @@ class Work:
     function: SweepFunction
     grid: Grid
     outputs: tuple[Output, ...]
-    root: int
+    root_seed: int
     declared: frozenset[str]  # outputs whose dims the function or the caller names
 
     def manifest(self) -> Manifest:
         """What a store of it says, but for programs and blocks."""
         name = name_of(self.function)
-        return Manifest(name, __version__, self.root, x64(), self.grid, self.outputs, {}, {})
+        return Manifest(name, __version__, self.root_seed, x64(), self.grid, self.outputs, {}, {})
 
     def check_portable(self) -> None:
         """Raise for names that cannot be those of arrays of a store on every system."""
-        axes = (*self.grid.axes, *self.grid.whole)
+        axes = (*self.grid.axes, *self.grid.vectorized)
         check_portable([n for a in axes for n in a.names] + [o.name for o in self.outputs])
 
     def runner(self, block: Sequence[int], memory: int | None, devices) -> Runner:
         """What computes it here."""
-        return Runner(self.function, self.grid, self.outputs, self.root, block, memory, devices)
+        return Runner(
+            self.function, self.grid, self.outputs, self.root_seed, block, memory, devices
+        )
 
     def attributes(self) -> dict[str, Any]:
         """What a dataset of it says of how it was made."""
-        name = {"function": name_of(self.function), "root": self.root}
+        name = {"function": name_of(self.function), "root_seed": self.root_seed}
         return provenance() | name | in_words(self.grid)
 
 
@@ -62,7 +65,7 @@ def in_words(grid: Grid) -> dict[str, str]:
     """The points and seeds of a grid."""
     seeds = grid.seeds
     counted = seeds == tuple(range(len(seeds)))
-    axes = {",".join(axis.names): _plain(axis) for axis in (*grid.axes, *grid.whole)}
+    axes = {",".join(axis.names): _plain(axis) for axis in (*grid.axes, *grid.vectorized)}
     return {
         "grid": str(axes), "seeds": f"0 to {len(seeds) - 1}" if counted else str(list(seeds))
     }  # fmt: skip
@@ -72,19 +75,32 @@ def _plain(axis: Axis) -> list:
     return [row[0] if len(axis.names) == 1 else list(row) for row in axis.values]
 
 
+@renamed_arguments(root="root_seed", whole="vectorized", common="common_random_numbers")
 def prepare(
-    function, grid, seeds, *, root=0, static=None, whole=None, common=(), output_dims=None
+    function,
+    grid,
+    seeds,
+    *,
+    root_seed=0,
+    static=None,
+    vectorized=None,
+    common_random_numbers=(),
+    output_dims=None,
 ) -> Work:
     """Check everything that can be checked before computing: see `nm.sweep`."""
-    if isinstance(root, bool) or not isinstance(root, Integral) or not 0 <= int(root) < 2**32:
-        raise ValueError(f"root must be an integer from 0 to 2^32 - 1, got {root!r}")
-    said = roles(function, static, whole, output_dims)
+    if (
+        isinstance(root_seed, bool)
+        or not isinstance(root_seed, Integral)
+        or not 0 <= int(root_seed) < 2**32
+    ):
+        raise ValueError(f"root_seed must be an integer from 0 to 2^32 - 1, got {root_seed!r}")
+    said = roles(function, static, vectorized, output_dims)
     parsed = parse_grid(
-        grid, seeds, said.function.accepts, said.function.requires, said.static, said.whole,
-        name_tuple("common", common),
+        grid, seeds, said.function.accepts, said.function.requires, said.static, said.vectorized,
+        name_tuple("common_random_numbers", common_random_numbers),
     )  # fmt: skip
     found = outputs(said, parsed)
-    return Work(said.function, parsed, found, int(root), frozenset(said.output_dims))
+    return Work(said.function, parsed, found, int(root_seed), frozenset(said.output_dims))
 
 
 def x64() -> bool:
@@ -155,9 +171,11 @@ class Plan:
         return "\n".join(f"{name:<{width}}{value}" for name, value in rows.items())
 
 
+@renamed_arguments(root="root_seed", whole="vectorized", common="common_random_numbers")
 @own_transfers
 def plan(
-    function, grid, seeds, *, root=0, static=None, whole=None, common=(), output_dims=None,
+    function, grid, seeds, *, root_seed=0, static=None, vectorized=None,
+    common_random_numbers=(), output_dims=None,
     memory=None, block=None, devices=None,
 ) -> Plan:  # fmt: skip
     """A dry run: what `nm.sweep` of the same arguments would do.
@@ -175,8 +193,8 @@ def plan(
     ...
     """
     work = prepare(
-        function, grid, seeds, root=root, static=static, whole=whole, common=common,
-        output_dims=output_dims,
+        function, grid, seeds, root_seed=root_seed, static=static, vectorized=vectorized,
+        common_random_numbers=common_random_numbers, output_dims=output_dims,
     )  # fmt: skip
     return planned(work, memory, block, devices)[0]
 

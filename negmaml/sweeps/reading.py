@@ -19,12 +19,12 @@ def dataset_of(url: str, held: Held, done: np.ndarray | None = None):
     """
     xr = require("xarray", "sweep")
     grid = held.manifest.grid
-    names = [name for name in cell_layouts(held.manifest) if name != "done"]
+    names = [name for name in cell_layouts(held.manifest) if name != held.manifest.completed]
     arrays = {name: held.layouts[name] for name in names}
     store = guarded(url, arrays, _attributes(held), whole=done is None)
     dataset = xr.open_zarr(store, chunks=None, zarr_format=3, consolidated=True)
     dataset = dataset.assign_coords(coordinates(grid))
-    return dataset if done is None else dataset.assign(done=(grid.dims, done))
+    return dataset if done is None else dataset.assign(completed=(grid.dims, done))
 
 
 def _attributes(held: Held) -> Mapping[str, Any]:

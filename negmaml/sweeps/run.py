@@ -26,17 +26,19 @@ KEPT = 32  # programs of some 3 MiB each; blocks come group by group
 
 
 class Program:
-    """A compiled program over `batch` cells: `program(keys, numbers, whole)`, all in NumPy."""
+    """A compiled program over `batch` cells: `program(keys, numbers, vectorized)`, all in NumPy."""
 
     def __init__(self, executable, batch: int, devices: list):
         self.executable, self.batch, self.devices = executable, batch, devices
 
-    def __call__(self, keys, numbers: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray]):
+    def __call__(
+        self, keys, numbers: Mapping[str, np.ndarray], vectorized: Mapping[str, np.ndarray]
+    ):
         dtype = jnp.result_type(float)
-        numbers, whole = jax.tree.map(lambda x: np.asarray(x, dtype), (numbers, whole))
+        numbers, vectorized = jax.tree.map(lambda x: np.asarray(x, dtype), (numbers, vectorized))
         one = len(self.devices) == 1
         place = self.devices[0] if one else self.executable.input_shardings[0]
-        return self.executable(*jax.device_put((keys, numbers, whole), place))
+        return self.executable(*jax.device_put((keys, numbers, vectorized), place))
 
     @property
     def nbytes(self) -> int:
@@ -153,12 +155,12 @@ class Compiler:
         """The jitted program of a batch of cells, traced."""
         function, statics = self.function, self.groups[group]
 
-        def cells(keys, numbers, whole):
+        def cells(keys, numbers, vectorized):
             keys = jax.random.wrap_key_data(keys, impl=generator)
-            out = function.batched(keys, numbers, {**statics, **whole})
+            out = function.batched(keys, numbers, {**statics, **vectorized})
             return {**out, "finite": _finite(out, keys.shape)}
 
-        keys, numbers, whole = inputs(self.grid, (batch,))
+        keys, numbers, vectorized = inputs(self.grid, (batch,))
         generator = jax.random.key_impl(key_of(0))
         keys = jax.eval_shape(jax.random.key_data, keys)
         if len(self.devices) > 1:
@@ -166,22 +168,22 @@ class Compiler:
             mesh = Mesh(np.array(self.devices), ("cells",))
             specs = (over, over, all_)
             cells = jax.shard_map(cells, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
-        return jax.jit(cells).trace(keys, numbers, whole)
+        return jax.jit(cells).trace(keys, numbers, vectorized)
 
 
 class Runner:
     """Computes cells of a grid, sharded over `devices`, in batches of at most `memory` bytes."""
 
     def __init__(
-        self, function: SweepFunction, grid: Grid, outputs, root: int, block, memory=None,
+        self, function: SweepFunction, grid: Grid, outputs, root_seed: int, block, memory=None,
         devices=None,
     ):  # fmt: skip
         self.grid, self.outputs = grid, outputs
-        self.root = key_of(root)
+        self.root_key = key_of(root_seed)
         self.devices = list(jax.local_devices() if devices is None else devices)
         self.memory = memory or default_memory(self.devices[0])
         self.compiler = Compiler(function, grid, block, self.memory, self.devices)
-        self.whole = {n: np.asarray(v) for n, v in grid.whole_values().items()}
+        self.vectorized = {n: np.asarray(v) for n, v in grid.vectorized_values().items()}
 
     @property
     def block(self) -> tuple[int, ...]:
@@ -212,7 +214,7 @@ class Runner:
                     part = cells[start : start + program.batch]
                     padded = np.resize(part, program.batch)
                     columns = {name: column[padded] for name, column in numbers.items()}
-                    out = program(keys[padded], columns, self.whole)
+                    out = program(keys[padded], columns, self.vectorized)
                     together = part[-1] - part[0] + 1 == len(part)  # as a slice they copy faster
                     where = slice(part[0], part[-1] + 1) if together else part
                     for name, values in jax.device_get(out).items():
@@ -225,7 +227,7 @@ class Runner:
         parts = []
         for start in range(0, len(seeds), KEYS):
             part = [np.resize(word[start : start + KEYS], KEYS) for word in words]
-            parts.append(np.asarray(_fold(self.root, *part)))
+            parts.append(np.asarray(_fold(self.root_key, *part)))
         return np.concatenate(parts)[: len(seeds)]
 
     def probe(self, group: int) -> float:
@@ -233,15 +235,15 @@ class Runner:
         program = self.compiler.program(group)
         index = [np.zeros(program.batch, int) for _ in self.grid.dims]
         numbers = self.grid.select(index)[1]
-        width = jax.eval_shape(jax.random.key_data, self.root).shape
+        width = jax.eval_shape(jax.random.key_data, self.root_key).shape
         keys = np.arange(program.batch * math.prod(width), dtype=np.uint32)  # as good as any here
         keys = keys.reshape(program.batch, *width)
         before = _peak_memory(self.devices[0])
         with ONE_AT_A_TIME:
-            jax.block_until_ready(program(keys, numbers, self.whole))
+            jax.block_until_ready(program(keys, numbers, self.vectorized))
             taken = _peak_memory(self.devices[0]) - before
             start = time.perf_counter()
-            jax.block_until_ready(program(keys, numbers, self.whole))
+            jax.block_until_ready(program(keys, numbers, self.vectorized))
         seconds = time.perf_counter() - start
         if taken > 1.2 * self.memory:
             self.compiler.correction *= taken / (program.nbytes * self.compiler.correction)
@@ -275,11 +277,11 @@ def _intermediate_bytes(jaxpr) -> int:
 
 
 @jax.jit
-def _fold(root, high, low, seeds):
+def _fold(root_key, high, low, seeds):
     """Key data of cells: the root key, folded with both words of the address and the seed."""
 
     def key(*words):
-        folded = root
+        folded = root_key
         for word in words:
             folded = jax.random.fold_in(folded, word)
         return jax.random.key_data(folded)

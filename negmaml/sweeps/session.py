@@ -25,7 +25,7 @@ from negmaml.sweeps.manifest import (
     differences,
     extended,
     other_programs,
-    other_whole_axes,
+    other_vectorized_axes,
     part_of,
     with_programs,
 )
@@ -54,8 +54,8 @@ class How:
     """What a sweep may do to a store that is there, and the label of its function."""
 
     extend: bool
-    accept_changes: bool
-    version: str | None
+    allow_code_change: bool
+    code_version: str | None
 
 
 class SharedError(StoreError):
@@ -92,11 +92,11 @@ class Programs:
 def into_store(work: Work, url: str, lock: Lock, means: Means, how: How):
     """Compute what the store at `url` lacks of a sweep, and return its dataset: see `nm.sweep`."""
     started, asked = time.perf_counter(), work.grid
-    known = Programs(work, how.version)
+    known = Programs(work, how.code_version)
     work, store, runner = opened(work, url, lock.left, means, how, known)
     before, last = float(store.attributes.get("wall_seconds", 0.0)), last_part(store, asked)
     wanted = cells_of(store.manifest.grid, asked)
-    whole = int((store.done()[wanted] > last).sum())
+    whole = int((store.completed()[wanted] > last).sum())
     means.tell(whole, asked.cells)
     computed = False
     try:
@@ -121,7 +121,7 @@ def _compute(
 ):
     """Give a part to the cells that lack it, here or on the workers; yields how many, by block."""
     lacking = np.zeros(work.grid.shape, bool)
-    lacking[asked] = store.done()[asked] == part
+    lacking[asked] = store.completed()[asked] == part
     todo = [region for region in regions(work.grid, store.manifest.block) if lacking[region].any()]
     if not todo:
         return
@@ -134,23 +134,23 @@ def _compute(
         yield from here(runner, blocks, lambda *block: store.write(block[0], part, *block[1:]))
         return
     job = clusters.Job(
-        f"negmaml-{uuid.uuid4().hex[:8]}", work.function, work.grid, work.outputs, work.root, block,
-        means.memory, result_settings(), store.url, part,
+        f"negmaml-{uuid.uuid4().hex[:8]}", work.function, work.grid, work.outputs, work.root_seed,
+        block, means.memory, result_settings(), store.url, part,
     )  # fmt: skip
     yield from clusters.spread(means.client, job, [(r, lacking[r]) for r in todo])
 
 
 def of_part(work: Work, store: stores.Store, part: int) -> Work:
-    """The sweep of what a part has of the whole axes."""
+    """The sweep of what a part has of the vectorized axes."""
     grid, outputs = part_of(work.grid, work.outputs, store.parts[part])
     return replace(work, grid=grid, outputs=outputs)
 
 
 def last_part(store: stores.Store, asked: Grid) -> int:
-    """The last part that has values of whole axes which are asked for."""
-    by_names = {axis.names: axis for axis in asked.whole}
+    """The last part that has values of vectorized axes which are asked for."""
+    by_names = {axis.names: axis for axis in asked.vectorized}
     at = {a.dim: _positions(a.values, by_names[a.names].values)
-          for a in store.manifest.grid.whole if a.dim}  # fmt: skip
+          for a in store.manifest.grid.vectorized if a.dim}  # fmt: skip
 
     def needed(box: Box) -> bool:
         return all(((at[dim] >= a) & (at[dim] < b)).any() for dim, (a, b) in box.items())
@@ -202,8 +202,8 @@ def opened(
     if not wrong:
         now = known(_compared(held, work.grid))
         changes = other_programs(held, now)
-    if not how.accept_changes:
-        wrong += [f"{text}; accept_changes goes on all the same" for text in changes]
+    if not how.allow_code_change:
+        wrong += [f"{text}; pass allow_code_change=True to resume anyway" for text in changes]
     if wrong:
         listed = "\n  ".join(wrong)
         raise StoreError(f"store {url!r} holds another sweep:\n  {listed}")
@@ -224,7 +224,7 @@ def opened(
         merged = extended(noted, asked)
         if len(merged.parts) > MOST_PARTS:
             raise StoreError(
-                f"store {url!r}: whole axes were lengthened {MOST_PARTS} times, which is the most; "
+                f"store {url!r}: vectorized axes were extended {MOST_PARTS} times, the maximum; "
                 "sweep all values into another store"
             )
         store.extend(merged, in_words(merged.grid) | notes)
@@ -249,8 +249,8 @@ def _compared(held: Manifest, asked: Grid) -> list[dict[str, Any]]:
 
 
 def _check_outputs(work: Work, url: str, stored: Manifest, asked: Manifest) -> None:
-    """That what is stored stays right when whole axes differ, as far as it can be known."""
-    other = other_whole_axes(stored.grid, asked.grid)
+    """That what is stored stays right when vectorized axes differ, as far as it can be known."""
+    other = other_vectorized_axes(stored.grid, asked.grid)
     hidden = [o.name for o in work.outputs if not o.dims and o.name not in work.declared]
     if other and hidden:
         raise StoreError(
@@ -267,7 +267,7 @@ def finished(work: Work, url: str, how: How):
         return None
     held, asked = described.manifest, work.manifest()
     wrong, more = differences(held, asked)
-    if wrong or more or other_programs(held, Programs(work, how.version)(work.grid.groups())):
+    if wrong or more or other_programs(held, Programs(work, how.code_version)(work.grid.groups())):
         return None
     _check_outputs(work, url, held, asked)
     wanted, store = cells_of(held.grid, work.grid), stores.Store(url, described)
@@ -281,8 +281,8 @@ def labelled(store: stores.Store, asked: Grid, cells):
     dataset = dataset_of(store.url, Held(store.attributes, store.manifest, store.layouts))
     held = store.manifest.grid
     at = {dim: index.ravel() for dim, index in zip(held.dims, cells, strict=True)}
-    by_names = {axis.names: axis for axis in asked.whole}
-    for axis in held.whole:
+    by_names = {axis.names: axis for axis in asked.vectorized}
+    for axis in held.vectorized:
         if axis.dim:
             at[axis.dim] = _positions(axis.values, by_names[axis.names].values)
     sizes = dataset.sizes

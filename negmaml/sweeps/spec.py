@@ -15,7 +15,7 @@ The fields are in FIELDS.
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.checks import check_count
+from negmaml._core.deprecation import warn_renamed
 from negmaml._core.paths import expanded
 from negmaml._core.registry import registered
 from negmaml.sweeps.functions import made
@@ -40,30 +41,38 @@ FIELDS = {
     "integer = true } or a list to choose from",
     "options": 'arguments of the function for all cells; { rule = "Momentum", rate = 0.1, ... }, '
     '{ callable = "jax.nn:relu" } and { call = "optax:adam", ... } stand for objects',
-    "root": "seed of all random numbers, 0 by default",
+    "root_seed": "seed of all random numbers, 0 by default",
     "static": "axes that set shapes or branches; by default integers, strings and truth values",
-    "whole": "axes that the function takes as one array each",
-    "common": "axes along which cells share their random numbers",
+    "vectorized": "axes that the function takes as one array each",
+    "common_random_numbers": "axes along which cells share their random numbers",
     "output_dims": "names of the dims of outputs, by output",
     "memory": "bytes that a batch of cells may take",
     "block": "cells computed and stored at once",
     "dtype": '"float32", the default, or "float64"',
-    "version": "a label for a function that calls back to Python",
+    "code_version": "a label for a function that calls back to Python",
 }
-PASSED = ("seeds", "root", "static", "whole", "common", "output_dims")
+PASSED = ("seeds", "root_seed", "static", "vectorized", "common_random_numbers", "output_dims")
+RENAMED = {"root": "root_seed", "whole": "vectorized", "common": "common_random_numbers",
+           "version": "code_version"}  # fmt: skip
 EXAMPLES = "negmaml.examples"
-WORD = r"[A-Za-z_][\w.:/-]*"  # what --set takes as a string without quotes
+WORD = r"[A-Za-z_][\w.:/-]*"  # what --override takes as a string without quotes
 RANGE = {"start", "stop", "num"}
 
 
-def read(path: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a spec file with `key=value` overrides, checked.
+def read(
+    path: str, overrides: Sequence[str] = (), warn: Callable[[str, str], None] = warn_renamed
+) -> dict[str, Any]:
+    """Read a spec file, apply `key=value` overrides, and check every field.
 
-    `path` may also name a spec that comes with the package: phase_map.
+    `path` may also name a spec that comes with the package: phase_map. `warn` is called with the
+    old and new names of each field that was renamed.
     """
     spec = _load(path)
     for text in overrides:
         _override(spec, text)
+    for old in RENAMED.keys() & spec.keys():
+        warn(f"{path}: field {old!r}", repr(RENAMED[old]))
+        spec.setdefault(RENAMED[old], spec.pop(old))
     for field in spec:
         if field not in FIELDS:
             raise ValueError(f"{path}: unknown field {field!r}{near(field, FIELDS)}")
@@ -120,17 +129,17 @@ def _override(spec: dict[str, Any], text: str) -> None:
         parsed = value.strip()
         if parsed and not re.fullmatch(WORD, parsed):
             raise ValueError(
-                f"--set {text}: the value is no valid TOML ({error}); numbers, [lists] and "
+                f"--override {text}: the value is no valid TOML ({error}); numbers, [lists] and "
                 '"strings" have to be whole'
             ) from error
     if parsed in (None, "") or not all(names):
         raise ValueError(
-            f"--set takes key=value, such as seeds=20 or grid.sigma=[0.1, 1.0], got {text!r}"
+            f"--override takes key=value, such as seeds=20 or grid.sigma=[0.1, 1.0], got {text!r}"
         )
     for name in names[:-1]:
         where = where.setdefault(name, {})
         if not isinstance(where, dict):
-            raise ValueError(f"--set {text}: {name!r} is no table of one value a key")
+            raise ValueError(f"--override {text}: {name!r} is no table of one value a key")
     where[names[-1]] = parsed
 
 

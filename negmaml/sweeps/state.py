@@ -86,7 +86,7 @@ def status(store: str | os.PathLike[str], *, check: bool = False) -> Status:
     if check:
         note(url, found.damaged)
     done = found.done == 1 + len(held.manifest.parts)
-    blocks = [bool(done[part].all()) for part in held.layouts["done"].blocks()]
+    blocks = [bool(done[part].all()) for part in held.layouts[held.manifest.completed].blocks()]
     workers, claimed = workers_of(url)
     return Status(
         math.prod(done.shape), int(done.sum()), len(blocks), sum(blocks), claimed, tuple(workers),

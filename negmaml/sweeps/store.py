@@ -9,9 +9,10 @@ the attribute `negmaml_sweep`, which says what the store is a sweep of:
 - an extension writes longer coordinates, of which readers see the length that they know, and then
   this file, which is all that changes for a reader; the metadata of single arrays, of which this
   file has copies, follow;
-- a chunk is one file with a checksum, and `done` is written after the data it speaks of; a chunk of
-  fill values is written too, so that one that is missing was lost. It counts
-  the parts that a cell has: one, and one more for each time that a whole axis was lengthened.
+- a chunk is one file with a checksum; chunks of fill values are written too, so that a missing
+  chunk was lost;
+- `completed` is written after the data of a block. It counts the levels that a cell has: one, and
+  one more for each extension of a vectorized axis. Stores of format 3 call it `done`.
 """
 
 from collections.abc import Mapping
@@ -51,12 +52,14 @@ class Store:
 
     @property
     def parts(self) -> list[Box]:
-        """What a cell can lack: everything, or the box of each extension of a whole axis."""
+        """What a cell can lack: everything, or the box of each extension of a vectorized axis."""
         return [{}, *self.manifest.parts]
 
-    def done(self, region: Region | None = None) -> np.ndarray:
+    def completed(self, region: Region | None = None) -> np.ndarray:
         """How many of `parts` each cell has: 0, or all of them when none was added since."""
-        return flags(self.arrays["done"], self.layouts["done"], region)
+        return flags(
+            self.arrays[self.manifest.completed], self.layouts[self.manifest.completed], region
+        )
 
     def write(
         self, region: Region, part: int, wanted: np.ndarray, values: Mapping[str, np.ndarray]
@@ -71,7 +74,9 @@ class Store:
             if part:
                 finite &= np.asarray(self.arrays["finite"][region])[wanted]
             self._put("finite", region, wanted, finite)
-            self._put("done", region, wanted, np.full(len(finite), level, np.uint8))
+            self._put(
+                self.manifest.completed, region, wanted, np.full(len(finite), level, np.uint8)
+            )
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -109,7 +114,7 @@ class Store:
         attributes = self.attributes | {**attributes, MANIFEST: merged.to_json()}
         labels = coordinates(merged.grid)
         longer = [name for name in labels if arrays[name].shape != self.layouts[name].shape]
-        self._forget_beyond(arrays["done"])
+        self._forget_beyond(arrays[merged.completed])
         for name in longer:
             for key, data in encoded(arrays[name], labels[name][1]).items():
                 self.files.write(key, data)
@@ -119,10 +124,12 @@ class Store:
 
     def _forget_beyond(self, longer: Layout) -> None:
         """Clear flags of cells beyond the grid, as a copy has that was made during an extension."""
-        array = zarr_arrays(guarded(self.url, {"done": longer}, write=True), write=True)["done"]
+        array = zarr_arrays(guarded(self.url, {longer.name: longer}, write=True), write=True)[
+            longer.name
+        ]
         done = flags(array, longer)
         right = np.zeros_like(done)
-        known = tuple(map(slice, self.layouts["done"].shape))
+        known = tuple(map(slice, self.layouts[longer.name].shape))
         right[known] = np.minimum(done[known], len(self.parts))
         write_blocks(array, right, done != right)
 
@@ -140,7 +147,7 @@ class Store:
 
 
 def flags(array, layout: Layout, region: Region | None = None) -> np.ndarray:
-    """The array `done`, or a region of it; zeros where a chunk of it cannot be read."""
+    """The array `completed`, or a region of it; zeros where a chunk of it cannot be read."""
     try:
         return np.asarray(array[... if region is None else region])
     except StoreError:

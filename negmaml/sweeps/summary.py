@@ -18,7 +18,7 @@ OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def load(url: str):
-    """The dataset of a store, with `done`; also while a sweep writes it."""
+    """The dataset of a store, with `completed`; also while a sweep writes it."""
     url = check_url(url)
     held = existing(url)
     return dataset_of(url, held, found_in(url, held).done)
@@ -46,7 +46,7 @@ def select(dataset, chosen: Mapping[str, str]):
 
 def variable(dataset, asked: str | None) -> str:
     """The variable asked for; by default the only one, or test_loss."""
-    names = [str(name) for name in dataset.data_vars if name not in ("done", "finite")]
+    names = [str(name) for name in dataset.data_vars if name not in ("completed", "finite")]
     if asked is None and (len(names) == 1 or "test_loss" in names):
         return names[0] if len(names) == 1 else "test_loss"
     if asked is None:
@@ -63,7 +63,11 @@ def mean(dataset, name: str, keep: Sequence[str]):
     """
     if dataset[name].dtype.kind == "c":
         raise ValueError(f"{name} is complex; store its real part or modulus to have a mean drawn")
-    valid = dataset["finite"] & (dataset["done"] > 0) if "done" in dataset else dataset["finite"]
+    valid = (
+        dataset["finite"] & (dataset["completed"] > 0)
+        if "completed" in dataset
+        else dataset["finite"]
+    )
     _check_fits(dataset[name])
     values = dataset[name].astype(float).where(valid)
     if extra := [d for d in values.dims if d not in keep and d != "seed"]:
@@ -87,7 +91,7 @@ def _check_fits(array) -> None:
         )
 
 
-def best(values, axis: str):
+def argmin(values, axis: str):
     """Where along an axis the values are least; NaN where there are none."""
     found = values.fillna(np.inf).idxmin(axis)
     return found.where(values.notnull().any(axis))
@@ -120,14 +124,16 @@ def rows(dataset) -> list[tuple[str, str]]:
     """A summary: cells, how many are not finite or not reliable, and the range of every mean."""
     cells = int(np.prod([dataset.sizes[d] for d in dataset["finite"].dims]))
     finite = dataset["finite"].values
-    done = dataset["done"].values > 0 if "done" in dataset else np.ones(finite.shape, bool)
+    done = (
+        dataset["completed"].values > 0 if "completed" in dataset else np.ones(finite.shape, bool)
+    )
     diverged = int((done & ~finite).sum())
     found: list[tuple[str, Any]] = [
         ("cells done", f"{int(done.sum()):,} of {cells:,}"),
         ("not finite", f"{diverged:,} ({diverged / max(1, done.sum()):.2%})"),
     ]
     for name, array in dataset.data_vars.items():
-        if name in ("done", "finite"):
+        if name in ("completed", "finite"):
             continue
         if array.dtype == bool:
             share = float(array.where(dataset["finite"]).mean())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from negmaml.sweeps.layout import LABELS, Layout, layouts
-from negmaml.sweeps.manifest import Manifest
+from negmaml.sweeps.manifest import COMPLETED, Manifest
 
 MOST_TEXT = 2**26  # bytes of JSON
 MOST_CELLS = 2**28
@@ -53,7 +53,7 @@ def check_manifest(manifest: Manifest) -> None:
     """Raise ValueError for a manifest of which no store can be made."""
     for field in ("function", "version"):
         _require(_text(getattr(manifest, field)), field, getattr(manifest, field))
-    _require(_whole_number(manifest.root, 2**32), "root", manifest.root)
+    _require(_whole_number(manifest.root_seed, 2**32), "root_seed", manifest.root_seed)
     _require(isinstance(manifest.x64, bool), "x64", manifest.x64)
     _check_grid(manifest)
     _check_outputs(manifest)
@@ -96,7 +96,7 @@ def is_name(value: Any) -> bool:
 def _check_grid(manifest: Manifest) -> None:
     grid = manifest.grid
     names: list[str] = []
-    for axis in (*grid.axes, *grid.whole):
+    for axis in (*grid.axes, *grid.vectorized):
         _require(axis.dim is None or is_name(axis.dim), "a dim", axis.dim)
         _require(bool(axis.names) and all(map(is_name, axis.names)), "the names of an axis", axis)
         _require(len(axis) > 0, "the values of an axis", axis.values)
@@ -112,7 +112,7 @@ def _check_grid(manifest: Manifest) -> None:
     _require(len(set(names)) == len(names), "names, twice,", names)
     for kind in (grid.static, grid.common):
         _require(kind <= set(names), "static and common axes", sorted(map(str, kind)))
-    dims = [axis.dim for axis in (*grid.axes, *grid.whole) if axis.dim]
+    dims = [axis.dim for axis in (*grid.axes, *grid.vectorized) if axis.dim]
     _require(len(set(dims)) == len(dims) and "seed" not in dims, "dims, twice,", dims)
     _require(bool(grid.seeds) and all(_whole_number(s, 2**32) for s in grid.seeds), "seeds",
              [s for s in grid.seeds if not _whole_number(s, 2**32)][:1])  # fmt: skip
@@ -131,8 +131,13 @@ def _value(value: Any) -> bool:
 
 def _check_outputs(manifest: Manifest) -> None:
     grid = manifest.grid
-    sizes = {axis.dim: len(axis) for axis in grid.whole}
-    taken = {"done", "finite", "seed", *(n for a in (*grid.axes, *grid.whole) for n in a.names)}
+    sizes = {axis.dim: len(axis) for axis in grid.vectorized}
+    taken = {
+        *COMPLETED.values(),
+        "finite",
+        "seed",
+        *(n for a in (*grid.axes, *grid.vectorized) for n in a.names),
+    }
     for output in manifest.outputs:
         _require(is_name(output.name) and output.name not in taken, "an output", output.name)
         taken.add(output.name)
@@ -159,7 +164,7 @@ def _plain_dtype(name: Any) -> bool:
 
 
 def _check_parts(manifest: Manifest) -> None:
-    sizes = {axis.dim: len(axis) for axis in manifest.grid.whole if axis.dim}
+    sizes = {axis.dim: len(axis) for axis in manifest.grid.vectorized if axis.dim}
     _require(len(manifest.parts) <= MOST_PARTS, "number of extensions", len(manifest.parts))
     for box in manifest.parts:
         right = set(box) == set(sizes) and all(

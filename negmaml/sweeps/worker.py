@@ -39,7 +39,7 @@ from negmaml.sweeps.store import Store, open_store
 
 def into_shared_store(work: Work, url: str, part: Part, means: Means, how: How):
     """`into_store` with others, as worker `part`; returns when all that is asked for is there."""
-    known = Programs(work, how.version)
+    known = Programs(work, how.code_version)
     known(work.grid.groups())  # traced before anybody has to wait for it
     watch = watch_of(url)
     while True:
@@ -82,7 +82,7 @@ def _share(work: Work, url: str, part: Part, means: Means, how: How, known: Prog
         try:
             asked, last = cells_of(store.manifest.grid, grid), last_part(store, grid)
             lacking = np.zeros(work.grid.shape, bool)
-            lacking[asked] = store.done()[asked] <= last
+            lacking[asked] = store.completed()[asked] <= last
             at_work = _Sharing(work, store, claims, means, asked, lacking, known)
             at_work.tell()
             for level in range(last + 1):
@@ -100,7 +100,7 @@ def _compute(at_work: _Sharing, level: int, completes: bool, runner: Runner | No
     """
     store, claims, means = at_work.store, at_work.claims, at_work.means
     lacking = np.zeros(at_work.work.grid.shape, bool)
-    lacking[at_work.asked] = store.done()[at_work.asked] == level
+    lacking[at_work.asked] = store.completed()[at_work.asked] == level
     block = store.manifest.block
     todo = [r for r in regions(at_work.work.grid, block) if lacking[r].any()]
     if not todo:
@@ -118,7 +118,7 @@ def _compute(at_work: _Sharing, level: int, completes: bool, runner: Runner | No
 
     def seen(region: Region) -> np.ndarray:
         """The cells of a block that lack the part."""
-        wanted = lacking[region] & (store.done(region) == level)
+        wanted = lacking[region] & (store.completed(region) == level)
         if not wanted.any() and completes:
             at_work.lacking[region] &= ~lacking[region]
             at_work.tell()

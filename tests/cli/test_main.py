@@ -111,3 +111,27 @@ print(*sys.modules)
     assert "p must be" in done.stderr and "negmaml.cli.problem" in loaded
     heavy = {"optax", "xarray", "matplotlib", "scipy", "negmaml.linear", "negmaml.cli.sweeps"}
     assert not heavy & loaded
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("predict --exponent 2 --spectrum power", "--exponent", "--spectrum.exponent"),
+        ("predict --level=3 --spectrum spikes", "--level", "--spectrum.level"),
+        ("sweep phase_map --dry-run --set grid.q=1", "--set", "--override"),
+        ("sweep phase_map --part x --store y", "--part", "--worker"),
+        ("sweep none --accept-changes", "--accept-changes", "--allow-code-change"),
+        ("heatmap none.zarr --x a --y b --best c", "--best", "--argmin"),
+        ("curves none.zarr --x a --by c", "--by", "--hue"),
+        ("payoff --out /dev/null/x", "payoff", "gain-map"),
+    ],
+)
+def test_old_commands_and_flags_warn_on_stderr_and_work(command, old, new, capsys):
+    status = cli.run(command.split())
+    error = capsys.readouterr().err.splitlines()
+    assert error[0] == (
+        f"negmaml: warning: {old} was renamed: use {new}. "
+        "The old name will be removed in the next release."
+    )
+    assert status == (0 if command.startswith("predict") else 2)
+    assert len(error) == (1 if command.startswith("predict") else 2)

@@ -46,14 +46,14 @@ def test_sweep_stores_summarises_and_goes_on(stored, capsys):
     printed = capsys.readouterr().out
     for text in ("cells done", "18 of 18", "not finite", "test_loss"):
         assert text in printed
-    assert cli.run([*arguments, "--set", "seeds=8"]) == 2
+    assert cli.run([*arguments, "--override", "seeds=8"]) == 2
     assert "--extend" in capsys.readouterr().err
     with xr.open_zarr(stored) as dataset:
         np.testing.assert_allclose(dataset["train_rate"], [-0.5, -0.25, 0, 0.25, 0.5])
 
 
 def test_workers_share_a_store_and_status_says_how_far_it_is(folder, stored, capsys, monkeypatch):
-    command = ["sweep", "spec.toml", "--store", "x.zarr", "--part"]
+    command = ["sweep", "spec.toml", "--store", "x.zarr", "--worker"]
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
     assert cli.run([*command, "slurm"]) == 0
@@ -70,7 +70,7 @@ def test_workers_share_a_store_and_status_says_how_far_it_is(folder, stored, cap
 
 
 def test_a_dry_run_computes_and_stores_nothing(folder, capsys):
-    assert cli.run(["sweep", "spec.toml", "--dry-run", "--set", "grid.m=[2, 4]"]) == 0
+    assert cli.run(["sweep", "spec.toml", "--dry-run", "--override", "grid.m=[2, 4]"]) == 0
     printed = capsys.readouterr().out
     for text in ("12 (m 2 x seed 6)", "shape groups", "blocks", "MiB", "estimated time"):
         assert text in printed
@@ -82,12 +82,15 @@ def test_heat_maps_and_curves_are_drawn(stored, tmp_path, capsys):
     arguments = [str(stored), "--out", str(out)]
     assert cli.run(["heatmap", *arguments, "--x", "train_rate", "--y", "n_v*m/p"]) == 0
     assert out.with_suffix(".png").stat().st_size > 5000
-    assert cli.run(["curves", *arguments, "--x", "train_rate", "--by", "m"]) == 0
+    assert cli.run(["curves", *arguments, "--x", "train_rate", "--hue", "m"]) == 0
     assert "m = 4" in out.with_suffix(".svg").read_text()
 
 
 def test_the_only_variable_is_drawn_unless_another_is_asked_for():
-    one, two = xr.Dataset({"a": 1.0, "done": 1, "finite": True}), xr.Dataset({"a": 1.0, "b": 2.0})
+    one, two = (
+        xr.Dataset({"a": 1.0, "completed": 1, "finite": True}),
+        xr.Dataset({"a": 1.0, "b": 2.0}),
+    )
     assert summary.variable(one, None) == "a"
     assert summary.variable(two, "b") == "b"
     assert summary.variable(two.assign(test_loss=1.0), None) == "test_loss"
@@ -105,7 +108,7 @@ def test_best_is_where_the_mean_is_least():
     means, errors = summary.mean(dataset, "loss", ["x", "y"])
     np.testing.assert_allclose(means, loss + 1)
     np.testing.assert_allclose(errors, 1.0)
-    assert summary.best(means, "x").values.tolist() == [-1.0, 1.0]
+    assert summary.argmin(means, "x").values.tolist() == [-1.0, 1.0]
     dataset["finite"][0, 0, 0] = False
     means, _ = summary.mean(dataset, "loss", ["x", "y"])
     assert float(means[0, 0]) == loss[0, 0] + 2
@@ -116,20 +119,23 @@ def test_best_is_where_the_mean_is_least():
     [
         (["sweep", "no.toml", "--store", "x"], "no spec file 'no.toml'"),
         (["sweep", "spec.toml"], "--store"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "sedes=3"], "did you mean 'seeds'"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "grid.sigam=3"], "did you mean 'sigma'"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "seeds"], "key=value"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "grid.m=[2,4"], "no valid TOML"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "grid.m='2"], "no valid TOML"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "function=lin"], "module:function"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "dtype=float16"], "dtype"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "grid.p={start=1}"], "range"),
-        (["sweep", "spec.toml", "--store", "x", "--set", "options.evalution=1"], "evaluation"),
+        (["sweep", "spec.toml", "--store", "x", "--override", "sedes=3"], "did you mean 'seeds'"),
+        (
+            ["sweep", "spec.toml", "--store", "x", "--override", "grid.sigam=3"],
+            "did you mean 'sigma'",
+        ),
+        (["sweep", "spec.toml", "--store", "x", "--override", "seeds"], "key=value"),
+        (["sweep", "spec.toml", "--store", "x", "--override", "grid.m=[2,4"], "no valid TOML"),
+        (["sweep", "spec.toml", "--store", "x", "--override", "grid.m='2"], "no valid TOML"),
+        (["sweep", "spec.toml", "--store", "x", "--override", "function=lin"], "module:function"),
+        (["sweep", "spec.toml", "--store", "x", "--override", "dtype=float16"], "dtype"),
+        (["sweep", "spec.toml", "--store", "x", "--override", "grid.p={start=1}"], "range"),
+        (["sweep", "spec.toml", "--store", "x", "--override", "options.evalution=1"], "evaluation"),
         (["sweep", "bad.toml", "--store", "x"], "not valid TOML"),
         (["sweep", "spec.toml", "--store", "x", "--scheduler", "tcp://127.0.0.1:9"], "scheduler"),
-        (["sweep", "spec.toml", "--store", "x", "--part", "3"], "--part takes k/n"),
-        (["sweep", "spec.toml", "--store", "x", "--part", "0/3"], "k from 1 to n"),
-        (["sweep", "spec.toml", "--store", "x", "--part", "slurm"], "array job"),
+        (["sweep", "spec.toml", "--store", "x", "--worker", "3"], "--worker takes k/n"),
+        (["sweep", "spec.toml", "--store", "x", "--worker", "0/3"], "k from 1 to n"),
+        (["sweep", "spec.toml", "--store", "x", "--worker", "slurm"], "array job"),
         (["status", "none.zarr"], "no store at"),
         (["merge", "none.zarr", "--store", "x"], "no store at"),
         (["merge", "--store", "x"], "merge takes the stores"),
@@ -182,7 +188,7 @@ def test_interruption_says_how_to_go_on(folder, capsys, monkeypatch):
 def test_pictures_go_beside_the_store_or_where_they_can_be_written(stored, tmp_path, capsys):
     link = tmp_path / "link.zarr"
     link.symlink_to(stored)
-    drawing = ["curves", str(link), "--x", "train_rate", "--by", "m"]
+    drawing = ["curves", str(link), "--x", "train_rate", "--hue", "m"]
     assert cli.run(drawing) == 0
     assert (tmp_path / "link-curves.png").exists()
     with read_only(tmp_path):

@@ -60,7 +60,7 @@ def test_a_store_of_any_name_is_looked_at_merged_and_drawn(name, folder, capsys)
     for command in (["status", store], ["merge", store, "--store", f"m{store}"]):
         assert cli.run(command) == 0, capsys.readouterr().err
         assert_printed(store, capsys)
-    assert cli.run(["curves", store, "--x", "a", "--by", "b"]) == 0
+    assert cli.run(["curves", store, "--x", "a", "--hue", "b"]) == 0
     assert_printed(f"{store.removesuffix('.zarr')}-curves.png", capsys)
     assert cli.run(["status", f"none{store}"]) == 2
     assert capsys.readouterr().err.count("\x1b") == 0
@@ -94,7 +94,7 @@ def test_a_sweep_prints_and_draws_outputs_and_functions_of_any_name(
         return
     assert cli.run(["sweep", "~/spec.toml", "--store", "~/x.zarr"]) == 0
     assert_printed(f"{name},mean", capsys)
-    drawing = ["curves", "~/x.zarr", "--x", "a", "--by", "kind", "--value", name, "--out", "~/c"]
+    drawing = ["curves", "~/x.zarr", "--x", "a", "--hue", "kind", "--value", name, "--out", "~/c"]
     assert cli.run(drawing) == 0
     svg = (folder / "c.svg").read_text()
     assert name in svg and "kind = [/b]" in svg
@@ -141,7 +141,7 @@ PANEL = SimpleNamespace(theory=np.ones(2), mean=np.ones(2), found=0.1, found_err
                         predicted=0.1)  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["reproduce", "phases", "payoff"])
+@pytest.mark.parametrize("command", ["reproduce", "phases", "gain-map"])
 def test_commands_of_figures_write_into_any_folder(command, folder, capsys, monkeypatch):
     """The computations are replaced by constants."""
     from negmaml.paper import gain_map as payoff

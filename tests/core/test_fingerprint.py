@@ -140,14 +140,16 @@ def test_a_callback_is_refused_with_the_way_out():
     def function(key, x):
         return jax.pure_callback(np.sin, NUMBER, x)
 
-    with pytest.raises(UnidentifiedError, match=r"pure_callback.*pass version="):
+    with pytest.raises(
+        UnidentifiedError, match=r"pure_callback.*pass a label such as code_version="
+    ):
         identity(function)
-    one = identity(function, version="1")
-    assert difference(one, identity(lambda key, x: x, version="1")) == ""
-    assert "'1', now version '2'" in difference(one, identity(function, version="2"))
+    one = identity(function, code_version="1")
+    assert difference(one, identity(lambda key, x: x, code_version="1")) == ""
+    assert "'1', now version '2'" in difference(one, identity(function, code_version="2"))
     assert "now no version label" in difference(one, identity(lambda key, x: x))
-    with pytest.raises(TypeError, match="version must be a text"):
-        identity(function, version=1)
+    with pytest.raises(TypeError, match="code_version must be a non-empty"):
+        identity(function, code_version=1)
 
 
 def test_another_jax_is_named_where_it_may_be_the_cause():

@@ -201,8 +201,8 @@ def test_cells_of_a_sweep_depend_on_their_seed_and_values_only(implementation):
 
     grid = {"x": [1.0, 2.0], "y": [0.5, 1.5, 2.5]}
     with jax.default_prng_impl(implementation):
-        whole = nm.sweep(function, grid, 4, common=["x"])
-        pieces = nm.sweep(function, grid, 4, common=["x"], block=3)
+        whole = nm.sweep(function, grid, 4, common_random_numbers=["x"])
+        pieces = nm.sweep(function, grid, 4, common_random_numbers=["x"], block=3)
     np.testing.assert_array_equal(whole.value, pieces.value)
     np.testing.assert_array_equal(2 * whole.value[0], whole.value[1])  # x shares its numbers
     assert len(np.unique(whole.value[0])) == whole.value[0].size

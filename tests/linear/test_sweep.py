@@ -33,7 +33,7 @@ def test_a_sweep_over_starts_and_means_depends_on_how_far_apart_they_are():
     """Without noise and spread, directions that no data reach keep the distance of the start."""
     grid = SIZES | {"sigma": 0.0, "nu": 0.0, "omega0": [-1.0, 0.0, 2.0], "w0": [0.0, 0.5],
                     "train_rate": [-0.3], "adapt_rate": [0.2]}  # fmt: skip
-    result = nm.sweep(nm.sweeps.linear, grid, seeds=3, common=["omega0", "w0"])
+    result = nm.sweep(nm.sweeps.linear, grid, seeds=3, common_random_numbers=["omega0", "w0"])
     squared = (result["omega0"] - result["w0"]) ** 2
     unit = result["distance"].sel(omega0=2.0, w0=0.0) / 4
     expected = (unit * squared).transpose(*result["distance"].dims)

@@ -1,6 +1,6 @@
 """A sweep in a process of its own, to be killed: python -m tests.sweeps.script STORE.
 
-With PART=2/3 in the environment it is one of several that share the store.
+With WORKER=2/3 in the environment it is one of several that share the store.
 """
 
 import os
@@ -41,6 +41,6 @@ def slow(done, cells):
 if __name__ == "__main__":
     function.__module__ = "tests.sweeps.script"  # the same function as the tests import
     lock.BEAT = float(os.environ.get("BEAT", lock.BEAT))
-    part = tuple(map(int, os.environ["PART"].split("/"))) if "PART" in os.environ else None
-    nm.sweep(function, GRID, SEEDS, store=sys.argv[1], block=3, progress=slow, part=part)
+    worker = tuple(map(int, os.environ["WORKER"].split("/"))) if "WORKER" in os.environ else None
+    nm.sweep(function, GRID, SEEDS, store=sys.argv[1], block=3, progress=slow, worker=worker)
     print("finished")

@@ -87,7 +87,7 @@ def test_two_spellings_exclude_each_other(pair, home, monkeypatch):
     with lock.locked(check_url(first)), pytest.raises(StoreError, match=f"process {os.getpid()}"):
         nm.sweep(function, GRID, 2, store=second)
     with lock.locked(first), pytest.raises(StoreError, match=f"process {os.getpid()}"):
-        nm.sweep(function, GRID, 2, store=second, part=(1, 2))
+        nm.sweep(function, GRID, 2, store=second, worker=(1, 2))
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -160,7 +160,7 @@ def test_a_place_that_no_store_can_have_is_refused_at_once(url, error, said, hom
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{}, {"part": (1, 2)}])
+@pytest.mark.parametrize("options", [{}, {"worker": (1, 2)}])
 def test_a_finished_store_that_cannot_be_written_is_read(options, tmp_path):
     store = tmp_path / "x.zarr"
     expected = nm.sweep(function, GRID, 3, store=store).load()
@@ -180,7 +180,7 @@ def test_a_finished_store_that_cannot_be_written_is_read(options, tmp_path):
         (dict(seeds=4), "seeds"),
         (dict(seeds=4, extend=True), "seeds"),
         (dict(function=lambda key, x: {"y": 3 * x}), "something else"),
-        (dict(root=1), "root"),
+        (dict(root_seed=1), "root_seed"),
     ],
 )
 def test_what_a_store_that_cannot_be_written_lacks_is_an_error_at_once(

@@ -36,7 +36,7 @@ EXTENSIONS = {
     "all": (GRID | {"size": [2, 3, 4], "rates": [-1.0, 0.5, 2.0]}, 3),
 }
 OPTIONS = {
-    "whole": ["rates"],
+    "vectorized": ["rates"],
     "static": ["size", "kind"],
     "block": 4,
     "extend": True,
@@ -64,7 +64,7 @@ class Quick:
     def compute(self, index):
         _, numbers, address, seeds = self.grid.select(index)
         own = (address % np.uint64(2**20)).astype(np.float32) + seeds
-        rates = self.grid.whole_values()["rates"].astype(np.float32)
+        rates = self.grid.vectorized_values()["rates"].astype(np.float32)
         loss = numbers["scale"][:, None] + own[:, None] * rates
         finite = own % 3 > 0
         return {"loss": loss.astype(np.float32), "largest": own, "finite": finite}
@@ -183,7 +183,7 @@ def check_reader(found, old, new):
         for whole in (old, new)
     ), f"half a coordinate: {dict(found.sizes)}"
     there = new.sel({d: found[d] for d in found["finite"].dims})
-    done = found["done"] > (1 if found.sizes["rates"] > (old or new).sizes["rates"] else 0)
+    done = found["completed"] > (1 if found.sizes["rates"] > (old or new).sizes["rates"] else 0)
     for name in ("loss", "largest", "finite"):
         right = (
             there[name].sel(rates=found["rates"]) if "rates" in there[name].dims else there[name]
@@ -191,15 +191,15 @@ def check_reader(found, old, new):
         np.testing.assert_array_equal(found[name].where(done), right.where(done))
 
 
-def crash_everywhere(place, operations, before, after, every=1, part=None):
+def crash_everywhere(place, operations, before, after, every=1, worker=None):
     """Stop `after`, on a store of `before` if any, everywhere; returns the points tried.
 
-    part: of the process that is stopped, as one of several that share the store. What it leaves is
-    then taken up by another of them and by a sweep that has the store to itself, in turn.
+    worker: the pair of the stopped process, if it is one of several that share the store. Another
+    worker and an exclusive sweep then resume what it left, in turn.
     """
 
-    def call(grid, seeds, extend=True, part=part):
-        options = OPTIONS | {"extend": extend, "part": part}
+    def call(grid, seeds, extend=True, worker=worker):
+        options = OPTIONS | {"extend": extend, "worker": worker}
         return nm.sweep(function, grid, seeds, store=place.url, **options)
 
     old = call(*before).load() if before else None
@@ -228,8 +228,8 @@ def crash_everywhere(place, operations, before, after, every=1, part=None):
                     old,
                 )
                 shutil.rmtree(aside)
-            others = (None, (2, 2)) if part else (None,)
-            the_same(call(*after, part=others[points % len(others)]), new)
+            others = (None, (2, 2)) if worker else (None,)
+            the_same(call(*after, worker=others[points % len(others)]), new)
             assert not [n for n in place.names() if n.startswith(("worker", "block"))]
             assert not [n for n in place.names() if n.endswith(".partial") or "creating" in n]
             points += 1
@@ -266,7 +266,7 @@ def test_a_stop_loses_nothing(extension, place, operations, quick):
 
 @pytest.mark.parametrize("extension", [None, "all"])
 def test_a_stop_of_a_worker_loses_nothing(extension, place, operations, quick):
-    points = crash_everywhere(place, operations, *scenario(extension), every=23, part=(1, 2))
+    points = crash_everywhere(place, operations, *scenario(extension), every=23, worker=(1, 2))
     assert points > 1
 
 
@@ -290,7 +290,7 @@ def test_whatever_was_asked_before_a_sweep_returns_what_is_asked(quick, tmp_path
     for size, scale, rates, seeds in calls:
         grid = {"size": size, "scale": scale, "kind": "plain", "rates": rates}
         found = nm.sweep(function, grid, seeds, store=place.url, **OPTIONS).load()
-        work = prepare(function, grid, seeds, **{n: OPTIONS[n] for n in ("whole", "static")})
+        work = prepare(function, grid, seeds, **{n: OPTIONS[n] for n in ("vectorized", "static")})
         flat = Quick(work).compute(np.unravel_index(np.arange(work.grid.cells), work.grid.shape))
         for name, values in flat.items():
             right = values.reshape(*work.grid.shape, *values.shape[1:])
@@ -310,7 +310,7 @@ def test_a_stop_at_any_operation_loses_nothing(extension, place, operations, qui
 @pytest.mark.slow
 @pytest.mark.parametrize("extension", [None, *EXTENSIONS])
 def test_a_stop_of_a_worker_at_any_operation_loses_nothing(extension, place, operations, quick):
-    points = crash_everywhere(place, operations, *scenario(extension), part=(1, 2))
+    points = crash_everywhere(place, operations, *scenario(extension), worker=(1, 2))
     print(f"{extension or 'base'}, {type(place).__name__}: {points} points of a worker")
 
 

@@ -114,16 +114,16 @@ def test_what_is_lost_is_named_and_computed_again(name, harm, made, store, compu
 
 def test_every_chunk_is_written_also_one_of_fill_values(made, store):
     found = existing(str(store))
-    for name in (*OUTPUTS, "done"):
+    for name in (*OUTPUTS, "completed"):
         assert len(chunks(store, name)) == np.prod(found.layouts[name].chunks)
         assert found.layouts[name].checksum
     with xr.open_zarr(store) as plain:  # by any reader of zarr
-        xr.testing.assert_equal(plain.drop_vars("done").load(), made[1])
+        xr.testing.assert_equal(plain.drop_vars("completed").load(), made[1])
 
 
 def test_flags_that_are_lost_are_cells_that_are_not_done(made, store, computed):
-    delete(chunks(store, "done")[0])
-    flip(chunks(store, "done")[1])
+    delete(chunks(store, "completed")[0])
+    flip(chunks(store, "completed")[1])
     assert nm.sweeps.status(store).cells_done == made[1]["finite"].size - 2 * BLOCK
     computed.clear()
     xr.testing.assert_identical(call(store).drop_attrs(), made[1].drop_attrs())
@@ -168,8 +168,10 @@ def test_nothing_that_is_lost_later_is_read_as_nan(store):
 def test_means_leave_out_what_is_lost(store):
     delete(chunks(store, "loss")[0])
     found = summary.load(str(store))
-    assert int((found["done"] > 0).sum()) == found["done"].size - BLOCK
-    assert found["loss"].where(found["done"] > 0).count() == 2 * (found["done"].size - BLOCK)
+    assert int((found["completed"] > 0).sum()) == found["completed"].size - BLOCK
+    assert found["loss"].where(found["completed"] > 0).count() == 2 * (
+        found["completed"].size - BLOCK
+    )
 
 
 def test_a_large_store_is_verified_by_status_which_leaves_a_note(made, store, monkeypatch):
@@ -195,7 +197,7 @@ def test_a_note_of_others_changes_nothing_that_is_right(made, store, computed):
 @pytest.mark.parametrize("harm", [delete, truncate])
 def test_a_worker_that_is_alone_computes_again_what_is_lost(harm, made, store):
     harm(chunks(store, "loss")[0])
-    xr.testing.assert_identical(call(store, part=(1, 2)).drop_attrs(), made[1].drop_attrs())
+    xr.testing.assert_identical(call(store, worker=(1, 2)).drop_attrs(), made[1].drop_attrs())
     assert not nm.sweeps.status(store, check=True).lost
 
 
@@ -250,7 +252,7 @@ def test_flags_of_parts_that_the_store_does_not_know_are_not_believed(tmp_path):
     path = tmp_path / "x.zarr"
     nm.sweep(products, SHORT, 3, store=path, block=2, **WHOLE)
     held = open_store(str(path))
-    held.arrays["done"][...] = np.full_like(held.done(), 2)
+    held.arrays["completed"][...] = np.full_like(held.completed(), 2)
     assert nm.sweeps.status(path).cells_done == nm.sweeps.status(path).cells
     found = nm.sweep(products, LONGER, 3, store=path, extend=True, **WHOLE).load()
     xr.testing.assert_equal(found, nm.sweep(products, LONGER, 3, **WHOLE))
@@ -306,7 +308,9 @@ def test_chunks_that_an_earlier_version_must_have_written_are_missed(tmp_path, c
 def test_a_merge_takes_no_cell_whose_chunks_are_lost_and_none_that_was_altered(made, store):
     target = store.with_name("m.zarr")
     delete(chunks(store, "loss")[0])
-    assert nm.sweeps.status(store).cells_done == int((merge([store], target)["done"] > 0).sum())
+    assert nm.sweeps.status(store).cells_done == int(
+        (merge([store], target)["completed"] > 0).sum()
+    )
     merge([store, made[0]], target)  # what the first lost is the second's
     assert nm.sweeps.status(target, check=True).cells_done == made[1]["finite"].size
     flip(chunks(store, "loss")[0])

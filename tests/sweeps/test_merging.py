@@ -35,14 +35,14 @@ def test_a_merge_is_the_sweep_of_all_of_them_bit_for_bit(apart, tmp_path, capsys
     merged = xr.open_zarr(tmp_path / "m.zarr").load()
     assert merged.attrs["merged"] == apart
     assert merged.attrs["seeds"] == "0 to 5"
-    assert merged["done"].all()
-    picked = merged.drop_vars("done").sel(scale=whole.scale, seed=whole.seed)
+    assert merged["completed"].all()
+    picked = merged.drop_vars("completed").sel(scale=whole.scale, seed=whole.seed)
     xr.testing.assert_identical(picked.drop_attrs(), whole.drop_attrs())
 
 
 def test_what_is_in_none_of_them_is_computed_by_the_sweep_and_only_that(apart, tmp_path):
     path, told = tmp_path / "m.zarr", []
-    assert not merge(apart[:2], path)["done"].all()
+    assert not merge(apart[:2], path)["completed"].all()
     merge(apart[:2], path)  # once more is the same
     result = nm.sweep(function, GRID, SEEDS, store=path, progress=lambda *n: told.append(n))
     assert told[0] == (42, 48)
@@ -85,7 +85,7 @@ def test_a_merge_that_is_cut_is_gone_on_with(apart, tmp_path, monkeypatch, at):
             merge(apart, tmp_path / "m.zarr")
         except KeyboardInterrupt:
             xr.open_zarr(tmp_path / "m.zarr").load()
-    assert merge(apart, tmp_path / "m.zarr")["done"].all()
+    assert merge(apart, tmp_path / "m.zarr")["completed"].all()
 
 
 def other(key, size, scale):
@@ -96,9 +96,9 @@ def other(key, size, scale):
     ("call", "said"),
     [
         (dict(function=other), r"compute different things \(numbers: 6 became 8"),
-        (dict(root=1), "root: store has 0, asked 1"),
+        (dict(root_seed=1), "root_seed: store has 0, asked 1"),
         (dict(grid=GRID | {"size": 2}), "axis size: dim"),
-        (dict(common=["scale"]), "common"),
+        (dict(common_random_numbers=["scale"]), "common"),
         (dict(grid={"size": [5], "scale": [1.0]}, function=other), "function: store has tests"),
     ],
 )
@@ -118,8 +118,8 @@ def test_whole_axes_of_other_values_are_refused(tmp_path):
         return {"value": jax.random.normal(key) * jnp.asarray(rates)}
 
     for name, rates in (("a", [0.0, 1.0]), ("b", [0.0, 2.0])):
-        nm.sweep(powers, {"rates": rates}, 2, store=tmp_path / name, whole=["rates"])
-    with pytest.raises(StoreError, match=r"axis rates: other values.*whole"):
+        nm.sweep(powers, {"rates": rates}, 2, store=tmp_path / name, vectorized=["rates"])
+    with pytest.raises(StoreError, match=r"axis rates: values of a vectorized axis differ"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
 
 

@@ -134,9 +134,9 @@ def test_what_is_no_dict_of_arrays_is_refused(function, said, tmp_path, never):
          {"output_dims": {"y": ["a_b"]}}, "the dim 'a_b'"),
         (returns(*LETTERS), {"x": [1.0]}, {}, "Unicode takes the names"),
         # roles
-        (returns("y"), {"x": [1.0]}, {"static": ["x"], "whole": ["x"]}, "both name 'x'"),
-        (returns("y"), {"x": [1.0]}, {"whole": ["x", "x"]}, "whole must be distinct"),
-        (returns("y"), {"x": [1.0]}, {"common": ["x", "x"]}, "common must be distinct"),
+        (returns("y"), {"x": [1.0]}, {"static": ["x"], "vectorized": ["x"]}, "both name 'x'"),
+        (returns("y"), {"x": [1.0]}, {"vectorized": ["x", "x"]}, "vectorized must be distinct"),
+        (returns("y"), {"x": [1.0]}, {"common_random_numbers": ["x", "x"]}, "must be distinct"),
         (returns("y"), {"x": [1.0]}, {"static": ["x", "x"]}, "static must be distinct"),
     ],
 )  # fmt: skip
@@ -178,14 +178,14 @@ def test_names_that_some_disks_cannot_have_are_for_memory(names, said, tmp_path,
 
 
 class Listed(SweepFunction):
-    whole_axes = "x"  # a text, not a list of them
+    vectorized_axes = "x"  # a text, not a list of them
 
     def __call__(self, key, *, x):
         return {"y": x}
 
 
 def test_what_a_function_says_of_its_axes_is_checked_like_what_a_caller_says():
-    with pytest.raises(TypeError, match="whole_axes of the function must be a list of names"):
+    with pytest.raises(TypeError, match="vectorized_axes of the function must be a list of names"):
         nm.sweep(Listed(), {"x": [1.0]}, 1)
 
 

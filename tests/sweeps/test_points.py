@@ -112,7 +112,7 @@ def test_wrong_points_are_refused_in_our_words(points, error, said):
 def test_a_whole_axis_is_no_part_of_points():
     point = {"p": 6, "m": 2, "n_t": 4, "n_v": 2, "n_r": 4, "sigma": 0.1, "nu": 0.5}
     grid = {"point": [point | {"train_rate": 0.1}], "adapt_rate": 0.2}
-    with pytest.raises(ValueError, match="'point' zips train_rate, which the function handles wh"):
+    with pytest.raises(ValueError, match="'point' zips train_rate, a vectorized axis"):
         nm.sweep(nm.sweeps.linear, grid, 1)
 
 
@@ -146,9 +146,9 @@ def test_a_spec_names_rules_functions_and_points(tmp_path):
         assert found["outer"].values.tolist() == [0.1, *(point["outer"] for point in drawn)]
         noise = found["value"] + 0.1 * found["outer"].astype("float32")
         assert (noise > -1e-6).all()
-    assert cli.run([*arguments, "--set", "random.n=3", "--extend"]) == 0
+    assert cli.run([*arguments, "--override", "random.n=3", "--extend"]) == 0
     assert xr.open_zarr(tmp_path / "x.zarr").sizes["point"] == 4
-    with pytest.raises(StoreError, match="accept_changes"):
+    with pytest.raises(StoreError, match="allow_code_change"):
         fields = spec.read(arguments[1], ["options.rule.rate=-0.2"])
         call = fields["function"], fields["grid"], fields["seeds"]
         nm.sweep(*call, store=tmp_path / "x.zarr")
@@ -178,7 +178,7 @@ def test_wrong_specs_are_one_clear_line(change, said, tmp_path, capsys):
         (tmp_path / "spec.toml").write_text('function="jax:jit"\nseeds=1\noptions=3\n[grid]\na=1')
         change = "seeds=2"
     arguments = ["sweep", str(tmp_path / "spec.toml"), "--store", str(tmp_path / "x.zarr")]
-    assert cli.run([*arguments, "--set", change]) == 2
+    assert cli.run([*arguments, "--override", change]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

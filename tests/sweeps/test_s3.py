@@ -38,7 +38,7 @@ def test_a_sweep_is_stored_extended_and_read(bucket):
     expected = nm.sweep(function, longer, SEEDS)
     np.testing.assert_allclose(result["total"], expected["total"], rtol=1e-5)
     with xr.open_zarr(url) as plain:
-        assert plain["done"].all()
+        assert plain["completed"].all()
         assert plain.sizes["scale"] == 5
 
 
@@ -53,14 +53,18 @@ def test_what_is_not_ours_stays(bucket):
 
 def test_workers_share_a_store_and_stores_are_merged(bucket):
     parts = [
-        lambda k=k: nm.sweep(function, GRID, SEEDS, store=f"{bucket}/s.zarr", block=3, part=(k, 3))
+        lambda k=k: nm.sweep(
+            function, GRID, SEEDS, store=f"{bucket}/s.zarr", block=3, worker=(k, 3)
+        )
         for k in (1, 2, 3)
     ]
     assert not together(parts)
     expected = nm.sweep(function, GRID, SEEDS)
     for url in (f"{bucket}/s.zarr", f"{bucket}/m.zarr"):
         found = xr.open_zarr(url).load()
-        xr.testing.assert_identical(found.drop_vars("done").drop_attrs(), expected.drop_attrs())
+        xr.testing.assert_identical(
+            found.drop_vars("completed").drop_attrs(), expected.drop_attrs()
+        )
         nm.sweeps.merge([url], f"{bucket}/m.zarr") if url.endswith("s.zarr") else None
     assert nm.sweeps.status(f"{bucket}/s.zarr").cells_done == expected["finite"].size
 

@@ -36,12 +36,12 @@ def scaled(key, n):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_store_of_other_settings_is_refused_by_name(name, label, tmp_path):
     store = tmp_path / "x.zarr"
-    nm.sweep(function, {"x": [1.0, 2.0]}, 2, store, version=label)
+    nm.sweep(function, {"x": [1.0, 2.0]}, 2, store, code_version=label)
     said = rf"{name} was {DEFAULTS[name]}, is {SETTINGS[name]}"
     other = settings_of(result_settings() | {name: str(SETTINGS[name])})
     with other, pytest.raises(StoreError, match=said):
-        nm.sweep(function, {"x": [1.0, 2.0]}, 2, store, version=label)
-    nm.sweep(function, {"x": [1.0, 2.0]}, 2, store, version=label)
+        nm.sweep(function, {"x": [1.0, 2.0]}, 2, store, code_version=label)
+    nm.sweep(function, {"x": [1.0, 2.0]}, 2, store, code_version=label)
 
 
 def test_a_store_that_does_not_record_a_setting_had_its_default(tmp_path):

@@ -69,8 +69,8 @@ def test_a_store_is_the_dataset_in_memory_and_says_how_it_was_made(tmp_path, und
     path = str(tmp_path / "x.zarr")
     assert_same(nm.sweep(function, GRID, SEEDS, store=path, block=5), undisturbed)
     with xr.open_zarr(path) as plain:
-        assert plain["done"].all()
-        assert_same(plain.drop_vars("done"), undisturbed)
+        assert plain["completed"].all()
+        assert_same(plain.drop_vars("completed"), undisturbed)
         for name in ("grid", "seeds", "dtype", "matmul_precision", "devices", "jax", "negmaml",
                      "git_revision", "wall_seconds", "command"):  # fmt: skip
             assert name in plain.attrs
@@ -90,7 +90,7 @@ def kill_while_running(path, seconds):
 def kill_after_blocks(path, blocks):
     """Kill as soon as so many blocks are flagged."""
     process = run_script(path)
-    while process.poll() is None and chunk_count(path, "done") < blocks:
+    while process.poll() is None and chunk_count(path, "completed") < blocks:
         time.sleep(0.003)
     process.kill()
     process.communicate()
@@ -100,11 +100,11 @@ def test_kill_and_go_on_redoes_only_what_was_in_flight(tmp_path, undisturbed, co
     path = tmp_path / "x.zarr"
     kill_after_blocks(path, 5)
     with xr.open_zarr(path) as partial:  # opens at any time
-        done = int(partial["done"].sum())
-        assert 0 < done < partial["done"].size
+        done = int(partial["completed"].sum())
+        assert 0 < done < partial["completed"].size
         np.testing.assert_allclose(
-            partial["total"].where(partial["done"]),
-            undisturbed["total"].where(partial["done"]),
+            partial["total"].where(partial["completed"]),
+            undisturbed["total"].where(partial["completed"]),
             rtol=1e-5,
         )
     assert_same(nm.sweep(function, GRID, SEEDS, store=str(path)), undisturbed)
@@ -187,10 +187,10 @@ def same(key, size, scale):
         (dict(grid=GRID | {"scale": [1.0]}), "adds 1 (1.0)"),
         (dict(grid={**GRID, "size": 2}), "axis size: dim"),
         (dict(seeds=[3, 7]), "seeds: asked adds 1 (7)"),
-        (dict(root=1), "root: store has 0, asked 1"),
+        (dict(root_seed=1), "root_seed: store has 0, asked 1"),
         (dict(function=other), "than tests.sweeps.script.function did (numbers: 6 became 8 (now"),
-        (dict(version="1"), "now version '1'"),
-        (dict(common=["scale"]), "common"),
+        (dict(code_version="1"), "now version '1'"),
+        (dict(common_random_numbers=["scale"]), "common"),
     ],
 )
 def test_another_sweep_is_refused_with_the_difference(kept, call, named, computed):
@@ -257,10 +257,10 @@ def test_a_function_that_computes_something_else_is_refused_unless_accepted(
     nm.sweep(before, grid, 2, store=path)
     monkeypatch.setattr(sys.modules[__name__], "RATE", 0.25)
     with pytest.raises(
-        StoreError, match=r"something else than .* did \(.* became .*accept_changes"
+        StoreError, match=r"something else than .* did \(.* became .*allow_code_change"
     ):
         nm.sweep(after, {"x": [1.0, 2.0, 3.0]}, 2, store=path, extend=True)
-    result = nm.sweep(after, grid, 3, store=path, extend=True, accept_changes=True)
+    result = nm.sweep(after, grid, 3, store=path, extend=True, allow_code_change=True)
     assert "became" in result.attrs["history"][0]
     assert_same(nm.sweep(after, grid, 3, store=path), result)
 
@@ -290,13 +290,13 @@ def test_a_function_that_calls_python_needs_a_label(tmp_path):
                                            vmap_method="sequential")}  # fmt: skip
 
     options = {"store": str(tmp_path / "x.zarr")}
-    with pytest.raises(TypeError, match=r"pure_callback.*pass version="):
+    with pytest.raises(TypeError, match=r"pure_callback.*pass a label such as code_version="):
         nm.sweep(calling, {"x": [1.0]}, 1, **options)
     assert not (tmp_path / "x.zarr").exists()
-    nm.sweep(calling, {"x": [1.0]}, 1, version="1", **options)
-    nm.sweep(calling, {"x": [1.0]}, 1, version="1", **options)
+    nm.sweep(calling, {"x": [1.0]}, 1, code_version="1", **options)
+    nm.sweep(calling, {"x": [1.0]}, 1, code_version="1", **options)
     with pytest.raises(StoreError, match="then version '1', now version '2'"):
-        nm.sweep(calling, {"x": [1.0]}, 1, version="2", **options)
+        nm.sweep(calling, {"x": [1.0]}, 1, code_version="2", **options)
 
 
 shapes_asked = []
@@ -312,7 +312,10 @@ def products(key, size, left, right):
     return {"both": total * jnp.outer(left, right), "first": total * left}
 
 
-WHOLE = {"whole": ["left", "right"], "output_dims": {"both": ["left", "right"], "first": ["left"]}}
+WHOLE = {
+    "vectorized": ["left", "right"],
+    "output_dims": {"both": ["left", "right"], "first": ["left"]},
+}
 SHORT = {"size": [2, 3], "left": [0.0, 0.3], "right": [1.0, 0.2]}
 LONGER = {"size": [2, 3], "left": [-0.4, 0.0, 0.3], "right": [1.0, 0.1, 0.2]}
 
@@ -363,9 +366,9 @@ def test_an_output_that_may_depend_on_all_values_is_not_extended(tmp_path):
         return {"value": rates**2, "best": jnp.max(rates)}
 
     path = str(tmp_path / "x.zarr")
-    nm.sweep(best, {"rates": [0.0, 1.0]}, 2, store=path, whole=["rates"])
+    nm.sweep(best, {"rates": [0.0, 1.0]}, 2, store=path, vectorized=["rates"])
     with pytest.raises(StoreError, match="best may depend on all values"):
-        nm.sweep(best, {"rates": [0.0, 2.0, 1.0]}, 2, store=path, whole=["rates"], extend=True)
+        nm.sweep(best, {"rates": [0.0, 2.0, 1.0]}, 2, store=path, vectorized=["rates"], extend=True)
     assert xr.open_zarr(path).sizes["rates"] == 2
 
 
@@ -381,7 +384,7 @@ def test_a_part_of_a_store_is_what_was_asked_for_and_all_that_is_computed(tmp_pa
     part = {"size": [3], "scale": [2.0, -1.0]}
     nm.sweep(function, GRID, [0], **options)
     nm.sweep(function, GRID | {"scale": [-1.0, 0.0, 0.5, 2.0, 3.0]}, 2, extend=True, **options)
-    shutil.rmtree(tmp_path / "x.zarr" / "done" / "c")  # as if nothing had been computed
+    shutil.rmtree(tmp_path / "x.zarr" / "completed" / "c")  # as if nothing had been computed
     computed.clear()
     result = nm.sweep(function, part, [1, 0], **options)
     assert sum(computed) == result["finite"].size == 4
@@ -435,7 +438,7 @@ nm.sweep(function, GRID, SEEDS, store={str(path)!r}, block=3, progress=full)
     )
     assert "cannot write to the store" in done.stderr
     assert "goes on from there" in done.stderr
-    assert 9 < int(xr.open_zarr(path)["done"].sum()) < undisturbed["finite"].size
+    assert 9 < int(xr.open_zarr(path)["completed"].sum()) < undisturbed["finite"].size
     assert_same(nm.sweep(function, GRID, SEEDS, store=str(path)), undisturbed)
 
 
@@ -460,7 +463,7 @@ nm.sweep(nm.sweeps.linear, LINEAR, 13, store={paths[1]!r})
         capture_output=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert_same(xr.open_zarr(paths[0]).drop_vars("done"), undisturbed)
+    assert_same(xr.open_zarr(paths[0]).drop_vars("completed"), undisturbed)
     expected = nm.sweep(nm.sweeps.linear, LINEAR, 13)
     stored = xr.open_zarr(paths[1])
     np.testing.assert_allclose(stored["distance"], expected["distance"], rtol=2e-4)

@@ -69,8 +69,8 @@ def test_draws_depend_on_what_a_cell_is_and_on_nothing_else(renamed):
 def test_another_root_gives_other_draws_and_common_axes_share_them(renamed):
     grid = {"size": [1, 2], "scale": [1.0, 2.0]}
     first = nm.sweep(renamed, grid, seeds=3)
-    assert not np.isin(nm.sweep(renamed, grid, seeds=3, root=1)["value"], first["value"]).any()
-    shared = nm.sweep(renamed, grid, seeds=3, common=["scale", "size"])["value"]
+    assert not np.isin(nm.sweep(renamed, grid, seeds=3, root_seed=1)["value"], first["value"]).any()
+    shared = nm.sweep(renamed, grid, seeds=3, common_random_numbers=["scale", "size"])["value"]
     np.testing.assert_allclose(shared.sel(scale=2.0), 2 * shared.sel(scale=1.0), rtol=1e-6)
     np.testing.assert_array_equal(shared.sel(size=1), shared.sel(size=2))
 
@@ -196,10 +196,10 @@ LINEAR = POINT | {"train_rate": [0.1], "adapt_rate": 0.2}
         (draws, {"size": [1]}, {"seeds": 0}, "seeds must be"),
         (draws, {"size": [1]}, {"seeds": [1, 1]}, "got 1 twice"),
         (draws, {"size": [1]}, {"seeds": 1.5}, "seeds must be"),
-        (draws, {"size": [1]}, {"root": -1}, "root"),
+        (draws, {"size": [1]}, {"root_seed": -1}, "root"),
         (draws, {"size": [1]}, {"block": 0}, "block"),
         (draws, {"size": [1]}, {"memory": 0}, "memory"),
-        (draws, {"size": [1]}, {"common": ["scael"]}, "did you mean 'scale'"),
+        (draws, {"size": [1]}, {"common_random_numbers": ["scael"]}, "did you mean 'scale'"),
         (draws, {"size": [1]}, {"client": "tcp://localhost:1"}, "store"),
         (draws, [], {}, "at least one"),
         (draws, [{"size": 1}, {"size": 2, "scale": 1.0}], {}, "same axes"),
@@ -249,7 +249,7 @@ class Powers(SweepFunction):
 
     accepts = requires = ("size", "scale", "powers")
     static_axes = ("size",)
-    whole_axes = ("powers",)
+    vectorized_axes = ("powers",)
 
     def __call__(self, key, *, size, scale, powers):
         return {"value": scale * jnp.sum(jax.random.uniform(key, (size,))) ** powers}
@@ -274,8 +274,10 @@ def test_a_function_with_some_of_the_attributes_is_told_of_the_protocol():
     def function(key, rates):
         return {"value": rates}
 
-    function.whole_axes = ("rates",)
-    with pytest.raises(TypeError, match=r"whole_axes.*subclass negmaml\.sweeps\.SweepFunction"):
+    function.vectorized_axes = ("rates",)
+    with pytest.raises(
+        TypeError, match=r"vectorized_axes.*subclass negmaml\.sweeps\.SweepFunction"
+    ):
         nm.sweep(function, {"rates": [1.0, 2.0]}, 1)
 
 
@@ -347,7 +349,7 @@ class Declared(SweepFunction):
     """Says that its output has the dim of its whole axis, in every group of sizes."""
 
     accepts = requires = ("size", "powers")
-    whole_axes = ("powers",)
+    vectorized_axes = ("powers",)
     output_dims = {"value": ("powers",)}  # noqa: RUF012
     traced = 0
 

@@ -50,7 +50,7 @@ ENTRIES = {
     "extend": lambda path: nm.sweep(
         kinds, GRID | {"name": ["a", "bé"]}, SEEDS + 1, store=path, extend=True
     ),
-    "part": lambda path: again(path, part=(1, 1)),
+    "worker": lambda path: again(path, worker=(1, 1)),
     "status": nm.sweeps.status,
     "check": lambda path: nm.sweeps.status(path, check=True),
     "merge": lambda path: merge([path], path.with_name("merged.zarr")),
@@ -331,9 +331,9 @@ def test_links_beside_a_store_are_not_followed(name, store, tmp_path):
         victim.mkdir()
         (victim / "worker-1").write_text("mine")
     store.with_name(name).symlink_to(victim)
-    for part in (None, (1, 2)):
+    for worker in (None, (1, 2)):
         try:
-            again(store, part=part)
+            again(store, worker=worker)
         except StoreError as error:
             assert "symbolic link" in str(error)
     kept = victim if victim.is_file() else victim / "worker-1"

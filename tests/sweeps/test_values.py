@@ -35,7 +35,7 @@ NEXT = float(np.nextafter(np.float32(1), np.float32(2)))  # the number after 1 i
     [
         ([1.0, 1.0 + 1e-9], {}, r"x holds 1\.0 and 1\.000000001, which are one in float32"),
         ([0.1 + 0.2, 0.3], {}, "which are one in float32"),
-        ([1.0, 1.0 + 1e-9], {"whole": ["x"]}, "which are one in float32"),
+        ([1.0, 1.0 + 1e-9], {"vectorized": ["x"]}, "which are one in float32"),
         ([16777216.0, 16777217.0], {}, "which are one in float32"),
         ([2**24 + 1, 0.5], {}, "integer 16777217, which float32 rounds to 16777216"),
         ([2**24 + 1], {"static": []}, "integer 16777217, which float32 rounds to 16777216"),
@@ -165,7 +165,7 @@ def test_no_other_count_is_beyond_all_bounds(tmp_path):
     )
     calls = [
         lambda: random_points(10**12, a={"low": 0, "high": 1}),
-        lambda: nm.sweep(scaled, {"x": 1.0}, 1, store=tmp_path / "x.zarr", part=(1, 10**12)),
+        lambda: nm.sweep(scaled, {"x": 1.0}, 1, store=tmp_path / "x.zarr", worker=(1, 10**12)),
         lambda: spec.read(str(tmp_path / "spec.toml")),
     ]
     for call in calls:

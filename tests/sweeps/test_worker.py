@@ -46,8 +46,8 @@ def path(tmp_path):
     return str(tmp_path / "x.zarr")
 
 
-def work(url, part=(1, 1), **options):
-    return nm.sweep(function, GRID, SEEDS, store=url, part=part, **(OPTIONS | options))
+def work(url, worker=(1, 1), **options):
+    return nm.sweep(function, GRID, SEEDS, store=url, worker=worker, **(OPTIONS | options))
 
 
 def assert_whole(url, expected):
@@ -99,8 +99,8 @@ def test_workers_that_start_at_once_on_no_store_compute_each_block_once(url, alo
 
 def test_a_worker_killed_is_taken_over_and_an_exclusive_sweep_waits_for_no_dead(tmp_path, alone):
     path = tmp_path / "x.zarr"
-    process = run_script(path, PART="1/2")
-    while process.poll() is None and chunk_count(path, "done") < 4:
+    process = run_script(path, WORKER="1/2")
+    while process.poll() is None and chunk_count(path, "completed") < 4:
         time.sleep(0.003)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -122,7 +122,7 @@ def test_a_worker_killed_is_taken_over_and_an_exclusive_sweep_waits_for_no_dead(
 def test_workers_killed_at_random_and_sent_again(tmp_path, alone):
     random, path = np.random.default_rng(0), tmp_path / "x.zarr"
     for _ in range(5):
-        processes = [run_script(path, PART=f"{k}/4", BEAT="0.2") for k in (1, 2, 3, 4)]
+        processes = [run_script(path, WORKER=f"{k}/4", BEAT="0.2") for k in (1, 2, 3, 4)]
         time.sleep(random.uniform(3, 9))
         for i in random.permutation(4):
             processes[i].kill()
@@ -131,7 +131,7 @@ def test_workers_killed_at_random_and_sent_again(tmp_path, alone):
             process.communicate()
         if (path / "zarr.json").exists():
             xr.open_zarr(path).load()
-    processes = [run_script(path, PART=f"{k}/3", BEAT="0.2") for k in (1, 2, 3)]
+    processes = [run_script(path, WORKER=f"{k}/3", BEAT="0.2") for k in (1, 2, 3)]
     for process in processes:
         out, error = process.communicate()
         assert "finished" in out, error
@@ -177,7 +177,7 @@ def test_one_cannot_have_a_store_to_itself_that_others_share(path, alone):
         if done == 9:
             for call in (
                 lambda: nm.sweep(function, GRID, SEEDS, store=path),
-                lambda: nm.sweep(function, GRID, 9, store=path, part=(2, 2), extend=True),
+                lambda: nm.sweep(function, GRID, 9, store=path, worker=(2, 2), extend=True),
             ):
                 with pytest.raises(
                     StoreError, match=r"shared by workers|workers share it"
@@ -200,12 +200,12 @@ def test_workers_extend_a_store_that_nobody_uses(path):
     work(path)
     longer = GRID | {"scale": [-1.0, 0.25, 0.0, 0.5, 2.0]}
     calls = [
-        lambda k=k: nm.sweep(function, longer, 8, store=path, part=(k, 2), extend=True)
+        lambda k=k: nm.sweep(function, longer, 8, store=path, worker=(k, 2), extend=True)
         for k in (1, 2)
     ]
     raised = together(calls)
     assert not raised or "cannot be changed while" in str(raised[0])
-    result = nm.sweep(function, longer, 8, store=path, part=(1, 1), extend=True).load()
+    result = nm.sweep(function, longer, 8, store=path, worker=(1, 1), extend=True).load()
     xr.testing.assert_identical(
         result.drop_attrs(), nm.sweep(function, longer, 8).drop_attrs().load()
     )
@@ -222,33 +222,33 @@ def test_the_order_of_a_worker_has_every_block_once(blocks, count, data):
 
 
 @pytest.mark.parametrize(
-    ("part", "error", "said"),
+    ("worker", "error", "said"),
     [
         (
             (0, 4),
             ValueError,
-            r"part must be \(k, n\) with k from 1 to n, .*, got \(0, 4\)",
+            r"worker must be \(k, n\) with k from 1 to n, .*, got \(0, 4\)",
         ),
         ((5, 4), ValueError, "k from 1 to n"),
-        ((1,), TypeError, "part must be a pair"),
-        ("3/16", TypeError, r"part must be a pair such as \(3, 16\), or 'slurm'"),
-        (3, TypeError, "part must be a pair"),
-        ((True, 2), TypeError, "part must be a pair"),
-        ((1.0, 2), TypeError, "part must be a pair"),
+        ((1,), TypeError, "worker must be a pair"),
+        ("3/16", TypeError, r"worker must be a pair such as \(3, 16\), or 'slurm'"),
+        (3, TypeError, "worker must be a pair"),
+        ((True, 2), TypeError, "worker must be a pair"),
+        ((1.0, 2), TypeError, "worker must be a pair"),
         ("slurm", ValueError, "SLURM_ARRAY_TASK_ID"),
     ],
 )
-def test_wrong_parts_are_refused_in_our_words(part, error, said, tmp_path, monkeypatch):
+def test_wrong_workers_are_refused_in_our_words(worker, error, said, tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     with pytest.raises(error, match=said):
-        work(tmp_path / "x.zarr", part)
+        work(tmp_path / "x.zarr", worker)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_part_needs_a_store_and_no_client(tmp_path):
-    with pytest.raises(ValueError, match="part is of a sweep that processes share"):
+    with pytest.raises(ValueError, match="worker is for a sweep that processes share"):
         work(None)
-    with pytest.raises(ValueError, match="part and client are two ways"):
+    with pytest.raises(ValueError, match="pass either worker or client"):
         work(tmp_path / "x.zarr", client="tcp://localhost:1")
 
 

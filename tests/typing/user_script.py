@@ -51,7 +51,7 @@ class Powers(nm.sweeps.SweepFunction):
     """A sweep function that handles an axis whole."""
 
     accepts = requires = ("size", "powers")
-    whole_axes = ("powers",)
+    vectorized_axes = ("powers",)
 
     def __call__(self, key: Array, *, size: int, powers: Array) -> dict[str, Array]:
         return {"value": jnp.mean(jax.random.normal(key, (size,))) ** powers}

@@ -1,0 +1,96 @@
+"""Old names of arguments, attributes and spec fields, and stores of the previous format."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import negmaml as nm
+from negmaml.sweeps import merge, plan, prepare, spec, status, summary
+from negmaml.sweeps.held import MANIFEST, existing
+from tests.sweeps.script import GRID, SEEDS, function
+
+
+def powers(key, rates, size=1):
+    return {"value": rates * size}
+
+
+RATES = {"rates": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize("call", [nm.sweep, plan, prepare])
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [("root", "root_seed", 3), ("whole", "vectorized", ["rates"]),
+     ("common", "common_random_numbers", ["rates"])],
+)  # fmt: skip
+def test_old_arguments_of_every_function_warn_and_work(call, old, new, value):
+    with pytest.warns(DeprecationWarning, match=rf"\({old}=\.\.\.\) was renamed: use {new}="):
+        call(powers, RATES, 2, **{old: value})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [("part", "worker", (1, 1)), ("accept_changes", "allow_code_change", True),
+     ("version", "code_version", "1")],
+)  # fmt: skip
+def test_old_arguments_of_stores_warn_and_work(old, new, value, tmp_path):
+    with pytest.warns(DeprecationWarning, match=f"use {new}="):
+        result = nm.sweep(powers, RATES, 2, tmp_path / "x.zarr", **{old: value})
+    np.testing.assert_array_equal(result["value"][:, 0], [1.0, 2.0])
+
+
+def test_whole_axes_of_a_function_warn_and_work():
+    class Powers(nm.sweeps.SweepFunction):
+        accepts = requires = whole_axes = ("rates",)
+
+        def __call__(self, key, *, rates):
+            return {"value": rates}
+
+    with pytest.warns(DeprecationWarning, match="use vectorized_axes"):
+        assert nm.sweep(Powers(), RATES, 2)["value"].dims == ("seed", "rates")
+
+
+def test_old_fields_of_a_spec_warn_and_work(tmp_path):
+    path = tmp_path / "spec.toml"
+    path.write_text(
+        'function = "linear"\nseeds = 2\nroot = 3\nversion = "1"\nwhole = ["a"]\ncommon = ["b"]\n'
+        "[grid]\np = 3\n"
+    )
+    with pytest.warns(DeprecationWarning) as warned:
+        fields = spec.read(str(path))
+    assert {str(w.message).split("'")[-2] for w in warned} == set(spec.RENAMED.values())
+    assert fields["root_seed"] == 3 and fields["code_version"] == "1"
+    assert fields["vectorized"] == ["a"] and fields["common_random_numbers"] == ["b"]
+    assert not spec.RENAMED.keys() & fields.keys()
+
+
+def to_format_3(path):
+    """Turn a store into one of the previous format, which calls the completion counts `done`."""
+    (path / "completed").rename(path / "done")
+    root = json.loads((path / "zarr.json").read_text())
+    manifest = json.loads(root["attributes"][MANIFEST])
+    root["attributes"][MANIFEST] = json.dumps(manifest | {"format": 3})
+    arrays = root["consolidated_metadata"]["metadata"]
+    arrays["done"] = arrays.pop("completed")
+    (path / "zarr.json").write_text(json.dumps(root))
+
+
+@pytest.mark.parametrize("worker", [None, (1, 1)])
+def test_a_store_of_format_3_is_read_resumed_extended_and_merged(worker, tmp_path):
+    path, expected = tmp_path / "x.zarr", nm.sweep(function, GRID, SEEDS)
+    partly = GRID | {"scale": GRID["scale"][:2]}
+    nm.sweep(function, partly, SEEDS, store=path, block=3)
+    (path / "completed" / "c" / "0" / "0" / "1").unlink()  # a block that was not finished
+    to_format_3(path)
+    assert status(path).cells_done < status(path).cells
+    assert not summary.load(str(path))["completed"].all()
+    nm.sweep(function, partly, SEEDS, store=path, worker=worker)
+    found = nm.sweep(function, GRID, SEEDS, store=path, worker=worker, extend=True).load()
+    xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
+    assert xr.open_zarr(path)["done"].all() and not (path / "completed").exists()
+    assert existing(str(path)).manifest.format == 3
+    merged = merge([path], tmp_path / "m.zarr")
+    assert merged["completed"].all() and (tmp_path / "m.zarr" / "completed").exists()
+    np.testing.assert_array_equal(merged["total"], expected["total"])
