@@ -198,7 +198,7 @@ def kind(group):
     rule, smaller = train(*one["train"]), min(size["n_t"], size["p"])
     return (
         "ridge" in inputs,
-        smaller <= (EXACT_UP_TO_ENTIRE if rule.entire else EXACT_UP_TO),
+        smaller <= (EXACT_UP_TO_ENTIRE if rule.spectral().entire else EXACT_UP_TO),
         str(jax.tree.structure(rule)),
         str(jax.tree.structure(adapt(*one["adapt"]))),
     )

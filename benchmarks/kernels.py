@@ -61,7 +61,7 @@ def tangent_negmaml():
     import negmaml as nm
 
     weights, x1, x2 = arrays()
-    kernel = nm.kernels.neural_tangent(network, weights)
+    kernel = nm.kernels.empirical_ntk(network, weights)
     return measure(lambda: jax.block_until_ready(kernel(x1, x2)))
 
 

@@ -123,7 +123,7 @@ def compare(key, tasks, depth, width, output):
     rates, adapt, ridge = setting(name, depth)
     tasks, test = data(key, name)
     start = init(jax.random.fold_in(key, 2), (inputs, *(width,) * depth, 1))
-    tangent = nm.kernels.neural_tangent(network, start)
+    tangent = nm.kernels.empirical_ntk(network, start)
     losses = {
         which: exact(kernel, tasks, test, rates, adapt, ridge)
         for which, kernel in (("kernel", tangent), ("limit", infinite(depth)))
@@ -361,7 +361,7 @@ def lambda_of(case, lazy):
     with jax.ensure_compile_time_eval():
         x = train(40, *sizes[1:])(jax.random.key(99)).support[0].reshape(-1, layers[0])[:400]
         start = mlp.init(jax.random.key(98), layers)
-        kernel = infinite(2) if lazy else nm.kernels.neural_tangent(values, start)
+        kernel = infinite(2) if lazy else nm.kernels.empirical_ntk(values, start)
         return float(jnp.linalg.eigvalsh(kernel(x, x) / len(x))[-1])
 
 

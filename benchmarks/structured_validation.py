@@ -28,7 +28,7 @@ class Case(NamedTuple):
     """A random problem: `filters` is the rate of one step, else maps eigenvalues of S to (b, q)."""
 
     problem: nm.MixedLinearRegression
-    train: nm.Rule
+    train: nm.InnerRule
     filters: object
     adapt_rate: float
     ridge: float

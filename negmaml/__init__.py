@@ -12,6 +12,7 @@ __getattr__ = renamed_exports(
     {
         "Fit": "FitResult",
         "LearnedRates": "MetaSGDParams",
+        "Rule": "InnerRule",
         "convolution": "im2col_convolution",
         "state_per_step": "per_step_state",
     },

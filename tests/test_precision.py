@@ -46,7 +46,7 @@ def descent(number):
 
 
 def tangent(number):
-    kernel = kernels.neural_tangent(network, {"a": jnp.ones((3, 4)) * number, "b": jnp.ones(4)})
+    kernel = kernels.empirical_ntk(network, {"a": jnp.ones((3, 4)) * number, "b": jnp.ones(4)})
     return kernel(X[0], X[1])
 
 
@@ -122,7 +122,7 @@ LINEAR = {
     ),
 }  # fmt: skip
 KERNELS = {
-    "neural_tangent": tangent,
+    "empirical_ntk": tangent,
     "relu_network": lambda x: kernels.relu_network(2, weight_variance=x)(X[0], X[1]),
     "meta_train": lambda x: trained(x)(X[0]),
     "meta_train, steps": lambda x: kernels.meta_train(
@@ -264,6 +264,6 @@ def test_an_explicit_precision_in_a_network_survives():
         return jnp.matmul(jnp.tanh(x @ w["a"]), w["b"], precision="default")
 
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
-    kernel = kernels.neural_tangent(explicit, params)
+    kernel = kernels.empirical_ntk(explicit, params)
     found = products(kernel, X[0], X[1])
     assert 0 < len(imprecise(found)) < len(found)

@@ -48,7 +48,7 @@ def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0
     tasks = nm.tasks.Quadratic(m=3, n_t=20, n_v=4, p=P, sigma=SIGMA, nu=NU)(keys[0])
     fresh = nm.tasks.Quadratic(m=200, n_t=20, n_v=20, p=P, sigma=SIGMA, nu=NU)(keys[1])
     start = init(keys[2], width)
-    tangent = nm.kernels.neural_tangent(network, start)
+    tangent = nm.kernels.empirical_ntk(network, start)
     infinite = nm.kernels.relu_network(1, bias_variance=0.5)
 
     x = fresh.support[0][:20].reshape(-1, P)

@@ -32,11 +32,13 @@ import jax.numpy as jnp
 
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
+from negmaml._core.deprecation import warn_renamed
 from negmaml._core.jit import quick_jit
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 
-KINDS = ("tangent", "process")
+KINDS = ("ntk", "nngp")
+OLD_KINDS = {"tangent": "ntk", "process": "nngp"}
 
 
 @pytree
@@ -77,7 +79,7 @@ def _kernel_matrix(network: ReLUNetwork, x1, x2):
         tangent = process + s * tangent * above
         distance = s * (apart / 2 + scale * (lack - (sine - angle * cosine) / jnp.pi))
         one, two = (s * variance / 2 + c for variance in (one, two))
-    return tangent if network.kind == "tangent" else process
+    return tangent if network.kind == "ntk" else process
 
 
 _kernel = quick_jit(_kernel_matrix)
@@ -97,13 +99,13 @@ def _lack(distance, apart, scale):
 
 
 def relu_network(
-    depth: int, *, kind: str = "tangent", weight_variance=2.0, bias_variance=0.0
+    depth: int, *, kind: str = "ntk", weight_variance=2.0, bias_variance=0.0
 ) -> ReLUNetwork:
     r"""The kernel of a fully connected ReLU network of infinite width, on points (n, d).
 
     Arguments:
         depth: hidden layers, an integer of at least 1.
-        kind: "tangent", the neural tangent kernel, of training all layers; or "process", the
+        kind: "ntk", the neural tangent kernel, of training all layers; or "nngp", the
             covariance of the network at initialisation, of training the last layer.
         weight_variance: of the weights, times the inputs of a layer; 2 keeps ReLU's scale.
         bias_variance: of the biases.
@@ -116,6 +118,9 @@ def relu_network(
     >>> kernel(jnp.eye(2), jnp.eye(2))[0, 0]  # 2 |x|^2 / d from each of the two layers, over 1
     Array(2., dtype=float32)
     """
+    if isinstance(kind, str) and kind in OLD_KINDS:
+        warn_renamed(f"relu_network(kind={kind!r})", f"kind={OLD_KINDS[kind]!r}")
+        kind = OLD_KINDS[kind]
     check_choice("kind", kind, KINDS)
     for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
         check_nonnegative(name, value, "a variance")

@@ -24,7 +24,7 @@ from negmaml._core.convergence import warn_unless
 from negmaml._core.keys import fixed_key
 from negmaml.kernels.points import TILE
 from negmaml.kernels.system import own_kernel, responses, right_side
-from negmaml.rules import Rule
+from negmaml.rules import InnerRule
 
 RANK, ITERATIONS = 128, 400
 INEXACT = (
@@ -34,8 +34,8 @@ INEXACT = (
 
 
 @jax.jit
-def train_iteratively(kernel, x, y_t, y_v, rule: Rule, ridges):
-    """(weights (rules, ridges, M, o), reliable (rules, ridges)).
+def train_iteratively(kernel, x, y_t, y_v, rule: InnerRule, ridges):
+    """(weights (rules, ridges, M, o), well_conditioned (rules, ridges)).
 
     Reliable where the residual of every output is small. A solution or a derivative that is not
     warns, in compiled programs too: derivatives solve further systems, which return no flag.

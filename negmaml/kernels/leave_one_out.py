@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.checks import check_optional
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.jit import quick_jit
 from negmaml._core.pytree import pytree
 from negmaml._core.settings import own_settings
@@ -14,7 +15,7 @@ from negmaml.kernels.points import as_kernel, as_start, check_ridges, gram, stac
 from negmaml.kernels.solve import leave_out
 from negmaml.kernels.system import adapted_losses, check_spectral, own_blocks, right_side, systems
 from negmaml.meta import Tasks
-from negmaml.rules import Rule
+from negmaml.rules import InnerRule
 
 
 @pytree
@@ -23,17 +24,19 @@ class LeftOut:
 
     support: labels less predictions before adapting, batch + (m, n_t, outputs).
     query: the same of query points, batch + (m, n_v, outputs).
-    reliable: batch, as in `KernelModel`.
+    well_conditioned: batch, as in `KernelModel`.
     own: the kernel within each task.
     """
 
     support: Any
     query: Any
-    reliable: Any
+    well_conditioned: Any
     own: Any
 
+    reliable = renamed_attribute("LeftOut.reliable", "well_conditioned")
+
     @own_settings
-    def losses(self, rule: Rule):
+    def losses(self, rule: InnerRule):
         """Half the mean squared error on the query of each task after adapting to its support.
 
         Returns shape batch + the rule's shape + (m,): tasks are the sample, so differences between
@@ -45,7 +48,7 @@ class LeftOut:
 
 @own_settings
 def leave_one_task_out(
-    kernel: Callable, tasks: Tasks, rule: Rule, *, meta_ridge=0.0, f0: Callable | None = None
+    kernel: Callable, tasks: Tasks, rule: InnerRule, *, meta_ridge=0.0, f0: Callable | None = None
 ) -> LeftOut:
     r"""Every task as seen by the model that is meta-trained on all others, without training again.
 
@@ -72,11 +75,11 @@ def leave_one_task_out(
     K = gram(kernel, points.x)
     left, own = _leave_out(K, points.y_t, points.y_v, rule, jnp.ravel(ridges))
     batch = rule.batch_shape + jnp.shape(ridges)
-    support, query, reliable = (part.reshape(*batch, *part.shape[2:]) for part in left)
-    return LeftOut(support, query, reliable, own)
+    support, query, well_conditioned = (part.reshape(*batch, *part.shape[2:]) for part in left)
+    return LeftOut(support, query, well_conditioned, own)
 
 
-def _leave_out_all(K, y_t, y_v, rule: Rule, ridges):
+def _leave_out_all(K, y_t, y_v, rule: InnerRule, ridges):
     own = own_blocks(K, y_t.shape[0], y_t.shape[1])
     at, entries = systems(K, own, rule)
     ridges = ridges.astype(K.dtype)

@@ -14,6 +14,7 @@ from jax import lax
 
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_choice, check_optional
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.jit import quick_jit
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
@@ -42,7 +43,7 @@ from negmaml.kernels.system import (
     systems,
 )
 from negmaml.meta import Tasks
-from negmaml.rules import Rule
+from negmaml.rules import InnerRule
 
 METHODS = "direct", "iterative"
 MANY_POINTS = 10_000
@@ -57,16 +58,18 @@ class KernelModel:
 
     kernel, f0: as given to `meta_train`.
     points: (M, ...).   weights: batch + (M, outputs).
-    reliable: batch, False where the solution is not finite, or singular to working precision
-        without a clear rank: give a meta_ridge, or use float64.
+    well_conditioned: batch, False where the solution is not finite, or singular to working
+        precision without a clear rank: give a meta_ridge, or use float64.
     """
 
     kernel: Any
     f0: Any
     points: Any
     weights: Any
-    reliable: Any
+    well_conditioned: Any
     has_outputs: bool = static()
+
+    reliable = renamed_attribute("KernelModel.reliable", "well_conditioned")
 
     @own_settings
     def __call__(self, x):
@@ -74,7 +77,7 @@ class KernelModel:
         return _shaped(self._values(jnp.asarray(x)), self.has_outputs)
 
     @own_settings
-    def adapt(self, support, rule: Rule):
+    def adapt(self, support, rule: InnerRule):
         """The function after adapting to one task by the rule: x -> values as from the model.
 
         Arguments: support, the task's (x, y), and any spectral rule; values of the function lead
@@ -91,7 +94,7 @@ class KernelModel:
         return AdaptedModel(self, x, moved, len(rule.batch_shape))
 
     @own_settings
-    def loss(self, tasks: Tasks, rule: Rule):
+    def loss(self, tasks: Tasks, rule: InnerRule):
         """Half the mean squared error on the queries after adapting: batch + the rule's shape."""
         rule = check_spectral(rule)
         points, has_outputs = stack(tasks, None)
@@ -144,7 +147,7 @@ def _shaped(values, has_outputs: bool):
 
 
 @jax.jit
-def _moved(K, y, values, rule: Rule):
+def _moved(K, y, values, rule: InnerRule):
     """Weights on the support that adapting adds: q(K / n) (y - values) / n."""
     left = y.reshape(len(y), -1) - values
     own = Own((K + K.T)[None] / 2, jnp.eye(len(y), dtype=K.dtype)[None])
@@ -166,7 +169,7 @@ def _left(points: Points, values):
 def meta_train(
     kernel: Callable,
     tasks: Tasks,
-    rule: Rule,
+    rule: InnerRule,
     *,
     meta_ridge=0.0,
     f0: Callable | None = None,
@@ -182,7 +185,7 @@ def meta_train(
     a network at its parameters gives the network in its lazy regime.
 
     Arguments:
-        kernel: (x1, x2) -> matrix; any function of JAX, `neural_tangent`, `relu_network`, a kernel
+        kernel: (x1, x2) -> matrix; any function of JAX, `empirical_ntk`, `relu_network`, a kernel
             of tinygp or GPJax.
         tasks: `Tasks` of (x, y): x (m, n_t, ...) and y (m, n_t) or (m, n_t, outputs) in the
             support, n_v points in the query.
@@ -196,9 +199,9 @@ def meta_train(
             10,000 points on.
 
     Returns a `KernelModel`. Memory for M points: direct, the kernel matrix and at most 6 M^2 more
-    numbers; iterative, 1024 M for each rate and ridge. Its `reliable` is True where the residual of
-    every output became small. A `ConvergenceWarning` is issued where it did not, and where that of
-    a derivative did not. Differentiable in rates, ridges and what the kernel holds.
+    numbers; iterative, 1024 M for each rate and ridge. Its `well_conditioned` is True where the
+    residual of every output became small. A `ConvergenceWarning` is issued where it did not, and
+    where that of a derivative did not. Differentiable in rates, ridges and what the kernel holds.
 
     Raises TypeError or ValueError for shapes that disagree, a rule without a filter or with a
     metric, a negative ridge, and a kernel that is not real, finite, symmetric or positive
@@ -220,17 +223,17 @@ def meta_train(
     points, has_outputs = stack(tasks, f0)
     x, *labels = points
     if (method or METHODS[len(x) >= MANY_POINTS]) == "direct":
-        weights, reliable = _train(gram(kernel, x), *labels, rule, jnp.ravel(ridges))
+        weights, well_conditioned = _train(gram(kernel, x), *labels, rule, jnp.ravel(ridges))
     else:
         gram(kernel, x[:TILE])  # checks the kernel
-        weights, reliable = train_iteratively(kernel, x, *labels, rule, jnp.ravel(ridges))
+        weights, well_conditioned = train_iteratively(kernel, x, *labels, rule, jnp.ravel(ridges))
     batch = rule.batch_shape + jnp.shape(ridges)
     weights = weights.reshape(*batch, *weights.shape[2:])
-    return KernelModel(kernel, f0, x, weights, reliable.reshape(batch), has_outputs)
+    return KernelModel(kernel, f0, x, weights, well_conditioned.reshape(batch), has_outputs)
 
 
-def _train_all(K, y_t, y_v, rule: Rule, ridges):
-    """(weights (rules, ridges, M, o), reliable (rules, ridges)), one rule after another."""
+def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
+    """(weights (rules, ridges, M, o), well_conditioned (rules, ridges)), one rule after another."""
     own = own_blocks(K, y_t.shape[0], y_t.shape[1])
     at, entries = systems(K, own, rule)
     ridges = ridges.astype(K.dtype)
@@ -238,11 +241,11 @@ def _train_all(K, y_t, y_v, rule: Rule, ridges):
     def one(entry):
         system = at(entry)
         right = right_side(system.C, y_t, y_v)
-        c, reliable = solve(system.G, right.reshape(-1, right.shape[-1]), ridges)
+        c, well_conditioned = solve(system.G, right.reshape(-1, right.shape[-1]), ridges)
         c = c.reshape(-1, *right.shape)
         on_support = -contract("ivt,rivo->rito", system.C, c)
         flat = (part.reshape(len(c), -1, part.shape[-1]) for part in (on_support, c))
-        return jnp.concatenate([*flat], 1), reliable
+        return jnp.concatenate([*flat], 1), well_conditioned
 
     return lax.map(one, entries)
 

@@ -39,28 +39,28 @@ from negmaml.kernels.system import System
 class Inverse(NamedTuple):
     """G + ridge by the eigenvalues of G, with 1/eigenvalue zero where the matrix is singular.
 
-    inverse: (N,).   kept: (N,), where the inverse is not zero.   reliable: scalar.
+    inverse: (N,).   kept: (N,), where the inverse is not zero.   well_conditioned: scalar.
     """
 
     inverse: jax.Array
     kept: jax.Array
-    reliable: jax.Array
+    well_conditioned: jax.Array
 
 
 def invert(x, ridge) -> Inverse:
     """The inverse of G + ridge from the eigenvalues x of G.
 
-    It is reliable where G + ridge has full rank to working precision, and where its rank is clear:
-    the smallest eigenvalue kept is above the square root of the machine epsilon, so far from those
-    cut that it does not matter where the cut is.
+    It is well conditioned where G + ridge has full rank to working precision, and where its rank is
+    clear: the smallest eigenvalue kept is above the square root of the machine epsilon, so far from
+    those cut that it does not matter where the cut is.
     """
     eps = jnp.finfo(x.dtype).eps
     total = jnp.maximum(x, 0) + ridge
     kept = total > len(x) * eps * total.max()
     smallest = jnp.min(jnp.where(kept, total, jnp.inf))
-    reliable = jnp.all(kept) | (smallest > eps**0.5 * total.max())
+    well_conditioned = jnp.all(kept) | (smallest > eps**0.5 * total.max())
     inverse = jnp.where(kept, 1 / jnp.where(kept, total, 1), 0)
-    return Inverse(inverse, kept, reliable & jnp.all(jnp.isfinite(x)))
+    return Inverse(inverse, kept, well_conditioned & jnp.all(jnp.isfinite(x)))
 
 
 class Decomposition(NamedTuple):
@@ -123,7 +123,7 @@ def _solve_tridiagonal(below, diagonal, above, right):
 
 
 def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
-    """((G + ridge)^-1 right for each ridge, (ridges, N, o); reliable, (ridges,)).
+    """((G + ridge)^-1 right for each ridge, (ridges, N, o); well_conditioned, (ridges,)).
 
     Derivatives of every order are those of the least squares problem (G + ridge)^2 c = (G + ridge)
     r, which has no derivative of an eigenvector in it.
@@ -153,7 +153,7 @@ def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
         symmetric=True,
     )
     solution = first + rest
-    return solution, (clear | own.reliable) & jnp.all(jnp.isfinite(solution), (-2, -1))
+    return solution, (clear | own.well_conditioned) & jnp.all(jnp.isfinite(solution), (-2, -1))
 
 
 def leave_out(system: System, right, y_t, ridges):
@@ -163,7 +163,7 @@ def leave_out(system: System, right, y_t, ridges):
         right: r of the meta-system, (m, n_v, o).   y_t: labels of the support less f_0, (m, n_t,
             o).
 
-    Returns (support (ridges, m, n_t, o), query (ridges, m, n_v, o), reliable (ridges,)).
+    Returns (support (ridges, m, n_t, o), query (ridges, m, n_v, o), well_conditioned (ridges,)).
     """
     m, n_v, outputs = right.shape
     x, V = eigh(system.G)
@@ -191,7 +191,7 @@ def leave_out(system: System, right, y_t, ridges):
         support = y_t - contract("itk,k,ko->ito", HV, own.inverse, rotated)
         support += contract("itk,k,ivk,ivo->ito", HV, own.inverse, V_j, e)
         query = e + contract("ivt,ito->ivo", system.C, support)
-        return support, query, own.reliable & jnp.all(jnp.isfinite(support))
+        return support, query, own.well_conditioned & jnp.all(jnp.isfinite(support))
 
     return lax.map(one, ridges)
 

@@ -28,7 +28,7 @@ from jax import lax
 from negmaml._core.arrays import contract, outer
 from negmaml._core.factorisations import eigh
 from negmaml.kernels.points import TILE
-from negmaml.rules import Rule, check_filters
+from negmaml.rules import InnerRule, check_filters
 
 
 class Own(NamedTuple):
@@ -38,11 +38,12 @@ class Own(NamedTuple):
     vt: jax.Array
 
 
-def check_spectral(rule: Rule) -> Rule:
+def check_spectral(rule: InnerRule) -> InnerRule:
     """The rule, lists of numbers as arrays, if it acts through the spectrum of S alone."""
     rule = check_filters("rule", rule)
-    jax.eval_shape(rule.q, 0.0)
-    if rule.metric is not None:
+    filters = rule.spectral()
+    jax.eval_shape(filters.label_filter, 0.0)
+    if filters.preconditioner is not None:
         raise TypeError(
             f"rule must act in the kernel's own geometry, got {rule!r} with a metric; put the "
             "metric P into the kernel, psi(x)^T P psi(x')"
@@ -73,14 +74,14 @@ def own_kernel(kernel, x, sizes: tuple[int, int, int]) -> Own:
     return lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
 
 
-def responses(own: Own, rule: Rule):
+def responses(own: Own, rule: InnerRule):
     """C of each task, rule shape + (m, n_v, n_t)."""
     n_t = own.tt.shape[-1]
-    if rule.one_step is not None:
-        rate, D = outer(rule.one_step, own.vt / n_t)
+    if rule.spectral().constant_filter is not None:
+        rate, D = outer(rule.spectral().constant_filter, own.vt / n_t)
         return rate.astype(D.dtype) * D
     x, V = jax.vmap(eigh)(own.tt / n_t)
-    filtered = rule.q(jnp.maximum(x, 0)).astype(V.dtype) / n_t
+    filtered = rule.spectral().label_filter(jnp.maximum(x, 0)).astype(V.dtype) / n_t
     return contract("ivt,itk,...ik,isk->...ivs", own.vt, V, filtered, V)
 
 
@@ -92,7 +93,7 @@ class System(NamedTuple):
     C: jax.Array
 
 
-def systems(K, own: Own, rule: Rule) -> tuple[Callable[[jax.Array], System], jax.Array]:
+def systems(K, own: Own, rule: InnerRule) -> tuple[Callable[[jax.Array], System], jax.Array]:
     """(a function of one entry of a list, the list): a system for each of the rule's parameters.
 
     To be mapped over the list one by one, so that one G is there at a time. A further rate of one
@@ -110,7 +111,7 @@ def systems(K, own: Own, rule: Rule) -> tuple[Callable[[jax.Array], System], jax
         across = times(C, tv)
         return across + across.T, times(C, tt).T
 
-    if rule.one_step is not None:
+    if rule.spectral().constant_filter is not None:
         D = own.vt / n_t
         G_1, H_1 = linear_part(D)
         G_2 = times(D, H_1)
@@ -119,7 +120,7 @@ def systems(K, own: Own, rule: Rule) -> tuple[Callable[[jax.Array], System], jax
             rate = rate.astype(K.dtype)
             return System(vv - rate * G_1 + rate**2 * G_2, tv - rate * H_1, rate * D)
 
-        return at, jnp.ravel(rule.one_step)
+        return at, jnp.ravel(rule.spectral().constant_filter)
 
     def of_response(C):
         G_1, H_1 = linear_part(C)
@@ -134,7 +135,7 @@ def right_side(C, y_t, y_v):
 
 
 @jax.jit
-def adapted_losses(own: Own, rule: Rule, support, query):
+def adapted_losses(own: Own, rule: InnerRule, support, query):
     """Losses of tasks after adapting, from what is left of labels before it.
 
     support: batch + (m, n_t, o).   query: batch + (m, n_v, o).

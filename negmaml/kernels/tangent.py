@@ -31,7 +31,7 @@ BLOCK_BYTES = 2**26  # of derivatives held at a time, for each of the two sets o
 BLOCK_ROWS = 1024
 
 
-def neural_tangent(apply: Callable, params) -> Callable:
+def empirical_ntk(apply: Callable, params) -> Callable:
     r"""The tangent kernel of any JAX model at `params`: kernel(x1, x2), a matrix.
 
         k(x, x') = 1/o sum_a <d f_a(x) / d params, d f_a(x') / d params>      (o outputs)
@@ -51,7 +51,7 @@ def neural_tangent(apply: Callable, params) -> Callable:
     ValueError for params without floating point arrays or outputs without a point axis, TypeError
     for complex parameters and outputs. Source: Jacot, Gabriel and Hongler, NeurIPS 2018.
 
-    >>> kernel = neural_tangent(lambda w, x: jnp.tanh(x @ w), jnp.zeros(3))
+    >>> kernel = empirical_ntk(lambda w, x: jnp.tanh(x @ w), jnp.zeros(3))
     >>> kernel(jnp.eye(3), jnp.ones((2, 3)))[0]  # at zero, tanh is linear
     Array([1., 1.], dtype=float32)
     """

@@ -18,7 +18,7 @@ from negmaml._core.types import Array, Float, PRNGKeyArray
 from negmaml.linear.data import Roots, sample
 from negmaml.linear.system import in_metric, meta_system
 from negmaml.problem.model import MixedLinearRegression, check_problem
-from negmaml.rules import Rule, check_filters
+from negmaml.rules import InnerRule, check_filters
 
 TEST_TASKS = 100
 GROUPS = 4  # of test tasks, one after another
@@ -35,7 +35,7 @@ def sampled_test_loss(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
     omega: Float[Array, "*batch p"],
-    adapt: Rule,
+    adapt: InnerRule,
     *,
     colours: Roots | None = None,
 ) -> Float[Array, "..."]:
@@ -61,14 +61,16 @@ def sampled_test_loss(
             f"dimensions, got {np.shape(omega)}"
         )
     data = sample(key, test_tasks(problem), colours=colours)
-    if adapt.one_step is not None:
+    filters = adapt.spectral()
+    if filters.constant_filter is not None:
         # The residual e0 - alpha e1 is linear in the rate, so the loss is a quadratic in it.
         e0 = data.y_v - contract("...p,inp->...in", omega, data.X_v)
         start = data.y_t - contract("...p,inp->...in", omega, data.X_t)
-        descent = contract("...in,inp->...ip", start, in_metric(data.X_t, adapt.metric))
+        ahead = in_metric(data.X_t, filters.preconditioner)
+        descent = contract("...in,inp->...ip", start, ahead)
         e1 = contract("...ip,inp->...in", descent, data.X_v) / problem.n_r
         c0, c1, c2 = (jnp.mean(x, (-2, -1)) for x in (e0**2, e0 * e1, e1**2))
-        rate = jnp.asarray(adapt.one_step)
+        rate = jnp.asarray(filters.constant_filter)
         c0, c1, c2 = (c.reshape(c.shape + (1,) * rate.ndim) for c in (c0, c1, c2))
         return (c0 - 2 * rate * c1 + rate**2 * c2) / 2
     batch = omega.shape[:-1]

@@ -11,6 +11,7 @@ from jax import lax
 
 from negmaml._core.arrays import cast, contract, working_dtype
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, displayed, mean_range_text, shape_text
 from negmaml._core.jit import QuickJit, one_thread, quick_jit
 from negmaml._core.keys import check_key
@@ -24,7 +25,7 @@ from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adapted_loss import Adapted, adapted, expected_test_loss
 from negmaml.problem.covariance import input_range
 from negmaml.problem.model import SPLITS, MixedLinearRegression, check_problem
-from negmaml.rules import Rule, check_filters
+from negmaml.rules import InnerRule, check_filters
 
 EVALUATIONS = ("expected", "sampled")
 
@@ -43,14 +44,14 @@ class Simulation(NamedTuple):
 
     test_loss: train shape + adapt shape + (runs,).
     distance: |omega* - w0|^2, train shape + (runs,).
-    reliable: train shape + (runs,), False where a run is not finite, its system is singular to
-        working precision, or Phi has lost more than half its digits to cancellation. Nothing is
-        removed: mask with it, or move to float64.
+    well_conditioned: train shape + (runs,), False where a run is not finite, its system is
+        singular to working precision, or Phi has lost more than half its digits to cancellation.
+        Nothing is removed: mask with it, or move to float64.
     """
 
     test_loss: Float[Array, "*shape runs"]
     distance: Float[Array, "*train runs"]
-    reliable: Bool[Array, "*train runs"]
+    well_conditioned: Bool[Array, "*train runs"]
 
     def _summary(self) -> Table:
         return Table(
@@ -58,9 +59,14 @@ class Simulation(NamedTuple):
             [
                 ("test_loss", mean_range_text(self.test_loss, "runs")),
                 ("distance", mean_range_text(self.distance, "runs")),
-                ("reliable", _share_text(self.reliable)),
+                ("well_conditioned", _share_text(self.well_conditioned)),
             ],
         )
+
+
+Simulation.reliable = renamed_attribute(  # type: ignore[attr-defined]
+    "Simulation.reliable", "well_conditioned"
+)
 
 
 def _share_text(flags) -> str:
@@ -74,8 +80,8 @@ def _share_text(flags) -> str:
 def simulate(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
-    train: Rule,
-    adapt: Rule,
+    train: InnerRule,
+    adapt: InnerRule,
     *,
     runs: int = 1000,
     meta_ridge: ScalarLike = 0.0,
@@ -123,8 +129,8 @@ def simulate(
 def compile_simulation(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
-    train: Rule,
-    adapt: Rule,
+    train: InnerRule,
+    adapt: InnerRule,
     *,
     runs: int = 1000,
     meta_ridge: ScalarLike = 0.0,
@@ -150,8 +156,8 @@ class Experiment:
 
     key: Any
     problem: MixedLinearRegression
-    train: Rule
-    adapt: Rule
+    train: InnerRule
+    adapt: InnerRule
     meta_ridge: Any
     unmoved: Any  # |omega_0 - w0|^2 in directions in which no input varies
     runs: int = static()
@@ -171,7 +177,7 @@ class Experiment:
         train, adapt = check_filters("train", train), check_filters("adapt", adapt)
         dtype = working_dtype(problem, train, adapt, meta_ridge)
         unmoved = 0.0
-        if train.metric is None and adapt.metric is None:
+        if train.spectral().preconditioner is None and adapt.spectral().preconditioner is None:
             problem, unmoved = input_range(problem)
         problem, train, adapt, meta_ridge, unmoved = cast(
             (problem, train, adapt, meta_ridge, unmoved), dtype
@@ -213,17 +219,17 @@ def _simulate(experiment: Experiment) -> Simulation:
     blocks, pieces, size = loop_shape(runs, normals_of(problem, evaluation))
     indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
     results = lax.map(block, indices)
-    losses, distance, reliable = jax.tree.map(
+    losses, distance, well_conditioned = jax.tree.map(
         lambda x: jnp.moveaxis(x.reshape(indices.size, *x.shape[2:])[:runs], 0, -1), results
     )
     if evaluation == "expected":
         forms = None if losses is None else jnp.moveaxis(losses, -2, -1)
         losses = expected(problem, distance, forms, adapt, shared)
         losses = jnp.moveaxis(losses, len(train.batch_shape), -1)
-    return Simulation(losses, distance + experiment.unmoved, reliable)
+    return Simulation(losses, distance + experiment.unmoved, well_conditioned)
 
 
-def expected(problem, distance, forms, adapt: Rule, shared):
+def expected(problem, distance, forms, adapt: InnerRule, shared):
     """The expected test loss, of the shape of distance + adapt shape; forms have one axis more."""
     if shared.adapted is None:
         return expected_test_loss(problem, distance, adapt)
@@ -246,7 +252,7 @@ class Shared(NamedTuple):
 
 
 def share(
-    problem: MixedLinearRegression, adapt: Rule, evaluation: str, unroll: bool = True
+    problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, unroll: bool = True
 ) -> Shared:
     """Computed once, outside the loop over runs."""
     if problem.isotropic or evaluation == "sampled":
@@ -255,20 +261,20 @@ def share(
 
 
 def measured(test_key, data: Data, problem, train, adapt, ridge, evaluation, shared: Shared):
-    """(test loss, distance, reliable) of one run.
+    """(test loss, distance, well_conditioned) of one run.
 
     For the expected loss the first is None where the distance gives it, else the quadratic forms
     of `shared.adapted`.
     """
     if evaluation == "expected" and shared.adapted is None:
         return None, *meta_train_distance(data, problem, train, ridge, shared.unroll)
-    omega, reliable = meta_train(data, problem, train, ridge, shared.unroll)
+    omega, well_conditioned = meta_train(data, problem, train, ridge, shared.unroll)
     error = omega - problem.w0
     distance = jnp.sum(error**2, -1)
     if shared.adapted is not None:
-        return shared.adapted.forms(error), distance, reliable
+        return shared.adapted.forms(error), distance, well_conditioned
     loss = sampled_test_loss(test_key, problem, omega, adapt, colours=shared.colours)
-    return loss, distance, reliable
+    return loss, distance, well_conditioned
 
 
 def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:
@@ -294,33 +300,35 @@ def block_normals() -> int:
 
 
 def meta_train(
-    data: Data, problem: MixedLinearRegression, train: Rule, ridge, unroll: bool = True
+    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, unroll: bool = True
 ) -> Solution:
     """omega* of one run at every rate, by the amortised route where it is safe."""
     if _amortises(data, train):
         start, system, rates = _one_step(data, problem, train)
-        delta, reliable = one_step_corrections(system, rates.ravel(), ridge, unroll)
-        return Solution((start + delta).reshape(*rates.shape, -1), reliable.reshape(rates.shape))
+        delta, well_conditioned = one_step_corrections(system, rates.ravel(), ridge, unroll)
+        return Solution(
+            (start + delta).reshape(*rates.shape, -1), well_conditioned.reshape(rates.shape)
+        )
     Phi, r = meta_system(data, train)
-    omega, reliable = minimiser(Phi, r, problem.omega0, meta_ridge=ridge)
+    omega, well_conditioned = minimiser(Phi, r, problem.omega0, meta_ridge=ridge)
     # Phi = X_v - C X_t: a filter that all but vanishes leaves only the rounding noise of X_v.
     half_the_digits = jnp.finfo(Phi.dtype).eps ** 0.5 * jnp.max(jnp.abs(data.X_v))
-    return Solution(omega, reliable & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))
+    return Solution(omega, well_conditioned & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))
 
 
 def meta_train_distance(
-    data: Data, problem: MixedLinearRegression, train: Rule, ridge, unroll: bool = True
+    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, unroll: bool = True
 ):
     """|omega* - w0|^2 of one run at every rate, and its flag: `meta_train` for less."""
     if _amortises(data, train):
         start, system, rates = _one_step(data, problem, train)
         found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0, unroll)
         return jax.tree.map(lambda x: x.reshape(rates.shape), found)
-    omega, reliable = meta_train(data, problem, train, ridge)
-    return jnp.sum((omega - problem.w0) ** 2, -1), reliable
+    omega, well_conditioned = meta_train(data, problem, train, ridge)
+    return jnp.sum((omega - problem.w0) ** 2, -1), well_conditioned
 
 
-def _amortises(data: Data, train: Rule) -> bool:
+def _amortises(data: Data, train: InnerRule) -> bool:
     """Whether normal equations serve all rates of a run without harm.
 
     They square the condition number, so they want a system far from square; and one task alone
@@ -328,13 +336,13 @@ def _amortises(data: Data, train: Rule) -> bool:
     """
     m, rows, p = data.X_v.shape
     N = m * rows
-    return train.one_step is not None and m > 1 and max(N, p) >= 1.5 * min(N, p)
+    return train.spectral().constant_filter is not None and m > 1 and max(N, p) >= 1.5 * min(N, p)
 
 
-def _one_step(data: Data, problem: MixedLinearRegression, train: Rule):
+def _one_step(data: Data, problem: MixedLinearRegression, train: InnerRule):
     """(omega_0, the system of labels relative to it, rates)."""
     start = jnp.broadcast_to(problem.omega0, data.X_v.shape[-1:])
     y_t = data.y_t - contract("itp,p->it", data.X_t, start)
     y_v = data.y_v - contract("ivp,p->iv", data.X_v, start)
-    system = one_step_system(Data(data.X_t, y_t, data.X_v, y_v), train.metric)
-    return start, system, jnp.asarray(train.one_step)
+    system = one_step_system(Data(data.X_t, y_t, data.X_v, y_v), train.spectral().preconditioner)
+    return start, system, jnp.asarray(train.spectral().constant_filter)

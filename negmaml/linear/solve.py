@@ -16,6 +16,7 @@ from jax import lax
 
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_array, check_nonnegative
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.factorisations import in_small_batches
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
@@ -27,12 +28,17 @@ class Solution(NamedTuple):
     """A minimiser and whether to trust it.
 
     omega: shape (..., p).
-    reliable: shape (...,), False where the solution is not finite or the system is singular to
-        working precision.
+    well_conditioned: shape (...,), False where the solution is not finite or the system is
+        singular to working precision.
     """
 
     omega: Float[Array, "*batch p"]
-    reliable: Bool[Array, "*batch"]
+    well_conditioned: Bool[Array, "*batch"]
+
+
+Solution.reliable = renamed_attribute(  # type: ignore[attr-defined]
+    "Solution.reliable", "well_conditioned"
+)
 
 
 @own_settings
@@ -80,10 +86,10 @@ def minimiser(
     residual = r - contract("...np,p->...n", Phi, omega0)
     meta_ridge = jnp.asarray(meta_ridge, Phi.dtype)
     batch = Phi.shape[:-2]
-    delta, reliable = jax.vmap(_correction, (0, 0, None))(
+    delta, well_conditioned = jax.vmap(_correction, (0, 0, None))(
         Phi.reshape(-1, N, p), residual.reshape(-1, N), meta_ridge
     )
-    return Solution(omega0 + delta.reshape(*batch, p), reliable.reshape(batch))
+    return Solution(omega0 + delta.reshape(*batch, p), well_conditioned.reshape(batch))
 
 
 def _correction(Phi, residual, ridge):
@@ -115,8 +121,8 @@ def _correction(Phi, residual, ridge):
         delta = contract("np,n->p", Phi, z)
     diagonal = jnp.abs(jnp.diagonal(R))
     floor = max(N, p) * jnp.finfo(Phi.dtype).eps
-    reliable = (diagonal.min() > floor * diagonal.max()) & jnp.all(jnp.isfinite(delta))
-    return delta, reliable
+    well_conditioned = (diagonal.min() > floor * diagonal.max()) & jnp.all(jnp.isfinite(delta))
+    return delta, well_conditioned
 
 
 @in_small_batches(lambda n, k: 2 * n * k**2)
@@ -155,7 +161,7 @@ def one_step_distances(system: OneStepSystem, rates, ridge, offset, unroll: bool
     and Phi offset = A offset - alpha B offset needs no pass over the data either. Nothing cancels
     in the sum: what omega_0 holds outside the row space stays, at least about 1 - N/p of it.
 
-    Returns (distances, reliable), each of shape (R,).
+    Returns (distances, well_conditioned), each of shape (R,).
     """
     A, B, _, _ = system
     solved = _normal_equations(system, rates, ridge, unroll)

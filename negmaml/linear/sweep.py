@@ -54,7 +54,7 @@ class LinearModel:
     run of `nm.simulate` at that key:
 
         test_loss: train_rate.shape + adapt_rate.shape
-        distance, reliable: train_rate.shape
+        distance, well_conditioned: train_rate.shape
 
     Sizes and steps are static, both rate axes are vectorized: one pass over the data of a cell
     serves all of them, and all rates share their random numbers. It is a `sweeps.SweepFunction`.
@@ -148,12 +148,12 @@ class LinearModel:
         shared = share(problem, adapt, self.evaluation)
         data, test_key = assemble(normals, problem, shared.colours), jax.random.fold_in(key, 1)
         ridge = point["meta_ridge"]
-        loss, distance, reliable = measured(
+        loss, distance, well_conditioned = measured(
             test_key, data, problem, train, adapt, ridge, self.evaluation, shared
         )
         if self.evaluation == "expected":
             loss = expected(problem, distance, loss, adapt, shared)
-        return {"test_loss": loss, "distance": distance, "reliable": reliable}
+        return {"test_loss": loss, "distance": distance, "well_conditioned": well_conditioned}
 
 
 def _problem(point: dict[str, Any]) -> MixedLinearRegression:

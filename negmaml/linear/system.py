@@ -28,7 +28,7 @@ from negmaml._core.factorisations import eigh
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float
 from negmaml.linear.data import Data
-from negmaml.rules import Rule, check_filters
+from negmaml.rules import InnerRule, check_filters
 
 
 class OneStepSystem(NamedTuple):
@@ -42,7 +42,7 @@ class OneStepSystem(NamedTuple):
 
 @own_settings
 def meta_system(
-    data: Data, rule: Rule
+    data: Data, rule: InnerRule
 ) -> tuple[Float[Array, "*rule N p"], Float[Array, "*rule N"]]:
     r"""(Phi, r) of the meta-loss 1/(2N) |Phi omega - r|^2 after adapting with `rule`.
 
@@ -62,9 +62,9 @@ def meta_system(
             f"data must be negmaml.linear.Data(X_t, y_t, X_v, y_v), as from sample, got "
             f"{shown(data)}"
         )
-    if rule.one_step is not None:
-        parts = one_step_system(data, rule.metric)
-        rate, _ = outer(rule.one_step, parts.A)
+    if rule.spectral().constant_filter is not None:
+        parts = one_step_system(data, rule.spectral().preconditioner)
+        rate, _ = outer(rule.spectral().constant_filter, parts.A)
         return parts.A - rate * parts.B, parts.a - rate[..., 0] * parts.c
     C = _response(data, rule)
     Phi = data.X_v - contract("...ivt,itp->...ivp", C, data.X_t)
@@ -86,21 +86,23 @@ def one_step_system(data: Data, metric=None) -> OneStepSystem:
     return OneStepSystem(A, B, *(x.reshape(*runs, -1) for x in (data.y_v, c)))
 
 
-def _response(data: Data, rule: Rule):
+def _response(data: Data, rule: InnerRule):
     """C of this module, rule shape + (m, n_v, n_t), by an eigendecomposition shared by all rates.
 
     Of S or K whichever is smaller; no derivative passes through it, since inputs depend on no
     parameter.
     """
     X_t, n_t, p = data.X_t, data.X_t.shape[1], data.X_t.shape[2]
-    if n_t <= p or rule.metric is not None:
-        ahead = in_metric(X_t, rule.metric)
+    filters = rule.spectral()
+    preconditioned = filters.preconditioner is not None
+    if n_t <= p or preconditioned:
+        ahead = in_metric(X_t, filters.preconditioner)
         x, V = jax.vmap(eigh)(contract("isp,itp->ist", ahead, X_t) / n_t)
         left, right = contract("ivp,itp,itk->ivk", data.X_v, ahead, V), V
     else:
         x, V = jax.vmap(eigh)(contract("itp,itq->ipq", X_t, X_t) / n_t)
         left, right = contract("ivp,ipk->ivk", data.X_v, V), contract("itp,ipk->itk", X_t, V)
-    filtered = rule.q(x if rule.metric is not None else jnp.maximum(x, 0)) / n_t
+    filtered = filters.label_filter(x if preconditioned else jnp.maximum(x, 0)) / n_t
     return contract("ivk,...ik,itk->...ivt", left, filtered, right)
 
 

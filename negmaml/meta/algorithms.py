@@ -20,7 +20,7 @@ from negmaml._core.checks import check_choice, check_count, check_flag, check_op
 from negmaml.meta import gradients as blocks
 from negmaml.meta.gradients import Algorithm
 from negmaml.meta.partition import Loss, check_loss, hashable
-from negmaml.rules import GradientDescent, Rule, as_rule, check_rule
+from negmaml.rules import GradientDescent, InnerRule, as_rule, check_rule
 
 METHODS = ("mixed", "reverse", "remat", "low-rank")
 
@@ -31,7 +31,7 @@ ValueAndGrad = Callable[[Any, Any], tuple[Any, Any]]
 
 def maml(
     loss: Loss,
-    rule: Rule,
+    rule: InnerRule,
     *,
     inner_loss: Loss | None = None,
     mask: Any = None,
@@ -54,7 +54,7 @@ def maml(
 
 def maml_value_and_grad(
     loss: Loss,
-    rule: Rule,
+    rule: InnerRule,
     *,
     inner_loss: Loss | None = None,
     mask: Any = None,
@@ -113,7 +113,7 @@ def maml_value_and_grad(
 
 def fomaml(
     loss: Loss,
-    rule: Rule,
+    rule: InnerRule,
     *,
     inner_loss: Loss | None = None,
     mask: Any = None,
@@ -139,7 +139,7 @@ def fomaml(
 
 def anil(
     loss: Loss,
-    rule: Rule,
+    rule: InnerRule,
     head: Any,
     *,
     inner_loss: Loss | None = None,
@@ -159,7 +159,7 @@ def anil(
 
 def reptile(
     loss: Loss,
-    rule: Rule,
+    rule: InnerRule,
     *,
     inner_loss: Loss | None = None,
     mask: Any = None,
@@ -184,7 +184,7 @@ def reptile(
 
 def imaml(
     loss: Loss,
-    rule: Rule,
+    rule: InnerRule,
     *,
     inner_loss: Loss | None = None,
     mask: Any = None,

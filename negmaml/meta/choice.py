@@ -15,29 +15,29 @@ import jax.numpy as jnp
 from negmaml._core.symmetry import asymmetry
 from negmaml.meta.lowrank import wide_inputs
 from negmaml.meta.partition import scalar, split
-from negmaml.rules import Rule, Schedule
+from negmaml.rules import GradientDescent, InnerRule, Schedule
 
 
-def choose(algorithm, rule: Rule, params, tasks) -> tuple[str, frozenset[int]]:
+def choose(algorithm, rule: InnerRule, params, tasks) -> tuple[str, frozenset[int]]:
     """(method, weights that it keeps factored) for the gradient of the query loss.
 
     Raises ValueError for a method that was asked for and is not exact.
     """
     method = algorithm.method
     name = type(rule).__name__
-    if not by_updates(rule):
+    if rule.implicit:
         if method in ("mixed", "low-rank"):
             raise ValueError(
                 f"method {method!r} follows the updates of a rule, and {name} has a solve of its "
                 "own; use method='reverse' or 'remat', or leave method out"
             )
         return method or "reverse", frozenset()
-    if method == "low-rank" and rule.plain_rate is None:
+    if method == "low-rank" and not isinstance(rule, GradientDescent):
         raise ValueError(f"method 'low-rank' needs GradientDescent as the rule, got {rule!r}")
     if method in ("reverse", "remat"):
         return method, frozenset()
     inner = _traced(algorithm.inner, params, tasks[0])
-    if method != "mixed" and rule.plain_rate is not None:
+    if method != "mixed" and isinstance(rule, GradientDescent):
         query = _traced(scalar(algorithm.loss, algorithm.has_aux), params, tasks[1])
         wide = _wide(rule, params, algorithm.mask, (inner, query))
         if wide or method:
@@ -56,11 +56,6 @@ def choose(algorithm, rule: Rule, params, tasks) -> tuple[str, frozenset[int]]:
     return "mixed", frozenset()
 
 
-def by_updates(rule: Rule) -> bool:
-    """Whether a rule adapts by its `update`s, not by a `solve` of its own."""
-    return type(rule).solve is Rule.solve
-
-
 def symmetric(algorithm, params, tasks) -> bool:
     """Whether the derivative of the inner gradient is known to be symmetric."""
     inner = _traced(algorithm.inner, params, tasks[0])
@@ -72,7 +67,7 @@ def _traced(loss, params, data):
     return jax.make_jaxpr(loss)(params, jax.tree.map(lambda x: x[0], data))
 
 
-def _wide(rule: Rule, params, mask, programs) -> frozenset[int]:
+def _wide(rule: InnerRule, params, mask, programs) -> frozenset[int]:
     """The weights that the low-rank method keeps factored."""
     rates = leaf_rates(rule, params, mask)
     one_number = [r is not None and jnp.size(r[0]) == 1 for r in rates]
@@ -91,9 +86,7 @@ def leaf_rates(rule, params, mask) -> list:
     def below(rate, part):
         return jax.tree.map(lambda _: by_step(rate), part)
 
-    rates = jax.tree.map(
-        below, rule.plain_rate, params, is_leaf=lambda node: isinstance(node, Schedule)
-    )
+    rates = jax.tree.map(below, rule.rate, params, is_leaf=lambda node: isinstance(node, Schedule))
     moving = split(jax.tree.map(lambda _: True, params), mask)[0]
     structure: Any = jax.tree.structure(params)
     flags, of_leaves = map(structure.flatten_up_to, (moving, rates))

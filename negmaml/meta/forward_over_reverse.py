@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml.meta.partition import merge, split
-from negmaml.rules import Rule, combine, separate
+from negmaml.rules import InnerRule, combine, separate
 
 
-def backwards(rule: Rule, gradient, frozen, visited, slope, mask):
+def backwards(rule: InnerRule, gradient, frozen, visited, slope, mask):
     """The recursion at the head of this module, for any update that is driven by gradients.
 
     Arguments:

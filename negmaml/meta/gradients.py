@@ -18,7 +18,7 @@ from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_transfers
 from negmaml.meta import implicit, stateful
 from negmaml.meta.batching import as_tasks, mean_over_tasks
-from negmaml.meta.choice import by_updates, choose, leaf_rates, symmetric
+from negmaml.meta.choice import choose, leaf_rates, symmetric
 from negmaml.meta.forward_over_reverse import backwards
 from negmaml.meta.inner import adapt
 from negmaml.meta.lowrank import Plan, factored_loss
@@ -178,7 +178,7 @@ def exact(algorithm: Algorithm, rule, params, tasks, weight):
 def first_order(algorithm: Algorithm, rule, params, tasks, weight):
     """The gradient with every inner gradient for a constant."""
     rule, params = ready(rule, params)
-    if rule.plain_rate is not None or not by_updates(rule):  # d theta_i / d params = I
+    if isinstance(rule, GradientDescent) or rule.implicit:  # d theta_i / d params = I
 
         def one_task(support, query):
             theta = adapt(algorithm.inner, params, support, rule, mask=algorithm.mask)
@@ -208,7 +208,7 @@ def first_order(algorithm: Algorithm, rule, params, tasks, weight):
 def summed(algorithm: Algorithm, rule, params, tasks, weight):
     """The sum of the inner gradients, or the way an optimizer went."""
     rule, params = ready(rule, params)
-    if not by_updates(rule):
+    if rule.implicit:
         raise TypeError(f"reptile needs a rule that steps, got {rule!r}")
     moving, frozen = split(params, algorithm.mask)
 

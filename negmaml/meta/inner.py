@@ -8,7 +8,7 @@ from negmaml._core.settings import own_transfers
 from negmaml.meta.partition import Loss, check_loss, holding, merge, ready, scalar, split, trainable
 from negmaml.meta.shape_errors import explained_loops
 from negmaml.meta.stateful import Stateful, adapt_with_state
-from negmaml.rules import UNSOLVED, Rule, as_rule, as_solution
+from negmaml.rules import UNSOLVED, InnerRule, as_rule, as_solution
 
 
 @own_transfers
@@ -16,7 +16,7 @@ def adapt(
     loss: Loss,
     params: Any,
     support: Any,
-    rule: Rule,
+    rule: InnerRule,
     *,
     mask: Any = None,
     remat: bool = False,

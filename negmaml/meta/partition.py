@@ -10,7 +10,7 @@ import numpy as np
 from negmaml._core.checks import check_callable, shown
 from negmaml._core.display import tree_text
 from negmaml.meta.shape_errors import Explained
-from negmaml.rules import Rule, as_rule
+from negmaml.rules import InnerRule, as_rule
 
 Loss = Callable[..., Any]  # of (params, data), or of (params, state, data)
 
@@ -49,7 +49,7 @@ def _is_floating(leaf) -> bool:
     return jnp.issubdtype(_dtype(leaf), jnp.floating)
 
 
-def ready(rule, params) -> tuple[Rule, Any]:
+def ready(rule, params) -> tuple[InnerRule, Any]:
     """The rule and the parameters, checked, and found to fit each other."""
     rule, params = as_rule("rule", rule), check_params(params)
     rule.check(params)

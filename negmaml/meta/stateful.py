@@ -23,7 +23,7 @@ from negmaml._core.checks import check_callable, check_count
 from negmaml._core.pytree import pytree
 from negmaml.meta.batching import Tasks
 from negmaml.meta.partition import check_scalar, merge, ready, split, trainable
-from negmaml.rules import Rule, run
+from negmaml.rules import InnerRule, run
 
 
 class Stateful(NamedTuple):
@@ -34,7 +34,7 @@ class Stateful(NamedTuple):
 
 
 @pytree
-class _Threading(Rule):
+class _Threading(InnerRule):
     """A rule on (parameters, state of the model); the state is what the last loss made of it."""
 
     rule: Any
@@ -54,7 +54,7 @@ class _Threading(Rule):
         return (moved, gradient[1]), state
 
 
-def threading(loss: Callable, rule: Rule, state, support, leaves):
+def threading(loss: Callable, rule: InnerRule, state, support, leaves):
     """(rule, gradient, start) for `run` on (what moves, state of the model).
 
     leaves: (what moves, what is frozen, what is carried) of the parameters.
@@ -75,7 +75,7 @@ def threading(loss: Callable, rule: Rule, state, support, leaves):
     return _Threading(rule), gradient, (moving, jax.tree.map(jnp.asarray, state))
 
 
-def adapt_with_state(loss: Callable, start: Stateful, support, rule: Rule, mask, remat=False):
+def adapt_with_state(loss: Callable, start: Stateful, support, rule: InnerRule, mask, remat=False):
     """`adapt` for a loss of (params, state, data); the parameters and the state after it."""
     params, rest = trainable(start.params)
     rule, params = ready(rule, params)

@@ -118,7 +118,7 @@ def one_run(key, config: NonlinearConfig) -> NonlinearLosses:
     """Draw a network and tasks, solve exactly, train at every rate, and test all."""
     tasks, test = draw(jax.random.fold_in(key, 0), config)
     start = init(jax.random.fold_in(key, 1), config)
-    kernel, f0 = kernels.neural_tangent(network, start), Partial(network, start)
+    kernel, f0 = kernels.empirical_ntk(network, start), Partial(network, start)
 
     def exact(train, adapt):
         return kernels.meta_train(kernel, tasks, train, f0=f0).loss(test, adapt)

@@ -38,8 +38,8 @@ from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.filter_moments import filtered_covariance
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.wishart import wishart_quadrature
-from negmaml.rules import Rule, check_filters
-from negmaml.rules.log_filters import log_size
+from negmaml.rules import InnerRule, check_filters
+from negmaml.rules.filters import log_size
 
 
 @own_settings
@@ -59,7 +59,7 @@ def _shrinkage(rate, n, p):
 
 
 @own_settings
-def filter_means(rule: Rule, n: int, p: int) -> tuple[Any, Any]:
+def filter_means(rule: InnerRule, n: int, p: int) -> tuple[Any, Any]:
     r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
 
     The squares of `rms_filters`, infinite where the means are.
@@ -70,7 +70,7 @@ def filter_means(rule: Rule, n: int, p: int) -> tuple[Any, Any]:
     return xp.where(exists, b * b, xp.inf), xp.where(exists, q * q, xp.inf)
 
 
-def rms_filters(rule: Rule, n: int, p: int) -> tuple[Any, Any, Any]:
+def rms_filters(rule: InnerRule, n: int, p: int) -> tuple[Any, Any, Any]:
     r"""Roots of E tr b(S)^2 / p and E tr q(S)^2 S / p, and whether both means exist.
 
     One gradient step in closed form; everything else by the finite-size Gauss quadrature of
@@ -83,24 +83,24 @@ def rms_filters(rule: Rule, n: int, p: int) -> tuple[Any, Any, Any]:
     """
     _require_no_metric(rule)
     xp = namespace(rule)
-    if rule.one_step is not None:
-        rate = xp.asarray(rule.one_step)
+    if rule.spectral().constant_filter is not None:
+        rate = xp.asarray(rule.spectral().constant_filter)
         return xp.sqrt(_shrinkage(rate, n, p)), rate, xp.ones(rate.shape, bool)
     dtype = working_dtype(rule)
     nodes, weights = (a.astype(dtype) for a in wishart_quadrature(n, p))
-    found = rule.filters(nodes)
+    found = rule.spectral().log_form(nodes)
     log_q = log_size(xp.asarray(found.label)) + (0.0 if found.scale is None else found.scale)
     root_x = np.log(np.where(nodes > 0, nodes, 1.0)).astype(dtype) / 2
-    b = _root_mean_square(xp.asarray(found.log_b), weights)
+    b = _root_mean_square(xp.asarray(found.log_init), weights)
     q = _root_mean_square(xp.where(nodes > 0, log_q + root_x, -xp.inf), weights)
     return b, q, xp.broadcast_to(means_exist(rule, nodes[nodes > 0], n), b.shape)
 
 
-def means_exist(rule: Rule, nodes, n):
+def means_exist(rule: InnerRule, nodes, n):
     """Whether E b(S)^2 exists, n rows and positive nodes of the spectrum; see `rms_filters`."""
     xp = namespace(rule, nodes, n)
-    exists = 4 * xp.asarray(rule.growth) < n
-    pole = rule.pole(nodes)
+    exists = 4 * xp.asarray(rule.spectral().exponential_type) < n
+    pole = rule.spectral().pole_indicator(nodes)
     if pole is None:
         return exists
     pole = xp.asarray(pole)
@@ -122,8 +122,8 @@ def _largest_log(x) -> float:
     return float(np.log(np.finfo(x.dtype).max)) - 1
 
 
-def _require_no_metric(rule: Rule) -> None:
-    if rule.metric is not None:
+def _require_no_metric(rule: InnerRule) -> None:
+    if rule.spectral().preconditioner is not None:
         raise ValueError(
             f"the mean test loss after {type(rule).__name__} depends on where omega lies, not on "
             "its distance alone; simulate with evaluation='sampled'"
@@ -165,7 +165,7 @@ class Adapted(NamedTuple):
 
 
 @own_settings
-def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
+def adapted(problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
     """What `adapt` at test time makes of a problem with covariances.
 
     Exact for polynomial rules, to the error that `negmaml.problem.filter_moments` states for
@@ -177,9 +177,9 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
     s, o, _, V = problem.modes
     n_r, shape = problem.n_r, adapt.batch_shape
     lost: Any = 0.0
-    if adapt.one_step is not None:
+    if adapt.spectral().constant_filter is not None:
         xp = np if concrete((s, o, adapt)) else jnp
-        rate, power = xp.asarray(adapt.one_step), xp.sum(s**2) / n_r
+        rate, power = xp.asarray(adapt.spectral().constant_filter), xp.sum(s**2) / n_r
         weights = s ** np.arange(1, 4)[:, None]
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
         coefficients, noise = xp.stack(terms, -1), rate**2 * power
@@ -198,7 +198,7 @@ def adapted(problem: MixedLinearRegression, adapt: Rule) -> Adapted:
 
 @own_settings
 def expected_test_loss(
-    problem: MixedLinearRegression, distance: ArrayLike, adapt: Rule
+    problem: MixedLinearRegression, distance: ArrayLike, adapt: InnerRule
 ) -> Float[Array, "..."]:
     r"""E L_test given |omega - w0|^2 = `distance`: the equation at the head of this module.
 
@@ -238,7 +238,7 @@ def _check_distance(distance):
 
 
 @on_host
-def expected_isotropic_loss(problem: MixedLinearRegression, distance, adapt: Rule):
+def expected_isotropic_loss(problem: MixedLinearRegression, distance, adapt: InnerRule):
     """`expected_test_loss` without covariances, written over a namespace."""
     xp = namespace(problem, distance, adapt)
     b, q, exists = rms_filters(adapt, problem.n_r, problem.p)

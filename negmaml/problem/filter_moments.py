@@ -30,20 +30,21 @@ from jax import lax
 from negmaml._core.arrays import contract
 from negmaml._core.factorisations import eigh
 from negmaml._core.keys import fixed_key
-from negmaml.rules import Rule
+from negmaml.rules import InnerRule
 
 EXACT_DEGREE = 6  # of b; the recursion takes a second there
 SAMPLED_EIGENVALUES, LEAST_SAMPLES = 2**16, 64
 
 
-def filtered_covariance(rule: Rule, s, n: int):
+def filtered_covariance(rule: InnerRule, s, n: int):
     r"""(v_k^T E[b(S) Sigma b(S)] v_k, E tr(Sigma q(S)^2 S)) for eigenvalues s of Sigma, n rows.
 
     Returns arrays of the rule's shape + (p,) and of the rule's shape. Exact for polynomials of
     degree up to 6, which several gradient steps are; else an estimate, see the head of this module.
     """
-    if rule.degree is not None and rule.degree <= EXACT_DEGREE:
-        return _exact(_taylor(rule.q, rule.degree, s.dtype), s, n)
+    degree = rule.spectral().degree
+    if degree is not None and degree <= EXACT_DEGREE:
+        return _exact(_taylor(rule.spectral().label_filter, degree, s.dtype), s, n)
     return _sampled(rule, s, n)
 
 
@@ -142,18 +143,20 @@ def _cycle(C: tuple[int, ...]) -> tuple[int, ...]:
     return min(min(turn, turn[::-1]) for turn in turns)
 
 
-def _sampled(rule: Rule, s, n: int):
+def _sampled(rule: InnerRule, s, n: int):
     """`filtered_covariance` from samples of S, with one gradient step as control."""
     p = len(s)
     samples = max(LEAST_SAMPLES, SAMPLED_EIGENVALUES // min(n, p))
     normals = jax.random.normal(fixed_key(), (samples, n, p), s.dtype)
     x, Q = lax.map(partial(_decompose, n), normals * jnp.sqrt(s), batch_size=16)
-    rate = jnp.sum(rule.q(x) * x**2, (-2, -1)) / jnp.sum(x**2)  # where b is best as 1 - rate x
+    label_filter = rule.spectral().label_filter
+    # The rate at which 1 - rate x is closest to the init filter.
+    rate = jnp.sum(label_filter(x) * x**2, (-2, -1)) / jnp.sum(x**2)
     rate = lax.stop_gradient(rate)[..., None]
 
     def pair(sample):
         x, Q = sample
-        return _of_sample(rule.q(x), Q, s), _of_sample(
+        return _of_sample(label_filter(x), Q, s), _of_sample(
             jnp.broadcast_to(rate, (*rate.shape[:-1], *x.shape)), Q, s
         )
 

@@ -5,8 +5,10 @@ them to data) and meta-training of any model (which runs its updates). No rule r
 reinterprets a negative or zero strength.
 """
 
-from negmaml.rules.base import Rule, check_filters, check_rule, check_scalar_rule, flat_batch
+from negmaml._core.deprecation import renamed_exports
+from negmaml.rules.base import InnerRule, check_filters, check_rule, check_scalar_rule, flat_batch
 from negmaml.rules.descent import GradientDescent, Momentum, Preconditioned
+from negmaml.rules.filters import Filter, PolynomialFilter, UndefinedMethodError
 from negmaml.rules.flow import GradientFlow
 from negmaml.rules.optimizer import InnerOptimizer, as_rule
 from negmaml.rules.proximal import Proximal
@@ -16,16 +18,19 @@ from negmaml.rules.unroll import run
 
 __all__ = [
     "UNSOLVED",
+    "Filter",
     "GradientDescent",
     "GradientFlow",
     "InnerOptimizer",
+    "InnerRule",
     "Momentum",
+    "PolynomialFilter",
     "Preconditioned",
     "Proximal",
-    "Rule",
     "Schedule",
     "Solution",
     "SolveInfo",
+    "UndefinedMethodError",
     "as_rule",
     "as_solution",
     "check_filters",
@@ -36,3 +41,5 @@ __all__ = [
     "run",
     "separate",
 ]
+
+__getattr__ = renamed_exports(__name__, {"Rule": "InnerRule"})

@@ -3,21 +3,22 @@ r"""Rules that step along the gradient: plain, with momentum, preconditioned.
 All are linear in parameters and gradient, so on the linear model their filters are polynomials.
 """
 
-from typing import Any, ClassVar
+import dataclasses
+from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.arrays import contract, frozen, namespace, outer
+from negmaml._core.arrays import contract
 from negmaml._core.checks import check_count, check_finite, check_flag
 from negmaml._core.pytree import pytree, static
-from negmaml.rules.base import Rule
-from negmaml.rules.log_filters import Filters, filters_of_updates, log_size
-from negmaml.rules.schedule import Schedule, is_schedule
+from negmaml.rules.base import InnerRule
+from negmaml.rules.filters import Filter, PolynomialFilter, PowerFilter
+from negmaml.rules.schedule import is_schedule
 
 
-class _Descent(Rule):
+class _Descent(InnerRule):
     """What the rules of this module share: `steps` steps at `rate`."""
 
     rate: Any
@@ -26,11 +27,8 @@ class _Descent(Rule):
     def check(self, params) -> None:
         check_fit("rate", self.rate, params)
 
-    @property
-    def degree(self) -> int | None:
-        return self.steps
 
-
+@final
 @pytree
 class GradientDescent(_Descent):
     r"""`steps` steps of gradient descent at `rate`: b(x) = (1 - rate x)^steps.
@@ -55,58 +53,17 @@ class GradientDescent(_Descent):
         object.__setattr__(self, "rate", check_finite("rate", rate, "an inner learning rate"))
         object.__setattr__(self, "steps", check_count("steps", steps))
 
-    def q(self, x):
-        """The filter on the labels, shape batch_shape + x.shape."""
-        if is_schedule(self.rate):
-            return super().q(x)
-        rate, x = outer(self.rate, x)
-        return rate * _geometric_sum(1 - rate * x, self.steps)
-
-    def b(self, x):
-        """The filter on the starting point, shape batch_shape + x.shape."""
-        if is_schedule(self.rate):
-            return super().b(x)
-        rate, x = outer(self.rate, x)
-        return (1 - rate * x) ** self.steps
-
-    def filters(self, x) -> Filters:
-        """As for every rule, in units of |1 - rate x|^steps where that is above one."""
-        if is_schedule(self.rate):
-            return filters_of_updates(self, x)
-        if (type(self).q, type(self).b) != (GradientDescent.q, GradientDescent.b):
-            return super().filters(x)
-        rate, x = outer(self.rate, x)
-        ratio = 1 - rate * x
-        xp, count = namespace(ratio), self.steps
-        if count == 1:
-            return Filters(xp.sign(ratio), log_size(ratio), rate * xp.ones_like(ratio), None)
-        unit = frozen(xp.maximum(xp.abs(ratio), 1.0))
-        label = rate * _scaled_sum(ratio / unit, 1 / unit, count)
-        sign = xp.sign(ratio) ** count
-        return Filters(sign, count * log_size(ratio), label, count * xp.log(unit))
-
-    def crossing(self, x):
-        """1 - rate x: a power of it changes no sign where the power is even."""
-        if is_schedule(self.rate):
-            return super().crossing(x)
-        rate, x = outer(self.rate, x)
-        return 1 - rate * x
-
-    @property
-    def one_step(self):
-        """The rate, if there is one step."""
-        return _only(self.rate) if self.steps == 1 else None
-
-    @property
-    def plain_rate(self):
-        """The rate, as long as a subclass has not changed the step."""
-        return self.rate if type(self).update is GradientDescent.update else None
+    def spectral(self) -> Filter:
+        if is_schedule(self.rate) and self.steps > 1:
+            return PolynomialFilter(self)
+        return PowerFilter(_first_value(self.rate), self.steps)
 
     def update(self, gradient, state, params):
         """params - rate gradient, in the type of each parameter."""
         return descend(self.rate, gradient, params), state
 
 
+@final
 @pytree
 class Momentum(_Descent):
     r"""Gradient descent with momentum: heavy ball (Polyak 1964), or Nesterov's (1983).
@@ -140,14 +97,13 @@ class Momentum(_Descent):
         super().check(params)
         check_fit("momentum", self.momentum, params)
 
-    @property
-    def one_step(self):
-        """The rate of a single step, which Nesterov's enlarges by 1 + momentum."""
-        if self.steps != 1:
-            return None
-        rate = jnp.asarray(_only(self.rate))
-        one = jnp.ones_like(jnp.asarray(_only(self.momentum)))  # for the shape of a batch
-        return rate * (one + _only(self.momentum) if self.nesterov else one)
+    def spectral(self) -> Filter:
+        if self.steps > 1:
+            return PolynomialFilter(self)
+        # One step from zero velocity moves by rate g, or by rate (1 + momentum) g for Nesterov's.
+        rate, momentum = (jnp.asarray(_first_value(x)) for x in (self.rate, self.momentum))
+        ones = jnp.ones_like(momentum)  # for the shape of a batch
+        return PowerFilter(rate * (ones + momentum if self.nesterov else ones), 1)
 
     def init(self, params):
         """No velocity."""
@@ -160,6 +116,7 @@ class Momentum(_Descent):
         return descend(self.rate, ahead, params), velocity
 
 
+@final
 @pytree
 class Preconditioned(_Descent):
     r"""Gradient descent along P times the gradient: theta_{k+1} = theta_k - rate P g_k.
@@ -190,34 +147,16 @@ class Preconditioned(_Descent):
         check_fit("preconditioner", self.preconditioner, params, matrices=True)
 
     @property
-    def _plain(self) -> GradientDescent:
-        return GradientDescent(self.rate, self.steps)
-
-    @property
     def batch_shape(self) -> tuple[int, ...]:
-        """That of the rate: the preconditioner is one for all."""
-        return self._plain.batch_shape
+        """The shape of the rate: the preconditioner is the same for the whole batch."""
+        return GradientDescent(self.rate, self.steps).batch_shape
 
-    def q(self, x):
-        """As for `GradientDescent`, on an eigenvalue of R S R."""
-        return self._plain.q(x)
-
-    def b(self, x):
-        """As for `GradientDescent`, on an eigenvalue of R S R."""
-        return self._plain.b(x)
-
-    @property
-    def one_step(self):
-        """The rate, if there is one step."""
-        return self._plain.one_step
-
-    @property
-    def metric(self):
-        """P; raises ValueError for a matrix that is not symmetric."""
+    def spectral(self) -> Filter:
         P = self.preconditioner
         if np.ndim(P) == 2 and not isinstance(P, jax.core.Tracer) and not np.allclose(P, P.T):
             raise ValueError(f"preconditioner must be symmetric on the linear model, got {P!r}")
-        return P
+        plain: Any = GradientDescent(self.rate, self.steps).spectral()
+        return dataclasses.replace(plain, preconditioner=P)
 
     def update(self, gradient, state, params):
         """params - rate P gradient."""
@@ -303,29 +242,6 @@ def _shapes(part) -> str:
     return f"a parameter of shape {shapes[0]}" if len(shapes) == 1 else f"parameters {shapes}"
 
 
-def _only(value):
-    """The value of the only step."""
-    return value.values[0] if isinstance(value, Schedule) else value
-
-
-def _scaled_sum(ratio, unit, count: int):
-    """S(count) = unit^count sum_{k < count} (ratio/unit)^k, with steps as in `_geometric_sum`.
-
-    S(2n) = S(n) (unit^n + ratio^n) and S(n + 1) = unit^(n + 1) + ratio S(n).
-    """
-    if count == 1:
-        return unit * namespace(ratio).ones_like(ratio)
-    half = count // 2
-    total = _scaled_sum(ratio, unit, half) * (unit**half + ratio**half)
-    return unit ** (2 * half + 1) + ratio * total if count % 2 else total
-
-
-def _geometric_sum(ratio, count: int):
-    """sum_{k < count} ratio^k in O(log count) products, stable at ratio = 1.
-
-    With S(n) the sum: S(2n) = S(n) (1 + ratio^n) and S(n + 1) = 1 + ratio S(n).
-    """
-    if count == 1:
-        return namespace(ratio).ones_like(ratio)
-    half = _geometric_sum(ratio, count // 2) * (1 + ratio ** (count // 2))
-    return 1 + ratio * half if count % 2 else half
+def _first_value(number):
+    """The number that the first step uses."""
+    return number.values[0] if is_schedule(number) else number

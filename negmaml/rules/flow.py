@@ -1,18 +1,21 @@
 """Gradient descent in continuous time."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from negmaml._core.arrays import namespace, outer
 from negmaml._core.checks import check_finite
 from negmaml._core.pytree import pytree
-from negmaml.rules.base import Rule
-from negmaml.rules.log_filters import Filters
-from negmaml.rules.pencil import chain, error_of, interpolated
+from negmaml.rules.base import InnerRule
+from negmaml.rules.filters import Filter, LogForm
+from negmaml.rules.pencil import Pencil, chain, error_of, interpolated
 
 
+@final
 @pytree
-class GradientFlow(Rule):
-    r"""Gradient descent in continuous time: b(x) = exp(-time x), q(x) = (1 - exp(-time x)) / x.
+class GradientFlow(InnerRule):
+    r"""Gradient descent in continuous time, on the linear model only.
+
+        init_filter(x) = exp(-time x),    label_filter(x) = (1 - exp(-time x)) / x
 
     `time` may be negative (the flow runs uphill), zero, and of any shape. Raises ValueError or
     TypeError when it is NaN, infinite or not real.
@@ -20,57 +23,67 @@ class GradientFlow(Rule):
 
     time: Any
 
-    tuned: ClassVar[str] = "time"
+    tunable: ClassVar[str] = "time"
 
     def __post_init__(self):
         object.__setattr__(self, "time", check_finite("time", self.time, "a flow time"))
 
-    def q(self, x):
-        """The filter on the labels, shape time.shape + x.shape; `time` at x = 0."""
+    def spectral(self) -> Filter:
+        return FlowFilter(self.time)
+
+    def check_meta(self) -> None:
+        self.update(None, None, None)  # raises: there are no steps on a general model
+
+    def search_range(self, largest):
+        """(smallest, largest) time to try: beyond 30/largest all flows are the same."""
+        return 1e-2 / largest, 30.0 / largest
+
+
+@final
+@pytree
+class FlowFilter(Filter):
+    """The filter exp(-time x) of `GradientFlow`; it has neither zeros nor poles."""
+
+    time: Any
+
+    exact_pencil: ClassVar[bool] = False
+
+    @property
+    def entire(self) -> bool:
+        return True
+
+    @property
+    def exponential_type(self):
+        return -self.time
+
+    def label_filter(self, x):
+        """(1 - exp(-time x)) / x, which is `time` at x = 0."""
         time, x = outer(self.time, x)
         return time * _decay_mean(time * x)
 
-    def b(self, x):
-        """The filter on the starting point, shape time.shape + x.shape."""
+    def init_filter(self, x):
         time, x = outer(self.time, x)
         return namespace(time).exp(-time * x)
 
-    def filters(self, x) -> Filters:
-        """As for every rule; uphill in units of exp(-time x)."""
-        if (type(self).q, type(self).b) != (GradientFlow.q, GradientFlow.b):
-            return super().filters(x)
+    def log_form(self, x) -> LogForm:
+        """In units of exp(-time x) where the flow runs uphill."""
         time, x = outer(self.time, x)
         z = time * x
         xp = namespace(z)
         down = z >= 0
         label = time * _decay_mean(xp.where(down, z, -z))  # (1 - exp(-z))/z exp(z) uphill
-        return Filters(xp.ones_like(z), -z, label, xp.where(down, 0.0, -z))
+        return LogForm(xp.ones_like(z), -z, label, xp.where(down, 0.0, -z))
 
-    def crossing(self, x):
-        """An exponential has no zero."""
+    def zero_indicator(self, x):
         return namespace(self.time, x).ones_like(outer(self.time, x)[1])
 
-    @property
-    def growth(self):
-        """-time."""
-        return -self.time
-
-    @property
-    def entire(self) -> bool:
-        """An exponential has no pole."""
-        return True
-
-    def pencil_on(self, largest):
-        """That of a polynomial, `negmaml.rules.pencil.interpolated`."""
-        return chain(interpolated(self.b, largest))
+    def pencil(self, largest) -> Pencil:
+        """The pencil of a polynomial in its place, `negmaml.rules.pencil.interpolated`."""
+        return chain(interpolated(self.init_filter, largest))
 
     def pencil_error(self, largest):
-        """0.1% at |time| largest = 2, 0.4% at 3, 1.1% at 4."""
-        return error_of(interpolated(self.b, largest), self.b, largest)
-
-    def search_range(self, largest):
-        """Beyond thirty times 1/largest eigenvalue all flows are the same."""
-        return 1e-2 / largest, 30.0 / largest
+        """The error of that polynomial: 0.1% at |time| largest = 2, 0.4% at 3, 1.1% at 4."""
+        return error_of(interpolated(self.init_filter, largest), self.init_filter, largest)
 
 
 def _decay_mean(z):

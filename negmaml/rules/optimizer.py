@@ -1,6 +1,6 @@
 """Any optax optimizer as the inner rule."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 from weakref import WeakKeyDictionary
 
 import jax
@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from negmaml._core.checks import check_count
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
-from negmaml.rules.base import Rule, check_rule
+from negmaml.rules.base import InnerRule, check_rule
 
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # what `smooth_at_zero` found
 
 
+@final
 @pytree
-class InnerOptimizer(Rule):
+class InnerOptimizer(InnerRule):
     """`steps` steps of any optax optimizer as the inner rule, started anew on every task.
 
     Arguments:
@@ -88,15 +89,10 @@ def _smooth_at_zero(transformation) -> bool:
 
 
 def as_rule(name: str, rule) -> Any:
-    """A rule as given, or one step of an optax transformation; TypeError for anything else.
-
-    For general models: a rule that moves none raises, too.
-    """
-    if not isinstance(rule, Rule):
+    """Return a rule as given, or one step of an optax transformation; else raise a TypeError."""
+    if not isinstance(rule, InnerRule):
         import optax
 
         if isinstance(rule, optax.GradientTransformation):
             return InnerOptimizer(rule)
-    if not check_rule(name, rule).moves_any_model:
-        rule.update(None, None, None)  # says what to add
-    return rule
+    return check_rule(name, rule)

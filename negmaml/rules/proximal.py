@@ -2,7 +2,7 @@
 
 import dataclasses
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,18 @@ import numpy as np
 from negmaml._core.arrays import frozen, namespace, outer
 from negmaml._core.checks import check_count, check_finite, check_optional, shown
 from negmaml._core.pytree import pytree, static
-from negmaml.rules.base import Rule
+from negmaml.rules.base import InnerRule
 from negmaml.rules.field import field_point, is_field
+from negmaml.rules.filters import Filter, LogForm, log_size
 from negmaml.rules.implicit import Settings, adjoint, proximal_point
-from negmaml.rules.log_filters import Filters, log_size
 from negmaml.rules.pencil import Pencil, proximal_pencil
 from negmaml.rules.solution import Solution
 
 
+@final
 @pytree
-class Proximal(Rule):
-    r"""Proximal adaptation, implicit MAML: q(x) = 1 / (x + strength).
+class Proximal(InnerRule):
+    r"""Proximal adaptation, implicit MAML: label_filter(x) = 1 / (x + strength).
 
     theta minimises |X theta - y|^2 / n + strength |theta - omega|^2 (for a negative strength
     it is the stationary point). Any sign and shape; near -x for an eigenvalue x of S the filter
@@ -50,7 +51,7 @@ class Proximal(Rule):
     max_steps: int = static(default=200)
     tolerance: float | None = static(default=None)
 
-    tuned: ClassVar[str] = "strength"
+    tunable: ClassVar[str] = "strength"
     implicit: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -60,48 +61,8 @@ class Proximal(Rule):
         tolerance = check_optional(_positive, "tolerance", self.tolerance)
         object.__setattr__(self, "tolerance", tolerance)
 
-    def q(self, x):
-        """The filter on the labels, shape strength.shape + x.shape."""
-        strength, x = outer(self.strength, x)
-        return 1 / (x + strength)
-
-    def b(self, x):
-        """The filter on the starting point, shape strength.shape + x.shape."""
-        strength, x = outer(self.strength, x)
-        xp = namespace(strength, x)
-        null = x == 0
-        return xp.where(null, 1.0, strength / (xp.where(null, 1.0, x) + strength))
-
-    def filters(self, x) -> Filters:
-        """As for every rule; at a pole as large as rounding may leave it."""
-        if (type(self).q, type(self).b) != (Proximal.q, Proximal.b):
-            return super().filters(x)
-        strength, x = outer(self.strength, x)
-        xp = namespace(strength, x)
-        below = x + strength
-        # Nearer to the pole than rounding x and strength may leave it nothing is known, no slope
-        # either.
-        least = xp.finfo(below.dtype).eps / 8 * xp.abs(strength) + 4 * xp.finfo(below.dtype).tiny
-        least = frozen(least)
-        near = xp.where(below < 0, -least, least)
-        below = xp.where(xp.abs(below) < least, near, below)
-        null = xp.broadcast_to(x == 0, below.shape)
-        size = log_size(xp.where(null, 1.0, strength)) - log_size(xp.where(null, 1.0, below))
-        return Filters(xp.where(null, 1.0, xp.sign(strength * below)), size, 1 / below, None)
-
-    def crossing(self, x):
-        """strength / (x + strength) has no zero."""
-        return namespace(self.strength, x).ones_like(outer(self.strength, x)[1])
-
-    def pole(self, x):
-        """x + strength."""
-        strength, x = outer(self.strength, x)
-        return x + strength
-
-    @property
-    def pencil(self) -> Pencil:
-        """S theta + strength (theta - omega) = 0."""
-        return proximal_pencil(self.strength)
+    def spectral(self) -> Filter:
+        return ProximalFilter(self.strength)
 
     def search_range(self, largest):
         """Strengths are measured in units of the largest eigenvalue."""
@@ -132,8 +93,7 @@ class Proximal(Rule):
 
     def solve_and_pull_back(self, loss, start, frozen):
         """As for every rule, by one linear system, whose accuracy is checked."""
-        own = type(self).solve is Proximal.solve
-        if not own or is_field(lambda theta: loss(theta, frozen), start):
+        if is_field(lambda theta: loss(theta, frozen), start):
             return super().solve_and_pull_back(loss, start, frozen)
         solution = self.solve(lambda theta: loss(theta, frozen), start)
         at = solution.params
@@ -155,6 +115,55 @@ class Proximal(Rule):
     @property
     def _settings(self) -> Settings:
         return Settings(self.max_steps, self.tolerance)
+
+
+@final
+@pytree
+class ProximalFilter(Filter):
+    """The filter strength / (x + strength) of `Proximal`: no zero, a pole at x = -strength.
+
+    label_filter(x) = 1 / (x + strength). strength: any shape, the batch.
+    """
+
+    strength: Any
+
+    def label_filter(self, x):
+        strength, x = outer(self.strength, x)
+        return 1 / (x + strength)
+
+    def init_filter(self, x):
+        """strength / (x + strength), which is one at x = 0 for strength zero, too."""
+        strength, x = outer(self.strength, x)
+        xp = namespace(strength, x)
+        null = x == 0
+        return xp.where(null, 1.0, strength / (xp.where(null, 1.0, x) + strength))
+
+    def log_form(self, x) -> LogForm:
+        """Both filters, at a pole as large as rounding may leave them."""
+        strength, x = outer(self.strength, x)
+        xp = namespace(strength, x)
+        below = x + strength
+        # Nearer to the pole than rounding x and strength may leave it nothing is known, no slope
+        # either.
+        least = xp.finfo(below.dtype).eps / 8 * xp.abs(strength) + 4 * xp.finfo(below.dtype).tiny
+        least = frozen(least)
+        near = xp.where(below < 0, -least, least)
+        below = xp.where(xp.abs(below) < least, near, below)
+        null = xp.broadcast_to(x == 0, below.shape)
+        size = log_size(xp.where(null, 1.0, strength)) - log_size(xp.where(null, 1.0, below))
+        return LogForm(xp.where(null, 1.0, xp.sign(strength * below)), size, 1 / below, None)
+
+    def zero_indicator(self, x):
+        """strength / (x + strength) has no zero."""
+        return namespace(self.strength, x).ones_like(outer(self.strength, x)[1])
+
+    def pole_indicator(self, x):
+        strength, x = outer(self.strength, x)
+        return x + strength
+
+    def pencil(self, largest) -> Pencil:
+        """S theta + strength (theta - omega) = 0."""
+        return proximal_pencil(self.strength)
 
 
 def _positive(name: str, value) -> float:

@@ -33,5 +33,5 @@ class Solution(NamedTuple):
 
 
 def as_solution(solved, steps) -> Solution:
-    """The solution that `Rule.solve` returned; parameters by themselves count as converged."""
+    """The solution that `InnerRule.solve` returned; parameters by themselves count as converged."""
     return solved if isinstance(solved, Solution) else Solution(solved, SolveInfo(True, 0.0, steps))

@@ -69,7 +69,7 @@ def resolved(where: str, value: Any) -> Any:
 
 def _rule(where: str, name: str) -> Any:
     rules = importlib.import_module(RULES)
-    known = [one for one in rules.__all__ if one[0].isupper() and one != "Rule"]
+    known = [one for one in rules.__all__ if one[0].isupper() and one != "InnerRule"]
     if name not in known:
         raise ValueError(
             f"{where}: no rule {name!r}{near(name, known)}; there are {', '.join(known)}"

@@ -22,7 +22,7 @@ from negmaml._core.jit import quick_jit
 from negmaml._core.settings import own_settings
 from negmaml.problem.adapted_loss import Adapted, adapted
 from negmaml.problem.model import MixedLinearRegression, check_problem
-from negmaml.rules import GradientDescent, Rule, check_scalar_rule
+from negmaml.rules import GradientDescent, InnerRule, check_scalar_rule
 from negmaml.theory.anisotropic.inputs import AnisotropicInputs, make_inputs, predict_traced
 from negmaml.theory.api import means, test_loss
 from negmaml.theory.isotropic.inputs import Setting, setting_of
@@ -47,8 +47,8 @@ class Allocation(NamedTuple):
     m: int
     n_t: int
     n_v: int
-    train: Rule
-    adapt: Rule
+    train: InnerRule
+    adapt: InnerRule
     meta_ridge: float
     test_loss: float
     cost: float
@@ -59,8 +59,8 @@ class Allocation(NamedTuple):
 def best_allocation(
     budget: float,
     problem: MixedLinearRegression,
-    train: Rule | None = None,
-    adapt: Rule | None = None,
+    train: InnerRule | None = None,
+    adapt: InnerRule | None = None,
     *,
     meta_ridge: float | None = 0.0,
     task_cost: float = 0.0,
@@ -149,8 +149,8 @@ class Search(NamedTuple):
     """What is searched: see `best_allocation`; meta_ridge is None where it is."""
 
     problem: MixedLinearRegression
-    train: Rule
-    adapt: Rule | None
+    train: InnerRule
+    adapt: InnerRule | None
     spending: Spending
     split: float | None
     meta_ridge: float | None
@@ -253,7 +253,7 @@ def _best(search: Search) -> Allocation:
     if search.tune:
         s = sized.modes.s
         scale = _rate_unit(train, training, jnp.max(s), jnp.sum(s))
-        train = train.with_tuned(float(unit * scale))
+        train = train.with_tunable(float(unit * scale))
     ridge = float(sized.rows * np.exp(log_ridge)) if ridge is None else float(ridge)
     if adapt is None:
         adapt = GradientDescent(float(best_adapt_rate(sized, train, meta_ridge=ridge)))
@@ -266,7 +266,7 @@ def _logarithms(least, most, points: int) -> np.ndarray:
     return np.linspace(np.log(least), np.log(max(least, most)), points)
 
 
-def _rate_axis(train: Rule, tune: bool) -> np.ndarray:
+def _rate_axis(train: InnerRule, tune: bool) -> np.ndarray:
     """The tuned parameter in units of `_rate_unit`, of both signs; one value unless tuned."""
     if not tune:
         return np.zeros(1)
@@ -275,7 +275,7 @@ def _rate_axis(train: Rule, tune: bool) -> np.ndarray:
     return np.concatenate([-positive[::-1], [0.0], positive])
 
 
-def _rate_unit(train: Rule, n_t, top, total):
+def _rate_unit(train: InnerRule, n_t, top, total):
     """How the range worth a try scales with the largest eigenvalue of S; top and trace of Sigma."""
     largest = top * (1 + jnp.sqrt(total / (top * n_t))) ** 2
     here, there = (train.search_range(x)[1] for x in (largest, jnp.ones(())))
@@ -305,13 +305,13 @@ def _closing_in(evaluate: Callable, axes: list) -> tuple[tuple[float, ...], floa
 
 
 @partial(quick_jit, static_argnames=("tune", "ridged"))
-def _distances(setting: Setting, train: Rule, top, total, cells, tune: bool, ridged: bool):
+def _distances(setting: Setting, train: InnerRule, top, total, cells, tune: bool, ridged: bool):
     """The distance, which orders test losses at every rule of adaptation of isotropic inputs."""
 
     def one(cell):
         m, n_t, n_v, unit, ridge = cell
         here = dataclasses.replace(setting, m=m, n_t=n_t, n_v=n_v, meta_ridge=ridge, ridged=ridged)
-        rule = train.with_tuned(unit * _rate_unit(train, n_t, top, total)) if tune else train
+        rule = train.with_tunable(unit * _rate_unit(train, n_t, top, total)) if tune else train
         found = means(here, rule)
         return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
 
@@ -320,14 +320,14 @@ def _distances(setting: Setting, train: Rule, top, total, cells, tune: bool, rid
 
 @partial(quick_jit, static_argnames=("tune", "ridged"))
 def _test_losses(
-    at: AnisotropicInputs, train: Rule, top, total, after: Adapted, cells, tune, ridged
+    at: AnisotropicInputs, train: InnerRule, top, total, after: Adapted, cells, tune, ridged
 ):
     """The test loss of inputs with covariances, at the best rate where `after` has three."""
 
     def one(cell):
         m, n_t, n_v, unit, ridge = cell
         here = dataclasses.replace(at, m=m, n_t=n_t, n_v=n_v, meta_ridge=ridge, ridged=ridged)
-        rule = train.with_tuned(unit * _rate_unit(train, n_t, top, total)) if tune else train
+        rule = train.with_tunable(unit * _rate_unit(train, n_t, top, total)) if tune else train
         losses = after.test_loss(predict_traced(here, rule).forms)
         if losses.ndim == 0:
             return losses

@@ -15,7 +15,7 @@ from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adapted_loss import expected_isotropic_loss
 from negmaml.problem.model import SPLITS, MixedLinearRegression
-from negmaml.rules import Rule, flat_batch
+from negmaml.rules import InnerRule, flat_batch
 from negmaml.theory import theorems as expansions
 from negmaml.theory.anisotropic import inputs as structured
 from negmaml.theory.isotropic.filters import means, traced_mean, traced_view
@@ -40,8 +40,8 @@ UNSOLVED = (
 @own_settings
 def test_loss(
     problem: MixedLinearRegression,
-    train: Rule,
-    adapt: Rule,
+    train: InnerRule,
+    adapt: InnerRule,
     *,
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
@@ -90,7 +90,7 @@ def test_loss(
 @own_settings
 def weight_error(
     problem: MixedLinearRegression,
-    train: Rule,
+    train: InnerRule,
     *,
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
@@ -131,7 +131,7 @@ def weight_error(
 @own_settings
 def train_task_error(
     problem: MixedLinearRegression,
-    train: Rule,
+    train: InnerRule,
     *,
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
@@ -191,13 +191,13 @@ def require_structured(
         )
 
 
-def evaluate(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str) -> Moments:
+def evaluate(problem: MixedLinearRegression, train: InnerRule, meta_ridge, measure: str) -> Moments:
     """`proportional.moments` without the task error, each of the rule's shape."""
     setting, train = _settled(problem, train, meta_ridge, measure)
     return _moments(setting, train, with_error=False)
 
 
-def _mean(of: str, problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str):
+def _mean(of: str, problem: MixedLinearRegression, train: InnerRule, meta_ridge, measure: str):
     """One of `Moments`, of the rule's shape."""
     setting, train = _settled(problem, train, meta_ridge, measure)
     if concrete((setting, train)) or math.prod(train.batch_shape) > BLOCK:
@@ -212,19 +212,19 @@ def _reported(found):
     return found
 
 
-def _settled(problem: MixedLinearRegression, train: Rule, meta_ridge, measure: str):
+def _settled(problem: MixedLinearRegression, train: InnerRule, meta_ridge, measure: str):
     setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
     return setting, train
 
 
-def _moments(setting: Setting, train: Rule, with_error: bool) -> Moments:
+def _moments(setting: Setting, train: InnerRule, with_error: bool) -> Moments:
     if math.prod(train.batch_shape) <= ON_HOST and concrete((setting, train)):
         return on_host(means)(setting, train, with_error=with_error)
     return _compiled(setting, train, with_error=with_error)
 
 
 @partial(quick_jit, static_argnames="with_error")
-def _compiled(setting: Setting, rule: Rule, with_error: bool) -> Moments:
+def _compiled(setting: Setting, rule: InnerRule, with_error: bool) -> Moments:
     """Sizes are traced, so that one compilation serves every problem."""
     one = partial(means, setting, with_error=with_error)
     results = lax.map(one, flat_batch(rule), batch_size=BLOCK)

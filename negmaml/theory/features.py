@@ -41,7 +41,7 @@ from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.adapted_loss import Adapted
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_rule
+from negmaml.rules import InnerRule, check_rule
 from negmaml.theory.anisotropic import inputs as structured
 from negmaml.theory.anisotropic.equations import FourthMoments
 
@@ -74,11 +74,11 @@ class FeatureMoments(NamedTuple):
         return MixedLinearRegression(p=len(self.s), input_covariance=self.s, **options)
 
     @own_settings
-    def adapted(self, problem: MixedLinearRegression, adapt: Rule) -> Adapted:
+    def adapted(self, problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
         """`problem.adapted` for one gradient step with the features' own fourth moment."""
-        if check_rule("adapt", adapt).one_step is None or adapt.metric is not None:
+        if check_rule("adapt", adapt).spectral().gradient_rate is None:
             raise ValueError(f"adapt must be one gradient step, got {adapt!r}")
-        rate, n_r = jnp.asarray(adapt.one_step), problem.n_r
+        rate, n_r = jnp.asarray(adapt.spectral().constant_filter), problem.n_r
         weights = jnp.concatenate([self.s ** jnp.arange(1, 4)[:, None], self.fourth[None]])
         ones = jnp.ones_like(rate)
         terms = ones, -2 * rate, rate**2 * (1 - 1 / n_r), rate**2 / n_r
@@ -90,8 +90,8 @@ class FeatureMoments(NamedTuple):
     def test_loss(
         self,
         problem: MixedLinearRegression,
-        train: Rule,
-        adapt: Rule,
+        train: InnerRule,
+        adapt: InnerRule,
         *,
         meta_ridge: ScalarLike = 0.0,
     ) -> Float[Array, "..."]:

@@ -19,7 +19,7 @@ from negmaml._core.checks import (
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.covariance import check_covariance
-from negmaml.rules import Rule
+from negmaml.rules import InnerRule
 from negmaml.theory.isotropic.inputs import check_spectral
 from negmaml.theory.options import named_options
 
@@ -29,8 +29,8 @@ from negmaml.theory.options import named_options
 def general_inputs(
     covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],
     weight_covariance: Float[ArrayLike, "p p"] | Float[ArrayLike, " p"],
-    train: Rule,
-    adapt: Rule,
+    train: InnerRule,
+    adapt: InnerRule,
     *,
     m: int,
     n_t: int,
@@ -96,12 +96,12 @@ def general_inputs(
     return adapted / 2 + rows / 2 * cross * trained
 
 
-def _rate_of(name: str, rule: Rule):
+def _rate_of(name: str, rule: InnerRule):
     """The rate of one plain gradient step."""
     rule = check_spectral(name, rule)
-    if rule.one_step is None:
+    if rule.spectral().constant_filter is None:
         raise ValueError(f"{name} must be GradientDescent with steps=1 for Theorem 3, got {rule!r}")
-    return rule.one_step
+    return rule.spectral().constant_filter
 
 
 def _powers(rate):

@@ -21,7 +21,7 @@ from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adapted_loss import expected_isotropic_loss
 from negmaml.problem.model import MixedLinearRegression, check_problem
-from negmaml.rules import GradientDescent, Rule, check_filters, check_scalar_rule
+from negmaml.rules import GradientDescent, InnerRule, check_filters, check_scalar_rule
 from negmaml.theory import theorems as expansions
 from negmaml.theory.anisotropic import optima as structured_optima
 from negmaml.theory.api import METHODS, require_no_ridge, require_structured, weight_error
@@ -65,8 +65,8 @@ def stationary_train_rates(p: int, n_t: int) -> tuple[float, float]:
 @own_settings
 def best_adapt_rate(
     problem: MixedLinearRegression,
-    train: Rule,
-    adapt: Rule | None = None,
+    train: InnerRule,
+    adapt: InnerRule | None = None,
     *,
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
@@ -94,7 +94,7 @@ def best_adapt_rate(
     """
     adapt = GradientDescent(0.0) if adapt is None else adapt
     meta_ridge, train, adapt = checked(problem, meta_ridge, train=train, adapt=adapt)
-    one_step = adapt.one_step is not None and adapt.metric is None
+    one_step = adapt.spectral().gradient_rate is not None
     train = train if one_step else check_scalar_rule("train", train)
     if not problem.isotropic:
         require_structured(method, measure)
@@ -123,7 +123,7 @@ def _best_step(problem: MixedLinearRegression, distance):
 
 def _adapted_loss(value, numbers, _):
     problem, found, adapt = numbers
-    return expected_isotropic_loss(problem, found, adapt.with_tuned(value))
+    return expected_isotropic_loss(problem, found, adapt.with_tunable(value))
 
 
 def _search_adaptation(numbers, sizes):
@@ -138,9 +138,9 @@ _best_adaptation = Optimum(_adapted_loss, _search_adaptation)
 @own_settings
 def best_train_rate(
     problem: MixedLinearRegression,
-    train: Rule | None = None,
+    train: InnerRule | None = None,
     *,
-    adapt: Rule | None = None,
+    adapt: InnerRule | None = None,
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
@@ -188,7 +188,7 @@ def best_train_rate(
     )  # fmt: skip
 
 
-def _parts(setting: Setting, train: Rule):
+def _parts(setting: Setting, train: InnerRule):
     """(numbers, fixed) of an `Optimum`: what of a setting and a rule is differentiated, and all."""
     return ({name: getattr(setting, name) for name in MOVING}, train), setting
 
@@ -206,11 +206,11 @@ class Parts:
         return _ordered(means_at(seen, self.ridged))
 
 
-def _parts_at(setting: Setting, train: Rule) -> Parts:
+def _parts_at(setting: Setting, train: InnerRule) -> Parts:
     return Parts(training_set(with_spectrum(setting), train), setting.ridged)
 
 
-def _finite_distance(setting: Setting, train: Rule):
+def _finite_distance(setting: Setting, train: InnerRule):
     return _ordered(means(setting, train))
 
 
@@ -223,7 +223,7 @@ def _ordered(found: Moments):
 
 def _distance_at(value, numbers, setting: Setting):
     moving, train = numbers
-    return _finite_distance(dataclasses.replace(setting, **moving), train.with_tuned(value))
+    return _finite_distance(dataclasses.replace(setting, **moving), train.with_tunable(value))
 
 
 def _search_parameter(numbers, setting: Setting):
@@ -234,7 +234,7 @@ def _search_parameter(numbers, setting: Setting):
 
 def _parts_of_parameter(value, numbers, setting: Setting):
     moving, train = numbers
-    return _parts_at(dataclasses.replace(setting, **moving), train.with_tuned(value))
+    return _parts_at(dataclasses.replace(setting, **moving), train.with_tunable(value))
 
 
 _best_parameter = Optimum(
@@ -246,8 +246,8 @@ _best_parameter = Optimum(
 @own_settings
 def best_rates(
     problem: MixedLinearRegression,
-    train: Rule | None = None,
-    adapt: Rule | None = None,
+    train: InnerRule | None = None,
+    adapt: InnerRule | None = None,
     *,
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
@@ -262,16 +262,16 @@ def best_rates(
     adapt = check_optional(check_filters, "adapt", adapt)
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
     best = best_train_rate(problem, train, **options)  # for the best step, where it matters
-    return best, best_adapt_rate(problem, train.with_tuned(best), adapt, **options)
+    return best, best_adapt_rate(problem, train.with_tunable(best), adapt, **options)
 
 
 @named_options
 @own_settings
 def best_meta_ridge(
     problem: MixedLinearRegression,
-    train: Rule,
+    train: InnerRule,
     *,
-    adapt: Rule | None = None,
+    adapt: InnerRule | None = None,
     measure: str = "auto",
 ) -> Float[Array, ""]:
     r"""The meta_ridge >= 0 that minimises the test loss after `train`, a rule with one parameter.
@@ -341,7 +341,7 @@ def _require_finite(problem: MixedLinearRegression, meta_ridge) -> None:
         )
 
 
-def _best_by_expansion(problem: MixedLinearRegression, train: Rule):
+def _best_by_expansion(problem: MixedLinearRegression, train: InnerRule):
     expansions.weight_error(problem, train)  # of a rule that has an expansion, or a clear error
     dtype = jnp.result_type(float, problem.sigma, problem.nu)
     if problem.overparameterized:

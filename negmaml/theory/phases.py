@@ -15,7 +15,7 @@ from negmaml._core.jit import quick_jit
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance, modes
-from negmaml.rules import GradientDescent, Rule, check_scalar_rule
+from negmaml.rules import GradientDescent, InnerRule, check_scalar_rule
 from negmaml.theory.anisotropic.compression import Eigenvalues, compress
 from negmaml.theory.anisotropic.equations import PencilSystem
 from negmaml.theory.anisotropic.inputs import largest_eigenvalue
@@ -50,7 +50,7 @@ def phase_diagram(
     n_v: ArrayLike,
     sigma: ArrayLike,
     nu: ArrayLike,
-    train: Rule | None = None,
+    train: InnerRule | None = None,
     *,
     offset: ArrayLike = 0.0,
     meta_ridge: ArrayLike = 0.0,
@@ -121,14 +121,14 @@ def _settings(*given) -> tuple[Setting, tuple[int, ...]]:
 
 
 @partial(quick_jit, static_argnames="only_best")
-def _phases(settings: Setting, train: Rule, only_best: bool = False):
+def _phases(settings: Setting, train: InnerRule, only_best: bool = False):
     def one(cell: Setting):
         p, n_t = cell.p, cell.n_t
         coarse = marchenko_pastur(n_t, p, p.dtype, MAP_INTERVALS)
         setting = dataclasses.replace(cell, quadrature=coarse)
 
         def at(values):
-            return limit(training_set(setting, train.with_tuned(values)), setting.ridged)
+            return limit(training_set(setting, train.with_tunable(values)), setting.ridged)
 
         best = minimise(at, parameter_grid(train, n_t, p, MAP_POINTS), MAP_ROUNDS)
         return best if only_best else Phase(best, *at(_beside_zero(best)))
@@ -167,7 +167,7 @@ def _covariance(name: str, value):
 
 
 @quick_jit
-def _phases_of(settings: Setting, spectrum: Eigenvalues, train: Rule) -> Phase:
+def _phases_of(settings: Setting, spectrum: Eigenvalues, train: InnerRule) -> Phase:
     """`_phases` for any covariance."""
 
     def one(cell: Setting):
@@ -181,7 +181,9 @@ def _phases_of(settings: Setting, spectrum: Eigenvalues, train: Rule) -> Phase:
 
         def at(values):
             def form(value):
-                system = PencilSystem(*here[:-1], *numbers, train.with_tuned(value).pencil_on(top))
+                system = PencilSystem(
+                    *here[:-1], *numbers, train.with_tunable(value).spectral().pencil(top)
+                )
                 unbounded = (cell.m * cell.n_v == jnp.sum(here.count)) & (cell.meta_ridge == 0)
                 return jnp.where(unbounded, jnp.inf, limiting_means(system, cell.ridged)[0])
 

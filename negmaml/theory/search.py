@@ -15,19 +15,19 @@ from jax import lax
 from negmaml._core.arrays import namespace
 from negmaml._core.convergence import warn_unless
 from negmaml._core.jit import concrete, on_host, quick_jit
-from negmaml.rules import Rule
+from negmaml.rules import InnerRule
 from negmaml.theory.sensitivity import contracted, followed, nested, sensitivity_by_parts
 
 POINTS = 18  # of each sign
 ROUNDS = 4  # each spans the two intervals around the lowest point with as many points as the last
 
 
-def parameter_grid(rule: Rule, n, p, points: int = POINTS):
+def parameter_grid(rule: InnerRule, n, p, points: int = POINTS):
     """A signed grid of the tuned parameter of `rule` on the spectrum of S, increasing."""
     return signed_grid(rule, (1 + namespace(n, p).sqrt(p / n)) ** 2, points)
 
 
-def signed_grid(rule: Rule, largest, points: int = POINTS):
+def signed_grid(rule: InnerRule, largest, points: int = POINTS):
     """A signed grid of the tuned parameter of `rule` for spectra up to `largest`, increasing."""
     xp = namespace(largest)
     smallest, largest = rule.search_range(largest)

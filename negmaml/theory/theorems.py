@@ -31,7 +31,7 @@ from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.adapted_loss import expected_test_loss, shrinkage
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.problem.wishart import normalized_moment
-from negmaml.rules import GradientDescent, Rule
+from negmaml.rules import GradientDescent, InnerRule
 from negmaml.theory.isotropic.inputs import check_spectral
 from negmaml.theory.options import named_options
 
@@ -85,7 +85,7 @@ def underparameterized(
     return _test_loss(problem, train_rate, adapt_rate)
 
 
-def weight_error(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
+def weight_error(problem: MixedLinearRegression, train: InnerRule) -> Float[Array, "*train"]:
     r"""E|omega* - w0|^2 by Theorem 1 (p > n_v m) or 2 (p < n_v m), of the rule's shape.
 
     See the head of this module for both equations. Raises ValueError at p = n_v m and for a
@@ -104,7 +104,7 @@ def weight_error(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*
 
 @named_options
 @own_settings
-def expansion_parameter(problem: MixedLinearRegression, train: Rule) -> Float[Array, "*train"]:
+def expansion_parameter(problem: MixedLinearRegression, train: InnerRule) -> Float[Array, "*train"]:
     r"""The small number both theorems expand in: the relative fluctuation of the Gram matrix.
 
     With G the smaller of Phi^T Phi and Phi Phi^T, k x k with mean g I,
@@ -139,14 +139,14 @@ def _test_loss(problem: MixedLinearRegression, train_rate, adapt_rate):
     return expected_test_loss(problem, weight_error(problem, train), adapt)
 
 
-def _one_step_rate(train: Rule):
+def _one_step_rate(train: InnerRule):
     train = check_spectral("train", train)
-    if train.one_step is None:
+    if train.spectral().constant_filter is None:
         raise ValueError(
             f"train must be GradientDescent with steps=1 for an expansion, got {train!r}; "
             "use method='proportional' for other rules"
         )
-    return jnp.asarray(train.one_step)
+    return jnp.asarray(train.spectral().constant_filter)
 
 
 def _require_regime(problem: MixedLinearRegression, overparameterized: bool) -> None:

@@ -38,7 +38,7 @@ from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adapted_loss import rms_filters, scale_by_filter_sq
 from negmaml.problem.model import MixedLinearRegression
-from negmaml.rules import Rule, check_scalar_rule, flat_batch
+from negmaml.rules import InnerRule, check_scalar_rule, flat_batch
 from negmaml.theory.anisotropic import variance as structured_spread
 from negmaml.theory.api import ON_HOST, require_structured
 from negmaml.theory.isotropic.filters import View, moments_of, traced_view, view
@@ -63,8 +63,8 @@ class StandardDeviation(NamedTuple):
 @own_settings
 def standard_deviation(
     problem: MixedLinearRegression,
-    train: Rule,
-    adapt: Rule,
+    train: InnerRule,
+    adapt: InnerRule,
     *,
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
@@ -112,10 +112,10 @@ def _root(variance):
 @own_settings
 def required_runs(
     problem: MixedLinearRegression,
-    train_a: Rule,
-    train_b: Rule,
+    train_a: InnerRule,
+    train_b: InnerRule,
     *,
-    adapt: Rule | None = None,
+    adapt: InnerRule | None = None,
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
     standard_errors: float = 4.0,
@@ -172,7 +172,7 @@ def required_runs(
     return jnp.where(same, jnp.inf, standard_errors**2 * variance)
 
 
-def _covariance(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_ridge, measure):
+def _covariance(problem: MixedLinearRegression, rules: tuple[InnerRule, ...], meta_ridge, measure):
     """Cov(D_1, D_2) exp(-2 (u_1 + u_2)), (u_1, u_2), E D_1: for two rules of one shape, or one."""
     setting, rules = setting_of(problem, rules, meta_ridge, measure)
     known, count = concrete((setting, rules)), math.prod(rules[0].batch_shape)
@@ -185,13 +185,13 @@ def _covariance(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_ri
 
 
 @quick_jit
-def _in_blocks(setting: Setting, rules: tuple[Rule, ...]):
+def _in_blocks(setting: Setting, rules: tuple[InnerRule, ...]):
     flat = tuple(flat_batch(rule) for rule in rules)
     results = lax.map(partial(_of_rules, setting), flat, batch_size=BLOCK)
     return jax.tree.map(lambda x: x.reshape(rules[0].batch_shape), results)
 
 
-def _of_rules(setting: Setting, rules: tuple[Rule, ...]):
+def _of_rules(setting: Setting, rules: tuple[InnerRule, ...]):
     return _of_views(tuple(view(setting, rule) for rule in rules), setting.ridged)
 
 

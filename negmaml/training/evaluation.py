@@ -30,7 +30,7 @@ from negmaml.meta.partition import (
     trainable,
 )
 from negmaml.meta.stateful import Stateful, parts, threading
-from negmaml.rules import UNSOLVED, Rule, as_rule, as_solution, run
+from negmaml.rules import UNSOLVED, InnerRule, as_rule, as_solution, run
 from negmaml.training.carried import Carried
 
 NORMAL_95 = 1.959964  # half the width of the interval in standard errors
@@ -85,7 +85,7 @@ def evaluate(
     key: PRNGKeyArray,
     params: Any,
     loss: Callable[..., Any],
-    rule: Rule,
+    rule: InnerRule,
     tasks: Any,
     *,
     metric: Callable[..., Any] | None = None,

@@ -33,7 +33,7 @@ WRONG = [
 def filters(rule):
     """What a rule does to a spectrum."""
     x = np.array([0.0, 0.5, 2.0])
-    return rule.q(x), rule.b(x)
+    return rule.label_filter(x), rule.init_filter(x)
 
 
 NUMBERS_OF_A_RULE = {

@@ -28,7 +28,7 @@ def test_iterative_is_direct(rule, monkeypatch):
         meta_train(kernel, tasks, rule, meta_ridge=RIDGES, method=method)
         for method in ("direct", "iterative")
     )
-    assert found.reliable.all()
+    assert found.well_conditioned.all()
     x = tasks.query[0][0]
     np.testing.assert_allclose(found(x), direct(x), atol=1e-6 * float(jnp.abs(direct(x)).max()))
 
@@ -50,7 +50,7 @@ def test_what_does_not_converge_is_flagged_and_warns(few_steps):
     with pytest.warns(nm.ConvergenceWarning, match="larger meta_ridge"):
         model = meta_train(rbf, quadratic(8, 7), RATES, meta_ridge=RIDGES, method="iterative")
         jax.effects_barrier()
-    assert not model.reliable.all()
+    assert not model.well_conditioned.all()
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_derivative_that_does_not_converge_warns(few_steps):
             query=(tasks.query[0], scale * tasks.query[1]),
         )
         model = meta_train(rbf, labels, nm.GradientDescent(0.1), method="iterative")
-        return model.weights.sum(), model.reliable
+        return model.weights.sum(), model.well_conditioned
 
     assert weights(0.0) == (0, True)
     with pytest.warns(nm.ConvergenceWarning, match="derivatives"):
@@ -85,7 +85,7 @@ def test_every_output_is_solved_however_small_beside_another(monkeypatch):
         for method in ("direct", "iterative")
     )
     iterative.train_iteratively.clear_cache()
-    assert found.reliable
+    assert found.well_conditioned
     largest = jnp.abs(direct.weights).max(0)
     np.testing.assert_allclose(found.weights / largest, direct.weights / largest, atol=1e-6)
 
@@ -118,7 +118,7 @@ def test_ten_thousand_points_without_a_kernel_matrix():
     tasks, test = quadratic(500, 10), quadratic(501, 10)
     rule = nm.GradientDescent(jnp.array([-0.2, 0.2]))
     model = meta_train(relu_network(1, bias_variance=0.5), tasks, rule, meta_ridge=1.0)
-    assert model.reliable.all()
+    assert model.well_conditioned.all()
     assert model.points.shape == (10_000, 4)
     few = jax.tree.map(lambda leaf: leaf[-50:], test)
     zero = jnp.mean(few.query[1] ** 2) / 2

@@ -52,7 +52,7 @@ def test_linear_kernel_is_the_linear_minimiser(rule, sizes):
     tasks = draw(*sizes)
     ridges = jnp.array([0.0, 0.3])
     model = meta_train(linear_kernel, tasks, rule, meta_ridge=ridges)
-    assert model.reliable.all()
+    assert model.well_conditioned.all()
     x = jax.random.normal(jax.random.key(9), (7, sizes[-1]))
     for i, ridge in enumerate(ridges):
         omega = primal(tasks, rule, ridge).omega
@@ -78,7 +78,7 @@ BY_RULE = nm.GradientDescent(jnp.array([-0.5, 0.0, 0.3])), nm.Proximal(0.7)
 def test_leaving_a_task_out_is_training_on_the_others(p, rule):
     tasks, ridges = draw(6, 5, 4, p, (2,)), jnp.array([0.0, 0.5])
     left = leave_one_task_out(linear_kernel, tasks, rule, meta_ridge=ridges)
-    assert left.reliable.all()
+    assert left.well_conditioned.all()
     for adapt in (nm.GradientDescent(jnp.array([-0.4, 0.2])), nm.GradientFlow(0.3)):
         losses = left.losses(adapt)
         for j in range(6):
@@ -145,7 +145,7 @@ def test_tangent_model_is_the_linearised_network(params, rate):
     tasks, test = draw(3, 5, 4, 4), draw(1, 6, 8, 4, key=2)
     apply, loss = linearised(params)
     f0 = Partial(network, params)
-    kernel = nm.kernels.neural_tangent(network, params)
+    kernel = nm.kernels.empirical_ntk(network, params)
     model = meta_train(kernel, tasks, nm.GradientDescent(rate), f0=f0)
     # omega* = params + J^T weights, J the Jacobian of the points.
     (pulled,) = jax.vjp(lambda p: network(p, model.points), params)[1](model.weights[:, 0])
@@ -177,7 +177,7 @@ def test_fit_on_the_linearised_network_ends_at_the_kernel_solution(params):
     tasks, rule = draw(2, 5, 4, 4), nm.GradientDescent(-0.02)
     _, loss = linearised(params)
     model = meta_train(
-        nm.kernels.neural_tangent(network, params), tasks, rule, f0=Partial(network, params)
+        nm.kernels.empirical_ntk(network, params), tasks, rule, f0=Partial(network, params)
     )
     algorithm = nm.maml_value_and_grad(loss, rule)
     trained = nm.fit(jax.random.key(0), params, algorithm, tasks, optax.sgd(0.05, 0.95, True), 6000)
@@ -295,13 +295,13 @@ def repeat_query(tasks):
 def test_a_rank_that_is_not_clear_is_flagged_and_a_ridge_or_float64_clears_it():
     tasks = draw(6, 8, 8, 1)  # 48 smooth functions on a line: eigenvalues fall below rounding
     rule = nm.GradientDescent(jnp.array([-0.2, 0.1]))
-    assert not meta_train(rbf, tasks, rule).reliable.any()
-    assert meta_train(rbf, tasks, rule, meta_ridge=1e-2).reliable.all()
+    assert not meta_train(rbf, tasks, rule).well_conditioned.any()
+    assert meta_train(rbf, tasks, rule, meta_ridge=1e-2).well_conditioned.all()
     few = draw(3, 3, 3, 2)
     sharp = lambda a, b: rbf(a / 1.5, b / 1.5)  # noqa: E731
     with jax.enable_x64(True):
         double = jax.tree.map(lambda leaf: leaf.astype(float), few)
-        assert meta_train(sharp, double, rule).reliable.all()
+        assert meta_train(sharp, double, rule).well_conditioned.all()
 
 
 @pytest.mark.usefixtures("x64")
@@ -312,7 +312,7 @@ def test_repeated_points_get_their_least_squares():
     Phi, r = meta_system(Data(x_t, y_t, x_v, y_v), rule)
     omega = np.linalg.lstsq(Phi, r)[0]
     np.testing.assert_allclose(model.points.T @ model.weights[:, 0], omega, atol=1e-10)
-    assert model.reliable
+    assert model.well_conditioned
     left = leave_one_task_out(linear_kernel, tasks, rule)
     assert np.isfinite(left.losses(rule)).all()
 

@@ -31,10 +31,10 @@ def test_both_decompositions_solve(rank, ridges, clear):
     np.testing.assert_allclose(found.V @ T @ found.V.T, G, atol=1e-12)
     assert found.clear == clear
     assert clear or not found.beside.any()  # eigenvalues
-    solution, reliable = solve(G, right, ridges)
+    solution, well_conditioned = solve(G, right, ridges)
     expected = [jnp.linalg.pinv(G + ridge * jnp.eye(30), rtol=1e-12) @ right for ridge in ridges]
     np.testing.assert_allclose(solution, jnp.stack(expected), rtol=1e-8)
-    assert reliable.all()
+    assert well_conditioned.all()
 
 
 @pytest.mark.parametrize(("times", "clear"), [(0.5, False), (2.0, True)])
@@ -58,22 +58,26 @@ def test_what_is_small_is_measured_by_the_largest_sum_of_a_row(times, clear):
 
 
 @pytest.mark.parametrize(
-    ("smallest", "kept", "reliable"),
+    ("smallest", "kept", "well_conditioned"),
     [(1e-3, 10, True), (2e-7, 10, True), (1e-15, 9, True)],
 )
-def test_a_rank_is_clear_where_no_eigenvalue_is_kept_near_the_cut(smallest, kept, reliable, x64):
+def test_a_rank_is_clear_where_no_eigenvalue_is_kept_near_the_cut(
+    smallest, kept, well_conditioned, x64
+):
     x = jnp.asarray(np.append(smallest, np.linspace(1, 2, 9)))
     found = module.invert(x, 0.0)
-    assert (int(found.kept.sum()), bool(found.reliable)) == (kept, reliable)
+    assert (int(found.kept.sum()), bool(found.well_conditioned)) == (kept, well_conditioned)
     inverse = np.where(found.kept, 1 / np.where(found.kept, x, 1), 0)
     np.testing.assert_allclose(found.inverse, inverse)
     np.testing.assert_allclose(module.invert(x[1:], 0.5).inverse, 1 / (x[1:] + 0.5))
 
 
-@pytest.mark.parametrize(("second", "reliable"), [(1e-7, True), (1e-9, False)])
-def test_a_rank_is_clear_above_half_the_digits(second, reliable, x64):
+@pytest.mark.parametrize(("second", "well_conditioned"), [(1e-7, True), (1e-9, False)])
+def test_a_rank_is_clear_above_half_the_digits(second, well_conditioned, x64):
     x = jnp.asarray(np.append([0.0, second], np.linspace(0.5, 1, 8)))
-    assert module.invert(x, 0.0).reliable == reliable  # the root of epsilon is 1.5e-8
+    assert (
+        module.invert(x, 0.0).well_conditioned == well_conditioned
+    )  # the root of epsilon is 1.5e-8
 
 
 @pytest.mark.parametrize("n", [1, 3])

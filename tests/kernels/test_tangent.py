@@ -11,7 +11,7 @@ import pytest
 from flax import linen
 
 import negmaml as nm
-from negmaml.kernels import neural_tangent, relu_network, tangent
+from negmaml.kernels import empirical_ntk, relu_network, tangent
 from tests.helpers import mostly_slow
 
 SIZES = (5, 48, 48, 1)
@@ -93,7 +93,7 @@ CASES = {
 def test_kernel_is_that_of_the_jacobian(name):
     apply, params, shape = CASES[name]
     params, x1, x2 = params(), points(7, *shape), points(4, *shape, key=1)
-    kernel = neural_tangent(apply, params)
+    kernel = empirical_ntk(apply, params)
     for left, right in ((x1, x2), (x1, x1)):
         expected = by_jacobian(apply, params, left, right)
         np.testing.assert_allclose(kernel(left, right), expected, rtol=1e-10, atol=1e-12)
@@ -107,17 +107,17 @@ def test_wide_layers_keep_their_factors():
 
 
 def _parts(apply, params):
-    kernel = neural_tangent(apply, params)
+    kernel = empirical_ntk(apply, params)
     return kernel.func, kernel.args[0]
 
 
 @pytest.mark.usefixtures("x64")
 def test_blocks_do_not_change_the_kernel(monkeypatch):
     params, x1, x2 = init(jax.random.key(0)), points(11, 5), points(6, 5, key=1)
-    whole = neural_tangent(network, params)(x1, x2)
+    whole = empirical_ntk(network, params)(x1, x2)
     monkeypatch.setattr(tangent, "BLOCK_ROWS", 4)
     tangent._kernel.clear_cache()
-    kernel = neural_tangent(network, params)
+    kernel = empirical_ntk(network, params)
     np.testing.assert_allclose(kernel(x1, x2), whole, rtol=1e-12)
     np.testing.assert_allclose(kernel(x1, x1), kernel(x1, x1 + 0.0), rtol=1e-12)
     tangent._kernel.clear_cache()
@@ -128,20 +128,20 @@ def test_flax_and_equinox_models_work_as_they_are():
     x = points(4, 3)
     variables = module.init(jax.random.key(0), x)
     expected = by_jacobian(module.apply, variables, x, x)
-    np.testing.assert_allclose(neural_tangent(module.apply, variables)(x, x), expected, rtol=1e-4)
+    np.testing.assert_allclose(empirical_ntk(module.apply, variables)(x, x), expected, rtol=1e-4)
 
     model = eqx.nn.MLP(3, 1, 40, 2, key=jax.random.key(1))
     params, rest = eqx.partition(model, eqx.is_inexact_array)
     expected = by_jacobian(lambda p, x: jax.vmap(eqx.combine(p, rest))(x), params, x, x)
-    kernel = neural_tangent(lambda model, x: jax.vmap(model)(x), model)
+    kernel = empirical_ntk(lambda model, x: jax.vmap(model)(x), model)
     np.testing.assert_allclose(kernel(x, x), expected, rtol=1e-4)
 
 
 def test_new_parameters_do_not_compile_anew():
     x = points(3, 5)
-    neural_tangent(network, init(jax.random.key(0)))(x, x)
+    empirical_ntk(network, init(jax.random.key(0)))(x, x)
     before = tangent._kernel._cache_size()
-    neural_tangent(network, init(jax.random.key(1)))(x, x)
+    empirical_ntk(network, init(jax.random.key(1)))(x, x)
     assert tangent._kernel._cache_size() == before
 
 
@@ -157,7 +157,7 @@ def deviation(width, depth, bias, seeds=16):
     @jax.jit
     @jax.vmap
     def finite(key):
-        return neural_tangent(partial(network, bias=bias), init(key, sizes))(x, x)
+        return empirical_ntk(partial(network, bias=bias), init(key, sizes))(x, x)
 
     kernels = finite(jax.random.split(jax.random.key(0), seeds))
     return float(jnp.sqrt(jnp.mean((kernels - limit) ** 2)) / jnp.sqrt(jnp.mean(limit**2)))
@@ -176,7 +176,7 @@ def test_the_covariance_at_initialisation_is_the_process_kernel():
     x = points(4, 3)
     keys = jax.random.split(jax.random.key(0), 4000)
     values = jax.jit(jax.vmap(lambda k: network(init(k, (3, 64, 64, 1)), x, 0.5)[:, 0]))(keys)
-    limit = relu_network(2, kind="process", bias_variance=0.5)(x, x)
+    limit = relu_network(2, kind="nngp", bias_variance=0.5)(x, x)
     # A covariance of n samples has a standard error of at most sqrt(2/n) of the variances.
     error = 4 * (2 / 4000) ** 0.5 * jnp.max(limit)
     np.testing.assert_allclose(values.T @ values / 4000, limit, atol=error, rtol=0)
@@ -219,12 +219,12 @@ def test_single_precision_is_single_precision_where_points_nearly_repeat(inputs,
     ("wrong", "error", "words"),
     [
         (
-            lambda: neural_tangent(network, {"n": jnp.arange(3)}),
+            lambda: empirical_ntk(network, {"n": jnp.arange(3)}),
             ValueError,
             "floating point arrays",
         ),
-        (lambda: neural_tangent(network, {}), ValueError, "floating point arrays"),
-        (lambda: neural_tangent(network, jnp.ones(2, complex)), TypeError, "two real ones"),
+        (lambda: empirical_ntk(network, {}), ValueError, "floating point arrays"),
+        (lambda: empirical_ntk(network, jnp.ones(2, complex)), TypeError, "two real ones"),
         (lambda: relu_network(0), ValueError, "depth"),
         (lambda: relu_network(1, kind="ntk"), ValueError, "'tangent', 'process'"),
         (lambda: relu_network(1, weight_variance=-1.0), ValueError, "weight_variance"),
@@ -246,4 +246,4 @@ def test_bad_networks_are_refused(wrong, error, words):
 )
 def test_outputs_that_are_no_functions_of_points_are_refused(apply, error, words):
     with pytest.raises(error, match=words):
-        neural_tangent(apply, jnp.ones(3))(jnp.ones((2, 3)), jnp.ones((2, 3)))
+        empirical_ntk(apply, jnp.ones(3))(jnp.ones((2, 3)), jnp.ones((2, 3)))

@@ -1,9 +1,23 @@
-"""The meta-system by dense matrix functions in NumPy."""
+"""The meta-system by dense matrix functions in NumPy, and a rule that takes the general route."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
 import negmaml as nm
+
+
+@nm.pytree
+class General(nm.InnerRule):
+    """A gradient step known by its label filter only, so that the general route serves it."""
+
+    rate: Any
+
+    def label_filter(self, x):
+        rate, x = jnp.asarray(self.rate), jnp.asarray(x)
+        return rate.reshape(rate.shape + (1,) * x.ndim) * jnp.ones_like(x)
 
 
 def dense_filters(rule, S):

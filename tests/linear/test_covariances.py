@@ -135,7 +135,7 @@ def test_directions_without_variance_are_never_left(shape, x64):
         assert reduced.p == 5
         assert float(unmoved) == pytest.approx(np.sum((0.2 - diagonal.w0[5:]) ** 2))
         found = nm.simulate(KEY, problem, train, adapt, runs=300)
-        assert bool(found.reliable.all())
+        assert bool(found.well_conditioned.all())
         assert float(found.distance.min()) > float(unmoved)
         means = found.test_loss.mean(-1), found.test_loss.std(-1, ddof=1) / 300**0.5
         if problem is diagonal:
@@ -166,5 +166,5 @@ def test_a_spectrum_of_condition_1e8_is_solved_reliably(x64):
     data = linear.sample(jax.random.fold_in(KEY, 0), problem)
     Phi, r = dense_system(data, nm.GradientDescent(float(RATES[0])))
     exact = np.full(P, 0.2) + np.linalg.lstsq(Phi, r - Phi @ np.full(P, 0.2), rcond=1e-15)[0]
-    assert bool(found.reliable.all())
+    assert bool(found.well_conditioned.all())
     assert float(found.distance[0, 0]) == pytest.approx(np.sum((exact - problem.w0) ** 2), rel=1e-5)

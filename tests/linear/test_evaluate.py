@@ -13,7 +13,7 @@ from negmaml import linear
 from negmaml.linear.evaluate import TEST_POINTS, TEST_TASKS
 from negmaml.problem.adapted_loss import expected_test_loss
 from tests.helpers import z_score
-from tests.linear.dense import dense_system
+from tests.linear.dense import General, dense_system
 
 P = 6
 PROBLEM = nm.MixedLinearRegression(p=P, m=2, n_t=3, n_v=2, n_r=4, sigma=0.6, nu=0.9, w0=0.2)
@@ -49,13 +49,6 @@ def test_loss_is_that_of_the_dense_system_for_every_weight(x64, rule):
     expected = np.mean((OMEGA @ Phi.T - r) ** 2, -1) / 2
     found = sampled_test_loss(key, PROBLEM, OMEGA, rule)
     np.testing.assert_allclose(found, expected, rtol=1e-10)
-
-
-@nm.pytree
-class General(nm.GradientDescent):
-    """A step that does not say that it is one, so that the general route serves it."""
-
-    one_step = None
 
 
 def test_the_shortcut_is_the_general_route(x64):

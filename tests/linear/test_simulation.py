@@ -85,7 +85,7 @@ class TestAgainstDense:
         distances = dense_distances(problem, nm.GradientDescent, 3, ridge)
         np.testing.assert_allclose(result.distance, distances, rtol=1e-8)
         np.testing.assert_allclose(result.test_loss, dense_losses(problem, distances), rtol=1e-8)
-        assert result.reliable.all()
+        assert result.well_conditioned.all()
 
     @pytest.mark.parametrize(
         "rule_of",
@@ -126,7 +126,7 @@ def test_shapes_are_train_then_adapt_then_runs(train_shape, adapt_shape, evaluat
     )
     chex.assert_shape(result.test_loss, (*train_shape, *adapt_shape, 5))
     chex.assert_shape(result.distance, (*train_shape, 5))
-    chex.assert_shape(result.reliable, (*train_shape, 5))
+    chex.assert_shape(result.well_conditioned, (*train_shape, 5))
     chex.assert_type(list(result), [jnp.float32, jnp.float32, bool])
 
 
@@ -231,7 +231,7 @@ class TestNearThreshold:
         train = nm.GradientDescent(RATES)
         single = nm.simulate(KEY, problem, train, ADAPT, runs=50)
         assert np.isfinite(single.test_loss).all()
-        assert single.reliable.all()
+        assert single.well_conditioned.all()
         with jax.enable_x64(True):
             double = [
                 dense_distance(
@@ -245,13 +245,13 @@ class TestNearThreshold:
     def test_at_the_threshold_every_run_that_is_not_finite_is_flagged(self):
         result = nm.simulate(KEY, self.SQUARE, nm.GradientDescent(RATES), ADAPT, runs=50)
         chex.assert_shape(result.test_loss, (3, 2, 50))
-        assert not (result.reliable & ~np.isfinite(result.distance)).any()
-        assert result.reliable.mean() > 0.9
+        assert not (result.well_conditioned & ~np.isfinite(result.distance)).any()
+        assert result.well_conditioned.mean() > 0.9
 
     def test_a_system_without_data_is_flagged(self, x64):
         # Proximal adaptation of strength zero fits every task: Phi vanishes when n_t >= p.
         full = dataclasses.replace(PROBLEMS["over"], n_t=9)
-        assert not nm.simulate(KEY, full, nm.Proximal(0.0), ADAPT, runs=3).reliable.any()
+        assert not nm.simulate(KEY, full, nm.Proximal(0.0), ADAPT, runs=3).well_conditioned.any()
 
 
 def cast32(problem):
@@ -382,7 +382,7 @@ THEORY_ADAPT = nm.GradientDescent(np.array([-0.4, 0.2], np.float32))
 def simulated(request):
     """A problem of the paper, mean test losses and their standard errors."""
     result = nm.simulate(KEY, request.param, THEORY_RATES, THEORY_ADAPT, runs=1000)
-    assert result.reliable.all()
+    assert result.well_conditioned.all()
     return request.param, *mean_and_error(result.test_loss)
 
 

@@ -48,20 +48,20 @@ def test_without_ridge_it_is_the_pseudoinverse_from_omega0(x64, shape, omega0):
     Phi, r = draw(shape)
     omega0 = np.linspace(-1, 2, shape[1]) if omega0 == "vector" else omega0
     expected = omega0 + np.linalg.pinv(Phi) @ (r - Phi @ np.broadcast_to(omega0, shape[1]))
-    omega, reliable = minimiser(Phi, r, omega0)
+    omega, well_conditioned = minimiser(Phi, r, omega0)
     np.testing.assert_allclose(omega, expected, rtol=1e-10, atol=1e-11)
-    assert reliable
+    assert well_conditioned
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("ridge", [1e-3, 0.5, 40.0])
 def test_ridge_solves_the_normal_equations_from_omega0(x64, shape, ridge):
     Phi, r = draw(shape)
-    omega, reliable = minimiser(Phi, r, OMEGA0, meta_ridge=ridge)
+    omega, well_conditioned = minimiser(Phi, r, OMEGA0, meta_ridge=ridge)
     matrix = Phi.T @ Phi + ridge * np.eye(shape[1])
     expected = OMEGA0 + np.linalg.solve(matrix, Phi.T @ (r - OMEGA0 * Phi.sum(1)))
     np.testing.assert_allclose(omega, expected, rtol=1e-9, atol=1e-11)
-    assert reliable
+    assert well_conditioned
 
 
 def test_tall_without_ridge_is_least_squares_wherever_it_starts(x64):
@@ -90,7 +90,7 @@ def test_a_batch_solves_every_system(x64, shape):
     Phi, r = (np.stack(leaf).reshape(2, 3, *leaf[0].shape) for leaf in zip(*systems, strict=True))
     solution = minimiser(Phi, r, OMEGA0, meta_ridge=0.5)
     chex.assert_shape(solution.omega, (2, 3, shape[1]))
-    chex.assert_shape(solution.reliable, (2, 3))
+    chex.assert_shape(solution.well_conditioned, (2, 3))
     expected = [dense_minimiser(*system, 0.5, OMEGA0) for system in systems]
     np.testing.assert_allclose(solution.omega.reshape(6, -1), expected, rtol=1e-9, atol=1e-11)
 
@@ -102,10 +102,10 @@ def test_float32_loses_the_condition_number_and_not_its_square(shape, condition)
     Phi = conditioned(shape, condition).astype(np.float32)
     r = (Phi @ np.linspace(-1, 1, shape[1])).astype(np.float32)
     exact = np.linalg.lstsq(Phi.astype(float), r.astype(float), rcond=None)[0]
-    omega, reliable = minimiser(Phi, r)
+    omega, well_conditioned = minimiser(Phi, r)
     error = np.linalg.norm(omega - exact) / np.linalg.norm(exact)
     assert error < 4 * condition * np.finfo(np.float32).eps
-    assert reliable
+    assert well_conditioned
 
 
 def singular(shape):
@@ -140,17 +140,17 @@ BAD = {
 def test_a_bad_system_is_flagged_and_its_neighbour_untouched(x64, bad, shape):
     good = draw(shape, seed=3)
     Phi, r = (np.stack(leaf) for leaf in zip(bad(shape), good, strict=True))
-    omega, reliable = minimiser(Phi, r)
-    np.testing.assert_array_equal(reliable, [False, True])
+    omega, well_conditioned = minimiser(Phi, r)
+    np.testing.assert_array_equal(well_conditioned, [False, True])
     np.testing.assert_allclose(omega[1], dense_minimiser(*good, 0.0), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("shape", WIDE_AND_TALL, ids=["wide", "tall"])
 def test_a_ridge_makes_a_singular_system_reliable(x64, shape):
     Phi, r = singular(shape)
-    omega, reliable = minimiser(Phi, r, meta_ridge=0.5)
+    omega, well_conditioned = minimiser(Phi, r, meta_ridge=0.5)
     np.testing.assert_allclose(omega, dense_minimiser(Phi, r, 0.5), rtol=1e-9, atol=1e-11)
-    assert reliable
+    assert well_conditioned
 
 
 def size_and_slope(omega):
@@ -233,8 +233,8 @@ def test_the_amortised_route_is_the_minimiser_at_every_rate(x64, m, n_v, ridge):
     fast, general = both_routes(draw_tasks(m, n_v), np.array(RATES), ridge)
     chex.assert_shape(fast.omega, (len(RATES), 8))
     np.testing.assert_allclose(fast.omega, general.omega, rtol=1e-8, atol=1e-10)
-    assert fast.reliable.all()
-    assert general.reliable.all()
+    assert fast.well_conditioned.all()
+    assert general.well_conditioned.all()
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.5, 1e7])
@@ -243,12 +243,12 @@ def test_the_amortised_route_is_the_minimiser_at_every_rate(x64, m, n_v, ridge):
 def test_distances_need_no_weights(x64, m, n_v, ridge, offset):
     data, offset = draw_tasks(m, n_v), np.full(8, offset)
     fast, _ = both_routes(data, np.array(RATES), ridge)
-    distance, reliable = jax.jit(one_step_distances)(
+    distance, well_conditioned = jax.jit(one_step_distances)(
         one_step_system(data), np.array(RATES), ridge, offset
     )
     expected = np.sum((np.asarray(fast.omega) + offset) ** 2, -1)
     np.testing.assert_allclose(distance, expected, rtol=1e-9)
-    np.testing.assert_array_equal(reliable, fast.reliable)
+    np.testing.assert_array_equal(well_conditioned, fast.well_conditioned)
 
 
 @pytest.mark.parametrize(("m", "n_v"), TASKS.values(), ids=TASKS)
@@ -258,4 +258,4 @@ def test_the_amortised_route_flags_a_singular_rate_alone(x64, m, n_v):
     X_t = np.broadcast_to((2 * 8) ** 0.5 * np.eye(8), (m, 8, 8))
     data = data._replace(X_t=X_t, y_t=np.ones((m, 8)))
     fast, _ = both_routes(data, np.array([-0.3, 0.5, 0.7]), 0.0)
-    np.testing.assert_array_equal(fast.reliable, [True, False, True])
+    np.testing.assert_array_equal(fast.well_conditioned, [True, False, True])

@@ -10,7 +10,7 @@ import negmaml as nm
 from negmaml import linear
 from negmaml.linear import Data
 from negmaml.linear.system import one_step_system
-from tests.linear.dense import dense_filters, dense_system
+from tests.linear.dense import General, dense_filters, dense_system
 
 meta_system = jax.jit(linear.meta_system)
 
@@ -93,13 +93,6 @@ def test_one_step_system_is_linear_in_the_rate(x64, rate):
     np.testing.assert_allclose(a - rate * c, r, atol=1e-11)
 
 
-@nm.pytree
-class General(nm.GradientDescent):
-    """A step that does not say that it is one, so that the general route serves it."""
-
-    one_step = None
-
-
 def test_general_route_at_one_step_is_the_linear_one(x64):
     data, rates = draw(4), np.array([-0.8, 0.3])
     fast = meta_system(data, nm.GradientDescent(rates))
@@ -117,7 +110,7 @@ def test_general_route_at_one_step_is_the_linear_one(x64):
     ],
 )
 def test_only_one_gradient_step_is_linear(rule, expected):
-    assert (rule.one_step is not None) is expected
+    assert (rule.spectral().constant_filter is not None) is expected
 
 
 def test_tasks_do_not_mix(x64):

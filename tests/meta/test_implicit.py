@@ -111,7 +111,7 @@ def test_adapting_says_how_it_ended_without_a_warning():
     assert info == (True, 0.0, 3)
 
 
-class Mine(nm.Rule):
+class Mine(nm.InnerRule):
     """A solver of a user's own that returns parameters only, or a solution with its info."""
 
     implicit = True

@@ -257,7 +257,7 @@ def test_a_backward_rule_that_is_not_linear_sees_the_gradient_of_the_mean(x64):
 
 
 @nm.pytree
-class Signed(nm.Rule):
+class Signed(nm.InnerRule):
     """A step linear in nothing, with an integer, a key, and a state that starts from params."""
 
     rate: float
@@ -361,16 +361,19 @@ def test_a_model_with_a_state_is_exact_with_a_rule_of_the_users_own(method, x64)
 
 
 @nm.pytree
-class Halfway(nm.GradientDescent):
-    """Two steps of descent, of which half the way is gone."""
+class Halfway(nm.InnerRule):
+    """Steps of a rule, then back half the way."""
+
+    rule: nm.InnerRule
+    implicit = True
 
     def solve(self, loss, start, *, remat=False):
-        theta, _ = run(self, jax.grad(loss), start, remat)
+        theta, _ = run(self.rule, jax.grad(loss), start, remat)
         return jax.tree.map(lambda a, b: (a + b) / 2, start, theta)
 
 
 def test_a_rule_with_a_solve_of_its_own_is_differentiated_through_it(x64):
-    rule = Halfway(-0.3, 2)
+    rule = Halfway(nm.GradientDescent(-0.3, 2))
 
     def defined(params):
         def one(support, query):

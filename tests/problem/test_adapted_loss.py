@@ -101,8 +101,8 @@ def test_one_step_in_closed_form_equals_the_quadrature(n, p, x64):
     rule = nm.GradientDescent(rates)
     nodes, weights = wishart_quadrature(n, p)
     h, noise = filter_means(rule, n, p)
-    np.testing.assert_allclose(h, rule.b(nodes) ** 2 @ weights, rtol=1e-12)
-    np.testing.assert_allclose(noise, rule.q(nodes) ** 2 * nodes @ weights, rtol=1e-12)
+    np.testing.assert_allclose(h, rule.init_filter(nodes) ** 2 @ weights, rtol=1e-12)
+    np.testing.assert_allclose(noise, rule.label_filter(nodes) ** 2 * nodes @ weights, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rate", RATES)

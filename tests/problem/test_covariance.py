@@ -114,10 +114,12 @@ def samples():
 )  # fmt: skip
 def test_the_mean_of_b_sigma_b_agrees_with_sampled_matrices(rule, samples, x64):
     x, V = samples
-    b, q = np.asarray(rule.b(x)), np.asarray(rule.q(x))
+    b, q = np.asarray(rule.init_filter(x)), np.asarray(rule.label_filter(x))
     matrices = np.einsum("npk,nk,nqk->npq", V, b, V, optimize=True)
     found, noise = filtered_covariance(rule, jnp.asarray(VALUES), N)
-    spread = 2e-3 if rule.degree is None else 0  # its own standard error, at this small size
+    spread = (
+        2e-3 if rule.spectral().degree is None else 0
+    )  # its own standard error, at this small size
     for values, mean in (
         (np.sum(matrices**2 @ VALUES, -1), found.sum()),
         ((matrices**2 @ VALUES)[:, 0], found[0]),

@@ -36,7 +36,7 @@ def filter_of(pencil, s):
 def test_the_pencil_of_updates_has_the_filter_of_the_rule(rule, x64):
     pencil = pencil_of_updates(rule)
     found = [filter_of(pencil, s) for s in SIZES]
-    np.testing.assert_allclose(found, rule.b(jnp.asarray(SIZES)), rtol=1e-12)
+    np.testing.assert_allclose(found, rule.init_filter(jnp.asarray(SIZES)), rtol=1e-12)
     assert pencil.active == (0, len(pencil.points) - 1)
     assert pencil.coupled().shape == (2 * rule.steps, 2 * rule.steps)
     assert pencil.for_train_train().coupled().shape == (2 * rule.steps + 1,) * 2

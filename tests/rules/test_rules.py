@@ -29,7 +29,7 @@ def test_the_filters_satisfy_b_equals_one_minus_x_q(kind, strength, x):
         assume(abs(x + strength) > 1e-2)
     with jax.enable_x64(True):
         rule = KINDS[kind](strength)
-        b, xq = float(rule.b(x)), x * float(rule.q(x))
+        b, xq = float(rule.init_filter(x)), x * float(rule.label_filter(x))
     assert b == pytest.approx(1 - xq, rel=1e-12, abs=1e-12 * (1 + abs(xq)))
 
 
@@ -46,15 +46,15 @@ def test_the_filters_satisfy_b_equals_one_minus_x_q(kind, strength, x):
 )
 def test_the_filters_have_their_limits_at_zero(kind, limit, strength, x64):
     rule = KINDS[kind](strength)
-    assert float(rule.q(0.0)) == pytest.approx(limit(strength), rel=1e-15)
-    assert float(rule.b(0.0)) == 1.0
+    assert float(rule.label_filter(0.0)) == pytest.approx(limit(strength), rel=1e-15)
+    assert float(rule.init_filter(0.0)) == 1.0
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "proximal"])
 def test_a_rule_of_strength_zero_leaves_the_parameters_alone(kind):
     rule, x = KINDS[kind](0.0), jnp.array([0.0, 0.3, 2.0])
-    np.testing.assert_array_equal(rule.q(x), np.zeros(3))
-    np.testing.assert_array_equal(rule.b(x), np.ones(3))
+    np.testing.assert_array_equal(rule.label_filter(x), np.zeros(3))
+    np.testing.assert_array_equal(rule.init_filter(x), np.ones(3))
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -66,7 +66,9 @@ def test_the_filters_sum_up_the_steps_of_the_scalar_recursion(rate, steps, x64):
         for _ in range(steps):
             theta = theta - rate * (x * theta - y)
         rule = nm.GradientDescent(rate, steps)
-        assert float(rule.b(x) * omega + rule.q(x) * y) == pytest.approx(theta, rel=1e-12)
+        assert float(rule.init_filter(x) * omega + rule.label_filter(x) * y) == pytest.approx(
+            theta, rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("time", (-1.2, -0.3, 0.5, 1.1))
@@ -76,12 +78,19 @@ def test_many_small_steps_approach_the_flow_at_first_order(time, x64):
     errors = []
     for steps in (2**10, 2**11):
         small = nm.GradientDescent(time / steps, steps)
-        errors.append(jnp.stack([small.q(x) - flow.q(x), small.b(x) - flow.b(x)]))
+        errors.append(
+            jnp.stack(
+                [
+                    small.label_filter(x) - flow.label_filter(x),
+                    small.init_filter(x) - flow.init_filter(x),
+                ]
+            )
+        )
     np.testing.assert_allclose(errors[0] / errors[1], 2.0, rtol=1e-2)
 
 
 def flow_filter(time, x):
-    return nm.GradientFlow(time).q(x)
+    return nm.GradientFlow(time).label_filter(x)
 
 
 flow_slope, flow_slope_in_x = (jax.jit(jax.grad(flow_filter, i)) for i in (0, 1))
@@ -115,7 +124,7 @@ def test_the_flow_filter_has_exact_derivatives_in_the_eigenvalue(product, time, 
         )
 
     x = product / time
-    assert float(nm.GradientFlow(time).q(x)) == pytest.approx(exact(0), rel=1e-14)
+    assert float(nm.GradientFlow(time).label_filter(x)) == pytest.approx(exact(0), rel=1e-14)
     assert float(flow_slope_in_x(time, x)) == pytest.approx(exact(1), rel=1e-11)
     assert float(flow_curvature_in_x(time, x)) == pytest.approx(exact(2), rel=1e-9)
 
@@ -125,15 +134,15 @@ def test_the_flow_filter_has_exact_derivatives_in_the_eigenvalue(product, time, 
 @pytest.mark.parametrize("shape", ((), (2,), (2, 3)))
 def test_filters_have_the_shape_of_the_rule_and_then_of_x(kind, shape, x_shape):
     rule = KINDS[kind](jnp.full(shape, 0.3))
-    for function in (rule.q, rule.b):
+    for function in (rule.label_filter, rule.init_filter):
         assert jax.eval_shape(function, jnp.ones(x_shape)).shape == shape + x_shape
 
 
 @kinds
 def test_a_batched_rule_gives_each_single_rule(kind):
     strengths, x = np.array([-0.7, 0.2, 1.5], np.float32), jnp.array([0.3, 1.1])
-    single = np.stack([KINDS[kind](float(s)).q(x) for s in strengths])
-    np.testing.assert_allclose(KINDS[kind](strengths).q(x), single, rtol=1e-6)
+    single = np.stack([KINDS[kind](float(s)).label_filter(x) for s in strengths])
+    np.testing.assert_allclose(KINDS[kind](strengths).label_filter(x), single, rtol=1e-6)
 
 
 @kinds
@@ -179,7 +188,7 @@ def test_steps_are_static_and_the_rate_is_traced():
     @jax.jit
     def function(rule):
         traced.append(rule.steps)
-        return rule.q(1.0)
+        return rule.label_filter(1.0)
 
     for rate, steps in ((0.1, 1), (-0.4, 1), (0.1, 2), (3.0, 2)):
         function(nm.GradientDescent(rate, steps))

@@ -158,7 +158,7 @@ def test_a_spec_names_rules_functions_and_points(tmp_path):
     ("change", "said"),
     [
         ('options.rule.rule="Momentun"', "options.rule: no rule 'Momentun'; did you mean 'Mom"),
-        ('options.rule.rule="Rule"', "no rule 'Rule'"),
+        ('options.rule.rule="InnerRule"', "no rule 'InnerRule'"),
         ("options.rule.rat=1", "options.rule: Momentum does not take"),
         ('options.activation.callable="jax.nn:rely"', "has no 'rely'; did you mean 'relu'"),
         ('options.activation.callable="jax.none:relu"', "no module 'jax.none'"),

@@ -65,13 +65,13 @@ def test_the_slope_of_the_best_rate_in_the_noise_for_inputs_with_a_covariance(
 
 
 @nm.pytree
-class Averaging(nm.Rule):
+class Averaging(nm.InnerRule):
     """Gradient descent that steps from the mean of its last two points, for arrays of JAX."""
 
     rate: Any
     steps: int = nm.static(default=2)
     linear = True
-    tuned = "rate"
+    tunable = "rate"
 
     def init(self, params):
         return params

@@ -205,19 +205,19 @@ def test_scatter_with_many_rows_is_as_good_in_single_precision(rows):
 )
 def test_filters_with_sizes_apart_are_the_filters(rule, x64):
     x = np.array([0.0, 0.3, 1.0, 20.0])
-    found = rule.filters(x)
+    found = rule.spectral().log_form(x)
     scale = 0.0 if found.scale is None else found.scale
-    np.testing.assert_allclose(found.sign * np.exp(found.log_b), rule.b(x), rtol=1e-12)
-    np.testing.assert_allclose(found.label * np.exp(scale), rule.q(x), rtol=1e-12)
+    np.testing.assert_allclose(found.sign * np.exp(found.log_init), rule.init_filter(x), rtol=1e-12)
+    np.testing.assert_allclose(found.label * np.exp(scale), rule.label_filter(x), rtol=1e-12)
 
 
 def test_steps_beyond_every_number_have_filters(x64):
     rates = np.array([-5.0, 4.0])
     schedule = nm.GradientDescent(Schedule(np.tile(rates, (300, 1))), 300)
     for rule in (nm.GradientDescent(rates, 300), schedule):
-        found = rule.filters(np.array([1e5]))
+        found = rule.spectral().log_form(np.array([1e5]))
         expected = 300 * np.log(np.abs(1 - rates * 1e5))
-        np.testing.assert_allclose(found.log_b[:, 0], expected, rtol=1e-12)
+        np.testing.assert_allclose(found.log_init[:, 0], expected, rtol=1e-12)
         np.testing.assert_allclose(
             np.log(np.abs(found.label[:, 0])) + found.scale[:, 0], expected - np.log(1e5), rtol=1e-9
         )
@@ -245,7 +245,7 @@ def scanned(rule, n, p):
     """2001 parameters of both signs over the range of the search."""
     smallest, largest = rule.search_range((1 + (p / n) ** 0.5) ** 2)
     positive = np.geomspace(smallest, largest, 1000)
-    return rule.with_tuned(np.concatenate([-positive[::-1], [0.0], positive]))
+    return rule.with_tunable(np.concatenate([-positive[::-1], [0.0], positive]))
 
 
 def beaten(scan):
@@ -262,10 +262,10 @@ def test_no_scan_beats_the_best_rates(count, double):
         for i in range(count):
             (problem, ridge), rule = random_problem(rng), FAMILIES[i % len(FAMILIES)]
             options = {"meta_ridge": ridge}
-            best = rule.with_tuned(best_train_rate(problem, rule, **options))
+            best = rule.with_tunable(best_train_rate(problem, rule, **options))
             scan = loss_of(problem, scanned(rule, problem.n_t, problem.p), still, **options)
             assert float(loss_of(problem, best, still, **options)) <= beaten(scan)
             step, rule = nm.GradientDescent(-0.1), FAMILIES[i // 2 % len(FAMILIES)]
-            best = rule.with_tuned(best_adapt_rate(problem, step, rule, **options))
+            best = rule.with_tunable(best_adapt_rate(problem, step, rule, **options))
             scan = loss_of(problem, step, scanned(rule, problem.n_r, problem.p), **options)
             assert float(loss_of(problem, step, best, **options)) <= beaten(scan)

@@ -27,7 +27,7 @@ from negmaml._core.jit import concrete, quick_jit
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.problem import MixedLinearRegression, adapted
-from negmaml.rules import Rule, flat_batch
+from negmaml.rules import InnerRule, flat_batch
 from negmaml.theory.anisotropic.compression import Eigenvalues, compress
 from negmaml.theory.anisotropic.equations import FourthMoments, PencilSystem
 from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
@@ -66,9 +66,9 @@ class AnisotropicInputs:
     ridged: bool = static(default=False)
     train_train: bool = static(default=False)
 
-    def system(self, rule: Rule) -> PencilSystem:
+    def system(self, rule: InnerRule) -> PencilSystem:
         """Return the equations' system with a rule of scalar parameters."""
-        pencil = rule.pencil_on(largest_eigenvalue(self.spectrum, self.n_t))
+        pencil = rule.spectral().pencil(largest_eigenvalue(self.spectrum, self.n_t))
         if self.train_train:
             pencil = dataclasses.replace(pencil, coupling=pencil.coupling * self._rule_matters())
             pencil = pencil.for_train_train()
@@ -119,12 +119,12 @@ def inputs_from_spectrum(
 
 def make_inputs(
     problem: MixedLinearRegression,
-    train: Rule,
+    train: InnerRule,
     meta_ridge,
     weights,
     train_train: bool = False,
     fourth_moments: FourthMoments | None = None,
-) -> tuple[AnisotropicInputs, Rule]:
+) -> tuple[AnisotropicInputs, InnerRule]:
     """Return (the inputs, the rule) of one dtype; raise unless the theory covers both."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_spectral("train", train)
@@ -142,21 +142,21 @@ def make_inputs(
     return settled((inputs, train), dtype)
 
 
-def _check_pencil(at: AnisotropicInputs, train: Rule) -> None:
+def _check_pencil(at: AnisotropicInputs, train: InnerRule) -> None:
     """Raise if the polynomial in place of a filter without a pencil is too far off."""
-    if type(train).pencil_error is Rule.pencil_error:  # the rule has a pencil
+    if train.spectral().exact_pencil:
         return
     largest = largest_eigenvalue(at.spectrum, at.n_t)
     flat = jax.tree.map(np.asarray, flat_batch(train))
     for i in range(math.prod(train.batch_shape)):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], flat)
-        error = one.pencil_error(largest)
+        error = one.spectral().pencil_error(largest)
         if error > MAX_PENCIL_ERROR:
             raise ValueError(
                 f"train must be closer to a polynomial for a problem with covariances, got {one!r}:"
                 f" the polynomial in its place is off by {float(error):.1%} on eigenvalues of S up "
-                f"to {float(largest):.3g}; give a smaller {one.tuned}, several gradient steps, or "
-                "use simulate"
+                f"to {float(largest):.3g}; give a smaller {one.tunable}, several gradient steps, "
+                "or use simulate"
             )
 
 
@@ -176,7 +176,7 @@ def with_identity_covariance(problem: MixedLinearRegression) -> MixedLinearRegre
 
 def predict(
     problem: MixedLinearRegression,
-    train: Rule,
+    train: InnerRule,
     meta_ridge,
     weights,
     train_train: bool = False,
@@ -192,25 +192,25 @@ def predict(
     )
 
 
-def predict_traced(at: AnisotropicInputs, rule: Rule) -> Prediction:
+def predict_traced(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     """Return `predict` of made inputs; sizes are traced, so that problems share programs."""
     single = math.prod(rule.batch_shape) == 1 and concrete((at, rule))
     return (_predict_single if single else _predict_batch)(at, rule)
 
 
 @partial(quick_jit, work="trivial")
-def _predict_single(at: AnisotropicInputs, rule: Rule) -> Prediction:
+def _predict_single(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     """Predict one rule, without the batching of `_predict_batch`, which takes time to trace."""
     found = _predict(at, jax.tree.map(lambda x: x[0], flat_batch(rule)))
     return _assemble(at, rule, jax.tree.map(lambda x: x[None], found))
 
 
 @quick_jit
-def _predict_batch(at: AnisotropicInputs, rule: Rule) -> Prediction:
+def _predict_batch(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     return _assemble(at, rule, jax.vmap(_predict_rule, (None, 0))(at, flat_batch(rule)))
 
 
-def _assemble(at: AnisotropicInputs, rule: Rule, found: Prediction) -> Prediction:
+def _assemble(at: AnisotropicInputs, rule: InnerRule, found: Prediction) -> Prediction:
     """Return a flat prediction in the rule's shape, with the forms of the null space added."""
     found = jax.tree.map(lambda x: x.reshape(*rule.batch_shape, *x.shape[1:]), found)
     both = found.forms + at.null_space_forms, found.limit + at.null_space_forms
@@ -218,7 +218,7 @@ def _assemble(at: AnisotropicInputs, rule: Rule, found: Prediction) -> Predictio
 
 
 @jax.custom_jvp
-def _predict_rule(at: AnisotropicInputs, rule: Rule) -> Prediction:
+def _predict_rule(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     """Predict a rule of scalar parameters; under `vmap` in blocks of rules."""
     return _predict_in_blocks(at, rule)
 
@@ -229,9 +229,9 @@ def _predict_rule_jvp(primals, tangents):
     return jax.jvp(_predict, primals, tangents)
 
 
-def _predict(at: AnisotropicInputs, rule: Rule) -> Prediction:
+def _predict(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     found = finite_size_means(at.system(rule), at.ridged)
-    error = rule.pencil_error(largest_eigenvalue(at.spectrum, at.n_t))
+    error = rule.spectral().pencil_error(largest_eigenvalue(at.spectrum, at.n_t))
     if isinstance(error, float):  # a rule with a pencil
         return found
     close = error <= MAX_PENCIL_ERROR
@@ -277,18 +277,22 @@ def pade_pole(system: PencilSystem, limit, first, attenuation):
     return xp.where(system.ridge > 0, xp.minimum(pole, MAX_RIDGED_POLE), pole)
 
 
-def weight_error(problem: MixedLinearRegression, train: Rule, meta_ridge, train_train=False):
+def weight_error(problem: MixedLinearRegression, train: InnerRule, meta_ridge, train_train=False):
     """Return E |omega* - w0|^2, of the rule's shape."""
     return predict(problem, train, meta_ridge, np.ones((1, problem.p)), train_train).forms[..., 0]
 
 
-def train_task_error(problem: MixedLinearRegression, train: Rule, meta_ridge):
+def train_task_error(problem: MixedLinearRegression, train: InnerRule, meta_ridge):
     """Return the mean squared error on fresh query rows of a training task, of the rule's shape."""
     return predict(problem, train, meta_ridge, problem.modes.s[None]).task_error
 
 
 def test_loss(
-    problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_ridge, train_train=False
+    problem: MixedLinearRegression,
+    train: InnerRule,
+    adapt: InnerRule,
+    meta_ridge,
+    train_train=False,
 ):
     """Return the test loss, of shape train shape + adapt shape."""
     after = adapted(problem, adapt)

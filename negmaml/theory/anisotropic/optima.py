@@ -21,7 +21,7 @@ import numpy as np
 from negmaml._core.arrays import contract, namespace, settled, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
-from negmaml.rules import Rule, check_rule
+from negmaml.rules import InnerRule, check_rule
 from negmaml.theory.anisotropic.equations import PencilSystem
 from negmaml.theory.anisotropic.inputs import (
     AnisotropicInputs,
@@ -99,7 +99,7 @@ class PencilObjective:
         return _ordered(forms, limit, self.goal, self.sigma)
 
 
-def _objective(at: AnisotropicInputs, train: Rule, goal) -> PencilObjective:
+def _objective(at: AnisotropicInputs, train: InnerRule, goal) -> PencilObjective:
     return PencilObjective(at.system(train), at.null_space_forms, at.sigma, goal, at.ridged)
 
 
@@ -107,10 +107,12 @@ def _optimum(search, parts) -> Optimum:
     return Optimum(None, search, False, (PencilObjective.loss, parts))
 
 
-def best_adapt_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | None, meta_ridge):
+def best_adapt_rate(
+    problem: MixedLinearRegression, train: InnerRule, adapt: InnerRule | None, meta_ridge
+):
     """Return the best tuned parameter of `adapt` after `train`; one gradient step if None."""
     _require_mean(problem, meta_ridge)
-    if adapt is None or (adapt.one_step is not None and adapt.metric is None):
+    if adapt is None or adapt.spectral().gradient_rate is not None:
         weights, step = _goal(problem, None)
         found = predict(problem, train, meta_ridge, weights)
         return step.best_rate(problem.sigma, found.forms)
@@ -127,14 +129,14 @@ def best_adapt_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | N
 def _adapted_losses(values, numbers):
     """The means are linear in the form, so one prediction serves all values of the parameter."""
     problem, train, adapt, meta_ridge = numbers
-    after = adapted(problem, adapt.with_tuned(values))
+    after = adapted(problem, adapt.with_tunable(values))
     found = predict(problem, train, meta_ridge, after.weights)
     return after.floor + jnp.sum(after.coefficients * found.forms, -1) / 2
 
 
 def _objective_of_adaptation(value, numbers, _):
     problem, train, adapt, meta_ridge = numbers
-    after = adapted(problem, adapt.with_tuned(value))
+    after = adapted(problem, adapt.with_tunable(value))
     at, train = make_inputs(problem, train, meta_ridge, after.weights)
     return _objective(at, train, FixedAdaptLoss(after.floor, after.coefficients))
 
@@ -144,7 +146,7 @@ def _search_adaptation(numbers, _):
     return minimise(lambda values: _adapted_losses(values, numbers), grid)
 
 
-def _adapt_grid(problem: MixedLinearRegression, adapt: Rule):
+def _adapt_grid(problem: MixedLinearRegression, adapt: InnerRule):
     s = problem.modes.s
     top = jnp.max(s)
     return signed_grid(adapt, top * (1 + jnp.sqrt(jnp.sum(s) / (top * problem.n_r))) ** 2)
@@ -153,30 +155,32 @@ def _adapt_grid(problem: MixedLinearRegression, adapt: Rule):
 _best_adaptation = _optimum(_search_adaptation, _objective_of_adaptation)
 
 
-def best_train_rate(problem: MixedLinearRegression, train: Rule, adapt: Rule | None, meta_ridge):
+def best_train_rate(
+    problem: MixedLinearRegression, train: InnerRule, adapt: InnerRule | None, meta_ridge
+):
     """Return the best tuned parameter of `train`, for `adapt` or, if None, the best test step."""
     _require_mean(problem, meta_ridge)
     numbers = at, train, goal = _numbers(problem, train, adapt, meta_ridge)
     return reported(
         "best_train_rate", _best_parameter(numbers, ()), _train_grid(at, train),
-        lambda values: _loss(at, goal, train.with_tuned(values)),
+        lambda values: _loss(at, goal, train.with_tunable(values)),
     )  # fmt: skip
 
 
-def best_meta_ridge(problem: MixedLinearRegression, train: Rule, adapt: Rule | None):
+def best_meta_ridge(problem: MixedLinearRegression, train: InnerRule, adapt: InnerRule | None):
     """Return the best ridge, 0 if none is better, for `adapt` or, if None, the best test step."""
     at, train, goal = _numbers(problem, train, adapt, 0.0)
     return jnp.exp(_best_log_ridge((dataclasses.replace(at, ridged=True), train, goal), ()))
 
 
-def _numbers(problem: MixedLinearRegression, train: Rule, adapt: Rule | None, meta_ridge):
+def _numbers(problem: MixedLinearRegression, train: InnerRule, adapt: InnerRule | None, meta_ridge):
     """Return (inputs, rule, goal), the numbers that an optimum depends on."""
     weights, goal = _goal(problem, adapt)
     at, train = make_inputs(problem, train, meta_ridge, weights)
     return at, train, settled(goal, at.m.dtype)
 
 
-def _goal(problem: MixedLinearRegression, adapt: Rule | None):
+def _goal(problem: MixedLinearRegression, adapt: InnerRule | None):
     """Return (weights of the forms, the loss as a function of the forms)."""
     if adapt is None:
         s, o, _, _ = problem.modes
@@ -190,7 +194,7 @@ def _goal(problem: MixedLinearRegression, adapt: Rule | None):
     return after.weights, FixedAdaptLoss(0.0, after.coefficients)
 
 
-def _loss(at: AnisotropicInputs, goal, train: Rule):
+def _loss(at: AnisotropicInputs, goal, train: InnerRule):
     found = predict_traced(at, train)
     return _ordered(found.forms, found.limit, goal, at.sigma)
 
@@ -202,19 +206,19 @@ def _ordered(forms, limit, goal, sigma):
     return goal.lowest(sigma, xp.where(finite, forms, 1e6 * limit))
 
 
-def _train_grid(at: AnisotropicInputs, train: Rule):
+def _train_grid(at: AnisotropicInputs, train: InnerRule):
     return signed_grid(train, largest_eigenvalue(at.spectrum, at.n_t))
 
 
 def _objective_of_parameter(value, numbers, _):
     at, train, goal = numbers
-    return _objective(at, train.with_tuned(value), goal)
+    return _objective(at, train.with_tunable(value), goal)
 
 
 def _search_parameter(numbers, _):
     at, train, goal = numbers
     return minimise(
-        lambda values: _loss(at, goal, train.with_tuned(values)), _train_grid(at, train)
+        lambda values: _loss(at, goal, train.with_tunable(values)), _train_grid(at, train)
     )
 
 

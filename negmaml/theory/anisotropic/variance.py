@@ -29,7 +29,7 @@ from negmaml._core.arrays import contract
 from negmaml._core.factorisations import inverse
 from negmaml._core.jit import quick_jit
 from negmaml.problem import MixedLinearRegression, adapted
-from negmaml.rules import Rule, flat_batch
+from negmaml.rules import InnerRule, flat_batch
 from negmaml.rules.pencil import Pencil
 from negmaml.theory.anisotropic.equations import (
     Marginal,
@@ -55,7 +55,7 @@ from negmaml.theory.resummation import deviation_growth, pade_resum
 BLOCK = 16
 
 
-def variances(problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_ridge):
+def variances(problem: MixedLinearRegression, train: InnerRule, adapt: InnerRule, meta_ridge):
     """Return (Var |omega* - w0|^2, Var of the expected test loss), of shape train (+ adapt)."""
     after = adapted(problem, adapt)
     weights = jnp.concatenate([jnp.ones((1, problem.p)), after.weights])
@@ -67,7 +67,13 @@ def variances(problem: MixedLinearRegression, train: Rule, adapt: Rule, meta_rid
     return found[..., 0, 0] * growth, losses
 
 
-def difference(problem: MixedLinearRegression, first: Rule, second: Rule, adapt: Rule, meta_ridge):
+def difference(
+    problem: MixedLinearRegression,
+    first: InnerRule,
+    second: InnerRule,
+    adapt: InnerRule,
+    meta_ridge,
+):
     """Return (Var L_1, Var L_2, Cov(L_1, L_2), E L_1 - E L_2) of two rules on the same data."""
     after = adapted(problem, adapt)
     form = contract("j,jk->k", after.coefficients, after.weights)[None] / 2
@@ -82,7 +88,7 @@ def difference(problem: MixedLinearRegression, first: Rule, second: Rule, adapt:
 
 
 @quick_jit
-def covariances(at: AnisotropicInputs, first: Rule, second: Rule | None):
+def covariances(at: AnisotropicInputs, first: InnerRule, second: InnerRule | None):
     """Return covariances of the forms after two rules, or after one rule if `second` is None.
 
     (covariances to leading order (J, J), their growth at finite size (), means after `first` (J,)),

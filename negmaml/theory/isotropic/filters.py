@@ -13,7 +13,7 @@ import numpy as np
 from negmaml._core.arrays import namespace
 from negmaml._core.settings import own_settings
 from negmaml.problem.adapted_loss import means_exist
-from negmaml.rules import Rule
+from negmaml.rules import InnerRule
 from negmaml.theory.isotropic.inputs import Setting, with_spectrum
 from negmaml.theory.isotropic.moments import Moments, moments
 from negmaml.theory.isotropic.saddle_point import ON_NODES, TrainingSet, training_set
@@ -35,16 +35,17 @@ class View(NamedTuple):
     bend: Any
 
 
-def view(setting: Setting, rule: Rule) -> View:
+def view(setting: Setting, rule: InnerRule) -> View:
     """The `View` of a setting and a rule."""
     setting = with_spectrum(setting)
     xp, nodes = namespace(setting, rule), setting.spectrum.nodes[:-1]
     alone = (setting.m == 1) & (setting.n_v >= setting.p) & (setting.meta_ridge == 0)
     endless = alone
     if xp is not np or alone.any():
-        crossing = xp.asarray(rule.crossing(nodes))
+        crossing = xp.asarray(rule.spectral().zero_indicator(nodes))
         endless = alone & (crossing.min(-1) < 0) & (crossing.max(-1) > 0)
-    bend = 1 / (2 * rule.degree) if rule.degree else 0.0
+    degree = rule.spectral().degree
+    bend = 1 / (2 * degree) if degree else 0.0
     exist = means_exist(rule, nodes, setting.n_t)
     return View(training_set(setting, rule), exist, endless, bend)
 
@@ -66,7 +67,7 @@ def moments_of(seen: View, found: Solved, with_error: bool = False) -> Moments:
     )
 
 
-def means(setting: Setting, rule: Rule, with_error: bool = False) -> Moments:
+def means(setting: Setting, rule: InnerRule, with_error: bool = False) -> Moments:
     """The moments for a rule or a batch of rules, of its shape."""
     return means_at(view(setting, rule), setting.ridged, with_error)
 

@@ -10,7 +10,7 @@ from negmaml._core.arrays import settled, working_dtype
 from negmaml._core.checks import check_nonnegative, shown
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.model import MixedLinearRegression, check_problem
-from negmaml.rules import Rule, check_filters
+from negmaml.rules import InnerRule, check_filters
 from negmaml.theory.isotropic.spectral_density import Spectrum, marchenko_pastur, spectrum
 
 SCALARS = ("p", "m", "n_t", "n_v", "sigma", "nu", "offset", "meta_ridge")
@@ -50,7 +50,9 @@ class Setting:
         return self.n_v * self.m
 
 
-def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_ridge, measure: str):
+def setting_of(
+    problem: MixedLinearRegression, rules: tuple[InnerRule, ...], meta_ridge, measure: str
+):
     """(the setting, the rules), all of one dtype, for rules of one family; or a clear error."""
     meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_problem(problem)
@@ -64,7 +66,7 @@ def setting_of(problem: MixedLinearRegression, rules: tuple[Rule, ...], meta_rid
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
     sizes = problem.p, problem.m, problem.n_t, problem.n_v
     dtype = working_dtype(rules, numbers)
-    quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].entire)
+    quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].spectral().entire)
     values = dict(zip(SCALARS, settled((*sizes, *numbers), dtype), strict=True))
     setting = Setting(**values, quadrature=quadrature, ridged=not is_zero(meta_ridge))
     return setting, settled(rules, dtype)
@@ -77,10 +79,10 @@ def checked(problem, meta_ridge, **rules) -> list:
     return [ridge, *(check_filters(name, rule) for name, rule in rules.items())]
 
 
-def check_spectral(name: str, rule) -> Rule:
+def check_spectral(name: str, rule) -> InnerRule:
     """The rule, if it acts by its filters on the spectrum of S alone; raises otherwise."""
     rule = check_filters(name, rule)
-    if rule.metric is not None:
+    if rule.spectral().preconditioner is not None:
         raise ValueError(
             f"{name} {type(rule).__name__} acts through P S, which has no rotational symmetry: the "
             "theory does not hold; use simulate"

@@ -28,7 +28,7 @@ import numpy as np
 from negmaml._core import jets, tape
 from negmaml._core.arrays import frozen, namespace
 from negmaml._core.settings import own_settings
-from negmaml.rules import Rule
+from negmaml.rules import InnerRule
 from negmaml.theory.isotropic.inputs import Setting
 from negmaml.theory.isotropic.logarithms import (
     find_root,
@@ -83,11 +83,11 @@ class Root(NamedTuple):
     k: Any
 
 
-def training_set(setting: Setting, rule: Rule) -> TrainingSet:
+def training_set(setting: Setting, rule: InnerRule) -> TrainingSet:
     """The `TrainingSet` of a setting and a rule, or a batch of rules."""
     x, weights = setting.spectrum
     xp = namespace(setting, rule)
-    found = rule.filters(x)
+    found = rule.spectral().log_form(x)
     sign, log_b, label = (xp.asarray(part, x.dtype) for part in found[:3])
     scale = None if found.scale is None else xp.asarray(found.scale, x.dtype)
     # The root of a zero has no derivative, also where nothing is differentiated.

@@ -90,7 +90,7 @@ def printed_limit(problem, rule, ridge):
     one = seen(problem, rule, ridge)
     k_s = float(np.exp(solve(one, True).log_kappa))
     p, m, N, D2 = problem.p, problem.m, problem.rows, float(problem.offset_squared)
-    B, q = rule.b(x) ** 2, rule.q(x)
+    B, q = rule.init_filter(x) ** 2, rule.label_filter(x)
     V = problem.nu**2 / p * B + problem.sigma**2 * q**2 * x / problem.n_t
     g, dg = w @ (1 / (B + k_s)), -(w @ (B + k_s) ** -2)
     kappa, dkappa = m * k_s - (m - 1) / g, m + (m - 1) * dg / g**2
@@ -267,7 +267,7 @@ def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
     monkeypatch.setattr(predict, "means", chex.assert_max_traces(predict.means, n=0))
     weight_error(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-rates))
     with pytest.raises(AssertionError, match="traced"):
-        weight_error(NEAR, nm.GradientDescent(rates[:-1]).with_tuned(jnp.append(rates, 0.0)))
+        weight_error(NEAR, nm.GradientDescent(rates[:-1]).with_tunable(jnp.append(rates, 0.0)))
 
 
 @pytest.mark.slow

@@ -1,0 +1,57 @@
+"""Old names of what a rule defines, which work for one release with a DeprecationWarning.
+
+A rule of version 0.2 defined its filters and all that was known about them on itself. Those names
+are now hooks of `InnerRule` with other names, or members of the `Filter` that it returns.
+"""
+
+import inspect
+from typing import Any
+
+from negmaml._core.deprecation import warn_renamed
+from negmaml.rules.filters import RuleFilter
+
+HOOKS = {"q": "label_filter", "b": "init_filter", "tuned": "tunable", "with_tuned": "with_tunable"}
+MOVED = {
+    "one_step": "constant_filter", "metric": "preconditioner", "growth": "exponential_type",
+    "crossing": "zero_indicator", "pole": "pole_indicator", "filters": "log_form",
+    "degree": "degree", "entire": "entire", "pencil_on": "pencil", "pencil_error": "pencil_error",
+}  # fmt: skip
+
+
+def old_attribute(rule, name: str) -> Any:
+    """The value of an attribute of a rule under its old name; for `__getattr__`."""
+    if name in HOOKS:
+        warn_renamed(f"{type(rule).__name__}.{name}", HOOKS[name], 4)
+        return getattr(rule, HOOKS[name])
+    if name in MOVED:
+        warn_renamed(f"{type(rule).__name__}.{name}", f"spectral().{MOVED[name]}", 4)
+        return getattr(rule.spectral(), MOVED[name])
+    raise AttributeError(f"{type(rule).__name__!r} object has no attribute {name!r}")
+
+
+def adopt_old_names(cls) -> None:
+    """Let a class of rules that defines old names serve under the new ones."""
+    own = vars(cls)
+    fields = {
+        name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in f"{kind}"
+    }
+    for old, new in HOOKS.items():
+        if old in own.keys() - fields and new not in own:
+            warn_renamed(f"{cls.__name__}.{old}", new, 5)
+            setattr(cls, new, own[old])
+    moved = (own.keys() & {*MOVED, "pencil"}) - fields
+    if moved and "spectral" not in own:
+        names = ", ".join(sorted(moved))
+        warn_renamed(f"{cls.__name__}.{names}", "spectral, to return a Filter", 5)
+        members: dict[str, Any] = {MOVED[old]: _from_rule(old) for old in moved & MOVED.keys()}
+        if "pencil" in moved:
+            members["pencil"] = lambda self, largest: self.rule.pencil
+        old_filter = type("OldFilter", (RuleFilter,), members)
+        cls.spectral = lambda self: old_filter(self)
+    if "solve" in own and not cls.implicit:
+        warn_renamed(f"a solve of {cls.__name__} without implicit = True", "implicit = True", 5)
+        cls.implicit = True
+
+
+def _from_rule(old: str) -> property:
+    return property(lambda self: getattr(self.rule, old))
