@@ -35,7 +35,7 @@ def _known(tree) -> bool:
     return all(isinstance(leaf, _HOST) for leaf in jax.tree.leaves(tree))
 
 
-def frozen(tree):
+def stop_gradient(tree):
     """The tree as a constant of differentiation."""
     xp = namespace(tree)
     if xp is jets or xp is tape:
@@ -66,7 +66,7 @@ def cast(tree, dtype):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
 
 
-def settled(tree, dtype):
+def canonicalize(tree, dtype):
     """Every leaf as an array of `dtype`: of NumPy where its value is known, where not traced."""
 
     def settle(leaf):

@@ -10,7 +10,7 @@ from jax.custom_batching import custom_vmap
 from negmaml._core.settings import own_settings
 
 
-def mapped_by(run: Callable) -> Callable:
+def batched_custom_vmap(run: Callable) -> Callable:
     """A decorator of functions of pytrees of arrays: what a `vmap` of one of them does.
 
     run(each, stacks, shape): the results for all of `stacks`, a tuple of arrays with one leading

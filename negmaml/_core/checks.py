@@ -18,7 +18,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxstring = 120
 
 
-def shown(value) -> str:
+def short_repr(value) -> str:
     """A value on one short line."""
     return " ".join(_SHORT.repr(value).split())
 
@@ -27,7 +27,7 @@ def check_count(name: str, value) -> int:
     """`value` as an int, if it is an integer of at least 1; raises otherwise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
-            f"{name} must be an integer of at least 1, got {shown(value)}; use int(...)"
+            f"{name} must be an integer of at least 1, got {short_repr(value)}; use int(...)"
         )
     if value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
@@ -38,21 +38,21 @@ def check_choice(name: str, value, allowed: Sequence[str]) -> None:
     """Raise unless `value` is one of the allowed ones."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}"
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {short_repr(value)}"
         )
 
 
 def check_flag(name: str, value) -> bool:
     """`value` as a bool; raises unless it is one."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
     return bool(value)
 
 
 def check_callable(name: str, value, form: str) -> Any:
     """`value`; raises unless it can be called. form: what with, or what it gives."""
     if not callable(value):
-        raise TypeError(f"{name} must be a function {form}, got {shown(value)}")
+        raise TypeError(f"{name} must be a function {form}, got {short_repr(value)}")
     return value
 
 
@@ -62,8 +62,8 @@ def check_finite(name: str, value, meaning: str) -> Any:
     leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
     if not sum(np.size(leaf) for leaf in leaves if not _is_key(leaf)):
         raise ValueError(
-            f"{name} must hold at least one number, got {shown(value)} ({meaning}); give 0.0 for "
-            "none"
+            f"{name} must hold at least one number, got {short_repr(value)} ({meaning}); give 0.0 "
+            "for none"
         )
     return structure.unflatten([_finite(name, leaf, meaning) for leaf in leaves])
 
@@ -76,11 +76,11 @@ def _finite(name: str, leaf, meaning: str):
     leaf = float(leaf) if plain else leaf
     numbers = np.asarray(None if _is_key(leaf) else leaf)
     if numbers.dtype.kind not in "iuf" and not jax.numpy.issubdtype(numbers.dtype, np.floating):
-        raise TypeError(f"{name} must hold real numbers, got {shown(leaf)} ({meaning})")
+        raise TypeError(f"{name} must hold real numbers, got {short_repr(leaf)} ({meaning})")
     if not np.all(np.isfinite(numbers.astype(float))):
         raise ValueError(
-            f"{name} must be finite, got {shown(leaf)}; {meaning}: any sign and zero are allowed, "
-            "NaN and infinity are not"
+            f"{name} must be finite, got {short_repr(leaf)}; {meaning}: any sign and zero are "
+            "allowed, NaN and infinity are not"
         )
     return leaf
 
@@ -104,7 +104,8 @@ def as_array(name: str, value) -> Any:
         return np.asarray(value, float if fractions else None)
     except (ValueError, TypeError) as ragged:
         raise ValueError(
-            f"{name} must be a number or a list of numbers, rows of one length, got {shown(value)}"
+            f"{name} must be a number or a list of numbers, rows of one length, got "
+            f"{short_repr(value)}"
         ) from ragged
 
 
@@ -112,14 +113,14 @@ def check_array(name: str, value, meaning: str, least: float = -np.inf, strict=F
     """A number or array of finite numbers; a list is one. Of at least `least`, or above it."""
     value = as_array(name, value)
     if not jax.tree_util.all_leaves([value]):
-        raise TypeError(f"{name} must be a number or an array, got {shown(value)} ({meaning})")
+        raise TypeError(f"{name} must be a number or an array, got {short_repr(value)} ({meaning})")
     value = check_finite(name, value, meaning)
     if isinstance(value, jax.core.Tracer) or least == -np.inf:
         return value
     lowest = np.min(np.asarray(value, float))
     if lowest < least or (strict and lowest == least):
         bound = f"above {least:g}" if strict else f"at least {least:g}"
-        raise ValueError(f"{name} must be {bound} ({meaning}), got {shown(value)}")
+        raise ValueError(f"{name} must be {bound} ({meaning}), got {short_repr(value)}")
     return value
 
 

@@ -1,7 +1,7 @@
 """How results print: a title and a few lines, never their numbers; in a notebook, as a table.
 
-A class decorated with `displayed` says what to show in `_summary`; everything here takes traced
-arrays and objects of any kind, since printing must not fail.
+A class decorated with `add_table_repr` returns a `Table` from `_summary`. Everything here takes
+traced arrays and objects of any kind, since printing must not fail.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,7 +63,7 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", r"\n")
 
 
-def displayed(cls: C) -> C:
+def add_table_repr(cls: C) -> C:
     """`cls` that prints, and shows in a notebook, the `Table` its method `_summary` returns."""
     summary: Callable[[Any], Table] = cls._summary  # type: ignore[attr-defined]
     named: Any = cls

@@ -15,7 +15,7 @@ from jax import lax
 
 from negmaml._core import tape
 from negmaml._core.arrays import contract, namespace
-from negmaml._core.batching import mapped_by
+from negmaml._core.batching import batched_custom_vmap
 from negmaml._core.settings import own_settings
 
 # Operations of one call. Told from the threads that wake up on two cores, the library shares out
@@ -23,10 +23,10 @@ from negmaml._core.settings import own_settings
 SAFE_WORK = 2**16
 
 
-def in_small_batches(work: Callable[..., float]) -> Callable:
+def cpu_safe_vmap(work: Callable[..., float]) -> Callable:
     """A decorator of functions of one matrix and more arrays: `vmap`s are loops of calls on CPU.
 
-    Of calls that are safe, however many `vmap`s are around. Without derivatives, see `mapped_by`.
+    The calls are safe under any number of `vmap`s. Without derivatives, see `batched_custom_vmap`.
 
     work: the operations that a matrix of so many rows and columns costs.
     """
@@ -41,10 +41,10 @@ def in_small_batches(work: Callable[..., float]) -> Callable:
 
         return lax.platform_dependent(stacks, cpu=on_cpu, default=jax.vmap(each))
 
-    return mapped_by(run)
+    return batched_custom_vmap(run)
 
 
-@in_small_batches(lambda _, k: 20 * k**3)
+@cpu_safe_vmap(lambda _, k: 20 * k**3)
 def _eigh(A):
     return tuple(jnp.linalg.eigh(A))
 
@@ -68,7 +68,7 @@ def _eigh_jvp(primals, tangents):
     return (x, V), (jnp.diagonal(rotated), contract("ij,jk->ik", V, turned))
 
 
-@in_small_batches(lambda _, k: 4 * k**3)
+@cpu_safe_vmap(lambda _, k: 4 * k**3)
 def _solve(A, b):
     return jnp.linalg.solve(A, b)
 
@@ -84,7 +84,7 @@ def linear_solve(A, b):
     )
 
 
-@in_small_batches(lambda _, k: 4 * k**3)
+@cpu_safe_vmap(lambda _, k: 4 * k**3)
 def _inverse(matrix):
     lu, _, order = lax.linalg.lu(matrix)
     unit = jnp.asarray(order[..., None] == jnp.arange(order.shape[-1]), matrix.dtype)

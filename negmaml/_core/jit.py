@@ -22,7 +22,7 @@ _OPTIONS: dict[str, Any] = {
 # The older of two code generators, gone in later versions, halves what is left, but now and then
 # makes a loop of half the speed.
 _LIGHT: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
-_BY_WORK: dict[str, dict[str, Any]] = {
+_PROFILES: dict[str, dict[str, Any]] = {
     "heavy": {},  # runs for longer than it compiles
     "light": _LIGHT,
     # Hardly anything: not optimised at all it takes a third of the time once more, and runs at a
@@ -32,15 +32,15 @@ _BY_WORK: dict[str, dict[str, Any]] = {
 
 
 @cache
-def compiler_options(platform: str, work: str) -> dict[str, Any] | None:
+def compiler_options(platform: str, profile: str) -> dict[str, Any] | None:
     """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
 
-    work: of the program, "heavy", "light" or "trivial".
+    profile: of the program, "heavy", "light" or "trivial".
     """
     if platform != "cpu":
         return None
     trivial = jax.jit(lambda: 0).lower()
-    wanted = _OPTIONS | _BY_WORK[work]
+    wanted = _OPTIONS | _PROFILES[profile]
     if _takes(trivial, wanted):
         return wanted
     return {name: value for name, value in wanted.items() if _takes(trivial, {name: value})}
@@ -65,25 +65,29 @@ def _takes(lowered, options: dict[str, Any]) -> bool:
     return True
 
 
-registered: list["QuickJit"] = []  # every one, for the test that compares it with XLA's defaults
+registered: list[
+    "FastCompileJit"
+] = []  # every one, for the test that compares it with XLA's defaults
 
 
-class QuickJit:
-    """`jax.jit` with the `compiler_options` of its work; plain within a trace.
+class FastCompileJit:
+    """`jax.jit` with the `compiler_options` of its profile; plain within a trace.
 
     The function is traced with the package's `own_settings`.
     """
 
-    def __init__(self, function: Callable, static_argnames=(), work: str = "light"):
+    def __init__(self, function: Callable, static_argnames=(), profile: str = "light"):
         self.function = own_settings(function)
-        self.static_argnames, self.work = static_argnames, work
+        self.static_argnames, self.profile = static_argnames, profile
         self.plain = jax.jit(self.function, static_argnames=static_argnames)
         self.programs: dict[str, Any] = {}
         update_wrapper(self, function)
         registered.append(self)
 
     def __call__(self, *arguments, **keywords):
-        traced = isinstance(jnp.zeros(()), jax.core.Tracer) or not concrete((arguments, keywords))
+        traced = isinstance(jnp.zeros(()), jax.core.Tracer) or not is_concrete(
+            (arguments, keywords)
+        )
         return (self.plain if traced else self._quick())(*arguments, **keywords)
 
     def lower(self, *arguments, **keywords):
@@ -98,14 +102,14 @@ class QuickJit:
     def _quick(self):
         platform = jax.default_backend()
         if platform not in self.programs:
-            options = compiler_options(platform, self.work)
+            options = compiler_options(platform, self.profile)
             self.programs[platform] = jax.jit(
                 self.function, static_argnames=self.static_argnames, compiler_options=options
             )
         return self.programs[platform]
 
 
-def concrete(tree) -> bool:
+def is_concrete(tree) -> bool:
     """Whether every value of the tree is known: nothing in it is traced."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
@@ -123,7 +127,7 @@ def on_host(function: Callable) -> Callable:
 
     @wraps(function)
     def call(*arguments, **keywords):
-        if _WITHIN.get() or not concrete(arguments):
+        if _WITHIN.get() or not is_concrete(arguments):
             return function(*arguments, **keywords)
         dtype = working_dtype(arguments)
         known = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
@@ -139,6 +143,8 @@ def on_host(function: Callable) -> Callable:
     return call
 
 
-def quick_jit(function: Callable, static_argnames=(), work: str = "light") -> QuickJit:
-    """`function` as a `QuickJit`; a decorator."""
-    return QuickJit(function, static_argnames, work)
+def jit_fast_compile(
+    function: Callable, static_argnames=(), profile: str = "light"
+) -> FastCompileJit:
+    """`function` as a `FastCompileJit`; a decorator."""
+    return FastCompileJit(function, static_argnames, profile)

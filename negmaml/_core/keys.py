@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import shown
+from negmaml._core.checks import short_repr
 
 COUNTER_BASED = {"threefry2x32", "threefry4x32", "philox2x32", "philox4x32"}
 FALLBACK = "threefry2x32"
@@ -25,7 +25,7 @@ def check_key(name: str, key):
     if not (_is_typed(key) or _is_raw(key)):
         whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
         raise TypeError(
-            f"{name} must be a random key, got {shown(key)}; write "
+            f"{name} must be a random key, got {short_repr(key)}; write "
             f"{name}=jax.random.key({key if whole else 0})"
         )
     if key.ndim != (0 if _is_typed(key) else 1):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.checks import check_count, shown
+from negmaml._core.checks import check_count, short_repr
 
 UNITS = ("scaled", "raw")  # of a rate
 MAX_DEFAULT_SIZE = 10  # rows: enough to estimate curvature, few enough that most groups have them
@@ -76,7 +76,7 @@ def as_float64(name: str, value: Any) -> np.ndarray:
             as_float64(f"{name} column {column!r}", values)
     raw = np.asarray(value)
     if raw.ndim == 0:
-        raise TypeError(f"{name} must be an array or a data frame of rows, got {shown(value)}")
+        raise TypeError(f"{name} must be an array or a data frame of rows, got {short_repr(value)}")
     try:
         array = raw.astype(np.float64)
     except (TypeError, ValueError) as error:

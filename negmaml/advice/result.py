@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from negmaml._core.deprecation import renamed_attribute
-from negmaml._core.display import Table, displayed
+from negmaml._core.display import Table, add_table_repr
 from negmaml.advice import selection
 from negmaml.advice.cv import CVLosses
 from negmaml.advice.data import GroupedRows
@@ -41,7 +41,7 @@ class LossCurves(NamedTuple):
     excess_error: np.ndarray
 
 
-@displayed
+@add_table_repr
 @dataclass(frozen=True, repr=False)
 class Advice:
     """Rates and ridge for grouped data, their gains over other methods, and confidence intervals.

@@ -8,7 +8,7 @@ import numpy as np
 import tyro
 
 from negmaml import theory
-from negmaml._core.arrays import settled
+from negmaml._core.arrays import canonicalize
 from negmaml._core.keys import key_of
 from negmaml.cli.output import print_table
 from negmaml.problem import MixedLinearRegression, named_spectrum
@@ -79,7 +79,7 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
     task = problem.problem()
     with jax.enable_x64(True):
         rules = GradientDescent(train_rate), GradientDescent(adapt_rate)
-        task, (train, adapt) = settled((task, rules), np.float64)
+        task, (train, adapt) = canonicalize((task, rules), np.float64)
         best_train = GradientDescent(theory.best_train_rate(task, adapt))
         best_adapt = GradientDescent(theory.best_adapt_rate(task, best_train))
         rows = {

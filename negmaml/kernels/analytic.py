@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.deprecation import warn_renamed
-from negmaml._core.jit import quick_jit
+from negmaml._core.jit import jit_fast_compile
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 
@@ -82,7 +82,7 @@ def _kernel_matrix(network: ReLUNetwork, x1, x2):
     return tangent if network.kind == "ntk" else process
 
 
-_kernel = quick_jit(_kernel_matrix)
+_kernel = jit_fast_compile(_kernel_matrix)
 
 
 def _root(x):

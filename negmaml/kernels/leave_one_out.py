@@ -8,7 +8,7 @@ from jax import lax
 
 from negmaml._core.checks import check_optional
 from negmaml._core.deprecation import renamed_attribute
-from negmaml._core.jit import quick_jit
+from negmaml._core.jit import jit_fast_compile
 from negmaml._core.pytree import pytree
 from negmaml._core.settings import own_settings
 from negmaml.kernels.points import as_kernel, as_start, check_ridges, gram, stack
@@ -91,4 +91,4 @@ def _leave_out_all(K, y_t, y_v, rule: InnerRule, ridges):
     return lax.map(one, entries), own
 
 
-_leave_out = quick_jit(_leave_out_all, work="heavy")
+_leave_out = jit_fast_compile(_leave_out_all, profile="heavy")

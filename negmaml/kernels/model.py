@@ -15,7 +15,7 @@ from jax import lax
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_choice, check_optional
 from negmaml._core.deprecation import renamed_attribute
-from negmaml._core.jit import quick_jit
+from negmaml._core.jit import jit_fast_compile
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.kernels.iterative import train_iteratively
@@ -250,4 +250,4 @@ def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
     return lax.map(one, entries)
 
 
-_train = quick_jit(_train_all, work="heavy")
+_train = jit_fast_compile(_train_all, profile="heavy")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import as_array, check_array, check_callable, check_finite, shown
+from negmaml._core.checks import as_array, check_array, check_callable, check_finite, short_repr
 from negmaml._core.pytree import as_pytree
 from negmaml.meta import Tasks
 from negmaml.meta.batching import as_tasks, leading_axis
@@ -43,8 +43,8 @@ def as_kernel(kernel: Callable) -> Any:
     """`kernel` as a pytree; a kernel of GPJax by its cross-covariance."""
     if not callable(kernel):
         raise TypeError(
-            f"kernel must be a function (x1, x2) -> matrix, got {shown(kernel)}; a matrix K of all "
-            "points is lambda i, j: K[i][:, j] on tasks whose inputs are indices of points"
+            f"kernel must be a function (x1, x2) -> matrix, got {short_repr(kernel)}; a matrix K "
+            "of all points is lambda i, j: K[i][:, j] on tasks whose inputs are indices of points"
         )
     return as_pytree(getattr(kernel, "cross_covariance", kernel))
 

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.arrays import contract
-from negmaml._core.factorisations import eigh, in_small_batches, linear_solve
+from negmaml._core.factorisations import cpu_safe_vmap, eigh, linear_solve
 from negmaml.kernels.system import System
 
 
@@ -76,7 +76,7 @@ class Decomposition(NamedTuple):
     clear: jax.Array
 
 
-@in_small_batches(lambda _, k: 20 * k**3)
+@cpu_safe_vmap(lambda _, k: 20 * k**3)
 def decompose(G, ridges) -> Decomposition:
     """G for the solutions at all ridges, by eigenvalues where one of them needs these.
 
@@ -117,7 +117,7 @@ def _is_clear(diagonal, beside, ridges):
     return jnp.all(last > 0)
 
 
-@in_small_batches(lambda k: 10 * k)
+@cpu_safe_vmap(lambda k: 10 * k)
 def _solve_tridiagonal(below, diagonal, above, right):
     return lax.linalg.tridiagonal_solve(below, diagonal, above, right)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.arrays import contract
-from negmaml._core.factorisations import in_small_batches
+from negmaml._core.factorisations import cpu_safe_vmap
 
 UNROLLED = 8  # the largest system written out: the program grows with its cube
 
@@ -51,12 +51,12 @@ def _one_system(G, b):
     return z, jnp.diagonal(L) ** 2
 
 
-@in_small_batches(lambda _, k: k**3 / 3)
+@cpu_safe_vmap(lambda _, k: k**3 / 3)
 def _cholesky(G):
     return lax.linalg.cholesky(G, symmetrize_input=False)
 
 
-@in_small_batches(lambda _, k: 2 * k**2)
+@cpu_safe_vmap(lambda _, k: 2 * k**2)
 def _solve_factored(L, b):
     """(L L^T)^-1 b."""
     z = lax.linalg.triangular_solve(L, b[:, None], left_side=True, lower=True)

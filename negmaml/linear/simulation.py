@@ -12,8 +12,8 @@ from jax import lax
 from negmaml._core.arrays import cast, contract, working_dtype
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.deprecation import renamed_attribute
-from negmaml._core.display import Table, displayed, mean_range_text, shape_text
-from negmaml._core.jit import QuickJit, one_thread, quick_jit
+from negmaml._core.display import Table, add_table_repr, mean_range_text, shape_text
+from negmaml._core.jit import FastCompileJit, jit_fast_compile, one_thread
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
@@ -38,7 +38,7 @@ MANY_SYSTEMS = 2**20
 ACCELERATOR_BLOCK_NORMALS = 2**24  # 64 MiB: there large kernels count, not the cache
 
 
-@displayed
+@add_table_repr
 class Simulation(NamedTuple):
     """What `simulate` measured; the last axis is the run.
 
@@ -184,7 +184,7 @@ class Experiment:
         )
         return cls(key, problem, train, adapt, meta_ridge, unmoved, runs, evaluation, split)
 
-    def program(self) -> QuickJit:
+    def program(self) -> FastCompileJit:
         """`_simulate` for few runs, where compiling takes longer than running, or for many."""
         light = self.runs * normals_of(self.problem, self.evaluation) < LIGHT_NORMALS
         return _simulate_few if light else _simulate_many
@@ -236,8 +236,8 @@ def expected(problem, distance, forms, adapt: InnerRule, shared):
     return shared.adapted.test_loss(forms)
 
 
-_simulate_few = quick_jit(_simulate)
-_simulate_many = quick_jit(_simulate, work="heavy")
+_simulate_few = jit_fast_compile(_simulate)
+_simulate_many = jit_fast_compile(_simulate, profile="heavy")
 
 
 class Shared(NamedTuple):

@@ -17,7 +17,7 @@ from jax import lax
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_array, check_nonnegative
 from negmaml._core.deprecation import renamed_attribute
-from negmaml._core.factorisations import in_small_batches
+from negmaml._core.factorisations import cpu_safe_vmap
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
@@ -125,12 +125,12 @@ def _correction(Phi, residual, ridge):
     return delta, well_conditioned
 
 
-@in_small_batches(lambda n, k: 2 * n * k**2)
+@cpu_safe_vmap(lambda n, k: 2 * n * k**2)
 def _triangular_factor(stacked):
     return jnp.linalg.qr(stacked, mode="r")
 
 
-@in_small_batches(lambda _, k: 2 * k**2)
+@cpu_safe_vmap(lambda _, k: 2 * k**2)
 def _solve_factored(R, b):
     """(R^T R)^-1 b."""
     y = lax.linalg.triangular_solve(R, b[:, None], left_side=True, transpose_a=True)

@@ -73,7 +73,7 @@ class LinearModel:
     requires = (*SIZES, "sigma", "nu", *RATES)
     static_axes = STATIC
     vectorized_axes = RATES
-    output_dims = {"test_loss": RATES, "distance": RATES[:1], "reliable": RATES[:1]}  # noqa: RUF012
+    output_dims = {"test_loss": RATES, "distance": RATES[:1], "well_conditioned": RATES[:1]}  # noqa: RUF012
 
     @own_settings
     def __call__(self, key, **point) -> dict[str, jax.Array]:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from negmaml._core.arrays import contract, outer
-from negmaml._core.checks import shown
+from negmaml._core.checks import short_repr
 from negmaml._core.factorisations import eigh
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float
@@ -60,7 +60,7 @@ def meta_system(
     if not isinstance(data, Data):
         raise TypeError(
             f"data must be negmaml.linear.Data(X_t, y_t, X_v, y_v), as from sample, got "
-            f"{shown(data)}"
+            f"{short_repr(data)}"
         )
     if rule.spectral().constant_filter is not None:
         parts = one_step_system(data, rule.spectral().preconditioner)

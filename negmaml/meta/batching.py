@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.display import Table, displayed, tree_text
+from negmaml._core.display import Table, add_table_repr, tree_text
 from negmaml._core.keys import with_counter_based_keys
 
 
-@displayed
+@add_table_repr
 class Tasks(NamedTuple):
     """A batch of tasks: pytrees whose leaves lead with the task axis.
 

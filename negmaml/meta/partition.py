@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_callable, shown
+from negmaml._core.checks import check_callable, short_repr
 from negmaml._core.display import tree_text
 from negmaml.meta.shape_errors import Explained
 from negmaml.rules import InnerRule, as_rule
@@ -68,13 +68,13 @@ def hashable(name: str, mask) -> tuple[Any, tuple]:
     flags, structure = jax.tree.flatten(mask)
     if not flags or not all(isinstance(flag, bool | np.bool_) for flag in flags):
         raise ValueError(
-            f"{name} must hold booleans, got {shown(mask)}; use True for leaves that adapt, False "
-            "for others, in a pytree like params or a prefix of it"
+            f"{name} must hold booleans, got {short_repr(mask)}; use True for leaves that adapt, "
+            "False for others, in a pytree like params or a prefix of it"
         )
     if not any(flags):
         raise ValueError(
-            f"{name} must have a leaf that adapts, got {shown(mask)}; for no adaptation use a rate "
-            "of zero"
+            f"{name} must have a leaf that adapts, got {short_repr(mask)}; for no adaptation use a "
+            "rate of zero"
         )
     return structure, tuple(map(bool, flags))
 

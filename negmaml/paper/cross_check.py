@@ -10,11 +10,11 @@ import optax
 from jax import lax
 
 from negmaml import theory
-from negmaml._core.arrays import contract, settled
+from negmaml._core.arrays import canonicalize, contract
 from negmaml._core.checks import check_count
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table
-from negmaml._core.jit import quick_jit
+from negmaml._core.jit import jit_fast_compile
 from negmaml._core.keys import check_key, key_of
 from negmaml._core.settings import own_settings
 from negmaml.linear.data import sample
@@ -154,7 +154,7 @@ def verify(
         )
     with jax.enable_x64(True):
         key = key_of(0) if key is None else key
-        problem, train, adapt = settled((problem, train, adapt), np.float64)
+        problem, train, adapt = canonicalize((problem, train, adapt), np.float64)
         expected, sampled = (
             np.asarray(simulate(key, problem, train, adapt, runs=n, evaluation=e).test_loss)
             for n, e in ((runs, "expected"), (min(runs, SAMPLED_RUNS), "sampled"))
@@ -295,7 +295,7 @@ def _squared_error(omega, data):
     return jnp.mean((contract("np,p->n", X, omega) - y) ** 2) / 2
 
 
-@partial(quick_jit, work="trivial")
+@partial(jit_fast_compile, profile="trivial")
 def _descents(key, problem, train):
     """Run `_descend` for a few runs."""
     key = jax.random.fold_in(key, 2)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.jit import quick_jit
+from negmaml._core.jit import jit_fast_compile
 from negmaml.problem import named_spectrum
 from negmaml.rules import GradientDescent
 from negmaml.theory.anisotropic.inputs import inputs_from_spectrum, predict_traced
@@ -62,7 +62,7 @@ def _map(exponent, noise, n_t, n_v) -> dict[str, np.ndarray]:
     return {name: np.asarray(x).T.reshape(2, *shape) for name, x in found.items()}
 
 
-@quick_jit
+@jit_fast_compile
 def _cells(cells):
     return lax.map(_cell, cells)
 

@@ -15,7 +15,7 @@ from jax import lax
 
 from negmaml import theory
 from negmaml._core.checks import check_count
-from negmaml._core.jit import on_host, quick_jit
+from negmaml._core.jit import jit_fast_compile, on_host
 from negmaml._core.keys import check_key
 from negmaml.linear.data import Data, assemble, draw
 from negmaml.linear.system import one_step_system
@@ -104,7 +104,7 @@ def _data(key, index: int, runs: int) -> Data:
     return assemble(normals, dataclasses.replace(DESCENT, n_v=DESCENT_N_V[index]))
 
 
-@partial(quick_jit, static_argnames="runs")
+@partial(jit_fast_compile, static_argnames="runs")
 def _normals(key, index: int, runs: int):
     """Draw enough normals for the largest problem, so that one program serves all."""
     key = jax.random.fold_in(key, index)

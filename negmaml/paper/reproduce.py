@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from negmaml import theory
-from negmaml._core.arrays import settled
+from negmaml._core.arrays import canonicalize
 from negmaml._core.checks import check_choice, check_count
 from negmaml._core.keys import check_key
 from negmaml.linear.simulation import EVALUATIONS, Simulation, compile_simulation
@@ -89,7 +89,9 @@ def experiments(
         started = []
         for name in names:
             with jax.enable_x64(True):
-                prediction = tuple(map(np.asarray, _predict(settled(PROBLEMS[name], np.float64))))
+                prediction = tuple(
+                    map(np.asarray, _predict(canonicalize(PROBLEMS[name], np.float64)))
+                )
             program = threads.submit(_compile, name, key, prediction[-1], runs, evaluation)
             started.append((prediction, program))
         wait([program for _, program in started])
@@ -101,7 +103,7 @@ def _compile(name: str, key, best_train, runs: int, evaluation: str):
     """Compile the simulation of both panels and of rates around the predicted optimum."""
     train = np.concatenate([RATES, _search_rates(best_train)]).astype(np.float32)
     rules = GradientDescent(train), GradientDescent(RATES.astype(np.float32))
-    problem, index = settled(PROBLEMS[name], np.float32), list(PROBLEMS).index(name)
+    problem, index = canonicalize(PROBLEMS[name], np.float32), list(PROBLEMS).index(name)
     return compile_simulation(key, problem, *rules, runs=runs, evaluation=evaluation, index=index)
 
 

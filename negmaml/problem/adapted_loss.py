@@ -30,9 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.arrays import contract, frozen, namespace, outer, working_dtype
+from negmaml._core.arrays import contract, namespace, outer, stop_gradient, working_dtype
 from negmaml._core.checks import as_array, check_array, check_count
-from negmaml._core.jit import concrete, on_host
+from negmaml._core.jit import is_concrete, on_host
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.filter_moments import filtered_covariance
@@ -112,7 +112,7 @@ def _root_mean_square(log_values, weights):
     xp = namespace(log_values)
     largest = xp.max(log_values, -1)
     some = xp.isfinite(largest)
-    unit = frozen(xp.where(some, largest, 0.0))
+    unit = stop_gradient(xp.where(some, largest, 0.0))
     mean = xp.exp(2 * (log_values - unit[..., None])) @ weights
     root = xp.sqrt(xp.where(some, mean, 1.0)) * xp.exp(xp.minimum(unit, _largest_log(unit)))
     return xp.where(some, root, 0.0)
@@ -156,7 +156,7 @@ class Adapted(NamedTuple):
     @own_settings
     def test_loss(self, forms):
         """The loss for forms of shape (..., J): shape (...) + rule shape."""
-        if concrete((self, forms)):
+        if is_concrete((self, forms)):
             forms = np.asarray(forms)
         flat = self.coefficients.reshape(-1, len(self.weights))
         excess = contract("...j,rj->...r", forms, flat) / 2
@@ -178,7 +178,7 @@ def adapted(problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
     n_r, shape = problem.n_r, adapt.batch_shape
     lost: Any = 0.0
     if adapt.spectral().constant_filter is not None:
-        xp = np if concrete((s, o, adapt)) else jnp
+        xp = np if is_concrete((s, o, adapt)) else jnp
         rate, power = xp.asarray(adapt.spectral().constant_filter), xp.sum(s**2) / n_r
         weights = s ** np.arange(1, 4)[:, None]
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r

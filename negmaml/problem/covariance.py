@@ -16,7 +16,7 @@ import numpy as np
 from negmaml._core.arrays import contract, working_dtype
 from negmaml._core.checks import as_array, check_finite, check_symmetric
 from negmaml._core.factorisations import eigh
-from negmaml._core.jit import concrete
+from negmaml._core.jit import is_concrete
 from negmaml._core.settings import own_settings
 
 
@@ -41,7 +41,7 @@ def modes(p: int, inputs, weights, nu, offset) -> Modes:
     Only a matrix `inputs` needs an eigendecomposition. The arrays are NumPy's unless an argument is
     traced.
     """
-    xp = np if concrete((inputs, weights, nu, offset)) else jnp
+    xp = np if is_concrete((inputs, weights, nu, offset)) else jnp
     dtype = working_dtype(inputs, weights, nu, offset)
     offset = xp.broadcast_to(xp.asarray(offset, dtype), (p,))
     if np.ndim(inputs) == 2:

@@ -20,9 +20,9 @@ from negmaml._core.checks import (
     check_array,
     check_count,
     check_nonnegative,
-    shown,
+    short_repr,
 )
-from negmaml._core.jit import concrete
+from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.covariance import Modes, check_covariance, modes
 
@@ -113,7 +113,7 @@ class MixedLinearRegression:
         Derivatives in a matrix Sigma with coinciding eigenvalues are NaN, as those of its
         eigenvectors are; its eigenvalues, shape (p,), have all derivatives.
         """
-        xp = np if concrete((self.omega0, self.w0)) else jnp
+        xp = np if is_concrete((self.omega0, self.w0)) else jnp
         offset = xp.asarray(self.omega0) - xp.asarray(self.w0)
         return modes(self.p, self.input_covariance, self.weight_covariance, self.nu, offset)
 
@@ -145,7 +145,7 @@ def check_problem(problem) -> None:
     """Raise unless it is one."""
     if not isinstance(problem, MixedLinearRegression):
         raise TypeError(
-            f"problem must be a MixedLinearRegression, got {shown(problem)}; write "
+            f"problem must be a MixedLinearRegression, got {short_repr(problem)}; write "
             "negmaml.MixedLinearRegression(p=..., m=..., n_t=..., n_v=..., n_r=..., sigma=..., "
             "nu=...)"
         )

@@ -24,7 +24,7 @@ from numbers import Integral
 
 import numpy as np
 
-from negmaml._core.checks import check_count, shown
+from negmaml._core.checks import check_count, short_repr
 
 
 def wishart_moment(n: int, p: int, exponents: tuple[int, ...]) -> int:
@@ -48,10 +48,10 @@ def _check_exponents(exponents) -> tuple[int, ...]:
     given = tuple(exponents) if listed else ()
     if not listed or any(isinstance(k, bool) or not isinstance(k, Integral) for k in given):
         raise TypeError(
-            f"exponents must be integers of at least 0, such as (2, 1), got {shown(exponents)}"
+            f"exponents must be integers of at least 0, such as (2, 1), got {short_repr(exponents)}"
         )
     if any(k < 0 for k in given):
-        raise ValueError(f"exponents must be integers of at least 0, got {shown(exponents)}")
+        raise ValueError(f"exponents must be integers of at least 0, got {short_repr(exponents)}")
     return tuple(sorted(map(int, given)))
 
 

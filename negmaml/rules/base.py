@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import as_array, check_broadcast, shown
+from negmaml._core.checks import as_array, check_broadcast, short_repr
 from negmaml.rules.deprecated import adopt_old_names, old_attribute
 from negmaml.rules.filters import Filter, PolynomialFilter, RuleFilter, undefined
 from negmaml.rules.schedule import is_schedule
@@ -163,7 +163,7 @@ class InnerRule:
             if not is_schedule(part) and not jax.tree_util.all_leaves([part]):
                 raise ValueError(
                     "the linear model takes a number or one array of numbers as the parameter of a "
-                    f"rule, got {shown(self)}; pytrees of rates are for general models"
+                    f"rule, got {short_repr(self)}; pytrees of rates are for general models"
                 )
             name = jax.tree_util.keystr(path).strip(".")
             shapes[name] = np.shape(part.values)[1:] if is_schedule(part) else np.shape(part)
@@ -213,7 +213,7 @@ def check_scalar_rule(name: str, rule) -> Any:
     rule = check_filters(name, rule)
     if rule.batch_shape != ():
         raise ValueError(
-            f"{name} must have one scalar parameter, got {shown(rule)}; call it for each, or "
+            f"{name} must have one scalar parameter, got {short_repr(rule)}; call it for each, or "
             "jax.vmap over rules"
         )
     return rule
@@ -224,7 +224,7 @@ def check_rule(name: str, rule) -> Any:
     if not isinstance(rule, InnerRule):
         number = f"; for a rate write GradientDescent({rule!r}) " if np.isscalar(rule) else " "
         raise TypeError(
-            f"{name} must be an inner rule such as GradientDescent(-0.2), got {shown(rule)}{number}"
-            "(a rule of your own derives from negmaml.InnerRule)"
+            f"{name} must be an inner rule such as GradientDescent(-0.2), got "
+            f"{short_repr(rule)}{number}(a rule of your own derives from negmaml.InnerRule)"
         )
     return rule

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.arrays import frozen, namespace, outer
-from negmaml._core.jit import concrete
+from negmaml._core.arrays import namespace, outer, stop_gradient
+from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.pencil import Pencil, chain, pencil_of_updates
 from negmaml.rules.unroll import each_step, run
@@ -181,7 +181,7 @@ class PowerFilter(Filter):
         xp, count = namespace(ratio), self.steps
         if count == 1:
             return LogForm(xp.sign(ratio), log_size(ratio), rate * xp.ones_like(ratio), None)
-        unit = frozen(xp.maximum(xp.abs(ratio), 1.0))
+        unit = stop_gradient(xp.maximum(xp.abs(ratio), 1.0))
         label = rate * _scaled_sum(ratio / unit, 1 / unit, count)
         sign = xp.sign(ratio) ** count
         return LogForm(sign, count * log_size(ratio), label, count * xp.log(unit))
@@ -230,7 +230,7 @@ class PolynomialFilter(Filter):
 
         Known numbers keep their own precision, whatever JAX's default, and become NumPy arrays.
         """
-        if not concrete((self.rule, x)):
+        if not is_concrete((self.rule, x)):
             return self._log_form(x)
         numbers = jax.tree.leaves((self.rule, x))
         single = all(np.result_type(leaf) == np.float32 for leaf in numbers)
@@ -283,12 +283,12 @@ def _run_scaled(rule, x, start: float, label: float):
         unit = label
         for leaf in (theta, *filter(scales, jax.tree.leaves(state))):
             unit = jnp.maximum(unit, jnp.abs(leaf))
-        unit = frozen(jnp.where(unit > 0, unit, 1.0))
+        unit = stop_gradient(jnp.where(unit > 0, unit, 1.0))
         state = jax.tree.map(lambda leaf: leaf / unit if scales(leaf) else leaf, state)
         return theta / unit, state, label / unit, log_unit + jnp.log(unit)
 
     first = theta, wide.init(theta), jnp.full_like(theta, label), jnp.zeros_like(theta)
-    theta, _, _, log_unit = each_step(wide, step, first, unrolled=concrete((rule, x)))
+    theta, _, _, log_unit = each_step(wide, step, first, unrolled=is_concrete((rule, x)))
     return theta, log_unit
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.arrays import frozen, namespace, outer
-from negmaml._core.checks import check_count, check_finite, check_optional, shown
+from negmaml._core.arrays import namespace, outer, stop_gradient
+from negmaml._core.checks import check_count, check_finite, check_optional, short_repr
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.base import InnerRule
 from negmaml.rules.field import field_point, is_field
@@ -71,8 +71,8 @@ class Proximal(InnerRule):
     def check(self, params) -> None:
         if np.shape(self.strength) != ():
             raise ValueError(
-                f"strength must be one number on a general model, got {shown(self.strength)}; for "
-                "a batch of rules use jax.vmap"
+                f"strength must be one number on a general model, got {short_repr(self.strength)}; "
+                "for a batch of rules use jax.vmap"
             )
 
     def check_meta(self) -> None:
@@ -146,7 +146,7 @@ class ProximalFilter(Filter):
         # Nearer to the pole than rounding x and strength may leave it nothing is known, no slope
         # either.
         least = xp.finfo(below.dtype).eps / 8 * xp.abs(strength) + 4 * xp.finfo(below.dtype).tiny
-        least = frozen(least)
+        least = stop_gradient(least)
         near = xp.where(below < 0, -least, least)
         below = xp.where(xp.abs(below) < least, near, below)
         null = xp.broadcast_to(x == 0, below.shape)
@@ -169,7 +169,7 @@ class ProximalFilter(Filter):
 def _positive(name: str, value) -> float:
     """A number above zero as a float; raises otherwise."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number above 0, such as 1e-6, got {shown(value)}")
+        raise TypeError(f"{name} must be a number above 0, such as 1e-6, got {short_repr(value)}")
     number = float(value)
     if not 0 < number < float("inf"):
         raise ValueError(f"{name} must be a finite number above 0, such as 1e-6, got {value!r}")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import as_array, check_finite, shown
+from negmaml._core.checks import as_array, check_finite, short_repr
 from negmaml._core.pytree import pytree
 
 
@@ -37,8 +37,8 @@ class Schedule:
         values = check_finite("values", values, "a number of an inner rule for each step")
         if values.ndim == 0:
             raise ValueError(
-                f"values must lead with a step axis of at least one entry, got {shown(values)}; "
-                "one number for all steps needs no Schedule"
+                f"values must lead with a step axis of at least one entry, got "
+                f"{short_repr(values)}; one number for all steps needs no Schedule"
             )
         object.__setattr__(self, "values", values)
 

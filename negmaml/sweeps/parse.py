@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import shown
+from negmaml._core.checks import short_repr
 from negmaml.sweeps.grid import Axis, Grid
 from negmaml.sweeps.names import POINT, check_axis_name, check_distinct, check_grid_names
 from negmaml.sweeps.values import MORE_BITS, as_value, canonical, check_labels, indistinct
@@ -101,7 +101,7 @@ def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
     whole = values and all(isinstance(s, Integral) and not isinstance(s, bool) for s in values)
     if not whole or not all(0 <= s < 2**32 for s in values):
         raise ValueError(
-            f"seeds must be a count or integers from 0 to 2^32 - 1, got {shown(given)}"
+            f"seeds must be a count or integers from 0 to 2^32 - 1, got {short_repr(given)}"
         )
     _few(len(values))
     check_distinct("seeds", values)
@@ -185,7 +185,7 @@ def _points(points) -> Axis:
     if not listed or not all(isinstance(point, Mapping) and point for point in listed):
         raise TypeError(
             f"grid: {POINT!r} must be a list of dicts, such as [{{'rate': 0.1, 'size': 2}}, ...], "
-            f"got {shown(points)}"
+            f"got {short_repr(points)}"
         )
     for name in (name for point in listed for name in point):
         check_axis_name(name)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import shown
+from negmaml._core.checks import short_repr
 from negmaml.sweeps.grid import Axis
 
 MORE_BITS = "or enable 64 bits: jax.config.update('jax_enable_x64', True)"
@@ -27,8 +27,8 @@ def as_value(name: str, value: Any) -> bool | int | float | str:
         raise ValueError(f"grid: axis {name!r} holds a masked value; leave it out")
     if np.ndim(value) != 0:
         raise TypeError(
-            f"grid: axis {name!r} must hold numbers, strings or truth values, got {shown(value)}; "
-            "zip axes with a tuple of names"
+            f"grid: axis {name!r} must hold numbers, strings or truth values, got "
+            f"{short_repr(value)}; zip axes with a tuple of names"
         )
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, Real) and not isinstance(value, bool | int | float):
@@ -38,7 +38,7 @@ def as_value(name: str, value: Any) -> bool | int | float | str:
             value = math.inf if value > 0 else -math.inf
     if not isinstance(value, bool | int | float | str):
         raise TypeError(
-            f"grid: axis {name!r} holds {shown(value)}, not a number, string or truth value"
+            f"grid: axis {name!r} holds {short_repr(value)}, not a number, string or truth value"
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"grid: axis {name!r} holds {value!r}; any finite number is allowed")
@@ -94,7 +94,7 @@ def _check_range(name: str, value: Any, limits) -> None:
     most = int(limits.max)
     if isinstance(value, int | float) and not -most - 1 <= value <= most:
         raise ValueError(
-            f"grid: axis {name!r} holds {shown(value)}, which is beyond {limits.dtype}; use a "
+            f"grid: axis {name!r} holds {short_repr(value)}, which is beyond {limits.dtype}; use a "
             f"smaller one, {MORE_BITS}"
         )
 
@@ -106,7 +106,7 @@ def check_labels(name: str, values: Sequence) -> None:
     if any(texts) != all(texts) or any(truths) != all(truths):
         raise TypeError(
             f"grid: axis {name!r} must hold numbers, strings or truth values, and not a mixture, "
-            f"got {shown(list(values))}"
+            f"got {short_repr(list(values))}"
         )
 
 

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.checks import check_count, shown
-from negmaml._core.display import Table, displayed, tree_text
-from negmaml._core.jit import concrete
+from negmaml._core.checks import check_count, short_repr
+from negmaml._core.display import Table, add_table_repr, tree_text
+from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.meta.batching import Tasks, leading_axis
 
 
-@displayed
+@add_table_repr
 @pytree
 class Grouped:
     r"""Every group of rows is a task: schools, patients, users, of any numbers of rows.
@@ -75,7 +75,7 @@ class Grouped:
         return Tasks(*(jax.tree.map(lambda x, r=r: x[r], self.data) for r in (support, query)))
 
 
-@displayed
+@add_table_repr
 @pytree
 class Episodes:
     r"""N-way K-shot episodes: tell apart `ways` classes after seeing `shots` images of each.
@@ -167,9 +167,9 @@ def _sort(data, groups, name: str, needed: int, expression: str):
     The data may be traced, the groups not: their number and sizes make shapes.
     """
     _check_numbers("images" if name == "labels" else "data", data)
-    if not concrete(groups):
+    if not is_concrete(groups):
         raise TypeError(
-            f"{name} must be known, got {shown(groups)} under jit, grad or vmap: the sizes of "
+            f"{name} must be known, got {short_repr(groups)} under jit, grad or vmap: the sizes of "
             "groups make shapes; build the distribution before and pass it, it is a pytree"
         )
     rows, groups = leading_axis("data", data), np.asarray(groups)
@@ -190,7 +190,7 @@ def _sort(data, groups, name: str, needed: int, expression: str):
         )
     order = np.argsort(groups, kind="stable")
     # Data that are known are sorted on the host, without a second copy on the device.
-    data = jax.tree.map(lambda x: (np.asarray(x) if concrete(x) else x)[order], data)
+    data = jax.tree.map(lambda x: (np.asarray(x) if is_concrete(x) else x)[order], data)
     return jax.tree.map(jnp.asarray, data), counts
 
 
@@ -199,12 +199,13 @@ def _check_numbers(name: str, data) -> None:
     leaves = jax.tree.leaves(data, is_leaf=lambda x: x is None)
     if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
         raise TypeError(
-            f"{name} must be an array or a pytree of arrays with one entry a row, got {shown(data)}"
+            f"{name} must be an array or a pytree of arrays with one entry a row, got "
+            f"{short_repr(data)}"
         )
     for leaf in leaves:
         if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind not in "biufcV":
             raise TypeError(
-                f"{name} must hold numbers, got {shown(np.ravel(leaf)[0])}; encode text as "
+                f"{name} must hold numbers, got {short_repr(np.ravel(leaf)[0])}; encode text as "
                 "numbers, for example np.unique(text, return_inverse=True)[1]"
             )
 

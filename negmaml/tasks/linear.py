@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.display import Table, displayed, shape_text
+from negmaml._core.display import Table, add_table_repr, shape_text
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree
 from negmaml._core.settings import own_settings
@@ -14,7 +14,7 @@ from negmaml.meta.batching import Tasks
 from negmaml.problem import MixedLinearRegression
 
 
-@displayed
+@add_table_repr
 @pytree
 class Linear:
     r"""Tasks of a `MixedLinearRegression`: m linear models with weights around w0.

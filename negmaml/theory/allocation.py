@@ -18,7 +18,7 @@ import numpy as np
 
 from negmaml._core.arrays import cast
 from negmaml._core.checks import check_flag, check_nonnegative, check_optional, check_scalar
-from negmaml._core.jit import quick_jit
+from negmaml._core.jit import jit_fast_compile
 from negmaml._core.settings import own_settings
 from negmaml.problem.adapted_loss import Adapted, adapted
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -304,7 +304,7 @@ def _closing_in(evaluate: Callable, axes: list) -> tuple[tuple[float, ...], floa
     return best[1], best[0]
 
 
-@partial(quick_jit, static_argnames=("tune", "ridged"))
+@partial(jit_fast_compile, static_argnames=("tune", "ridged"))
 def _distances(setting: Setting, train: InnerRule, top, total, cells, tune: bool, ridged: bool):
     """The distance, which orders test losses at every rule of adaptation of isotropic inputs."""
 
@@ -318,7 +318,7 @@ def _distances(setting: Setting, train: InnerRule, top, total, cells, tune: bool
     return jax.vmap(one)(cells.astype(setting.p.dtype))
 
 
-@partial(quick_jit, static_argnames=("tune", "ridged"))
+@partial(jit_fast_compile, static_argnames=("tune", "ridged"))
 def _test_losses(
     at: AnisotropicInputs, train: InnerRule, top, total, after: Adapted, cells, tune, ridged
 ):

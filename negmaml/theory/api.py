@@ -10,7 +10,7 @@ from jax import lax
 
 from negmaml._core.checks import check_choice
 from negmaml._core.convergence import warn_unless
-from negmaml._core.jit import concrete, on_host, quick_jit
+from negmaml._core.jit import is_concrete, jit_fast_compile, on_host
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adapted_loss import expected_isotropic_loss
@@ -200,14 +200,14 @@ def evaluate(problem: MixedLinearRegression, train: InnerRule, meta_ridge, measu
 def _mean(of: str, problem: MixedLinearRegression, train: InnerRule, meta_ridge, measure: str):
     """One of `Moments`, of the rule's shape."""
     setting, train = _settled(problem, train, meta_ridge, measure)
-    if concrete((setting, train)) or math.prod(train.batch_shape) > BLOCK:
+    if is_concrete((setting, train)) or math.prod(train.batch_shape) > BLOCK:
         return _reported(getattr(_moments(setting, train, of == "task_error"), of))
     return traced_mean(traced_view(setting, train), setting.ridged, of)
 
 
 def _reported(found):
     """The means, with a warning where a known one is NaN."""
-    if concrete(found):
+    if is_concrete(found):
         warn_unless(not np.isnan(jax.device_get(found)).any(), UNSOLVED)
     return found
 
@@ -218,12 +218,12 @@ def _settled(problem: MixedLinearRegression, train: InnerRule, meta_ridge, measu
 
 
 def _moments(setting: Setting, train: InnerRule, with_error: bool) -> Moments:
-    if math.prod(train.batch_shape) <= ON_HOST and concrete((setting, train)):
+    if math.prod(train.batch_shape) <= ON_HOST and is_concrete((setting, train)):
         return on_host(means)(setting, train, with_error=with_error)
     return _compiled(setting, train, with_error=with_error)
 
 
-@partial(quick_jit, static_argnames="with_error")
+@partial(jit_fast_compile, static_argnames="with_error")
 def _compiled(setting: Setting, rule: InnerRule, with_error: bool) -> Moments:
     """Sizes are traced, so that one compilation serves every problem."""
     one = partial(means, setting, with_error=with_error)

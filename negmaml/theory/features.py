@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_count, check_finite, shown
+from negmaml._core.checks import check_count, check_finite, short_repr
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
@@ -196,7 +196,7 @@ def _checked(features, kernel, p):
             )
         X, K, p = None, array, check_count("p", p)
     if not array.any():
-        raise ValueError(f"{name} must not be all zero, got {shown(array)}")
+        raise ValueError(f"{name} must not be all zero, got {short_repr(array)}")
     return X, K, p
 
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core.arrays import namespace, settled
+from negmaml._core.arrays import canonicalize, namespace
 from negmaml._core.checks import check_choice, check_count, check_optional
-from negmaml._core.jit import concrete, on_host
+from negmaml._core.jit import is_concrete, on_host
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
@@ -103,8 +103,8 @@ def best_adapt_rate(
     found = weight_error(problem, train, method=method, meta_ridge=meta_ridge, measure=measure)
     if one_step:
         return _best_step(problem, found)
-    numbers = settled((problem, found, adapt), found.dtype)
-    sizes = settled((problem.n_r, problem.p), found.dtype)
+    numbers = canonicalize((problem, found, adapt), found.dtype)
+    sizes = canonicalize((problem.n_r, problem.p), found.dtype)
     return reported(
         "best_adapt_rate", _best_adaptation(numbers, sizes), parameter_grid(adapt, *sizes),
         lambda values: _adapted_loss(values, numbers, sizes),
@@ -291,7 +291,7 @@ def best_meta_ridge(
     setting, (train,) = setting_of(problem, (train,), 0.0, measure)
     numbers, setting = _parts(with_ridge(setting, setting.meta_ridge), train)
     best = _best_log_ridge(numbers, setting)
-    if concrete(numbers) and np.any(numbers[0]["offset"] > 0):
+    if is_concrete(numbers) and np.any(numbers[0]["offset"] > 0):
         reported(
             "best_meta_ridge", best, _log_ridges(setting),
             lambda values: _distance_at_ridge(values, numbers, with_spectrum(setting)),
@@ -347,7 +347,7 @@ def _best_by_expansion(problem: MixedLinearRegression, train: InnerRule):
     if problem.overparameterized:
         return jnp.asarray(stationary_train_rates(problem.p, problem.n_t)[0], dtype)
 
-    return _best_expanded(settled(problem, dtype), ())
+    return _best_expanded(canonicalize(problem, dtype), ())
 
 
 def _distance_by_expansion(rate, problem: MixedLinearRegression, _):

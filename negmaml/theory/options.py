@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from negmaml._core.checks import shown
+from negmaml._core.checks import short_repr
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,7 +33,7 @@ def named_options(function: Callable[P, R]) -> Callable[P, R]:
             value = options.pop(name)
             if not (isinstance(value, str | float | int) and value == DEFAULTS[name]):
                 raise ValueError(
-                    f"{name} is no option of theory.{function.__name__}, got {shown(value)}; "
+                    f"{name} is no option of theory.{function.__name__}, got {short_repr(value)}; "
                     f"{', '.join(_TAKEN[name])} take it"
                 )
         return function(*args, **options)

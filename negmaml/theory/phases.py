@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.arrays import cast, namespace
-from negmaml._core.checks import check_array, check_broadcast, shown
-from negmaml._core.jit import quick_jit
+from negmaml._core.checks import check_array, check_broadcast, short_repr
+from negmaml._core.jit import jit_fast_compile
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance, modes
@@ -107,8 +107,9 @@ def _settings(*given) -> tuple[Setting, tuple[int, ...]]:
     for name, value in cells.items():
         if not isinstance(value, jax.core.Tracer) and np.any(np.abs(value) > largest):
             raise ValueError(
-                f"{name} must be a number of float32, below {largest:.3g}, got {shown(value)}: "
-                "only ratios of the sizes, and of sigma, nu and the offset's root, count here"
+                f"{name} must be a number of float32, below {largest:.3g}, got "
+                f"{short_repr(value)}: only ratios of the sizes, and of sigma, nu and the offset's "
+                "root, count here"
             )
     shape = check_broadcast({name: np.shape(value) for name, value in cells.items()})
     ridged = bool(np.any(np.asarray(cells["meta_ridge"]) != 0))
@@ -120,7 +121,7 @@ def _settings(*given) -> tuple[Setting, tuple[int, ...]]:
     return Setting(**flat, ridged=ridged), shape
 
 
-@partial(quick_jit, static_argnames="only_best")
+@partial(jit_fast_compile, static_argnames="only_best")
 def _phases(settings: Setting, train: InnerRule, only_best: bool = False):
     def one(cell: Setting):
         p, n_t = cell.p, cell.n_t
@@ -160,13 +161,13 @@ def _covariance(name: str, value):
     value = check_array(name, value, "a covariance")
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
-            f"{name} must be known, got {shown(value)} inside a transformation of JAX: its "
+            f"{name} must be known, got {short_repr(value)} inside a transformation of JAX: its "
             "spectrum is condensed on the host; use theory.best_train_rate there"
         )
     return np.atleast_1d(np.asarray(value, float))
 
 
-@quick_jit
+@jit_fast_compile
 def _phases_of(settings: Setting, spectrum: Eigenvalues, train: InnerRule) -> Phase:
     """`_phases` for any covariance."""
 

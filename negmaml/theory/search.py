@@ -14,7 +14,7 @@ from jax import lax
 
 from negmaml._core.arrays import namespace
 from negmaml._core.convergence import warn_unless
-from negmaml._core.jit import concrete, on_host, quick_jit
+from negmaml._core.jit import is_concrete, jit_fast_compile, on_host
 from negmaml.rules import InnerRule
 from negmaml.theory.sensitivity import contracted, followed, nested, sensitivity_by_parts
 
@@ -83,7 +83,7 @@ def reported(name: str, found, grid, losses: Callable):
     That is where it is NaN, and where the loss falls towards an end of the grid, by more than 1e-6
     from half way between there and the middle. `losses` is as for `minimise`.
     """
-    if not concrete((found, grid)):
+    if not is_concrete((found, grid)):
         return found
     value = float(found)
     warn_unless(not np.isnan(value), f"{name} found no value with a finite loss and returns NaN")
@@ -165,13 +165,13 @@ class Optimum:
         by_parts: tuple[Callable, Callable] | None = None,
     ):
         known = on_host(search) if host else None
-        traced = jax.jit(search) if host else quick_jit(search)
+        traced = jax.jit(search) if host else jit_fast_compile(search)
         following = on_host(followed(objective)) if host else None
         program = nested(objective) if by_parts is None else sensitivity_by_parts(*by_parts)
         best = jax.custom_jvp(traced)
 
         def sensitive(at, fixed):
-            if following is not None and concrete((at, fixed)):
+            if following is not None and is_concrete((at, fixed)):
                 try:
                     return following(at, fixed)
                 except (TypeError, AttributeError):  # a rule that is written for arrays alone
@@ -186,6 +186,6 @@ class Optimum:
         self.known, self.best = known, best
 
     def __call__(self, numbers, fixed):
-        if self.known is not None and concrete((numbers, fixed)):
+        if self.known is not None and is_concrete((numbers, fixed)):
             return self.known(numbers, fixed)
         return self.best(numbers, fixed)

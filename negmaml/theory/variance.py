@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.arrays import frozen, namespace
+from negmaml._core.arrays import namespace, stop_gradient
 from negmaml._core.checks import check_array, check_flag
-from negmaml._core.jit import concrete, on_host, quick_jit
+from negmaml._core.jit import is_concrete, jit_fast_compile, on_host
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.adapted_loss import rms_filters, scale_by_filter_sq
@@ -175,7 +175,7 @@ def required_runs(
 def _covariance(problem: MixedLinearRegression, rules: tuple[InnerRule, ...], meta_ridge, measure):
     """Cov(D_1, D_2) exp(-2 (u_1 + u_2)), (u_1, u_2), E D_1: for two rules of one shape, or one."""
     setting, rules = setting_of(problem, rules, meta_ridge, measure)
-    known, count = concrete((setting, rules)), math.prod(rules[0].batch_shape)
+    known, count = is_concrete((setting, rules)), math.prod(rules[0].batch_shape)
     if known and count <= ON_HOST:
         return on_host(_of_rules)(setting, rules)
     if not known and count <= BLOCK:
@@ -184,7 +184,7 @@ def _covariance(problem: MixedLinearRegression, rules: tuple[InnerRule, ...], me
     return _in_blocks(setting, rules)
 
 
-@quick_jit
+@jit_fast_compile
 def _in_blocks(setting: Setting, rules: tuple[InnerRule, ...]):
     flat = tuple(flat_batch(rule) for rule in rules)
     results = lax.map(partial(_of_rules, setting), flat, batch_size=BLOCK)
@@ -221,7 +221,7 @@ def _balanced(found: Solved) -> tuple[Seen, Any]:
     where it is zero.
     """
     seen = found.seen
-    limit = frozen(leading(seen, found.point)[0])
+    limit = stop_gradient(leading(seen, found.point)[0])
     xp = namespace(limit)
     unit = xp.sqrt(xp.sqrt(xp.where(limit > 0, limit, 1.0)))
     scaled = seen._replace(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_count, shown
+from negmaml._core.checks import check_count, short_repr
 from negmaml._core.pytree import as_pytree
 from negmaml.meta.batching import Tasks
 from negmaml.training.sharding import Spread
@@ -32,7 +32,7 @@ def task_source(name: str, tasks) -> tuple[Any, Iterable | None]:
         return Partial(_fixed, tasks), None
     if isinstance(tasks, Iterable) and not isinstance(tasks, str | bytes | dict | jax.Array):
         if isinstance(tasks, Sized) and not len(tasks):
-            raise ValueError(f"{name} must hold at least one batch, got {shown(tasks)}")
+            raise ValueError(f"{name} must hold at least one batch, got {short_repr(tasks)}")
         return None, tasks
     raise TypeError(
         f"{name} must be a function key -> tasks, an iterable of batches such as a DataLoader, or "
@@ -45,7 +45,7 @@ def _check_takes_a_key(name: str, sample) -> None:
         inspect.signature(sample).bind("key")
     except TypeError as mismatch:
         raise TypeError(
-            f"{name} must be a function of a key alone, got {shown(sample)} ({mismatch})"
+            f"{name} must be a function of a key alone, got {short_repr(sample)} ({mismatch})"
         ) from None
     except ValueError:  # built in, without a signature
         return

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from negmaml._core.checks import check_count, check_flag, check_optional
 from negmaml._core.convergence import warn_unless
 from negmaml._core.deprecation import renamed_arguments
-from negmaml._core.display import Table, displayed, shape_text
+from negmaml._core.display import Table, add_table_repr, shape_text
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
@@ -36,7 +36,7 @@ from negmaml.training.carried import Carried
 NORMAL_95 = 1.959964  # half the width of the interval in standard errors
 
 
-@displayed
+@add_table_repr
 class Evaluation(NamedTuple):
     """What `evaluate` returns.
 

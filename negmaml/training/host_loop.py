@@ -19,7 +19,7 @@ from negmaml._core.checks import (
     check_count,
     check_flag,
     check_optional,
-    shown,
+    short_repr,
 )
 from negmaml._core.display import shape_text
 from negmaml._core.extras import require
@@ -59,7 +59,7 @@ class Watch(NamedTuple):
                 raise ValueError(f"{name} needs {what}=, got {every} without it")
         if self.directory is not None and not _is_path(self.directory):
             raise TypeError(
-                f"checkpoint must be the path of a directory, got {shown(self.directory)}"
+                f"checkpoint must be the path of a directory, got {short_repr(self.directory)}"
             )
         check_choice("resume", self.resume, ("strict", "any"))
         if self.callback is not None:

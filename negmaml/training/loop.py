@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_callable, check_count, shown
+from negmaml._core.checks import check_callable, check_count, short_repr
 from negmaml._core.convergence import ConvergenceWarning
 from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.keys import check_key
@@ -203,7 +203,8 @@ class _Looks(NamedTuple):
             for name, value in (("patience", patience), ("evaluation_tasks", tasks)):
                 if value is not None:
                     raise ValueError(
-                        f"{name} needs evaluate and evaluate_every, got {shown(value)} without them"
+                        f"{name} needs evaluate and evaluate_every, got {short_repr(value)} "
+                        "without them"
                     )
             return self
         if tasks is None and sample is None:
@@ -235,7 +236,7 @@ def _made(optimizer, params) -> Partial:
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "optimizer must be an optax.GradientTransformation such as optax.adam(1e-3), or a "
-            f"jax.tree_util.Partial that makes one, got {shown(optimizer)}"
+            f"jax.tree_util.Partial that makes one, got {short_repr(optimizer)}"
         )
     return Partial(_Given(known_optimizer(optimizer, params)))
 

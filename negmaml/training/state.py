@@ -12,7 +12,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
 from negmaml._core.deprecation import renamed_attribute
-from negmaml._core.display import Table, displayed, shape_text, tree_text
+from negmaml._core.display import Table, add_table_repr, shape_text, tree_text
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.partition import merge
 from negmaml.meta.shape_errors import Explained
@@ -23,7 +23,7 @@ from negmaml.training.sharding import Spread, unconverged_share
 TRAINING, EVALUATION = 0, 1  # what the key is folded with
 
 
-@displayed
+@add_table_repr
 class FitResult(NamedTuple):
     """What `fit` returns.
 

@@ -8,7 +8,7 @@ import numpy as np
 import negmaml as nm
 from negmaml import linear
 from negmaml import problem as problems
-from negmaml._core.checks import shown
+from negmaml._core.checks import short_repr
 from tests.calls.form import Right, Wrong, wrong
 from tests.calls.rules import COUNTS
 
@@ -119,8 +119,8 @@ def simulated(**changes):
 
 
 RIGHT = [
-    *(Right(f"{call.__name__}, {name}={shown(given)}", lambda f=call, n=name, g=given: f(**{n: g}),
-            lambda f=call, n=name, p=plain: f(**{n: p})) for call, name, given, plain in GIVEN_AS),
+    *(Right(f"{call.__name__}, {name}={short_repr(given)}",
+            lambda f=call, n=name, g=given: f(**{n: g}), lambda f=call, n=name, p=plain: f(**{n: p})) for call, name, given, plain in GIVEN_AS),
     Right("a raw key", lambda: simulated(key=jax.random.PRNGKey(0)), simulated),
     Right("a key of NumPy", lambda: simulated(key=np.array([0, 0], np.uint32)), simulated),
     Right("runs of NumPy", lambda: simulated(runs=np.int16(4)), simulated),

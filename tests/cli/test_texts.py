@@ -26,7 +26,7 @@ def values(key, a, kind):
 """
 
 
-def shown(text):
+def short_repr(text):
     """As a terminal gets it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -34,7 +34,7 @@ def shown(text):
 def assert_printed(text, capsys):
     """A text appears as it is, with its control characters spelled out, on any number of lines."""
     out, err = capsys.readouterr()
-    assert shown(text) in "".join((out + err).split("\n")).replace("│", "").replace(" ", "")
+    assert short_repr(text) in "".join((out + err).split("\n")).replace("│", "").replace(" ", "")
     assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
@@ -173,9 +173,9 @@ def test_commands_of_figures_write_into_any_folder(command, folder, capsys, monk
 def test_tables_and_lines_have_no_markup_in_any_part(capsys):
     for text in [*MARKUP, *ESCAPES]:
         output.say(text)
-        output.print_table((text, "b"), [(text, text)], text, shown(text))
+        output.print_table((text, "b"), [(text, text)], text, short_repr(text))
         out = capsys.readouterr().out
-        assert out.count(shown(text)) == 6
+        assert out.count(short_repr(text)) == 6
         assert all(c.isprintable() or c == "\n" for c in out)
 
 
@@ -186,7 +186,7 @@ def test_errors_of_any_text_are_printed_as_they_are(name, capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "_command", lambda _: fail)
     assert cli.run(["info"]) == 2
-    assert capsys.readouterr().err == f"negmaml: got {shown(name)}\n"
+    assert capsys.readouterr().err == f"negmaml: got {short_repr(name)}\n"
 
 
 @pytest.mark.parametrize("name", ["[/b]", "\x1b[31m"])

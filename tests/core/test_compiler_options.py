@@ -1,6 +1,6 @@
 """Programs compiled with options of our own have the values of those compiled with XLA's defaults.
 
-Every `QuickJit` of the package registers itself and needs an entry here: a call of the public
+Every `FastCompileJit` of the package registers itself and needs an entry here: a call of the public
 interface that runs it.
 """
 
@@ -14,7 +14,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import theory
-from negmaml._core.jit import QuickJit, concrete, registered
+from negmaml._core.jit import FastCompileJit, is_concrete, registered
 
 KEY = jax.random.key(3)
 ADAPT = nm.GradientDescent(0.2)
@@ -195,9 +195,9 @@ ENTRIES = [
 ]
 
 
-def named(program: QuickJit) -> tuple[str, str, str]:
+def named(program: FastCompileJit) -> tuple[str, str, str]:
     function = program.function
-    return function.__module__.removeprefix("negmaml."), function.__qualname__, program.work
+    return function.__module__.removeprefix("negmaml."), function.__qualname__, program.profile
 
 
 def test_every_program_with_options_has_an_entry():
@@ -228,15 +228,15 @@ def varied(tree, seed: int):
 def test_options_of_the_compiler_change_nothing(module, function, work, call, monkeypatch, x64):
     """To rounding, on the call's inputs and two random ones."""
     seen = []
-    run = QuickJit.__call__
+    run = FastCompileJit.__call__
 
     def recording(self, *arguments, **keywords):
         wanted = named(self) == (module, function, work)
-        if wanted and not seen and concrete(arguments):
+        if wanted and not seen and is_concrete(arguments):
             seen.append((self, arguments, keywords))
         return run(self, *arguments, **keywords)
 
-    monkeypatch.setattr(QuickJit, "__call__", recording)
+    monkeypatch.setattr(FastCompileJit, "__call__", recording)
     call()
     program, arguments, keywords = seen[0]
     for seed in range(3):

@@ -7,7 +7,7 @@ import pytest
 
 from negmaml._core.display import (
     Table,
-    displayed,
+    add_table_repr,
     mean_range_text,
     mean_text,
     shape_text,
@@ -26,7 +26,7 @@ def test_a_table_is_aligned_and_escaped():
 
 
 def test_a_class_prints_its_summary():
-    @displayed
+    @add_table_repr
     class Thing:
         def _summary(self):
             return Table("Thing", [("size", "3")])

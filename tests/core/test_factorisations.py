@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml._core.factorisations import SAFE_WORK, eigh, in_small_batches, inverse, linear_solve
+from negmaml._core.factorisations import SAFE_WORK, cpu_safe_vmap, eigh, inverse, linear_solve
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("count", [1, 5, 16, 37])
 def test_small_batches_are_the_whole(count):
     """Nested, with arrays that all share, and with batches that do not go into the count."""
-    double = in_small_batches(lambda n, k: SAFE_WORK / 5)(lambda A, b: A @ b)
+    double = cpu_safe_vmap(lambda n, k: SAFE_WORK / 5)(lambda A, b: A @ b)
     A, b = np.arange(count * 12.0).reshape(count, 1, 4, 3), np.arange(6.0).reshape(2, 3)
     nested = jax.vmap(jax.vmap(double, (None, 0)), (0, None))
     np.testing.assert_allclose(nested(A[:, 0], b), np.einsum("xij,yj->xyi", A[:, 0], b))

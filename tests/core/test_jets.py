@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from negmaml._core import jets
-from negmaml._core.arrays import frozen, namespace
+from negmaml._core.arrays import namespace, stop_gradient
 
 X, A, B = np.array(0.7), np.array([0.3, 1.1, -0.4]), np.array(1.3)
 
@@ -21,7 +21,11 @@ def chosen(x, a, b):
     xp = namespace(x, a, b)
     larger, least = xp.maximum(a * x, b - 0.5), xp.min(a * a - x, -1)
     far = xp.where(xp.isfinite(a) & (np.arange(3) > 0), xp.abs(a) * x**2, b)
-    return (larger * xp.clip(a, -x, b)).sum(-1) + least * xp.max(far, -1) - 1 / frozen(x + b) * b
+    return (
+        (larger * xp.clip(a, -x, b)).sum(-1)
+        + least * xp.max(far, -1)
+        - 1 / stop_gradient(x + b) * b
+    )
 
 
 def shaped(x, a, b):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from negmaml._core import jit as compilation
-from negmaml._core.jit import compiler_options, quick_jit
+from negmaml._core.jit import compiler_options, jit_fast_compile
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def power(x, n):
 
 
 def test_a_quick_function_works_alone_and_within_every_transformation():
-    quick = quick_jit(power, static_argnames="n")
+    quick = jit_fast_compile(power, static_argnames="n")
     x = jnp.array([1.0, -2.0])
     assert quick(x, n=2) == quick(x, 2) == 5
     assert jax.jit(lambda x: quick(x, 2))(x) == 5

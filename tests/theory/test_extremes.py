@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml._core.arrays import settled
+from negmaml._core.arrays import canonicalize
 from negmaml.rules import Schedule
 from negmaml.theory import (
     best_adapt_rate,
@@ -72,7 +72,7 @@ def test_single_precision_is_within_one_per_cent(problem, train, ridge):
     found = []
     for dtype in (np.float64, np.float32):
         setting, (rule,) = setting_of(problem, (train,), ridge, "auto")
-        setting, rule = settled(setting, dtype), settled(rule, dtype)
+        setting, rule = canonicalize(setting, dtype), canonicalize(rule, dtype)
         with np.errstate(all="ignore"):
             found.append(means(setting, rule).distance)
     double, single = found

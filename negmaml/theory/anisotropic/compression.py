@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.arrays import frozen, namespace
+from negmaml._core.arrays import namespace, stop_gradient
 
 BINS = 64
 # Spectra up to this length are not compressed.
@@ -57,13 +57,13 @@ def compress(s, o, d, weights, bin_weights=None) -> Eigenvalues:
 
 
 def _sort_descending(xp, found: Eigenvalues) -> Eigenvalues:
-    order = xp.argsort(frozen(xp.where(found.count > 0, -found.s, 0)))
+    order = xp.argsort(stop_gradient(xp.where(found.count > 0, -found.s, 0)))
     return Eigenvalues(*(None if x is None else x[..., order] for x in found))
 
 
 def _two_point_quadrature(xp, s, count, o, d, weights, bin_weights) -> Eigenvalues:
     """Return two nodes for each bin, as the head of this module says."""
-    logs = frozen(xp.log(s))
+    logs = stop_gradient(xp.log(s))
     low, high = xp.min(logs), xp.max(logs)
     width = xp.maximum(high - low, np.finfo(s.dtype).eps) / BINS
     bins = xp.clip(((logs - low) / width).astype(int), 0, BINS - 1)

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.arrays import namespace, settled, working_dtype
-from negmaml._core.batching import in_blocks, mapped_by
+from negmaml._core.arrays import canonicalize, namespace, working_dtype
+from negmaml._core.batching import batched_custom_vmap, in_blocks
 from negmaml._core.checks import check_nonnegative
-from negmaml._core.jit import concrete, quick_jit
+from negmaml._core.jit import is_concrete, jit_fast_compile
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.problem import MixedLinearRegression, adapted
@@ -132,14 +132,14 @@ def make_inputs(
     dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
     n_v = problem.n_t if train_train else problem.n_v
     numbers = problem.m, problem.n_t, n_v, problem.sigma, meta_ridge
-    *spectrum, fourth_moments = settled((s, o, d, weights, fourth_moments), np.float64)
+    *spectrum, fourth_moments = canonicalize((s, o, d, weights, fourth_moments), np.float64)
     inputs = inputs_from_spectrum(
         *spectrum, *numbers, ridged=not is_zero(meta_ridge), fourth_moments=fourth_moments
     )
     inputs = dataclasses.replace(inputs, train_train=train_train)
-    if concrete((inputs, train)):
-        _check_pencil(inputs, settled(train, dtype))
-    return settled((inputs, train), dtype)
+    if is_concrete((inputs, train)):
+        _check_pencil(inputs, canonicalize(train, dtype))
+    return canonicalize((inputs, train), dtype)
 
 
 def _check_pencil(at: AnisotropicInputs, train: InnerRule) -> None:
@@ -194,18 +194,18 @@ def predict(
 
 def predict_traced(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     """Return `predict` of made inputs; sizes are traced, so that problems share programs."""
-    single = math.prod(rule.batch_shape) == 1 and concrete((at, rule))
+    single = math.prod(rule.batch_shape) == 1 and is_concrete((at, rule))
     return (_predict_single if single else _predict_batch)(at, rule)
 
 
-@partial(quick_jit, work="trivial")
+@partial(jit_fast_compile, profile="trivial")
 def _predict_single(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     """Predict one rule, without the batching of `_predict_batch`, which takes time to trace."""
     found = _predict(at, jax.tree.map(lambda x: x[0], flat_batch(rule)))
     return _assemble(at, rule, jax.tree.map(lambda x: x[None], found))
 
 
-@quick_jit
+@jit_fast_compile
 def _predict_batch(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     return _assemble(at, rule, jax.vmap(_predict_rule, (None, 0))(at, flat_batch(rule)))
 
@@ -239,7 +239,9 @@ def _predict(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     return found._replace(converged=found.converged == 1)
 
 
-_predict_in_blocks = mapped_by(lambda each, stacks, _: in_blocks(each, stacks, BLOCK))(_predict)
+_predict_in_blocks = batched_custom_vmap(lambda each, stacks, _: in_blocks(each, stacks, BLOCK))(
+    _predict
+)
 
 
 def finite_size_means(system: PencilSystem, ridged: bool) -> Prediction:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.arrays import contract, namespace, settled, working_dtype
+from negmaml._core.arrays import canonicalize, contract, namespace, working_dtype
 from negmaml._core.pytree import pytree, static
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import InnerRule, check_rule
@@ -119,7 +119,7 @@ def best_adapt_rate(
     if train.batch_shape != ():
         raise ValueError(f"train must have one scalar parameter for this adapt, got {train!r}")
     dtype = working_dtype(problem, train, adapt, meta_ridge)
-    numbers = settled((problem, train, adapt, meta_ridge), dtype)
+    numbers = canonicalize((problem, train, adapt, meta_ridge), dtype)
     return reported(
         "best_adapt_rate", _best_adaptation(numbers, ()), _adapt_grid(problem, adapt),
         lambda values: _adapted_losses(values, numbers),
@@ -177,7 +177,7 @@ def _numbers(problem: MixedLinearRegression, train: InnerRule, adapt: InnerRule 
     """Return (inputs, rule, goal), the numbers that an optimum depends on."""
     weights, goal = _goal(problem, adapt)
     at, train = make_inputs(problem, train, meta_ridge, weights)
-    return at, train, settled(goal, at.m.dtype)
+    return at, train, canonicalize(goal, at.m.dtype)
 
 
 def _goal(problem: MixedLinearRegression, adapt: InnerRule | None):

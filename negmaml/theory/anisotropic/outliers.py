@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.arrays import frozen, namespace
+from negmaml._core.arrays import namespace, stop_gradient
 from negmaml._core.factorisations import inverse
 from negmaml.theory.anisotropic.equations import (
     Marginal,
@@ -162,7 +162,7 @@ def chi_square(n):
     steps = (np.arange(POINTS) + 0.5).astype(deviation.dtype) / POINTS
     root = low + (middle + REACH * deviation - low) * steps
     log_weight = (1.5 * n - 1) * xp.log(root) - n * root**3 / 2
-    weight = xp.exp(log_weight - frozen(log_weight).max())
+    weight = xp.exp(log_weight - stop_gradient(log_weight).max())
     return root**3, weight / xp.sum(weight)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core import tape
-from negmaml._core.arrays import contract, frozen, namespace
+from negmaml._core.arrays import contract, namespace, stop_gradient
 from negmaml._core.factorisations import inverse
 from negmaml._core.settings import own_settings
 from negmaml.theory.anisotropic.equations import (
@@ -102,7 +102,7 @@ def _host_root(system: PencilSystem, ridged: bool):
     The first steps are of plain values. Each of the others makes the derivatives of one more order
     exact.
     """
-    known = frozen(system)
+    known = stop_gradient(system)
     with np.errstate(all="ignore"):
         point, error = _search(known, ridged)
     for _ in range(2):

@@ -27,7 +27,7 @@ from jax import lax
 
 from negmaml._core.arrays import contract
 from negmaml._core.factorisations import inverse
-from negmaml._core.jit import quick_jit
+from negmaml._core.jit import jit_fast_compile
 from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import InnerRule, flat_batch
 from negmaml.rules.pencil import Pencil
@@ -87,7 +87,7 @@ def difference(
     return a, b, cross, mean - other
 
 
-@quick_jit
+@jit_fast_compile
 def covariances(at: AnisotropicInputs, first: InnerRule, second: InnerRule | None):
     """Return covariances of the forms after two rules, or after one rule if `second` is None.
 

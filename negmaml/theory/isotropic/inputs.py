@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.arrays import settled, working_dtype
-from negmaml._core.checks import check_nonnegative, shown
+from negmaml._core.arrays import canonicalize, working_dtype
+from negmaml._core.checks import check_nonnegative, short_repr
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import InnerRule, check_filters
@@ -58,7 +58,7 @@ def setting_of(
     check_problem(problem)
     if not problem.isotropic:
         raise ValueError(
-            f"problem must not have covariances here, got {shown(problem)}: this part of the "
+            f"problem must not have covariances here, got {short_repr(problem)}: this part of the "
             "theory is for isotropic inputs and weights; test_loss, weight_error, train_task_error "
             "and the best rates and ridge take them"
         )
@@ -67,9 +67,9 @@ def setting_of(
     sizes = problem.p, problem.m, problem.n_t, problem.n_v
     dtype = working_dtype(rules, numbers)
     quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].spectral().entire)
-    values = dict(zip(SCALARS, settled((*sizes, *numbers), dtype), strict=True))
+    values = dict(zip(SCALARS, canonicalize((*sizes, *numbers), dtype), strict=True))
     setting = Setting(**values, quadrature=quadrature, ridged=not is_zero(meta_ridge))
-    return setting, settled(rules, dtype)
+    return setting, canonicalize(rules, dtype)
 
 
 def checked(problem, meta_ridge, **rules) -> list:

@@ -22,7 +22,7 @@ well.
 
 from typing import Any, NamedTuple
 
-from negmaml._core.arrays import frozen, namespace
+from negmaml._core.arrays import namespace, stop_gradient
 from negmaml.theory.isotropic.eigenvalue_scatter import log_growth
 from negmaml.theory.isotropic.hessian import first_order
 from negmaml.theory.isotropic.logarithms import squared_unit
@@ -109,7 +109,7 @@ def _ratio(first, leading):
     xp = namespace(leading)
     # In units of the leading term: its square may be no number.
     none = leading == 0
-    unit = frozen(xp.where(none, 1.0, leading))
+    unit = stop_gradient(xp.where(none, 1.0, leading))
     return xp.where(none, 0.0, (first / unit) / xp.where(none, 1.0, leading / unit))
 
 

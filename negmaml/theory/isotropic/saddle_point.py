@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from negmaml._core import jets, tape
-from negmaml._core.arrays import frozen, namespace
+from negmaml._core.arrays import namespace, stop_gradient
 from negmaml._core.settings import own_settings
 from negmaml.rules import InnerRule
 from negmaml.theory.isotropic.inputs import Setting
@@ -106,7 +106,7 @@ def solve(tasks: TrainingSet, ridged: bool) -> Root:
     """
     xp = namespace(tasks)
     if xp is jets or xp is tape:
-        return _followed(xp, tasks, _search(frozen(tasks), ridged))
+        return _followed(xp, tasks, _search(stop_gradient(tasks), ridged))
     return _search(tasks, ridged) if xp is np else _root(tasks, ridged)
 
 
@@ -148,7 +148,7 @@ def _followed(xp, tasks: TrainingSet, root: Root) -> Root:
     that are mixed; of t and k the values are those of the root, where nothing cancels.
     """
     y = root.log_kappa
-    t, k, known = root.t, root.k, frozen(tasks)
+    t, k, known = root.t, root.k, stop_gradient(tasks)
     free, fitted = shares(known.log_b, y)
     f, w = known.mean(free), known.mean(free * fitted)
     slope = known.p * w * k / f + t * (f * k + (known.m - 1) * w) / f**2

@@ -6,7 +6,7 @@ make the theory's numbers of them.
 
 from typing import Any, NamedTuple
 
-from negmaml._core.arrays import frozen, namespace
+from negmaml._core.arrays import namespace, stop_gradient
 from negmaml.theory.isotropic.logarithms import (
     largest_exponent,
     largest_log_ratio,
@@ -73,12 +73,12 @@ def in_units(tasks: TrainingSet, root: Root) -> Seen:
         -half[..., None] if known else tasks.scale - xp.maximum(half[..., None], tasks.log_b - top)
     )
     largest = xp.maximum(
-        xp.max(capped, -1) * tasks.tasks, xp.sqrt(frozen(tasks.offset)) * xp.ones_like(half)
+        xp.max(capped, -1) * tasks.tasks, xp.sqrt(stop_gradient(tasks.offset)) * xp.ones_like(half)
     )
     labels = log_at_least_tiny(xp.max(xp.abs(tasks.label), -1)) + xp.max(log_label, -1)
     noise = log_at_least_tiny(tasks.sigma) + xp.maximum(labels, -half)
     noise = xp.where(tasks.sigma > 0, noise, least)
-    log_amplitude = frozen(xp.maximum(xp.maximum(log_at_least_tiny(largest), noise), least))
+    log_amplitude = stop_gradient(xp.maximum(xp.maximum(log_at_least_tiny(largest), noise), least))
 
     unit, sigma = exp(-log_amplitude), tasks.sigma[..., None]
 
