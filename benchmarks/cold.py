@@ -1,29 +1,29 @@
-"""What a user waits for: every command and every first call, each in a fresh process.
+"""Time of every command and every first call in a fresh process.
 
 python benchmarks/cold.py                    this tree, three rounds
 python benchmarks/cold.py --tree DIR         another one, such as a release to compare with
-python benchmarks/cold.py --only predict     rows whose name has the word
+python benchmarks/cold.py --only predict     rows whose name contains the word
 
-CPU seconds (user and system, children included), the best of the rounds, and their ratio to a bare
-start of JAX measured in the same rounds: ratios hold on a machine that does other things too.
-Commands run without the cache on disk and, the rows marked (again), a second time with it. One more
-run of each counts the programs that are lowered, the equations in them, and the seconds that XLA
-takes to compile them. Rows of methods are the scripts of `benchmarks/reproduction.py`, which
-simulate the panels of the figures and nothing else, beside the same from the package with theory.
-Modules of the package are compiled beforehand, as an installer does it.
+CPU seconds (user and system, with children), the least of the rounds, and their ratio to a bare
+start of JAX in the same rounds, which is comparable between busy and idle machines. Commands run
+without the cache on disk, and a second time with it in rows marked (again). One more run of each
+counts the programs that are lowered, their equations, and the seconds of compilation by XLA. Rows
+"panels" are the methods of `benchmarks/reproduction.py`, which only simulate the panels of the
+figures, and the package with its theory. Modules of the package are compiled before, as by an
+installer.
 """
 
-import argparse
 import os
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = Path(__file__).parent
+import harness
+from harness import HERE
+
 BARE = "import jax; jax.jit(lambda x: x + 1)(1.0)"
 SETUP = """
 import jax, dataclasses, negmaml as nm
@@ -63,7 +63,7 @@ PANELS = """
 import jax; from negmaml.paper.reproduce import PROBLEMS, experiments
 dict(experiments(list(PROBLEMS), jax.random.key(0)))
 """
-# Counts, at the end of a process, what was lowered and compiled in it.
+# Counts the programs lowered and compiled in a process, at its end.
 COUNTED = """
 import atexit, os, runpy, sys, jax, jax.monitoring
 from jax._src.interpreters import mlir
@@ -98,8 +98,11 @@ exec(what) if kind == "-c" else runpy.run_module(what, run_name="__main__", alte
 """
 
 
+NO_COUNTS = ["", "", ""]
+
+
 class Row(NamedTuple):
-    """What to run: arguments of Python, which one, and whether with the cache on disk."""
+    """Arguments of a Python interpreter, and whether to run it again with the cache on disk."""
 
     arguments: list[str]
     again: bool = False
@@ -120,7 +123,7 @@ def cost(row: Row, setting: dict[str, str], folder: Path, cache: str) -> tuple[f
     return seconds, usage.ru_maxrss / 1024
 
 
-def counts(row: Row, setting: dict[str, str], folder: Path) -> str:
+def counts(row: Row, setting: dict[str, str], folder: Path) -> list[str]:
     """Programs, equations and seconds of compiling, as cells of the table."""
     file = folder / "counts"
     file.unlink(missing_ok=True)
@@ -131,13 +134,13 @@ def counts(row: Row, setting: dict[str, str], folder: Path) -> str:
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     if not file.exists():
-        return "| | "
+        return NO_COUNTS
     programs, equations, seconds = file.read_text().split()
-    return f"{programs} | {equations} | {float(seconds):.2f}"
+    return [programs, equations, f"{float(seconds):.2f}"]
 
 
 def rows(only: str, methods: list[str], torch_python: str):
-    """(name, what to run)."""
+    """Yield the name and the `Row` of each process."""
     for name, script in SCRIPTS.items():
         if only in name or name.startswith("bare"):
             yield name, Row(["-c", script])
@@ -148,26 +151,12 @@ def rows(only: str, methods: list[str], torch_python: str):
     for method in methods:
         name = f"panels, {method}"
         if only in name:
-            script = (
-                PANELS
-                if method == "negmaml"
-                else METHOD_SCRIPT.format(here=str(HERE), method=method)
-            )
-            yield (
-                name,
-                Row(["-c", script], False, torch_python if method == "torch" else sys.executable),
-            )
+            script = METHOD_SCRIPT.format(here=str(HERE), method=method)
+            python = torch_python if method == "torch" else sys.executable
+            yield name, Row(["-c", PANELS if method == "negmaml" else script], False, python)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tree", type=Path, default=HERE.parent)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--methods", default="numpy-batched torch jax-vmap negmaml")
-    parser.add_argument("--torch-python", default=sys.executable, help="of the torch method")
-    given = parser.parse_args()
+def main(given, report) -> None:
     best: dict[str, tuple[float, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder, cache = Path(scratch), str(Path(scratch) / "programs")
@@ -183,16 +172,24 @@ def main() -> None:
                 seen = cost(row, setting, folder, cache if row.again else "off")
                 best[name] = min(best.get(name, seen), seen)
         counted = {
-            name: "| | " if row.again else counts(row, setting, folder)
+            name: NO_COUNTS if row.again else counts(row, setting, folder)
             for name, row in wanted.items()
         }
     bare = best["bare start of JAX"][0]
-    print(f"{time.strftime('%Y-%m-%d')}, {given.tree}")
-    heads = "CPU, s", "/ bare start", "peak MiB", "programs", "equations", "compiling, s"
-    print(f"| in a fresh process | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
+    report.note(str(given.tree))
+    head = "CPU, s", "/ bare start", "peak MiB", "programs", "equations", "compiling, s"
+    report.table("in a fresh process", *head)
     for name, (seconds, peak) in best.items():
-        print(f"| {name} | {seconds:.2f} | {seconds / bare:.1f} | {peak:.0f} | {counted[name]} |")
+        report.row(name, f"{seconds:.2f}", f"{seconds / bare:.1f}", f"{peak:.0f}", *counted[name])
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        harness.option("--tree", type=Path, default=HERE.parent, help="the source to measure"),
+        harness.option("--rounds", type=int, default=3),
+        harness.option("--only", default="", help="part of the names of rows"),
+        harness.option("--methods", default="numpy-batched torch jax-vmap negmaml"),
+        harness.option("--torch-python", default=sys.executable, help="interpreter with torch"),
+    )

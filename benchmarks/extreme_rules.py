@@ -1,10 +1,11 @@
-"""Which inner rule is best by theory: one step or several, flow, proximal, of either sign.
+"""The best inner rule by theory: one step or several, flow, proximal, of either sign.
 
-For every problem the best parameter of each rule (global, both signs), the distance
-E|omega* - w0|^2 there relative to one step at its own best rate, and a simulation of that distance
-with its standard error. The start is off by as much as tasks differ. float64.
+For every problem the best parameter of each rule (global, both signs), the weight error
+E|omega* - w0|^2 there relative to one step at its own best rate, and a simulation of it with its
+standard error. The start is as far from w0 as tasks are. float64.
 """
 
+import harness
 import jax
 
 import negmaml as nm
@@ -26,8 +27,8 @@ PROBLEMS = {
 RUNS = 2000
 
 
-def row(name, problem):
-    """The cells of one problem: parameter, ratio to one step, z-score of the simulation."""
+def cells_of(problem):
+    """The cells of one problem: parameter, ratio to one step, and the ratio by simulation."""
     cells, reference = [], None
     for rule in RULES.values():
         best = nm.theory.best_train_rate(problem, rule)
@@ -40,16 +41,15 @@ def row(name, problem):
         error = float(runs.std() / RUNS**0.5)
         simulated = f"{float(runs.mean()) / reference:.3f} ± {error / reference:.3f}"
         cells.append(f"{float(best):.3g}: {distance / reference:.3f} ({simulated})")
-    return f"| {name} | " + " | ".join(cells) + " |"
+    return cells
 
 
-def main():
-    """Print the table."""
+def main(_, report):
     jax.config.update("jax_enable_x64", True)
-    print("| problem | " + " | ".join(RULES) + " |\n|---|" + "---|" * len(RULES))
+    report.table("problem", *RULES, texts=1 + len(RULES))
     for name, problem in PROBLEMS.items():
-        print(row(name, problem), flush=True)
+        report.row(name, *cells_of(problem))
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main, __doc__)

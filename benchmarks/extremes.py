@@ -1,24 +1,23 @@
-"""The theory on inputs of every size: what is NaN, infinite, imprecise or has no derivative.
+"""The theory on inputs of all sizes: counts results that are NaN, infinite or imprecise.
 
 python benchmarks/extremes.py [--groups 100] [--seed 0] [--only NUMBER ...] [--examples]
 
-A group has sizes of its own and a rule for training and one for adapting, of any family; its 40
-inputs differ in all that is no size. Every input goes three ways: a plain call (NumPy's float64,
-returned as float32), a vmap in float64 and one in float32, of the same numbers.
-Derivatives are those of the test loss in sigma, nu, the tuned parameter and the ridge. Counted are
+A group has fixed sizes, and rules of any family for training and adapting. Its 40 inputs differ in
+everything else. Every input is evaluated three times on the same numbers: by a plain call (NumPy's
+float64, returned as float32), by a vmap in float64, and by a vmap in float32. Derivatives are those
+of the test loss in sigma, nu, the tuned parameter and the ridge. The counts are
 
-NaN             by the method that the line names
-infinite        in float32 where float64 has a number that float32 could hold
-1%, 10%, 2x     more than that between float32 and float64
-gradient        a derivative that is not finite, where the loss and the derivative in float64 (as
-                far as float32 could hold it) are
+NaN             by the method in the row
+infinite        in float32, where the float64 result fits in float32
+1%, 10%, 2x     differences of more than that between float32 and float64
+gradient        derivatives that are not finite, where the loss and the float64 derivative are
 """
 
-import argparse
 import collections
 import time
 import warnings
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,7 @@ from negmaml.theory.isotropic.spectral_density import EXACT_UP_TO, EXACT_UP_TO_E
 
 EACH = 40
 LARGEST = float(np.finfo(np.float32).max)
-QUANTITIES = ("test loss", "distance", "task error", "deviation of the loss")
+QUANTITIES = ("test loss", "weight error", "task error", "deviation of the loss")
 
 
 def sizes(rng):
@@ -90,7 +89,7 @@ def draw_rule(rng, n, p):
 
 
 def draw(rng):
-    """The sizes, the two rules, and what differs within a group: a dict of arrays (EACH, ...)."""
+    """Draw the sizes, the two rules, and the inputs of a group, a dict of arrays (EACH, ...)."""
     size = sizes(rng)
     train, numbers = draw_rule(rng, size["n_t"], size["p"])
     adapt, others = draw_rule(rng, size["n_r"], size["p"])
@@ -192,7 +191,7 @@ def faults(values, slopes):
 
 
 def kind(group):
-    """What the larger programs of a group depend on; sizes do not enter but by this."""
+    """The properties of a group that determine its programs, besides the sizes."""
     size, train, adapt, inputs = group
     one = at(inputs, 0)
     rule, smaller = train(*one["train"]), min(size["n_t"], size["p"])
@@ -218,14 +217,7 @@ def example(number, name, where, group, values, slopes):
     )
 
 
-def main():
-    """Print the counts as they grow, and the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--groups", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, nargs="*", help="numbers of groups, all if left out")
-    parser.add_argument("--examples", action="store_true", help="print the inputs that fail")
-    options = parser.parse_args()
+def main(options, report):
     rng = np.random.default_rng(options.seed)
     counts = collections.defaultdict(lambda: np.zeros(len(QUANTITIES), int))
     warnings.simplefilter("ignore", RuntimeWarning)
@@ -241,15 +233,21 @@ def main():
         for name, where in faults(values, slopes).items():
             counts[name] += where.sum(0)
             if options.examples and where.any():
-                print(example(number, name, where, group, values, slopes), flush=True)
+                harness.progress(example(number, name, where, group, values, slopes))
         some = {name: count.tolist() for name, count in counts.items() if count.any()}
         passed = time.perf_counter() - begun
-        print(f"{done}/{len(order)} groups, {passed:.0f} s (number {number}): {some}", flush=True)
-    print(f"{len(order) * EACH} inputs\n| fault | " + " | ".join(QUANTITIES) + " |")
-    print("|---|" + "---:|" * len(QUANTITIES))
+        harness.progress(f"{done}/{len(order)} groups, {passed:.0f} s (number {number}): {some}")
+    report.table(f"fault, of {len(order) * EACH} inputs", *QUANTITIES)
     for name, count in counts.items():
-        print(f"| {name} | " + " | ".join(map(str, count)) + " |")
+        report.row(name, *count.tolist())
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        harness.option("--groups", type=int, default=100),
+        harness.option("--seed", type=int, default=0),
+        harness.option("--only", type=int, nargs="*", help="numbers of groups; all by default"),
+        harness.option("--examples", action="store_true", help="print the inputs that fail"),
+    )

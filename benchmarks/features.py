@@ -1,17 +1,17 @@
-"""Theory from the spectrum of real features against exact simulation on those features.
+"""Theory from the moments of real features, compared with exact simulation on those features.
 
-Tasks are linear in the features: y = k(x).w + noise with w ~ N(0, nu^2/p I). The theory sees the
-spectrum and the fourth moments that `theory.feature_moments` finds in a sample of features, nothing
-else. The simulation draws fresh features for every run, solves each exactly, takes the mean over
-tasks and noise exactly, and evaluates on the features' own covariance.
+Tasks are linear in the features: y = k(x).w + noise with w ~ N(0, nu^2/p I). The theory uses only
+the spectrum and the fourth moments that `theory.feature_moments` estimates from a sample. The
+simulation draws new features for every run, solves each run exactly, computes the mean over tasks
+and noise exactly, and evaluates on the covariance of the features.
 
     python benchmarks/features.py [--runs 60] [--points 2] [--out benchmarks]
 """
 
-import argparse
 import time
 from pathlib import Path
 
+import harness
 import jax
 import numpy as np
 
@@ -103,7 +103,7 @@ def excess(support, query, rate, H, ridge):
     return np.sum((solution @ H) * (labels @ solution)) / 2
 
 
-def compare(name, draw, runs, points):
+def compare(report, name, draw, runs, points):
     """Rows (n_v m / p, rate in its unit, theory, simulation, standard error)."""
     rng = np.random.default_rng(0)
     population = draw(rng, TRUTH)
@@ -130,12 +130,9 @@ def compare(name, draw, runs, points):
         rows += [(m * N_V / p, *row) for row in zip(RATES, theory, mean, error, strict=True)]
     rows = np.array(rows)
     off = np.abs(rows[:, 2] / rows[:, 3] - 1)
-    print(
-        f"{name:8s} p={p:3d} kurtosis {moments.kurtosis:.2f}: relative error of the excess: "
-        f"median {np.median(off):.1%}, 95th {np.quantile(off, 0.95):.1%}, worst {off.max():.1%}; "
-        f"median standard error {np.median(rows[:, 4] / rows[:, 3]):.1%}",
-        flush=True,
-    )
+    error = np.median(rows[:, 4] / rows[:, 3])
+    cells = [f"{x:.1%}" for x in (np.median(off), np.quantile(off, 0.95), off.max(), error)]
+    report.row(f"{name}, {p}", f"{moments.kurtosis:.2f}", *cells)
     return rows
 
 
@@ -161,22 +158,26 @@ def draw_figure(results, out):
     figure.savefig(out / "features.png")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=60)
-    parser.add_argument("--points", type=int, default=2, help="features seen, over p")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    options = parser.parse_args()
+def main(options, report):
     jax.config.update("jax_enable_x64", True)
     started = time.process_time()
     kinds = {kind: random_features(kind) for kind in ("ReLU", "tanh", "Fourier")}
     kinds |= {"tangent": tangent_features(), "digits": digit_pixels()}
+    head = "kurtosis", "median", "95th percentile", "worst", "standard error"
+    report.table("features, p", *head)
     results = {
-        name: compare(name, draw, options.runs, options.points) for name, draw in kinds.items()
+        name: compare(report, name, draw, options.runs, options.points)
+        for name, draw in kinds.items()
     }
     draw_figure(results, options.out)
-    print(f"{time.process_time() - started:.0f} s of CPU time")
+    report.note(f"{time.process_time() - started:.0f} s of CPU time")
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        harness.option("--runs", type=int, default=60, help="simulated runs"),
+        harness.option("--points", type=int, default=2, help="size of the sample, over p"),
+        harness.option("--out", type=Path, default=harness.HERE, help="folder of the figure"),
+    )

@@ -1,9 +1,9 @@
-"""Redraw the figures of README.md that commands draw, and keep the numbers that they show.
+"""Redraw the figures of README.md that commands draw, and save their numbers.
 
     python benchmarks/figures.py [reproduction phases gain_map phase_map]
 
-Writes NAME.png and NAME.npz beside this file. A test compares the numbers with those that the
-package computes now, so that no figure is older than the theory.
+Writes NAME.png and NAME.npz next to this file. A test compares the numbers with current results of
+the package, so that no figure is out of date.
 """
 
 import subprocess
@@ -30,14 +30,14 @@ FIGURES = {
 
 
 def draw(name: str, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """The picture that the commands of a figure draw in `folder`, and the numbers in it."""
+    """Draw a figure by its commands in `folder`; returns the picture and its numbers."""
     for command in FIGURES[name]:
         subprocess.run([sys.executable, "-m", "negmaml", *command], cwd=folder, check=True)
     return folder / name / f"{name}.png", numbers(name, folder)
 
 
 def numbers(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """The numbers that a figure shows, without those of single runs."""
+    """The numbers in a figure, without those of single runs."""
     if name == "phase_map":
         with xr.open_zarr(folder / "phase_map.zarr") as data:
             best = data.test_loss.mean("seed").idxmin("train_rate")

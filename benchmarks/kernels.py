@@ -1,45 +1,39 @@
-"""Kernel meta-learning: what it costs beside the obvious ways.
+"""Time of kernel meta-learning, compared with direct implementations.
 
-    python benchmarks/kernels.py [--torch-python PYTHON]      each line in a process of its own
+    OPENBLAS_NUM_THREADS=1 taskset -c 0 python benchmarks/kernels.py [--torch-python PYTHON]
 
 tangent: the tangent kernel of a three-layer network of width 1024 on 500 x 500 points, float32;
-by the package, by jax.jacobian, and, where torch is installed, by torch.func's recipe.
+by the package, by jax.jacobian, and by torch.func if torch is installed.
 train, leave-out: exact meta-training on 1000 points (50 tasks of 10 + 10) at 25 rates and 10
-ridges, and leaving every task out, beside a direct solve for each rate and ridge.
+ridges, and leaving every task out, compared with a direct solve for each rate and ridge.
 
-Times are CPU times, on one thread where linear algebra is told so (OPENBLAS_NUM_THREADS=1 taskset
--c 0): those of a busy machine say something too.
+Each line runs in its own process. Times are CPU times of one thread, so they are meaningful on a
+busy machine, too.
 """
 
 import argparse
-import resource
-import subprocess
+import json
 import sys
 from itertools import pairwise
+
+import harness
 
 POINTS, INPUTS, WIDTH = 500, 64, 1024
 SIZES = (INPUTS, WIDTH, WIDTH, 1)
 
 
 def measure(function, repeats=3):
-    """The result; CPU time of the first call and the least of the next, and rise of peak memory."""
-
-    def seconds():
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        return used.ru_utime + used.ru_stime
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times = []
-    for _ in range(repeats + 1):
-        start = seconds()
-        result = function()
-        times.append(seconds() - start)
-    rose = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return result, f"first {times[0]:7.2f} s, then {min(times[1:]):7.3f} s, memory {rose:6.0f} MiB"
+    """CPU time of the first call and the least of the next, increase of peak memory, and a sum."""
+    before, clock = harness.peak_mib(), harness.cpu_seconds
+    first = harness.timed(function, clock)
+    then = min(harness.timed(function, clock) for _ in range(repeats))
+    increase = harness.peak_mib() - before
+    total = float(abs(function()).sum())  # methods have to agree in it
+    return [f"{first:.2f}", f"{then:.3f}", f"{increase:.0f}", f"{total:.6g}"]
 
 
 def arrays():
-    """Weights and points of the network, from NumPy so that every method has the same."""
+    """Weights and points of the network, drawn by NumPy so that all methods use the same."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -56,13 +50,11 @@ def network(weights, x):
 
 
 def tangent_negmaml():
-    import jax
-
     import negmaml as nm
 
     weights, x1, x2 = arrays()
     kernel = nm.kernels.empirical_ntk(network, weights)
-    return measure(lambda: jax.block_until_ready(kernel(x1, x2)))
+    return measure(lambda: kernel(x1, x2))
 
 
 def tangent_jacobian():
@@ -77,11 +69,11 @@ def tangent_jacobian():
         pairs = zip(left, right, strict=True)
         return sum(a.reshape(POINTS, -1) @ b.reshape(POINTS, -1).T for a, b in pairs)
 
-    return measure(lambda: jax.block_until_ready(kernel(weights, x1, x2)), repeats=1)
+    return measure(lambda: kernel(weights, x1, x2), repeats=1)
 
 
 def tangent_torch():
-    """The recipe of torch.func's tutorial: vmapped jacrev of one point, contracted leaf by leaf."""
+    """The tutorial of torch.func: vmapped jacrev of one point, contracted leaf by leaf."""
     import torch
     from torch.func import jacrev, vmap
 
@@ -118,21 +110,15 @@ def problem(double: bool):
 
 
 def train(double):
-    import jax
-
     import negmaml as nm
 
     tasks, kernel, rates, ridges = problem(double)
     rule = nm.GradientDescent(rates)
-    return measure(
-        lambda: jax.block_until_ready(
-            nm.kernels.meta_train(kernel, tasks, rule, meta_ridge=ridges).weights
-        )
-    )
+    return measure(lambda: nm.kernels.meta_train(kernel, tasks, rule, meta_ridge=ridges).weights)
 
 
 def direct(double):
-    """One Cholesky solve for each rate and ridge; G as the quadratic in the rate that it is."""
+    """One Cholesky solve for each rate and ridge, with the system as a quadratic in the rate."""
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -160,12 +146,10 @@ def direct(double):
         return lax.map(one, tuple(part.ravel() for part in grid)).reshape(25, 10, -1)
 
     grid = jnp.asarray(rates, float), jnp.asarray(ridges, float)
-    return measure(lambda: jax.block_until_ready(solve(tasks, *grid)))
+    return measure(lambda: solve(tasks, *grid))
 
 
 def leave_out(double):
-    import jax
-
     import negmaml as nm
 
     tasks, kernel, rates, ridges = problem(double)
@@ -173,7 +157,7 @@ def leave_out(double):
 
     def losses():
         left = nm.kernels.leave_one_task_out(kernel, tasks, rule, meta_ridge=ridges)
-        return jax.block_until_ready(left.losses(adapt))
+        return left.losses(adapt)
 
     return measure(losses)
 
@@ -194,18 +178,24 @@ METHODS = {
 }
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", choices=METHODS)
-    parser.add_argument("--torch-python", default=sys.executable)
-    given = parser.parse_args()
-    if given.method:
+def main(options, report):
+    if options.method:
         try:
-            result, line = METHODS[given.method]()
-            print(f"{given.method:<30} {line}, sum {float(abs(result).sum()):.6g}")
-        except ModuleNotFoundError as missing:
-            print(f"{given.method:<30} skipped: {missing}")
-    else:
-        for method in METHODS:
-            python = given.torch_python if "torch" in method else sys.executable
-            subprocess.run([python, __file__, "--method", method], check=True)
+            print(json.dumps({"cells": METHODS[options.method]()}))
+        except ModuleNotFoundError as error:
+            print(json.dumps({"skipped": f"{error.name} is not installed"}))
+        return
+    report.table("method", "first, s", "then, s", "MiB", "sum")
+    for method in METHODS:
+        python = options.torch_python if "torch" in method else sys.executable
+        found = harness.in_process("kernels.py", "--method", method, python=python)
+        report.row(method, *found.get("cells", [found.get("skipped"), "", "", ""]))
+
+
+if __name__ == "__main__":
+    harness.run(
+        main,
+        __doc__,
+        harness.option("--method", choices=METHODS, help=argparse.SUPPRESS),
+        harness.option("--torch-python", default=sys.executable, help="interpreter with torch"),
+    )

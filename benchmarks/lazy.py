@@ -1,26 +1,26 @@
-"""Lazy networks against real ones, and whether the training rate matters for either.
+"""Lazy and learning networks: agreement with their kernels, and the effect of the training rate.
 
-    python benchmarks/lazy.py widths    networks of growing width beside their kernels: a figure
-    python benchmarks/lazy.py rates     the best training rate of kernels and networks: a table
+    python benchmarks/lazy.py widths    networks of growing width and their kernels: a figure
+    python benchmarks/lazy.py rates     the best training rates of kernels and networks: a table
 
-Both keep what is done in a store (--store) and go on from there when run again. Rates are in units
-of 1/lambda, lambda the largest eigenvalue of the infinite kernel over inputs, and a loss is half
-the mean squared error. Training is on a fixed set of few tasks, so that it converges.
+Both save results in a store (--store), from which they resume. Rates are in units of 1/lambda,
+where lambda is the largest eigenvalue of the infinite kernel over inputs. A loss is half the mean
+squared error. Training uses a fixed set of few tasks, so that it converges.
 
-Networks of `widths` are centred (their value at the start is taken off), as the infinite kernel's
-prior mean is zero, and pulled to their start by the ridge that the kernels have. `output`
-multiplies what they say: the kernel becomes output^2 as large, so rates and ridge go by that, and
-what the kernel predicts stays as it is; but parameters have to go 1/output as far, out of the lazy
+Networks of `widths` are centred (their initial output is subtracted), since the prior mean of the
+infinite kernel is zero, and a ridge pulls their parameters to the start. `output` scales their
+outputs: the kernel is multiplied by output^2, and rates and ridge are divided by it, which does not
+change the prediction of the kernel. But parameters have to move 1/output as far, out of the lazy
 regime (Chizat, Oyallon and Bach, NeurIPS 2019).
 """
 
-import argparse
 import tempfile
 import time
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +98,7 @@ def largest_eigenvalue(name, depth):
         return float(jnp.linalg.eigvalsh(infinite(depth)(x, x) / 400)[-1])
 
 
-def setting(name, depth):
+def rates_and_ridge(name, depth):
     """Training and adaptation rates, and the ridge."""
     scale, (m, _, n_v) = largest_eigenvalue(name, depth), FAMILIES[name][1]
     return jnp.asarray(UNITS, jnp.float32) / scale, TEST_UNIT / scale, RIDGE * m * n_v * scale
@@ -112,7 +112,7 @@ def data(key, name):
 
 
 def exact(kernel, tasks, test, rates, adapt, ridge):
-    """Test losses of the kernel's own solution over the training rate."""
+    """Test losses of the exact solution in the kernel over the training rate."""
     model = nm.kernels.meta_train(kernel, tasks, nm.GradientDescent(rates), meta_ridge=ridge)
     return model.loss(test, nm.GradientDescent(adapt))
 
@@ -120,7 +120,7 @@ def exact(kernel, tasks, test, rates, adapt, ridge):
 def compare(key, tasks, depth, width, output):
     """Test losses of trained networks, of their kernel and of the infinite one over `UNITS`."""
     name, (_, (m, n_t, n_v), _, inputs, _) = tasks, FAMILIES[tasks]
-    rates, adapt, ridge = setting(name, depth)
+    rates, adapt, ridge = rates_and_ridge(name, depth)
     tasks, test = data(key, name)
     start = init(jax.random.fold_in(key, 2), (inputs, *(width,) * depth, 1))
     tangent = nm.kernels.empirical_ntk(network, start)
@@ -140,7 +140,7 @@ def compare(key, tasks, depth, width, output):
         rate, entry = pair
         algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate / square))
         largest = jnp.linalg.eigvalsh(at(entry).G)[-1] + ridge
-        root = jnp.sqrt(ridge / largest)  # Nesterov's momentum for what is as convex as this
+        root = jnp.sqrt(ridge / largest)  # Nesterov's momentum for this condition number
         momentum = (1 - root) / (1 + root)
         optimizer = Partial(_nesterov, rows / (largest * square), momentum)
 
@@ -165,17 +165,17 @@ def limits(name, depth):
 
     @jax.jit
     def one(key):
-        return exact(infinite(depth), *data(key, name), *setting(name, depth))
+        return exact(infinite(depth), *data(key, name), *rates_and_ridge(name, depth))
 
     keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(LIMIT_SEEDS)]
     return np.stack([one(key) for key in keys])
 
 
 def theory(name, depth, points=1500, count=5_000):
-    """Test loss over `UNITS` by the structured theory, from the spectrum of the infinite kernel.
+    """Test loss over `UNITS` by the anisotropic theory, from the spectrum of the infinite kernel.
 
-    A task is linear in the kernel's eigenfunctions: the theory sees the mean and the variance of
-    its coefficients, over many tasks, and takes the features for Gaussian.
+    A task is linear in the eigenfunctions of the kernel. The theory uses the mean and the variance
+    of its coefficients over many tasks, and assumes Gaussian features.
     """
     family, (m, n_t, n_v), (_, n_r, _), inputs, sigma = FAMILIES[name]
     key = jax.random.key(5)
@@ -188,7 +188,7 @@ def theory(name, depth, points=1500, count=5_000):
     s, V = s[keep], V[:, keep]
     y = functions(name, x, np.random.default_rng(6), count)
     w = y @ V / (points * s) ** 0.5  # coefficients of sqrt(s) times an eigenfunction
-    rates, adapt, ridge = setting(name, depth)
+    rates, adapt, ridge = rates_and_ridge(name, depth)
     with jax.enable_x64(True):
         problem = nm.MixedLinearRegression(
             p=len(s), m=m, n_t=n_t, n_v=n_v, n_r=n_r, sigma=sigma, nu=1.0,
@@ -209,8 +209,10 @@ def functions(name, x, rng, count):
     return (w @ x.T / x.shape[1] ** 0.5 + b) ** 2
 
 
-def widths(store, out):
-    """Train at every width, a line each; draw."""
+def widths(report, store, out):
+    """Train networks of every width, and draw the figure."""
+    head = "mean at infinite width", "standard errors", "theory", "median gap"
+    report.table("hidden layers, tasks", *head, texts=4)
     exacts = {}
     for name in FAMILIES:
         for depth in sorted({depth for depth, *_ in PLAN}):
@@ -218,11 +220,10 @@ def widths(store, out):
             limit, predicted = exacts[name, depth]
             error = limit.std(0, ddof=1) / LIMIT_SEEDS**0.5
             gap = np.abs(predicted / limit.mean(0) - 1)
-            print(
-                f"{depth} hidden, {name:<9} infinite width {limit.mean(0).round(3)}, errors "
-                f"{error.round(3)}; theory {predicted.round(3)}, median gap {np.median(gap):.1%}",
-                flush=True,
-            )
+            rows = (" ".join(f"{x:.3f}" for x in row) for row in (limit.mean(0), error, predicted))
+            report.row(f"{depth}, {name}", *rows, f"{np.median(gap):.1%}")
+    head = "network to kernel", "kernel to infinite width", "network to infinite width", "CPU, s"
+    report.table("hidden layers, tasks, width, output, seeds", *head)
     found = {}
     for (depth, width, output), seeds in PLAN.items():
         began = time.process_time()
@@ -239,18 +240,18 @@ def widths(store, out):
             gaps = [
                 np.median(np.abs(a / b - 1)) for a, b in ((net, own), (own, limit), (net, limit))
             ]
-            print(
-                f"{depth} hidden, {name:<9} width {width:>4} output {output:g}, {seeds} seeds: "
-                f"median gap network-kernel {gaps[0]:6.2%}, kernel-limit {gaps[1]:6.2%}, "
-                f"network-limit {gaps[2]:6.2%}; {time.process_time() - began:.0f} s",
-                flush=True,
-            )
+            name = f"{depth}, {name}, {width}, {output:g}, {seeds}"
+            seconds = f"{time.process_time() - began:.0f}"
+            report.row(name, *(f"{gap:.2%}" for gap in gaps), seconds)
     draw(found, exacts, out)
 
 
 def draw(found, exacts, out):
-    """A panel for each family and depth; networks by what they differ from the limit on their
-    seeds, median and quartiles, added to its mean over many."""
+    """Draw one panel for each family and depth.
+
+    Points are medians and quartiles over seeds of the difference of networks from the limit, added
+    to the mean of the limit over many seeds.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(exacts), 3.4), dpi=90, layout="constrained")
@@ -283,7 +284,6 @@ def draw(found, exacts, out):
         axis.plot([], [], ls=":", color="gray", label="exact, tangent kernel")
         axis.legend(frameon=False, fontsize=6)
     figure.savefig(out)
-    print("wrote", out)
 
 
 # Does it matter? The best training rates, with the best adaptation rate and ridge for each.
@@ -295,7 +295,7 @@ LAZY_SEEDS, LEARNING_SEEDS, LEARNING_STEPS = 32, 12, 600
 
 
 def episodes(which):
-    """Labels as outputs: one-hot, less their mean."""
+    """Labels as outputs: one-hot, minus their mean."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -411,7 +411,8 @@ def chosen_and_judged(losses):
     return judged, found
 
 
-def row(case, regime, losses):
+def cells_of(losses):
+    """The loss at rate zero, and the differences from it at the best rates of either sign."""
     judged, found = chosen_and_judged(losses)
 
     def mean_error(x):
@@ -422,19 +423,21 @@ def row(case, regime, losses):
         return f"{mean_error(judged[sign] - judged['zero'])} at {at}"
 
     signed = map(against_zero, ("negative", "positive"))
-    cells = case, regime, str(len(losses)), mean_error(judged["zero"]), *signed
-    print("|", " | ".join(cells), "|", flush=True)
+    return len(losses), mean_error(judged["zero"]), *signed
 
 
-def rates(store):
-    print("| task | regime | seeds | loss at 0 | negative, less that | positive, less that |")
-    print("|---|---|---:|---:|---:|---:|")
+def rates(report, store):
+    """Compare the best negative and positive training rate with rate zero, lazy and learning."""
+    head = "seeds", "loss at 0", "negative, difference", "positive, difference"
+    report.table("task", "regime", *head, texts=2)
     for case in CASES:
         done = nm.sweep(
             lazy, {"case": case}, LAZY_SEEDS, store / f"lazy_{case}.zarr", block=4,
             output_dims={"loss": ["train", "ridge", "adapt"]},
         )  # fmt: skip
-        row(case, "lazy", done.loss.transpose("seed", "train", "ridge", "adapt").values)
+        report.row(
+            case, "lazy", *cells_of(done.loss.transpose("seed", "train", "ridge", "adapt").values)
+        )
         for cross_entropy in (False, True) if case == "digits" else (False,):
             grid = {"case": case, "cross_entropy": cross_entropy, "rate": list(TRAIN)}
             done = nm.sweep(
@@ -442,18 +445,24 @@ def rates(store):
                 output_dims={"loss": ["adapt"]}, common_random_numbers=("rate",),
             )  # fmt: skip
             name = case + ", cross entropy" * cross_entropy
-            row(name, "learning", done.loss.transpose("seed", "rate", "adapt").values)
+            report.row(
+                name, "learning", *cells_of(done.loss.transpose("seed", "rate", "adapt").values)
+            )
+
+
+def main(options, report):
+    if options.part == "widths":
+        widths(report, options.store, options.out)
+    else:
+        rates(report, options.store)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    folder = Path(tempfile.gettempdir()) / "lazy"
+    harness.run(
+        main,
+        __doc__,
+        harness.option("part", choices=("widths", "rates")),
+        harness.option("--store", type=Path, default=folder, help="folder of results"),
+        harness.option("--out", type=Path, default=harness.HERE / "lazy.png"),
     )
-    parser.add_argument("what", choices=("widths", "rates"))
-    parser.add_argument("--store", type=Path, default=Path(tempfile.gettempdir()) / "lazy")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/lazy.png"))
-    given = parser.parse_args()
-    if given.what == "widths":
-        widths(given.store, given.out)
-    else:
-        rates(given.store)

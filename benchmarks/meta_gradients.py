@@ -1,40 +1,39 @@
-"""What a second-order meta-gradient costs on the CPU, in JAX and in four torch libraries.
+"""Time of a second-order meta-gradient on the CPU, in JAX and in four torch libraries.
 
 Every method takes one inner SGD step and differentiates through it. Three workloads:
 
     sinusoid   whole meta-steps of the usual regression: sampling 25 tasks, 10 shots, 10 queries,
                the meta-gradient of a 1-40-40-1 ReLU network, an Adam update
-    wide       the meta-gradient alone, same tasks, a 1-1024-1024-1 network
-    conv4      the meta-gradient alone, 8 tasks of 5 ways, 1 shot, 1 query on 28 x 28 images, four
+    wide       only the meta-gradient, same tasks, a 1-1024-1024-1 network
+    conv4      only the meta-gradient, 8 tasks of 5 ways, 1 shot, 1 query on 28 x 28 images, four
                blocks of 3 x 3 convolution, batch normalisation, ReLU, pooling; cross entropy
 
-Every method is given the same weights and tasks once, and the loss and the norm of the meta-gradient
-which come back must agree; the table says so, and the exit status is 1 if they do not. Then it is
-timed for a few seconds. Each measurement is a fresh process; the methods take turns, round after
-round, so that a change in what else the machine does hits them all. It should still do nothing
-else: a thread of torch that waits for a core held by another process can slow a method a hundredfold,
-so the torch methods are timed with one thread as well as with all, and the faster counts.
+Every method computes the loss and the meta-gradient of the same weights and tasks once. The losses
+and norms must agree; the table shows it, and the exit status is 1 otherwise. Then the method is
+timed for a few seconds. Each measurement is a fresh process, and methods take turns, so that other
+work on the machine affects all of them. The machine should still be idle: a torch thread that waits
+for a core used by another process can make a method a hundred times slower. The torch methods are
+therefore timed with one thread and with all, and the faster counts.
 
     python benchmarks/meta_gradients.py --torch-python PATH
     python benchmarks/meta_gradients.py --workloads conv4 --methods torch-loop,negmaml --rounds 1
 
-The torch methods are in peers_torch.py, run by the interpreter of --torch-python. One that is not
-installed there, or fails, is left out of the comparison, and its line says why.
+The torch methods are in peers_torch.py, run by the interpreter of --torch-python. The row of a
+method that is not installed there, or fails, gives the reason.
 """
 
 import argparse
 import json
 import math
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from functools import partial
 from itertools import pairwise
 
+import harness
 import numpy as np
 
 INNER_RATE = 0.01
@@ -46,7 +45,7 @@ TIME_LIMIT = 300  # seconds that one process may take, imports and compilation i
 TORCH_METHODS = ["learn2learn", "higher", "torchopt", "torch.func", "torch-loop"]
 
 
-# The data: what every method is given, in the layouts of torch.
+# The data of all methods, in the layouts of torch.
 
 
 def mlp_parameters(rng, sizes):
@@ -115,7 +114,7 @@ DATA = {"sinusoid": sinusoid_data, "wide": wide_data, "conv4": conv4_data}
 
 
 def write_data(workload, path):
-    """Everything that a method has to be told, in one file; numbers in single precision."""
+    """Write the weights, tasks and rates of all methods to one file, in single precision."""
     parameters, tasks = DATA[workload](np.random.default_rng(0))
     arrays = {f"parameter_{i}": array for i, array in enumerate(parameters)} | tasks
     arrays = {
@@ -204,7 +203,7 @@ def plain_vmap(workload, loss, rate):
 
 
 def plain_map(workload, loss, rate):
-    """The same, but one task after another by lax.map."""
+    """Plain JAX, one task after another by lax.map."""
     import jax
 
     one_task = plain_objective(loss, rate)
@@ -227,13 +226,13 @@ def package(workload, loss, rate, method=None, batch_size=None):
     return lambda params, support, query: value_and_grad(params, nm.Tasks(support, query))
 
 
-PLAIN_ROADS = {"plain-jax": plain_vmap, "plain-jax-map": plain_map}
+PLAIN_METHODS = {"plain-jax": plain_vmap, "plain-jax-map": plain_map}
 
 
-def negmaml_roads():
-    """The methods of this package, by the name that the table gives them: register one here.
+def negmaml_methods():
+    """Methods of this package, by their name in the table.
 
-    A method that chooses its options by workload finds the workload's name in its first argument.
+    The first argument of a method is the name of the workload, from which it chooses its options.
     """
     methods = ("mixed", "reverse")
     return {"negmaml": package} | {
@@ -242,11 +241,11 @@ def negmaml_roads():
 
 
 def jax_methods():
-    """All the methods that this script runs itself."""
-    return PLAIN_ROADS | negmaml_roads()
+    """All methods that this script runs itself."""
+    return PLAIN_METHODS | negmaml_methods()
 
 
-# The worker: one JAX method on one workload, in a process of its own.
+# The worker: one JAX method on one workload in its own process.
 
 
 def load(path, workload):
@@ -281,7 +280,7 @@ def sample_sinusoids(key, support, query):
 
 
 def training(value_and_grad, params, support, query, outer):
-    """A function that goes on training for SCAN_STEPS meta-steps every time it is called."""
+    """A function that trains for another SCAN_STEPS meta-steps at every call."""
     import jax
     import optax
 
@@ -299,39 +298,23 @@ def training(value_and_grad, params, support, query, outer):
 
     carry, key = (params, adam.init(params)), jax.random.key(0)
 
-    def go_on():
+    def train_on():
         nonlocal carry, key
         key, now = jax.random.split(key)
         carry, losses = jax.block_until_ready(steps(carry, now))
         return losses
 
-    return go_on
-
-
-def call_times(function, seconds):
-    """Milliseconds of each of as many calls as fit in `seconds`, at least three; two come before.
-
-    The first of those compiles, the second still finds cold caches.
-    """
-    for _ in range(2):
-        function()
-    times = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        function()
-        times.append(1000 * (time.perf_counter() - start))
-    return times
+    return train_on
 
 
 def work(workload, method, seconds, path):
-    """What the hidden --method option runs; gives the dictionary that peers_torch.py gives."""
+    """Measure one method; returns a dictionary with the keys that peers_torch.py prints."""
     import jax
 
     params, support, query, inner, outer = load(path, workload)
     value_and_grad = jax_methods()[method](workload, LOSSES[workload], inner)
     compiled = jax.jit(value_and_grad)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = harness.peak_mib()
     start = time.perf_counter()
     loss, gradient = jax.block_until_ready(compiled(params, support, query))
     first = time.perf_counter() - start
@@ -339,11 +322,11 @@ def work(workload, method, seconds, path):
     if workload == "sinusoid":
         steps, function = SCAN_STEPS, training(value_and_grad, params, support, query, outer)
     else:
-        steps, function = 1, lambda: jax.block_until_ready(compiled(params, support, query))
+        steps, function = 1, lambda: compiled(params, support, query)
     return {
-        "ms": statistics.median(call_times(function, seconds)) / steps,
+        "ms": statistics.median(harness.call_times(function, seconds)) / steps,
         "first": first,
-        "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "mib": harness.peak_mib() - before,
         "loss": float(loss),
         "norm": norm,
         "version": f"JAX {jax.__version__}",
@@ -351,33 +334,26 @@ def work(workload, method, seconds, path):
     }
 
 
-# The parent: writes the data, starts the processes and compares what they bring back.
+# The parent process: writes the data, starts the workers and compares their results.
 
 
 def run_method(options, workload, method, path):
-    """One method, timed in a fresh process: its dictionary, or the reason why there is none."""
-    here = os.path.abspath(__file__)
+    """Time one method in a fresh process; returns its dictionary or the reason of a failure."""
     if method in TORCH_METHODS:
-        script = os.path.join(os.path.dirname(here), "peers_torch.py")
-        command = [options.torch_python, script, workload, method]
+        python, command = options.torch_python, ["peers_torch.py", workload, method]
     else:
-        command = [sys.executable, here, "--workloads", workload, "--method", method]
-    command += ["--seconds", str(options.seconds), "--data", path]
-    environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}  # or it has the last word
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT
-        )
-    except subprocess.TimeoutExpired:
-        return {"skipped": f"took more than {TIME_LIMIT} s"}
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"skipped": f"failed with status {done.returncode}: {reason}"}
-    return json.loads(done.stdout.splitlines()[-1])
+        python = sys.executable
+        command = ["meta_gradients.py", "--workloads", workload, "--method", method]
+    # With traceback filtering, the last line of stderr would not be the error.
+    environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"}
+    return harness.in_process(
+        *command, "--seconds", options.seconds, "--data", path, python=python,
+        environment=environment, timeout=TIME_LIMIT,
+    )  # fmt: skip
 
 
 def measure(options, workload):
-    """All methods of one workload, round after round; a method that fails once is not run again."""
+    """Time all methods of one workload in rounds; a method that fails is not run again."""
     results = {method: [] for method in options.methods}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "data.npz")
@@ -386,7 +362,7 @@ def measure(options, workload):
             for method, done in results.items():
                 if any("skipped" in result for result in done):
                     continue
-                print(f"{workload} round {index + 1} {method} ...", file=sys.stderr, flush=True)
+                harness.progress(f"{workload} round {index + 1} {method} ...")
                 done.append(run_method(options, workload, method, path))
     return results
 
@@ -413,17 +389,16 @@ def disagreement(result, reference):
 
 
 def agrees(result, reference):
-    """Whether it is within AGREEMENT; false for a NaN. A method that did not run is not asked."""
+    """True if the difference is within AGREEMENT, or the method did not run; false for NaN."""
     return "skipped" in result or disagreement(result, reference) <= AGREEMENT
 
 
-def row(method, result, reference, best):
-    """One line of the table; `best` is the time of the fastest torch method, if any ran."""
+def cells_of(result, reference, best):
+    """Cells of one row; `best` is the time of the fastest torch method, or None."""
     if "skipped" in result:
-        return [method, "", result["skipped"], *[""] * 6]
+        return ["", result["skipped"], *[""] * 6]
     low, high = result["range"]
     return [
-        method,
         result["threads"],
         f"{number(result['ms'])} ({number(low)} - {number(high)})",
         number(1000 / result["ms"]),
@@ -431,7 +406,7 @@ def row(method, result, reference, best):
         f"{result['first']:.2f}",
         f"{result['mib']:.0f}",
         f"{disagreement(result, reference):.0e}",
-        "agrees" if agrees(result, reference) else "DISAGREES",
+        "agrees" if agrees(result, reference) else "disagrees",
     ]
 
 
@@ -440,98 +415,60 @@ def number(value):
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def table(results):
-    """One workload as a markdown table, with whether all its methods agree."""
-    ran = {method: result for method, result in results.items() if "skipped" not in result}
-    norms = {method: result["norm"] for method, result in ran.items()}
-    reference = ran.get(median_road(norms))
-    best = min((ran[method]["ms"] for method in TORCH_METHODS if method in ran), default=None)
-    head = [
-        "method",
-        "threads",
-        "ms, median (range)",
-        "a second",
-        "ms / best torch",
-        "first call, s",
-    ]
-    head += ["MiB"]
-    lines = [[*head, "difference", "loss and norm"], ["---"] + ["---:"] * 7 + ["---"]]
-    lines += [row(method, result, reference, best) for method, result in results.items()]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return text, all(agrees(result, reference) for result in ran.values())
-
-
-def median_road(norms):
-    """The method whose norm is in the middle, from which no single wrong method can draw the others."""
+def median_method(norms):
+    """The method with the median norm, which no single wrong method can shift to its own."""
     order = sorted(norms, key=norms.get)
     return order[len(order) // 2] if order else None
 
 
-def preamble(options):
-    """What was run, where, and what the columns mean."""
-    return (
-        f"{os.cpu_count()} CPU cores, load average {os.getloadavg()[0]:.1f} before the start; "
-        f"{options.rounds} rounds of {options.seconds:g} s a method, "
-        "each a process of its own; median of the rounds' medians.\n"
-        "One meta-step with sampling and Adam (sinusoid), or one meta-gradient (wide, conv4).\n"
-        "The first call is that of the meta-gradient alone and compiles in JAX; imports are in no "
-        "time.\n"
-        "MiB: how far the first call raised the peak memory of the process, compilation included.\n"
-        "The torch methods have one thread or as many as cores, whichever is faster in the "
-        "process.\n"
+PREAMBLE = """\
+One meta-step with sampling and Adam (sinusoid), or one meta-gradient (wide, conv4).
+The first call is that of the meta-gradient only and compiles in JAX; imports are in no time.
+MiB: increase of the peak memory of the process by the first call, with compilation.
+The torch methods have one thread or as many as cores, whichever is faster in the process."""
+
+
+def main(options, report):
+    """Time every workload; the exit status is 1 if methods disagree."""
+    if options.method:
+        workload = options.workloads[0]
+        print(json.dumps(work(workload, options.method, options.seconds, options.data)))
+        return 0
+    report.note(
+        f"Load average {os.getloadavg()[0]:.1f} before the start; {options.rounds} rounds of "
+        f"{options.seconds:g} s per method, each in its own process; median of medians."
     )
-
-
-def compare(options):
-    """Time every workload and print its table; gives the exit status."""
+    report.note(PREAMBLE)
     agree = True
-    print(preamble(options))
     for workload in options.workloads:
         results = {method: summary(done) for method, done in measure(options, workload).items()}
-        ran = [result for result in results.values() if "skipped" not in result]
+        ran = {method: result for method, result in results.items() if "skipped" not in result}
         if not ran:
             reasons = "; ".join(f"{method}: {v['skipped']}" for method, v in results.items())
             sys.exit(f"no method ran ({reasons})")
-        versions = sorted({r["version"] for r in ran})
-        text, same = table(results)
-        print(f"{workload} ({'; '.join(versions)})\n\n{text}\n", flush=True)
-        agree = agree and same
+        reference = ran[median_method({method: r["norm"] for method, r in ran.items()})]
+        best = min((ran[method]["ms"] for method in TORCH_METHODS if method in ran), default=None)
+        head = ["threads", "ms, median (range)", "per second", "ms / best torch"]
+        head += ["first call, s", "MiB", "difference", "loss and norm"]
+        report.table(
+            f"{workload} ({'; '.join(sorted({r['version'] for r in ran.values()}))})", *head
+        )
+        for method, result in results.items():
+            report.row(method, *cells_of(result, reference, best))
+        agree = agree and all(agrees(result, reference) for result in ran.values())
     return 0 if agree else 1
 
 
-def choice_of(names):
-    """The type of an option that takes some of `names`, separated by commas."""
-
-    def parse_names(text):
-        chosen = text.split(",")
-        unknown = sorted(set(chosen) - set(names))
-        if unknown:
-            raise argparse.ArgumentTypeError(f"unknown {unknown}; choose from {','.join(names)}")
-        return chosen
-
-    return parse_names
-
-
-def parse():
-    """The command line."""
-    methods = [*TORCH_METHODS, *jax_methods()]
-    parser = argparse.ArgumentParser(description="Time meta-gradients in JAX and torch.")
-    parser.add_argument("--workloads", type=choice_of(DATA), default=list(DATA))
-    parser.add_argument("--methods", type=choice_of(methods), default=methods)
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each method")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of timed steps a process")
-    parser.add_argument(
-        "--torch-python", default=sys.executable, help="interpreter of the torch methods"
-    )
-    parser.add_argument("--method", choices=jax_methods(), help=argparse.SUPPRESS)
-    parser.add_argument("--data", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    arguments = parse()
-    if arguments.method:
-        workload = arguments.workloads[0]
-        print(json.dumps(work(workload, arguments.method, arguments.seconds, arguments.data)))
-    else:
-        sys.exit(compare(arguments))
+    methods = [*TORCH_METHODS, *jax_methods()]
+    harness.run(
+        main,
+        __doc__,
+        harness.option("--workloads", type=harness.choice_of(DATA), default=list(DATA)),
+        harness.option("--methods", type=harness.choice_of(methods), default=methods),
+        harness.option("--rounds", type=int, default=3, help="processes of each method"),
+        harness.option("--seconds", type=float, default=3.0, help="of timed steps per process"),
+        harness.option("--torch-python", default=sys.executable, help="interpreter with torch"),
+        harness.option("--method", choices=jax_methods(), help=argparse.SUPPRESS),
+        harness.option("--data", help=argparse.SUPPRESS),
+    )

@@ -9,8 +9,8 @@ line. Five methods to the same second-order meta-gradient with one inner SGD ste
     torch.func    vmap over the tasks of a loss with grad inside
     torch-loop    torch.autograd.grad with create_graph, task by task, no library
 
-The methods that go task by task call backward for each task, which accumulates the meta-gradient and
-frees the graph; this is how the examples of learn2learn and higher are written.
+Methods that go task by task call backward for each task, which accumulates the meta-gradient and
+frees the graph, as the examples of learn2learn and higher do.
 
     python benchmarks/peers_torch.py sinusoid higher --seconds 3 --data data.npz
 """
@@ -18,11 +18,11 @@ frees the graph; this is how the examples of learn2learn and higher are written.
 import argparse
 import json
 import math
-import resource
 import statistics
 import time
 import warnings
 
+import harness
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ def mlp_module(parameters):
 
 
 def mlp(parameters, x):
-    """What the module of `mlp_module` computes."""
+    """The function of the module of `mlp_module`."""
     *hidden, weight, bias = parameters
     for w, b in zip(hidden[::2], hidden[1::2], strict=True):
         x = torch.relu(F.linear(x, w, b))
@@ -63,7 +63,7 @@ def conv_module(parameters):
 
 
 def conv(parameters, x):
-    """What the module of `conv_module` computes."""
+    """The function of the module of `conv_module`."""
     *blocks, weight, bias = parameters
     for kernel, scale, shift in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True):
         x = F.conv2d(x, kernel, padding=1)
@@ -194,7 +194,7 @@ PEERS = {
 }
 
 
-# What is timed.
+# The timed functions.
 
 
 def load(path, workload):
@@ -223,7 +223,7 @@ def sample_sinusoids(like):
 
 
 def meta_step(workload, parameters, meta_loss, tasks, outer):
-    """The function that is timed: a whole step of training, or the meta-gradient alone."""
+    """The function that is timed: a whole step of training, or only the meta-gradient."""
     adam = torch.optim.Adam(parameters, lr=outer)
 
     def gradient():
@@ -238,43 +238,32 @@ def meta_step(workload, parameters, meta_loss, tasks, outer):
     return training if workload == "sinusoid" else gradient
 
 
-def step_times(step, seconds):
-    """Milliseconds of each of as many steps as fit in `seconds`, at least three."""
-    for _ in range(WARM_UP):
-        step()
-    times = []
-    end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        step()
-        times.append(1000 * (time.perf_counter() - start))
-    return times
-
-
 def fastest_threads(step, seconds):
     """(median milliseconds of a step, threads), with one thread or torch's default, the faster.
 
-    On operations this small a second thread may gain nothing, and one that waits for a core which
-    another process holds can make a step a hundred times slower.
+    On such small operations a second thread may gain nothing. One that waits for a core used by
+    another process can make a step a hundred times slower.
     """
     counts = sorted({1, torch.get_num_threads()})
     results = []
     for threads in counts:
         torch.set_num_threads(threads)
-        results.append((statistics.median(step_times(step, seconds / len(counts))), threads))
+        results.append(
+            (statistics.median(harness.call_times(step, seconds / len(counts))), threads)
+        )
     return min(results)
 
 
 def measure(workload, peer, seconds, path):
-    """Everything the line of JSON says."""
+    """Measure one peer; returns the dictionary that is printed as JSON."""
     torch.manual_seed(0)
     module, forward, criterion, tasks, inner, outer = load(path, workload)
-    parameters = list(module.parameters())  # before a peer puts other tensors in their place
+    parameters = list(module.parameters())  # before a peer replaces them by other tensors
     try:
         meta_loss = PEERS[peer](module, forward, criterion, inner)
     except ModuleNotFoundError as error:
         return {"skipped": f"{error.name} is not installed"}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = harness.peak_mib()
     start = time.perf_counter()
     loss = float(meta_loss(*tasks))
     first = time.perf_counter() - start
@@ -284,7 +273,7 @@ def measure(workload, peer, seconds, path):
     return {
         "ms": ms,
         "first": first,
-        "mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "mib": harness.peak_mib() - before,
         "loss": loss,
         "norm": norm,
         "version": f"torch {torch.__version__}",

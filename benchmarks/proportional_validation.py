@@ -1,21 +1,23 @@
-"""How right the theory is: E|omega* - w0|^2 on random problems, theory against simulation.
+"""Accuracy of the theory: E|omega* - w0|^2 on random problems, compared with simulation.
 
 Problems: sizes from --sizes, n_t/p and n_v m/p from 0.05 to 5 (5% away from the threshold), one and
-several steps, flow and proximal, both signs, offsets, with and without meta-ridge. Nothing of the
-theory was fitted to them. The simulation draws inputs and takes the mean over labels given the
-inputs exactly, |Q Phi^T e|^2 -> tr(Q Phi^T Cov(e) Phi Q): the same mean as `negmaml.simulate`, at
-about 1/p of the runs (tests compare both). Runs go on until the standard error is below --error.
+several steps, flow and proximal, both signs, offsets, with and without meta-ridge. The theory was
+not fitted to them. The simulation draws inputs and computes the mean over labels given the inputs
+exactly, |Q Phi^T e|^2 -> tr(Q Phi^T Cov(e) Phi Q). Its mean equals that of `negmaml.simulate`, from
+about 1/p of the runs (tests compare both). Runs are added until the standard error is below
+--error.
 
     python benchmarks/proportional_validation.py --seconds 600 --seed 0
 """
 
-import argparse
 import time
 
+import harness
 import jax
 import numpy as np
 
 import negmaml as nm
+from negmaml.theory.api import evaluate
 
 RULES = ("one step", "one step", "2-4 steps", "flow", "proximal")
 
@@ -100,7 +102,7 @@ def one_run(rng, problem, rule, ridge):
 
 
 def simulated(rng, problem, rule, ridge, target, seconds):
-    """(mean, relative standard error, standard deviation of a run) of the distance."""
+    """Mean, relative standard error and standard deviation per run of the weight error."""
     runs, start = [], time.perf_counter()
     while True:
         runs += [one_run(rng, problem, rule, ridge) for _ in range(20)]
@@ -112,8 +114,8 @@ def simulated(rng, problem, rule, ridge, target, seconds):
 
 
 def predicted(problem, rule, ridge):
-    """Theory's distance, its limit without 1/p term, the standard deviation, and the theorems'."""
-    found = nm.theory.predict.evaluate(problem, rule, ridge, "auto")
+    """The weight error by theory, without its 1/p term, its deviation, and by the theorems."""
+    found = evaluate(problem, rule, ridge, "auto")
     spread = nm.theory.standard_deviation(
         problem, rule, nm.GradientDescent(0.0), meta_ridge=ridge
     ).distance
@@ -124,21 +126,14 @@ def predicted(problem, rule, ridge):
 
 
 def summary(errors):
+    """Median, 95th percentile and worst of |error| in percent."""
     errors = np.abs(errors[np.isfinite(errors)]) * 100
     if not errors.size:
-        return f"{'-':>24}"
-    numbers = np.median(errors), np.quantile(errors, 0.95), errors.max()
-    return "".join(f"{x:8.2f}" for x in numbers)
+        return ""
+    return " / ".join(f"{x:.2f}" for x in (*np.quantile(errors, (0.5, 0.95)), errors.max()))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--per-problem", type=float, default=15)
-    parser.add_argument("--error", type=float, default=0.001)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 30, 45, 60, 90, 140, 200, 400])
-    options = parser.parse_args()
+def main(options, report):
     jax.config.update("jax_enable_x64", True)
     rng = np.random.default_rng(options.seed)
     rows, start = [], time.perf_counter()
@@ -155,7 +150,7 @@ def main():
         gaps = distance / mean - 1, limit / mean - 1, theorem / mean - 1, spread
         rows.append((problem.p, ratio, ridge > 0, error, *gaps))
         if abs(gaps[0]) > 0.015:
-            print(f"{gaps[0]:+.3%}", problem, rule, f"ridge {ridge:.3g}", flush=True)
+            harness.progress(f"{gaps[0]:+.3%} {problem} {rule} ridge {ridge:.3g}")
     table = np.array(rows)
     p, ratio, ridged = table[:, 0], table[:, 1], table[:, 2] > 0
     away = np.abs(ratio - 1)
@@ -173,17 +168,22 @@ def main():
         / np.log(np.mean(p[large]) / np.mean(p[small]))
         for j in (4, 5)
     ]
-    print(f"{len(table)} problems; median standard error {np.median(table[:, 3]):.2%}")
-    print("relative error, %: median, 95th percentile, worst")
-    heads = ("1/p theory", "limit", "Theorem 1 or 2", "standard deviation")
-    print(f"{'regime':<22}{'n':>4}" + "".join(f"{head:>24}" for head in heads))
+    report.note(f"{len(table)} problems; median standard error {np.median(table[:, 3]):.2%}")
+    report.note("relative error, %: median / 95th percentile / worst")
+    report.table("regime", "n", "theory", "limit", "Theorem 1 or 2", "standard deviation")
     for name, chosen in regimes:
-        cells = "".join(summary(table[chosen, 4 + j]) for j in range(4))
-        print(f"{name:<22}{chosen.sum():>4}{cells}")
-    print(
-        "error falls as p to the power of -{:.2f} (1/p theory), -{:.2f} (limit)".format(*exponents)
-    )
+        report.row(name, chosen.sum(), *(summary(table[chosen, 4 + j]) for j in range(4)))
+    text = "the error decreases as p to the power of -{:.2f} (theory), -{:.2f} (limit)"
+    report.note(text.format(*exponents))
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        harness.option("--seconds", type=float, default=600, help="for all problems"),
+        harness.option("--per-problem", type=float, default=15, help="seconds"),
+        harness.option("--error", type=float, default=0.001, help="relative error to simulate to"),
+        harness.option("--seed", type=int, default=0),
+        harness.option("--sizes", type=int, nargs="+", default=[20, 30, 45, 60, 90, 140, 200, 400]),
+    )

@@ -1,10 +1,9 @@
-"""What the exact simulation costs once compiled, and what 25 rates cost next to one.
+"""Time of the exact simulation once compiled, at 25 rates and at one.
 
 python benchmarks/rates.py
 """
 
-import time
-
+import harness
 import jax
 import jax.numpy as jnp
 
@@ -13,38 +12,28 @@ from negmaml.linear.data import normals_per_run
 from negmaml.paper.reproduce import FIXED_RATE, PROBLEMS, RATES
 
 RUNS = 1000
-REPEATS = 9
-
-
-def best_seconds(functions) -> list[float]:
-    """The fastest of several runs of each function, taken in turns so that noise hits them all."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for _ in range(REPEATS):
-        for times, function in zip(seconds, functions, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            times.append(time.perf_counter() - start)
-    return [min(times[1:]) for times in seconds]  # the first call compiles
+REPEATS = 8
 
 
 def simulation(problem, rates):
-    """One simulation at the paper's run count, over `rates` of meta-training."""
+    """A simulation at the paper's number of runs, at the given training rates."""
     key = jax.random.key(0)
     train, adapt = nm.GradientDescent(jnp.asarray(rates)), nm.GradientDescent(jnp.asarray(RATES))
     return lambda: nm.simulate(key, problem, train, adapt, runs=RUNS)
 
 
-def main() -> None:
-    print(f"| problem, {RUNS} runs | normals | 25 rates, s | one rate, s | ratio | M normals/s |")
-    print("|---|---:|---:|---:|---:|---:|")
+def main(_, report) -> None:
+    head = "normals", "25 rates, s", "one rate, s", "ratio", "M normals/s"
+    report.table(f"problem, {RUNS} runs", *head)
     for name, problem in PROBLEMS.items():
-        many, one = best_seconds([simulation(problem, r) for r in (RATES, [FIXED_RATE])])
+        functions = [simulation(problem, rates) for rates in (RATES, [FIXED_RATE])]
+        many, one = harness.best_seconds(*functions, repeats=REPEATS)
         normals = RUNS * normals_per_run(problem) / 1e6
-        print(
-            f"| {name} | {normals:.1f} M | {many:.3f} | {one:.3f} | {many / one:.2f} "
-            f"| {normals / many:.0f} |"
-        )
+        report.row(
+            name, f"{normals:.1f} M", f"{many:.3f}", f"{one:.3f}", f"{many / one:.2f}",
+            f"{normals / many:.0f}",
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main, __doc__)

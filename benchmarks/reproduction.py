@@ -28,11 +28,11 @@ import argparse
 import json
 import math
 import os
-import resource
-import subprocess
 import sys
 import time
 from typing import NamedTuple
+
+import harness
 
 # This process imports neither numpy nor JAX: on Linux the peak memory that a child reports is at
 # least that of the process which started it.
@@ -97,9 +97,9 @@ def expected_loss(problem, adapt_rate, distance):
     return noise / 2 + shrinkage / 2 * (problem.nu**2 + distance)
 
 
-# The methods. Each takes the seed, imports its tool and returns a function of (problem, train_rates,
-# adapt_rates, runs, address) to losses of shape (train rates, adapt rates, runs). The address
-# says which data to draw: two calls with different addresses share none.
+# The methods. Each takes the seed, imports its tool and returns a function of (problem,
+# train_rates, adapt_rates, runs, address) to losses of shape (train rates, adapt rates, runs).
+# Calls with different addresses draw different data.
 
 
 def numpy_loop(seed):
@@ -290,7 +290,7 @@ METHODS = {
 }
 
 
-# The worker: one method, in a process of its own.
+# The worker: one method in its own process.
 
 
 def curve(losses, panel, draws, address):
@@ -308,31 +308,20 @@ def curve(losses, panel, draws, address):
     return np.stack([np.asarray(point).reshape(runs) for point in points])
 
 
-def timed(function, *args):
-    """The result and the seconds it took."""
-    start = time.perf_counter()
-    result = function(*args)
-    return result, time.perf_counter() - start
-
-
-def peak_mebibytes():
-    """Peak resident memory of this process; ru_maxrss counts bytes on macOS, KiB elsewhere."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def measure(losses, panel, draws, address, compiled, repeats):
     """First-call and warm seconds of one panel, with the mean and its variance at each point."""
-    first = None
+    first, seconds = None, []
     if compiled:
-        _, first = timed(curve, losses, panel, draws, address)
+        first = harness.timed(lambda: curve(losses, panel, draws, address))
     else:  # nothing to compile: a few runs are enough to start the threads
         curve(losses, panel._replace(runs=2), draws, address)
-    passes = [timed(curve, losses, panel, draws, address) for _ in range(repeats)]
-    values = passes[0][0]
+    for _ in range(repeats):
+        start = time.perf_counter()
+        values = curve(losses, panel, draws, address)
+        seconds.append(time.perf_counter() - start)
     return {
         "first": first,
-        "warm": min(seconds for _, seconds in passes),
+        "warm": min(seconds),
         "scale": panel.full_runs / panel.runs,
         "dtype": str(values.dtype),
         "mean": values.mean(1, dtype=float).tolist(),
@@ -341,45 +330,40 @@ def measure(losses, panel, draws, address, compiled, repeats):
 
 
 def work(method, draws, runs_a, runs_b, fraction, repeats):
-    """What the hidden --worker option runs: one method through the four panels, as one dictionary."""
-    seed = list(METHODS).index(
-        method
-    )  # no two methods draw the same data, or they could not disagree
+    """Run one method through the four panels, in a worker process."""
+    # Methods draw different data: with the same data they could not disagree.
+    seed = list(METHODS).index(method)
     try:
         losses = METHODS[method](seed)
     except ModuleNotFoundError as error:
         return {"skipped": f"{error.name} is not installed"}
-    idle = peak_mebibytes()
+    idle = harness.peak_mib()
     measured = [
         measure(losses, panel, draws, 100 * i, method in COMPILED, repeats)
         for i, panel in enumerate(panels(runs_a, runs_b, fraction))
     ]
-    return {"panels": measured, "idle": idle, "peak": peak_mebibytes()}
+    return {"panels": measured, "idle": idle, "peak": harness.peak_mib()}
 
 
-# The parent: starts the workers and compares what they bring back.
+# The parent process: starts the workers and compares their results.
 
 
 def run_worker(python, task):
-    """A fresh interpreter, with one OpenBLAS thread and no other tuning of the calling shell.
+    """Run one method in a fresh interpreter, with one OpenBLAS thread and no other tuning.
 
-    OpenBLAS gains nothing from a second thread on matrices this small, and when another process
-    holds a core its waiting threads make the NumPy methods tens of times slower.
+    OpenBLAS gains nothing from a second thread on such small matrices. If another process uses a
+    core, its waiting threads make the NumPy methods tens of times slower.
     """
     environment = {k: v for k, v in os.environ.items() if k not in OPENBLAS_SETTINGS}
     environment["OPENBLAS_NUM_THREADS"] = "1"
-    command = [python, os.path.abspath(__file__), "--worker", json.dumps(task)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"skipped": f"failed with status {done.returncode}: {reason}"}
-    return json.loads(done.stdout.splitlines()[-1])
+    arguments = "--worker", json.dumps(task)
+    return harness.in_process("reproduction.py", *arguments, python=python, environment=environment)
 
 
 def seconds(result):
     """Measured warm time, and warm and first-call time of the whole job.
 
-    Runs scale the warm time; what a first call adds to it is compilation, which they do not.
+    The warm time is scaled by the number of runs, the compilation of a first call is not.
     """
     parts = result["panels"]
     measured = sum(part["warm"] for part in parts)
@@ -406,20 +390,18 @@ def agreement(result, reference):
         return ["reference", "", ""]
     scores = z_scores(result, reference)
     worst = max(map(abs, scores))
-    agree = all(abs(z) < AGREEMENT for z in scores)  # false for a NaN, which `worst` can miss
+    agree = all(abs(z) < AGREEMENT for z in scores)  # false for NaN, which `worst` can miss
     rms = math.sqrt(sum(z * z for z in scores) / len(scores))
     return [f"{worst:.2f}", f"{rms:.2f}", "agree" if agree else "DISAGREE"]
 
 
-def row(draws, method, result, reference):
-    """One line of the table."""
+def cells_of(result, reference):
+    """The numbers of one row of the table."""
     if "skipped" in result:
-        return [draws, method, result["skipped"], *[""] * 9]
+        return [result["skipped"], *[""] * 9]
     measured, whole, first = seconds(result)
     ratio = whole / seconds(reference)[1]
     return [
-        draws,
-        method,
         result["panels"][0]["dtype"],
         f"{measured:.2f}",
         f"{whole:.2f}",
@@ -431,93 +413,67 @@ def row(draws, method, result, reference):
     ]
 
 
-def table(results, reference_method):
-    """The results as a markdown table, one line for each kind of draws and method."""
-    head = ["draws", "method", "dtype", "measured s", "whole job s", "first call s"]
-    head += [f"time / {reference_method}", "peak MiB", "of it imports", "worst abs z", "RMS z"]
-    lines = [[*head, f"with {reference_method}"], ["---"] * 3 + ["---:"] * 8 + ["---"]]
-    for (draws, method), result in results.items():
-        lines.append(row(draws, method, result, results[draws, reference_method]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def preamble(options):
-    """What was run, where, and what the columns mean."""
-    runs_a, runs_b = (panel.runs for panel in panels(*run_counts(options))[:2])
-    lines = [
-        f"{os.cpu_count()} CPU cores; 2 problems, {POINTS} rates; {runs_a} runs a point in "
-        f"panel a, {runs_b} in panel b; fastest of {options.repeats} warm passes.",
-    ]
-    if (runs_a, runs_b) != (options.runs_a, options.runs_b):
-        lines.append(
-            f"A short run: whole job and first call are EXTRAPOLATED to {options.runs_a} and "
-            f"{options.runs_b} runs a point, the warm time in proportion to the runs; "
-            "the peak memory is that of the short run."
-        )
-    lines.append("Imports are in the peak memory but not in any time; OpenBLAS has one thread.\n")
-    return "\n".join(lines)
-
-
-def run_counts(options):
-    """The three numbers which fix the run counts, in the order `panels` takes them."""
-    return options.runs_a, options.runs_b, options.fraction
-
-
-def compare(options):
-    """Run every method in turn and print the table."""
-    results = {}
+def main(options, report):
+    if options.worker:
+        print(json.dumps(work(*options.worker)))
+        return
+    counts = options.runs_a, options.runs_b, options.fraction
     kinds = ["shared", "independent"] if options.draws == "both" else [options.draws]
+    results = {}
     for draws in kinds:
         for method in options.methods:
-            print(f"{draws} {method} ...", file=sys.stderr, flush=True)
+            harness.progress(f"{draws} {method} ...")
             python = options.torch_python if method == "torch" else sys.executable
-            task = [method, draws, *run_counts(options), options.repeats]
+            task = [method, draws, *counts, options.repeats]
             results[draws, method] = run_worker(python, task)
-    print(preamble(options))
-    print(table(results, reference_method(options.methods, results)))
+    reference = reference_method(options.methods, results)
+    for line in preamble(options, *(panel.runs for panel in panels(*counts)[:2])):
+        report.note(line)
+    head = ["dtype", "measured, s", "whole job, s", "first call, s", f"time / {reference}"]
+    head += ["peak MiB", "of it imports", "worst abs z", "RMS z", f"with {reference}"]
+    report.table("draws", "method", *head)
+    for (draws, method), result in results.items():
+        report.row(draws, method, *cells_of(result, results[draws, reference]))
+
+
+def preamble(options, runs_a, runs_b):
+    """Sentences on the conditions and on the columns."""
+    yield (
+        f"2 problems, {POINTS} rates; {runs_a} runs per point in panel a, {runs_b} in panel b; "
+        f"fastest of {options.repeats} warm passes."
+    )
+    if (runs_a, runs_b) != (options.runs_a, options.runs_b):
+        yield (
+            f"A short run: whole job and first call are EXTRAPOLATED to {options.runs_a} and "
+            f"{options.runs_b} runs per point, in proportion to the runs; the peak memory is that "
+            "of the short run."
+        )
+    yield "Imports are in the peak memory but not in any time; OpenBLAS has one thread."
 
 
 def reference_method(methods, results):
-    """negmaml, or the last method that ran everywhere when negmaml did not."""
-    done = [
-        r for r in methods if not any("skipped" in v for (_, x), v in results.items() if x == r)
-    ]
+    """negmaml, or the last method that ran everywhere if negmaml did not."""
+    skipped = {method for (_, method), result in results.items() if "skipped" in result}
+    done = [method for method in methods if method not in skipped]
     if not done:
         reasons = "; ".join(f"{method}: {v['skipped']}" for (_, method), v in results.items())
         sys.exit(f"no method ran ({reasons})")
     return "negmaml" if "negmaml" in done else done[-1]
 
 
-def method_list(text):
-    """The value of --methods, checked."""
-    methods = text.split(",")
-    unknown = sorted(set(methods) - set(METHODS))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown {unknown}; choose from {','.join(METHODS)}")
-    return methods
-
-
-def parse():
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Time the reproduction of the paper's figures.")
-    parser.add_argument("--runs-a", type=int, default=100, help="runs a point in panel a")
-    parser.add_argument("--runs-b", type=int, default=1000, help="runs a point in panel b")
-    parser.add_argument(
-        "--methods", type=method_list, default=list(METHODS), metavar=",".join(METHODS)
-    )
-    parser.add_argument("--draws", choices=("shared", "independent", "both"), default="shared")
-    parser.add_argument("--fraction", type=float, default=1.0, help="of the runs; times are scaled")
-    parser.add_argument("--repeats", type=int, default=1, help="warm passes; the fastest counts")
-    parser.add_argument(
-        "--torch-python", default=sys.executable, help="interpreter of the torch method"
-    )
-    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
 if __name__ == "__main__":
-    arguments = parse()
-    if arguments.worker:
-        print(json.dumps(work(*arguments.worker)))
-    else:
-        compare(arguments)
+    harness.run(
+        main,
+        __doc__,
+        harness.option("--runs-a", type=int, default=100, help="runs per point in panel a"),
+        harness.option("--runs-b", type=int, default=1000, help="runs per point in panel b"),
+        harness.option(
+            "--methods", type=harness.choice_of(METHODS), default=list(METHODS),
+            metavar=",".join(METHODS),
+        ),
+        harness.option("--draws", choices=("shared", "independent", "both"), default="shared"),
+        harness.option("--fraction", type=float, default=1.0, help="of the runs; times are scaled"),
+        harness.option("--repeats", type=int, default=1, help="warm passes; the fastest counts"),
+        harness.option("--torch-python", default=sys.executable, help="interpreter with torch"),
+        harness.option("--worker", type=json.loads, help=argparse.SUPPRESS),
+    )  # fmt: skip

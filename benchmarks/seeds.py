@@ -1,12 +1,12 @@
-"""Meta-steps per second of one seed, and of 32 at once: vmapped, and over a device for each core.
+"""Meta-steps per second of one seed, and of 32 seeds by vmap and with one device per core.
 
-The sinusoid of Finn et al.: a network of 1-40-40-1 units, 25 tasks of 10 and 10 points, Adam,
-sampling included.
+The sinusoid task of Finn et al.: a network of 1-40-40-1 units, 25 tasks of 10 and 10 points, Adam,
+with sampling.
 """
 
 import os
-import time
 
+import harness
 import jax
 import optax
 
@@ -16,19 +16,7 @@ from negmaml.examples import mlp
 SEEDS, STEPS, ROUNDS = 32, 500, 5
 
 
-def rate(function, steps):
-    """The best number of meta-steps per second."""
-    jax.block_until_ready(function())
-    best = float("inf")
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        best = min(best, time.perf_counter() - start)
-    return steps / best
-
-
-def main():
-    """Print the table."""
+def main(_, report):
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
     tasks = nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
     value_and_grad = nm.maml_value_and_grad(mlp.loss, nm.GradientDescent(0.01))
@@ -38,14 +26,17 @@ def main():
     def one(key):
         return nm.fit(key, params, value_and_grad, tasks, optimizer, STEPS).params
 
-    many = jax.jit(jax.vmap(one))
-    print(f"JAX {jax.__version__}, {jax.device_count()} devices\n")
-    print("| method | meta-steps a second |\n|---|---:|")
-    print(f"| one seed | {rate(lambda: one(keys[0]), STEPS):.0f} |")
-    print(f"| {SEEDS} seeds, vmap | {rate(lambda: many(keys), SEEDS * STEPS):.0f} |")
-    spread = rate(lambda: nm.map_over_devices(one, keys), SEEDS * STEPS)
-    print(f"| {SEEDS} seeds, map_over_devices | {spread:.0f} |")
+    vmapped = jax.jit(jax.vmap(one))
+    report.note(f"{jax.device_count()} devices")
+    report.table("method", "meta-steps per second")
+    for name, function, count in (
+        ("one seed", lambda: one(keys[0]), 1),
+        (f"{SEEDS} seeds, vmap", lambda: vmapped(keys), SEEDS),
+        (f"{SEEDS} seeds, map_over_devices", lambda: nm.map_over_devices(one, keys), SEEDS),
+    ):
+        (seconds,) = harness.best_seconds(function, repeats=ROUNDS)
+        report.row(name, f"{count * STEPS / seconds:.0f}")
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(main, __doc__)

@@ -1,20 +1,20 @@
-"""How right the theory is for inputs with a covariance: random problems, theory against simulation.
+"""Accuracy of the theory for inputs with a covariance: random problems, compared with simulation.
 
 Problems: power-law, two-level, spiked and exponential spectra, random task variances and offsets,
-one and several gradient steps with rates of their own, momentum, proximal, both signs, with and
+one and several gradient steps with different rates, momentum, proximal, both signs, with and
 without meta-ridge, n_t/p from 0.1 to 3, n_v m/p from 0.1 to 5, 10% away from the threshold.
 Compared is the excess of the test loss, E (omega* - w0)^T H_r (omega* - w0)/2, one adaptation step
-at a random rate, and the task error. Nothing of the theory was fitted to them. The simulation draws
-inputs in NumPy and takes the mean over labels, task weights and signs of the offset given the
-inputs exactly; runs go on until the standard error is below --error.
+at a random rate, and the task error. The theory was not fitted to them. The simulation draws inputs
+in NumPy and computes the mean over labels, task weights and signs of the offset given the inputs
+exactly; runs are added until the standard error is below --error.
 
     OMP_NUM_THREADS=1 python benchmarks/structured_validation.py --seconds 600 --seed 0
 """
 
-import argparse
 import time
 from typing import NamedTuple
 
+import harness
 import jax
 import numpy as np
 
@@ -152,7 +152,7 @@ def one_run(rng, problem, filters, ridge, H):
 
 
 def simulated(rng, case, H, target, seconds):
-    """(mean, relative standard error)."""
+    """Mean and relative standard error of the excess loss."""
     values, start = [], time.perf_counter()
     while True:
         values += [one_run(rng, case.problem, case.filters, case.ridge, H) for _ in range(20)]
@@ -170,23 +170,14 @@ def step_form(problem, rate):
 def summary(errors, deviations):
     """Median, 95th percentile and worst of |error| and of |error| beyond two standard errors."""
     if not errors.size:
-        return "-"
-    cells = []
-    for x in (np.abs(errors), np.maximum(np.abs(errors) - 2 * deviations, 0)):
-        numbers = np.median(x), np.quantile(x, 0.95), x.max()
-        cells.append("".join(f"{100 * y:7.2f}" for y in numbers))
-    return "   |".join(cells)
+        return ["", ""]
+    return [
+        " / ".join(f"{100 * y:.2f}" for y in (*np.quantile(x, (0.5, 0.95)), x.max()))
+        for x in (np.abs(errors), np.maximum(np.abs(errors) - 2 * deviations, 0))
+    ]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--per-problem", type=float, default=20)
-    parser.add_argument("--error", type=float, default=0.0015)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[40, 60, 80, 120, 160])
-    parser.add_argument("--rules", nargs="+", default=RULES, choices=sorted(set(RULES)))
-    options = parser.parse_args()
+def main(options, report):
     jax.config.update("jax_enable_x64", True)
     rng = np.random.default_rng(options.seed)
     rows, kinds, start = [], [], time.perf_counter()
@@ -201,11 +192,12 @@ def main():
         rows.append((case.problem.p, error, gap, limit, case.ridge > 0))
         kinds.append(case.kind)
         if abs(gap) > 0.006 + 2 * error:
-            print(f"{gap:+.2%} (limit {limit:+.2%}, se {error:.2%})", case, flush=True)
+            harness.progress(f"{gap:+.2%} (limit {limit:+.2%}, se {error:.2%}) {case}")
     p, error, gap, limit, ridged = np.array(rows).T
     kinds = np.array(kinds)
-    print(f"{len(rows)} problems; median standard error of the simulation {np.median(error):.2%}")
-    print("relative error, %: median, 95th percentile, worst   | beyond two standard errors")
+    report.note(f"{len(rows)} problems; median standard error {np.median(error):.2%}")
+    report.note("relative error, %: median / 95th percentile / worst")
+    report.table("rules", "n", "theory", "beyond 2 s.e.", "limit", "limit, beyond 2 s.e.")
     for name, chosen in (
         ("one step, p >= 60", (kinds == "one step") & (p >= 60)),
         ("  without ridge", (kinds == "one step") & (p >= 60) & (ridged == 0)),
@@ -213,9 +205,18 @@ def main():
         ("steps, momentum, p >= 60", np.isin(kinds, ("steps", "momentum")) & (p >= 60)),
         ("proximal, p >= 60", (kinds == "proximal") & (p >= 60)),
     ):
-        print(f"{name:<26}{chosen.sum():>4}  1/p:{summary(gap[chosen], error[chosen])}")
-        print(f"{'':<30}limit:{summary(limit[chosen], error[chosen])}")
+        cells = [cell for x in (gap, limit) for cell in summary(x[chosen], error[chosen])]
+        report.row(name, chosen.sum(), *cells)
 
 
 if __name__ == "__main__":
-    main()
+    harness.run(
+        main,
+        __doc__,
+        harness.option("--seconds", type=float, default=600, help="for all problems"),
+        harness.option("--per-problem", type=float, default=20, help="seconds"),
+        harness.option("--error", type=float, default=0.0015, help="relative error to simulate to"),
+        harness.option("--seed", type=int, default=0),
+        harness.option("--sizes", type=int, nargs="+", default=[40, 60, 80, 120, 160]),
+        harness.option("--rules", nargs="+", default=RULES, choices=sorted(set(RULES))),
+    )

@@ -1,11 +1,12 @@
-"""Sweeps: speed against other ways to do them, overhead, memory, workers, a million cells.
+"""Sweeps: speed compared with other methods, overhead, memory, workers, a million cells.
 
 python benchmarks/sweep.py rates|peers|overhead|memory|workers|million
 """
 
+import argparse
+import json
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,17 +37,12 @@ def grid(p: int, under: bool = False) -> dict:
 
 
 def seconds(function, repeats: int = 3) -> float:
-    """The fastest of some calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return min(times)
+    """The least time of some calls of a compiled function."""
+    return min(harness.timed(function) for _ in range(repeats))
 
 
 def ready(cells: dict, seeds: int, block: int | None = None):
-    """A runner that has compiled and chosen its blocks, and a function that runs all of them."""
+    """A compiled runner with its block size, and a function that runs all blocks."""
     work = nm.sweeps.prepare(nm.sweeps.linear, cells, seeds)
     runner = work.runner(work.grid.shape, None, None)
     runner.block = planned(work, None, block, None)[0].block
@@ -59,9 +56,9 @@ def ready(cells: dict, seeds: int, block: int | None = None):
     return runner, run
 
 
-def rates() -> None:
-    """What 25 rates cost next to one, through a sweep."""
-    print("| p | parameterized | 25 rates, s | one rate, s | ratio |\n|---|---|---:|---:|---:|")
+def rates(report) -> None:
+    """Time of 25 rates and of one, in a sweep."""
+    report.table("p", "parameterized", "25 rates, s", "one rate, s", "ratio", texts=2)
     for p, seeds, under in ((20, 8000, False), (60, 1500, False), (200, 100, False),
                             (20, 800, True)):  # fmt: skip
         many, one = (
@@ -72,11 +69,11 @@ def rates() -> None:
         pairs = [(seconds(many, 1), seconds(one, 1)) for _ in range(15)]
         a, b = (min(column) for column in zip(*pairs, strict=True))
         kind = "under" if under else "over"
-        print(f"| {p} | {kind} | {a:.3f} | {b:.3f} | {a / b:.2f} |", flush=True)
+        report.row(p, kind, f"{a:.3f}", f"{b:.3f}", f"{a / b:.2f}")
 
 
 def numpy_cells(arguments) -> int:
-    """Batched NumPy over cells: Gram matrices are quadratics in the rate here too."""
+    """Batched NumPy over cells, with Gram matrices as quadratics in the rate, too."""
     p, m, n_t, n_v, sigma, nu, cells, seed = arguments
     random = np.random.default_rng(seed)
 
@@ -99,10 +96,10 @@ def numpy_cells(arguments) -> int:
     return np.square(omega).sum(-1).size
 
 
-def peers() -> None:
-    """Cells a second of the same grid along four methods."""
-    print("| p | sweep | loop of jitted calls | one flat vmap | NumPy, two processes |")
-    print("|---|---:|---:|---:|---:|")
+def peers(report) -> None:
+    """Cells per second of the same grid by four methods."""
+    head = "sweep", "loop of jitted calls", "one flat vmap", "NumPy, two processes"
+    report.table("p", *head)
     for p, seeds in ((20, 8000), (60, 1500), (200, 60)):
         cells, (m, n_t, n_v) = 4 * seeds, OVER[p]
         _, run = ready(grid(p), seeds)
@@ -129,16 +126,15 @@ def peers() -> None:
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
             list(pool.map(numpy_cells, jobs[:2]))
             speed.append(len(jobs) * part / seconds(lambda: list(pool.map(numpy_cells, jobs)), 2))  # noqa: B023
-        print(f"| {p} | " + " | ".join(f"{x:,.0f}" for x in speed) + " |", flush=True)
+        report.row(p, *(f"{x:,.0f}" for x in speed))
 
 
-def overhead() -> None:
-    """A sweep into a store against its programs called with nothing around them."""
+def overhead(report) -> None:
+    """Time of a sweep into a store, compared with calls of its compiled programs only."""
     from negmaml.sweeps.session import here
     from negmaml.sweeps.store import create
 
-    print("| p | block, s | sweep to store, s | kernel alone, s | overhead |")
-    print("|---|---|---:|---:|---:|")
+    report.table("p", "block, s", "sweep to store, s", "programs only, s", "overhead")
     for p, seeds in ((20, 100_000), (60, 20_000)):
         work = nm.sweeps.prepare(nm.sweeps.linear, grid(p), seeds)
         runner = work.runner(work.grid.shape, None, None)
@@ -172,21 +168,19 @@ def overhead() -> None:
             alone = time.perf_counter() - start
             ratios.append((swept / alone, swept, alone, alone / count))
         ratio, swept, alone, each = sorted(ratios)[len(ratios) // 2]
-        print(f"| {p} | {each:.2f} | {swept:.2f} | {alone:.2f} | {ratio - 1:+.1%} |", flush=True)
+        report.row(p, f"{each:.2f}", f"{swept:.2f}", f"{alone:.2f}", f"{ratio - 1:+.1%}")
 
 
 def _write(store, region, wanted, values) -> None:
     store.write(region, 0, wanted, values)
 
 
-def memory() -> None:
-    """Peak memory of sweeps of a thousand to a million cells, in processes of their own."""
-    print("| cells | budget, MiB | peak above start, MiB | wall, s |\n|---|---:|---:|---:|")
+def memory(report) -> None:
+    """Peak memory of sweeps of a thousand to a million cells, each in its own process."""
+    report.table("cells, budget 256 MiB", "peak above start, MiB", "wall, s")
     for seeds in (250, 2500, 25_000, 250_000):
-        done = subprocess.run(
-            [sys.executable, __file__, "_memory", str(seeds)], capture_output=True, text=True
-        )
-        print(done.stdout.strip() or done.stderr, flush=True)
+        found = harness.in_process("sweep.py", "_memory", seeds)
+        report.row(f"{4 * seeds:,}", *found.get("cells", [found.get("skipped"), ""]))
 
 
 def _memory(seeds: int) -> None:
@@ -194,21 +188,20 @@ def _memory(seeds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         warm = {n: v for n, v in grid(20).items() if n != "sigma"} | {"sigma": 1.0}
         nm.sweep(nm.sweeps.linear, warm, 2, store=f"{folder}/warm.zarr")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before = harness.peak_mib()
         nm.sweep(nm.sweeps.linear, grid(20), seeds, store=f"{folder}/x.zarr")
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    wall = time.perf_counter() - start
-    print(f"| {4 * seeds:,} | 256 | {grown:.0f} | {wall:.1f} |")
+    increase, wall = harness.peak_mib() - before, time.perf_counter() - start
+    print(json.dumps({"cells": [f"{increase:.0f}", f"{wall:.1f}"]}))
 
 
-def workers() -> None:
+def workers(report) -> None:
     """Strong scaling: the same blocks on one and on two worker processes of one core each.
 
-    The last line is what the machine has to give: two processes that share nothing.
+    The last row, two independent processes, is the upper bound on this machine.
     """
     from distributed import Client, LocalCluster
 
-    print("| workers | seconds | speed-up |\n|---|---:|---:|")
+    report.table("workers", "seconds", "speed-up")
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     taken = []
     for count in (1, 2):
@@ -227,13 +220,13 @@ def workers() -> None:
             warm = next(i for i, (done, _) in enumerate(marks) if done >= 20_000 * 2 * count)
             (a, start), (b, stop) = marks[warm], marks[-1]
             taken.append((stop - start) / (b - a))
-        print(f"| {count} | {taken[-1] * 800_000:.1f} | {taken[0] / taken[-1]:.2f} |", flush=True)
+        report.row(count, f"{taken[-1] * 800_000:.1f}", f"{taken[0] / taken[-1]:.2f}")
     alone, both = _pinned_together(1), _pinned_together(2)
-    print(f"| 2, nothing shared | {both:.1f} | {2 * alone / both:.2f} |")
+    report.row("2, independent", f"{both:.1f}", f"{2 * alone / both:.2f}")
 
 
 def _pinned_together(count: int) -> float:
-    """Seconds of the slowest of some processes that do the same work, a core each."""
+    """Seconds of the slowest of some processes that do the same work on one core each."""
     start = time.time() + 15
     started = [
         subprocess.Popen(
@@ -254,8 +247,9 @@ def _pinned(core: int, start: int) -> None:
     print(seconds(lambda: [run() for _ in range(8)], 1))
 
 
-def million() -> None:
+def million(report) -> None:
     """A million cells of 25 rates, half of them underparameterized, into a store."""
+    report.table("half", "cells", "normals per cell", "seconds")
     for under, name in ((False, "overparameterized"), (True, "underparameterized")):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
@@ -267,10 +261,24 @@ def million() -> None:
                 sigma=1.0,
                 nu=0.5,
             )
-        print(f"{name}: {cells:,} cells, {normals_per_run(problem)} normals each, {wall:.1f} s")
+        report.row(name, f"{cells:,}", normals_per_run(problem), f"{wall:.1f}")
+
+
+COMMANDS = {f.__name__: f for f in (rates, peers, overhead, memory, workers, million)}
+WORKERS = {"_memory": _memory, "_pinned": _pinned}  # run by the commands in fresh processes
+
+
+def main(options, report) -> None:
+    if options.command in WORKERS:
+        WORKERS[options.command](*options.arguments)
+    else:
+        COMMANDS[options.command](report)
 
 
 if __name__ == "__main__":
-    command, *rest = sys.argv[1:] or ["peers"]
-    commands = [rates, peers, overhead, memory, _memory, workers, _pinned, million]
-    {function.__name__: function for function in commands}[command](*map(int, rest))
+    harness.run(
+        main,
+        __doc__,
+        harness.option("command", choices=[*COMMANDS, *WORKERS], metavar="|".join(COMMANDS)),
+        harness.option("arguments", nargs="*", type=int, help=argparse.SUPPRESS),
+    )

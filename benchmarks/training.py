@@ -1,20 +1,21 @@
-"""What the method around the meta-gradient costs: hooks, batches of a loader, tasks over devices.
+"""Time of `fit` around the meta-gradient: callbacks, batches of a loader, tasks over devices.
 
     python benchmarks/training.py hooks      sinusoid, a callback every 100 steps
-    python benchmarks/training.py batches    conv4, epochs of NumPy batches against a function
-    python benchmarks/training.py devices    one core against two devices that share the tasks
+    python benchmarks/training.py batches    conv4, epochs of NumPy batches, and a function
+    python benchmarks/training.py devices    one core, and two devices that share the tasks
 
-Ways are timed in turn, several rounds, and the ratio is of the medians. Processor seconds
-(user + system) are next to seconds on the wall, which other work on the machine disturbs.
+Variants are timed in turn over several rounds; ratios are those of medians. CPU seconds (user and
+system) are less affected than wall seconds by other work on the machine.
 """
 
+import argparse
+import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from functools import partial
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,29 +27,30 @@ from negmaml.examples import mlp
 ROUNDS = 5
 
 
-def timed(function):
-    """(wall, processor) seconds of one call."""
+def wall_and_cpu(function):
+    """Wall and CPU seconds of one call."""
     wall, work = time.perf_counter(), time.process_time()
     jax.block_until_ready(function())
     return time.perf_counter() - wall, time.process_time() - work
 
 
-def compare(ways, steps):
-    """Print the cost of a step each way, and in units of the first."""
-    for function in ways.values():
+def compare(report, variants, steps):
+    """Add the time of a step of each variant, and its ratio to the first."""
+    for function in variants.values():
         function()  # compile
-    times = {name: [] for name in ways}
+    times = {name: [] for name in variants}
     for _ in range(ROUNDS):
-        for name, function in ways.items():
-            times[name].append(timed(function))
+        for name, function in variants.items():
+            times[name].append(wall_and_cpu(function))
     medians = {
         name: [1e3 * statistics.median(t[i] for t in own) / steps for i in (0, 1)]
         for name, own in times.items()
     }
     first = next(iter(medians.values()))
-    print(f"{'way':28} {'wall, ms':>9} {'ratio':>6} {'processor, ms':>14} {'ratio':>6}")
-    for name, (wall, work) in medians.items():
-        print(f"{name:28} {wall:9.3f} {wall / first[0]:6.3f} {work:14.3f} {work / first[1]:6.3f}")
+    report.table("variant", "wall, ms per step", "ratio", "CPU, ms per step", "ratio")
+    for name, (wall, cpu) in medians.items():
+        ratios = wall / first[0], cpu / first[1]
+        report.row(name, *(f"{x:.3f}" for x in (wall, ratios[0], cpu, ratios[1])))
 
 
 def sinusoid(m=25, steps=2000, **options):
@@ -61,11 +63,12 @@ def sinusoid(m=25, steps=2000, **options):
     )
 
 
-def hooks(steps=2000):
-    """One program, and the same in stretches of 100 steps."""
-    seen = []
-    watched = {"callback": lambda *told: seen.append(told[1]["loss"]), "callback_every": 100}
-    compare({"no hook": sinusoid(), "callback each 100 steps": sinusoid(**watched)}, steps)
+def hooks(report, steps=2000):
+    """One program, and the same in segments of 100 steps."""
+    log = []
+    options = {"callback": lambda *args: log.append(args[1]["loss"]), "callback_every": 100}
+    variants = {"no callback": sinusoid(), "callback every 100 steps": sinusoid(**options)}
+    compare(report, variants, steps)
 
 
 def conv4_batches(count: int):
@@ -86,7 +89,7 @@ def conv4_batches(count: int):
 
 
 def conv4(tasks, steps, **options):
-    """Meta-training of Conv4, a task at a time."""
+    """Meta-training of Conv4, one task at a time."""
     from meta_gradients import conv_parameters, cross_entropy
 
     arrays = conv_parameters(np.random.default_rng(1), [1, 32, 32, 32, 32], ways=5)
@@ -101,7 +104,7 @@ def conv4(tasks, steps, **options):
 
 
 class Images:
-    """The tasks of some meta-batches one by one, as a DataLoader wants them."""
+    """The tasks of some meta-batches one by one, as a DataLoader needs them."""
 
     def __init__(self, held):
         self.tasks = [jax.tree.map(lambda x, i=i: x[i], batch)
@@ -114,7 +117,7 @@ class Images:
         return self.tasks[i]
 
 
-def batches(steps=12):
+def batches(report, steps=12):
     """The same meta-batches: drawn by a function, in a list, and from a DataLoader of torch."""
     held = conv4_batches(steps)
     pool = jax.tree.map(lambda *x: jnp.stack(x), *held)
@@ -123,44 +126,40 @@ def batches(steps=12):
         return jax.tree.map(lambda x: x[jax.random.randint(key, (), 0, steps)], pool)
 
     function = jax.tree_util.Partial(draw, pool)
-    ways = {"function of a key": conv4(function, steps), "batches of NumPy": conv4(held, steps)}
+    variants = {"function of a key": conv4(function, steps), "batches of NumPy": conv4(held, steps)}
     try:
         from torch.utils.data import DataLoader
     except ImportError:
-        print("torch is not installed: without its DataLoader")
+        report.note("torch is not installed: without its DataLoader")
     else:
         size = len(held[0][0][1])
-        ways["DataLoader of torch"] = conv4(DataLoader(Images(held), batch_size=size), steps)
-    compare(ways, steps)
+        variants["DataLoader of torch"] = conv4(DataLoader(Images(held), batch_size=size), steps)
+    compare(report, variants, steps)
 
 
 WORKLOADS = {"sinusoid, 200 tasks": 200, "sinusoid, 600 tasks": 60, "conv4, 8 tasks": 6}  # steps
 
 
-def devices():
+def devices(report):
     """One device pinned to a core, and two devices on two cores that share the tasks.
 
-    Each is a process of its own, in turn, twice. It says something on an idle machine only: with
-    other work on both cores the two devices, which wait for each other at every step, are often put
-    on one of them.
+    Each runs in its own process, in turn, twice. This needs an idle machine: the two devices wait
+    for each other at every step, and with other work they are often scheduled on one core.
     """
-    if len(sys.argv) > 2:
-        _on_devices(int(sys.argv[2]), sys.argv[3])
-        return
+    head = "one, ms per step", "two, ms", "one, CPU ms", "two, CPU ms", "speed-ups"
+    report.table("devices", *head)
     for name, steps in WORKLOADS.items():
         times = {1: [], 2: []}
         for count in (1, 2, 1, 2):
-            command = [sys.executable, __file__, "devices", str(count), name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            times[count].append([1e3 * float(t) / steps for t in done.stdout.split()])
-        (one, work_one), (two, work_two) = (np.mean(times[count], 0) for count in (1, 2))
+            done = harness.in_process("training.py", "_devices", count, name)
+            times[count].append([1e3 * t / steps for t in done["seconds"]])
+        (one, cpu_one), (two, cpu_two) = (np.mean(times[count], 0) for count in (1, 2))
         ratios = ", ".join(f"{a / b:.2f}" for (a, _), (b, _) in zip(*times.values(), strict=True))
-        print(f"{name}: {one:.2f} and {two:.2f} ms a step on the wall, {work_one:.2f} and "
-              f"{work_two:.2f} of processor; speed-up {ratios}", flush=True)  # fmt: skip
+        report.row(name, *(f"{x:.2f}" for x in (one, two, cpu_one, cpu_two)), ratios)
 
 
-def _on_devices(count: int, name: str) -> None:
-    """The least times of some runs."""
+def _devices(count: int, name: str) -> None:
+    """Print the least times of some runs on `count` devices."""
     os.sched_setaffinity(0, range(count))
     jax.config.update("jax_num_cpu_devices", count)
     steps, mesh = WORKLOADS[name], jax.devices() if count > 1 else None
@@ -170,9 +169,24 @@ def _on_devices(count: int, name: str) -> None:
     else:
         train = sinusoid(m=int(name.split()[1]), steps=steps, mesh=mesh)
     train()
-    times = [timed(train) for _ in range(ROUNDS)]
-    print(*np.min(times, 0))
+    times = [wall_and_cpu(train) for _ in range(ROUNDS)]
+    print(json.dumps({"seconds": np.min(times, 0).tolist()}))
+
+
+PARTS = {"hooks": hooks, "batches": batches, "devices": devices}
+
+
+def main(options, report):
+    if options.part == "_devices":
+        _devices(int(options.arguments[0]), options.arguments[1])
+    else:
+        PARTS[options.part](report)
 
 
 if __name__ == "__main__":
-    {"hooks": hooks, "batches": batches, "devices": devices}[sys.argv[1]]()
+    harness.run(
+        main,
+        __doc__,
+        harness.option("part", choices=[*PARTS, "_devices"], metavar="|".join(PARTS)),
+        harness.option("arguments", nargs="*", help=argparse.SUPPRESS),
+    )
