@@ -30,7 +30,7 @@ from jax.tree_util import Partial
 
 import negmaml as nm
 from negmaml.examples import digits, mlp
-from negmaml.kernels.system import own_blocks, systems
+from negmaml.kernels.system import systems, task_blocks
 
 BIAS = 0.5  # variance of biases, in networks and in the infinite kernel
 RIDGE = 0.01  # meta-ridge over rows of the query and lambda
@@ -130,7 +130,7 @@ def compare(key, tasks, depth, width, output):
     }
     x = jnp.concatenate([part[0].reshape(-1, inputs) for part in tasks])
     K, rows, square = tangent(x, x), m * n_v, output**2
-    at, entries = systems(K, own_blocks(K, m, n_t), nm.GradientDescent(rates))
+    at, entries = systems(K, task_blocks(K, m, n_t), nm.GradientDescent(rates))
 
     def loss(params, data):
         x, y = data

@@ -17,8 +17,8 @@ over (u, u') normal with covariance Sigma_l. At the angle t between them, cos t 
     E relu(u) relu(u') = sqrt(Sigma(x,x) Sigma(x',x')) (sin t + (pi - t) c) / (2 pi),
     E 1(u > 0) 1(u' > 0) = (pi - t) / (2 pi).
 
-Near t = 0 both need t to more digits than cos t has, so the squared distance Sigma(x, x) +
-Sigma(x', x') - 2 Sigma(x, x') goes along; with r the roots of the variances, 1 - cos t is
+Near t = 0 both need t to more digits than cos t has, so the recursion carries the squared distance
+Sigma(x, x) + Sigma(x', x') - 2 Sigma(x, x') along; with r the roots of the variances, 1 - cos t is
 (distance - (r - r')^2) / (2 r r'), and the next distance is, the biases dropping out,
 
     s^2 ( (r - r')^2 / 2 + r r' (1 - cos t - (sin t - t cos t) / pi) ).
@@ -43,7 +43,10 @@ OLD_KINDS = {"tangent": "ntk", "process": "nngp"}
 
 @pytree
 class ReLUNetwork:
-    """The kernel of `relu_network`."""
+    """The kernel of `relu_network`, a function of two sets of points.
+
+    depth, kind, weight_variance, bias_variance: the arguments of `relu_network`.
+    """
 
     depth: int = static()
     kind: str = static()
@@ -66,36 +69,40 @@ def _kernel_matrix(network: ReLUNetwork, x1, x2):
     s, c, d = network.weight_variance, network.bias_variance, x1.shape[1]
     one, two = (s * jnp.sum(x**2, 1)[:, None] / d + c for x in (x1, x2))
     two = two.T
-    tangent = process = s * contract("xd,yd->xy", x1, x2) / d + c
+    ntk = nngp = s * contract("xd,yd->xy", x1, x2) / d + c
     distance = s * jnp.sum((x1[:, None] - x2) ** 2, -1) / d
     for _ in range(network.depth):
         scale = _root(one * two)
-        apart = (_root(one) - _root(two)) ** 2
-        lack = _lack(distance, apart, scale)
-        sine = _root(lack * (2 - lack))
-        angle = jnp.where(lack < 2, 2 * jnp.arcsin(_root(jnp.where(lack < 2, lack, 0) / 2)), jnp.pi)
-        above, cosine = (jnp.pi - angle) / (2 * jnp.pi), 1 - lack
-        process = s * scale * (sine / (2 * jnp.pi) + above * cosine) + c
-        tangent = process + s * tangent * above
-        distance = s * (apart / 2 + scale * (lack - (sine - angle * cosine) / jnp.pi))
+        radius_gap = (_root(one) - _root(two)) ** 2
+        one_minus_cos = _one_minus_cos(distance, radius_gap, scale)
+        sine = _root(one_minus_cos * (2 - one_minus_cos))
+        angle = jnp.where(
+            one_minus_cos < 2,
+            2 * jnp.arcsin(_root(jnp.where(one_minus_cos < 2, one_minus_cos, 0) / 2)),
+            jnp.pi,
+        )
+        above, cosine = (jnp.pi - angle) / (2 * jnp.pi), 1 - one_minus_cos
+        nngp = s * scale * (sine / (2 * jnp.pi) + above * cosine) + c
+        ntk = nngp + s * ntk * above
+        distance = s * (radius_gap / 2 + scale * (one_minus_cos - (sine - angle * cosine) / jnp.pi))
         one, two = (s * variance / 2 + c for variance in (one, two))
-    return tangent if network.kind == "ntk" else process
+    return ntk if network.kind == "ntk" else nngp
 
 
 _kernel = jit_fast_compile(_kernel_matrix)
 
 
 def _root(x):
-    """The square root, of derivative zero at zero: zero stays zero where points repeat."""
+    """The square root, with derivative zero at zero, which occurs if points repeat."""
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
-def _lack(distance, apart, scale):
-    """1 - cos t in [0, 2]; points that are collinear to rounding are taken to be."""
+def _one_minus_cos(distance, radius_gap, scale):
+    """1 - cos t in [0, 2]; points that are collinear up to rounding count as collinear."""
     eps = jnp.finfo(scale.dtype).eps
-    left = jnp.where(distance - apart < 4 * eps * distance, 0, distance - apart)
-    lack = left / (2 * jnp.where(scale > 0, scale, 1))
-    return jnp.where(lack > 2 - 8 * eps, 2, lack)
+    left = jnp.where(distance - radius_gap < 4 * eps * distance, 0, distance - radius_gap)
+    one_minus_cos = left / (2 * jnp.where(scale > 0, scale, 1))
+    return jnp.where(one_minus_cos > 2 - 8 * eps, 2, one_minus_cos)
 
 
 def relu_network(

@@ -1,9 +1,9 @@
 r"""(G + ridge) c = r for many points: conjugate gradients, with kernel matrices never stored.
 
-A product with G = A K A^T is A (K (A^T c)), with K in blocks of rows made anew each time: all
-rates and ridges and outputs are columns of one product, so K is made once an iteration for all of
-them. The preconditioner is a randomised Nystrom approximation of each G by `RANK` eigenvectors,
-which takes one more product: with U, x the approximate eigenpairs and x_k the smallest of them,
+A product with G = A K A^T is A (K (A^T c)), with blocks of rows of K computed again each time. All
+rates, ridges and outputs are columns of one product, so K is computed once per iteration. The
+preconditioner is a randomised Nystrom approximation of each G by `RANK` eigenvectors, which takes
+one more product: with U, x the approximate eigenpairs and x_k the smallest of them,
 
     P^-1 = U ((x_k + ridge) / (x + ridge)) U^T + (1 - U U^T)
 
@@ -23,7 +23,7 @@ from negmaml._core.arrays import contract
 from negmaml._core.convergence import warn_unless
 from negmaml._core.keys import fixed_key
 from negmaml.kernels.points import TILE
-from negmaml.kernels.system import own_kernel, responses, right_side
+from negmaml.kernels.system import responses, right_side, task_kernels
 from negmaml.rules import InnerRule
 
 RANK, ITERATIONS = 128, 400
@@ -35,26 +35,27 @@ INEXACT = (
 
 @jax.jit
 def train_iteratively(kernel, x, y_t, y_v, rule: InnerRule, ridges):
-    """(weights (rules, ridges, M, o), well_conditioned (rules, ridges)).
+    """Return (weights (rules, ridges, M, o), well_conditioned (rules, ridges)).
 
-    Reliable where the residual of every output is small. A solution or a derivative that is not
-    warns, in compiled programs too: derivatives solve further systems, which return no flag.
+    A solution is well conditioned if the residual of every output is small. Solutions and
+    derivatives with a larger one warn, in compiled programs too, since the systems of derivatives
+    return no flag.
     """
     (m, n_t, _), n_v = y_t.shape, y_v.shape[1]
-    own = own_kernel(kernel, x, (m, n_t, n_v))
-    C = responses(own, rule).reshape(-1, m, n_v, n_t)
+    blocks = task_kernels(kernel, x, (m, n_t, n_v))
+    C = responses(blocks, rule).reshape(-1, m, n_v, n_t)
     times_K = partial(_times_kernel, kernel, x)
     eps = jnp.finfo(C.dtype).eps
     tolerance = float(eps) ** (2 / 3)
 
-    def spread(C, c):
+    def adjoint(C, c):
         """A^T c, (M, columns)."""
         c = c.reshape(m, n_v, -1)
         on_support = -contract("ivt,ivo->ito", C, c)
         return jnp.concatenate([part.reshape(-1, c.shape[-1]) for part in (on_support, c)])
 
     def times_G(C, c):
-        values = times_K(spread(C, c))
+        values = times_K(adjoint(C, c))
         t, v = (part.reshape(m, -1, c.shape[-1]) for part in jnp.split(values, [m * n_t]))
         return (v - contract("ivt,ito->ivo", C, t)).reshape(c.shape)
 
@@ -72,7 +73,7 @@ def train_iteratively(kernel, x, y_t, y_v, rule: InnerRule, ridges):
                 return c + contract("nk,k,mk,mo->no", U, scale, U, c)
 
             def iterate(matrix, right):
-                # Columns of equal length, else the residual of a small one counts for nothing.
+                # Scale columns to unit length: otherwise the residual of a small one has no weight.
                 size = jnp.linalg.norm(right, axis=0)
                 unit = jnp.where(size > 0, size, 1)
                 c, _ = cg(matrix, right / unit, tol=tolerance, maxiter=ITERATIONS, M=precondition)
@@ -84,7 +85,7 @@ def train_iteratively(kernel, x, y_t, y_v, rule: InnerRule, ridges):
             c, small = lax.custom_linear_solve(
                 matrix, right, iterate, iterate, symmetric=True, has_aux=True
             )
-            return spread(C, c), small > 0
+            return adjoint(C, c), small > 0
 
         return jax.vmap(one_ridge)(ridges.astype(C.dtype))
 

@@ -1,4 +1,4 @@
-"""Every task as the model sees it that is meta-trained on all others."""
+"""The residuals of every task under the model that is meta-trained on all other tasks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,26 +13,27 @@ from negmaml._core.pytree import pytree
 from negmaml._core.settings import own_settings
 from negmaml.kernels.points import as_kernel, as_start, check_ridges, gram, stack
 from negmaml.kernels.solve import leave_out
-from negmaml.kernels.system import adapted_losses, check_spectral, own_blocks, right_side, systems
+from negmaml.kernels.system import adapted_losses, check_spectral, right_side, systems, task_blocks
 from negmaml.meta import Tasks
 from negmaml.rules import InnerRule
 
 
 @pytree
 class LeftOut:
-    """Each task as the model sees it that was trained on all others.
+    """Residuals of each task under the model that was trained on all others.
 
     support: labels less predictions before adapting, batch + (m, n_t, outputs).
-    query: the same of query points, batch + (m, n_v, outputs).
+    query: labels of the query likewise, batch + (m, n_v, outputs).
     well_conditioned: batch, as in `KernelModel`.
-    own: the kernel within each task.
+    blocks: the kernel within each task.
     """
 
     support: Any
     query: Any
     well_conditioned: Any
-    own: Any
+    blocks: Any
 
+    own = renamed_attribute("LeftOut.own", "blocks")
     reliable = renamed_attribute("LeftOut.reliable", "well_conditioned")
 
     @own_settings
@@ -43,19 +44,19 @@ class LeftOut:
         rules have the standard error of their mean over tasks.
         """
         rule = check_spectral(rule)
-        return adapted_losses(self.own, rule, self.support, self.query)
+        return adapted_losses(self.blocks, rule, self.support, self.query)
 
 
 @own_settings
 def leave_one_task_out(
     kernel: Callable, tasks: Tasks, rule: InnerRule, *, meta_ridge=0.0, f0: Callable | None = None
 ) -> LeftOut:
-    r"""Every task as seen by the model that is meta-trained on all others, without training again.
+    r"""Residuals of every task under the model meta-trained on all others, without training again.
 
-    For choosing rates and ridges on all tasks there are, without splits: `losses(rule)` of the
-    result adapts to each left-out task by any rule. In closed form from the one solution of all
-    tasks (`negmaml.kernels.solve` derives it); arguments, batches and errors as in `meta_train`, at
-    least two tasks.
+    Use it to choose rates and ridges on all tasks, without splits: `losses(rule)` of the result
+    adapts to each left-out task by any rule. It follows in closed form from the one solution of all
+    tasks (`negmaml.kernels.solve` derives it). Arguments, batches and errors are those of
+    `meta_train`; at least two tasks are needed.
 
     >>> x = jnp.linspace(-1.0, 1.0, 24).reshape(4, 6, 1)
     >>> tasks = Tasks((x[:, :3], x[:, :3, 0]), (x[:, 3:], x[:, 3:, 0]))
@@ -73,22 +74,22 @@ def leave_one_task_out(
     if points.sizes[0] < 2:
         raise ValueError("tasks must hold at least two to leave one out, got 1")
     K = gram(kernel, points.x)
-    left, own = _leave_out(K, points.y_t, points.y_v, rule, jnp.ravel(ridges))
+    left, blocks = _leave_out(K, points.y_t, points.y_v, rule, jnp.ravel(ridges))
     batch = rule.batch_shape + jnp.shape(ridges)
     support, query, well_conditioned = (part.reshape(*batch, *part.shape[2:]) for part in left)
-    return LeftOut(support, query, well_conditioned, own)
+    return LeftOut(support, query, well_conditioned, blocks)
 
 
 def _leave_out_all(K, y_t, y_v, rule: InnerRule, ridges):
-    own = own_blocks(K, y_t.shape[0], y_t.shape[1])
-    at, entries = systems(K, own, rule)
+    blocks = task_blocks(K, y_t.shape[0], y_t.shape[1])
+    at, entries = systems(K, blocks, rule)
     ridges = ridges.astype(K.dtype)
 
     def one(entry):
         system = at(entry)
         return leave_out(system, right_side(system.C, y_t, y_v), y_t.astype(K.dtype), ridges)
 
-    return lax.map(one, entries), own
+    return lax.map(one, entries), blocks
 
 
 _leave_out = jit_fast_compile(_leave_out_all, profile="heavy")

@@ -1,8 +1,9 @@
-r"""The exact minimiser of the meta-loss among the functions of a kernel, and what it does on tasks.
+r"""The exact minimiser of the meta-loss among the functions of a kernel, and its loss on tasks.
 
     f*(x) = f_0(x) + k(x, .) A^T (A K A^T + meta_ridge)^-1 A (y - f_0)
 
-is what gradient descent on the meta-loss reaches from f_0 (`negmaml.kernels.system` has A).
+is the function that gradient descent on the meta-loss reaches from f_0 (`negmaml.kernels.system`
+defines A).
 """
 
 from collections.abc import Callable
@@ -33,14 +34,14 @@ from negmaml.kernels.points import (
 )
 from negmaml.kernels.solve import solve
 from negmaml.kernels.system import (
-    Own,
+    TaskBlocks,
     adapted_losses,
     check_spectral,
-    own_blocks,
-    own_kernel,
     responses,
     right_side,
     systems,
+    task_blocks,
+    task_kernels,
 )
 from negmaml.meta import Tasks
 from negmaml.rules import InnerRule
@@ -53,8 +54,8 @@ MANY_POINTS = 10_000
 class KernelModel:
     r"""A function in a kernel's space: model(x) = f_0(x) + sum_j k(x, points_j) weights_j.
 
-    Of a batch of rules and ridges it is one function each: everything it returns leads with
-    `batch`, the shape of the rule's parameter + that of the ridge.
+    It holds one function for each rule and ridge: all results lead with `batch`, the shape of the
+    rule's parameter + that of the ridge.
 
     kernel, f0: as given to `meta_train`.
     points: (M, ...).   weights: batch + (M, outputs).
@@ -103,8 +104,8 @@ class KernelModel:
                 f"labels of tasks must have shape (tasks, points, *{self._outputs}) as in "
                 f"meta_train, got {jnp.shape(tasks.support[1])}"
             )
-        own = own_kernel(self.kernel, points.x, points.sizes)
-        return jnp.mean(adapted_losses(own, rule, *_left(points, self._values(points.x))), -1)
+        blocks = task_kernels(self.kernel, points.x, points.sizes)
+        return jnp.mean(adapted_losses(blocks, rule, *_left(points, self._values(points.x))), -1)
 
     @property
     def _outputs(self) -> tuple[int, ...]:
@@ -150,8 +151,8 @@ def _shaped(values, has_outputs: bool):
 def _moved(K, y, values, rule: InnerRule):
     """Weights on the support that adapting adds: q(K / n) (y - values) / n."""
     left = y.reshape(len(y), -1) - values
-    own = Own((K + K.T)[None] / 2, jnp.eye(len(y), dtype=K.dtype)[None])
-    C = responses(own, rule)[..., 0, :, :]
+    blocks = TaskBlocks((K + K.T)[None] / 2, jnp.eye(len(y), dtype=K.dtype)[None])
+    C = responses(blocks, rule)[..., 0, :, :]
     moved = contract("...st,bto->b...so", C, left.reshape(-1, *left.shape[-2:]))
     return moved.reshape(*left.shape[:-2], *moved.shape[1:])
 
@@ -181,32 +182,32 @@ def meta_train(
 
     with f' the function after adapting to the task by the rule, on the inner loss
     |y_t - f_t|^2 / (2 n_t), and |.| the norm of the kernel's space: where gradient descent on the
-    meta-loss goes from f_0. A linear kernel gives `negmaml.linear.minimiser`; the tangent kernel of
-    a network at its parameters gives the network in its lazy regime.
+    meta-loss converges from f_0. A linear kernel gives `negmaml.linear.minimiser`; the tangent
+    kernel of a network at its parameters gives the network in its lazy regime.
 
     Arguments:
         kernel: (x1, x2) -> matrix; any function of JAX, `empirical_ntk`, `relu_network`, a kernel
             of tinygp or GPJax.
         tasks: `Tasks` of (x, y): x (m, n_t, ...) and y (m, n_t) or (m, n_t, outputs) in the
             support, n_v points in the query.
-        rule: any rule that has a spectral filter q; a batch of parameters shares the data. Of
-            one gradient step, a further rate costs one decomposition of an (m n_v)^2 matrix.
+        rule: any rule that has a label filter; a batch of parameters shares the data. For one
+            gradient step, a further rate costs one decomposition of an (m n_v)^2 matrix.
         meta_ridge: at least 0, stacked as in `simulate`; of any shape, a further ridge costs
             products with a vector.
-        f0: x -> values like the labels, what training starts from; zero when left out.
+        f0: the function that training starts from, x -> values like the labels; zero by default.
         method: "direct"; "iterative", preconditioned conjugate gradients on kernel matrices that
-            are never stored, for a kernel that JAX can trace; when left out, iterative from
+            are never stored, for a kernel that JAX can trace. The default is iterative from
             10,000 points on.
 
     Returns a `KernelModel`. Memory for M points: direct, the kernel matrix and at most 6 M^2 more
     numbers; iterative, 1024 M for each rate and ridge. Its `well_conditioned` is True where the
-    residual of every output became small. A `ConvergenceWarning` is issued where it did not, and
-    where that of a derivative did not. Differentiable in rates, ridges and what the kernel holds.
+    residual of every output became small. A `ConvergenceWarning` is issued if that of a
+    solution or of a derivative did not. Differentiable in rates, ridges and what the kernel holds.
 
     Raises TypeError or ValueError for shapes that disagree, a rule without a filter or with a
-    metric, a negative ridge, and a kernel that is not real, finite, symmetric or positive
-    semidefinite to working precision. Points may repeat: without a ridge they get their least
-    squares.
+    preconditioner, a negative ridge, and a kernel that is not real, finite, symmetric or positive
+    semidefinite to working precision. Points may repeat: without a ridge they are fitted by
+    least squares.
 
     >>> x = jnp.arange(12.0).reshape(2, 6, 1) / 6
     >>> tasks = Tasks((x[:, :3], x[:, :3, 0]), (x[:, 3:], x[:, 3:, 0]))
@@ -234,8 +235,8 @@ def meta_train(
 
 def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
     """(weights (rules, ridges, M, o), well_conditioned (rules, ridges)), one rule after another."""
-    own = own_blocks(K, y_t.shape[0], y_t.shape[1])
-    at, entries = systems(K, own, rule)
+    blocks = task_blocks(K, y_t.shape[0], y_t.shape[1])
+    at, entries = systems(K, blocks, rule)
     ridges = ridges.astype(K.dtype)
 
     def one(entry):

@@ -1,8 +1,8 @@
-"""Points of tasks, and kernel matrices between points: what a user gives, checked and stacked.
+"""Points of tasks, checked and stacked, and kernel matrices between points.
 
 A kernel is a function (x1, x2) -> matrix of shape (points of x1, points of x2), where points lie
-along the first axis. Matrices are made from tiles of at most `TILE` points a side, so that what a
-kernel needs within does not grow with the number of points.
+along the first axis. Matrices are made from tiles of at most `TILE` points a side, so that the
+memory of a kernel does not grow with the number of points.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class Points(NamedTuple):
 
 
 def as_kernel(kernel: Callable) -> Any:
-    """`kernel` as a pytree; a kernel of GPJax by its cross-covariance."""
+    """Return `kernel` as a pytree; for a kernel of GPJax, its cross-covariance."""
     if not callable(kernel):
         raise TypeError(
             f"kernel must be a function (x1, x2) -> matrix, got {short_repr(kernel)}; a matrix K "
@@ -50,7 +50,7 @@ def as_kernel(kernel: Callable) -> Any:
 
 
 def as_start(name: str, f0) -> Any:
-    """f_0 as a pytree; raises for what is no function."""
+    """Return f_0 as a pytree; raise a TypeError unless it is callable."""
     return as_pytree(check_callable(name, f0, "of points x, with values like the labels"))
 
 
@@ -91,7 +91,7 @@ def _less(y_t, y_v, start):
 
 
 def pair(name: str, part) -> tuple[jax.Array, jax.Array]:
-    """(x, y) as arrays, y of floating point; raises for what is none."""
+    """Return (x, y) as arrays, y of floating point; raise unless `part` is a pair of arrays."""
     if not isinstance(part, tuple | list) or len(part) != 2:
         raise TypeError(f"{name} must be a pair (x, y) of arrays, got {type(part).__name__}")
     part = tuple(as_array(name, leaf) for leaf in part)
@@ -111,7 +111,7 @@ def start_values(f0: Callable | None, x, outputs: tuple[int, ...]):
     values = jnp.asarray(f0(x))
     if values.shape != (len(x), *outputs):
         raise ValueError(
-            f"f0 must return what labels look like, {(len(x), *outputs)} for {len(x)} points, got "
+            f"f0 must return values like the labels, {(len(x), *outputs)} for {len(x)} points, got "
             f"{values.shape}"
         )
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
@@ -131,7 +131,7 @@ def cross(kernel: Callable, x1, x2) -> jax.Array:
 
 
 def gram(kernel: Callable, x) -> jax.Array:
-    """The kernel among points, made exactly symmetric; checked where values are known.
+    """The kernel among points, made exactly symmetric and checked if its values are known.
 
     Raises ValueError for a kernel that is not finite, symmetric, or positive semidefinite to
     working precision.
@@ -160,14 +160,14 @@ def gram(kernel: Callable, x) -> jax.Array:
 def _symmetric(K):
     """(symmetric K, largest value, largest asymmetry, whether positive semidefinite)."""
     scale, gap, K = jnp.max(jnp.abs(K)), jnp.max(jnp.abs(K - K.T)), (K + K.T) / 2
-    # Independent errors of that size in every entry move an eigenvalue by about the root of the
-    # size.
+    # Independent errors of that size in every entry move an eigenvalue by about the square root of
+    # the number of rows times it.
     lifted = K + len(K) ** 0.5 * _tolerance(K, scale) * jnp.eye(len(K), dtype=K.dtype)
     return K, scale, gap, jnp.all(jnp.isfinite(lax.linalg.cholesky(lifted)))
 
 
 def _tolerance(K, scale):
-    """What rounding may do to an entry, in a sum within the kernel."""
+    """The largest error of an entry from rounding in a sum within the kernel."""
     return 100 * jnp.finfo(K.dtype).eps * scale
 
 

@@ -1,4 +1,4 @@
-r"""(G + ridge)^-1 r for many ridges from one decomposition, and what leaving tasks out does.
+r"""(G + ridge)^-1 r for many ridges from one decomposition, and its form without one task.
 
 Where G + ridge is singular, the solution is pinv(G) r: least squares among the functions that the
 kernel allows, of minimum norm. That takes eigenvalues. Where it is not, at any of the ridges, G =
@@ -9,7 +9,7 @@ its eigenvalues are above a number c just when the pivots of T - c are positive,
     p_1 = T_11 - c,      p_i = T_ii - c - T_i,i-1^2 / p_i-1.
 
 **Leaving a task out.** Let B = (G + ridge)^-1 and c = B r. Without the rows j of a task the
-solution is c - B_:j e with e = (B_jj)^-1 c_j, and e is what is left on its query after adapting by
+solution is c - B_:j e with e = (B_jj)^-1 c_j, and e is the residual on its query after adapting by
 the training rule: both follow from G B + ridge B = I. Its support rows have H_j (c - B_:j e) for a
 prediction, so with y less f_0 throughout
 
@@ -18,7 +18,7 @@ prediction, so with y less f_0 throughout
 
 and any rule adapts from these two. Where ridge -> 0 on a singular G, with P the projector on its
 null space, B = P/ridge + pinv(G) + O(ridge), and c alike. Since A^T P = 0 (P G P = 0), the
-predictions need pinv(G) alone, and e is the limit of (P_jj + ridge Q)^-1 (P_j: r + ridge q), Q =
+predictions need only pinv(G), and e is the limit of (P_jj + ridge Q)^-1 (P_j: r + ridge q), Q =
 pinv(G)_jj, q = (pinv(G) r)_j. With U a basis of the null space of P_jj, to which P_j: r is
 orthogonal,
 
@@ -33,7 +33,7 @@ from jax import lax
 
 from negmaml._core.arrays import contract
 from negmaml._core.factorisations import cpu_safe_vmap, eigh, linear_solve
-from negmaml.kernels.system import System
+from negmaml.kernels.system import KernelSystem
 
 
 class Inverse(NamedTuple):
@@ -66,21 +66,22 @@ def invert(x, ridge) -> Inverse:
 class Decomposition(NamedTuple):
     """G = V T V^T with V orthogonal and T tridiagonal.
 
-    diagonal: (N,).   beside: (N - 1,), zero where T holds eigenvalues.   clear: scalar, whether no
-    G + ridge is singular to working precision; T holds eigenvalues where that is False.
+    diagonal: (N,).   off_diagonal: (N - 1,), zero if T holds eigenvalues.
+    nonsingular: scalar, whether no G + ridge is singular to working precision. If False, T holds
+        the eigenvalues.
     """
 
     V: jax.Array
     diagonal: jax.Array
-    beside: jax.Array
-    clear: jax.Array
+    off_diagonal: jax.Array
+    nonsingular: jax.Array
 
 
 @cpu_safe_vmap(lambda _, k: 20 * k**3)
 def decompose(G, ridges) -> Decomposition:
-    """G for the solutions at all ridges, by eigenvalues where one of them needs these.
+    """Decompose G for the solutions at all ridges, into eigenvalues if one G + ridge is singular.
 
-    Without derivatives.
+    It has no derivatives.
     """
 
     def by_eigenvalues(G):
@@ -88,24 +89,24 @@ def decompose(G, ridges) -> Decomposition:
         return Decomposition(V, x, jnp.zeros_like(x[1:]), jnp.asarray(False))
 
     def tridiagonal(G):
-        reflectors, diagonal, beside, scales = lax.linalg.tridiagonal(G, lower=True)[:4]
-        clear = _is_clear(diagonal, beside, ridges)
+        reflectors, diagonal, off_diagonal, scales = lax.linalg.tridiagonal(G, lower=True)[:4]
+        nonsingular = _is_nonsingular(diagonal, off_diagonal, ridges)
 
         def orthogonal(G):
             Q = lax.linalg.householder_product(reflectors[1:, :-1], scales)
             V = jnp.zeros_like(G).at[0, 0].set(1).at[1:, 1:].set(Q)
-            return Decomposition(V, diagonal, beside, clear)
+            return Decomposition(V, diagonal, off_diagonal, nonsingular)
 
-        return lax.cond(clear, orthogonal, by_eigenvalues, G)
+        return lax.cond(nonsingular, orthogonal, by_eigenvalues, G)
 
     if len(G) < 3:
         return by_eigenvalues(G)
     return lax.platform_dependent(G, cpu=tridiagonal, cuda=tridiagonal, default=by_eigenvalues)
 
 
-def _is_clear(diagonal, beside, ridges):
+def _is_nonsingular(diagonal, off_diagonal, ridges):
     """Whether every G + ridge has full rank to working precision, as `invert` has it."""
-    sides = jnp.pad(jnp.abs(beside), 1)
+    sides = jnp.pad(jnp.abs(off_diagonal), 1)
     largest = jnp.max(jnp.abs(diagonal) + sides[1:] + sides[:-1])  # Gershgorin: not too small
     cut = len(diagonal) * jnp.finfo(sides.dtype).eps * (largest + ridges) - ridges
 
@@ -128,11 +129,14 @@ def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
     Derivatives of every order are those of the least squares problem (G + ridge)^2 c = (G + ridge)
     r, which has no derivative of an eigenvector in it.
     """
-    V, diagonal, beside, clear = decompose(*lax.stop_gradient((G, ridges)))
+    V, diagonal, off_diagonal, nonsingular = decompose(*lax.stop_gradient((G, ridges)))
     own = jax.vmap(invert, (None, 0))(diagonal, lax.stop_gradient(ridges))
-    kept, added = clear | own.kept, lax.stop_gradient(ridges)[:, None]  # (ridges, N)
-    total = jnp.where(kept, jnp.where(clear, diagonal, jnp.maximum(diagonal, 0)) + added, 1)
-    above, below = jnp.append(beside, 0), jnp.append(jnp.zeros(1, beside.dtype), beside)
+    kept, added = nonsingular | own.kept, lax.stop_gradient(ridges)[:, None]  # (ridges, N)
+    total = jnp.where(kept, jnp.where(nonsingular, diagonal, jnp.maximum(diagonal, 0)) + added, 1)
+    above, below = (
+        jnp.append(off_diagonal, 0),
+        jnp.append(jnp.zeros(1, off_diagonal.dtype), off_diagonal),
+    )
 
     def matrix(v):
         return contract("ij,rjo->rio", G, v) + ridges[:, None, None] * v
@@ -153,11 +157,13 @@ def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
         symmetric=True,
     )
     solution = first + rest
-    return solution, (clear | own.well_conditioned) & jnp.all(jnp.isfinite(solution), (-2, -1))
+    return solution, (nonsingular | own.well_conditioned) & jnp.all(
+        jnp.isfinite(solution), (-2, -1)
+    )
 
 
-def leave_out(system: System, right, y_t, ridges):
-    """What the solution without the task leaves of its labels before adapting.
+def leave_out(system: KernelSystem, right, y_t, ridges):
+    """Residuals of the labels of each task, before adapting, under the solution without it.
 
     Arguments:
         right: r of the meta-system, (m, n_v, o).   y_t: labels of the support less f_0, (m, n_t,

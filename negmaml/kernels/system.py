@@ -2,7 +2,7 @@ r"""From a kernel matrix to the meta-system, in function values instead of param
 
 f = f_0 + <omega, psi(x)> with k(x, x') = <psi(x), psi(x')>. On task i a spectral rule q moves omega
 by Psi_t^T q(K_tt / n_t) (y_t - f_t) / n_t, since Psi_t^T q(Psi_t Psi_t^T / n_t) = q(S) Psi_t^T. So
-what is left on the query after adapting is linear in the values of f before it:
+the residual on the query after adapting is linear in the values of f before it:
 
     y_v - f'_v = (y_v - f_v) - C (y_t - f_t),      C = K_vt q(K_tt / n_t) / n_t        (n_v x n_t)
 
@@ -31,61 +31,64 @@ from negmaml.kernels.points import TILE
 from negmaml.rules import InnerRule, check_filters
 
 
-class Own(NamedTuple):
-    """The kernel within each task: tt (m, n_t, n_t), vt (m, n_v, n_t)."""
+class TaskBlocks(NamedTuple):
+    """The blocks of the kernel within each task, on support (t) and query (v) points.
+
+    tt: (m, n_t, n_t).   vt: (m, n_v, n_t).
+    """
 
     tt: jax.Array
     vt: jax.Array
 
 
 def check_spectral(rule: InnerRule) -> InnerRule:
-    """The rule, lists of numbers as arrays, if it acts through the spectrum of S alone."""
+    """Return the rule, lists of numbers as arrays, if it is a function of S; else raise."""
     rule = check_filters("rule", rule)
     filters = rule.spectral()
     jax.eval_shape(filters.label_filter, 0.0)
     if filters.preconditioner is not None:
         raise TypeError(
-            f"rule must act in the kernel's own geometry, got {rule!r} with a metric; put the "
-            "metric P into the kernel, psi(x)^T P psi(x')"
+            f"rule must act in the kernel's own geometry, got {rule!r} with a preconditioner; "
+            "put the preconditioner P into the kernel, psi(x)^T P psi(x')"
         )
     return rule
 
 
-def own_blocks(K, m: int, n_t: int) -> Own:
+def task_blocks(K, m: int, n_t: int) -> TaskBlocks:
     """The blocks of a kernel matrix that lie within a task."""
     T = m * n_t
     each = jnp.arange(m)
     tt = K[:T, :T].reshape(m, n_t, m, n_t)[each, :, each]
     vt = K[T:, :T].reshape(m, -1, m, n_t)[each, :, each]
-    return Own(tt, vt)
+    return TaskBlocks(tt, vt)
 
 
 @partial(jax.jit, static_argnames="sizes")
-def own_kernel(kernel, x, sizes: tuple[int, int, int]) -> Own:
-    """The kernel within each of many tasks, some at a time."""
+def task_kernels(kernel, x, sizes: tuple[int, int, int]) -> TaskBlocks:
+    """The kernel within each of many tasks, a few tasks at a time."""
     m, n_t, n_v = sizes
     x_t, x_v = (part.reshape(m, -1, *x.shape[1:]) for part in (x[: m * n_t], x[m * n_t :]))
 
     def blocks(points):
         x_t, x_v = points
         K = kernel(x_t, x_t)
-        return Own((K + K.T) / 2, kernel(x_v, x_t))
+        return TaskBlocks((K + K.T) / 2, kernel(x_v, x_t))
 
     return lax.map(blocks, (x_t, x_v), batch_size=min(m, max(1, TILE // (n_t + n_v))))
 
 
-def responses(own: Own, rule: InnerRule):
+def responses(blocks: TaskBlocks, rule: InnerRule):
     """C of each task, rule shape + (m, n_v, n_t)."""
-    n_t = own.tt.shape[-1]
+    n_t = blocks.tt.shape[-1]
     if rule.spectral().constant_filter is not None:
-        rate, D = outer(rule.spectral().constant_filter, own.vt / n_t)
+        rate, D = outer(rule.spectral().constant_filter, blocks.vt / n_t)
         return rate.astype(D.dtype) * D
-    x, V = jax.vmap(eigh)(own.tt / n_t)
+    x, V = jax.vmap(eigh)(blocks.tt / n_t)
     filtered = rule.spectral().label_filter(jnp.maximum(x, 0)).astype(V.dtype) / n_t
-    return contract("ivt,itk,...ik,isk->...ivs", own.vt, V, filtered, V)
+    return contract("ivt,itk,...ik,isk->...ivs", blocks.vt, V, filtered, V)
 
 
-class System(NamedTuple):
+class KernelSystem(NamedTuple):
     """G of shape (N, N), H of shape (T, N) and C of shape (m, n_v, n_t), at one rule."""
 
     G: jax.Array
@@ -93,13 +96,15 @@ class System(NamedTuple):
     C: jax.Array
 
 
-def systems(K, own: Own, rule: InnerRule) -> tuple[Callable[[jax.Array], System], jax.Array]:
-    """(a function of one entry of a list, the list): a system for each of the rule's parameters.
+def systems(
+    K, blocks: TaskBlocks, rule: InnerRule
+) -> tuple[Callable[[jax.Array], KernelSystem], jax.Array]:
+    """Return (a function of one entry of a list, the list): a system for each rate of the rule.
 
-    To be mapped over the list one by one, so that one G is there at a time. A further rate of one
-    gradient step costs no product of matrices.
+    Map the function over the list one by one, so that only one G is in memory. For one gradient
+    step, a further rate costs no matrix product.
     """
-    m, n_v, n_t = own.vt.shape
+    m, n_v, n_t = blocks.vt.shape
     T = m * n_t
     tt, tv, vv = K[:T, :T], K[:T, T:], K[T:, T:]
 
@@ -112,21 +117,21 @@ def systems(K, own: Own, rule: InnerRule) -> tuple[Callable[[jax.Array], System]
         return across + across.T, times(C, tt).T
 
     if rule.spectral().constant_filter is not None:
-        D = own.vt / n_t
+        D = blocks.vt / n_t
         G_1, H_1 = linear_part(D)
         G_2 = times(D, H_1)
 
         def at(rate):
             rate = rate.astype(K.dtype)
-            return System(vv - rate * G_1 + rate**2 * G_2, tv - rate * H_1, rate * D)
+            return KernelSystem(vv - rate * G_1 + rate**2 * G_2, tv - rate * H_1, rate * D)
 
         return at, jnp.ravel(rule.spectral().constant_filter)
 
     def of_response(C):
         G_1, H_1 = linear_part(C)
-        return System(vv - G_1 + times(C, H_1), tv - H_1, C)
+        return KernelSystem(vv - G_1 + times(C, H_1), tv - H_1, C)
 
-    return of_response, responses(own, rule).reshape(-1, m, n_v, n_t)
+    return of_response, responses(blocks, rule).reshape(-1, m, n_v, n_t)
 
 
 def right_side(C, y_t, y_v):
@@ -135,13 +140,13 @@ def right_side(C, y_t, y_v):
 
 
 @jax.jit
-def adapted_losses(own: Own, rule: InnerRule, support, query):
-    """Losses of tasks after adapting, from what is left of labels before it.
+def adapted_losses(blocks: TaskBlocks, rule: InnerRule, support, query):
+    """Losses of tasks after adapting, from the residuals of the labels before it.
 
     support: batch + (m, n_t, o).   query: batch + (m, n_v, o).
     Returns half the mean squared error on the query, batch + the rule's shape + (m,).
     """
-    C = responses(own, rule)
+    C = responses(blocks, rule)
     *batch, m, n_t, outputs = support.shape
     s = support.reshape(-1, m, n_t, outputs)
     v = query.reshape(len(s), m, -1, outputs)

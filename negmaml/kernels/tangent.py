@@ -8,8 +8,8 @@ point goes through the layer, so its share of the kernel is
     <h^T d, h'^T d'> = sum_{rows r, s} (h_r . h'_s) (d_r . d'_s)
 
 which takes in + out numbers a row where the gradient has in * out. The layers are found in the
-user's own function (`negmaml.meta.lowrank`); what is no wide product, convolutions and biases say,
-has its gradients formed, for as many points at a time as `BLOCK_BYTES` hold.
+user's own function (`negmaml.meta.lowrank`). Other parameters, such as convolutions and biases,
+have their gradients formed, for as many points at a time as fit into `BLOCK_BYTES`.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def empirical_ntk(apply: Callable, params) -> Callable:
 
     Arguments:
         apply: function of (params, x) with values (points,) or (points, ...), each from its own
-            point alone: `flax_module.apply`, or lambda model, x: jax.vmap(model)(x) for Equinox.
+            point only: `flax_module.apply`, or lambda model, x: jax.vmap(model)(x) for Equinox.
         params: any pytree; the kernel sums over its floating point arrays, and keeps all else,
             such as the activations in an Equinox module, as it is.
 
@@ -75,7 +75,7 @@ def _is_array(leaf) -> bool:
 
 
 class _Tangent(NamedTuple):
-    """A model but for its arrays; hashable, so that jit knows equal ones again."""
+    """A model without its arrays, hashable, so that jit recognises equal models."""
 
     apply: Callable
     treedef: Any
@@ -104,8 +104,11 @@ class _Tangent(NamedTuple):
 
 
 class _Derivatives(NamedTuple):
-    """Of each point: inputs (n, rows, in) and slopes (n, o, rows, out) of each product, and the
-    rest of the gradient (n, o, numbers)."""
+    """Factored derivatives of each of n points.
+
+    inputs, slopes: (n, rows, in) and (n, o, rows, out) for each product.
+    rest: the other gradients, (n, o, numbers).
+    """
 
     inputs: list
     slopes: list
@@ -132,7 +135,7 @@ def _kernel(model: _Tangent, arrays, x1, x2):
 
 
 def _blocks(x, size: int):
-    """x cut into blocks of one size, the last filled up with its first point."""
+    """x in blocks of one size, the last filled up with copies of the first point."""
     count = -(-len(x) // size)
     filled = jnp.concatenate([x, jnp.broadcast_to(x[:1], (count * size - len(x), *x.shape[1:]))])
     return filled.reshape(count, size, *x.shape[1:])

@@ -16,10 +16,10 @@ def cholesky_solve(G, b, unroll: bool = True):
     Arguments:
         G: shape (batch, k, k), of which the lower triangle is read.
         b: shape (batch, k).
-        unroll: whether small systems are so many that a long program pays.
+        unroll: whether small systems are solved by a longer program, which is faster for many.
 
-    Returns z of the shape of b, and the pivots, the squared diagonal of L: NaN or not positive
-    where G is not positive definite, and constants of differentiation beyond `UNROLLED`.
+    Returns z of the shape of b, and the pivots, the squared diagonal of L. A pivot is NaN or not
+    positive if G is not positive definite. Pivots of systems above `UNROLLED` have no derivative.
     """
     return _unrolled(G, b) if unroll and G.shape[-1] <= UNROLLED else _blocked(G, b)
 
@@ -34,7 +34,7 @@ def quadratic_form(G, z, unroll: bool = True):
 
 
 def _blocked(G, b):
-    """By the linear algebra library."""
+    """Solve with the linear algebra library."""
     return jax.vmap(_one_system)(G, b)
 
 
@@ -64,10 +64,11 @@ def _solve_factored(L, b):
 
 
 def _unrolled(G, b):
-    """Number by number, each a vector over the batch: a call for one system costs ten times that.
+    """Solve with one vector operation over the batch for each entry of L.
 
-    L is kept without its diagonal, of which `inverse` has the reciprocals.
+    L is stored without its diagonal; `inverse` has the reciprocals of that.
     """
+    # A library call for every small system takes ten times as long.
     k = G.shape[-1]
     inverse, pivots = [], []
     L: list[list] = [[] for _ in range(k)]
@@ -88,7 +89,7 @@ def _unrolled(G, b):
 
 
 def _minus_products(start, left, right):
-    """start - left_0 right_0 - left_1 right_1 - ..., as far as both go."""
+    """start - left_0 right_0 - left_1 right_1 - ..., to the end of the shorter list."""
     for x, y in zip(left, right, strict=False):
         start = start - x * y
     return start

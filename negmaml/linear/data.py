@@ -25,36 +25,39 @@ class Data(NamedTuple):
     y_v: Float[Array, "m n_v"]
 
 
-class Roots(NamedTuple):
-    """Square roots of the covariances of inputs and task weights, in the form of each."""
+class CovarianceRoots(NamedTuple):
+    """Square roots of the covariances of inputs and of task weights.
+
+    inputs, weights: in the form of the covariance, a number, (p,) or (p, p).
+    """
 
     inputs: Any
     weights: Any
 
 
-def roots(problem: MixedLinearRegression) -> Roots:
-    """What colours the normals of every run alike."""
-    return Roots(
+def covariance_roots(problem: MixedLinearRegression) -> CovarianceRoots:
+    """The square roots of both covariances, which multiply the normals of every run."""
+    return CovarianceRoots(
         covariance_sqrt(problem.input_covariance), covariance_sqrt(problem.weight_covariance)
     )
 
 
 @own_settings
 def sample(
-    key: PRNGKeyArray, problem: MixedLinearRegression, *, colours: Roots | None = None
+    key: PRNGKeyArray, problem: MixedLinearRegression, *, sqrt_cov: CovarianceRoots | None = None
 ) -> Data:
     """Draw the data of one run: m tasks with n_t training and n_v validation points each.
 
         w ~ N(w0, nu^2/p Omega)      x ~ N(0, Sigma)      y = x.w + sigma noise
 
-    The inputs are the same for every sigma, nu and w0 at a given key; covariances colour the same
-    normals (`colours`: the problem's `roots`, where a caller has them). Returns `Data` in the dtype
-    of the problem's numbers.
+    The inputs are the same for every sigma, nu and w0 at a given key: covariances multiply the
+    same normals. `sqrt_cov` are the problem's `covariance_roots`, if they are already known.
+    Returns `Data` in the dtype of the problem's numbers.
     """
     key = check_key("key", key)
     check_problem(problem)
     dtype = working_dtype(problem)
-    return assemble(draw(key, problem, dtype), cast(problem, dtype), colours)
+    return assemble(draw(key, problem, dtype), cast(problem, dtype), sqrt_cov)
 
 
 def draw(key, problem: MixedLinearRegression, dtype):
@@ -63,25 +66,27 @@ def draw(key, problem: MixedLinearRegression, dtype):
 
 
 def normals_per_run(problem: MixedLinearRegression) -> int:
-    """How many numbers `draw` draws."""
+    """The number of normals that `draw` draws."""
     return sum(map(prod, _shapes(problem)))
 
 
-def assemble(normals, problem: MixedLinearRegression, colours: Roots | None = None) -> Data:
-    """The data that the normals of `draw` stand for; `colours` are the problem's `roots`.
+def assemble(
+    normals, problem: MixedLinearRegression, sqrt_cov: CovarianceRoots | None = None
+) -> Data:
+    """Return the data made from the normals of `draw`; `sqrt_cov` are its `covariance_roots`.
 
-    Of several runs on leading axes likewise, for problems without covariances. Normals beyond what
-    the problem needs are left.
+    Normals may have leading axes for several runs if the problem has no covariances. Surplus
+    normals are not used.
     """
-    colours = roots(problem) if colours is None else colours
+    sqrt_cov = covariance_roots(problem) if sqrt_cov is None else sqrt_cov
     parts, start = [], 0
     for shape in _shapes(problem):
         part = normals[..., start : start + prod(shape)]
         parts.append(part.reshape(*part.shape[:-1], *shape))
         start += prod(shape)
     X_t, X_v, direction, noise_t, noise_v = parts
-    X_t, X_v = apply_covariance(colours.inputs, X_t), apply_covariance(colours.inputs, X_v)
-    w = problem.w0 + problem.nu / problem.p**0.5 * apply_covariance(colours.weights, direction)
+    X_t, X_v = apply_covariance(sqrt_cov.inputs, X_t), apply_covariance(sqrt_cov.inputs, X_v)
+    w = problem.w0 + problem.nu / problem.p**0.5 * apply_covariance(sqrt_cov.weights, direction)
     y_t = contract("...inp,...ip->...in", X_t, w) + problem.sigma * noise_t
     y_v = contract("...inp,...ip->...in", X_v, w) + problem.sigma * noise_v
     return Data(X_t, y_t, X_v, y_v)

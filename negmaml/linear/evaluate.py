@@ -1,6 +1,6 @@
 """The paper's protocol: test loss on fresh, simulated tasks.
 
-Its mean is `negmaml.problem.expected_test_loss`; what it adds is the noise of a test set.
+Its mean is `negmaml.problem.expected_test_loss`, to which it adds the noise of a test set.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from negmaml._core.checks import check_array
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
-from negmaml.linear.data import Roots, sample
-from negmaml.linear.system import in_metric, meta_system
+from negmaml.linear.data import CovarianceRoots, sample
+from negmaml.linear.system import meta_system, precondition
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import InnerRule, check_filters
 
@@ -26,7 +26,7 @@ TEST_POINTS = 50
 
 
 def test_tasks(problem: MixedLinearRegression) -> MixedLinearRegression:
-    """The problem with test tasks for tasks of training, and test points for validation."""
+    """The problem whose training tasks are the test tasks, with test points for validation."""
     return dataclasses.replace(problem, m=TEST_TASKS, n_t=problem.n_r, n_v=TEST_POINTS)
 
 
@@ -37,17 +37,17 @@ def sampled_test_loss(
     omega: Float[Array, "*batch p"],
     adapt: InnerRule,
     *,
-    colours: Roots | None = None,
+    sqrt_cov: CovarianceRoots | None = None,
 ) -> Float[Array, "..."]:
     """Test loss of `omega` on 100 fresh tasks of n_r adaptation and 50 test points each.
 
-    Half the mean squared error on the test points after adapting. All weights and all rates see
-    the same tasks.
+    It is half the mean squared error on the test points after adapting. All weights and all rates
+    use the same tasks.
 
     Arguments:
         omega: weights, shape (..., p).
         adapt: the rule used on each task.
-        colours: the problem's `linear.data.roots`, where a caller has them.
+        sqrt_cov: the problem's `linear.data.covariance_roots`, if they are already known.
 
     Returns an array of shape omega.shape[:-1] + rule shape. Source: Bernacchia 2021, section 5.
     """
@@ -60,13 +60,13 @@ def sampled_test_loss(
             f"omega must have shape (..., {problem.p}), as many weights as the problem has "
             f"dimensions, got {np.shape(omega)}"
         )
-    data = sample(key, test_tasks(problem), colours=colours)
+    data = sample(key, test_tasks(problem), sqrt_cov=sqrt_cov)
     filters = adapt.spectral()
     if filters.constant_filter is not None:
         # The residual e0 - alpha e1 is linear in the rate, so the loss is a quadratic in it.
         e0 = data.y_v - contract("...p,inp->...in", omega, data.X_v)
         start = data.y_t - contract("...p,inp->...in", omega, data.X_t)
-        ahead = in_metric(data.X_t, filters.preconditioner)
+        ahead = precondition(data.X_t, filters.preconditioner)
         descent = contract("...in,inp->...ip", start, ahead)
         e1 = contract("...ip,inp->...in", descent, data.X_v) / problem.n_r
         c0, c1, c2 = (jnp.mean(x, (-2, -1)) for x in (e0**2, e0 * e1, e1**2))
@@ -76,13 +76,13 @@ def sampled_test_loss(
     batch = omega.shape[:-1]
     flat = omega.reshape(-1, omega.shape[-1])
 
-    def of_some(data):
+    def group_losses(data):
         Phi, r = meta_system(data, adapt)
         errors = r - jnp.moveaxis(contract("...np,bp->...bn", Phi, flat), -2, 0)
         return jnp.mean(errors**2, -1)
 
-    # A loop, which starts when the weights are there: XLA on CPU runs what does not wait for each
-    # other side by side, and the eigenvalue problems of training and test at once can deadlock.
+    # A loop waits for the weights. Without it XLA on CPU runs the eigenvalue problems of training
+    # and test at once, which can deadlock.
     groups = jax.tree.map(lambda x: x.reshape(GROUPS, -1, *x.shape[1:]), data)
-    losses = jnp.mean(lax.map(of_some, groups), 0)
+    losses = jnp.mean(lax.map(group_losses, groups), 0)
     return losses.reshape(*batch, *losses.shape[1:]) / 2

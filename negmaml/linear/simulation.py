@@ -1,4 +1,4 @@
-"""Exact simulation: draw runs, solve each for omega*, evaluate; every rate sees the same runs."""
+"""Exact simulation: draw runs, solve each for omega*, evaluate; all rates use the same runs."""
 
 import dataclasses
 import math
@@ -18,7 +18,14 @@ from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
-from negmaml.linear.data import Data, Roots, assemble, draw, normals_per_run, roots
+from negmaml.linear.data import (
+    CovarianceRoots,
+    Data,
+    assemble,
+    covariance_roots,
+    draw,
+    normals_per_run,
+)
 from negmaml.linear.evaluate import sampled_test_loss, test_tasks
 from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
@@ -40,13 +47,13 @@ ACCELERATOR_BLOCK_NORMALS = 2**24  # 64 MiB: there large kernels count, not the 
 
 @add_table_repr
 class Simulation(NamedTuple):
-    """What `simulate` measured; the last axis is the run.
+    """The results of `simulate`; the last axis is the run.
 
     test_loss: train shape + adapt shape + (runs,).
     distance: |omega* - w0|^2, train shape + (runs,).
     well_conditioned: train shape + (runs,), False where a run is not finite, its system is
         singular to working precision, or Phi has lost more than half its digits to cancellation.
-        Nothing is removed: mask with it, or move to float64.
+        No run is removed: mask with it, or use float64.
     """
 
     test_loss: Float[Array, "*shape runs"]
@@ -70,7 +77,7 @@ Simulation.reliable = renamed_attribute(  # type: ignore[attr-defined]
 
 
 def _share_text(flags) -> str:
-    """How many of the flags are set."""
+    """The number of flags that are True, as text."""
     if isinstance(flags, jax.core.Tracer):
         return "traced"
     return f"{int(flags.sum())} of {flags.size}"
@@ -97,7 +104,7 @@ def simulate(
     Arguments:
         key: a JAX key. Run i has a key folded from its index: the first runs of a longer simulation
             are those of a shorter one. A key of a generator that is not safe under vmap, such as
-            rbg, is hashed into one of threefry.
+            rbg, is hashed into a threefry key.
         train: inner rule of meta-training; its parameter may have any shape.
         adapt: inner rule on test tasks; any shape.
         runs: number of independent runs, static, at least 1.
@@ -152,22 +159,26 @@ def compile_simulation(
 
 @pytree
 class Experiment:
-    """All that a simulation depends on, its numbers of one dtype."""
+    """All arguments of a simulation, checked, with numbers of one dtype.
+
+    null_space_offset: |omega_0 - w0|^2 in directions in which no input varies; training leaves it.
+    index: an integer to fold into the key, or None.
+    """
 
     key: Any
     problem: MixedLinearRegression
     train: InnerRule
     adapt: InnerRule
     meta_ridge: Any
-    unmoved: Any  # |omega_0 - w0|^2 in directions in which no input varies
+    null_space_offset: Any
     runs: int = static()
     evaluation: str = static()
     split: str = static()
-    index: Any = None  # to fold into the key, if any
+    index: Any = None
 
     @classmethod
     def checked(cls, key, problem, train, adapt, runs, meta_ridge, evaluation, split):
-        """The experiment, or a clear error."""
+        """Return the experiment of valid arguments; raise ValueError or TypeError for others."""
         runs = check_count("runs", runs)
         check_choice("evaluation", evaluation, EVALUATIONS)
         check_choice("split", split, SPLITS)
@@ -176,16 +187,18 @@ class Experiment:
         check_problem(problem)
         train, adapt = check_filters("train", train), check_filters("adapt", adapt)
         dtype = working_dtype(problem, train, adapt, meta_ridge)
-        unmoved = 0.0
+        null_space_offset = 0.0
         if train.spectral().preconditioner is None and adapt.spectral().preconditioner is None:
-            problem, unmoved = input_range(problem)
-        problem, train, adapt, meta_ridge, unmoved = cast(
-            (problem, train, adapt, meta_ridge, unmoved), dtype
+            problem, null_space_offset = input_range(problem)
+        problem, train, adapt, meta_ridge, null_space_offset = cast(
+            (problem, train, adapt, meta_ridge, null_space_offset), dtype
         )
-        return cls(key, problem, train, adapt, meta_ridge, unmoved, runs, evaluation, split)
+        return cls(
+            key, problem, train, adapt, meta_ridge, null_space_offset, runs, evaluation, split
+        )
 
     def program(self) -> FastCompileJit:
-        """`_simulate` for few runs, where compiling takes longer than running, or for many."""
+        """`_simulate`, compiled fast for few runs or compiled to run fast for many."""
         light = self.runs * normals_of(self.problem, self.evaluation) < LIGHT_NORMALS
         return _simulate_few if light else _simulate_many
 
@@ -197,22 +210,22 @@ def _simulate(experiment: Experiment) -> Simulation:
     ridge, evaluation, runs = experiment.meta_ridge, experiment.evaluation, experiment.runs
     key = key if experiment.index is None else jax.random.fold_in(key, experiment.index)
     rates = math.prod(train.batch_shape)
-    shared = share(problem, adapt, evaluation, runs * rates >= MANY_SYSTEMS)
+    constants = precompute(problem, adapt, evaluation, runs * rates >= MANY_SYSTEMS)
 
     def one_run(index, normals):
-        data = assemble(normals, problem, shared.colours)
+        data = assemble(normals, problem, constants.sqrt_cov)
         if experiment.split == "train-train":
             data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
         test_key = jax.random.fold_in(key, 2 * index + 1)
-        return measured(test_key, data, problem, train, adapt, ridge, evaluation, shared)
+        return evaluate_run(test_key, data, problem, train, adapt, ridge, evaluation, constants)
 
     def draw_run(index):
         return draw(jax.random.fold_in(key, 2 * index), problem, problem.sigma.dtype)
 
-    @jax.checkpoint  # reverse mode keeps indices, not data
+    @jax.checkpoint  # reverse mode stores indices, not data
     def block(indices):
-        # A loop of its own keeps XLA from merging the last stage of the generator into every use
-        # of its numbers, where it would be compiled and run once for each use.
+        # In a loop by itself, or XLA merges the last stage of the generator into every use of its
+        # numbers, and compiles and runs it once for each use.
         normals = lax.map(jax.vmap(draw_run), indices)
         return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
 
@@ -224,67 +237,71 @@ def _simulate(experiment: Experiment) -> Simulation:
     )
     if evaluation == "expected":
         forms = None if losses is None else jnp.moveaxis(losses, -2, -1)
-        losses = expected(problem, distance, forms, adapt, shared)
+        losses = expected(problem, distance, forms, adapt, constants)
         losses = jnp.moveaxis(losses, len(train.batch_shape), -1)
-    return Simulation(losses, distance + experiment.unmoved, well_conditioned)
+    return Simulation(losses, distance + experiment.null_space_offset, well_conditioned)
 
 
-def expected(problem, distance, forms, adapt: InnerRule, shared):
+def expected(problem, distance, forms, adapt: InnerRule, constants):
     """The expected test loss, of the shape of distance + adapt shape; forms have one axis more."""
-    if shared.adapted is None:
+    if constants.adapted is None:
         return expected_test_loss(problem, distance, adapt)
-    return shared.adapted.test_loss(forms)
+    return constants.adapted.test_loss(forms)
 
 
 _simulate_few = jit_fast_compile(_simulate)
 _simulate_many = jit_fast_compile(_simulate, profile="heavy")
 
 
-class Shared(NamedTuple):
-    """What all runs of one problem share; `adapted` where the expected loss needs it.
+class RunConstants(NamedTuple):
+    """Quantities that all runs of one problem share.
 
-    unroll: whether small systems are to be solved by a long program (`cholesky_solve`).
+    sqrt_cov: square roots of its covariances.
+    adapted: the expected loss as quadratic forms, for inputs with a covariance, else None.
+    unroll: whether small systems are solved by a longer program (`cholesky_solve`).
     """
 
-    colours: Roots
+    sqrt_cov: CovarianceRoots
     adapted: Adapted | None
     unroll: bool
 
 
-def share(
+def precompute(
     problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, unroll: bool = True
-) -> Shared:
-    """Computed once, outside the loop over runs."""
+) -> RunConstants:
+    """Compute the constants of all runs once, outside the loop over runs."""
     if problem.isotropic or evaluation == "sampled":
-        return Shared(roots(problem), None, unroll)
-    return Shared(roots(problem), adapted(problem, adapt), unroll)
+        return RunConstants(covariance_roots(problem), None, unroll)
+    return RunConstants(covariance_roots(problem), adapted(problem, adapt), unroll)
 
 
-def measured(test_key, data: Data, problem, train, adapt, ridge, evaluation, shared: Shared):
+def evaluate_run(
+    test_key, data: Data, problem, train, adapt, ridge, evaluation, constants: RunConstants
+):
     """(test loss, distance, well_conditioned) of one run.
 
-    For the expected loss the first is None where the distance gives it, else the quadratic forms
-    of `shared.adapted`.
+    For the expected loss the first is None if it follows from the distance, else the quadratic
+    forms of `constants.adapted`.
     """
-    if evaluation == "expected" and shared.adapted is None:
-        return None, *meta_train_distance(data, problem, train, ridge, shared.unroll)
-    omega, well_conditioned = meta_train(data, problem, train, ridge, shared.unroll)
+    if evaluation == "expected" and constants.adapted is None:
+        return None, *meta_train_distance(data, problem, train, ridge, constants.unroll)
+    omega, well_conditioned = meta_train(data, problem, train, ridge, constants.unroll)
     error = omega - problem.w0
     distance = jnp.sum(error**2, -1)
-    if shared.adapted is not None:
-        return shared.adapted.forms(error), distance, well_conditioned
-    loss = sampled_test_loss(test_key, problem, omega, adapt, colours=shared.colours)
+    if constants.adapted is not None:
+        return constants.adapted.forms(error), distance, well_conditioned
+    loss = sampled_test_loss(test_key, problem, omega, adapt, sqrt_cov=constants.sqrt_cov)
     return loss, distance, well_conditioned
 
 
 def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:
-    """Normals that a run draws, for test tasks too where these are simulated."""
+    """The number of normals that a run draws, including simulated test tasks."""
     tested = normals_per_run(test_tasks(problem)) if evaluation == "sampled" else 0
     return normals_per_run(problem) + tested
 
 
 def loop_shape(runs: int, normals: int) -> tuple[int, int, int]:
-    """(blocks, pieces, runs in a piece): at least `runs` in all, the surplus below one block.
+    """Return (blocks, pieces, runs in a piece), whose product is `runs` or less than a block more.
 
     A block is computed at once and drawn in two pieces.
     """
@@ -295,15 +312,15 @@ def loop_shape(runs: int, normals: int) -> tuple[int, int, int]:
 
 
 def block_normals() -> int:
-    """Normals that one step of a loop over runs draws, on the default device."""
+    """The number of normals that one step of a loop over runs draws, on the default device."""
     return BLOCK_NORMALS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_NORMALS
 
 
 def meta_train(
     data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, unroll: bool = True
 ) -> Solution:
-    """omega* of one run at every rate, by the amortised route where it is safe."""
-    if _amortises(data, train):
+    """omega* of one run at every rate, from one Gram matrix for all rates if that is accurate."""
+    if _use_shared_gram(data, train):
         start, system, rates = _one_step(data, problem, train)
         delta, well_conditioned = one_step_corrections(system, rates.ravel(), ridge, unroll)
         return Solution(
@@ -311,7 +328,7 @@ def meta_train(
         )
     Phi, r = meta_system(data, train)
     omega, well_conditioned = minimiser(Phi, r, problem.omega0, meta_ridge=ridge)
-    # Phi = X_v - C X_t: a filter that all but vanishes leaves only the rounding noise of X_v.
+    # Phi = X_v - C X_t: if the filter nearly vanishes, Phi is only the rounding error of X_v.
     half_the_digits = jnp.finfo(Phi.dtype).eps ** 0.5 * jnp.max(jnp.abs(data.X_v))
     return Solution(omega, well_conditioned & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))
 
@@ -319,8 +336,8 @@ def meta_train(
 def meta_train_distance(
     data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, unroll: bool = True
 ):
-    """|omega* - w0|^2 of one run at every rate, and its flag: `meta_train` for less."""
-    if _amortises(data, train):
+    """|omega* - w0|^2 of one run at every rate, and its flag; cheaper than `meta_train`."""
+    if _use_shared_gram(data, train):
         start, system, rates = _one_step(data, problem, train)
         found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0, unroll)
         return jax.tree.map(lambda x: x.reshape(rates.shape), found)
@@ -328,11 +345,11 @@ def meta_train_distance(
     return jnp.sum((omega - problem.w0) ** 2, -1), well_conditioned
 
 
-def _amortises(data: Data, train: InnerRule) -> bool:
-    """Whether normal equations serve all rates of a run without harm.
+def _use_shared_gram(data: Data, train: InnerRule) -> bool:
+    """Whether the normal equations are accurate enough to serve all rates of a run.
 
-    They square the condition number, so they want a system far from square; and one task alone
-    can have a filter that vanishes on part of its spectrum.
+    They square the condition number, so the system has to be far from square. With a single task
+    the filter may vanish on part of the spectrum.
     """
     m, rows, p = data.X_v.shape
     N = m * rows

@@ -25,7 +25,7 @@ from negmaml.linear.system import OneStepSystem
 
 
 class Solution(NamedTuple):
-    """A minimiser and whether to trust it.
+    """A minimiser of the meta-loss and whether it is accurate.
 
     omega: shape (..., p).
     well_conditioned: shape (...,), False where the solution is not finite or the system is
@@ -63,8 +63,8 @@ def minimiser(
 
     Returns a `Solution`. Differentiable in all arguments, at meta_ridge = 0 too.
 
-    Of many systems, on leading axes or under `vmap`, few are factorised at a time on CPU: large
-    batches of `jnp.linalg` can wait there for each other for ever (jaxlib 0.10).
+    Many systems, on leading axes or under `vmap`, are factorised a few at a time on CPU, where
+    large batches of `jnp.linalg` can deadlock (jaxlib 0.10).
     """
     Phi, r, omega0 = (
         check_array(name, value, "real numbers")
@@ -93,7 +93,7 @@ def minimiser(
 
 
 def _correction(Phi, residual, ridge):
-    """omega* - omega_0 for one system, and its reliability."""
+    """omega* - omega_0 for one system, and whether it is well conditioned."""
     N, p = Phi.shape
     tall = Phi if p <= N else Phi.T
     stacked = jnp.vstack([tall, jnp.sqrt(ridge) * jnp.eye(tall.shape[1], dtype=Phi.dtype)])
@@ -140,8 +140,8 @@ def _solve_factored(R, b):
 def one_step_corrections(system: OneStepSystem, rates, ridge, unroll: bool = True) -> Solution:
     r"""omega* - omega_0 at every rate of one gradient step, from one pass over the data.
 
-    Labels in `system` are relative to omega_0. The Gram matrix squares the condition number: for
-    systems that are far from square, where that is harmless; `minimiser` for the others.
+    Labels in `system` are relative to omega_0. The Gram matrix squares the condition number, which
+    is harmless for systems that are far from square; use `minimiser` for others.
 
     Arguments: rates of shape (R,); unroll as in `cholesky_solve`. Returns a `Solution` of shapes
     (R, p) and (R,).
@@ -152,14 +152,14 @@ def one_step_corrections(system: OneStepSystem, rates, ridge, unroll: bool = Tru
 
 
 def one_step_distances(system: OneStepSystem, rates, ridge, offset, unroll: bool = True):
-    r"""|omega* - w0|^2 at every rate, where offset = omega_0 - w0: `one_step_corrections` for less.
+    r"""|omega* - w0|^2 at every rate, where offset = omega_0 - w0, without forming omega*.
 
     A wide system needs no weights, only the solution z of its Gram matrix: delta = Phi^T z gives
 
         |offset + delta|^2 = |offset|^2 + 2 z.(Phi offset) + z^T Phi Phi^T z
 
-    and Phi offset = A offset - alpha B offset needs no pass over the data either. Nothing cancels
-    in the sum: what omega_0 holds outside the row space stays, at least about 1 - N/p of it.
+    and Phi offset = A offset - alpha B offset needs no pass over the data either. The sum does not
+    cancel: the offset outside the row space stays, at least about 1 - N/p of it.
 
     Returns (distances, well_conditioned), each of shape (R,).
     """
@@ -174,7 +174,7 @@ def one_step_distances(system: OneStepSystem, rates, ridge, offset, unroll: bool
     return distance, solved.well & jnp.isfinite(distance)
 
 
-class _Solved(NamedTuple):
+class _GramSolution(NamedTuple):
     """gram (R, k, k) without ridge, z (R, k) with (gram + ridge I) z = b, and well (R,)."""
 
     gram: jax.Array
@@ -186,7 +186,7 @@ def _is_wide(system: OneStepSystem) -> bool:
     return system.A.shape[1] > system.A.shape[0]
 
 
-def _weights(system: OneStepSystem, rates, solved: _Solved):
+def _weights(system: OneStepSystem, rates, solved: _GramSolution):
     """delta: Phi^T z of a wide system, z itself of a tall one."""
     A, B, _, _ = system
     if not _is_wide(system):
@@ -194,7 +194,7 @@ def _weights(system: OneStepSystem, rates, solved: _Solved):
     return contract("rn,np->rp", solved.z, A) - rates[:, None] * contract("rn,np->rp", solved.z, B)
 
 
-def _normal_equations(system: OneStepSystem, rates, ridge, unroll: bool) -> _Solved:
+def _normal_equations(system: OneStepSystem, rates, ridge, unroll: bool) -> _GramSolution:
     r"""The smaller Gram matrix and its solution, at every rate.
 
     Phi = A - alpha B and r = a - alpha c make the Gram matrix and the right-hand side quadratics
@@ -209,7 +209,7 @@ def _normal_equations(system: OneStepSystem, rates, ridge, unroll: bool) -> _Sol
         AA, BB = contract("kp,lp->kl", A, A), contract("kp,lp->kl", B, B)
         AB = contract("kp,lp->kl", A, B)
         G, b = jnp.stack([AA, AB + AB.T, BB]), jnp.stack([a, c])
-    else:  # two products with everything that multiplies A^T or B^T, and no block twice
+    else:  # one product with all factors of A^T, one with those of B^T; no block is computed twice
         p = A.shape[1]
         AtA, Ata, AtB, Atc = jnp.split(_transposed_product(A, A, a, B, c), (p, p + 1, 2 * p + 1), 1)
         Bta, BtB, Btc = jnp.split(_transposed_product(B, a, B, c), (1, p + 1), 1)
@@ -219,7 +219,7 @@ def _normal_equations(system: OneStepSystem, rates, ridge, unroll: bool) -> _Sol
     z, pivots = cholesky_solve(gram + ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), b, unroll)
     # A pivot over its diagonal entry, which inputs of unequal variance do not change.
     kept = pivots / (jnp.diagonal(gram, axis1=-2, axis2=-1) + ridge)
-    return _Solved(gram, z, kept.min(-1) > max(A.shape) * jnp.finfo(gram.dtype).eps)
+    return _GramSolution(gram, z, kept.min(-1) > max(A.shape) * jnp.finfo(gram.dtype).eps)
 
 
 def _polynomial(coefficients, x):

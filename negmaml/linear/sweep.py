@@ -18,11 +18,11 @@ from negmaml.linear.data import assemble, draw
 from negmaml.linear.simulation import (
     EVALUATIONS,
     block_normals,
+    evaluate_run,
     expected,
     loop_shape,
-    measured,
     normals_of,
-    share,
+    precompute,
 )
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.problem.spectra import named_spectrum
@@ -87,7 +87,7 @@ class LinearModel:
         return name not in (*STATIC, *RATES)
 
     def check(self, **point) -> None:
-        """Raise what the problem raises for values it does not allow."""
+        """Raise the errors of `MixedLinearRegression` for invalid values."""
         point = DEFAULTS | point
         for name in STEPS:
             check_count(name, point[name])
@@ -95,13 +95,13 @@ class LinearModel:
         check_nonnegative("meta_ridge", point["meta_ridge"], "a ridge strength")
 
     def batch_cells(self, **sizes) -> int:
-        """How many cells one call of the program should take on."""
+        """The number of cells that one call of the program should compute."""
         problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
         normals = normals_of(problem, self.evaluation)
         return max(2, BATCH_BLOCKS * block_normals() // normals)
 
     def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
-        """How to compile a program that so many cells will use."""
+        """Options to compile a program that will compute `cells` cells."""
         few = cells <= 4 * self.batch_cells(**sizes)
         return compiler_options(platform, "light" if few else "heavy")
 
@@ -109,8 +109,7 @@ class LinearModel:
     def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
         """Many cells: keys (B,), numbers (B,); shared rates of any shape, sizes as integers.
 
-        Cells are drawn and solved in pieces of the size that suits the cache, like the runs of
-        `nm.simulate`.
+        Cells are drawn and solved in pieces that fit the cache, like the runs of `nm.simulate`.
         """
         keys = counter_based(keys)
         point = {**DEFAULTS, **numbers, **shared}
@@ -145,10 +144,10 @@ class LinearModel:
     def _one(self, key, normals, point, train, adapt) -> dict[str, jax.Array]:
         """One cell from its normals, as `nm.simulate` does a run."""
         problem = _problem(point)
-        shared = share(problem, adapt, self.evaluation)
-        data, test_key = assemble(normals, problem, shared.colours), jax.random.fold_in(key, 1)
+        shared = precompute(problem, adapt, self.evaluation)
+        data, test_key = assemble(normals, problem, shared.sqrt_cov), jax.random.fold_in(key, 1)
         ridge = point["meta_ridge"]
-        loss, distance, well_conditioned = measured(
+        loss, distance, well_conditioned = evaluate_run(
             test_key, data, problem, train, adapt, ridge, self.evaluation, shared
         )
         if self.evaluation == "expected":

@@ -44,7 +44,7 @@ class OneStepSystem(NamedTuple):
 def meta_system(
     data: Data, rule: InnerRule
 ) -> tuple[Float[Array, "*rule N p"], Float[Array, "*rule N"]]:
-    r"""(Phi, r) of the meta-loss 1/(2N) |Phi omega - r|^2 after adapting with `rule`.
+    r"""Return (Phi, r) of the meta-loss 1/(2N) |Phi omega - r|^2 after adapting with `rule`.
 
         Phi_i = X_v b(S_i)      r_i = y_v - X_v q(S_i) X_t^T y_t / n_t
 
@@ -73,12 +73,15 @@ def meta_system(
     return Phi.reshape(*shape, -1, Phi.shape[-1]), r.reshape(*shape, -1)
 
 
-def one_step_system(data: Data, metric=None) -> OneStepSystem:
+def one_step_system(data: Data, preconditioner=None) -> OneStepSystem:
     """The two coefficients of Phi and r in the rate of one gradient step.
 
-    Of several runs on leading axes likewise.
+    The data may have leading axes for several runs.
     """
-    P = contract("...vp,...tp->...vt", data.X_v, in_metric(data.X_t, metric)) / data.y_t.shape[-1]
+    P = (
+        contract("...vp,...tp->...vt", data.X_v, precondition(data.X_t, preconditioner))
+        / data.y_t.shape[-1]
+    )
     B = contract("...vt,...tp->...vp", P, data.X_t)
     c = contract("...vt,...t->...v", P, data.y_t)
     *runs, _, _, p = B.shape
@@ -89,14 +92,14 @@ def one_step_system(data: Data, metric=None) -> OneStepSystem:
 def _response(data: Data, rule: InnerRule):
     """C of this module, rule shape + (m, n_v, n_t), by an eigendecomposition shared by all rates.
 
-    Of S or K whichever is smaller; no derivative passes through it, since inputs depend on no
-    parameter.
+    It decomposes S or K, whichever is smaller. No derivative passes through it, since inputs do
+    not depend on parameters.
     """
     X_t, n_t, p = data.X_t, data.X_t.shape[1], data.X_t.shape[2]
     filters = rule.spectral()
     preconditioned = filters.preconditioner is not None
     if n_t <= p or preconditioned:
-        ahead = in_metric(X_t, filters.preconditioner)
+        ahead = precondition(X_t, filters.preconditioner)
         x, V = jax.vmap(eigh)(contract("isp,itp->ist", ahead, X_t) / n_t)
         left, right = contract("ivp,itp,itk->ivk", data.X_v, ahead, V), V
     else:
@@ -106,8 +109,8 @@ def _response(data: Data, rule: InnerRule):
     return contract("ivk,...ik,itk->...ivt", left, filtered, right)
 
 
-def in_metric(X, P):
-    """X P, or X where there is no metric P."""
+def precondition(X, P):
+    """X P, or X without a preconditioner P."""
     if P is None:
         return X
     P = jnp.asarray(P, X.dtype)

@@ -24,7 +24,7 @@ from negmaml import kernels
 from negmaml._core.checks import check_count
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_settings
-from negmaml.kernels.system import own_blocks, systems
+from negmaml.kernels.system import systems, task_blocks
 from negmaml.meta import Tasks, maml, maml_value_and_grad
 from negmaml.paper.reproduce import (
     CURVE_RATES,
@@ -148,7 +148,7 @@ def _largest_eigenvalues(kernel, tasks: Tasks, rates):
     (x_t, _), (x_v, y_v) = tasks
     x = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in (x_t, x_v)])
     K = kernel(x, x)
-    at, entries = systems(K, own_blocks(K, *x_t.shape[:2]), GradientDescent(jnp.asarray(rates)))
+    at, entries = systems(K, task_blocks(K, *x_t.shape[:2]), GradientDescent(jnp.asarray(rates)))
     return lax.map(lambda entry: jnp.linalg.eigvalsh(at(entry).G)[-1] / y_v.size, entries)
 
 

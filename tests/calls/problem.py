@@ -120,7 +120,8 @@ def simulated(**changes):
 
 RIGHT = [
     *(Right(f"{call.__name__}, {name}={short_repr(given)}",
-            lambda f=call, n=name, g=given: f(**{n: g}), lambda f=call, n=name, p=plain: f(**{n: p})) for call, name, given, plain in GIVEN_AS),
+            lambda f=call, n=name, g=given: f(**{n: g}),
+            lambda f=call, n=name, p=plain: f(**{n: p})) for call, name, given, plain in GIVEN_AS),
     Right("a raw key", lambda: simulated(key=jax.random.PRNGKey(0)), simulated),
     Right("a key of NumPy", lambda: simulated(key=np.array([0, 0], np.uint32)), simulated),
     Right("runs of NumPy", lambda: simulated(runs=np.int16(4)), simulated),

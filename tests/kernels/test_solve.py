@@ -27,10 +27,14 @@ def gram(n, rank, key=0):
 def test_both_decompositions_solve(rank, ridges, clear):
     G, right = gram(30, rank), jax.random.normal(jax.random.key(1), (30, 2))
     found = decompose(G, ridges)
-    T = jnp.diag(found.diagonal) + jnp.diag(found.beside, 1) + jnp.diag(found.beside, -1)
+    T = (
+        jnp.diag(found.diagonal)
+        + jnp.diag(found.off_diagonal, 1)
+        + jnp.diag(found.off_diagonal, -1)
+    )
     np.testing.assert_allclose(found.V @ T @ found.V.T, G, atol=1e-12)
-    assert found.clear == clear
-    assert clear or not found.beside.any()  # eigenvalues
+    assert found.nonsingular == clear
+    assert clear or not found.off_diagonal.any()  # eigenvalues
     solution, well_conditioned = solve(G, right, ridges)
     expected = [jnp.linalg.pinv(G + ridge * jnp.eye(30), rtol=1e-12) @ right for ridge in ridges]
     np.testing.assert_allclose(solution, jnp.stack(expected), rtol=1e-8)
@@ -44,8 +48,8 @@ def test_the_smallest_eigenvalue_decides(times, clear):
     x[3] = times * cut
     V = np.linalg.qr(np.random.default_rng(0).normal(size=(n, n)))[0]
     G = jnp.asarray((V * x) @ V.T, jnp.float32)
-    assert decompose(G, jnp.zeros(2)).clear == clear
-    assert decompose(G, jnp.full(2, 2 * cut)).clear
+    assert decompose(G, jnp.zeros(2)).nonsingular == clear
+    assert decompose(G, jnp.full(2, 2 * cut)).nonsingular
 
 
 @pytest.mark.parametrize(("times", "clear"), [(0.87, False), (1.15, True)])
@@ -54,7 +58,7 @@ def test_what_is_small_is_measured_by_the_largest_sum_of_a_row(times, clear):
     middle = 2 * np.cos(np.pi / (n + 1))  # with 1 beside it, of smallest eigenvalue 0
     smallest = times * n * eps * (middle + 2)
     diagonal, beside = jnp.full(n, middle + smallest, "f"), jnp.ones(n - 1, "f")
-    assert module._is_clear(diagonal, beside, jnp.zeros(1, "f")) == clear
+    assert module._is_nonsingular(diagonal, beside, jnp.zeros(1, "f")) == clear
 
 
 @pytest.mark.parametrize(
