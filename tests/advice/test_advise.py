@@ -265,69 +265,6 @@ def test_more_features_than_rows_are_said():
     assert np.all(np.isfinite(list(advice.loss.values())))
 
 
-def changed(rows, what):
-    x, y, groups = (a.copy() for a in rows)
-    if what == "nan":
-        x[3, 1] = np.nan
-    elif what == "infinite":
-        y[5] = np.inf
-    elif what == "constant":
-        y[:] = 2.0
-    elif what == "one group":
-        groups[:] = 0
-    elif what == "single rows":
-        groups = np.arange(len(y))
-    elif what == "text":
-        x = x.astype(object)
-        x[2, 0] = "many"
-    elif what == "short":
-        y = y[:-1]
-    elif what == "missing label":
-        groups = groups.astype(object)
-        groups[7] = None
-    return x, y, groups
-
-
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("nan", "x must be finite, got nan in row 3"),
-        ("infinite", "y must be finite, got inf in row 5"),
-        ("constant", "y must vary"),
-        ("one group", "at least 4"),
-        ("single rows", "at least 4"),
-        ("text", "x must hold numbers, got 'many'"),
-        ("short", "same number of rows"),
-        ("missing label", "missing label in row 7"),
-    ],
-)
-def test_bad_rows_are_refused(rows, what, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        nm.advise(*changed(rows, what), key=jax.random.key(0))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(n_t=20, n_v=20), "at least 4 of 40 rows"),
-        (dict(m=36), "m must be at most 31"),
-        (dict(m=0), "m must be"),
-        (dict(n_t=1.5), "n_t must be an integer"),
-        (dict(rates=[np.nan]), "rates must be finite"),
-        (dict(meta_ridges=[-1.0]), "meta_ridges must be at least 0"),
-        (dict(unit="metre"), "unit must be one of"),
-        (dict(key=0), "jax.random.key"),
-        (dict(splits=3), "splits must be at least"),
-        (dict(kernel=lambda a, b: a @ b.T - 100.0), "positive semidefinite"),
-        (dict(kernel=lambda a, b: a), "kernel must return a matrix"),
-    ],
-)
-def test_bad_options_are_refused(rows, options, message):
-    rows = rows if "m" in options else [a[:240] for a in rows]
-    with pytest.raises((ValueError, TypeError), match=message):
-        nm.advise(*rows, **dict(key=jax.random.key(0)) | options)
-
-
 def test_standard_error_takes_the_noise_of_splits_off():
     random = np.random.default_rng(0)
     values = random.normal(size=(4000, 1)) + 3 * random.normal(size=(4000, 5))

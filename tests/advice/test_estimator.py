@@ -206,25 +206,6 @@ def test_cross_validated_estimator_takes_what_advise_advises(rows):
     assert model.adapt_rate_ == advice.adapt_rate
     np.testing.assert_allclose(model.predict(x), advice.model().predict(x))
     assert clone(model).get_params() == model.get_params()
-    with pytest.raises(ValueError, match="groups must be given"):
-        MetaRegressorCV().fit(x, y)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(train_rate=np.nan), "train_rate must be finite"),
-        (dict(meta_ridge=-1.0), "meta_ridge must be at least 0"),
-        (dict(unit="inch"), "unit must be one of"),
-        (dict(repeats=0), "repeats must be"),
-        (dict(n_t=24), "at least 25 samples"),
-    ],
-)
-def test_bad_parameters_are_refused_at_fit(rows, options, message):
-    with pytest.raises(ValueError, match=message):
-        MetaRegressor(**options).fit(*rows)
-    with pytest.raises(ValueError, match="label for each"):
-        MetaRegressor().fit(rows[0], rows[1], rows[2][:-1])
 
 
 def test_small_groups_are_counted(rows):

@@ -18,6 +18,13 @@ GRAM = np.stack([np.eye(3)] * 3)
 FIT = {"X": X, "y": Y, "groups": GROUPS}
 
 
+def changed(array, index, value, dtype=float):
+    """A copy of the array with one other entry."""
+    copy = array.astype(dtype)
+    copy[index] = value
+    return copy
+
+
 def estimator(**parameters):
     """A fit of an estimator with these parameters."""
     return nm.MetaRegressor(**parameters).fit(**FIT)
@@ -40,6 +47,23 @@ WRONG = [
            rates=("a", [np.nan], [], np.ones((2, 2)), {}, [None]), splits=(*COUNTS, 9),
            adapt_rates=("a", [np.inf], [], {}), meta_ridges=([-1.0], "a", [], [np.nan], {}),
            intercept=FLAGS, standardise=FLAGS, unit=("none", None, 3), progress=(3, "bar", True)),
+    *[
+        Wrong(advice.advise, ADVISED | rows, said)
+        for rows, said in (
+            ({"x": changed(X, (3, 1), np.nan)}, "x must be finite, got nan in row 3"),
+            ({"x": changed(X, (2, 0), "many", object)}, "x must hold numbers, got 'many'"),
+            ({"y": changed(Y, 5, np.inf)}, "y must be finite, got inf in row 5"),
+            ({"y": np.full(48, 2.0)}, "y must vary"),
+            ({"y": Y[:-1]}, "same number of rows"),
+            ({"groups": np.zeros(48)}, "at least 4"),
+            ({"groups": np.arange(48)}, "at least 4"),
+            ({"groups": changed(GROUPS, 7, None, object)}, "missing label in row 7"),
+            ({"n_t": 20, "n_v": 20}, "at least 4 of 40 rows"),
+            ({"m": 7}, "m must be at most 5"),
+            ({"kernel": lambda a, b: a @ b.T - 100.0}, "positive semidefinite"),
+            ({"kernel": lambda a, b: a}, "kernel must return a matrix"),
+        )
+    ],
     *wrong(advice.random_coefficients, {"gram": GRAM, "counts": np.full(3, 4)},
            gram=(GRAM[:1], None, "a", np.eye(3), np.ones((3, 2, 3)), GRAM * np.nan),
            counts=(np.ones(2), None, "a", [4, 4, 0], [4, 4, np.nan]),
@@ -54,6 +78,8 @@ WRONG = [
            random_state=("a", -1, 1.5), fit_intercept=("yes",), standardise=("yes",)),
     *wrong(nm.MetaRegressor().fit, FIT, groups=(GROUPS[:4], 3, [None] * 48)),
     *wrong(nm.MetaRegressorCV().fit, FIT, groups=(None, GROUPS[:4], [None] * 48)),
+    Wrong(nm.MetaRegressor().fit, FIT | {"groups": GROUPS[:-1]}, "label for each"),
+    Wrong(estimator, {"n_t": 6}, "at least 7 samples"),
     Wrong(predicted, {"X": X, "groups": GROUPS[:3]}, "groups"),
 ]  # fmt: skip
 RIGHT = []

@@ -27,6 +27,8 @@ WRONG = [
            key=[key for key in KEYS if key is not None], runs=(*COUNTS, 1)),
     Wrong(nm.verify, VERIFIED | {"problem": nm.MixedLinearRegression(**GIVEN | {"p": 8})},
           "p = n_v m"),
+    Wrong(nm.verify, VERIFIED | {"train": BATCH}, "train must have one scalar"),
+    Wrong(nm.verify, VERIFIED | {"adapt": BATCH}, "adapt must have one scalar"),
     *wrong(experiments, {"names": ["overparameterized"], "key": KEY}, key=KEYS,
            names=(["over"], [3], "overparameterized", None, []), runs=(*COUNTS, 19),
            evaluation=("exact", None)),

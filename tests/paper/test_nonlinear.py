@@ -40,8 +40,3 @@ def test_labels_have_mean_zero_over_tasks():
     setting = SMALL._replace(m=2000, n_t=2, n_v=1)
     (_, y), _ = jax.jit(nonlinear.draw, static_argnums=1)(jax.random.key(0), setting)[0]
     assert abs(y.mean()) < 4 * y.std() / 2000**0.5
-
-
-def test_one_run_has_no_error_and_is_refused():
-    with pytest.raises(ValueError, match="at least 2"):
-        next(nonlinear.runs(jax.random.key(0), 1))
