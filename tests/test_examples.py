@@ -1,4 +1,4 @@
-"""The examples run, and say at small size what they say at full size."""
+"""The examples run, and have the same conclusions at small size as at full size."""
 
 import importlib
 
@@ -37,14 +37,14 @@ def test_learned_rates_change_sign_and_help():
 
 
 @pytest.mark.slow
-def test_digits_are_told_apart_better_after_adapting():
+def test_digits_are_classified_better_after_adapting():
     result = example("digits").main(steps=150, test_episodes=60)
     assert result.after > 0.8 > 0.45 > result.before
     assert result.after > result.untrained
 
 
 @pytest.mark.slow
-def test_a_random_search_over_training_tells_points_apart():
+def test_a_random_search_over_training_distinguishes_points():
     module = example("training_sweep")
     result = module.main(n=3, steps=40, seeds=1)
     assert dict(result.curve.sizes) == {"point": 3, "seed": 1, "curve_0": 10}
@@ -81,7 +81,7 @@ def test_learned_inner_losses_do_no_worse_than_none():
     assert all(value < 1.02 * result["plain"] for value in result.values())
 
 
-def test_advice_for_real_schools_says_what_adapting_is_worth(tmp_path, monkeypatch):
+def test_advice_for_real_schools_reports_the_gain_of_adapting(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = example("schools").main()
     assert result.few.gain["shared rate"].significantly_better

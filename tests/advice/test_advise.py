@@ -1,5 +1,4 @@
-"""What is advised on data of known truth: right where there is a gain, silent where there is "
-"none."""
+"""Advice on data of known truth: it finds true gains, and claims no others."""
 
 import dataclasses
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
+from negmaml.advice import predicted
 from negmaml.advice.selection import best_rate_interval, bootstrap_error
 from tests.advice.conftest import grouped_rows
 
@@ -40,8 +40,8 @@ def truth(m, p=4, sigma=1.0, nu=1.0):
 
 @pytest.fixture(scope="module")
 def many():
-    """Advice on 24 data sets of one problem, and what is true of them."""
-    return [plain(seed, m=3, sigma=1.5, splits=50) for seed in range(24)], truth(3, sigma=1.5)
+    """Advice on 24 data sets of one problem, and their true loss and adaptation rate."""
+    return [plain(seed, m=3, sigma=1.5, splits=30) for seed in range(24)], truth(3, sigma=1.5)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_coverage_over_many_data_sets(m, sigma):
     assert np.all(covered > 0.88)
 
 
-def test_a_gain_that_is_there_is_told(many):
+def test_a_true_gain_is_significant(many):
     advices, _ = many
     assert np.mean([a.significantly_better and a.train_rate < 0 for a in advices]) > 0.25
     assert np.mean([a.gain["pooled ridge"].significant for a in advices]) > 0.9
@@ -95,8 +95,8 @@ def test_a_gain_that_is_there_is_told(many):
 
 @pytest.mark.parametrize("sigma", [1.0, 3.0])
 def test_no_gain_is_claimed_where_tasks_are_identical(sigma):
-    """Nor where there is little but noise. Rate zero leaves the support rows unused, so that a gain
-    over it is real; over a regression on all rows there is none."""
+    """A zero rate ignores the support rows, so a gain over it is real; over a regression on all
+    rows there is none. The second sigma is mostly noise."""
     advices = [plain(seed, nu=0.0, sigma=sigma, splits=20) for seed in range(12)]
     for name in ("pooled ridge", "joint training"):
         assert sum(a.gain[name].significantly_better for a in advices) <= 1
@@ -107,8 +107,10 @@ def test_no_gain_is_claimed_where_tasks_are_identical(sigma):
 def test_permuted_labels_give_no_gain(rows):
     x, y, groups = rows
     shuffled = np.random.default_rng(1).permutation(groups)
-    advice = nm.advise(x, y, shuffled, key=jax.random.key(0), **SIZES)
-    real = nm.advise(x, y, groups, key=jax.random.key(0), **SIZES)
+    advice, real = (
+        nm.advise(x, y, labels, splits=40, key=jax.random.key(0), **SIZES)
+        for labels in (shuffled, groups)
+    )
     gain = real.gain["pooled ridge"]
     assert gain.significantly_better and gain.relative > 0.1
     assert not advice.gain["pooled ridge"].significantly_better
@@ -128,7 +130,7 @@ def test_the_linear_kernel_gives_what_the_features_give(rows):
     assert any("kernel" in note for note in kernel.notes)
 
 
-def test_a_kernel_sees_what_a_line_does_not():
+def test_a_kernel_fits_a_curve_that_a_line_cannot():
     random = np.random.default_rng(0)
     x = np.round(random.uniform(-2, 2, size=(400, 1)), 1)  # 41 different inputs
     groups = np.repeat(np.arange(25), 16)
@@ -140,7 +142,7 @@ def test_a_kernel_sees_what_a_line_does_not():
     curved = nm.advise(x, y, groups, kernel=kernel, splits=10, key=jax.random.key(0), **SIZES)
     assert (
         curved.loss["advised"]
-        < 0.8 * nm.advise(x, y, groups, key=jax.random.key(0), **SIZES).loss["advised"]
+        < 0.8 * nm.advise(x, y, groups, splits=10, key=jax.random.key(0), **SIZES).loss["advised"]
     )
 
 
@@ -163,8 +165,8 @@ def test_units_standardising_and_keys(rows):
 
 
 def test_ridges_are_in_units_of_the_rows_that_they_compete_with(rows):
-    """Those by default go with the squares of features and the number of query rows; that of a
-    ridge on one group is the meta-ridge a row, as the loss of a group is one."""
+    """Default ridges scale with squared features and the number of query rows. The ridge of one
+    group is the same per row."""
     x, y, groups = (a[:480] for a in rows)
     options = dict(rates=[-0.3], splits=10, n_t=8, n_r=8, key=jax.random.key(0))
 
@@ -195,10 +197,10 @@ def test_rows_may_come_in_any_order_and_labels_may_be_text(rows):
     assert mixed.loss["advised"] == pytest.approx(two.loss["advised"])
 
 
-def test_result_says_saves_and_draws(rows, tmp_path):
+def test_a_result_reports_saves_and_draws(rows, tmp_path):
     import xarray as xr
 
-    advice = nm.advise(*rows, key=jax.random.key(0), n_r=5)
+    advice = nm.advise(*rows, key=jax.random.key(0), n_r=5, splits=20)
     report = advice.report()
     for word in ("Use training rate", "mixed model", "95%", "not standardised", "n_r = 5"):
         assert word in report
@@ -213,7 +215,7 @@ def test_result_says_saves_and_draws(rows, tmp_path):
     assert "gain over zero inner rate" in repr(advice)
 
 
-def test_theory_from_the_same_groups_predicts_what_was_measured():
+def test_theory_from_the_same_groups_predicts_what_was_measured(monkeypatch):
     advice = plain(1, groups=80, m=5, splits=50)
     theory = advice.theory
     assert theory.agrees
@@ -226,6 +228,7 @@ def test_theory_from_the_same_groups_predicts_what_was_measured():
     assert theory.gains["twice the training groups"] == pytest.approx(measured, abs=0.03)
     assert "twice the training groups +" in advice.report(theory=True)
     advice.plot(theory=True)
+    monkeypatch.setattr(predicted, "_changes", lambda advice: {})  # the curve is enough from here
     for factor, agrees in ((1.02, True), (1.2, False), (0.8, False)):
         curves = advice.curves._replace(
             loss=factor * theory.loss[:, None], error=0 * advice.curves.error
@@ -244,7 +247,7 @@ def test_adaptation_rates_can_be_restricted(rows):
     assert "shared rate" not in only.gain
 
 
-def test_small_groups_and_constant_features_are_left_out_with_a_word(rows):
+def test_small_groups_and_constant_features_are_left_out_with_a_note(rows):
     x, y, groups = rows
     x = np.c_[x, np.full(len(x), 3.0), x[:, 0]]
     small = np.r_[groups[:-20], np.repeat(np.arange(100, 105), 4)]
@@ -255,7 +258,7 @@ def test_small_groups_and_constant_features_are_left_out_with_a_word(rows):
     assert "collinear" in said
 
 
-def test_more_features_than_rows_are_said():
+def test_more_features_than_rows_are_noted():
     random = np.random.default_rng(0)
     x, y = random.normal(size=(36, 50)), random.normal(size=36)
     advice = nm.advise(

@@ -1,4 +1,4 @@
-"""The forms, the solver and the splits, against the plainest code that does the same."""
+"""The quadratic forms, the solver and the splits, compared with plain code."""
 
 import jax
 import numpy as np
@@ -95,7 +95,7 @@ def held_out_loss(data, order, group, omega, adapt):
     return np.mean((data.y[rest, 0] - data.x[rest] @ theta) ** 2) / 2
 
 
-def test_ridge_alone_is_a_ridge_regression_with_free_intercept(x64, monkeypatch):
+def test_per_group_ridge_is_a_ridge_regression_with_free_intercept(x64, monkeypatch):
     from sklearn.linear_model import Ridge
 
     data, forms, _, order = one_split(x64, monkeypatch, intercept=True)
@@ -125,7 +125,7 @@ def test_groups_that_report_neither_train_nor_choose():
 
 
 @pytest.mark.parametrize("groups", [4, 5, 9, 40])
-def test_every_size_that_is_allowed_leaves_someone_to_choose(groups):
+def test_every_size_that_is_allowed_leaves_a_group_to_choose(groups):
     most = max_training_groups(groups)
     assert most >= 1
     splits = cross_validation(groups, most, 1, 10, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Curves and errors of advice from the losses of splits and of a bootstrap, which are given."""
+"""Curves and errors of advice from given losses of splits and of a bootstrap."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def losses(*lead):
                                    "mixed model": RANDOM.uniform(1, 2, lead)})  # fmt: skip
 
 
-def test_a_bootstrap_repeats_what_was_chosen_on_all_groups():
+def test_a_bootstrap_repeats_the_choice_on_all_groups():
     measured, again = losses(SPLITS, 3), losses(REPLICATES * EACH, 1)
     chosen = best_choices(
         measured.meta.mean(0)[ALL], measured.pooled.mean(0)[ALL], RateGrid(RATES, RIDGES, None)

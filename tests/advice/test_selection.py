@@ -1,4 +1,4 @@
-"""Choices and intervals, on losses that are given."""
+"""Choices of rates, and intervals, for given losses."""
 
 import numpy as np
 import pytest
@@ -108,7 +108,7 @@ def test_the_error_of_a_mean_has_the_part_of_groups_and_that_of_splits():
     assert bootstrap_error(of_splits * random.normal(size=(500, 5)), 10**9) < 0.2
 
 
-def test_rates_that_cannot_be_told_from_the_best_end_where_half_the_quantile_is_reached():
+def test_the_interval_of_the_best_rate_ends_where_half_the_quantile_is_reached():
     rates, groups, best = np.linspace(-1, 1, 41), 12, 0.2
     away = abs(rates - best)
     reach = t_quantile(groups) / 2
@@ -128,14 +128,15 @@ def test_the_interval_of_a_gain_is_that_of_student():
 
 
 @pytest.mark.parametrize(
-    ("value", "told", "positive"), [(0.3, True, True), (0.1, False, False), (-0.3, True, False)]
+    ("value", "significant", "better"),
+    [(0.3, True, True), (0.1, False, False), (-0.3, True, False)],
 )
-def test_a_gain_is_told_where_its_interval_leaves_out_zero(value, told, positive):
+def test_a_gain_is_significant_where_its_interval_excludes_zero(value, significant, better):
     gain = with_interval(value, 0.1, 1.0, 11)
-    assert (gain.significant, gain.significantly_better) == (told, positive)
+    assert (gain.significant, gain.significantly_better) == (significant, better)
 
 
-def test_intervals_of_a_gain_hold_the_truth_as_often_as_they_say():
+def test_intervals_of_a_gain_hold_the_truth_as_often_as_stated():
     random = np.random.default_rng(0)
     samples = random.normal(0.2, 1.0, size=(4000, 6))
     gains = [with_interval(s.mean(), s.std(ddof=1) / 6**0.5, 1.0, 6) for s in samples]

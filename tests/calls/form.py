@@ -1,4 +1,4 @@
-"""The rows of the tables of calls: a wrong call is refused in our words, a right one is right."""
+"""Rows of the tables of calls: wrong calls with their error, and pairs of equal right calls."""
 
 import re
 from collections.abc import Callable

@@ -80,7 +80,7 @@ def runs(train=ONE, adapt=TWO, **changes):
 
 
 def modes(**changes):
-    """What a problem is along its eigenvectors."""
+    """The variances of a problem along its eigenvectors."""
     problem = nm.MixedLinearRegression(**(GIVEN | changes))
     return problem.modes[:3], problem.offset_squared
 

@@ -31,7 +31,7 @@ WRONG = [
 
 
 def filters(rule):
-    """What a rule does to a spectrum."""
+    """The filter of a rule on a spectrum."""
     x = np.array([0.0, 0.5, 2.0])
     return rule.label_filter(x), rule.init_filter(x)
 

@@ -144,7 +144,7 @@ WRONG = [
 
 
 def values(grid, seeds=2, **options):
-    """What a sweep finds, without its labels."""
+    """The outputs of a sweep, without labels."""
     return np.asarray(nm.sweep(function, grid, seeds, **options)["value"])
 
 

@@ -1,7 +1,7 @@
-"""Two thousand calls of everything public: refused in our words before any work, or right.
+"""Two thousand wrong calls of public functions, which raise before any work, and right calls.
 
-A table for each area lists them; wrong ones are generated, every argument of a kind being given
-every value that is wrong for its kind. At the end, values that nobody thought of.
+Each area has a table. Wrong calls are generated: every argument of a kind gets every value that is
+wrong for its kind. The last tests draw arbitrary values.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ RIGHT = [row for area in AREAS for row in area.RIGHT]
 BY_FUNCTION: dict[str, list] = {}
 for row in WRONG:
     BY_FUNCTION.setdefault(getattr(row.function, "__qualname__", "distribution"), []).append(row)
-# What is compiled for a function of the user's own that is called without jit, for constructors of
-# arrays, and to see whether the values of a kernel are those of one.
+# Operations that are compiled for a user's function called without jit, for constructors of arrays,
+# and to check that the values of a kernel are symmetric and positive.
 OPERATIONS = {*dir(jnp), *dir(jax.lax), "stage", "threefry_fold_in", "reduce_max", "symmetric",
               "eigvalsh"}  # fmt: skip
 GIVEN = r"\bgot\b|holds|without|missing|=True|returns|\bno\b|needs?\b|= \d|pass store|be given"
@@ -46,13 +46,13 @@ def _note(event, _, **facts):
 
 
 def programs() -> list[str]:
-    """What was compiled, single operations aside."""
+    """Names of compiled programs, except single operations."""
     names = [re.sub(r"^jit\(|\)$", "", name).lstrip("_") for name in compiled]
     return [name for name in names if name not in OPERATIONS]
 
 
 def assert_ours(caught, said: str):
-    """The error is raised in our code, its message names the argument and what was given."""
+    """Check that our code raised, and that the message names the argument and its value."""
     message = str(caught.value)
     last = traceback.extract_tb(caught.tb)[-1].filename
     assert "/negmaml/" in last and "site-packages" not in last, f"raised in {last}: {message}"
@@ -60,12 +60,12 @@ def assert_ours(caught, said: str):
     assert re.search(GIVEN, message), message
 
 
-def test_there_are_enough_of_them():
+def test_there_are_enough_calls():
     assert len(WRONG) >= 2000 and len(RIGHT) >= 80
 
 
 def failures(rows, check) -> str:
-    """Which rows fail a check, and how: thousands of tests of a millisecond are slow to collect."""
+    """Rows that fail a check, with the reason: thousands of tests would be slow to collect."""
     found = []
     for row in rows:
         try:
@@ -76,7 +76,7 @@ def failures(rows, check) -> str:
 
 
 @pytest.mark.parametrize("name", BY_FUNCTION)
-def test_wrong_calls_are_refused_in_our_words(name, tmp_path):
+def test_wrong_calls_raise_our_errors(name, tmp_path):
     def check(row):
         store = tmp_path / "x.zarr"
         arguments = {n: store if v is PATH else v for n, v in row.arguments.items()}
@@ -102,7 +102,7 @@ def test_right_calls_are_right(area):
 
 
 @pytest.mark.parametrize("line", paper.COMMANDS)
-def test_a_wrong_command_says_what_is_wrong(line, tmp_path, capsys):
+def test_a_wrong_command_reports_the_error(line, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     filled = line.format(path=tmp_path, file=tmp_path / "file")
     compiled.clear()
@@ -132,7 +132,7 @@ ANYTHING = st.recursive(
 
 
 def taken(function, name: str, value):
-    """What a function makes of an argument; None where it is refused in our words."""
+    """The result of a function for an argument; None if it raises one of our errors."""
     try:
         return function(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The simulated points of the double descent, and the maps' best rates alone."""
+"""The simulated points of the double descent, and the best rates of the maps."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def drawn():
 
 
 def test_a_point_has_the_minimum_norm_solutions_of_its_runs(drawn, x64):
-    """Of NumPy's singular values, wide and tall and next to the threshold."""
+    """Compared with least squares by singular values: wide, tall, and near the threshold."""
     for data in drawn:
         found = phases._distances(data)
         for i, rate in enumerate(phases.DESCENT_RATES):
@@ -27,7 +27,7 @@ def test_a_point_has_the_minimum_norm_solutions_of_its_runs(drawn, x64):
                 assert distance == pytest.approx(np.sum(omega**2), rel=1e-9)
 
 
-def test_a_point_has_data_of_its_own_and_of_its_problem(drawn):
+def test_each_point_has_its_own_data_of_its_problem(drawn):
     for n_v, data in zip(phases.DESCENT_N_V, drawn, strict=True):
         assert data.X_v.shape == (3, phases.DESCENT.m, n_v, phases.DESCENT.p)
     first = [data.X_t[0, 0, 0, 0] for data in drawn]
@@ -38,6 +38,6 @@ def test_a_point_has_data_of_its_own_and_of_its_problem(drawn):
 
 
 @pytest.mark.slow
-def test_the_best_rates_alone_are_those_of_the_phase_diagram(x64):
+def test_the_best_rates_are_those_of_the_phase_diagram(x64):
     cells = 100.0, 10.0, np.array([30.0, 100.0])[:, None], np.array([2.0, 30.0]), 0.5, 1.0
     np.testing.assert_allclose(best_rates_over(*cells), phase_diagram(*cells).best, rtol=1e-3)

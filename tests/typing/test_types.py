@@ -1,4 +1,4 @@
-"""Annotations: complete for a user in strict mode, and true of what is returned."""
+"""Annotations are complete for a user in strict mode, and match the returned values."""
 
 import json
 import runpy
@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("user_script.py")
 STRICT = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False}
-# Of other packages, whose own annotations are incomplete.
+# Functions of other packages with incomplete annotations.
 THEIRS = ("linspace", "normal", "zeros")
 
 
