@@ -1,1 +1,1 @@
-"""What every part stands on: pytrees, checks, numbers, types, compiling, identity, extras."""
+"""Foundations of every other part: pytrees, checks, numbers, types, compiling, identity, extras."""

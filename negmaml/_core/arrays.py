@@ -1,4 +1,4 @@
-"""Precision and dtype: products at full precision, numbers of one type, shapes side by side."""
+"""Arrays of NumPy or JAX: the namespace of either, products at full precision, dtypes, shapes."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ _PLAIN = {np.ndarray, np.float64, np.float32, int, float}  # the most frequent o
 def namespace(*trees) -> Any:
     """numpy where all leaves are its arrays or plain numbers, jax.numpy otherwise.
 
-    A formula written over it serves single numbers on the host, where there is nothing to compile,
-    and traced ones in a program; and by `negmaml._core.jets` or `negmaml._core.tape`, where a leaf
-    is one of these, it has derivatives on the host.
+    A formula written over it serves single numbers on the host, without compilation, and traced
+    ones in a program. If a leaf is of `negmaml._core.jets` or `negmaml._core.tape`, that module is
+    returned, and the formula has derivatives on the host.
     """
     for tree in trees:  # mostly single arrays, for which the walk through a tree takes too long
         if type(tree) not in _PLAIN and not isinstance(tree, _HOST) and not _known(tree):
@@ -36,7 +36,7 @@ def _known(tree) -> bool:
 
 
 def stop_gradient(tree):
-    """The tree as a constant of differentiation."""
+    """Return the tree with derivative zero."""
     xp = namespace(tree)
     if xp is jets or xp is tape:
         return jax.tree.map(xp.value_of, tree)
@@ -51,7 +51,7 @@ def working_dtype(*trees):
 def contract(subscripts: str, *operands):
     """`einsum` at full precision: accelerators would round the factors of these statistics.
 
-    Of NumPy's arrays one of NumPy.
+    NumPy arrays give a NumPy array.
     """
     xp = namespace(operands)
     if xp is tape:
@@ -67,11 +67,11 @@ def cast(tree, dtype):
 
 
 def canonicalize(tree, dtype):
-    """Every leaf as an array of `dtype`: of NumPy where its value is known, where not traced."""
+    """Every leaf as an array of `dtype`: of NumPy if its value is known, of JAX if it is traced."""
 
     def settle(leaf):
         traced = isinstance(leaf, jax.core.Tracer)
-        if traced:  # without x64 there is no float64 in a program
+        if traced:  # a program has no float64 without x64
             return jnp.asarray(leaf, jax.dtypes.canonicalize_dtype(dtype))
         return np.asarray(leaf, dtype)
 

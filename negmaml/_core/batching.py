@@ -1,4 +1,4 @@
-"""`vmap`s of a function that are one call with all of its inputs, however many they are."""
+"""`vmap`s of a function, nested to any depth, as one call with all inputs."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -11,14 +11,14 @@ from negmaml._core.settings import own_settings
 
 
 def batched_custom_vmap(run: Callable) -> Callable:
-    """A decorator of functions of pytrees of arrays: what a `vmap` of one of them does.
+    """Decorator for a function of pytrees of arrays whose `vmap` is computed by `run`.
 
     run(each, stacks, shape): the results for all of `stacks`, a tuple of arrays with one leading
         axis, as jax.vmap(each)(stacks) has them. `each` takes a tuple without that axis; inputs
         that no `vmap` maps are part of it. shape: of the function's first array.
 
-    The function then has no derivative under `vmap`: for constants, as are those of the solution in
-    a `lax.custom_linear_solve`, or within a `jax.custom_jvp`.
+    The function then has no derivative under `vmap`. Use it for constants, such as those of the
+    solution in a `lax.custom_linear_solve`, or within a `jax.custom_jvp`.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -71,12 +71,12 @@ def batched_custom_vmap(run: Callable) -> Callable:
 
 
 def _mapped(found):
-    """As a rule of `custom_vmap` returns it."""
+    """The results and flags that a rule of `custom_vmap` returns: all outputs are mapped."""
     return found, jax.tree.map(lambda _: True, found)
 
 
 def in_blocks(each: Callable, stacks, size: int):
-    """jax.vmap(each)(stacks), at most `size` at once; full blocks only, to be compiled once."""
+    """jax.vmap(each)(stacks), at most `size` at once, in full blocks so that it compiles once."""
     count = len(jax.tree.leaves(stacks)[0])
     if count <= size:
         return jax.vmap(each)(stacks)

@@ -1,7 +1,7 @@
-"""Checks of what a user gives: each raises an error that names the argument and what is allowed.
+"""Checks of arguments: each raises an error with the name, the value and the allowed values.
 
 They return the value in the form that the package works with: fractions as floats, lists of numbers
-as arrays, integers of NumPy as those of Python. Values under tracing are taken as they are.
+as arrays, NumPy integers as Python integers. Traced values are returned unchanged.
 """
 
 import reprlib
@@ -19,12 +19,12 @@ _SHORT.maxother = _SHORT.maxstring = 120
 
 
 def short_repr(value) -> str:
-    """A value on one short line."""
+    """The repr of a value, shortened to one line."""
     return " ".join(_SHORT.repr(value).split())
 
 
 def check_count(name: str, value) -> int:
-    """`value` as an int, if it is an integer of at least 1; raises otherwise."""
+    """Return `value` as an int if it is an integer of at least 1; else raise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
             f"{name} must be an integer of at least 1, got {short_repr(value)}; use int(...)"
@@ -35,7 +35,7 @@ def check_count(name: str, value) -> int:
 
 
 def check_choice(name: str, value, allowed: Sequence[str]) -> None:
-    """Raise unless `value` is one of the allowed ones."""
+    """Raise ValueError unless `value` is one of the allowed strings."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(
             f"{name} must be one of {', '.join(map(repr, allowed))}, got {short_repr(value)}"
@@ -43,21 +43,24 @@ def check_choice(name: str, value, allowed: Sequence[str]) -> None:
 
 
 def check_flag(name: str, value) -> bool:
-    """`value` as a bool; raises unless it is one."""
+    """Return `value` as a bool; raise TypeError unless it is True or False."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
     return bool(value)
 
 
 def check_callable(name: str, value, form: str) -> Any:
-    """`value`; raises unless it can be called. form: what with, or what it gives."""
+    """Return `value`; raise TypeError unless it is callable.
+
+    form: its arguments or result in words, for the message.
+    """
     if not callable(value):
         raise TypeError(f"{name} must be a function {form}, got {short_repr(value)}")
     return value
 
 
 def check_finite(name: str, value, meaning: str) -> Any:
-    """The pytree `value`, if it holds numbers that are all real and finite; the sign is free."""
+    """Return the pytree `value` if all its numbers are real and finite, of any sign; else raise."""
     structure: Any
     leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
     if not sum(np.size(leaf) for leaf in leaves if not _is_key(leaf)):
@@ -69,7 +72,7 @@ def check_finite(name: str, value, meaning: str) -> Any:
 
 
 def _finite(name: str, leaf, meaning: str):
-    """A number or array, fractions as floats."""
+    """Return a number or array if it is finite, fractions as floats."""
     if isinstance(leaf, jax.core.Tracer | Jet):
         return leaf
     plain = isinstance(leaf, Real) and not isinstance(leaf, int | float | np.generic)
@@ -90,7 +93,7 @@ def _is_key(leaf) -> bool:
 
 
 def as_array(name: str, value) -> Any:
-    """Lists and tuples of numbers as an array; anything else as it is."""
+    """Return lists and tuples of numbers as an array, anything else unchanged."""
     if not isinstance(value, list | tuple) or (
         isinstance(value, tuple) and hasattr(value, "_fields")
     ):
@@ -110,7 +113,7 @@ def as_array(name: str, value) -> Any:
 
 
 def check_array(name: str, value, meaning: str, least: float = -np.inf, strict=False) -> Any:
-    """A number or array of finite numbers; a list is one. Of at least `least`, or above it."""
+    """Return a number, array or list of finite numbers of at least (strict: above) `least`."""
     value = as_array(name, value)
     if not jax.tree_util.all_leaves([value]):
         raise TypeError(f"{name} must be a number or an array, got {short_repr(value)} ({meaning})")
@@ -125,7 +128,7 @@ def check_array(name: str, value, meaning: str, least: float = -np.inf, strict=F
 
 
 def check_scalar(name: str, value, meaning: str) -> Any:
-    """`value`, if it is one finite number; raises otherwise."""
+    """Return `value` if it is one finite number; else raise."""
     value = check_array(name, value, meaning)
     if np.ndim(value) != 0:
         raise ValueError(
@@ -136,7 +139,7 @@ def check_scalar(name: str, value, meaning: str) -> Any:
 
 
 def check_nonnegative(name: str, value, meaning: str) -> Any:
-    """`value`, if it is a finite scalar of at least 0; raises otherwise."""
+    """Return `value` if it is a finite scalar of at least 0; else raise."""
     value = check_scalar(name, value, meaning)
     if not isinstance(value, jax.core.Tracer) and value < 0:
         raise ValueError(f"{name} must be at least 0 ({meaning}), got {value!r}")
@@ -144,7 +147,7 @@ def check_nonnegative(name: str, value, meaning: str) -> Any:
 
 
 def check_broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The common shape of named arrays of these shapes; raises where they have none."""
+    """Return the shape that named arrays broadcast to; raise ValueError if there is none."""
     try:
         return np.broadcast_shapes(*shapes.values())
     except ValueError as mismatch:
@@ -156,9 +159,9 @@ def check_broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def check_symmetric(name: str, matrix, semidefinite: bool = True) -> None:
-    """Raise unless `matrix` is square, finite, symmetric and, if asked, positive semidefinite.
+    """Raise unless `matrix` is square, finite, symmetric and, by default, positive semidefinite.
 
-    What the rounding of products of its precision makes of such a matrix is allowed.
+    Errors of the size of rounding in a product of matrices of its precision are allowed.
     """
     shape = np.shape(matrix)
     if len(shape) != 2 or shape[0] != shape[1]:
@@ -181,7 +184,7 @@ def check_symmetric(name: str, matrix, semidefinite: bool = True) -> None:
 
 
 def _check_semidefinite(name: str, matrix: np.ndarray, rounding: float) -> None:
-    try:  # a third of the work of eigenvalues
+    try:  # a Cholesky factorization takes a third of the time of eigenvalues
         np.linalg.cholesky(matrix + max(rounding, np.finfo(float).tiny) * np.eye(len(matrix)))
     except np.linalg.LinAlgError:
         least = np.linalg.eigvalsh(matrix)[0]
@@ -192,5 +195,5 @@ def _check_semidefinite(name: str, matrix: np.ndarray, rounding: float) -> None:
 
 
 def check_optional(check: Callable[[str, Any], Any], name: str, value) -> Any:
-    """What a check of (name, value) makes of a value that is given; None where it is left out."""
+    """Return None for None, else the result of check(name, value)."""
     return None if value is None else check(name, value)

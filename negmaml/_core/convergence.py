@@ -12,21 +12,21 @@ from jax.custom_batching import custom_vmap
 class ConvergenceWarning(RuntimeWarning):
     """An iterative solver did not reach its tolerance, so results that depend on it are inexact.
 
-    Python shows it once. To have an error instead, or silence:
+    Python shows it once. To raise an error instead, or to ignore it:
 
         warnings.simplefilter("error", negmaml.ConvergenceWarning)
         warnings.simplefilter("ignore", negmaml.ConvergenceWarning)
 
-    A compiled program warns while it runs, so the error of one is a `JaxRuntimeError` that quotes
-    this, raised where its result is waited for.
+    A compiled program warns while it runs. Its error is a `JaxRuntimeError` that quotes this
+    warning, raised when the program waits for the result.
     """
 
 
 def warn_unless(converged, text: str) -> None:
     """Warn with a text if a flag, or one of an array of flags, is False.
 
-    From a compiled program by a callback that runs in this case only, once for all that a `vmap`
-    maps. `converged` may be True itself, which costs nothing.
+    A compiled program warns by a callback that runs only in this case, once for everything that a
+    `vmap` maps. `converged` may be the constant True, which costs nothing.
     """
     if converged is True:
         return

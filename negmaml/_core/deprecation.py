@@ -32,7 +32,7 @@ def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
 def renamed_exports(
     module: str, names: Mapping[str, str], otherwise: Callable[[str], Any] | None = None
 ) -> Callable[[str], Any]:
-    """The `__getattr__` of a module with the old names {old: new} of what it exports.
+    """The `__getattr__` of a module with the old names {old: new} of its exports.
 
     otherwise: the `__getattr__` that finds all other names, if the module has one.
     """

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 C = TypeVar("C", bound=type)
-LEAVES = 4  # of a pytree that are spelled out
+LEAVES = 4  # of a pytree that are shown by name
 
 
 class Table(NamedTuple):
@@ -33,7 +33,7 @@ class Table(NamedTuple):
         return "\n".join([printable(self.title), *("  " + line.rstrip() for line in padded)])
 
     def html(self) -> str:
-        """The same for a notebook."""
+        """The table as HTML, for a notebook."""
 
         def line(cells, tag):
             return "".join(

@@ -1,9 +1,9 @@
-"""Factorisations of many matrices on CPU, where a large batch may wait for ever.
+"""Factorisations of many matrices on CPU, where large batches can deadlock.
 
-What the linear algebra library does with a batch (Cholesky, QR, eigenvectors, and so on, of enough
-work in all) waits there for parts of it that it gives to the threads of XLA. So as many batches at
-once as there are threads, of programs side by side or of independent parts of one program, wait for
-each other for ever (jaxlib 0.10). A call with one matrix, or with little work, gives no parts away.
+A batched call of the linear algebra library (Cholesky, QR, eigenvectors and others) hands parts of
+its work to the threads of XLA and waits for them. If as many such calls as there are threads run at
+once, in several programs or in independent parts of one, all of them wait for ever (jaxlib 0.10).
+A call with one matrix, or with little work, does not hand over parts.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,18 @@ from negmaml._core.arrays import contract, namespace
 from negmaml._core.batching import batched_custom_vmap
 from negmaml._core.settings import own_settings
 
-# Operations of one call. Told from the threads that wake up on two cores, the library shares out
-# triangular solutions and QR from twice as many on, and Cholesky from three times as many.
+# Operations in one call. By the threads that wake up on two cores, the library hands over parts of
+# triangular solutions and QR from twice this number on, and of Cholesky from three times on.
 SAFE_WORK = 2**16
 
 
 def cpu_safe_vmap(work: Callable[..., float]) -> Callable:
-    """A decorator of functions of one matrix and more arrays: `vmap`s are loops of calls on CPU.
+    """Decorator for a function of a matrix and more arrays: on CPU `vmap` becomes a loop of calls.
 
-    The calls are safe under any number of `vmap`s. Without derivatives, see `batched_custom_vmap`.
+    The calls are safe under any number of `vmap`s. They have no derivative, see
+    `batched_custom_vmap`.
 
-    work: the operations that a matrix of so many rows and columns costs.
+    work: the number of operations as a function of rows and columns.
     """
 
     def run(each, stacks, shape):
@@ -51,9 +52,9 @@ def _eigh(A):
 
 @jax.custom_jvp
 def eigh(A):
-    """(eigenvalues, eigenvectors) of one symmetric matrix, for any number of `vmap`s.
+    """(eigenvalues, eigenvectors) of one symmetric matrix, under any number of `vmap`s.
 
-    As those of `jnp.linalg.eigh`, derivatives are not finite where eigenvalues coincide.
+    Derivatives are not finite where eigenvalues coincide, as in `jnp.linalg.eigh`.
     """
     return _eigh(A)
 
@@ -74,7 +75,7 @@ def _solve(A, b):
 
 
 def linear_solve(A, b):
-    """A^-1 b of one matrix and one or more columns b, for any number of `vmap`s."""
+    """Return A^-1 b for one matrix and one or more columns b, under any number of `vmap`s."""
     constant = lax.stop_gradient(A)
     return lax.custom_linear_solve(
         lambda x: contract("ij,j...->i...", A, x),
@@ -93,7 +94,7 @@ def _inverse(matrix):
 
 
 def inverse(matrix):
-    """Of (..., n, n), with its derivative in products; few operations, which are traced often."""
+    """The inverse of matrices (..., n, n), with a derivative that needs only products."""
     xp = namespace(matrix)
     if xp is tape:
         return tape.inverse(matrix)

@@ -13,19 +13,19 @@ from negmaml._core.arrays import working_dtype
 from negmaml._core.settings import own_settings
 
 # LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
-# work of this package is in library calls (products, factorisations) and in straight loops that
-# vectorise anyway.
+# work of this package is in library calls (products, factorisations) and in simple loops that
+# vectorise at any level.
 _OPTIONS: dict[str, Any] = {
     "xla_backend_optimization_level": 1,
     "xla_llvm_disable_expensive_passes": True,
 }
-# The older of two code generators, gone in later versions, halves what is left, but now and then
-# makes a loop of half the speed.
+# The older of two code generators, missing in later versions, halves the remaining compile time,
+# but in rare cases it makes a loop half as fast.
 _LIGHT: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False}
 _PROFILES: dict[str, dict[str, Any]] = {
     "heavy": {},  # runs for longer than it compiles
     "light": _LIGHT,
-    # Hardly anything: not optimised at all it takes a third of the time once more, and runs at a
+    # Negligible run time: without optimisation it compiles in a third of the time, and runs at a
     # tenth of the speed.
     "trivial": _LIGHT | {"xla_backend_optimization_level": 0},
 }
@@ -33,7 +33,7 @@ _PROFILES: dict[str, dict[str, Any]] = {
 
 @cache
 def compiler_options(platform: str, profile: str) -> dict[str, Any] | None:
-    """Options for `lowered.compile`, as far as this version of XLA knows them; None for its own.
+    """Options for `lowered.compile` that this version of XLA accepts; None for its defaults.
 
     profile: of the program, "heavy", "light" or "trivial".
     """
@@ -48,9 +48,9 @@ def compiler_options(platform: str, profile: str) -> dict[str, Any] | None:
 
 @cache
 def one_thread() -> dict[str, Any] | None:
-    """The option for a program that compiles beside others: its parts one after another.
+    """The option to compile a program in one thread, for programs that compile in parallel.
 
-    Saves an eighth of the work.
+    It saves an eighth of the CPU time.
     """
     option = {"xla_cpu_parallel_codegen_split_count": 1}
     known = jax.default_backend() == "cpu" and _takes(jax.jit(lambda: 0).lower(), option)
@@ -71,9 +71,10 @@ registered: list[
 
 
 class FastCompileJit:
-    """`jax.jit` with the `compiler_options` of its profile; plain within a trace.
+    """`jax.jit` with the `compiler_options` of its profile, which compile fast.
 
-    The function is traced with the package's `own_settings`.
+    Within a trace it is a plain `jax.jit`. The function is traced with the package's
+    `own_settings`.
     """
 
     def __init__(self, function: Callable, static_argnames=(), profile: str = "light"):
@@ -91,11 +92,11 @@ class FastCompileJit:
         return (self.plain if traced else self._quick())(*arguments, **keywords)
 
     def lower(self, *arguments, **keywords):
-        """As that of `jax.jit`, with the options."""
+        """Lower as `jax.jit` does, with the options."""
         return self._quick().lower(*arguments, **keywords)
 
     def clear_cache(self) -> None:
-        """As that of `jax.jit`: the next call traces anew."""
+        """Clear the caches as `jax.jit` does: the next call traces again."""
         for program in (self.plain, *self.programs.values()):
             program.clear_cache()
 
@@ -110,7 +111,7 @@ class FastCompileJit:
 
 
 def is_concrete(tree) -> bool:
-    """Whether every value of the tree is known: nothing in it is traced."""
+    """Whether every value of the tree is known: no leaf is traced."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
@@ -118,11 +119,11 @@ _WITHIN: ContextVar[bool] = ContextVar("within", default=False)  # a function th
 
 
 def on_host(function: Callable) -> Callable:
-    """`function`, written over `numerics.namespace`, run by NumPy where its arguments are known.
+    """Run `function`, written over `arrays.namespace`, by NumPy if its arguments are known.
 
-    A single number then costs no compilation. It is computed in float64 and comes back as arrays
-    of JAX in the type of the arguments. Keywords are passed on as they are. What such a function
-    calls of the kind stays with NumPy.
+    A single number then costs no compilation. It is computed in float64 and returned as JAX arrays
+    in the type of the arguments. Keywords are passed on unchanged. Decorated functions that it
+    calls stay with NumPy.
     """
 
     @wraps(function)
@@ -137,7 +138,7 @@ def on_host(function: Callable) -> Callable:
                 found = function(*known, **keywords)
         finally:
             _WITHIN.reset(outside)
-        with jax.ensure_compile_time_eval():  # known in a trace, too, for what follows
+        with jax.ensure_compile_time_eval():  # a constant even inside a trace
             return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf, dtype), found))
 
     return call

@@ -2,8 +2,8 @@
 
 Generators that map a key and a counter to bits, such as threefry and Philox, draw the same numbers
 under `jax.vmap` as one key at a time. `rbg` and `unsafe_rbg` draw those of all keys from the first
-key of the batch, so that a run would depend on the others. Keys of such a generator, and of one
-that is not known here, are hashed into keys of threefry, one by one.
+key of the batch, so that a run would depend on the others. Keys of these and of unknown generators
+are hashed into keys of threefry, one by one.
 """
 
 import jax
@@ -17,10 +17,10 @@ FALLBACK = "threefry2x32"
 
 
 def check_key(name: str, key):
-    """`key` as a key that is safe under `vmap`; raises unless it is one random key of JAX.
+    """Return `key` as a key that is safe under `vmap`; raise unless it is one random key of JAX.
 
-    key: typed, or an array of raw uint32 as the default generator has it. It is returned as it is
-    if its generator is in `COUNTER_BASED`.
+    key: typed, or an array of raw uint32 for the default generator. It is returned unchanged if its
+    generator is in `COUNTER_BASED`.
     """
     if not (_is_typed(key) or _is_raw(key)):
         whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
@@ -47,7 +47,7 @@ def check_key(name: str, key):
 
 
 def as_typed(key):
-    """A key of either form as a typed one."""
+    """Return a typed or raw key as a typed key."""
     return key if _is_typed(key) else jax.random.wrap_key_data(jnp.asarray(key))
 
 
@@ -68,7 +68,7 @@ def key_of(seed):
 
 
 def fixed_key():
-    """One key of threefry, whatever the settings: for draws that are part of a method."""
+    """A constant threefry key, independent of the settings, for draws that are part of a method."""
     return jax.random.wrap_key_data(jnp.zeros(2, jnp.uint32), impl=FALLBACK)
 
 
@@ -88,7 +88,7 @@ def _hashed(keys):
 
 
 def mixed_draws(program) -> list[str]:
-    """The generators of draws from several keys at once that are not safe so, one by one."""
+    """Names of the unsafe generators of all draws from several keys at once in a program."""
     found = []
     for equation in program.eqns:
         if equation.primitive.name == "random_bits":

@@ -1,7 +1,7 @@
-"""Names of a package that are imported when they are first asked for, as PEP 562 has it.
+"""Names of a package that are imported at their first use (PEP 562).
 
-What a package offers is written once, as imports in the stub beside its `__init__`: type checkers
-and editors read the stub, and so does the package when it is imported.
+The public names are written once, as imports in the stub beside `__init__.py`. Type checkers and
+editors read the stub, and so does the package when it is imported.
 """
 
 import ast
@@ -20,7 +20,7 @@ def lazily(package: str, file: str) -> tuple[Callable, Callable, list[str]]:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]
-        if home == package:  # a part of the package, which importing puts in its place
+        if home == package:  # a submodule, which importing sets as an attribute
             return importlib.import_module(f"{package}.{name}")
         found = getattr(importlib.import_module(home), name)
         setattr(sys.modules[package], name, found)

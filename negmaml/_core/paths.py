@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths in the notation of users, such as ~/runs."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a stored result says of its making."""
+"""Versions, devices and command, stored with every result."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Functions that go by a name, known without importing what makes them."""
+"""Registered names of functions, which are imported at their first use."""
 
 import importlib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ _makers: dict[str, Callable[..., Any] | str] = {}
 def register(name: str, make: Callable[..., Any] | str) -> None:
     """Let `name` stand for what `make(**options)` returns.
 
-    make: a callable, or where to find it, as "package.module:callable".
+    make: a callable, or its place as "package.module:callable".
     """
     _makers[name] = make
 
@@ -21,7 +21,7 @@ def registered() -> list[str]:
 
 
 def maker(name: str) -> Callable[..., Any]:
-    """What `name` stands for, imported if need be."""
+    """The callable of a registered name, imported if necessary."""
     make = _makers[name]
     if isinstance(make, str):
         module, _, attribute = make.partition(":")

@@ -2,7 +2,7 @@
 
 Statistics and predictions are traced with products at full precision, which accelerators may round
 to ten bits by default. The settings that make JAX raise where it would broadcast, promote or move
-an array are off there. An explicit `precision=` of a product holds all the same.
+an array are off there. An explicit `precision=` of a product is kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ GUARDS = tuple(
 
 
 def own_settings(function: F) -> F:
-    """The function, run or traced with the settings of the package whatever those of the caller.
+    """Run or trace the function with the settings of the package in place of the caller's.
 
     A derivative of a product keeps its precision. A rule of a `custom_jvp` or a `custom_vmap` may
     be traced later, outside of the function that it belongs to: it needs the decorator as well.
@@ -37,9 +37,9 @@ def own_settings(function: F) -> F:
 
 
 def own_transfers(function: F) -> F:
-    """The function, free to move its own numbers to a device whatever the caller's transfer guard.
+    """Run the function without the caller's transfer guard, so that it may move its own numbers.
 
-    For functions that run a user's own, whose precision and promotion are the user's choice.
+    Use it for functions that run user code, whose precision and promotion are the user's choice.
     """
 
     @wraps(function)
@@ -57,7 +57,7 @@ def _guarded() -> bool:
 
 
 def _to_change() -> Iterator[Any]:
-    """Contexts to enter: all of them take longer than a small program."""
+    """The contexts to enter, only those needed: all take longer than a small program."""
     held: Any = jax.config
     if held.jax_default_matmul_precision not in ("highest", "float32"):
         yield jax.default_matmul_precision("highest")
@@ -91,7 +91,7 @@ def result_settings() -> dict[str, str]:
 
 
 def other_settings(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """In words, how settings differ; one that a record leaves out had its default."""
+    """Describe how settings differ; a missing one had its default."""
     found = []
     for name in DEFAULTS:
         old, new = (held.get(name, DEFAULTS[name]) for held in (then, now))
@@ -101,13 +101,13 @@ def other_settings(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]
 
 
 def unusual_settings() -> dict[str, str]:
-    """The settings that results depend on and that are not the default."""
+    """The settings that results depend on and that differ from their defaults."""
     return {k: v for k, v in result_settings().items() if v != DEFAULTS[k]}
 
 
 @contextmanager
 def settings_of(values: Mapping[str, str]) -> Iterator[None]:
-    """Compute with settings that another process has, as `result_settings` gives them."""
+    """Compute with the settings of another process, from its `result_settings`."""
     before = {name: getattr(jax.config, name) for name in values if hasattr(jax.config, name)}
     changed = {name: held for name, held in before.items() if _text(held) != values[name]}
     for name, held in changed.items():

@@ -1,14 +1,14 @@
-r"""Whether the gradient of a traced function has a symmetric derivative.
+r"""A test for gradients of traced functions whose derivative need not be symmetric.
 
-JAX differentiates by rules. With A(x) what the rule of an operation takes for its Jacobian, the
+JAX differentiates by rules. With A(x) the Jacobian by the rule of an operation, the
 gradient g = A^T l has the derivative A^T L A + sum_i l_i dA_i, symmetric where every dA_i is, and
 where the operation itself is differentiated by A. JAX's own operations satisfy both, and so does
 `stop_gradient` (A = 0 in every order). These need not:
 
-- `jax.custom_vjp`: its backward rule says A, while its forward rule is differentiated as it stands;
+- `jax.custom_vjp`: its backward rule defines A, while its forward rule is differentiated by JAX;
 - `jax.custom_jvp`, unless its rule is JAX's or optax's own, or acts on one array entry by
-  entry and returns the function itself: dA is diagonal then, whatever the rule says;
-- a linear solve that iterates, which is not quite the inverse, `jax.custom_batching.custom_vmap`,
+  entry and returns the function itself: dA is diagonal then for any rule;
+- an iterative linear solve, which is not exactly the inverse, `jax.custom_batching.custom_vmap`,
   `linear_call` and operations that are not JAX's.
 """
 
@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
 
 # Operations of programs that take the arguments of the program one to one.
 CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
-# Rules of the user's by other names than custom_jvp and custom_vjp.
+# User-defined derivative rules other than custom_jvp and custom_vjp.
 RULED = {"custom_vmap_call": "jax.custom_batching.custom_vmap", "linear_call": "linear_call",
          "custom_transpose_call": "custom_transpose"}  # fmt: skip
 ENTRYWISE = {
@@ -34,7 +34,7 @@ ENTRYWISE = {
     "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square",
     "stop_gradient", "sub", "tan", "tanh", "xor",
 }  # fmt: skip
-# Folders of rules that are derivatives. Elsewhere JAX hands on rules of the user.
+# Folders whose rules are known to be derivatives. Elsewhere JAX passes on rules of the user.
 TRUSTED = {"jax": ("_src/nn", "_src/numpy", "_src/scipy", "_src/third_party/scipy", "_src/lax"),
            "optax": ("losses", "projections")}  # fmt: skip
 
@@ -80,7 +80,7 @@ def _differentiable(variable) -> bool:
 
 
 def _programs(equation) -> Iterator[Jaxpr]:
-    """The programs inside an equation, unless its derivative is a rule that was looked at."""
+    """The programs inside an equation, unless its derivative is a rule that was checked already."""
     if equation.primitive.name in ("custom_jvp_call", "custom_linear_solve"):
         return iter(())
     return _within(equation.params)
@@ -135,7 +135,7 @@ def _entrywise(equation, flags: list[bool]) -> bool:
     place = flags.index(True)
     try:
         rule = _rule(equation, place)
-    except Exception:  # a rule for fewer cases than one operand that moves: nothing is known
+    except Exception:  # the rule cannot be traced for one moving operand: not known to be safe
         return False
     value = next((e for e in rule.eqns if rule.outvars[0] in e.outvars), None)
     if value is None or value.primitive.name != "custom_jvp_call":
@@ -164,7 +164,7 @@ def _rule(equation, place: int) -> Jaxpr:
 
 
 def _only_entrywise(jaxpr: Jaxpr, carried: set, same) -> bool:
-    """Whether all that is made of `carried` is made entry by entry; `same`, the function, is."""
+    """Whether all values computed from `carried` are entrywise; calls of `same` count as such."""
     carried = set(carried)
     for equation in jaxpr.eqns:
         flags = [not isinstance(a, Literal) and a in carried for a in equation.invars]

@@ -1,8 +1,8 @@
 """Types of arrays with their shapes, at no cost at run time.
 
-A type checker sees those of jaxtyping. So does whoever has imported it before this package, as a
-run-time checker does: `jaxtyping.install_import_hook("negmaml", "beartype.beartype")`. Anyone
-else is spared the import, and annotations are plain classes.
+A type checker reads the annotations of jaxtyping. So does a program that imports jaxtyping before
+this package, such as a run-time checker: `jaxtyping.install_import_hook("negmaml",
+"beartype.beartype")`. Other programs skip this import, and annotations are plain classes.
 """
 
 import sys

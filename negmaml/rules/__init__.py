@@ -1,8 +1,8 @@
-"""Inner rules: the open protocol, and the rules that come with the package.
+"""Inner rules: the interface `InnerRule`, and the rules that come with the package.
 
 One object serves the theory (which integrates its filters), the exact simulation (which applies
-them to data) and meta-training of any model (which runs its updates). No rule rejects or
-reinterprets a negative or zero strength.
+them to data) and meta-training of any model (which runs its updates). Rates of either sign and zero
+are allowed everywhere.
 """
 
 from negmaml._core.deprecation import renamed_exports

@@ -3,13 +3,12 @@ r"""The interface of an inner rule: how parameters adapt to the data of a task.
 A rule is a pytree whose leaves are numbers, such as a rate. A rule of your own derives from
 `InnerRule` and defines, for the features that it should serve:
 
-    any model (adapt, maml and relatives)         the linear model (theory, simulation)
-    steps         number of updates               label_filter(x)  filter on the labels, or
-    init(params)  the state before the first      linear = True    if `update` is linear in the
-    update(gradient, state, params)                                parameters and the gradient, or
-                  one step: (params, state)       spectral()       a `Filter`, which adds to the
-    or, if the rule solves a problem,                              filters what integrals need
-    implicit = True and solve(loss, start)
+- for any model (adapt, maml and relatives) `update(gradient, state, params)`, which returns
+  (params, state) after one step, with `steps` and, for a state, `init(params)`. Or, if the rule
+  solves a problem, `implicit = True` and `solve(loss, start)`.
+- for the linear model (theory, simulation) `linear = True` if `update` is linear in the parameters
+  and the gradient. Or `label_filter(x)`. Or `spectral()`, which returns a `Filter` of your own, for
+  filters with zeros, poles or a pencil.
 
 A feature that needs a missing method raises a TypeError that says what to add. The rules of this
 package are final: a rule that changes one of them holds it in a field. Values that differ from step

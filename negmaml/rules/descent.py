@@ -1,4 +1,4 @@
-r"""Rules that step along the gradient: plain, with momentum, preconditioned.
+r"""Rules that step along the gradient: plain, with momentum or with a preconditioner.
 
 All are linear in parameters and gradient, so on the linear model their filters are polynomials.
 """
@@ -19,7 +19,7 @@ from negmaml.rules.schedule import is_schedule
 
 
 class _Descent(InnerRule):
-    """What the rules of this module share: `steps` steps at `rate`."""
+    """`steps` steps at `rate`, the common part of the rules of this module."""
 
     rate: Any
     linear: ClassVar[bool] = True
@@ -31,9 +31,9 @@ class _Descent(InnerRule):
 @final
 @pytree
 class GradientDescent(_Descent):
-    r"""`steps` steps of gradient descent at `rate`: b(x) = (1 - rate x)^steps.
+    r"""`steps` steps of gradient descent at `rate`: init_filter(x) = (1 - rate x)^steps.
 
-        q(x) = rate sum_{k < steps} (1 - rate x)^k        (= rate for one step)
+        label_filter(x) = rate sum_{k < steps} (1 - rate x)^k        (= rate for one step)
 
     Arguments:
         rate: learning rate of any sign, traced, so a new value does not recompile. On the linear
@@ -71,14 +71,16 @@ class Momentum(_Descent):
         v_{k+1} = momentum v_k + g_k,     theta_{k+1} = theta_k - rate v_{k+1}
                                           theta_{k+1} = theta_k - rate (g_k + momentum v_{k+1})
 
-    from v_0 = 0, g_k the gradient at theta_k; the last line is Nesterov's. As `optax.sgd` has it.
+    from v_0 = 0, with g_k the gradient at theta_k. The last line is Nesterov's form, and both agree
+    with `optax.sgd`.
 
     Arguments:
         rate, steps: as in `GradientDescent`.
         momentum: of any sign, in the forms a rate may have.
-        nesterov: which of the two, static.
+        nesterov: whether to take Nesterov's form, static.
 
-    On the linear model b is a polynomial of degree `steps`. Raises as `GradientDescent`.
+    On the linear model the init filter is a polynomial of degree `steps`. Raises the errors of
+    `GradientDescent`.
     """
 
     rate: Any
@@ -128,8 +130,9 @@ class Preconditioned(_Descent):
             broadcast to their leaf (a diagonal), or of square matrices with a row for each
             element of their leaf. Its meta-gradient is that of a learned preconditioner.
 
-    On the linear model it is a change of variables: with P = R R, theta = R phi descends plainly on
-    inputs R x. It acts through P S, of the eigenvalues of R S R. Raises as `GradientDescent`.
+    On the linear model it is a change of variables: with P = R R and theta = R phi, plain descent
+    on phi has inputs R x. The filters act on the eigenvalues of R S R, which are those of P S.
+    Raises the errors of `GradientDescent`.
     """
 
     rate: Any
@@ -202,16 +205,18 @@ def _is_matrix(P, leaf) -> bool:
 def check_fit(name: str, numbers, params, matrices: bool = False) -> None:
     """Raise ValueError unless `numbers` is a prefix of the parameters with entries that fit.
 
-    An entry is a number, for all leaves below it, or an array that broadcasts to its one leaf; a
-    `Schedule` of either has one more axis.
+    An entry is a number, for all leaves below it, or an array that broadcasts to its one leaf. A
+    `Schedule` of either has one more axis. matrices: whether an entry may be a square matrix.
     """
 
     def fits(entry, part):
         shape = np.shape(entry.values)[1:] if is_schedule(entry) else np.shape(entry)
         if shape == () or part is None:
             return
-        alone = jax.tree_util.all_leaves([part])
-        if alone and (_broadcasts(shape, np.shape(part)) or (matrices and _is_matrix(entry, part))):
+        is_leaf = jax.tree_util.all_leaves([part])
+        if is_leaf and (
+            _broadcasts(shape, np.shape(part)) or (matrices and _is_matrix(entry, part))
+        ):
             return
         raise ValueError(
             f"{name} must be a number, or an array that broadcasts to its leaf, got shape {shape} "

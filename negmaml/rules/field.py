@@ -1,15 +1,15 @@
-r"""The proximal inner problem where the gradient of the loss is no gradient of a function.
+r"""The proximal inner problem for losses whose "gradient" is not the gradient of a function.
 
     theta*:   F(theta) = g(theta) + strength (theta - params) = 0,      g = jax.grad(loss)
 
-Derivative rules of a user's own, a reversed gradient for one, make g a field whose derivative J is
-not symmetric. There is then nothing to minimise, and J^T is what a cotangent is solved with:
+User-defined derivative rules, such as a reversed gradient, make g a field whose derivative J is not
+symmetric. Then there is nothing to minimise, and cotangents need a solve with J^T:
 
     (J^T + strength I) u = cotangent of theta*,      -u is the cotangent of F.
 
-J^T is reverse mode through g, by GMRES; forward mode, which such rules often refuse, is not used.
-The search for theta* takes Newton steps with differences in place of J, which leaves the point
-that they end at as it is.
+J^T is applied in reverse mode through g, and solved by GMRES. Forward mode is not used, since such
+rules often do not support it. The search for theta* takes Newton steps with finite differences in
+place of J, which do not change the point of convergence.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ from negmaml.rules.implicit import INEXACT, Settings
 from negmaml.rules.solution import Solution, SolveInfo
 
 KRYLOV, RESTARTS = 32, 10
-DIRECTION = 1e-4  # tolerance of the direction of a step
-LENGTHS = tuple(0.5**k for k in range(12))  # of a Newton step; the best is taken
+DIRECTION = 1e-4  # tolerance of the solve for a Newton direction
+LENGTHS = tuple(0.5**k for k in range(12))  # factors of a Newton step, of which the best is taken
 
 
 def is_field(loss: Callable, params) -> bool:
@@ -37,7 +37,7 @@ def is_field(loss: Callable, params) -> bool:
 
 
 def field_point(loss: Callable, params, strength, settings: Settings) -> Solution:
-    """theta* and how the search ended, differentiable in reverse.
+    """Return theta* and information on the search, differentiable in reverse mode.
 
     Converged means that |F| is at most the tolerance times |F| at `params`.
     """
@@ -48,15 +48,15 @@ def field_point(loss: Callable, params, strength, settings: Settings) -> Solutio
     return Solution(unravel(theta), SolveInfo(*lax.stop_gradient(info)))
 
 
-def _field(program, held, start, strength, theta):
-    """F; `held` is what the loss closes over."""
-    (gradient,) = jaxpr_as_fun(ClosedJaxpr(program, held))(theta)
+def _field(program, constants, start, strength, theta):
+    """F(theta); `constants` are the values that the loss closes over."""
+    (gradient,) = jaxpr_as_fun(ClosedJaxpr(program, constants))(theta)
     return gradient + strength * (theta - start)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _point(program, settings, held, start, strength):
-    field = partial(_field, program, held, start, strength)
+def _point(program, settings, constants, start, strength):
+    field = partial(_field, program, constants, start, strength)
     rounding = jnp.finfo(start.dtype).eps
     reach = float(rounding) ** (1 / 3)
 
@@ -87,35 +87,35 @@ def _point(program, settings, held, start, strength):
 
 
 def _tolerance(settings: Settings, dtype) -> float:
-    """As given, or rounding^(3/4)."""
+    """The given tolerance, or rounding^(3/4)."""
     own = settings.tolerance
     return float(jnp.finfo(dtype).eps) ** 0.75 if own is None else own
 
 
-def _forward(program, settings, held, start, strength):
-    theta, info = _point(program, settings, held, start, strength)
-    return (theta, info), (held, start, strength, theta)
+def _forward(program, settings, constants, start, strength):
+    theta, info = _point(program, settings, constants, start, strength)
+    return (theta, info), (constants, start, strength, theta)
 
 
 def _backward(program, settings, saved, cotangents):
-    held, start, strength, theta = saved
-    pull = jax.vjp(partial(_field, program, held, start, strength), theta)[1]
+    constants, start, strength, theta = saved
+    pull = jax.vjp(partial(_field, program, constants, start, strength), theta)[1]
     u, accurate = _gmres(lambda u: pull(u)[0], cotangents[0], _tolerance(settings, theta.dtype))
     warn_unless(accurate, INEXACT)
 
-    def of_given(held, start, strength):
-        return _field(program, held, start, strength, theta)
+    def at_solution(constants, start, strength):
+        return _field(program, constants, start, strength, theta)
 
-    return jax.vjp(of_given, held, start, strength)[1](-u)
+    return jax.vjp(at_solution, constants, start, strength)[1](-u)
 
 
 _point.defvjp(_forward, _backward)
 
 
 def _gmres(apply: Callable, right, tolerance: float):
-    """(x, whether it is accurate): the solution of apply(x) = right by GMRES with restarts.
+    """Return (x, whether it is accurate), the solution of apply(x) = right by GMRES with restarts.
 
-    That of JAX transposes `apply`, which a loop with an open end in a derivative rule prevents.
+    The GMRES of JAX transposes `apply`, which is impossible if a derivative rule has a while loop.
     """
     size = min(right.size, KRYLOV)
     dot = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -125,7 +125,7 @@ def _gmres(apply: Callable, right, tolerance: float):
         basis, hessenberg = carry
         new = apply(basis[j])
         column = jnp.zeros(size + 1, right.dtype)
-        for _ in range(2):  # twice is enough
+        for _ in range(2):  # two passes of Gram-Schmidt are orthogonal to rounding
             part = dot(basis, new)
             new, column = new - dot(part, basis), column + part
         length = jnp.linalg.norm(new)

@@ -2,9 +2,9 @@ r"""The proximal inner problem and its implicit derivative (implicit MAML).
 
     theta*(params):   F(theta, params) = grad loss(theta) + strength (theta - params) = 0
 
-For a strength above zero theta* is a minimum of loss(theta) + strength/2 |theta - params|^2, found
-by `negmaml.rules.trust_region` from params; for a negative one, of which that function need not
-have a minimum, a point where F = 0.
+For a strength above zero, theta* is a minimum of loss(theta) + strength/2 |theta - params|^2, found
+by `negmaml.rules.trust_region` from params. For a negative strength this function need not have a
+minimum, and theta* is a point where F = 0.
 
 By the implicit function theorem d theta* = -(H + strength)^{-1} dF, with H the Hessian of the
 loss at theta*: the derivative needs the solution, not the path to it. H + strength I may be
@@ -25,7 +25,7 @@ from negmaml.rules.krylov import dot, minres, norm
 from negmaml.rules.solution import Solution, SolveInfo
 from negmaml.rules.trust_region import FORCING, ROUNDING, Found, Problem, stationary_point
 
-DENSE = 64  # parameters up to which the Hessian is formed, by one batched pass
+DENSE = 64  # number of parameters up to which the Hessian is formed, in one batched pass
 FARTHEST = 1e3  # radius of the first trust region, in units of 1 + |params|
 INEXACT = (
     "the implicit derivative of Proximal was not solved to its tolerance on some task, so that "
@@ -35,7 +35,7 @@ INEXACT = (
 
 
 class Settings(NamedTuple):
-    """How a proximal problem is solved; as in `Proximal`."""
+    """Options of the solver of a proximal problem, as in `Proximal`."""
 
     max_steps: int
     tolerance: float | None
@@ -53,7 +53,7 @@ class _Flat(NamedTuple):
 
     @property
     def tolerance(self) -> float:
-        """As given, or rounding^(3/4)."""
+        """The given tolerance, or rounding^(3/4)."""
         own = self.settings.tolerance
         return self.rounding**0.75 if own is None else own
 
@@ -70,18 +70,18 @@ def _flat(loss: Callable, params, strength, settings: Settings) -> _Flat:
     def unravel(flat):
         return unravel_as(flat.astype(start.dtype))
 
-    def of_flat(flat):
+    def flat_loss(flat):
         return loss(unravel(flat)).astype(work)
 
     strength = jnp.asarray(strength, work)
-    return _Flat(of_flat, start.astype(work), strength, settings, rounding, unravel)
+    return _Flat(flat_loss, start.astype(work), strength, settings, rounding, unravel)
 
 
 def proximal_point(loss: Callable, params, strength, settings: Settings) -> Solution:
-    r"""The minimum of loss(theta) + strength/2 |theta - params|^2 below `params`, and how it ended.
+    r"""Return the minimum of loss(theta) + strength/2 |theta - params|^2 reached from `params`.
 
-    For a negative strength the stationary point that Gauss-Newton steps from `params` reach.
-    Differentiable in `params`, `strength` and everything the loss closes over, at the price of
+    For a negative strength it is the stationary point that Gauss-Newton steps from `params` reach.
+    It is differentiable in `params`, `strength` and everything the loss closes over, at the cost of
     one linear solve.
     """
     flat = _flat(loss, params, strength, settings)
@@ -105,7 +105,7 @@ def proximal_point(loss: Callable, params, strength, settings: Settings) -> Solu
 
 
 def adjoint(loss: Callable, params, strength, settings: Settings, at, cotangent):
-    """(v, whether it is accurate): v = (H + strength I)^{-1} cotangent with H at the point `at`."""
+    """Return (v, whether it is accurate), v = (H + strength I)^{-1} cotangent, with H at `at`."""
     flat = _flat(loss, params, strength, settings)
     theta, right = (ravel_pytree(tree)[0].astype(flat.start.dtype) for tree in (at, cotangent))
     apply, transposed = _linearize(flat.residual, theta)
@@ -151,13 +151,13 @@ def _solve(flat: _Flat) -> Found:
         steps = found.steps + own.steps
         return jax.tree.map(partial(jnp.where, better), own, found)._replace(steps=steps)
 
-    # A loss of at least zero has its minimum no farther off than the first of these.
+    # If the loss is at least zero, the minimum is within the first of these distances.
     value, gradient = jax.value_and_grad(loss)(start)
     size = jnp.maximum(jnp.abs(strength), jnp.finfo(start.dtype).tiny)
     farthest = FARTHEST * (1 + norm(start))
     radius = jnp.maximum(jnp.sqrt(2 * jnp.abs(value) / size), norm(gradient) / size)
     radius = jnp.where(negative, farthest, jnp.minimum(radius, farthest))
-    forcing = 0.0 if start.size <= DENSE else FORCING  # products with a matrix cost little
+    forcing = 0.0 if start.size <= DENSE else FORCING  # products with a dense matrix are cheap
     nothing = Found(start, jnp.asarray(False), jnp.full_like(radius, jnp.inf), 0)
     return lax.fori_loop(0, jnp.where(negative, 2, 1), attempt, nothing)
 

@@ -1,8 +1,8 @@
 r"""Krylov solvers for symmetric systems that may be indefinite, on flat vectors.
 
 `truncated_cg` minimises a quadratic model within a trust region and follows negative curvature to
-its boundary. `minres` solves a linear system, definite or not, with the least residual that the
-Krylov space holds. Sources: Steihaug, SIAM J. Numer. Anal. 20 (1983) 626; Paige and Saunders,
+its boundary. `minres` solves a linear system, definite or not, with the smallest residual in the
+Krylov space. Sources: Steihaug, SIAM J. Numer. Anal. 20 (1983) 626; Paige and Saunders,
 SIAM J. Numer. Anal. 12 (1975) 617.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-RESTARTS = 3  # of minres, each on the residual that the one before left
+RESTARTS = 3  # of minres, each for the residual of the one before
 
 
 def dot(x, y):
@@ -79,7 +79,10 @@ def truncated_cg(apply: Callable, g, radius, tolerance, max_steps) -> ModelStep:
 
 
 class LinearSolution(NamedTuple):
-    """x, |b - A x|, and whether that is as small as was asked for."""
+    """The solution of a linear system by an iterative solver.
+
+    x: the solution.   residual: |b - A x|.   converged: whether it is within the tolerance.
+    """
 
     x: Any
     residual: Any
@@ -87,10 +90,10 @@ class LinearSolution(NamedTuple):
 
 
 def minres(apply: Callable, transposed: Callable, b, tolerance, rounding, max_steps):
-    r"""Solve A x = b for a symmetric A = `apply`, of whatever signature, by minimal residuals.
+    r"""Solve A x = b for a symmetric A = `apply`, definite or not, by minimal residuals.
 
-    Converged means |b - A^T x| <= tolerance |b| + rounding |A| |x|, with A^T = `transposed`, so
-    that a matrix that is not symmetric does not pass for one that is.
+    Converged means |b - A^T x| <= tolerance |b| + rounding |A| |x|, with A^T = `transposed`. This
+    test fails if A is not symmetric.
     """
     size = norm(b)
 
@@ -120,7 +123,7 @@ def minres(apply: Callable, transposed: Callable, b, tolerance, rounding, max_st
 
 
 def _minres(apply: Callable, b, tolerance, max_steps):
-    """One run of the recurrences: x, and an estimate of |A| by the Lanczos matrix."""
+    """Run the recurrences once; return x and an estimate of |A| from the Lanczos matrix."""
     size = norm(b)
     zero, nought = jnp.zeros_like(b), jnp.zeros_like(size)
     tiny = jnp.finfo(b.dtype).tiny
@@ -149,7 +152,7 @@ def _minres(apply: Callable, b, tolerance, max_steps):
         )  # fmt: skip
 
     v = b / jnp.maximum(size, tiny)
-    # `left` keeps its sign out: the residual is |phi_bar|, and s >= 0.
+    # `left` is the size of the residual, |phi_bar|, since s >= 0.
     minus = -jnp.ones_like(size)
     carry = (
         0, size, jnp.ones_like(size), zero, v, zero, zero, zero, minus, nought, nought, nought,

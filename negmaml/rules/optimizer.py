@@ -11,24 +11,24 @@ from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.rules.base import InnerRule, check_rule
 
-_KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # what `smooth_at_zero` found
+_KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # results of `_smooth_at_zero`
 
 
 @final
 @pytree
 class InnerOptimizer(InnerRule):
-    """`steps` steps of any optax optimizer as the inner rule, started anew on every task.
+    """`steps` steps of any optax optimizer as the inner rule, from a new state on every task.
 
     Arguments:
-        transformation: an `optax.GradientTransformation` that needs gradients and parameters
-            only. It is static: numbers inside it are constants of the compiled program, so build
-            it inside your jitted function to trace them.
+        transformation: an `optax.GradientTransformation` that needs only gradients and parameters.
+            It is static: numbers inside it are constants of the compiled program. Build it inside
+            your jitted function to trace them.
         steps: number of steps, a static integer of at least 1.
 
-    Second-order meta-gradients go through its update, and are NaN where that has no derivative: in
-    Adam's square root at a gradient of zero, unless it has `eps_root`, such as
+    Second-order meta-gradients differentiate its update, and are NaN where that has no derivative,
+    such as Adam's square root at a gradient of zero. Give `eps_root` to avoid this, as in
     optax.adam(1e-2, eps_root=1e-10). `maml` and its relatives warn of such an optimizer when they
-    are made. Raises TypeError or ValueError for anything else.
+    are built. Raises TypeError or ValueError for anything else.
 
     >>> import negmaml as nm, optax
     >>> square = lambda w, target: (w - target) ** 2 / 2
@@ -82,7 +82,7 @@ def _smooth_at_zero(transformation) -> bool:
     try:
         with jax.ensure_compile_time_eval(), jax.debug_nans(False):  # a NaN is the answer
             smooth = bool(jnp.all(jnp.isfinite(jax.jacobian(update)(jnp.array([1.0, 0.0])))))
-    except Exception:  # traced numbers, or no such parameters: nothing is known
+    except Exception:  # traced numbers, or unsuitable parameters: assume a derivative
         return True
     _KNOWN[transformation.update] = smooth
     return smooth

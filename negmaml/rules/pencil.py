@@ -26,18 +26,18 @@ from negmaml._core.arrays import namespace
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.schedule import combine, separate
 
-DEGREE = 4  # of the polynomial in place of a filter that is none
+DEGREE = 4  # of the polynomial that replaces a filter without a pencil
 
 
 @pytree
 class Pencil:
-    """C and A of this module's head; the first variable is omega, the last what is tested.
+    """C and A of this module's head; the first variable is omega, the last the adapted weights.
 
     constant, coupling: C and A, (d, d), symmetric.
     points: (d,), one for each variable that is a point in weight space, zero for a multiplier.
-    active: from which variable to below which A has entries.
-    train_train: whether the rows of data that A couples are those that test v_K, too; then `active`
-        includes it.
+    active: (first, end) of the variables for which A has entries.
+    train_train: whether the outer loss uses the rows of data that A couples; then `active` includes
+        the last variable.
     """
 
     constant: jax.Array
@@ -61,8 +61,8 @@ class Pencil:
 def pencil_of_updates(rule) -> Pencil:
     """The pencil of a rule whose update is linear in parameters and gradient.
 
-    Run on parameters that count: the gradient of step j is the j-th unit vector, so that the
-    parameters after step k are minus the weights of all gradients so far.
+    The rule runs on K parameters, with the j-th unit vector as the gradient of step j. After step k
+    the parameters are then minus the weights of all gradients so far.
     """
     stepped, fixed = separate(rule)
     dtype = jnp.result_type(float, *jax.tree.leaves(rule))
@@ -83,8 +83,8 @@ def chain(mixing) -> Pencil:
     half = np.zeros((2 * steps + 1, 2 * steps + 1))
     for k in range(1, 2 * steps, 2):
         half[k, k + 1], half[k, k - 1] = 1, -1
-    spread = mixing[:, None, :, None] * jnp.asarray(_POINT_TO_MULTIPLIER, dtype)[:, None]
-    half_coupling = jnp.pad(spread.reshape(2 * steps, 2 * steps), (0, 1))
+    blocks = mixing[:, None, :, None] * jnp.asarray(_POINT_TO_MULTIPLIER, dtype)[:, None]
+    half_coupling = jnp.pad(blocks.reshape(2 * steps, 2 * steps), (0, 1))
     return Pencil(
         jnp.asarray(half + half.T, dtype),
         half_coupling + half_coupling.T,
@@ -94,10 +94,10 @@ def chain(mixing) -> Pencil:
 
 
 def interpolated(b, largest):
-    """The mixing, for `chain`, of a polynomial in place of a filter b with b(0) = 1.
+    """The mixing, for `chain`, of a polynomial that replaces a filter b with b(0) = 1.
 
-    Of degree `DEGREE`, it has b's values at 0 and the Chebyshev points of (0, largest). In Newton's
-    form: all steps but the last are of one point each, 1 - x/x_k, and the last mixes them.
+    The polynomial of degree `DEGREE` equals b at 0 and at the Chebyshev points of (0, largest). In
+    Newton's form each step but the last multiplies by 1 - x/x_k, and the last mixes all of them.
     """
     xp = namespace(b(largest))
     angles = np.pi * (np.arange(DEGREE) + 0.5) / DEGREE
@@ -118,7 +118,7 @@ def error_of(mixing, b, largest) -> float:
 
 
 def _last_step(b, x, xp):
-    """Forward substitution at the points one after another."""
+    """The weights of the last step, by forward substitution over the points."""
     products = [xp.ones_like(x)]
     for j in range(DEGREE - 1):
         products.append(products[-1] * (1 - x / x[j]))
@@ -130,7 +130,7 @@ def _last_step(b, x, xp):
     return xp.stack(found)
 
 
-# Where an entry of the mixing goes in its 2 x 2 block of (point, multiplier).
+# The place of an entry of the mixing in its 2 x 2 block of (point, multiplier).
 _POINT_TO_MULTIPLIER = np.array([[0.0, 0.0], [1.0, 0.0]])
 
 

@@ -24,24 +24,26 @@ from negmaml.rules.solution import Solution
 class Proximal(InnerRule):
     r"""Proximal adaptation, implicit MAML: label_filter(x) = 1 / (x + strength).
 
-    theta minimises |X theta - y|^2 / n + strength |theta - omega|^2 (for a negative strength
-    it is the stationary point). Any sign and shape; near -x for an eigenvalue x of S the filter
-    has a pole. Strength zero is the limit: b is zero, and one at x = 0, where q is infinite.
+    theta minimises |X theta - y|^2 / n + strength |theta - omega|^2, or is the stationary point for
+    a negative strength. The strength has any sign and shape. At minus an eigenvalue of S the filter
+    has a pole. Strength zero is the limit: the init filter is zero, but one at x = 0, where the
+    label filter is infinite.
 
     On a general model theta is a minimum of loss(theta) + strength/2 |theta - omega|^2, found by
-    trust region steps that never end above omega. For a negative strength that function need not
-    have a minimum: theta is a point where its gradient is zero, if one is found, by Gauss-Newton
-    steps or else by ascent to a maximum.
+    trust region steps that never increase it. For a negative strength this function need not have a
+    minimum. Then theta is a point of zero gradient, if one is found, by Gauss-Newton steps or else
+    by ascent to a maximum.
 
     Arguments:
         strength: a number; for theory and simulation also an array of them.
-        max_steps: limit of the steps on a general model, static; a linear solve takes at most 20
-            times as many iterations.
+        max_steps: the largest number of steps on a general model, static; a linear solve takes at
+            most 20 times as many iterations.
         tolerance: of |grad loss(theta) + strength (theta - omega)| over strength |theta - omega|,
-            static; rounding^(3/4) of the dtype when left out, 2e-12 in float64 and 6e-6 in
+            static. The default is rounding^(3/4) of the dtype, 2e-12 in float64 and 6e-6 in
             float32. A residual within the rounding of the parameters is allowed too.
 
-    Whether both were met says `negmaml.adapt(..., return_info=True)`, and a warning says where not.
+    `negmaml.adapt(..., return_info=True)` returns whether the solver converged; otherwise a
+    warning is issued if it did not.
     Raises ValueError or TypeError when the strength is NaN, infinite or not real, and for options
     that are not positive.
     """
@@ -65,7 +67,7 @@ class Proximal(InnerRule):
         return ProximalFilter(self.strength)
 
     def search_range(self, largest):
-        """Strengths are measured in units of the largest eigenvalue."""
+        """(smallest, largest) strength to try, in units of the largest eigenvalue."""
         return 1e-3 * largest, 1e3 * largest
 
     def check(self, params) -> None:
@@ -76,23 +78,23 @@ class Proximal(InnerRule):
             )
 
     def check_meta(self) -> None:
-        """A strength of zero forgets where it starts: no gradient is left."""
+        """Raise for strength zero, which does not depend on the start and has no meta-gradient."""
         strength = self.strength
         if not isinstance(strength, jax.core.Tracer) and np.ndim(strength) == 0 and strength == 0:
             raise ValueError(
-                f"strength must not be 0 to meta-train a model, got {strength!r}: what adapting "
-                "ends at does not depend on where it starts then, and every meta-gradient is zero; "
-                "give one of either sign"
+                f"strength must not be 0 to meta-train a model, got {strength!r}: the adapted "
+                "parameters would not depend on the start, and every meta-gradient would be zero; "
+                "give a strength of either sign"
             )
 
     def solve(self, loss, start, *, remat: bool = False) -> Solution:
-        """The point where grad loss(theta) + strength (theta - start) = 0, and how it was found."""
+        """Solve grad loss(theta) + strength (theta - start) = 0; the result has `SolveInfo`."""
         if is_field(loss, start):
             return field_point(loss, start, self.strength, self._settings)
         return proximal_point(loss, start, self.strength, self._settings)
 
     def solve_and_pull_back(self, loss, start, frozen):
-        """As for every rule, by one linear system, whose accuracy is checked."""
+        """The solution and its pull-back by one linear system, whose accuracy is checked."""
         if is_field(lambda theta: loss(theta, frozen), start):
             return super().solve_and_pull_back(loss, start, frozen)
         solution = self.solve(lambda theta: loss(theta, frozen), start)
@@ -143,8 +145,7 @@ class ProximalFilter(Filter):
         strength, x = outer(self.strength, x)
         xp = namespace(strength, x)
         below = x + strength
-        # Nearer to the pole than rounding x and strength may leave it nothing is known, no slope
-        # either.
+        # Closer to the pole than the rounding of x and strength, neither value nor slope is known.
         least = xp.finfo(below.dtype).eps / 8 * xp.abs(strength) + 4 * xp.finfo(below.dtype).tiny
         least = stop_gradient(least)
         near = xp.where(below < 0, -least, least)
@@ -167,7 +168,7 @@ class ProximalFilter(Filter):
 
 
 def _positive(name: str, value) -> float:
-    """A number above zero as a float; raises otherwise."""
+    """Return a number above zero as a float; else raise."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number above 0, such as 1e-6, got {short_repr(value)}")
     number = float(value)

@@ -1,4 +1,4 @@
-"""Values that differ from step to step, inside any rule."""
+"""Values of a rule that differ from step to step."""
 
 from typing import Any
 
@@ -18,12 +18,12 @@ class Schedule:
         GradientDescent({"head": Schedule([0.1, 0.05]), "body": 0.01}, steps=2)
 
     Arguments:
-        values: leads with the step axis, at least one entry; behind it a number, or a shape that
-            broadcasts to that of the parameters it is for. Differentiable: rates by step can be
-            learned.
+        values: an array whose first axis is the step, with at least one entry. The remaining axes
+            broadcast to the parameters that the value is for. Differentiable: rates of each step
+            can be learned.
 
-    Steps beyond the last value use the last; values beyond the last step are not used. An array
-    without a `Schedule` never means steps: in theory and simulation it is a batch of rates, on a
+    Steps beyond the last value use the last value; values beyond the last step are not used. An
+    array without a `Schedule` never means steps: in theory and simulation it is a batch of rates, on a
     general model one rate for each element of a leaf.
 
     Raises ValueError or TypeError for values that are not finite real numbers, or no axis.
@@ -32,7 +32,7 @@ class Schedule:
     values: Any
 
     def __init__(self, values: Any):
-        values = as_array("values", values)  # without a dtype of their own, as a rate is
+        values = as_array("values", values)  # Python numbers stay weakly typed, like a rate
         values = values if hasattr(values, "ndim") else np.asarray(values)
         values = check_finite("values", values, "a number of an inner rule for each step")
         if values.ndim == 0:
@@ -43,7 +43,7 @@ class Schedule:
         object.__setattr__(self, "values", values)
 
     def first(self, steps: int):
-        """The values of that many steps, the last repeated beyond its own."""
+        """The values of the first `steps` steps, with the last value repeated."""
         count = jnp.shape(self.values)[0]
         if count == steps:
             return self.values
@@ -51,12 +51,12 @@ class Schedule:
 
 
 def is_schedule(node) -> bool:
-    """Whether a node of a rule holds a value for each step."""
+    """Whether a node of a rule is a `Schedule`."""
     return isinstance(node, Schedule)
 
 
 def separate(rule):
-    """(stepped, fixed): two trees like the rule, None for what the other has.
+    """Split a rule into (stepped, fixed), two trees like it with None for the part of the other.
 
     `stepped` has an array that leads with the step axis in place of each `Schedule`.
     """
@@ -71,7 +71,7 @@ def separate(rule):
 
 
 def combine(stepped, fixed):
-    """The rule of one step, of the numbers of that step and those of all."""
+    """The rule of one step, from the numbers of that step and those common to all steps."""
     return jax.tree.map(
         lambda own, shared: shared if own is None else own,
         stepped, fixed, is_leaf=lambda part: part is None,

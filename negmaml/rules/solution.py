@@ -10,7 +10,7 @@ UNSOLVED = (
 
 
 class SolveInfo(NamedTuple):
-    """How the adaptation to a task ended.
+    """Whether and how the solver of an inner problem converged.
 
     Attributes:
         converged: whether the parameters are those that the rule defines, to its tolerance; True
@@ -26,12 +26,15 @@ class SolveInfo(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The adapted parameters, and how the solver ended."""
+    """The adapted parameters with information on the solver.
+
+    params: a pytree.   info: a `SolveInfo`.
+    """
 
     params: Any
     info: SolveInfo
 
 
 def as_solution(solved, steps) -> Solution:
-    """The solution that `InnerRule.solve` returned; parameters by themselves count as converged."""
+    """The result of `InnerRule.solve` as a `Solution`; plain parameters count as converged."""
     return solved if isinstance(solved, Solution) else Solution(solved, SolveInfo(True, 0.0, steps))

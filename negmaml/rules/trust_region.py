@@ -1,8 +1,8 @@
 r"""Stationary points of f(theta) with gradient F(theta), from any start, by a trust region.
 
 For a minimum the model of a step is F.p + p.J p / 2 with J the derivative of F, minimised by
-truncated conjugate gradients, which use negative curvature: f falls with every step that is
-taken. Where no minimum is asked for, the same method minimises |F|^2 / 2 with the model
+truncated conjugate gradients, which use negative curvature. Every accepted step decreases f. To
+solve F = 0 without a minimum, the same method minimises |F|^2 / 2 with the model
 |F + J p|^2 / 2. Source: Nocedal and Wright, Numerical Optimization, chapters 4, 7 and 11.
 """
 
@@ -15,21 +15,21 @@ from jax import lax
 from negmaml.rules.krylov import dot, norm, truncated_cg
 
 ACCEPT, SHRINK, GROW = 0.1, 0.25, 0.75  # of the actual over the predicted reduction
-FORCING = 0.1  # the largest share of the slope that a step to a minimum may leave
-ROUNDING = 4  # units of rounding that a residual may have, in each of its parts
-DOUBT = 1e3  # units of rounding of f, below which its difference of two points says nothing
+FORCING = 0.1  # the largest relative residual of the model's slope after a step to a minimum
+ROUNDING = 4  # units of rounding allowed in each part of a residual
+DOUBT = 1e3  # units of rounding of f, below which a difference of two values is not significant
 
 
 class Problem(NamedTuple):
     """A stationary point to find.
 
     Attributes:
-        evaluate: theta -> (f, F, the size of what cancels in f).
+        evaluate: theta -> (f, F, the size of the terms that cancel in f).
         linearize: theta -> (J, its transpose), functions of a vector.
-        minimum: whether f is minimised, a scalar bool, traced or not; else F = 0 is solved.
+        minimum: whether to minimise f, a scalar bool, traced or not; else F = 0 is solved.
         scale: theta -> the size of the terms that balance in F at a stationary point.
         radius: of the first trust region.
-        forcing: the share of the slope that the first step may leave.
+        forcing: the relative residual of the slope that the first step may leave.
     """
 
     evaluate: Callable
@@ -41,7 +41,10 @@ class Problem(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A point, whether it is stationary, |F| there, and the number of steps."""
+    """The end of a search for a stationary point.
+
+    theta: the point.   converged: whether it is stationary.   residual: |F|.   steps: their number.
+    """
 
     theta: Any
     converged: Any
@@ -66,9 +69,9 @@ def stationary_point(
 ) -> Found:
     r"""The point where |F| <= tolerance scale + 4 rounding (|J| |theta| + |F(start)|).
 
-    The last term is what rounding theta and F leaves. Far from the start, where it may be large,
-    it counts up to sqrt(rounding) (scale + |F(start)|). At most `max_steps` steps, traced or not,
-    each of at most `inner_steps` iterations of conjugate gradients.
+    The last term is the rounding error of theta and F. Far from the start, where it may be large,
+    it is limited to sqrt(rounding) (scale + |F(start)|). The search takes at most `max_steps` steps,
+    traced or not, each of at most `inner_steps` iterations of conjugate gradients.
     """
     evaluate, linearize, minimum, scale, radius, first_forcing = problem
     f, first, _ = evaluate(start)
@@ -98,7 +101,7 @@ def stationary_point(
         trial = state.theta + move.step
         f, residual, cancelling = evaluate(trial)
         gain = jnp.where(minimum, state.f - f, (error**2 - dot(residual, residual)) / 2)
-        # Near a minimum f no longer changes beyond its rounding, and its slopes say more.
+        # Near a minimum f changes by less than its rounding, so the gain is computed from slopes.
         noise = jnp.where(minimum, rounding * cancelling, 0)
         doubtful = (move.reduction < DOUBT * noise) & (jnp.abs(gain) <= DOUBT * noise)
         gain = jnp.where(doubtful, -dot(slope + residual, move.step) / 2, gain)
@@ -108,7 +111,7 @@ def stationary_point(
         shrunk = SHRINK * jnp.where(length < state.radius, length, state.radius)
         grown = jnp.where(move.outside & (ratio > GROW), 4 * state.radius, state.radius)
         curvature = jnp.where(minimum, move.curvature, jnp.sqrt(move.curvature))
-        # Eisenstat and Walker: how far the model was off tells how well to solve the next.
+        # Eisenstat and Walker: the error of this model sets the tolerance of the next solve.
         now = jnp.where(minimum, norm(residual), state.forcing)
         off = jnp.abs(now - move.residual) / slope_size
         forcing = jnp.where(minimum, jnp.minimum(off, FORCING), state.forcing)

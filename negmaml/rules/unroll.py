@@ -1,4 +1,4 @@
-"""Running the updates of a rule, with the numbers of each step."""
+"""The loop over the updates of a rule, with the numbers of each step."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from negmaml.rules.schedule import combine, separate
 
 
 def run(rule, gradient: Callable, start, remat: bool = False):
-    """The last parameters, and every (parameters, state) that a step started from, stacked."""
+    """Return the last parameters and the (parameters, state) before every step, stacked."""
     _check_steps(rule)
     stepped, fixed = separate(rule)
 
@@ -27,9 +27,9 @@ def run(rule, gradient: Callable, start, remat: bool = False):
 
 
 def each_step(rule, advance: Callable, carry, unrolled: bool = False):
-    """`carry` after carry = advance(the rule of a step, carry) for every step.
+    """Return `carry` after carry = advance(rule of one step, carry) for every step.
 
-    unrolled: step by step, which compiles nothing where all is known.
+    unrolled: whether to use a Python loop, which compiles nothing if all values are known.
     """
     _check_steps(rule)
     stepped, fixed = separate(rule)
