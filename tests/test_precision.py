@@ -154,7 +154,7 @@ WITHOUT_PRODUCTS = {
     "theory": {"best_allocation", "expected_test_loss", "feature_moments", "shrinkage",
                "stationary_train_rates", "wishart_moment", "wishart_quadrature", "Allocation",
                "Phase"},
-    "linear": {"Data", "Simulation", "Solution", "compile_simulation"},
+    "linear": {"Data", "Simulation", "MetaSolution", "compile_simulation"},
     "kernels": {"LeftOut"},
     "problem": {"MixedLinearRegression", "Adapted", "Modes", "normalized_moment", "wishart_moment",
                 "wishart_quadrature"},

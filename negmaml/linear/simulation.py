@@ -27,7 +27,7 @@ from negmaml.linear.data import (
     normals_per_run,
 )
 from negmaml.linear.evaluate import sampled_test_loss, test_tasks
-from negmaml.linear.solve import Solution, minimiser, one_step_corrections, one_step_distances
+from negmaml.linear.solve import MetaSolution, minimiser, one_step_corrections, one_step_distances
 from negmaml.linear.system import meta_system, one_step_system
 from negmaml.problem.adapted_loss import Adapted, adapted, expected_test_loss
 from negmaml.problem.covariance import input_range
@@ -318,19 +318,21 @@ def block_normals() -> int:
 
 def meta_train(
     data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, unroll: bool = True
-) -> Solution:
+) -> MetaSolution:
     """omega* of one run at every rate, from one Gram matrix for all rates if that is accurate."""
     if _use_shared_gram(data, train):
         start, system, rates = _one_step(data, problem, train)
         delta, well_conditioned = one_step_corrections(system, rates.ravel(), ridge, unroll)
-        return Solution(
+        return MetaSolution(
             (start + delta).reshape(*rates.shape, -1), well_conditioned.reshape(rates.shape)
         )
     Phi, r = meta_system(data, train)
     omega, well_conditioned = minimiser(Phi, r, problem.omega0, meta_ridge=ridge)
     # Phi = X_v - C X_t: if the filter nearly vanishes, Phi is only the rounding error of X_v.
     half_the_digits = jnp.finfo(Phi.dtype).eps ** 0.5 * jnp.max(jnp.abs(data.X_v))
-    return Solution(omega, well_conditioned & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits))
+    return MetaSolution(
+        omega, well_conditioned & (jnp.max(jnp.abs(Phi), (-2, -1)) > half_the_digits)
+    )
 
 
 def meta_train_distance(

@@ -24,7 +24,7 @@ from negmaml.linear.cholesky import cholesky_solve, quadratic_form
 from negmaml.linear.system import OneStepSystem
 
 
-class Solution(NamedTuple):
+class MetaSolution(NamedTuple):
     """A minimiser of the meta-loss and whether it is accurate.
 
     omega: shape (..., p).
@@ -36,8 +36,8 @@ class Solution(NamedTuple):
     well_conditioned: Bool[Array, "*batch"]
 
 
-Solution.reliable = renamed_attribute(  # type: ignore[attr-defined]
-    "Solution.reliable", "well_conditioned"
+MetaSolution.reliable = renamed_attribute(  # type: ignore[attr-defined]
+    "MetaSolution.reliable", "well_conditioned"
 )
 
 
@@ -48,7 +48,7 @@ def minimiser(
     omega0: ArrayLike = 0.0,
     *,
     meta_ridge: ScalarLike = 0.0,
-) -> Solution:
+) -> MetaSolution:
     r"""Minimiser of |Phi omega - r|^2 + meta_ridge |omega - omega_0|^2, minimum norm if not unique.
 
     Accurate to a relative error of about cond(Phi) times the machine epsilon: the triangular
@@ -61,7 +61,7 @@ def minimiser(
         omega0: where training starts, shape () or (p,).
         meta_ridge: scalar of at least 0.
 
-    Returns a `Solution`. Differentiable in all arguments, at meta_ridge = 0 too.
+    Returns a `MetaSolution`. Differentiable in all arguments, at meta_ridge = 0 too.
 
     Many systems, on leading axes or under `vmap`, are factorised a few at a time on CPU, where
     large batches of `jnp.linalg` can deadlock (jaxlib 0.10).
@@ -89,7 +89,7 @@ def minimiser(
     delta, well_conditioned = jax.vmap(_correction, (0, 0, None))(
         Phi.reshape(-1, N, p), residual.reshape(-1, N), meta_ridge
     )
-    return Solution(omega0 + delta.reshape(*batch, p), well_conditioned.reshape(batch))
+    return MetaSolution(omega0 + delta.reshape(*batch, p), well_conditioned.reshape(batch))
 
 
 def _correction(Phi, residual, ridge):
@@ -137,18 +137,18 @@ def _solve_factored(R, b):
     return lax.linalg.triangular_solve(R, y, left_side=True)[:, 0]
 
 
-def one_step_corrections(system: OneStepSystem, rates, ridge, unroll: bool = True) -> Solution:
+def one_step_corrections(system: OneStepSystem, rates, ridge, unroll: bool = True) -> MetaSolution:
     r"""omega* - omega_0 at every rate of one gradient step, from one pass over the data.
 
     Labels in `system` are relative to omega_0. The Gram matrix squares the condition number, which
     is harmless for systems that are far from square; use `minimiser` for others.
 
-    Arguments: rates of shape (R,); unroll as in `cholesky_solve`. Returns a `Solution` of shapes
-    (R, p) and (R,).
+    Arguments: rates of shape (R,); unroll as in `cholesky_solve`. Returns a `MetaSolution` of
+    shapes (R, p) and (R,).
     """
     solved = _normal_equations(system, rates, ridge, unroll)
     delta = _weights(system, rates, solved)
-    return Solution(delta, solved.well & jnp.all(jnp.isfinite(delta), -1))
+    return MetaSolution(delta, solved.well & jnp.all(jnp.isfinite(delta), -1))
 
 
 def one_step_distances(system: OneStepSystem, rates, ridge, offset, unroll: bool = True):

@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 from negmaml._core.convergence import warn_unless
 from negmaml.rules.krylov import dot, minres, norm
 from negmaml.rules.solution import Solution, SolveInfo
-from negmaml.rules.trust_region import FORCING, ROUNDING, Found, Problem, stationary_point
+from negmaml.rules.trust_region import FORCING, ROUNDING, Problem, StationaryPoint, stationary_point
 
 DENSE = 64  # number of parameters up to which the Hessian is formed, in one batched pass
 FARTHEST = 1e3  # radius of the first trust region, in units of 1 + |params|
@@ -120,12 +120,12 @@ def _symmetric_solve(flat: _Flat, apply, transposed, right):
     )  # fmt: skip
 
 
-def _solve(flat: _Flat) -> Found:
+def _solve(flat: _Flat) -> StationaryPoint:
     """Minimise from the start; for a negative strength solve F = 0, and failing that, maximise."""
     loss, start, strength, settings, rounding, _ = flat
     negative = strength < 0
 
-    def attempt(number, found: Found) -> Found:
+    def attempt(number, found: StationaryPoint) -> StationaryPoint:
         sign = jnp.where(negative & (number > 0), -1, 1).astype(start.dtype)
 
         def evaluate(theta):
@@ -158,7 +158,7 @@ def _solve(flat: _Flat) -> Found:
     radius = jnp.maximum(jnp.sqrt(2 * jnp.abs(value) / size), norm(gradient) / size)
     radius = jnp.where(negative, farthest, jnp.minimum(radius, farthest))
     forcing = 0.0 if start.size <= DENSE else FORCING  # products with a dense matrix are cheap
-    nothing = Found(start, jnp.asarray(False), jnp.full_like(radius, jnp.inf), 0)
+    nothing = StationaryPoint(start, jnp.asarray(False), jnp.full_like(radius, jnp.inf), 0)
     return lax.fori_loop(0, jnp.where(negative, 2, 1), attempt, nothing)
 
 

@@ -23,8 +23,8 @@ class Schedule:
             can be learned.
 
     Steps beyond the last value use the last value; values beyond the last step are not used. An
-    array without a `Schedule` never means steps: in theory and simulation it is a batch of rates, on a
-    general model one rate for each element of a leaf.
+    array without a `Schedule` never means steps: in theory and simulation it is a batch of rates,
+    on a general model one rate for each element of a leaf.
 
     Raises ValueError or TypeError for values that are not finite real numbers, or no axis.
     """

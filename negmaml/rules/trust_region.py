@@ -40,7 +40,7 @@ class Problem(NamedTuple):
     forcing: float
 
 
-class Found(NamedTuple):
+class StationaryPoint(NamedTuple):
     """The end of a search for a stationary point.
 
     theta: the point.   converged: whether it is stationary.   residual: |F|.   steps: their number.
@@ -66,12 +66,12 @@ class _State(NamedTuple):
 
 def stationary_point(
     problem: Problem, start, max_steps, *, inner_steps: int, tolerance: float, rounding: float
-) -> Found:
+) -> StationaryPoint:
     r"""The point where |F| <= tolerance scale + 4 rounding (|J| |theta| + |F(start)|).
 
     The last term is the rounding error of theta and F. Far from the start, where it may be large,
-    it is limited to sqrt(rounding) (scale + |F(start)|). The search takes at most `max_steps` steps,
-    traced or not, each of at most `inner_steps` iterations of conjugate gradients.
+    it is limited to sqrt(rounding) (scale + |F(start)|). The search takes at most `max_steps`
+    steps, traced or not, each of at most `inner_steps` iterations of conjugate gradients.
     """
     evaluate, linearize, minimum, scale, radius, first_forcing = problem
     f, first, _ = evaluate(start)
@@ -132,4 +132,4 @@ def stationary_point(
     begin = _State(0, start, f, first, radius, forcing, nought, nought, jnp.asarray(False))
     last = lax.while_loop(unfinished, step, begin)
     error = norm(last.residual)
-    return Found(last.theta, error <= allowed(last), error, last.k)
+    return StationaryPoint(last.theta, error <= allowed(last), error, last.k)

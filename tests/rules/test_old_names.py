@@ -19,7 +19,8 @@ def deprecated(old):
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [(nm, "Rule", "InnerRule"), (nm.rules, "Rule", "InnerRule"),
-     (nm.kernels, "neural_tangent", "empirical_ntk")],
+     (nm.kernels, "neural_tangent", "empirical_ntk"),
+     (nm.linear, "Solution", "MetaSolution")],
 )  # fmt: skip
 def test_an_old_export_is_the_new_one(module, old, new):
     with deprecated(old):
@@ -113,8 +114,8 @@ def test_old_kinds_of_a_network(x64):
 @pytest.mark.parametrize(
     "result",
     [nm.Simulation(*jnp.zeros((2, 3)), jnp.array([True])),
-     nm.linear.Solution(jnp.zeros(3), jnp.array([True]))],
-    ids=["Simulation", "Solution"],
+     nm.linear.MetaSolution(jnp.zeros(3), jnp.array([True]))],
+    ids=["Simulation", "MetaSolution"],
 )  # fmt: skip
 def test_an_old_attribute_of_a_result(result):
     with deprecated("reliable"):
