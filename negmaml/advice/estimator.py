@@ -16,7 +16,7 @@ from negmaml._core.checks import (
 )
 from negmaml._core.extras import require
 from negmaml._core.keys import key_of
-from negmaml.advice.api import advise
+from negmaml.advice import advise
 from negmaml.advice.data import UNITS, rate_unit, standard_scales, unique_labels
 from negmaml.advice.features import kernel_features
 

@@ -122,7 +122,7 @@ class Advice:
 
     def model(self):
         """Return a `MetaRegressor` with these rates and this ridge, meta-trained on all groups."""
-        from negmaml.advice import MetaRegressor
+        from negmaml.advice.estimator import MetaRegressor
 
         x, y, groups, kernel = self.input
         return MetaRegressor(
