@@ -25,8 +25,7 @@ from negmaml.meta import Tasks, maml
 from negmaml.problem.adapted_loss import adapted, expected_test_loss
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import InnerRule, UndefinedMethodError, check_scalar_rule
-from negmaml.theory.anisotropic import inputs as structured
-from negmaml.theory.api import evaluate
+from negmaml.theory.model import theory_model
 
 Z_LIMIT = 4.0  # standard errors; a correct method fails once in 16,000
 EXACT_LIMIT = 1e-6  # relative; float64 methods that compute the same number
@@ -198,15 +197,7 @@ def _proportional_theory(problem, train, adapt, mean: float, error: float) -> Me
 
 def _predicted(problem, train, adapt) -> tuple[float, float, float]:
     """Excess test loss over that of omega = w0: predicted, and its limit; then that of w0."""
-    if problem.isotropic:
-        found = evaluate(problem, train, 0.0, "auto")
-        floor, *losses = (
-            float(expected_test_loss(problem, x, adapt)) for x in (0.0, found.distance, found.limit)
-        )
-    else:
-        after = adapted(problem, adapt)
-        forms = structured.predict(problem, train, 0.0, after.weights)
-        floor, losses = float(after.floor), [after.test_loss(x) for x in (forms.forms, forms.limit)]
+    floor, *losses = theory_model(problem).loss_terms(train, adapt)
     excess, limit = (float(loss - floor) for loss in losses)
     return excess, limit, float(floor)
 

@@ -21,8 +21,8 @@ from negmaml.linear.data import Data, assemble, draw
 from negmaml.linear.system import one_step_system
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
-from negmaml.theory.api import means
-from negmaml.theory.isotropic.inputs import setting_of, with_ridge
+from negmaml.theory.isotropic.inputs import isotropic_inputs
+from negmaml.theory.isotropic.moments import means
 from negmaml.theory.phases import best_rates_over
 
 CELLS = 200
@@ -157,8 +157,8 @@ def _ridge() -> dict[str, tuple]:
 
 def _over_ridges(problem: MixedLinearRegression, train: GradientDescent, ridges) -> np.ndarray:
     """The weight error at each ridge and rate, in one evaluation on the host."""
-    setting, (rule,) = setting_of(problem, (train,), 0.0, "auto")
-    return np.asarray(on_host(means)(with_ridge(setting, ridges[:, None]), rule).distance)
+    inputs, (rule,) = isotropic_inputs(problem, (train,), 0.0, "auto")
+    return np.asarray(on_host(means)(inputs.with_ridge(ridges[:, None]), rule).weight_error)
 
 
 def _finite(values):

@@ -1,9 +1,10 @@
 r"""How to spend a budget of labelled points on tasks, training points and validation points.
 
-The theory is smooth in m, n_t and n_v, so they are real numbers in the search. It looks at a grid
-over points a task, their split, the rate (in units of the spectrum at that n_t) and the ridge, and
-closes in on the lowest cell, as `negmaml.theory.search` does in one dimension. Then the integers
-around the optimum that the budget pays for are compared, each at its own best rate and ridge.
+The theory is smooth in m, n_t and n_v, so they are real numbers in the search. It evaluates a grid
+over points per task, their split, the rate (in units of the spectrum at that n_t) and the ridge,
+and refines it about the lowest cell, as `negmaml.theory.search` does in one dimension. Then the
+integers around the optimum that the budget pays for are compared, each at its own best rate and
+ridge.
 """
 
 import dataclasses
@@ -20,27 +21,24 @@ from negmaml._core.arrays import cast
 from negmaml._core.checks import check_flag, check_nonnegative, check_optional, check_scalar
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.settings import own_settings
-from negmaml.problem.adapted_loss import Adapted, adapted
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, InnerRule, check_scalar_rule
-from negmaml.theory.anisotropic.inputs import AnisotropicInputs, make_inputs, predict_traced
-from negmaml.theory.api import means, test_loss
-from negmaml.theory.isotropic.inputs import Setting, setting_of
+from negmaml.theory.api import test_loss
+from negmaml.theory.model import theory_model
 from negmaml.theory.optima import best_adapt_rate
 
 CELLS = 512  # evaluated by one call of the program
 SIZE_POINTS, SPLIT_POINTS, RIDGE_POINTS = 17, 11, 7  # of the first grid
 RATE_POINTS = 10  # of each sign
 FINE, ROUNDS = 5, 12  # points of an axis afterwards; each round halves the intervals
-EXACT_UP_TO = 3  # training points, where the law of large sizes is no spectrum
 RIDGES = 1e-4, 1e4  # in units of n_v m
 
 
 class Allocation(NamedTuple):
-    """How a budget is best spent.
+    """The best way to spend a budget.
 
     m, n_t, n_v: the best integers. train, adapt: the rules, at their best where they are tuned.
-    meta_ridge: the ridge. test_loss: predicted with all of these. cost: what these sizes cost.
+    meta_ridge: the ridge. test_loss: the prediction with all of these. cost: the cost of the sizes.
     real_sizes: (m, n_t, n_v) of the optimum over real numbers.
     """
 
@@ -68,24 +66,24 @@ def best_allocation(
     split: float | None = None,
     tune: bool = True,
 ) -> Allocation:
-    r"""The m, n_t, n_v with the lowest predicted test loss that `budget` pays for.
+    r"""Return the m, n_t, n_v with the lowest predicted test loss that `budget` pays for.
 
         m (task_cost + point_cost (n_t + n_v)) <= budget
 
     Arguments:
-        budget: what may be spent; with the default costs, the number of labelled points.
-        problem: what the tasks are; its m, n_t and n_v are ignored.
-        train: a rule of the family wanted in training, one gradient step when left out.
-        adapt: the rule at test time, as it is; one gradient step at its best rate when left out.
+        budget: an amount; with the default costs, the number of labelled points.
+        problem: the distribution of tasks; its m, n_t and n_v are ignored.
+        train: a rule of the family wanted in training, one gradient step when omitted.
+        adapt: the rule at test time, as it is; one gradient step at its best rate when omitted.
         meta_ridge: a number, or None for the best.
         task_cost, point_cost: of each task, at least 0, and of each of its points, above 0.
-        split: n_t / (n_t + n_v), between 0 and 1; the best when left out. Rounding keeps it as
+        split: n_t / (n_t + n_v), between 0 and 1; the best when omitted. Rounding keeps it as
             closely as integers can.
         tune: whether the parameter of `train` is searched, over both signs, or taken as it is.
 
     Returns an `Allocation`. Raises ValueError for a budget that does not pay for one task of one
     training and one validation point, costs out of range, and a split outside (0, 1). It runs on
-    the host: what it returns has no derivatives. Source: negmaml.
+    the host: the result has no derivatives. Source: negmaml.
 
     >>> problem = MixedLinearRegression(p=30, m=1, n_t=1, n_v=1, n_r=10, sigma=0.2, nu=0.2)
     >>> best = best_allocation(3000, problem, GradientDescent(0.3), split=0.5, tune=False)
@@ -97,34 +95,37 @@ def best_allocation(
     adapt = check_optional(check_scalar_rule, "adapt", adapt)
     tune = check_flag("tune", tune)
     _check(budget, task_cost, point_cost, split, meta_ridge)
-    spending = Spending(float(budget), float(task_cost), float(point_cost))
+    amount = Budget(float(budget), float(task_cost), float(point_cost))
     options = [meta_ridge] if meta_ridge is not None else [0.0, None]
-    searches = [Search(problem, train, adapt, spending, split, ridge, tune) for ridge in options]
+    searches = [Search(problem, train, adapt, amount, split, ridge, tune) for ridge in options]
     found = [_best(search) for search in searches]
     return min(found, key=lambda allocation: allocation.test_loss)
 
 
-class Spending(NamedTuple):
-    """What may be spent, and on what."""
+class Budget(NamedTuple):
+    """A budget and the costs of a task and of a point."""
 
-    budget: float
+    amount: float
     task_cost: float
     point_cost: float
 
     def tasks(self, points):
-        """m that the budget pays for with n_t + n_v = points."""
-        return self.budget / (self.task_cost + self.point_cost * points)
+        """Return the m that the budget pays for with n_t + n_v = points."""
+        return self.amount / (self.task_cost + self.point_cost * points)
 
     def points(self, m):
-        """n_t + n_v that it pays for with m tasks."""
-        return (self.budget / m - self.task_cost) / self.point_cost
+        """Return the n_t + n_v that the budget pays for with m tasks."""
+        return (self.amount / m - self.task_cost) / self.point_cost
 
     def cost(self, m, n_t, n_v):
-        """Of these sizes."""
+        """Return the cost of these sizes."""
         return m * (self.task_cost + self.point_cost * (n_t + n_v))
 
-    def integers(self, m, n_t, n_v, split, few: int | None) -> set[tuple[int, int, int]]:
-        """Sizes around real ones that it pays for, with the wanted split as nearly as they can."""
+    def integers(self, m, n_t, n_v, split, small_n_t: int | None) -> set[tuple[int, int, int]]:
+        """Return sizes near real ones that the budget pays for, as close to the split as possible.
+
+        small_n_t: the n_t of a region where it is fixed, or None.
+        """
         found = set()
         share = n_t / (n_t + n_v)
         counts = {max(1, math.floor(m) - 1), max(1, math.floor(m)), math.ceil(m)}
@@ -132,8 +133,8 @@ class Spending(NamedTuple):
             counts.add(max(1, math.floor(self.tasks(total) + 1e-9)))
         for count in counts:
             most = math.floor(self.points(count) + 1e-9)
-            if few is not None:
-                firsts = [(few, most - few)]
+            if small_n_t is not None:
+                firsts = [(small_n_t, most - small_n_t)]
             elif split is None:
                 middle = round(most * share)
                 firsts = [(k, most - k) for k in range(middle - 1, middle + 2)]
@@ -146,29 +147,29 @@ class Spending(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What is searched: see `best_allocation`; meta_ridge is None where it is."""
+    """The arguments of `best_allocation`; meta_ridge is None if it is searched."""
 
     problem: MixedLinearRegression
     train: InnerRule
     adapt: InnerRule | None
-    spending: Spending
+    budget: Budget
     split: float | None
     meta_ridge: float | None
     tune: bool
 
     def regions(self) -> Iterator[tuple[int | None, list[np.ndarray], Callable]]:
-        """(n_t where it is held, axes, sizes of their coordinates) of every region of real sizes.
+        """Yield (n_t if it is fixed, axes, sizes at their coordinates) of regions of real sizes.
 
-        Up to EXACT_UP_TO training points the spectrum of isotropic inputs is that of integers, so
-        each is held.
+        For isotropic inputs the spectrum at the smallest n_t is exact and known for integers only,
+        so each of these n_t is a region.
         """
-        spending, split = self.spending, self.split
-        most = spending.points(1)
-        least = self.held + 2.0 if split is None else max(1 / split, 1 / (1 - split))
+        budget, split = self.budget, self.split
+        most = budget.points(1)
+        least = self.num_exact_sizes + 2.0 if split is None else max(1 / split, 1 / (1 - split))
 
         def by_split(points, odds):
             points, share = np.exp(points), 1 / (1 + np.exp(-odds))
-            return spending.tasks(points), points * share, points * (1 - share)
+            return budget.tasks(points), points * share, points * (1 - share)
 
         if split is not None:
             sizes = _logarithms(min(least, most), most, SIZE_POINTS)
@@ -178,23 +179,24 @@ class Search(NamedTuple):
             widest = np.log(most - 1)
             odds = np.linspace(-widest, widest, SPLIT_POINTS)
             yield None, [_logarithms(least, most, SIZE_POINTS), odds], by_split
-        for n_t in range(1, self.held + 1):
+        for n_t in range(1, self.num_exact_sizes + 1):
             if most >= n_t + 1:
-                yield n_t, [_logarithms(1, most - n_t, SIZE_POINTS)], partial(self._held, n_t)
+                axis = _logarithms(1, most - n_t, SIZE_POINTS)
+                yield n_t, [axis], partial(self._at_fixed_n_t, n_t)
 
     @property
-    def held(self) -> int:
-        """The largest n_t that is held."""
-        return EXACT_UP_TO if self.problem.isotropic else 0
+    def num_exact_sizes(self) -> int:
+        """The largest n_t whose spectrum is known for integers only."""
+        return theory_model(self.problem).num_exact_sizes
 
-    def _held(self, n_t, n_v):
+    def _at_fixed_n_t(self, n_t, n_v):
         n_v = np.exp(n_v)
-        return self.spending.tasks(n_t + n_v), np.full_like(n_v, n_t), n_v
+        return self.budget.tasks(n_t + n_v), np.full_like(n_v, n_t), n_v
 
-    def lowest(self, axes, sizes: Callable, few: int | None, measure: str):
-        """(coordinates, value) of the lowest cell over axes, the rate and the ridge."""
-        losses = self._losses(1 if few is None else few, measure)
-        least_n_t = self.held + 1 if few is None and self.split is None else 1
+    def lowest(self, axes, sizes: Callable, small_n_t: int | None, measure: str):
+        """Return (coordinates, value) of the lowest cell over axes, the rate and the ridge."""
+        losses = self._losses(1 if small_n_t is None else small_n_t, measure)
+        least_n_t = self.num_exact_sizes + 1 if small_n_t is None and self.split is None else 1
         rank = int(np.sum(np.asarray(self.problem.modes.s) > 0))
 
         def evaluate(columns):
@@ -211,37 +213,26 @@ class Search(NamedTuple):
             return np.where(allowed, np.concatenate(found)[: len(cells)], np.inf)
 
         rest = _rate_axis(self.train, self.tune), _ridge_axis(self.meta_ridge)
-        return _closing_in(evaluate, [*axes, *rest])
+        return refine_grid(evaluate, [*axes, *rest])
 
     def _losses(self, n_t: int, measure: str) -> Callable:
-        """What is minimised, of cells (m, n_t, n_v, rate in its unit, ridge)."""
-        problem = dataclasses.replace(self.problem, n_t=n_t)
-        s, ridged = problem.modes.s, self.meta_ridge != 0
-        top, total = jnp.max(s), jnp.sum(s)
-        if problem.isotropic:
-            setting, (train,) = setting_of(problem, (self.train,), 0.0, measure)
-            known = cast((setting, train, top, total), setting.p.dtype)
-            return partial(_distances, *known, tune=self.tune, ridged=ridged)
-        # The loss of one step is a quadratic in its rate, which three values give.
-        after = adapted(
-            problem,
-            GradientDescent(np.array([-1.0, 0.0, 1.0])) if self.adapt is None else self.adapt,
-        )
-        situation, train = make_inputs(problem, self.train, 0.0, after.weights)
-        return partial(
-            _test_losses, situation, train, top, total, after, tune=self.tune, ridged=ridged
-        )
+        """Return the function to minimise, of cells (m, n_t, n_v, rate in its unit, ridge)."""
+        s = self.problem.modes.s
+        model = theory_model(self.problem).at_spectrum(n_t, measure)
+        objective, train = model.train_objective(self.train, self.adapt)
+        known = cast((objective, train, jnp.max(s), jnp.sum(s)), jnp.result_type(s, float))
+        return partial(_losses, *known, tune=self.tune, ridged=self.meta_ridge != 0)
 
 
 def _best(search: Search) -> Allocation:
-    """The allocation with a given ridge, or with one above 0 that is searched (None)."""
-    spending = search.spending
+    """Return the allocation with a given ridge, or with one above 0 that is searched (None)."""
+    budget = search.budget
     candidates: dict[tuple[int, int, int], tuple[float, float, float]] = {}
-    for few, axes, sizes in search.regions():
-        measure = "marchenko-pastur" if few is None else "exact"
-        where, _ = search.lowest(axes, sizes, few, measure)
+    for small_n_t, axes, sizes in search.regions():
+        measure = "marchenko-pastur" if small_n_t is None else "exact"
+        where, _ = search.lowest(axes, sizes, small_n_t, measure)
         m, n_t, n_v = (float(size) for size in sizes(*where[:-2]))
-        for integers in spending.integers(m, n_t, n_v, search.split, few):
+        for integers in budget.integers(m, n_t, n_v, search.split, small_n_t):
             candidates[integers] = m, n_t, n_v
     found = []
     for integers in sorted(candidates):
@@ -259,7 +250,7 @@ def _best(search: Search) -> Allocation:
         adapt = GradientDescent(float(best_adapt_rate(sized, train, meta_ridge=ridge)))
     loss = float(test_loss(sized, train, adapt, meta_ridge=ridge))
     best = tasks, training, validation
-    return Allocation(*best, train, adapt, ridge, loss, spending.cost(*best), candidates[best])
+    return Allocation(*best, train, adapt, ridge, loss, budget.cost(*best), candidates[best])
 
 
 def _logarithms(least, most, points: int) -> np.ndarray:
@@ -267,7 +258,7 @@ def _logarithms(least, most, points: int) -> np.ndarray:
 
 
 def _rate_axis(train: InnerRule, tune: bool) -> np.ndarray:
-    """The tuned parameter in units of `_rate_unit`, of both signs; one value unless tuned."""
+    """Return the grid of the tuned parameter in units of `_rate_unit`; one value unless tuned."""
     if not tune:
         return np.zeros(1)
     smallest, largest = (float(end) for end in train.search_range(jnp.ones(())))
@@ -276,20 +267,26 @@ def _rate_axis(train: InnerRule, tune: bool) -> np.ndarray:
 
 
 def _rate_unit(train: InnerRule, n_t, top, total):
-    """How the range worth a try scales with the largest eigenvalue of S; top and trace of Sigma."""
+    """Return the unit of the tuned parameter: its range over that for a largest eigenvalue of one.
+
+    top, total: largest eigenvalue and trace of Sigma.
+    """
     largest = top * (1 + jnp.sqrt(total / (top * n_t))) ** 2
     here, there = (train.search_range(x)[1] for x in (largest, jnp.ones(())))
     return here / there
 
 
 def _ridge_axis(meta_ridge) -> np.ndarray:
-    """Logarithms of the ridge over n_v m."""
+    """Return the grid of logarithms of the ridge over n_v m."""
     smallest, largest = RIDGES
     return np.log(np.geomspace(smallest, largest, RIDGE_POINTS if meta_ridge is None else 1))
 
 
-def _closing_in(evaluate: Callable, axes: list) -> tuple[tuple[float, ...], float]:
-    """The lowest point of a function of columns of coordinates on a grid, and the value there."""
+def refine_grid(evaluate: Callable, axes: list) -> tuple[tuple[float, ...], float]:
+    """Return the lowest point on a grid that is refined about it, and the value there.
+
+    evaluate: a function of columns of coordinates, one for each axis.
+    """
     best: tuple = (math.inf, tuple(axis[0] for axis in axes))
     for _ in range(ROUNDS):
         mesh = [x.ravel() for x in np.meshgrid(*axes, indexing="ij")]
@@ -305,37 +302,15 @@ def _closing_in(evaluate: Callable, axes: list) -> tuple[tuple[float, ...], floa
 
 
 @partial(jit_fast_compile, static_argnames=("tune", "ridged"))
-def _distances(setting: Setting, train: InnerRule, top, total, cells, tune: bool, ridged: bool):
-    """The distance, which orders test losses at every rule of adaptation of isotropic inputs."""
+def _losses(objective, train: InnerRule, top, total, cells, tune: bool, ridged: bool):
+    """Return the objective in every cell."""
 
     def one(cell):
         m, n_t, n_v, unit, ridge = cell
-        here = dataclasses.replace(setting, m=m, n_t=n_t, n_v=n_v, meta_ridge=ridge, ridged=ridged)
         rule = train.with_tunable(unit * _rate_unit(train, n_t, top, total)) if tune else train
-        found = means(here, rule)
-        return jnp.where(jnp.isfinite(found.distance), found.distance, 1e6 * found.limit)
+        return objective.with_sizes(m, n_t, n_v, ridge, ridged).loss(rule)
 
-    return jax.vmap(one)(cells.astype(setting.p.dtype))
-
-
-@partial(jit_fast_compile, static_argnames=("tune", "ridged"))
-def _test_losses(
-    at: AnisotropicInputs, train: InnerRule, top, total, after: Adapted, cells, tune, ridged
-):
-    """The test loss of inputs with covariances, at the best rate where `after` has three."""
-
-    def one(cell):
-        m, n_t, n_v, unit, ridge = cell
-        here = dataclasses.replace(at, m=m, n_t=n_t, n_v=n_v, meta_ridge=ridge, ridged=ridged)
-        rule = train.with_tunable(unit * _rate_unit(train, n_t, top, total)) if tune else train
-        losses = after.test_loss(predict_traced(here, rule).forms)
-        if losses.ndim == 0:
-            return losses
-        low, middle, high = losses
-        bend = low + high - 2 * middle
-        return middle - (high - low) ** 2 / (8 * jnp.where(bend > 0, bend, 1))
-
-    return jax.vmap(one)(cells.astype(at.m.dtype))
+    return jax.vmap(one)(cells.astype(top.dtype))
 
 
 def _check(budget, task_cost, point_cost, split, meta_ridge) -> None:

@@ -1,50 +1,38 @@
-"""Which rate, time, strength and ridge to use: optima in training and at test time.
+"""Best rates, times, strengths and ridges, in training and at test time.
 
-Adaptation multiplies the distance of the trained weights by a positive number, so what is best in
-training does not depend on the rule at test time, and the joint optimum is one after the other.
+For isotropic problems adaptation multiplies the weight error by a positive number. So the best
+training rule does not depend on the rule at test time, and the joint optimum is one after the
+other. With covariances it does, and the best gradient step at test time is found along with it.
 """
 
-import dataclasses
 import math
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import grad, lax
 
 from negmaml._core.arrays import canonicalize, namespace
-from negmaml._core.checks import check_choice, check_count, check_optional
-from negmaml._core.jit import is_concrete, on_host
-from negmaml._core.pytree import pytree, static
+from negmaml._core.checks import check_count, check_optional
+from negmaml._core.jit import is_concrete
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
-from negmaml.problem.adapted_loss import expected_isotropic_loss
 from negmaml.problem.model import MixedLinearRegression, check_problem
 from negmaml.rules import GradientDescent, InnerRule, check_filters, check_scalar_rule
-from negmaml.theory import theorems as expansions
-from negmaml.theory.anisotropic import optima as structured_optima
-from negmaml.theory.api import METHODS, require_no_ridge, require_structured, weight_error
-from negmaml.theory.isotropic.filters import View, means, means_at
-from negmaml.theory.isotropic.inputs import (
-    Setting,
-    checked,
-    is_zero,
-    setting_of,
-    with_ridge,
-    with_spectrum,
-)
-from negmaml.theory.isotropic.moments import Moments
-from negmaml.theory.isotropic.saddle_point import TrainingSet, training_set
-from negmaml.theory.isotropic.spectral_density import MEASURES
+from negmaml.theory import theorems
+from negmaml.theory.api import warn_if_unsolved
+from negmaml.theory.isotropic.inputs import check_arguments
+from negmaml.theory.model import mean_model, theory_model
 from negmaml.theory.options import named_options
-from negmaml.theory.search import Optimum, minimise, parameter_grid, reported
+from negmaml.theory.search import ImplicitArgmin, minimise, signed_grid, warn_unless_minimum
 
-MOVING = ("sigma", "nu", "offset", "meta_ridge")  # of a setting, what optima are differentiated in
+# Ridges tried: this factor either way of their unit, in as many points.
+RIDGE_RANGE, RIDGE_POINTS = 1e6, 61
 
 
 def stationary_train_rates(p: int, n_t: int) -> tuple[float, float]:
-    r"""(alpha_t^-, alpha_t^+): where Theorem 1's loss is stationary in the training rate.
+    r"""Return (alpha_t^-, alpha_t^+), where Theorem 1's loss is stationary in the training rate.
 
         alpha_t^{+-} = -(n_t+1)/(2p) +- sqrt( ((n_t+1)/(2p))^2 + n_t/p )
 
@@ -72,66 +60,35 @@ def best_adapt_rate(
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
 ) -> Float[Array, "*train"]:
-    r"""The parameter of `adapt` that minimises the test loss after `train`.
+    r"""Return the parameter of `adapt` that minimises the test loss after `train`.
 
     For one gradient step (the default) the loss is a quadratic in alpha_r: with
     E = nu^2 + E|omega* - w0|^2,
 
         alpha_r = E / ( E (1 + (p+1)/n_r) + sigma^2 p/n_r ),
 
-    between 0 (noise alone) and 1/(1 + (p+1)/n_r) (no noise). For other rules, the lowest minimum
+    between 0 (only noise) and 1/(1 + (p+1)/n_r) (no noise). For other rules, the lowest minimum
     over both signs, found on a grid, which ends as in `best_train_rate`.
 
     Arguments:
         train: rule of meta-training; other rules than one step in `adapt` need it scalar.
         adapt: a rule of the family wanted; its tuned parameter (rate, time, strength) is ignored,
-            all else is kept.
+            everything else is kept.
         method, meta_ridge, measure: as in `theory.test_loss`.
 
     Returns an array of the shape of the training rule; when E = sigma = 0 every rate is optimal
-    and the noiseless value is returned. Raises ValueError where the distance is infinite at
+    and the noiseless value is returned. Raises ValueError where the weight error is infinite at
     p = n_v m. Source: Bernacchia 2021, section 4; negmaml.
     """
     adapt = GradientDescent(0.0) if adapt is None else adapt
-    meta_ridge, train, adapt = checked(problem, meta_ridge, train=train, adapt=adapt)
+    meta_ridge, train, adapt = check_arguments(problem, meta_ridge, train=train, adapt=adapt)
     one_step = adapt.spectral().gradient_rate is not None
     train = train if one_step else check_scalar_rule("train", train)
-    if not problem.isotropic:
-        require_structured(method, measure)
-        return structured_optima.best_adapt_rate(problem, train, adapt, meta_ridge)
-    _require_finite(problem, meta_ridge)
-    found = weight_error(problem, train, method=method, meta_ridge=meta_ridge, measure=measure)
+    model = mean_model(problem, meta_ridge, method, measure, "train-validation")
+    model.require_finite_mean()
     if one_step:
-        return _best_step(problem, found)
-    numbers = canonicalize((problem, found, adapt), found.dtype)
-    sizes = canonicalize((problem.n_r, problem.p), found.dtype)
-    return reported(
-        "best_adapt_rate", _best_adaptation(numbers, sizes), parameter_grid(adapt, *sizes),
-        lambda values: _adapted_loss(values, numbers, sizes),
-    )  # fmt: skip
-
-
-@on_host
-def _best_step(problem: MixedLinearRegression, distance):
-    p, n_r = problem.p, problem.n_r
-    xp = namespace(problem, distance)
-    spread, noise = problem.nu**2 + distance, problem.sigma**2 * p / n_r
-    nothing, infinite = (spread == 0) & (noise == 0), xp.isinf(spread)
-    spread, noise = xp.where(nothing | infinite, 1.0, spread), xp.where(infinite, 0.0, noise)
-    return spread / (spread * (1 + (p + 1) / n_r) + noise)
-
-
-def _adapted_loss(value, numbers, _):
-    problem, found, adapt = numbers
-    return expected_isotropic_loss(problem, found, adapt.with_tunable(value))
-
-
-def _search_adaptation(numbers, sizes):
-    grid = parameter_grid(numbers[-1], *sizes)
-    return minimise(lambda values: _adapted_loss(values, numbers, sizes), grid)
-
-
-_best_adaptation = Optimum(_adapted_loss, _search_adaptation)
+        return warn_if_unsolved(model.best_adapt_step(train))
+    return _best_parameter("best_adapt_rate", *model.adaptation_objective(train, adapt))
 
 
 @named_options
@@ -145,20 +102,20 @@ def best_train_rate(
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
 ) -> Float[Array, ""]:
-    r"""The parameter of `train` (a rate, time or strength) that minimises the test loss, globally.
+    r"""Return the parameter of `train` (rate, time or strength) that minimises the test loss.
 
-    The rule at test time multiplies the distance E|omega* - w0|^2 by a positive number, so the
-    optimum is the same for every one of them. The lowest minimum over both
-    signs is found on a grid and closed in on; its derivatives are those of the stationarity
-    condition. The grid ends at 1e4 (rates), 30 (times) over, and 1e3 (strengths) times, the largest
-    eigenvalue; where the distance falls on to infinity, the best is that end, with a
-    `ConvergenceWarning` outside jit. NaN where no equation was solved.
+    The rule at test time multiplies the weight error E|omega* - w0|^2 by a positive number, so the
+    optimum is the same for every one of them. The lowest minimum over both signs is found on a grid
+    that is refined about it; its derivatives are those of the stationarity condition. The grid ends
+    at 1e4 (rates), 30 (times) over, and 1e3 (strengths) times, the largest eigenvalue. Where the
+    weight error falls all the way to an end, that end is returned, with a `ConvergenceWarning`
+    outside jit. NaN where no equation was solved.
 
     Arguments:
-        train: a rule of the family wanted, one gradient step when left out; its tuned parameter
-            (rate, time, strength) is ignored, all else is kept.
-        adapt: the rule at test time, which matters for a problem with covariances alone; when left
-            out there, the best gradient step after each training rule.
+        train: a rule of the family wanted, one gradient step when omitted; its tuned parameter
+            (rate, time, strength) is ignored, everything else is kept.
+        adapt: the rule at test time, which matters only for a problem with covariances; when
+            omitted there, the best gradient step after each training rule.
         method, meta_ridge, measure: as in `theory.test_loss`. By "expansion", one gradient step
             without ridge: alpha_t^- of `stationary_train_rates` when p > n_v m, the minimum of
             Theorem 2 when p < n_v m.
@@ -168,78 +125,13 @@ def best_train_rate(
     negmaml.
     """
     train = GradientDescent(0.0) if train is None else train
-    meta_ridge, train = checked(problem, meta_ridge, train=train)
+    meta_ridge, train = check_arguments(problem, meta_ridge, train=train)
     adapt = check_optional(check_scalar_rule, "adapt", adapt)
-    check_choice("method", method, METHODS)
-    check_choice("measure", measure, MEASURES)
-    if not problem.isotropic:
-        require_structured(method, measure)
-        return structured_optima.best_train_rate(problem, train, adapt, meta_ridge)
-    _require_finite(problem, meta_ridge)
+    mean_model(problem, meta_ridge, method, measure, "train-validation").require_finite_mean()
     if method == "expansion":
-        require_no_ridge(meta_ridge)
         return _best_by_expansion(problem, train)
-    setting, (train,) = setting_of(problem, (train,), meta_ridge, measure)
-    numbers, setting = _parts(setting, train)
-    return reported(
-        "best_train_rate", _best_parameter(numbers, setting),
-        parameter_grid(train, setting.n_t, setting.p),
-        lambda values: _distance_at(values, numbers, with_spectrum(setting)),
-    )  # fmt: skip
-
-
-def _parts(setting: Setting, train: InnerRule):
-    """(numbers, fixed) of an `Optimum`: what of a setting and a rule is differentiated, and all."""
-    return ({name: getattr(setting, name) for name in MOVING}, train), setting
-
-
-@pytree
-class Parts:
-    """The arrays that an objective depends on, whatever the rule."""
-
-    tasks: TrainingSet
-    ridged: bool = static()
-
-    def objective(self):
-        """The distance, for JAX or the host."""
-        seen = View(self.tasks, adapted=np.True_, endless=np.False_, bend=0.0)
-        return _ordered(means_at(seen, self.ridged))
-
-
-def _parts_at(setting: Setting, train: InnerRule) -> Parts:
-    return Parts(training_set(with_spectrum(setting), train), setting.ridged)
-
-
-def _finite_distance(setting: Setting, train: InnerRule):
-    return _ordered(means(setting, train))
-
-
-def _ordered(found: Moments):
-    """The distance; where finite sizes make it infinite, above all others in order of its limit."""
-    xp = namespace(found.distance)
-    beyond = float(xp.finfo(found.limit.dtype).max) ** 0.5
-    return xp.where(xp.isfinite(found.distance), found.distance, beyond * found.limit)
-
-
-def _distance_at(value, numbers, setting: Setting):
-    moving, train = numbers
-    return _finite_distance(dataclasses.replace(setting, **moving), train.with_tunable(value))
-
-
-def _search_parameter(numbers, setting: Setting):
-    setting = with_spectrum(setting)
-    grid = parameter_grid(numbers[1], setting.n_t, setting.p)
-    return minimise(lambda values: _distance_at(values, numbers, setting), grid)
-
-
-def _parts_of_parameter(value, numbers, setting: Setting):
-    moving, train = numbers
-    return _parts_at(dataclasses.replace(setting, **moving), train.with_tunable(value))
-
-
-_best_parameter = Optimum(
-    _distance_at, _search_parameter, by_parts=(Parts.objective, _parts_of_parameter)
-)
+    model = theory_model(problem, meta_ridge, measure=measure)
+    return _best_parameter("best_train_rate", *model.train_objective(train, adapt))
 
 
 @named_options
@@ -253,15 +145,15 @@ def best_rates(
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(best parameter in training, best parameter at test time), jointly.
+    """Return (best parameter in training, best parameter at test time), jointly.
 
-    What is best in training does not depend on `adapt`, so the joint optimum is
-    `best_train_rate` and then `best_adapt_rate` after it. Arguments and errors as there.
+    The best training rule does not depend on `adapt`, so the joint optimum is `best_train_rate`
+    and then `best_adapt_rate` after it. Arguments and errors as there.
     """
     train = GradientDescent(0.0) if train is None else check_filters("train", train)
     adapt = check_optional(check_filters, "adapt", adapt)
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
-    best = best_train_rate(problem, train, **options)  # for the best step, where it matters
+    best = best_train_rate(problem, train, **options)  # with covariances, for the best step
     return best, best_adapt_rate(problem, train.with_tunable(best), adapt, **options)
 
 
@@ -274,109 +166,168 @@ def best_meta_ridge(
     adapt: InnerRule | None = None,
     measure: str = "auto",
 ) -> Float[Array, ""]:
-    r"""The meta_ridge >= 0 that minimises the test loss after `train`, a rule with one parameter.
+    r"""Return the meta_ridge >= 0 that minimises the test loss after `train`, a scalar rule.
 
-    The lowest minimum on a grid from 1e-6 to 1e6 times n_v m, or 0 where that is lower still. At
-    omega_0 = w0 the best is the largest: there meta-training should stay where it starts. Where it
-    is the largest elsewhere, a `ConvergenceWarning` is issued outside jit. With
-    covariances it depends on `adapt`, the best gradient step after each ridge when left out.
-    Returns a scalar with the derivatives of the stationarity condition (none at 0).
+    The lowest minimum on a grid from 1e-6 to 1e6 times n_v m, or 0 if that is lower still. At
+    omega_0 = w0 the largest ridge is best: there meta-training should stay where it starts. Where
+    it is the largest elsewhere, a `ConvergenceWarning` is issued outside jit. With covariances it
+    depends on `adapt`, the best gradient step after each ridge when omitted. Returns a scalar with
+    the derivatives of the stationarity condition (zero at 0).
     """
     check_problem(problem)
     train = check_scalar_rule("train", train)
     adapt = check_optional(check_scalar_rule, "adapt", adapt)
-    if not problem.isotropic:
-        require_structured("proportional", measure)
-        return structured_optima.best_meta_ridge(problem, train, adapt)
-    setting, (train,) = setting_of(problem, (train,), 0.0, measure)
-    numbers, setting = _parts(with_ridge(setting, setting.meta_ridge), train)
-    best = _best_log_ridge(numbers, setting)
-    if is_concrete(numbers) and np.any(numbers[0]["offset"] > 0):
-        reported(
-            "best_meta_ridge", best, _log_ridges(setting),
-            lambda values: _distance_at_ridge(values, numbers, with_spectrum(setting)),
+    objective, train = theory_model(problem, measure=measure).train_objective(train, adapt)
+    variables, fixed = objective.with_ridge(objective.inputs.meta_ridge).split()
+    best = _argmin(objective.on_host, True, over_ridges=True)((variables, train), fixed)
+    if is_concrete((variables, train)) and objective.starts_off:
+        warn_unless_minimum(
+            "best_meta_ridge", best, _log_ridges(objective),
+            lambda values: _loss_at_ridge(values, (variables, train), fixed),
         )  # fmt: skip
     return jnp.exp(best)
 
 
-def _log_ridges(setting: Setting):
-    """The grid of logarithms of ridges that are tried."""
-    steps = np.linspace(-1, 1, 61, dtype=setting.p.dtype)
-    return namespace(setting).log(setting.rows) + math.log(1e6) * steps
+class Objective(Protocol):
+    """A function of a rule to minimise; isotropic and anisotropic problems have theirs.
+
+    on_host: True if it is written over a namespace, so that NumPy computes it without a program.
+    by_parts: True if it has `parts`.
+    """
+
+    on_host: bool
+    by_parts: bool
+
+    @property
+    def largest_eigenvalue(self) -> Any:
+        """About the largest eigenvalue of S, the scale of the grid."""
+
+    def loss(self, rule: InnerRule) -> Any:
+        """Return the values to minimise, of the rule's shape."""
+
+    def parts(self, rule: InnerRule) -> Any:
+        """Return the arrays the loss depends on, a pytree with a method `objective`."""
+
+    def prepared(self) -> Any:
+        """Return the objective for many evaluations."""
+
+    def split(self) -> tuple[Any, Any]:
+        """Return (variables, fixed): fixed.join(variables) is the objective."""
 
 
-def _distance_at_ridge(logarithm, numbers, setting: Setting):
-    moving, train = numbers
+def _best_parameter(name: str, objective, rule: InnerRule):
+    """Return the tuned parameter of `rule` that minimises the objective."""
+    variables, fixed = objective.split()
+    best = _argmin(objective.on_host, objective.by_parts)((variables, rule), fixed)
+    warn_unless_minimum(
+        name, best, signed_grid(rule, objective.largest_eigenvalue),
+        lambda values: objective.prepared().loss(rule.with_tunable(values)),
+    )  # fmt: skip
+    return best
+
+
+@cache
+def _argmin(on_host: bool, by_parts: bool, over_ridges: bool = False) -> ImplicitArgmin:
+    """Return the argmin over a rule's parameter, or over the logarithm of the ridge."""
+    loss, search, parts = (
+        (_loss_at_ridge, _search_log_ridge, _parts_at_ridge)
+        if over_ridges
+        else (_loss_at, _search, _parts_at)
+    )
+    pair = (_objective_of, parts) if by_parts else None
+    return ImplicitArgmin(loss if on_host else None, search, on_host, pair)
+
+
+def _objective_of(parts):
+    return parts.objective()
+
+
+def _loss_at(value, numbers, fixed):
+    variables, rule = numbers
+    return fixed.join(variables).loss(rule.with_tunable(value))
+
+
+def _parts_at(value, numbers, fixed):
+    variables, rule = numbers
+    return fixed.join(variables).parts(rule.with_tunable(value))
+
+
+def _search(numbers, fixed):
+    variables, rule = numbers
+    objective = fixed.join(variables).prepared()
+    grid = signed_grid(rule, objective.largest_eigenvalue)
+    return minimise(lambda values: objective.loss(rule.with_tunable(values)), grid)
+
+
+def _log_ridges(objective):
+    """Return the grid of logarithms of ridges that are tried."""
+    unit = objective.ridge_unit
+    xp = namespace(unit)
+    return xp.log(unit) + math.log(RIDGE_RANGE) * np.linspace(-1, 1, RIDGE_POINTS, dtype=unit.dtype)
+
+
+def _loss_at_ridge(logarithm, numbers, fixed):
+    variables, rule = numbers
     ridge = namespace(logarithm).exp(logarithm)
-    return _finite_distance(dataclasses.replace(setting, **moving | {"meta_ridge": ridge}), train)
+    return fixed.join(variables).losses_over_ridges(rule, ridge)
 
 
-def _search_log_ridge(numbers, setting: Setting):
-    """The logarithm of the best ridge, minus infinity where none is better still."""
-    xp, setting = namespace(numbers, setting), with_spectrum(setting)
-    grid = _log_ridges(setting)
-    found = minimise(lambda values: _distance_at_ridge(values, numbers, setting), grid)
-    ends = xp.stack([found, xp.full_like(found, -xp.inf)])
-    some, none = _distance_at_ridge(ends, numbers, setting)
-    square = setting.p == setting.rows  # where the mean is infinite without ridge
-    return xp.where(square | (some < none), found, -xp.inf)
+def _parts_at_ridge(logarithm, numbers, fixed):
+    variables, rule = numbers
+    return fixed.join(variables).with_ridge(jnp.exp(logarithm)).parts(rule)
 
 
-def _parts_of_ridge(logarithm, numbers, setting: Setting):
-    moving, train = numbers
-    moving = moving | {"meta_ridge": jnp.exp(logarithm)}
-    return _parts_at(dataclasses.replace(setting, **moving), train)
+def _search_log_ridge(numbers, fixed):
+    """Return the logarithm of the best ridge, minus infinity if no ridge is better still."""
+    variables, rule = numbers
+    objective = fixed.join(variables).prepared()
+    grid = _log_ridges(objective)
+    xp = namespace(grid)
 
+    def losses(values):
+        return objective.losses_over_ridges(rule, namespace(values).exp(values))
 
-_best_log_ridge = Optimum(
-    _distance_at_ridge, _search_log_ridge, by_parts=(Parts.objective, _parts_of_ridge)
-)
-
-
-def _require_finite(problem: MixedLinearRegression, meta_ridge) -> None:
-    if problem.p == problem.rows and is_zero(meta_ridge):
-        raise ValueError(
-            f"p = n_v m = {problem.p}: without meta_ridge every mean is infinite there; give a "
-            "meta_ridge, or change p, m or n_v"
-        )
+    found = minimise(losses, grid)
+    some, none = losses(xp.stack([found, xp.full_like(found, -xp.inf)]))
+    return xp.where(objective.at_threshold | (some < none), found, -xp.inf)
 
 
 def _best_by_expansion(problem: MixedLinearRegression, train: InnerRule):
-    expansions.weight_error(problem, train)  # of a rule that has an expansion, or a clear error
+    theorems.weight_error(problem, train)  # raises for a rule without an expansion
     dtype = jnp.result_type(float, problem.sigma, problem.nu)
     if problem.overparameterized:
         return jnp.asarray(stationary_train_rates(problem.p, problem.n_t)[0], dtype)
-
     return _best_expanded(canonicalize(problem, dtype), ())
 
 
-def _distance_by_expansion(rate, problem: MixedLinearRegression, _):
-    return expansions.weight_error(problem, GradientDescent(rate))
+def _error_by_expansion(rate, problem: MixedLinearRegression, _):
+    return theorems.weight_error(problem, GradientDescent(rate))
 
 
 def _search_expansion(problem: MixedLinearRegression, _):
-    """Minima lie near zero without noise and near -n_t/(n_v + 1 + p) when noise dominates, so
+    """Return the minimum of Theorem 2's weight error over the rate.
 
-    rates 1% apart from far below the scale of the spectrum to n_t leave none out, and start
-    Newton where the curvature is positive.
+    Minima lie near zero without noise and near -n_t/(n_v + 1 + p) when noise dominates. Rates 1%
+    apart, from far below the scale of the spectrum to n_t, miss none of them. Newton's method then
+    starts where the curvature is positive.
     """
     smallest, largest = 1e-6 * problem.n_t / (problem.n_t + problem.p), 10 * problem.n_t
     count = round(math.log(largest / smallest) / 0.01)
     dtype = problem.sigma.dtype
     rates = np.geomspace(smallest, largest, count).astype(dtype)
-    grid = jnp.asarray(np.concatenate([-rates, np.zeros(1, dtype), rates]))
+    candidates = jnp.asarray(np.concatenate([-rates, np.zeros(1, dtype), rates]))
 
     def objective(rate):
-        return _distance_by_expansion(rate, problem, ())
+        return _error_by_expansion(rate, problem, ())
 
-    slope = jax.grad(objective)
-    curvature = jax.grad(slope)
+    slope = grad(objective)
+    curvature = grad(slope)
 
     def polish(_, rate):
         bend = curvature(rate)
         return jnp.where(bend > 0, rate - slope(rate) / jnp.where(bend > 0, bend, 1.0), rate)
 
-    return lax.fori_loop(0, 6, polish, grid[jnp.argmin(objective(grid))])
+    return lax.fori_loop(0, 6, polish, candidates[jnp.argmin(objective(candidates))])
 
 
-_best_expanded = Optimum(_distance_by_expansion, _search_expansion, host=False)
+_best_expanded = ImplicitArgmin(_error_by_expansion, _search_expansion, on_host=False)

@@ -17,23 +17,22 @@ from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance, modes
 from negmaml.rules import GradientDescent, InnerRule, check_scalar_rule
 from negmaml.theory.anisotropic.compression import Eigenvalues, compress
-from negmaml.theory.anisotropic.equations import PencilSystem
-from negmaml.theory.anisotropic.inputs import largest_eigenvalue
-from negmaml.theory.anisotropic.moments import limiting_means
-from negmaml.theory.isotropic.inputs import SCALARS, Setting, check_spectral
-from negmaml.theory.isotropic.moments import limit
-from negmaml.theory.isotropic.saddle_point import training_set
+from negmaml.theory.anisotropic.inputs import AnisotropicInputs
+from negmaml.theory.anisotropic.objective import AnisotropicObjective
+from negmaml.theory.isotropic.inputs import SCALARS, IsotropicInputs, check_spectral
+from negmaml.theory.isotropic.objective import IsotropicObjective
 from negmaml.theory.isotropic.spectral_density import marchenko_pastur
 from negmaml.theory.options import named_options
-from negmaml.theory.search import minimise, parameter_grid, signed_grid
+from negmaml.theory.search import minimise, signed_grid
 
 MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
 
 
 class Phase(NamedTuple):
-    """best: the parameter with the lowest distance. distance: there. at_zero: with parameter 0.
+    """The best parameter of every cell, with arrays of the shape of the grid.
 
-    All three of the shape of the grid.
+    best: the parameter with the lowest weight error. distance: the weight error there.
+    at_zero: the weight error with parameter 0.
     """
 
     best: Float[Array, "..."]
@@ -63,88 +62,105 @@ def phase_diagram(
         p, m, n_t, n_v: sizes, here real numbers: only their ratios and m count in the limit.
         sigma, nu: as in the problem. All of these, offset and meta_ridge broadcast against each
             other, and the result has their common shape.
-        train: a rule of the family wanted, one gradient step when left out.
+        train: a rule of the family wanted, one gradient step when omitted.
         offset: |omega_0 - w0|^2.
         meta_ridge: as in `theory.test_loss`.
         input_covariance, weight_covariance: as in the problem, but k eigenvalues or a (k, k) matrix
             that stand for p/k directions each, the same for all cells; a number is one eigenvalue,
-            None the identity. Both have the same k. With either, the
-            distance is that of predictions, E (omega* - w0)^T Sigma (omega* - w0), and the offset
-            the same in every direction.
+            None the identity. Both have the same k. With either, the weight error is that of
+            predictions, E (omega* - w0)^T Sigma (omega* - w0), and the offset the same in every
+            direction.
 
-    The parameter is good to about 2%. Where the distance falls on to an end of the range of
-    `theory.best_train_rate`, it is that end; NaN where no distance is finite. One program for all
-    cells: a map of 200 x 200 takes seconds.
+    The parameter is accurate to about 2%. Where the weight error falls all the way to an end of the
+    range of `theory.best_train_rate`, it is that end; NaN where no weight error is finite. One
+    program serves all cells: a map of 200 x 200 takes seconds.
     Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
     shapes that do not broadcast, covariances of other forms, and a rule that is not scalar.
     """
     train = check_scalar_rule("train", GradientDescent(0.0) if train is None else train)
     check_spectral("train", train)
-    settings, shape = _settings(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
-    if input_covariance is not None or weight_covariance is not None:
-        spectrum = _spectrum(input_covariance, weight_covariance)
-        dtype = jnp.result_type(float)
-        found = _phases_of(cast(settings, dtype), cast(spectrum, dtype), cast(train, dtype))
+    cells, shape = _cells(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
+    if input_covariance is None and weight_covariance is None:
+        found = _phases(cells, None, cast(train, jnp.float32))
     else:
-        found = _phases(settings, cast(train, jnp.float32))
+        spectrum = _spectrum(input_covariance, weight_covariance)
+        found = _phases(*cast((cells, spectrum, train), jnp.result_type(float)))
     return jax.tree.map(lambda x: x.reshape(shape), found)
 
 
 def best_rates_over(p, m, n_t, n_v, sigma, nu):
-    """The best rates of `phase_diagram` alone, in a program of half the size."""
-    settings, shape = _settings(p, m, n_t, n_v, sigma, nu, 0.0, 0.0)
+    """Return only the best rates of `phase_diagram`, by a program of half the size."""
+    cells, shape = _cells(p, m, n_t, n_v, sigma, nu, 0.0, 0.0)
     rule = GradientDescent(np.float32(0))
-    return np.asarray(_phases(settings, rule, only_best=True)).reshape(shape)
+    return np.asarray(_phases(cells, None, rule, only_best=True)).reshape(shape)
 
 
-def _settings(*given) -> tuple[Setting, tuple[int, ...]]:
-    """All cells side by side, and the shape that they broadcast to."""
-    cells = {
+def _cells(*given) -> tuple[IsotropicInputs, tuple[int, ...]]:
+    """Return the inputs of all cells along one axis, and the shape that they broadcast to."""
+    named = {
         name: check_array(name, value, "of a cell", 0, strict=i < 4)
         for i, (name, value) in enumerate(zip(SCALARS, given, strict=True))
     }
     largest = np.finfo(np.float32).max
-    for name, value in cells.items():
+    for name, value in named.items():
         if not isinstance(value, jax.core.Tracer) and np.any(np.abs(value) > largest):
             raise ValueError(
                 f"{name} must be a number of float32, below {largest:.3g}, got "
                 f"{short_repr(value)}: only ratios of the sizes, and of sigma, nu and the offset's "
                 "root, count here"
             )
-    shape = check_broadcast({name: np.shape(value) for name, value in cells.items()})
-    ridged = bool(np.any(np.asarray(cells["meta_ridge"]) != 0))
-    xp = namespace(cells)
+    shape = check_broadcast({name: np.shape(value) for name, value in named.items()})
+    ridged = bool(np.any(np.asarray(named["meta_ridge"]) != 0))
+    xp = namespace(named)
     flat = {
         name: xp.broadcast_to(xp.asarray(value, np.float32), shape).ravel()
-        for name, value in cells.items()
+        for name, value in named.items()
     }
-    return Setting(**flat, ridged=ridged), shape
+    return IsotropicInputs(**flat, ridged=ridged), shape
 
 
 @partial(jit_fast_compile, static_argnames="only_best")
-def _phases(settings: Setting, train: InnerRule, only_best: bool = False):
-    def one(cell: Setting):
-        p, n_t = cell.p, cell.n_t
-        coarse = marchenko_pastur(n_t, p, p.dtype, MAP_INTERVALS)
-        setting = dataclasses.replace(cell, quadrature=coarse)
+def _phases(
+    cells: IsotropicInputs, spectrum: Eigenvalues | None, train: InnerRule, only_best: bool = False
+):
+    """Return the `Phase` of every cell, or only the best parameters; isotropic without spectrum."""
+
+    def one(cell: IsotropicInputs):
+        objective = _objective(cell, spectrum)
 
         def at(values):
-            return limit(training_set(setting, train.with_tunable(values)), setting.ridged)
+            return objective.limit(train.with_tunable(values))
 
-        best = minimise(at, parameter_grid(train, n_t, p, MAP_POINTS), MAP_ROUNDS)
+        grid = signed_grid(train, objective.largest_eigenvalue, MAP_POINTS)
+        best = minimise(at, grid, MAP_ROUNDS)
         return best if only_best else Phase(best, *at(_beside_zero(best)))
 
-    return lax.map(one, settings, batch_size=64)
+    return lax.map(one, cells, batch_size=64 if spectrum is None else 16)
+
+
+def _objective(cell: IsotropicInputs, spectrum: Eigenvalues | None):
+    """Return the objective of one cell; `spectrum` as from `_spectrum`."""
+    if spectrum is None:
+        coarse = marchenko_pastur(cell.n_t, cell.p, cell.p.dtype, MAP_INTERVALS)
+        return IsotropicObjective(dataclasses.replace(cell, quadrature=coarse))
+    here = spectrum._replace(
+        count=spectrum.count * cell.p,
+        o=spectrum.o * cell.nu**2 / cell.p,
+        d=spectrum.d * cell.offset,
+    )
+    numbers = cell.m, cell.n_t, cell.n_v, cell.sigma, cell.meta_ridge
+    return AnisotropicObjective(AnisotropicInputs(here, 0.0, *numbers, ridged=cell.ridged), None)
 
 
 def _beside_zero(best):
-    """The best parameter and zero; zero twice where no distance is finite."""
+    """Return the best parameter and zero; zero twice where no weight error is finite."""
     return jnp.stack([jnp.where(jnp.isnan(best), 0, best), jnp.zeros_like(best)])
 
 
 def _spectrum(inputs, weights) -> Eigenvalues:
-    """Shares of the directions with each eigenvalue, `count`; o in units of nu^2/p; the form of
-    Sigma.
+    """Return the spectrum of a cell with p = nu = 1 and |omega_0 - w0| = 1.
+
+    count: the share of the directions with each eigenvalue. weights: the form of Sigma.
     """
     given = {"input_covariance": inputs, "weight_covariance": weights}
     known = {name: _covariance(name, x) for name, x in given.items() if x is not None}
@@ -157,40 +173,11 @@ def _spectrum(inputs, weights) -> Eigenvalues:
 
 
 def _covariance(name: str, value):
-    """Eigenvalues or a matrix, known; a number is one eigenvalue."""
+    """Return known eigenvalues or a known matrix; a number is one eigenvalue."""
     value = check_array(name, value, "a covariance")
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
-            f"{name} must be known, got {short_repr(value)} inside a transformation of JAX: its "
-            "spectrum is condensed on the host; use theory.best_train_rate there"
+            f"{name} must be a known array, got {short_repr(value)} inside a transformation of JAX: "
+            "its spectrum is compressed on the host; use theory.best_train_rate there"
         )
     return np.atleast_1d(np.asarray(value, float))
-
-
-@jit_fast_compile
-def _phases_of(settings: Setting, spectrum: Eigenvalues, train: InnerRule) -> Phase:
-    """`_phases` for any covariance."""
-
-    def one(cell: Setting):
-        here = spectrum._replace(
-            count=spectrum.count * cell.p,
-            o=spectrum.o * cell.nu**2 / cell.p,
-            d=spectrum.d * cell.offset,
-        )
-        numbers = cell.m, cell.n_t, cell.n_v, cell.sigma, cell.meta_ridge
-        top = largest_eigenvalue(here, cell.n_t)
-
-        def at(values):
-            def form(value):
-                system = PencilSystem(
-                    *here[:-1], *numbers, train.with_tunable(value).spectral().pencil(top)
-                )
-                unbounded = (cell.m * cell.n_v == jnp.sum(here.count)) & (cell.meta_ridge == 0)
-                return jnp.where(unbounded, jnp.inf, limiting_means(system, cell.ridged)[0])
-
-            return jax.vmap(form)(values)
-
-        best = minimise(at, signed_grid(train, top, MAP_POINTS), MAP_ROUNDS)
-        return Phase(best, *at(_beside_zero(best)))
-
-    return lax.map(one, settings, batch_size=16)

@@ -2,10 +2,12 @@ r"""The derivatives of an optimum, by the condition f_x = 0 in the numbers n tha
 
     dx = S . dn,        S = -f_xn / f_xx,
 
-the sensitivity. There are three ways to S: on the host by `negmaml._core.jets`, for known numbers
-and formulas written over a namespace; by a program that calls the host for a Hessian-vector product
-of `negmaml._core.tape`, for long formulas, whose nested transformations take minutes to compile;
-and by nested transformations of short ones.
+the sensitivity. There are three ways to compute S:
+
+- on the host by `negmaml._core.jets`, for known numbers and formulas over a namespace;
+- by a program that calls the host for a Hessian-vector product of `negmaml._core.tape`, for long
+  formulas, whose nested transformations take minutes to compile;
+- by nested transformations, for short formulas.
 """
 
 import math
@@ -23,12 +25,12 @@ from jax.interpreters import ad, batching, mlir
 from negmaml._core import jets, tape
 
 HIGHEST = lax.Precision.HIGHEST
-# Numbers up to which second derivatives are found one by one, a tenth of a second each.
-MOST_FOLLOWED = 32
+# Second derivatives in up to this many numbers are computed one by one, a tenth of a second each.
+MAX_JACOBIAN = 32
 
 
-def nested(objective: Callable) -> Callable:
-    """The sensitivity by nested transformations, with derivatives of every order."""
+def nested_sensitivity(objective: Callable) -> Callable:
+    """Return the sensitivity by nested transformations, with derivatives of every order."""
 
     def slope(at, fixed):
         x, numbers = at
@@ -39,18 +41,19 @@ def nested(objective: Callable) -> Callable:
         slopes = _gradient(slope)(at, fixed)
         return jnp.where(within, -slopes[1:] / slopes[0], 0.0)
 
-    return _tower(sensitivity)
+    return _compiled_derivatives(sensitivity)
 
 
 def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
-    r"""The sensitivity with the objective followed on the host.
+    r"""Return the sensitivity with the objective differentiated on the host.
 
     With s the parts, g the gradient of the objective in them and h = (Hessian) s_x, which
     `negmaml._core.tape` finds together, the gradient of f_x in n, x and the numbers, is that of
 
         g . s_x(n) + h . s(n)        at fixed g and h.
 
-    Along a change of n, it changes as this does, and by g and h, whose changes the host finds too.
+    Along a change of n it changes by that of this expression at fixed g and h, and by the changes
+    of g and h, which the host computes too.
     """
 
     def along_x(at, fixed):
@@ -79,7 +82,7 @@ def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
         ratio = found[1:] / found[0]
         return jnp.where(within, (ratio * moved[0] - moved[1:]) / found[0], 0.0)
 
-    program, change = jax.jit(sensitivity), _last(jax.jit(change))
+    program, change = jax.jit(sensitivity), _without_derivative(jax.jit(change))
     call = jax.custom_jvp(program)
 
     @call.defjvp
@@ -91,24 +94,22 @@ def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
 
 
 def _changed(change: Callable, at, fixed, moves):
-    """Return the change along `moves`: of few numbers by a Jacobian, which has a transpose."""
+    """Return the change along `moves`; for few numbers by a Jacobian, which has a transpose."""
     flat, tree = ravel_pytree(at)
-    if flat.size > MOST_FOLLOWED:
+    if flat.size > MAX_JACOBIAN:
         return _FORWARD.bind(change(at, fixed, moves))
     units = jnp.eye(flat.size, dtype=flat.dtype)
-    return contracted(
-        jax.vmap(lambda unit: change(at, fixed, tree(unit)), out_axes=1)(units), moves
-    )
+    return along(jax.vmap(lambda unit: change(at, fixed, tree(unit)), out_axes=1)(units), moves)
 
 
 def _finite(at):
-    """(x, numbers) with zero for an x that is infinite, and whether it is not."""
+    """Return (x, numbers) with zero in place of an infinite x, and True if x is finite."""
     within = jnp.isfinite(at[0])
     return (jnp.where(within, at[0], 0.0), at[1]), within
 
 
-def _last(function: Callable) -> Callable:
-    """A function that has no derivatives itself, and says so."""
+def _without_derivative(function: Callable) -> Callable:
+    """Return the function; differentiating it raises NotImplementedError."""
     call = jax.custom_jvp(function)
 
     @call.defjvp
@@ -122,10 +123,10 @@ def _last(function: Callable) -> Callable:
 
 
 def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
-    """Gradients of `objective` at a point and along directions, for trees of coefficients.
+    """Return the gradients of `objective` at a point and along directions, computed on the host.
 
-    Numbers travel as bits: the thread of a callback may have another default precision, in which
-    JAX would round them.
+    coefficients: trees of arrays, the point first. Numbers are passed as bits: the thread of a
+    callback may have another default precision, to which JAX would round them.
     """
     flat, tree = ravel_pytree(coefficients)
     one = jax.tree.structure(coefficients[0])
@@ -148,8 +149,8 @@ def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
     return [jax.tree.leaves(x) for x in tree(lax.bitcast_convert_type(found, dtype))]
 
 
-def followed(objective: Callable) -> Callable:
-    """-(d f_x / d numbers) / f_xx at (x, numbers), by `negmaml._core.jets`."""
+def host_sensitivity(objective: Callable) -> Callable:
+    """Return the sensitivity at (x, numbers) as a function, by `negmaml._core.jets`."""
 
     def sensitivity(at, fixed):
         x, numbers = at
@@ -163,12 +164,12 @@ def followed(objective: Callable) -> Callable:
     return sensitivity
 
 
-def _tower(function: Callable) -> Callable:
-    """A vector or tensor function of a tree of numbers (and `fixed`), each derivative one program.
+def _compiled_derivatives(function: Callable) -> Callable:
+    """Return a function of a tree of numbers (and `fixed`) with one program for each derivative.
 
-    JAX would differentiate a compiled program into another that it compiles with options of its
-    own, many times slower on these thousands of scalars. Here the derivative is a compiled Jacobian
-    times the direction, and that again has a compiled derivative, up to any order asked for.
+    JAX would differentiate a compiled program into another that it compiles with its own options,
+    which is many times slower on these thousands of scalars. Here the derivative is a compiled
+    Jacobian times the direction, and that has a compiled derivative again, to every order.
     """
     program = jax.jit(function)
 
@@ -177,19 +178,19 @@ def _tower(function: Callable) -> Callable:
         return program(at, fixed)
 
     @call.defjvp
-    def along(primals, tangents):
-        return call(*primals), contracted(_next(function)(*primals), tangents[0])
+    def _(primals, tangents):
+        return call(*primals), along(_jacobian(function)(*primals), tangents[0])
 
     return call
 
 
 @cache
-def _next(function: Callable) -> Callable:
-    return _tower(_gradient(function, jax.jacfwd))
+def _jacobian(function: Callable) -> Callable:
+    return _compiled_derivatives(_gradient(function, jax.jacfwd))
 
 
 def _gradient(function: Callable, transform: Callable = jax.grad) -> Callable:
-    """The derivative in the numbers of the tree, side by side along a last axis."""
+    """Return the derivative in all numbers of the tree, concatenated along a last axis."""
 
     def derivative(at, fixed):
         leaves, parts = (jax.tree.leaves(x) for x in (at, transform(function)(at, fixed)))
@@ -200,9 +201,9 @@ def _gradient(function: Callable, transform: Callable = jax.grad) -> Callable:
     return derivative
 
 
-@jax.jit  # one program, where its few operations would each be one
-def contracted(jacobian, moves):
-    """The derivative along a tree of moves, from that in each number."""
+@jax.jit  # as one program, because each of these few operations would be one by itself
+def along(jacobian, moves):
+    """Return the derivative along a tree of moves, from that in each number."""
     flat = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(moves)])
     return jnp.dot(jacobian, flat, precision=HIGHEST)
 
@@ -214,7 +215,8 @@ def _refuse(*_):
     )
 
 
-_FORWARD = Primitive("forward_only")  # the identity, without a transpose
+# The identity, without a transpose: reverse mode over reverse mode raises a clear error.
+_FORWARD = Primitive("forward_only")
 _FORWARD.def_impl(lambda x: x)
 _FORWARD.def_abstract_eval(lambda x: x)
 ad.primitive_transposes[_FORWARD] = _refuse

@@ -23,7 +23,7 @@ from negmaml.theory import (
     test_loss as loss_of,
 )
 from negmaml.theory.api import means
-from negmaml.theory.isotropic.inputs import setting_of
+from negmaml.theory.isotropic.inputs import isotropic_inputs
 from tests.helpers import mostly_slow
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -71,10 +71,10 @@ def test_nothing_is_nan(problem, train, adapt, ridge):
 def test_single_precision_is_within_one_per_cent(problem, train, ridge):
     found = []
     for dtype in (np.float64, np.float32):
-        setting, (rule,) = setting_of(problem, (train,), ridge, "auto")
-        setting, rule = canonicalize(setting, dtype), canonicalize(rule, dtype)
+        inputs, (rule,) = isotropic_inputs(problem, (train,), ridge, "auto")
+        inputs, rule = canonicalize(inputs, dtype), canonicalize(rule, dtype)
         with np.errstate(all="ignore"):
-            found.append(means(setting, rule).distance)
+            found.append(means(inputs, rule).weight_error)
     double, single = found
     assert single.dtype == np.float32
     if double < LARGEST:

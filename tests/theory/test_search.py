@@ -22,7 +22,7 @@ from negmaml.theory import (
 from negmaml.theory.anisotropic import optima as anisotropic
 from negmaml.theory.isotropic import logarithms
 from negmaml.theory.isotropic import saddle_point as saddle
-from negmaml.theory.isotropic.inputs import setting_of
+from negmaml.theory.isotropic.inputs import isotropic_inputs
 from negmaml.theory.search import ROUNDS, minimise
 from negmaml.theory.sensitivity import sensitivity_by_parts
 
@@ -166,9 +166,9 @@ def test_the_sensitivity_of_an_optimum_is_a_short_program(covariance, x64):
     )
     train, rate = nm.GradientDescent(0.0), np.asarray(0.1)
     if covariance is None:
-        setting, (train,) = setting_of(problem, (train,), 0.0, "auto")
+        inputs, (train,) = isotropic_inputs(problem, (train,), 0.0, "auto")
         objective, parts = optima.Parts.objective, optima._parts_of_parameter
-        numbers, fixed = optima._parts(setting, train)
+        numbers, fixed = optima._parts(inputs, train)
     else:
         objective = anisotropic.PencilObjective.loss
         parts = anisotropic._objective_of_parameter
@@ -218,7 +218,7 @@ def test_an_optimum_without_a_finite_loss_is_nan(monkeypatch, x64):
     with np.errstate(invalid="ignore"):
         assert np.isnan(minimise(lambda x: nothing, np.linspace(-3, 3, 25)))
     assert jnp.isnan(minimise(lambda x: jnp.asarray(nothing), jnp.linspace(-3, 3, 25)))
-    monkeypatch.setattr(logarithms, "STEPS", 0)
+    monkeypatch.setattr(logarithms, "MAX_STEPS", 0)
     with pytest.warns(nm.ConvergenceWarning, match="no value with a finite loss"):
         assert np.isnan(best_train_rate(OFF, nm.GradientDescent(0.0, steps=2)))
 

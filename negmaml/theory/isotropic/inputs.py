@@ -1,4 +1,4 @@
-"""What the proportional theory knows of a problem: sizes, variances, ridge and spectrum."""
+"""The numbers that the isotropic theory takes from a problem, and checks of its arguments."""
 
 import dataclasses
 from numbers import Real
@@ -17,13 +17,13 @@ SCALARS = ("p", "m", "n_t", "n_v", "sigma", "nu", "offset", "meta_ridge")
 
 
 @pytree
-class Setting:
-    """A problem and a ridge as the theory sees them, all scalars of one dtype and traced.
+class IsotropicInputs:
+    """An isotropic problem and a ridge, all scalars of one dtype and traced.
 
     p, m, n_t, n_v: sizes, real, so that one compiled program serves every problem.
     sigma, nu, meta_ridge: as in the problem; offset: |omega_0 - w0|^2.
-    quadrature: of the spectrum of S; None where the Marchenko-Pastur law of the sizes serves.
-    ridged: whether the ridge may be above zero, static.
+    quadrature: spectrum of S; None for the Marchenko-Pastur law of the sizes.
+    ridged: True if the ridge may be above zero, static.
     """
 
     p: Any
@@ -49,11 +49,22 @@ class Setting:
         """N = n_v m."""
         return self.n_v * self.m
 
+    def with_ridge(self, meta_ridge) -> "IsotropicInputs":
+        """Return the inputs with another ridge, which may be above zero."""
+        return dataclasses.replace(self, meta_ridge=meta_ridge, ridged=True)
 
-def setting_of(
+    def with_spectrum(self) -> "IsotropicInputs":
+        """Return the inputs with their quadrature computed, for callers that need it repeatedly."""
+        return dataclasses.replace(self, quadrature=self.spectrum)
+
+
+def isotropic_inputs(
     problem: MixedLinearRegression, rules: tuple[InnerRule, ...], meta_ridge, measure: str
 ):
-    """(the setting, the rules), all of one dtype, for rules of one family; or a clear error."""
+    """Return (the inputs, the rules), all of one dtype, for rules of one family.
+
+    Raises ValueError for a problem with covariances, a bad ridge, and a rule with a metric.
+    """
     meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_problem(problem)
     if not problem.isotropic:
@@ -68,19 +79,19 @@ def setting_of(
     dtype = working_dtype(rules, numbers)
     quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].spectral().entire)
     values = dict(zip(SCALARS, canonicalize((*sizes, *numbers), dtype), strict=True))
-    setting = Setting(**values, quadrature=quadrature, ridged=not is_zero(meta_ridge))
-    return setting, canonicalize(rules, dtype)
+    inputs = IsotropicInputs(**values, quadrature=quadrature, ridged=not is_zero(meta_ridge))
+    return inputs, canonicalize(rules, dtype)
 
 
-def checked(problem, meta_ridge, **rules) -> list:
-    """[the ridge, every rule], in the forms the theory works with; raises for what is none."""
+def check_arguments(problem, meta_ridge, **rules) -> list:
+    """Return [the ridge, every rule] as arrays and rules; raise ValueError or TypeError."""
     check_problem(problem)
     ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     return [ridge, *(check_filters(name, rule) for name, rule in rules.items())]
 
 
 def check_spectral(name: str, rule) -> InnerRule:
-    """The rule, if it acts by its filters on the spectrum of S alone; raises otherwise."""
+    """Return the rule if it acts only by its filters on the spectrum of S; raise otherwise."""
     rule = check_filters(name, rule)
     if rule.spectral().preconditioner is not None:
         raise ValueError(
@@ -91,15 +102,5 @@ def check_spectral(name: str, rule) -> InnerRule:
 
 
 def is_zero(value) -> bool:
-    """Whether a number is known to be zero while tracing."""
+    """True if a number is known to be zero, even while JAX traces."""
     return isinstance(value, Real | np.ndarray) and float(value) == 0
-
-
-def with_ridge(setting: Setting, meta_ridge) -> Setting:
-    """The setting with another ridge, which may be above zero."""
-    return dataclasses.replace(setting, meta_ridge=meta_ridge, ridged=True)
-
-
-def with_spectrum(setting: Setting) -> Setting:
-    """The setting with its quadrature at hand, for those who ask for it many times."""
-    return dataclasses.replace(setting, quadrature=setting.spectrum)

@@ -1,129 +1,250 @@
-r"""The proportional theory: distance and task error for every n_v m / p, rule and meta-ridge.
+r"""Weight error and training-task error for every n_v m / p, rule and meta-ridge.
 
 With kappa, g, t, K of `negmaml.theory.isotropic.saddle_point`, u = sigma^2 + p int mu V kappa/(B +
-kappa) and D2 = |omega_0 - w0|^2, and primes for derivatives in kappa,
+kappa), D2 = |omega_0 - w0|^2, and primes for derivatives in kappa, the limit for p, n_t and n_v
+large at fixed ratios is, equations (6) and (7) of negmaml/theory/isotropic.md,
 
     E|omega* - w0|^2 = { m (t u)' + D2 K^2 (g t' - g' t) } / (t K)'
     tau^2            = n_v/m { m (u K' - u' K) + D2 K^2 (g K)' } / (t K)'
 
-to leading order for p, n_t and n_v m large at fixed ratios (`leading`), and the term of
-relative order 1/p after it (`negmaml.theory.isotropic.hessian`). negmaml/theory/isotropic.md
-derives both.
+The terms of relative order 1/p after them are in `negmaml.theory.isotropic.hessian`.
 
-**Resummation.** That mean suggests how the series goes on: with x the 1/p term over the leading
-one, 1/(1 - x) is exact there. A ridge takes the pole away, hence 1 + x/(1 - x s), where
-s = ((t'K - tK')/(t'K + tK'))^2 is one without ridge and falls to zero where the ridge governs.
-The pole belongs to the threshold p = n_v m, and so it is the same for the task error: limit + first
-order/(1 - x s), with the x of the distance, and x s at most 1/|p - n_v m|. With a pole of its own a
-filter that varies much within the spectrum, whose first order is large far from the threshold,
-would have one there. Such filters get a factor of `negmaml.theory.isotropic.eigenvalue_scatter` as
-well.
+**Resummation.** With x the 1/p term of the weight error over its limit, 1/(1 - x) is exact at
+alpha_t = 0. A ridge removes the pole, hence 1 + x/(1 - x s), where s = ((t'K - tK')/(t'K + tK'))^2
+is one without ridge and falls to zero where the ridge governs (13). The pole belongs to the
+threshold p = n_v m, and so it is the same for the task error: limit + first order/(1 - x s), with
+the x of the weight error, and x s at most 1/|p - n_v m| (14). Steep filters get a factor of
+`negmaml.theory.isotropic.eigenvalue_scatter` as well.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
-from negmaml._core.arrays import namespace, stop_gradient
-from negmaml.theory.isotropic.eigenvalue_scatter import log_growth
-from negmaml.theory.isotropic.hessian import first_order
-from negmaml.theory.isotropic.logarithms import squared_unit
-from negmaml.theory.isotropic.saddle_point import TrainingSet
-from negmaml.theory.isotropic.scaling import Point, Seen, Solved, solved
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-# The largest x s with ridge: beyond it the ridge alone keeps the mean finite, |n_v m - p| <= 2 and
-# the ridge tiny, and no expansion in 1/p holds.
+from negmaml._core.arrays import namespace, stop_gradient
+from negmaml._core.settings import own_settings
+from negmaml.problem.adapted_loss import means_exist
+from negmaml.rules import InnerRule
+from negmaml.theory.isotropic.eigenvalue_scatter import log_scatter_factor
+from negmaml.theory.isotropic.hessian import first_order
+from negmaml.theory.isotropic.inputs import IsotropicInputs
+from negmaml.theory.isotropic.logarithms import times_exp_2log
+from negmaml.theory.isotropic.saddle_point import ON_NODES, TrainingSet, training_set
+from negmaml.theory.isotropic.scaling import (
+    SaddleDerivatives,
+    SaddlePoint,
+    ScaledSystem,
+    solve_saddle,
+)
+
+# The largest x s with ridge. Above it |n_v m - p| <= 2 and the ridge is tiny: only the ridge keeps
+# the mean finite, and no expansion in 1/p is valid.
 LARGEST_RIDGED_POLE = 0.5
 
 
-class Moments(NamedTuple):
-    """distance: E|omega* - w0|^2. task_error: tau^2. limit: the leading distance. pole: x s.
+class EvaluatedRule(NamedTuple):
+    """The numbers that the theory needs of a rule, or of a batch of rules.
 
-    growth: distance/limit.
+    The solver sees only filter values, so one compiled program serves every rule class.
+
+    training: the training set with the values of the filters on the spectrum.
+    adapted_exists: True where means over adapted weights exist.
+    diverges: True where the weight error is infinite because a filter vanishes within the spectrum
+        of a single task without ridge.
+    bend: as in `negmaml.theory.isotropic.eigenvalue_scatter`, for the task error.
     """
 
-    distance: Any
-    task_error: Any
+    training: TrainingSet
+    adapted_exists: Any
+    diverges: Any
+    bend: Any
+
+
+def evaluate_filters(inputs: IsotropicInputs, rule: InnerRule) -> EvaluatedRule:
+    """Return the `EvaluatedRule` of a rule, or of a batch of rules."""
+    inputs = inputs.with_spectrum()
+    xp, nodes = namespace(inputs, rule), inputs.spectrum.nodes[:-1]
+    single_task = (inputs.m == 1) & (inputs.n_v >= inputs.p) & (inputs.meta_ridge == 0)
+    diverges = single_task
+    if xp is not np or single_task.any():
+        crossing = xp.asarray(rule.spectral().zero_indicator(nodes))
+        diverges = single_task & (crossing.min(-1) < 0) & (crossing.max(-1) > 0)
+    degree = rule.spectral().degree
+    bend = 1 / (2 * degree) if degree else 0.0
+    exist = means_exist(rule, nodes, inputs.n_t)
+    return EvaluatedRule(training_set(inputs, rule), exist, diverges, bend)
+
+
+class Moments(NamedTuple):
+    """The means of the theory for a rule or a batch of rules.
+
+    weight_error: E|omega* - w0|^2. train_task_error: tau^2, or None.
+    limit: the weight error to leading order. pole: x s.
+    correction_factor: weight_error/limit.
+    """
+
+    weight_error: Any
+    train_task_error: Any
     limit: Any
     pole: Any
-    growth: Any
+    correction_factor: Any
 
 
-def moments(found: Solved, with_error: bool = True, bend=0.0) -> Moments:
-    """The theory's means, with finite-size corrections; infinite where they do not exist.
+def means(inputs: IsotropicInputs, rule: InnerRule, with_error: bool = False) -> Moments:
+    """Return the moments for a rule or a batch of rules, of its shape."""
+    return means_at(evaluate_filters(inputs, rule), inputs.ridged, with_error)
 
-    The task error is left out, None, unless wanted. bend: as in `eigenvalues.log_growth`.
+
+def means_at(evaluated: EvaluatedRule, ridged: bool, with_error: bool = False) -> Moments:
+    """Return the moments for an `EvaluatedRule`."""
+    return moments_of(evaluated, solve_saddle(evaluated.training, ridged), with_error)
+
+
+def moments_of(evaluated: EvaluatedRule, found: SaddlePoint, with_error: bool = False) -> Moments:
+    """Return `moments`, infinite also where the `EvaluatedRule` says so."""
+    values = moments(found, with_error, evaluated.bend)
+    where, inf = namespace(values.limit).where, float("inf")
+
+    def or_infinite(value):
+        return where(evaluated.diverges & (value > 0), inf, value)
+
+    error = values.train_task_error
+    if with_error:
+        # Where b(S) has an inverse in nearly every run, b(S) omega* does not depend on b.
+        error = where(evaluated.adapted_exists | (error == 0), error, inf)
+    return values._replace(
+        weight_error=or_infinite(values.weight_error),
+        train_task_error=error,
+        correction_factor=or_infinite(values.correction_factor),
+    )
+
+
+# In a trace there are two programs: one for each rule class, and one that all rules share.
+compiled_filters = jax.jit(evaluate_filters)
+_means_at = jax.jit(means_at, static_argnames=("ridged", "with_error"))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def compiled_mean(evaluated: EvaluatedRule, ridged: bool, name: str):
+    """Return one field of `Moments` for an `EvaluatedRule`, in a trace.
+
+    A test loss beyond 1e20 has as large a derivative in the weight error, and taken back through
+    all operations float32 would overflow. So the derivatives of the mean itself are computed, which
+    are moderate numbers, and multiplied with the tangents.
     """
-    tasks, root, seen, point = found
-    limit, task_error, balance = leading(seen, point)
-    distance_1, task_error_1 = first_order(seen, point, with_error)
-    ridge = tasks.ridge > 0
+    return getattr(_means_at(evaluated, ridged, name == "train_task_error"), name)
+
+
+@own_settings
+def _along(ridged: bool, name: str, primals, tangents):
+    (evaluated,), (moves,) = primals, tangents
+    training = evaluated.training
+    shape, nodes = training.log_b.shape[:-1], training.log_b.shape[-1:]
+
+    def for_every_rule(field, leaf):
+        return jnp.broadcast_to(leaf, shape + (nodes if field in ON_NODES else ()))
+
+    def mean(parts):
+        replaced = evaluated._replace(training=training._replace(**parts))
+        return getattr(_means_at(replaced, ridged, name == "train_task_error"), name)
+
+    parts = {field: x for field, x in training._asdict().items() if x is not None}
+    value, back = jax.vjp(mean, {field: for_every_rule(field, x) for field, x in parts.items()})
+    (slopes,) = back(jnp.ones_like(value))
+    along = jnp.zeros_like(value)
+    for field, slope in slopes.items():
+        move = getattr(moves.training, field)
+        if not isinstance(move, jax.custom_derivatives.SymbolicZero):
+            along += (slope * for_every_rule(field, move)).reshape(*shape, -1).sum(-1)
+    return value, along
+
+
+compiled_mean.defjvp(_along, symbolic_zeros=True)
+
+
+def moments(found: SaddlePoint, with_error: bool = True, bend=0.0) -> Moments:
+    """Return the means with finite-size corrections; infinite where they do not exist.
+
+    with_error: True to compute the task error, which is None otherwise.
+    bend: as in `negmaml.theory.isotropic.eigenvalue_scatter.log_scatter_factor`.
+    """
+    training, root, system, at = found
+    limit, error, balance = leading(system, at)
+    weight_error_1, error_1 = first_order(system, at, with_error)
+    ridge = training.ridge > 0
     where, inf = namespace(limit).where, float("inf")
-    noisy = (tasks.sigma > 0) | ((tasks.tasks > 0) & (tasks.m > 1))
-    at_threshold = (abs(tasks.p - tasks.n_v * tasks.m) <= 1) & ~ridge & noisy
-    growth, pole = _resummed(limit, distance_1, balance**2, ridge)
-    growth = where(at_threshold, inf, growth)
-    limit = squared_unit(limit, seen.log_amplitude)
-    distance = _grown(limit, growth)
+    noisy = (training.sigma > 0) | ((training.task_std > 0) & (training.m > 1))
+    at_threshold = (abs(training.p - training.n_v * training.m) <= 1) & ~ridge & noisy
+    factor, pole = _resummation(limit, weight_error_1, balance**2, ridge)
+    factor = where(at_threshold, inf, factor)
+    limit = times_exp_2log(limit, system.log_amplitude)
+    weight_error = apply_correction(limit, factor)
     if not with_error:
-        return Moments(distance, None, limit, pole, growth)
-    x, minimum = _ratio(task_error_1, task_error), namespace(limit).minimum
-    nearest = 1 / namespace(limit).maximum(abs(tasks.p - tasks.n_v * tasks.m), 1.0)
+        return Moments(weight_error, None, limit, pole, factor)
+    # Equation (14): the pole of the weight error, at most 1/|p - N|.
+    x, minimum = _ratio(error_1, error), namespace(limit).minimum
+    nearest = 1 / namespace(limit).maximum(abs(training.p - training.n_v * training.m), 1.0)
     error_pole = where(x > 0, minimum(pole, nearest), x)
-    error_growth = where(at_threshold, inf, _continued(x, error_pole))
-    log_unit = seen.log_amplitude + root.log_kappa / 2
-    log_unit = log_unit + log_growth(seen, point, task_error, bend) / 2
-    task_error = _grown(squared_unit(task_error, log_unit), error_growth)
-    return Moments(distance, task_error, limit, pole, growth)
+    error_factor = where(at_threshold, inf, _pade_factor(x, error_pole))
+    log_unit = system.log_amplitude + root.log_kappa / 2
+    log_unit = log_unit + log_scatter_factor(system, at, error, bend) / 2
+    error = apply_correction(times_exp_2log(error, log_unit), error_factor)
+    return Moments(weight_error, error, limit, pole, factor)
 
 
-def limit(tasks: TrainingSet, ridged: bool):
-    """The distance of `leading` alone, with nothing of finite sizes."""
-    _, _, seen, point = solved(tasks, ridged)
-    return squared_unit(leading(seen, point)[0], seen.log_amplitude)
+def limiting_weight_error(training: TrainingSet, ridged: bool):
+    """Return the weight error to leading order, without any finite-size correction."""
+    _, _, system, at = solve_saddle(training, ridged)
+    return times_exp_2log(leading(system, at)[0], system.log_amplitude)
 
 
-def leading(tasks: Seen, at: Point):
-    """Distance and task error of the limit, and (t'K - tK')/(tK)'; equations at the head."""
-    n_v, m, D2 = tasks.n_v, tasks.m, tasks.offset
-    distance = m * (at.t1 * at.u + at.t * at.u1) + D2 * at.K**2 * (at.g * at.t1 + at.l * at.t)
+def leading(system: ScaledSystem, at: SaddleDerivatives):
+    """Return weight error (6), task error (7) and (t'K - tK')/(tK)' of the limit."""
+    n_v, m, D2 = system.n_v, system.m, system.offset
+    weight_error = m * (at.t1 * at.u + at.t * at.u1) + D2 * at.K**2 * (at.g * at.t1 + at.l * at.t)
     start = D2 * at.K**2 * at.w  # (g K)' = m w
-    fitted = (m - 1) * at.w / at.g**2  # K' - K, so that u K' - u' K is without a difference
+    fitted = (m - 1) * at.w / at.g**2  # K' - K, so that u K' - u' K needs no difference
     task_error = n_v * (at.left * at.K1 + at.u1 * fitted + start)
     return (
-        distance / at.slope,
+        weight_error / at.slope,
         task_error / at.slope,
         (at.t1 * at.K - at.t * at.K1) / at.slope,
     )
 
 
-def _resummed(leading, first, fade, ridged):
-    """1 + x/(1 - x s) and x s, with x = first/leading and s = `fade`."""
+def _resummation(leading, first, ridge_attenuation, ridged):
+    """Return 1 + x/(1 - x s) and x s of (13), with x = first/leading and s = ridge_attenuation."""
     xp = namespace(leading)
     x = _ratio(first, leading)
-    pole = xp.where(x > 0, x * fade, x)
+    pole = xp.where(x > 0, x * ridge_attenuation, x)
     pole = xp.where(ridged, xp.minimum(pole, LARGEST_RIDGED_POLE), pole)
-    return _continued(x, pole), pole
+    return _pade_factor(x, pole), pole
 
 
 def _ratio(first, leading):
-    """first/leading, zero where there is nothing."""
+    """Return first/leading, zero where `leading` is zero."""
     xp = namespace(leading)
-    # In units of the leading term: its square may be no number.
-    none = leading == 0
-    unit = stop_gradient(xp.where(none, 1.0, leading))
-    return xp.where(none, 0.0, (first / unit) / xp.where(none, 1.0, leading / unit))
+    zero = leading == 0
+    # Divided by a constant unit first: the derivative of a quotient has the square of the leading
+    # term, which may overflow.
+    unit = stop_gradient(xp.where(zero, 1.0, leading))
+    return xp.where(zero, 0.0, (first / unit) / xp.where(zero, 1.0, leading / unit))
 
 
-def _continued(x, pole):
-    """1 + x/(1 - pole), infinite from the pole on."""
+def _pade_factor(x, pole):
+    """Return 1 + x/(1 - pole), infinite for a pole of one or more."""
     xp = namespace(x)
     beyond = pole >= 1
     factor = 1 + x / (1 - xp.where(beyond, 0.0, pole))
     return xp.where(beyond, float("inf"), factor)
 
 
-def _grown(value, growth):
-    """value growth, zero where value is zero; where it is infinite it has no slope."""
+def apply_correction(value, factor):
+    """Return value factor: zero where `value` is zero, and without a slope where it is infinite."""
     xp = namespace(value)
-    endless = xp.isinf(growth)
-    grown = value * xp.where(endless, 1.0, growth)
-    return xp.where(endless & (value != 0), xp.inf, grown)
+    infinite = xp.isinf(factor)
+    corrected = value * xp.where(infinite, 1.0, factor)
+    return xp.where(infinite & (value != 0), xp.inf, corrected)

@@ -1,7 +1,7 @@
-"""A training set seen from its root: everything in units in which kappa is one.
+"""A training set rescaled so that its root is at kappa = 1, which avoids overflow.
 
-`around` takes the integrals over the spectrum; `negmaml.theory.isotropic.moments` and `.hessian`
-make the theory's numbers of them.
+`saddle_derivatives` takes the integrals over the spectrum; the theory's numbers are made of them in
+`negmaml.theory.isotropic.moments` and `.hessian`.
 """
 
 from typing import Any, NamedTuple
@@ -12,21 +12,22 @@ from negmaml.theory.isotropic.logarithms import (
     largest_log_ratio,
     log_at_least_tiny,
     mean_over,
-    shares,
+    resolvent_fractions,
 )
-from negmaml.theory.isotropic.saddle_point import Root, TrainingSet, solve
+from negmaml.theory.isotropic.saddle_point import KappaRoot, TrainingSet, solve
 
 
-class Seen(NamedTuple):
-    """A `TrainingSet` in units in which kappa is one, and the largest amplitude.
+class ScaledSystem(NamedTuple):
+    """A `TrainingSet` in units in which kappa and the largest amplitude are one.
 
-    Distances do not change with the unit of the filters, and are quadratic in the amplitudes. So
-    nothing overflows but what is asked for.
+    Weight errors do not change with the unit of the filters and are quadratic in the amplitudes,
+    so only a final result can overflow.
 
-    p, m, n_v, weights: as there. sigma, offset: in these units.
-    b: the filter on the nodes; where b^2 is far above kappa less, with all else of that node.
-    a: two of (..., k), the amplitudes by which task weights and label noise enter a task's
-        residual: its covariance is V = (nu^2/p) b^2 + sigma^2 q^2 x/n_t = sum of a^2.
+    p, m, n_v, weights: as in `TrainingSet`. sigma, offset: in these units.
+    b: the filter on the nodes. Where b^2 is far above kappa, b and the amplitudes of that node are
+        scaled down together.
+    a: two arrays (..., k), the amplitudes by which task weights and label noise enter a task's
+        residual. Its covariance is V = (nu^2/p) b^2 + sigma^2 q^2 x/n_t, the sum of a^2 (1).
     free, fitted: 1/(B + 1) and B/(B + 1).
     log_amplitude: logarithm of the unit of amplitudes, constant.
     """
@@ -45,66 +46,70 @@ class Seen(NamedTuple):
 
     @property
     def V(self):
-        """The residual's covariance on the nodes."""
-        tasks, labels = self.a[0], self.a[1]
-        return tasks * tasks + labels * labels
+        """The residual's covariance V on the nodes, equation (1)."""
+        weights, labels = self.a[0], self.a[1]
+        return weights * weights + labels * labels
 
     def mean(self, values):
-        """int mu f of values on the nodes."""
+        """Return int mu f for values of f on the nodes."""
         return mean_over(self.weights, values)
 
 
-def in_units(tasks: TrainingSet, root: Root) -> Seen:
-    """The training set as seen from its root."""
+def rescale(training: TrainingSet, root: KappaRoot) -> ScaledSystem:
+    """Return the training set in units of its root and of its largest amplitude."""
     half = root.log_kappa / 2
     xp = namespace(half)
     top, most = largest_log_ratio(half) / 2, largest_exponent(half)
-    least = 5 - most / 2  # of the unit of amplitudes, for its square to be a number
+    least = 5 - most / 2  # smallest logarithm of a unit whose square does not underflow
 
     def exp(x):
         return xp.exp(xp.clip(x, -most, most))
 
-    free, fitted = shares(tasks.log_b, root.log_kappa)
-    log_size = tasks.log_b - half[..., None]
+    free, fitted = resolvent_fractions(training.log_b, root.log_kappa)
+    log_size = training.log_b - half[..., None]
     capped = exp(xp.minimum(log_size, top))
-    # The size of labels exp(scale - half), less in the ratio of `capped` to the size of b.
-    known = tasks.scale is None
+    # Labels exp(scale - half), scaled down as much as `capped` is below the size of b.
+    known = training.scale is None
     log_label = (
-        -half[..., None] if known else tasks.scale - xp.maximum(half[..., None], tasks.log_b - top)
+        -half[..., None]
+        if known
+        else training.scale - xp.maximum(half[..., None], training.log_b - top)
     )
     largest = xp.maximum(
-        xp.max(capped, -1) * tasks.tasks, xp.sqrt(stop_gradient(tasks.offset)) * xp.ones_like(half)
+        xp.max(capped, -1) * training.task_std,
+        xp.sqrt(stop_gradient(training.offset)) * xp.ones_like(half),
     )
-    labels = log_at_least_tiny(xp.max(xp.abs(tasks.label), -1)) + xp.max(log_label, -1)
-    noise = log_at_least_tiny(tasks.sigma) + xp.maximum(labels, -half)
-    noise = xp.where(tasks.sigma > 0, noise, least)
+    labels = log_at_least_tiny(xp.max(xp.abs(training.label), -1)) + xp.max(log_label, -1)
+    noise = log_at_least_tiny(training.sigma) + xp.maximum(labels, -half)
+    noise = xp.where(training.sigma > 0, noise, least)
     log_amplitude = stop_gradient(xp.maximum(xp.maximum(log_at_least_tiny(largest), noise), least))
 
-    unit, sigma = exp(-log_amplitude), tasks.sigma[..., None]
+    unit, sigma = exp(-log_amplitude), training.sigma[..., None]
 
-    def of_noise(log):  # where there is none its size is no number, times zero
+    def of_noise(log):  # without noise its size may overflow, and infinity times zero is NaN
         return exp(xp.where(sigma > 0, log - log_amplitude[..., None], 0.0))
 
-    label = tasks.label * of_noise(log_label)
+    label = training.label * of_noise(log_label)
     if known:
         label = label * exp(-xp.maximum(log_size - top, 0.0))
-    b = tasks.sign * capped
-    # With rows enough nothing is left of the start, unless a filter lets a direction not pass.
-    rows = (tasks.p <= tasks.n_v * tasks.m) & (tasks.ridge == 0)
-    reached = rows & (xp.min(xp.where(xp.isfinite(tasks.log_b), 1.0, 0.0), -1) > 0)
-    a = (tasks.tasks * unit)[..., None] * b, sigma * label
-    return Seen(
-        tasks.p, tasks.m, tasks.n_v, (sigma * of_noise(-half[..., None]))[..., 0],
-        xp.where(reached, 0.0, tasks.offset * unit * unit), tasks.weights, b, a, free, fitted,
+    b = training.sign * capped
+    # Enough rows determine omega* without the starting point, unless a filter blocks a direction.
+    rows = (training.p <= training.n_v * training.m) & (training.ridge == 0)
+    reached = rows & (xp.min(xp.where(xp.isfinite(training.log_b), 1.0, 0.0), -1) > 0)
+    a = (training.task_std * unit)[..., None] * b, sigma * label
+    return ScaledSystem(
+        training.p, training.m, training.n_v, (sigma * of_noise(-half[..., None]))[..., 0],
+        xp.where(reached, 0.0, training.offset * unit * unit), training.weights, b, a, free, fitted,
         log_amplitude,
     )  # fmt: skip
 
 
-class Point(NamedTuple):
-    """What the theory needs at kappa = 1: t, K, g and u, and derivatives in kappa (t1, ...).
+class SaddleDerivatives(NamedTuple):
+    """The functions t, K, g and u of equations (5) and (6) and their derivatives at kappa = 1.
 
-    w = int mu B/(B + kappa)^2. l = -g'. k = 1 - m tau, so that K = k/g. left = u - u'.
-    bend, w_squared: int mu r^2 s (s - 2 r) and r^2 s^2, r = 1/(B + 1) and s = 1 - r.
+    t1 to t3, K1 to K3, u1 to u3: first to third derivatives in kappa. l = -g'.
+    k = 1 - m tau, so that K = k/g. w = int mu B/(B + kappa)^2. left = u - u'.
+    bend, w_squared: int mu r^2 s (s - 2 r) and int mu r^2 s^2, r = 1/(B + 1) and s = 1 - r.
     """
 
     t: Any
@@ -143,25 +148,25 @@ class Point(NamedTuple):
         return self.t3 * self.K + 3 * (self.t2 * self.K1 + self.t1 * self.K2) + self.t * self.K3
 
 
-def around(tasks: Seen, root: Root) -> Point:
-    r"""The `Point` at the root.
+def saddle_derivatives(system: ScaledSystem, root: KappaRoot) -> SaddleDerivatives:
+    r"""Return the `SaddleDerivatives` at the root.
 
-    The integrals over the spectrum are taken here, once: with r = 1/(B + 1) and s = 1 - r,
-    w = int mu r s, u' = p int mu V s r and so on. All else is arithmetic of scalars. Derivatives
+    Every integral over the spectrum is taken here, once: with r = 1/(B + 1) and s = 1 - r,
+    w = int mu r s, u' = p int mu V s r and so on. The rest is arithmetic of scalars. Derivatives
     of K = k/g are variances of s,
 
         K' = k/g + (m - 1) w/g^2,    K'' = 2 (m - 1)/g^2 int mu r (s - w/g)^2,
-        and the next -6 (m - 1)/g^2 int mu r^2 (s - w/g)^2.
+    and the next is -6 (m - 1)/g^2 int mu r^2 (s - w/g)^2.
     """
-    p, m, mean, t, k = tasks.p, tasks.m, tasks.mean, root.t, root.k
-    r, s, V = tasks.free, tasks.fitted, tasks.V
+    p, m, mean, t, k = system.p, system.m, system.mean, root.t, root.k
+    r, s, V = system.free, system.fitted, system.V
     r_s = r * s
     r2_s = r * r_s
     noise = V * r_s
     g, w, w_r, w_rr = mean(r), mean(r_s), mean(r2_s), mean(r * r2_s)
-    left, u1 = tasks.sigma**2 + p * mean(V * r * r), p * mean(noise)
+    left, u1 = system.sigma**2 + p * mean(V * r * r), p * mean(noise)
     over, share, l, w_s = (m - 1) / g / g, w / g, mean(r * r), w_r - w_rr
-    return Point(
+    return SaddleDerivatives(
         t, p * w, -2 * p * w_r, 6 * p * w_rr,
         k / g, k / g + over * w, 2 * over * (w - w_r - share * w),
         -6 * over * (w_s - 2 * share * w_r + share * share * l),
@@ -170,17 +175,21 @@ def around(tasks: Seen, root: Root) -> Point:
     )  # fmt: skip
 
 
-class Solved(NamedTuple):
-    """A training set, its root, and what follows of both."""
+class SaddlePoint(NamedTuple):
+    """A training set solved: its root, the rescaled system and the derivatives there.
 
-    tasks: TrainingSet
-    root: Root
-    seen: Seen
-    point: Point
+    training: the training set. root: the root of its scalar equation.
+    system: the training set in units of the root. at: the derivatives at the root.
+    """
+
+    training: TrainingSet
+    root: KappaRoot
+    system: ScaledSystem
+    at: SaddleDerivatives
 
 
-def solved(tasks: TrainingSet, ridged: bool) -> Solved:
-    """The root of a training set, and the set seen from it; `ridged`: as in `saddle.solve`."""
-    root = solve(tasks, ridged)
-    seen = in_units(tasks, root)
-    return Solved(tasks, root, seen, around(seen, root))
+def solve_saddle(training: TrainingSet, ridged: bool) -> SaddlePoint:
+    """Solve for the saddle point; `ridged` as in `negmaml.theory.isotropic.saddle_point.solve`."""
+    root = solve(training, ridged)
+    system = rescale(training, root)
+    return SaddlePoint(training, root, system, saddle_derivatives(system, root))

@@ -11,8 +11,8 @@ Real matrices of finite size add 1/p times (Bai and Silverstein 2010, theorem 9.
 
 after which the error is of order 1/p^2 for every smooth filter (fourth moment at n = 5, p = 30:
 539.84 exactly, 533.8 with this term, 469 without it). For the smallest sizes the ten-node Gauss
-rule of the exact moments (`negmaml.problem.wishart`) is better still; for larger ones it resolves
-filters that vary within the spectrum less well.
+rule of the exact moments (`negmaml.problem.wishart`) is more accurate. For larger sizes its ten
+nodes resolve filters that vary within the spectrum less well.
 """
 
 from typing import Any, NamedTuple
@@ -25,28 +25,31 @@ from negmaml.problem.wishart import wishart_quadrature
 
 INTERVALS = 64  # of theta
 MEASURES = ("auto", "exact", "marchenko-pastur")
-# The smaller of n and p up to which "auto" takes the exact moments: where their ten nodes resolve
-# the measure itself, and for entire filters, which they integrate to many digits, where the tail
-# beyond the edge of the Marchenko-Pastur law counts. With m large, where the distance is a ratio of
-# exact means, the law is off by 1.6% at n_t = p = 16, rate 0.7 (exact moments 0.4%), by 5.9% at 8
-# (1.4%); for three steps at 0.5 by 19% at 16 (1.4%), for flow at time -0.3 by 1.4% (0.2%). A
-# proximal filter of strength 0.1 has its pole beside the spectrum: ten nodes are off by 24%, the
-# law by 1.5%.
+# The smaller of n and p up to which "auto" takes the exact moments. Up to 3 their ten nodes resolve
+# the measure itself. Entire filters are integrated to many digits, so that up to 16 they gain more
+# from the tail beyond the edge of the Marchenko-Pastur law. Errors of the law (exact moments) where
+# m is large and the weight error a ratio of exact means: 1.6% (0.4%) at n_t = p = 16, rate 0.7, and
+# 5.9% (1.4%) at 8; 19% (1.4%) for three steps at 0.5 and 16; 1.4% (0.2%) for flow at time -0.3. A
+# proximal filter of strength 0.1 has its pole beside the spectrum: 1.5% (24%).
 EXACT_UP_TO, EXACT_UP_TO_ENTIRE = 3, 16
 
 
 class Spectrum(NamedTuple):
-    """nodes (k,) and weights (k,), which sum to one; the last node is zero and has the atom."""
+    """Quadrature of the mean spectrum of S, one entry for each node.
+
+    nodes: (k,), the last of them zero.
+    weights: (k,), which sum to one; the last is the atom at zero.
+    """
 
     nodes: Any
     weights: Any
 
 
 def spectrum(n: int, p: int, measure: str, dtype, entire: bool = False) -> Spectrum | None:
-    """The quadrature of S for sizes n, p; None where `marchenko_pastur` of these sizes serves.
+    """Return the quadrature of S for sizes n, p; None to use `marchenko_pastur` of these sizes.
 
     `measure` is "exact" (Gauss rule of the exact moments), "marchenko-pastur" (with its 1/p term),
-    or "auto": exact up to min(n, p) = 3, for filters that are `entire` up to 16, else
+    or "auto": exact up to min(n, p) = 3, or up to 16 for filters that are `entire`, else
     Marchenko-Pastur. Raises ValueError for another.
     """
     check_choice("measure", measure, MEASURES)
@@ -54,7 +57,7 @@ def spectrum(n: int, p: int, measure: str, dtype, entire: bool = False) -> Spect
     if measure == "marchenko-pastur" or (measure == "auto" and not small):
         return None
     nodes, weights = wishart_quadrature(n, p)
-    if p > n:  # the atom comes first there and last here
+    if p > n:  # `wishart_quadrature` has the atom first, `Spectrum` last
         nodes, weights = np.roll(nodes, -1), np.roll(weights, -1)
     else:
         nodes, weights = np.append(nodes, 0.0), np.append(weights, 0.0)
@@ -62,12 +65,12 @@ def spectrum(n: int, p: int, measure: str, dtype, entire: bool = False) -> Spect
 
 
 def _without_negative(weights):
-    """Weights at least zero, of the same mass and mean.
+    """Return weights of at least zero with the same mass and mean.
 
-    Near its edges the density is less than its 1/p term takes away. What is short there is taken
-    from the edge itself, where the term adds 1/(4 p), which is more than all of it, and, as much as
-    keeps the mean (x is linear in cos theta), from the middle. So the integral of what is positive
-    is, beside the pole of a filter too.
+    Near its edges the density is smaller than its negative 1/p term. The deficit is moved to the
+    edge node, where the term adds 1/(4 p), more than the whole deficit. As much as the mean asks
+    for (x is linear in cos theta) is moved to the middle node. With weights of at least zero the
+    integral of a positive function is positive, also beside the pole of a filter.
     """
     xp, last = namespace(weights), weights.size - 1
     share = np.cos(np.pi * np.arange(last + 1) / last).astype(weights.dtype)
@@ -79,7 +82,7 @@ def _without_negative(weights):
 
 
 def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
-    """The quadrature of this module's head; n and p may be traced and real."""
+    """Return the quadrature at the head of this module; n and p may be traced and real."""
     theta = np.pi * np.arange(intervals + 1) / intervals
     ends = np.zeros(intervals + 1)
     ends[[0, -1]] = 0.5
@@ -94,8 +97,8 @@ def marchenko_pastur(n, p, dtype, intervals: int = INTERVALS) -> Spectrum:
     x = (1 - root) ** 2 + 4 * root * cosine2.astype(dtype)
     bulk, edges = (8 * trapezoid * sine2 * cosine2).astype(dtype), (ends - trapezoid).astype(dtype)
     weights = _without_negative(bulk / x + edges / (2 * p))
-    # What the rule leaves of the mass is at zero: the atom, and for c near one the part of the pole
-    # of 1/x that the rule does not resolve. Of rounding nothing is left there.
+    # The rest of the mass is at zero: the atom and, for c near one, the part of the pole of 1/x
+    # that the rule does not resolve. A rest that differs from the atom by rounding is the atom.
     rest, atom = 1 - xp.sum(weights), xp.maximum(1 - n / p, 0)
     rest = xp.where(xp.abs(rest - atom) < xp.finfo(x.dtype).eps ** 0.75, atom, rest)
     zero = xp.zeros_like(rest)

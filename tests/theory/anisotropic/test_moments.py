@@ -15,10 +15,10 @@ from negmaml.theory.anisotropic.equations import PencilSystem
 from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
 from negmaml.theory.anisotropic.solver import solve
 from negmaml.theory.api import means
-from negmaml.theory.isotropic.inputs import setting_of
+from negmaml.theory.isotropic.inputs import isotropic_inputs
 from negmaml.theory.isotropic.moments import leading
 from negmaml.theory.isotropic.saddle_point import training_set
-from negmaml.theory.isotropic.scaling import solved
+from negmaml.theory.isotropic.scaling import solve_saddle
 from negmaml.theory.isotropic.spectral_density import marchenko_pastur
 from tests.helpers import assert_no_call_waits
 
@@ -60,10 +60,10 @@ RULES = [
 @pytest.mark.parametrize("rule", [RULES[0], slowly(RULES[-1])])
 def test_limit_with_identity_is_the_isotropic_one(rule, n_v):
     problem = isotropic(n_v=n_v)
-    setting, (rule,) = setting_of(problem, (rule,), 0.0, "auto")
+    inputs, (rule,) = isotropic_inputs(problem, (rule,), 0.0, "auto")
     far = 1e12  # the same ratio p/n_t, no 1/p term in the spectrum
     plain = marchenko_pastur(far * problem.n_t, far * problem.p, jnp.float64)
-    limit = means(dataclasses.replace(setting, quadrature=plain), rule).limit
+    limit = means(dataclasses.replace(inputs, quadrature=plain), rule).limit
     found = structured.predict(as_covariance(problem), rule, 0.0, jnp.ones((1, problem.p)))
     np.testing.assert_allclose(found.limit[0], limit, rtol=1e-11)
 
@@ -76,13 +76,13 @@ def test_the_resummation_fades_with_the_ridge_as_the_isotropic_one_does():
 
     @jax.jit
     def both(ridge):
-        setting, (own,) = setting_of(problem, (rule,), ridge, "auto")
-        tasks = training_set(dataclasses.replace(setting, quadrature=plain), own)
-        found = solved(tasks, True)
+        inputs, (own,) = isotropic_inputs(problem, (rule,), ridge, "auto")
+        tasks = training_set(dataclasses.replace(inputs, quadrature=plain), own)
+        found = solve_saddle(tasks, True)
         at, own = structured.make_inputs(as_covariance(problem), rule, ridge, weights)
         system = at.system(own)
         expansion = expand(system, *solve_and_linearize(system, True))
-        return leading(found.seen, found.point)[2] ** 2, expansion.ridge_attenuation
+        return leading(found.system, found.at)[2] ** 2, expansion.ridge_attenuation
 
     fades = []
     for ridge in (0.0, 4.0, 400.0):

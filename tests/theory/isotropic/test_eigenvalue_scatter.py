@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory.isotropic.eigenvalue_scatter import log_growth
-from negmaml.theory.isotropic.filters import solved, view
-from negmaml.theory.isotropic.inputs import setting_of
-from negmaml.theory.isotropic.moments import leading
+from negmaml.theory.isotropic.eigenvalue_scatter import log_scatter_factor
+from negmaml.theory.isotropic.inputs import isotropic_inputs
+from negmaml.theory.isotropic.moments import evaluate_filters, leading
+from negmaml.theory.isotropic.scaling import solve_saddle
 from negmaml.theory.isotropic.spectral_density import Spectrum
 
 FEW = nm.MixedLinearRegression(p=32, m=3, n_t=14, n_v=5, n_r=10, sigma=0.5, nu=1.0)
@@ -93,16 +93,16 @@ def test_one_task_with_rows_enough_has_the_task_error_of_least_squares(rate, x64
 def test_the_variance_over_spectra_is_that_of_the_limit(x64):
     """v against the task errors of the limit at 300 spectra of Wishart matrices."""
     rule = nm.GradientDescent(-0.6, 4)
-    setting, (rule,) = setting_of(FEWER, (rule,), 0.0, "marchenko-pastur")
+    inputs, (rule,) = isotropic_inputs(FEWER, (rule,), 0.0, "marchenko-pastur")
 
-    def limit(setting):
-        found = solved(view(setting, rule).tasks, False)
-        error = leading(found.seen, found.point)[1]
-        unit = np.exp(2 * found.seen.log_amplitude + found.root.log_kappa)
+    def limit(inputs):
+        found = solve_saddle(evaluate_filters(inputs, rule).training, False)
+        error = leading(found.system, found.at)[1]
+        unit = np.exp(2 * found.system.log_amplitude + found.root.log_kappa)
         return found, error, np.log(error * unit)
 
-    found, error, _ = limit(setting)
-    v = 2 * log_growth(found.seen, found.point, error, 0.0)
+    found, error, _ = limit(inputs)
+    v = 2 * log_scatter_factor(found.system, found.at, error, 0.0)
     rng = np.random.default_rng(0)
     logs = []
     for _ in range(300):
@@ -110,7 +110,7 @@ def test_the_variance_over_spectra_is_that_of_the_limit(x64):
         x = np.append(np.linalg.eigvalsh(X @ X.T / FEWER.n_t), 0.0)
         share = np.append(np.full(FEWER.n_t, 1 / FEWER.p), 1 - FEWER.n_t / FEWER.p)
         spectrum = Spectrum(x, share)
-        logs.append(limit(dataclasses.replace(setting, quadrature=spectrum))[2])
+        logs.append(limit(dataclasses.replace(inputs, quadrature=spectrum))[2])
     assert v == pytest.approx(np.var(logs), rel=0.25)
 
 

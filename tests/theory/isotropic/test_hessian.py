@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory.isotropic.hessian import KEPT, exponent, first_order
-from negmaml.theory.isotropic.inputs import setting_of
+from negmaml.theory.isotropic.hessian import FOR_BOTH, exponent, first_order
+from negmaml.theory.isotropic.inputs import isotropic_inputs
 from negmaml.theory.isotropic.saddle_point import training_set
-from negmaml.theory.isotropic.scaling import solved
+from negmaml.theory.isotropic.scaling import solve_saddle
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -25,19 +25,19 @@ CASES = {  # rows fewer and more than dimensions, with and without ridge
 class Definition:
     """F and the equations at the saddle point, as functions of kappa, eta and rho."""
 
-    def __init__(self, tasks):
-        self.tasks = tasks
+    def __init__(self, system):
+        self.system = system
 
     def g(self, kappa):
-        return self.tasks.weights @ (1 / (self.tasks.b**2 + kappa))
+        return self.system.weights @ (1 / (self.system.b**2 + kappa))
 
     def u(self, kappa):
-        tasks = self.tasks
-        free = kappa / (tasks.b**2 + kappa)
-        return tasks.sigma**2 + tasks.p * (tasks.weights @ (tasks.V * free))
+        system = self.system
+        free = kappa / (system.b**2 + kappa)
+        return system.sigma**2 + system.p * (system.weights @ (system.V * free))
 
     def F(self, kappa, eta, rho):
-        p, m, n_v = self.tasks.p, self.tasks.m, self.tasks.n_v
+        p, m, n_v = self.system.p, self.system.m, self.system.n_v
         g, u1 = self.g(kappa), jax.grad(self.u)(kappa)
         c = p * g + eta * u1
         E = n_v / (1 - rho) ** 2 - p
@@ -49,12 +49,12 @@ class Definition:
         )
 
     def t(self, kappa, eta=0.0, rho=0.0):
-        p, n_v = self.tasks.p, self.tasks.n_v
+        p, n_v = self.system.p, self.system.n_v
         left = self.u(kappa) - kappa * jax.grad(self.u)(kappa)
         return n_v - p + p * kappa * self.g(kappa) + n_v * rho / (1 - rho) - eta * left
 
     def K(self, kappa, eta=0.0):
-        p, m, g = self.tasks.p, self.tasks.m, self.g(kappa)
+        p, m, g = self.system.p, self.system.m, self.g(kappa)
         moved = eta * (m - 1) * jax.grad(self.u)(kappa) / (p * g**2)
         return (1 - m + m * kappa * g) / g + moved
 
@@ -77,10 +77,10 @@ class Definition:
 
 
 @jax.jit
-def defined(seen):
-    """Derivatives of F by name, and the terms of distance and task error; one program for all."""
-    it = Definition(seen)
-    p, m, n_v, D2 = seen.p, seen.m, seen.n_v, seen.offset
+def defined(system):
+    """Return the derivatives of F by name, and the 1/p terms of weight error and task error."""
+    it = Definition(system)
+    p, m, n_v, D2 = system.p, system.m, system.n_v, system.offset
     first, second = (of(it.F, (0, 1, 2))(1.0, 0.0, 0.0) for of in (jax.grad, jax.hessian))
     F = {"k": first[0], "e": first[1], "r": first[2], "kk": second[0][0], "ek": second[0][1],
          "er": second[1][2], "kr": second[0][2]}  # fmt: skip
@@ -92,22 +92,22 @@ def defined(seen):
         jax.value_and_grad(function)(1.0) for function in (it.t, it.K, it.psi, it.chi, X)
     )
     slope, psi_rho = t1 * K + t * K1, jax.grad(it.psi, 1)(1.0, 0.0)
-    distance = t1 * psi + t * psi1 - D2 / p * (t * K) ** 2 * chi1
+    weight_error = t1 * psi + t * psi1 - D2 / p * (t * K) ** 2 * chi1
     error = n_v * (psi * K1 - psi1 * K) + slope * psi_rho - D2 / p * K**2 * (X1 * t - X0 * t1)
-    return F, distance / slope, error / (m * slope)
+    return F, weight_error / slope, error / (m * slope)
 
 
 @pytest.mark.parametrize(("sizes", "rate", "ridge"), CASES.values(), ids=CASES)
 def test_the_next_order_is_that_of_its_definition(sizes, rate, ridge):
     problem = nm.MixedLinearRegression(**SIZES, **sizes)
-    setting, (rule,) = setting_of(problem, (nm.GradientDescent(rate),), ridge, "auto")
-    _, _, seen, at = solved(training_set(setting, rule), True)
-    expected, distance, error = defined(jax.tree.map(jnp.asarray, seen))
-    found = exponent(seen, at, KEPT)
+    inputs, (rule,) = isotropic_inputs(problem, (nm.GradientDescent(rate),), ridge, "auto")
+    _, _, system, at = solve_saddle(training_set(inputs, rule), True)
+    expected, weight_error, error = defined(jax.tree.map(jnp.asarray, system))
+    found = exponent(system, at, FOR_BOTH)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-8, err_msg=name)
-    terms = first_order(seen, at, True)
-    np.testing.assert_allclose(terms[0], distance, rtol=1e-7)
+    terms = first_order(system, at, True)
+    np.testing.assert_allclose(terms[0], weight_error, rtol=1e-7)
     if at.t > 1e-9:  # else rho has no weight to be fixed
         np.testing.assert_allclose(terms[1], error, rtol=1e-7)
-    np.testing.assert_array_equal(first_order(seen, at, False)[0], terms[0])
+    np.testing.assert_array_equal(first_order(system, at, False)[0], terms[0])

@@ -13,19 +13,19 @@ from negmaml.theory.isotropic.logarithms import (
     largest_exponent,
     largest_log_ratio,
     log_at_least_tiny,
-    shares,
-    squared_unit,
+    resolvent_fractions,
+    times_exp_2log,
 )
 
 
 def test_shares_are_those_of_the_numbers_and_of_full_relative_precision():
     log_b, log_kappa = np.array([-9.0, -0.3, 0.0, 0.4, 12.0]), np.array([0.7, -1.2])
-    kappa, own = shares(log_b, log_kappa)
+    kappa, own = resolvent_fractions(log_b, log_kappa)
     for i, level in enumerate(np.exp(log_kappa)):
         b = np.exp(2 * log_b)
         np.testing.assert_allclose(kappa[i], level / (b + level), rtol=1e-14)
         np.testing.assert_allclose(own[i], b / (b + level), rtol=1e-14)
-    kappa, own = shares(np.array([-np.inf, -1e9, 1e9]), np.zeros(1))
+    kappa, own = resolvent_fractions(np.array([-np.inf, -1e9, 1e9]), np.zeros(1))
     assert kappa[0].tolist()[:2] == [1, 1] and own[0, 2] == 1
     assert own[0, 0] == 0 and own[0, 1] > 0 and kappa[0, 2] > 0
 
@@ -42,10 +42,10 @@ def test_the_cube_of_the_smaller_share_is_a_number(dtype):
 
 
 def test_squares_of_units_and_logarithms_of_zero():
-    np.testing.assert_allclose(squared_unit(np.array([2.0, 0.0]), np.log(3.0)), [18, 0])
+    np.testing.assert_allclose(times_exp_2log(np.array([2.0, 0.0]), np.log(3.0)), [18, 0])
     with np.errstate(over="ignore"):
-        assert squared_unit(np.array(1.0), np.array(1e9)) == np.inf
-    assert squared_unit(np.array(0.0), np.array(1e9)) == 0
+        assert times_exp_2log(np.array(1.0), np.array(1e9)) == np.inf
+    assert times_exp_2log(np.array(0.0), np.array(1e9)) == 0
     found = log_at_least_tiny(np.array([0.0, 5.0]))
     np.testing.assert_allclose(found, [np.log(np.finfo(float).tiny), np.log(5)])
 
@@ -82,7 +82,7 @@ def test_a_root_that_rounding_has_put_outside_is_found():
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_a_root_that_is_not_found_is_nan(xp, monkeypatch):
     """Entries of a batch that converged keep their values."""
-    monkeypatch.setattr(logarithms, "STEPS", 6)
+    monkeypatch.setattr(logarithms, "MAX_STEPS", 6)
 
     def residual(y):
         return y**3 - roots**3, 3 * y**2

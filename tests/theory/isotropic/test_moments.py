@@ -13,13 +13,13 @@ import negmaml as nm
 from negmaml.problem.wishart import normalized_moment
 from negmaml.theory import api as predict
 from negmaml.theory import train_task_error, weight_error
-from negmaml.theory.isotropic import filters as views
 from negmaml.theory.isotropic import logarithms
+from negmaml.theory.isotropic import moments as moments_module
 from negmaml.theory.isotropic.hessian import first_order
-from negmaml.theory.isotropic.inputs import setting_of
+from negmaml.theory.isotropic.inputs import isotropic_inputs
 from negmaml.theory.isotropic.moments import leading, moments
 from negmaml.theory.isotropic.saddle_point import solve, training_set
-from negmaml.theory.isotropic.scaling import around, in_units, solved
+from negmaml.theory.isotropic.scaling import rescale, saddle_derivatives, solve_saddle
 from negmaml.theory.isotropic.spectral_density import marchenko_pastur, spectrum
 from tests.helpers import OVER, UNDER, mostly_slow
 
@@ -78,16 +78,16 @@ def test_the_start_contributes_its_exact_unreachable_part(rule, x64):
     np.testing.assert_allclose(weight_error(resized(sigma=0.0, nu=0.0, n_v=9), rule), 0, atol=1e-14)
 
 
-def seen(problem, rule, ridge):
-    """A training set as the theory sees it, by the Marchenko-Pastur law."""
-    found, (rule,) = setting_of(problem, (rule,), ridge, "marchenko-pastur")
-    return training_set(found, rule)
+def training(problem, rule, ridge):
+    """Return a training set by the Marchenko-Pastur law."""
+    inputs, (rule,) = isotropic_inputs(problem, (rule,), ridge, "marchenko-pastur")
+    return training_set(inputs, rule)
 
 
 def printed_limit(problem, rule, ridge):
     """The resolvent form of the limit: distance and tau^2 from traces of P = (T + kappa)^-1."""
     x, w = marchenko_pastur(problem.n_t, problem.p, jnp.float64)
-    one = seen(problem, rule, ridge)
+    one = training(problem, rule, ridge)
     k_s = float(np.exp(solve(one, True).log_kappa))
     p, m, N, D2 = problem.p, problem.m, problem.rows, float(problem.offset_squared)
     B, q = rule.init_filter(x) ** 2, rule.label_filter(x)
@@ -106,10 +106,10 @@ def printed_limit(problem, rule, ridge):
 @pytest.mark.parametrize("n_v", (3, 20))
 def test_the_limit_is_the_one_written_with_resolvents(n_v, ridge, x64):
     problem, rule = resized(n_v=n_v), nm.GradientDescent(-0.6, 2)
-    one = seen(problem, rule, ridge)
+    one = training(problem, rule, ridge)
     root = solve(one, True)
-    units = in_units(one, root)
-    found = leading(units, around(units, root))
+    units = rescale(one, root)
+    found = leading(units, saddle_derivatives(units, root))
     expected = printed_limit(problem, rule, ridge)
     unit = np.exp(2 * units.log_amplitude)
     np.testing.assert_allclose(found[0] * unit, expected[0], rtol=1e-9)
@@ -255,10 +255,10 @@ def test_at_the_threshold_the_mean_is_infinite_without_ridge_and_finite_with_it(
 
 
 def test_one_task_whose_filter_vanishes_within_the_spectrum_has_no_mean(x64):
-    alone = resized(m=1, n_v=60)
-    assert weight_error(alone, nm.GradientDescent(0.5)) == jnp.inf
-    assert jnp.isfinite(weight_error(alone, nm.GradientDescent(-0.5)))
-    assert jnp.isfinite(weight_error(alone, nm.GradientDescent(0.5), meta_ridge=1.0))
+    single_task = resized(m=1, n_v=60)
+    assert weight_error(single_task, nm.GradientDescent(0.5)) == jnp.inf
+    assert jnp.isfinite(weight_error(single_task, nm.GradientDescent(-0.5)))
+    assert jnp.isfinite(weight_error(single_task, nm.GradientDescent(0.5), meta_ridge=1.0))
 
 
 def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
@@ -315,7 +315,7 @@ def test_the_error_of_the_limit_falls_with_size_and_that_of_the_correction_faste
         sizes = dict(p=20 * scale, m=2, n_t=14 * scale, n_v=6 * scale)
         problem = resized(**sizes, omega0=0.1 * scale**-0.5)
         found = predict.evaluate(problem, nm.GradientDescent(-0.5), 0.0, "marchenko-pastur")
-        return float(found.distance), float(found.limit)
+        return float(found.weight_error), float(found.limit)
 
     (_, truth), small, large = at(4096), at(2), at(8)
     # The 1/p term itself: what it adds to the limit falls as 1/p.
@@ -337,8 +337,8 @@ def test_an_expansion_has_no_ridge():
 @pytest.mark.parametrize("ridge", (0.1, 0.3))
 def test_the_pole_fades_as_the_ridge_takes_the_place_of_the_gap(ridge, x64):
     """x s of the means, with s from differences of t and K along kappa."""
-    found = solved(seen(NEAR, nm.GradientDescent(-0.5), ridge), True)
-    one, at = found.seen, found.point
+    found = solve_saddle(training(NEAR, nm.GradientDescent(-0.5), ridge), True)
+    one, at = found.system, found.at
     x = first_order(one, at, False)[0] / leading(one, at)[0]
 
     def t_and_K(kappa):
@@ -350,7 +350,7 @@ def test_the_pole_fades_as_the_ridge_takes_the_place_of_the_gap(ridge, x64):
     s = ((log_t - log_K) / (log_t + log_K)) ** 2
     assert 0 < s < 0.9
     assert float(moments(found, False).pole) == pytest.approx(float(x * s), rel=1e-5)
-    assert float(moments(found, False).growth) == pytest.approx(
+    assert float(moments(found, False).correction_factor) == pytest.approx(
         float(1 + x / (1 - x * s)), rel=1e-5
     )
 
@@ -360,7 +360,7 @@ def test_the_pole_fades_as_the_ridge_takes_the_place_of_the_gap(ridge, x64):
 )
 def test_means_are_nan_where_the_saddle_point_is_not_found(n_v, ridge, monkeypatch):
     """Numbers at a point that is not a saddle point would pass for predictions."""
-    monkeypatch.setattr(logarithms, "STEPS", 1)
+    monkeypatch.setattr(logarithms, "MAX_STEPS", 1)
     problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=n_v, n_r=20, sigma=0.5, nu=1.0)
     train, adapt = nm.GradientDescent(0.3, steps=2), nm.GradientDescent(0.1)
     for mean in (partial(nm.theory.test_loss, adapt=adapt), weight_error, train_task_error):
@@ -369,12 +369,12 @@ def test_means_are_nan_where_the_saddle_point_is_not_found(n_v, ridge, monkeypat
 
 
 def test_traced_means_are_nan_where_the_saddle_point_is_not_found(monkeypatch):
-    monkeypatch.setattr(logarithms, "STEPS", 1)
-    views._means_at.clear_cache()
+    monkeypatch.setattr(logarithms, "MAX_STEPS", 1)
+    moments_module._means_at.clear_cache()
 
     def loss(rate):
         return weight_error(NEAR, nm.GradientDescent(rate, steps=2), meta_ridge=0.5)
 
     found = jax.jit(jax.value_and_grad(loss))(0.3)
-    views._means_at.clear_cache()
+    moments_module._means_at.clear_cache()
     assert np.isnan(found).all()

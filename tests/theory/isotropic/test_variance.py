@@ -1,12 +1,12 @@
-"""The covariance of two losses, term by term: the equation of `spread` by differences."""
+"""The covariance of two losses, term by term, by finite differences of equation (19)."""
 
 import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory.isotropic.inputs import setting_of
+from negmaml.theory.isotropic.inputs import isotropic_inputs
 from negmaml.theory.isotropic.saddle_point import training_set
-from negmaml.theory.isotropic.scaling import solved
+from negmaml.theory.isotropic.scaling import solve_saddle
 from negmaml.theory.isotropic.variance import covariance_of_loss
 
 SIZES = dict(p=20, m=3, n_t=15, n_r=10)
@@ -30,8 +30,8 @@ def loss_covariance(one, two, kappa_1, kappa_2, ridges):
         w[i] = p * mean(V * beta * R)
         w[i + 1] = one.sigma * two.sigma + p * kappa_1 * kappa_2 * mean(V * R)
     q = D2**2 / p * r**2 * g_1 * g_2
-    alone = m * p * kappa_1 * kappa_2 * mean(V**2 * R)
-    return 2 * t_1 * t_2 * (alone + w @ np.linalg.solve(H, w) - q)
+    within_task = m * p * kappa_1 * kappa_2 * mean(V**2 * R)
+    return 2 * t_1 * t_2 * (within_task + w @ np.linalg.solve(H, w) - q)
 
 
 @pytest.mark.parametrize("sigma, nu, start", ((0.5, 1.0, 0.3), (0.7, 0.0, 0.0), (0.1, 1.0, 0.4)))
@@ -39,11 +39,11 @@ def loss_covariance(one, two, kappa_1, kappa_2, ridges):
 @pytest.mark.parametrize("rates", ((-0.4, -0.4), (-0.4, 0.3)))
 def test_the_covariance_is_the_mixed_difference_of_the_equation(rates, n_v, sigma, nu, start, x64):
     problem = nm.MixedLinearRegression(**SIZES, n_v=n_v, sigma=sigma, nu=nu, omega0=start)
-    pairs = []
+    pairs, law = [], "marchenko-pastur"
     for rate in rates:
-        setting, (rule,) = setting_of(problem, (nm.GradientDescent(rate),), 2.0, "marchenko-pastur")
-        pairs.append(solved(training_set(setting, rule), True))
-    (one, two), (at_1, at_2) = [x.seen for x in pairs], [x.point for x in pairs]
+        inputs, (rule,) = isotropic_inputs(problem, (nm.GradientDescent(rate),), 2.0, law)
+        pairs.append(solve_saddle(training_set(inputs, rule), True))
+    (one, two), (at_1, at_2) = [x.system for x in pairs], [x.at for x in pairs]
     ridges, h = at_1.t * at_1.K * at_2.t * at_2.K, 3e-4
     values = {
         (i, j): loss_covariance(one, two, 1 + i * h, 1 + j * h, ridges)
