@@ -331,3 +331,7 @@ def _search_expansion(problem: MixedLinearRegression, _):
 
 
 _best_expanded = ImplicitArgmin(_error_by_expansion, _search_expansion, on_host=False)
+
+# Made at import, so that the table of compiled programs is complete from then on.
+_argmin(False, True)
+_argmin(False, True, over_ridges=True)

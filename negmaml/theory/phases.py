@@ -177,7 +177,7 @@ def _covariance(name: str, value):
     value = check_array(name, value, "a covariance")
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
-            f"{name} must be a known array, got {short_repr(value)} inside a transformation of JAX: "
-            "its spectrum is compressed on the host; use theory.best_train_rate there"
+            f"{name} must be a known array, got {short_repr(value)} while JAX traces: its "
+            "spectrum is compressed on the host; use theory.best_train_rate there"
         )
     return np.atleast_1d(np.asarray(value, float))

@@ -132,10 +132,10 @@ ENTRIES = [
     ),
     ("paper.phases", "_normals", "light", normals),
     ("paper.gain_map", "_cells", "light", payoff, slow),
-    ("theory.allocation", "_distances", "light", allocation(FLAT)),
+    ("theory.allocation", "_losses", "light", allocation(FLAT)),
     (
         "theory.allocation",
-        "_test_losses",
+        "_losses",
         "light",
         allocation(COLOURED),
         slow,
@@ -149,13 +149,13 @@ ENTRIES = [
     ("theory.phases", "_phases", "light", phase_diagram, slow),
     (
         "theory.phases",
-        "_phases_of",
+        "_phases",
         "light",
         coloured_phases,
         slow,
     ),
-    ("theory.api", "_compiled", "light", many(theory.weight_error), slow),
-    ("theory.variance", "_in_blocks", "light", many(spread), slow),
+    ("theory.isotropic.model", "_compiled", "light", many(theory.weight_error), slow),
+    ("theory.isotropic.variance", "_in_blocks", "light", many(spread), slow),
     (
         "theory.anisotropic.inputs",
         "_predict_single",
@@ -171,22 +171,22 @@ ENTRIES = [
         slow,
     ),
     (
-        "theory.anisotropic.optima",
-        "_search_adaptation",
+        "theory.optima",
+        "_search",
         "light",
         adapt_rate,
         slow,
     ),
     (
-        "theory.anisotropic.optima",
+        "theory.optima",
         "_search_log_ridge",
         "light",
         meta_ridge,
         slow,
     ),
     (
-        "theory.anisotropic.optima",
-        "_search_parameter",
+        "theory.optima",
+        "_search",
         "light",
         train_rate,
         slow,
@@ -205,7 +205,7 @@ def test_every_program_with_options_has_an_entry():
         if not module.name.startswith(("negmaml.examples", "negmaml.cli", "negmaml.__main__")):
             importlib.import_module(module.name)
     ours = [x for x in registered if x.function.__module__.startswith("negmaml.")]
-    assert sorted(map(named, ours)) == sorted(entry[:3] for entry in ENTRIES)
+    assert sorted(map(named, ours)) == sorted({entry[:3] for entry in ENTRIES})
 
 
 def varied(tree, seed: int):

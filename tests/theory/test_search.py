@@ -19,10 +19,9 @@ from negmaml.theory import (
     stationary_train_rates,
     weight_error,
 )
-from negmaml.theory.anisotropic import optima as anisotropic
 from negmaml.theory.isotropic import logarithms
 from negmaml.theory.isotropic import saddle_point as saddle
-from negmaml.theory.isotropic.inputs import isotropic_inputs
+from negmaml.theory.model import theory_model
 from negmaml.theory.search import ROUNDS, minimise
 from negmaml.theory.sensitivity import sensitivity_by_parts
 
@@ -165,16 +164,10 @@ def test_the_sensitivity_of_an_optimum_is_a_short_program(covariance, x64):
         p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0, input_covariance=covariance
     )
     train, rate = nm.GradientDescent(0.0), np.asarray(0.1)
-    if covariance is None:
-        inputs, (train,) = isotropic_inputs(problem, (train,), 0.0, "auto")
-        objective, parts = optima.Parts.objective, optima._parts_of_parameter
-        numbers, fixed = optima._parts(inputs, train)
-    else:
-        objective = anisotropic.PencilObjective.loss
-        parts = anisotropic._objective_of_parameter
-        numbers, fixed = anisotropic._numbers(problem, train, None, 0.0), ()
-    program = sensitivity_by_parts(objective, parts)
-    traced = jax.make_jaxpr(program)((rate, numbers), fixed)
+    objective, train = theory_model(problem).train_objective(train, None)
+    variables, fixed = objective.split()
+    program = sensitivity_by_parts(optima._objective_of, optima._parts_at)
+    traced = jax.make_jaxpr(program)((rate, (variables, train)), fixed)
     assert 100 < equations(traced.jaxpr) < 2000
 
 

@@ -14,9 +14,8 @@ from negmaml.theory.anisotropic.compression import MAX_UNCOMPRESSED, compress
 from negmaml.theory.anisotropic.equations import PencilSystem
 from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
 from negmaml.theory.anisotropic.solver import solve
-from negmaml.theory.api import means
 from negmaml.theory.isotropic.inputs import isotropic_inputs
-from negmaml.theory.isotropic.moments import leading
+from negmaml.theory.isotropic.moments import leading, means
 from negmaml.theory.isotropic.saddle_point import training_set
 from negmaml.theory.isotropic.scaling import solve_saddle
 from negmaml.theory.isotropic.spectral_density import marchenko_pastur

@@ -11,9 +11,8 @@ import pytest
 
 import negmaml as nm
 from negmaml.problem.wishart import normalized_moment
-from negmaml.theory import api as predict
 from negmaml.theory import train_task_error, weight_error
-from negmaml.theory.isotropic import logarithms
+from negmaml.theory.isotropic import logarithms, model
 from negmaml.theory.isotropic import moments as moments_module
 from negmaml.theory.isotropic.hessian import first_order
 from negmaml.theory.isotropic.inputs import isotropic_inputs
@@ -262,9 +261,9 @@ def test_one_task_whose_filter_vanishes_within_the_spectrum_has_no_mean(x64):
 
 
 def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
-    rates = np.linspace(-2, 2, predict.ON_HOST + 1)
+    rates = np.linspace(-2, 2, model.ON_HOST + 1)
     weight_error(NEAR, nm.GradientDescent(rates))
-    monkeypatch.setattr(predict, "means", chex.assert_max_traces(predict.means, n=0))
+    monkeypatch.setattr(model, "means", chex.assert_max_traces(model.means, n=0))
     weight_error(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-rates))
     with pytest.raises(AssertionError, match="traced"):
         weight_error(NEAR, nm.GradientDescent(rates[:-1]).with_tunable(jnp.append(rates, 0.0)))
@@ -276,7 +275,7 @@ def test_single_numbers_are_computed_without_a_program(x64, monkeypatch):
     compiled = [
         jax.jit(lambda rule: weight_error(NEAR, rule, meta_ridge=1.0))(rule) for rule in rules
     ]
-    monkeypatch.setattr(predict, "_compiled", None)
+    monkeypatch.setattr(model, "_compiled", None)
     for rule, expected in zip(rules, compiled, strict=True):
         found = weight_error(NEAR, rule, meta_ridge=1.0)
         assert isinstance(found, jax.Array)
@@ -314,7 +313,9 @@ def test_the_error_of_the_limit_falls_with_size_and_that_of_the_correction_faste
     def at(scale):
         sizes = dict(p=20 * scale, m=2, n_t=14 * scale, n_v=6 * scale)
         problem = resized(**sizes, omega0=0.1 * scale**-0.5)
-        found = predict.evaluate(problem, nm.GradientDescent(-0.5), 0.0, "marchenko-pastur")
+        found = model.IsotropicModel(problem, 0.0, "marchenko-pastur").moments(
+            nm.GradientDescent(-0.5)
+        )
         return float(found.weight_error), float(found.limit)
 
     (_, truth), small, large = at(4096), at(2), at(8)
