@@ -5,7 +5,6 @@ from negmaml.problem import expected_test_loss, shrinkage, wishart_moment, wisha
 from negmaml.theory.allocation import Allocation, best_allocation
 from negmaml.theory.api import test_loss, train_task_error, weight_error
 from negmaml.theory.features import FeatureMoments, feature_moments
-from negmaml.theory.general import general_inputs
 from negmaml.theory.optima import (
     best_adapt_rate,
     best_meta_ridge,
@@ -14,7 +13,12 @@ from negmaml.theory.optima import (
     stationary_train_rates,
 )
 from negmaml.theory.phases import Phase, phase_diagram
-from negmaml.theory.theorems import expansion_parameter, overparameterized, underparameterized
+from negmaml.theory.theorems import (
+    expansion_parameter,
+    general_inputs,
+    overparameterized,
+    underparameterized,
+)
 from negmaml.theory.variance import required_runs, standard_deviation
 
 __all__ = [

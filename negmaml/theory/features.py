@@ -1,33 +1,34 @@
-r"""The theory of real inputs: what it needs of features, from a sample or from their kernel.
+r"""Moments of features that the theory needs, from a sample of them or from their kernel.
 
-Inputs k(x) enter the limit through the spectrum of Sigma = E k k^T alone if quadratic forms
-k^T G k hardly vary (universality). Those of real features do, and two more things tell how: at test
-time one step sees F = E (k^T Sigma k) k k^T (Theorem 3), and in training, to first order in what
-exceeds Gaussian features, C, the covariance of k_j^2/s_j and k_l^2/s_l along the eigenvectors.
+In the limit inputs k(x) matter only through the spectrum of Sigma = E k k^T, provided that
+quadratic forms k^T G k hardly vary (universality). Those of real features do vary, and two more
+moments describe by how much. At test time one step depends on F = E (k^T Sigma k) k k^T (Theorem
+3). In training, to first order in the excess over Gaussian features, the mean depends on C, the
+covariance of k_j^2/s_j and k_l^2/s_l along the eigenvectors.
 
 **Spectrum.** The eigenvalues l_i of the kernel matrix K/N of N points spread beyond those of Sigma,
-s_k. For x > 0 the diagonal of x (K/N + x)^{-1} has 1/(1 + gamma_i), where gamma_i is the form of
-point i in the resolvent of all others, and with t = mean(gamma/(1 + gamma))/mean(gamma)
+s_k. For x > 0 the diagonal of x (K/N + x)^{-1} is 1/(1 + gamma_i), where gamma_i is the form of
+point i in the resolvent of all others. With t = mean(gamma/(1 + gamma))/mean(gamma),
 
     N x mean(gamma) = sum_k s_k / (1 + s_k t/x),
 
-up to fluctuations of relative order 1/N: Silverstein's equation (1995) where gamma is the same for
-all points, and exact too where points differ by a random length alone. The right side is linear in
-how many s_k there are at each value, so these numbers are a nonnegative least-squares fit on a grid
-of values (in the manner of El Karoui 2008, here on the real axis, where both sides are smooth).
-What the fit cannot resolve the theory cannot see either: it asks for sums of the same kind. The
-trace is kept exactly.
+up to fluctuations of relative order 1/N. This is Silverstein's equation (1995) where gamma is the
+same for all points, and it is also exact where points differ only by a random length. The right
+side is linear in the numbers of s_k at each value, so these numbers are a nonnegative least-squares
+fit on a grid of values (in the manner of El Karoui 2008, here on the real axis, where both sides
+are smooth). The theory needs sums of the same kind, so it cannot resolve more than the fit does.
+The trace is kept exactly.
 
 **Fourth moment at test time.** tr F = E_ij K_ii K_ij^2 over pairs of different points. Along each
 eigenvector where there are more points than dimensions; else in the proportions of Gaussian
 features of a random length, F = r (Sigma tr Sigma^2 + 2 Sigma^3). That r, the `kurtosis`, is 1 for
 Gaussian features.
 
-**Fourth moments in training.** C as a function of s and s', since the theory sees no more of it:
-its means over pairs of a few ranges of s, with equal shares of the sum of s/(s + s_0), s_0 a tenth
-of the mean, and linear in log s between. Eigenvectors are those of one half of the points, the
-covariances those of the other half, and the other way round; what Gaussian features have along the
-same axes is taken off.
+**Fourth moments in training.** C as a function of s and s', since the theory depends on no more of
+it. Its means over pairs of a few bins of s are estimated, with equal shares of the sum of
+s/(s + s_0), s_0 a tenth of the mean, and linear interpolation in log s. Eigenvectors are those of
+one half of the points and covariances those of the other half, and vice versa. The value of
+Gaussian features along the same axes is subtracted.
 """
 
 from typing import Any, NamedTuple
@@ -42,18 +43,19 @@ from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.adapted_loss import Adapted
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import InnerRule, check_rule
-from negmaml.theory.anisotropic import inputs as structured
+from negmaml.theory.anisotropic import inputs as anisotropic
 from negmaml.theory.anisotropic.equations import FourthMoments
 
-VALUES, EQUATIONS = 160, 240  # of the grid of s, and of the points x
-SPAN = 1e-9  # smallest value over the largest
-RANGES = 8  # of s, for its fourth moments in training
-FEWEST = 20  # points for them
-FELT = 0.1  # of the mean of s, at which directions count half in them
+VALUES, EQUATIONS = 160, 240  # sizes of the grid of s and of the grid of x
+SPAN = 1e-9  # smallest value of s over the largest
+BINS = 8  # of s, for the fourth moments in training
+MIN_POINTS = 20  # with fewer, fourth moments in training are set to zero
+# s_0 over the mean of s: eigenvalues of this size count half in the bins' weights.
+HALF_WEIGHT = 0.1
 
 
 class FeatureMoments(NamedTuple):
-    """What the theory needs of features; arrays of shape (p,), eigenvalues in falling order.
+    """The moments of features that the theory needs, as arrays (p,) with eigenvalues descending.
 
     s: eigenvalues of E k k^T. fourth: those of F along the same directions.
     kurtosis: tr F over what Gaussian features have, tr Sigma tr Sigma^2 + 2 tr Sigma^3, all three
@@ -70,12 +72,12 @@ class FeatureMoments(NamedTuple):
 
     @own_settings
     def problem(self, **options: Any) -> MixedLinearRegression:
-        """Mixed linear regression in these features: sizes but p, sigma, nu, offsets, as there."""
+        """Return mixed linear regression in these features; options as there, without p."""
         return MixedLinearRegression(p=len(self.s), input_covariance=self.s, **options)
 
     @own_settings
     def adapted(self, problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
-        """`problem.adapted` for one gradient step with the features' own fourth moment."""
+        """Return `problem.adapted` for one gradient step, with the features' fourth moment."""
         if check_rule("adapt", adapt).spectral().gradient_rate is None:
             raise ValueError(f"adapt must be one gradient step, got {adapt!r}")
         rate, n_r = jnp.asarray(adapt.spectral().constant_filter), problem.n_r
@@ -95,7 +97,7 @@ class FeatureMoments(NamedTuple):
         *,
         meta_ridge: ScalarLike = 0.0,
     ) -> Float[Array, "..."]:
-        """`theory.test_loss` with the features' own fourth moments in training and at test time.
+        """Return `theory.test_loss` with the features' fourth moments in training and at test time.
 
         Arguments:
             problem: as from `problem`: its input covariance is `s`.
@@ -106,7 +108,7 @@ class FeatureMoments(NamedTuple):
                 "problem must have the spectrum s as its input_covariance; use .problem"
             )
         after = self.adapted(problem, adapt)
-        found = structured.predict(
+        found = anisotropic.predict(
             problem, train, meta_ridge, after.weights, fourth_moments=self.fourth_moments
         )
         return after.test_loss(found.forms)
@@ -124,7 +126,7 @@ def feature_moments(
     kernel: Float[ArrayLike, "points points"] | None = None,
     p: int | None = None,
 ) -> FeatureMoments:
-    r"""The spectrum of features and their fourth moments, corrected for the number of points.
+    r"""Estimate the spectrum of features and their fourth moments from a finite sample.
 
     Arguments:
         features: a sample of independent feature vectors k(x), shape (N, p). For a network in its
@@ -201,9 +203,9 @@ def _checked(features, kernel, p):
 
 
 def _population(values, P, N: int, p: int):
-    """(values of s, how many there are of each, as real numbers) from sample eigenvalues.
+    """Return (values of s, their real-valued multiplicities) from sample eigenvalues.
 
-    P: what each point has of each of them, (N, .), with `values` as its sum over points.
+    P: the share of each point in each eigenvalue, (N, .), with `values` as its sum over points.
     """
     from scipy.optimize import nnls
 
@@ -215,7 +217,7 @@ def _population(values, P, N: int, p: int):
     s = np.geomspace(top * SPAN, top * 1.2, VALUES)
     matrix = s / (1 + np.multiply.outer(m, s))
     rows = [matrix / right[:, None], 30 * s[None] / values.sum(), np.full((1, VALUES), 30 / p)]
-    slack = np.zeros((EQUATIONS + 2, 1))  # directions without variance
+    slack = np.zeros((EQUATIONS + 2, 1))  # the number of directions without variance
     slack[-1] = 30 / p
     system = np.hstack([np.concatenate(rows), slack])
     counts, _ = nnls(system, np.concatenate([np.ones(EQUATIONS), [30.0, 30.0]]))
@@ -223,29 +225,29 @@ def _population(values, P, N: int, p: int):
 
 
 def _fourth_moments(s, X, K) -> FourthMoments:
-    """C of this module's head on the eigenvalues s."""
+    """Return C of the head of this module on the eigenvalues s."""
     N, mean = len(K) if X is None else len(X), s.mean()
-    if N < FEWEST:
+    if N < MIN_POINTS:
         return FourthMoments(jnp.zeros((1, s.size)), jnp.zeros((1, 1)))
     one, two = slice(None, N // 2), slice(N // 2, None)
     parts = [_projected(X, K, *x) for x in ((one, two), (two, one))]
     along = np.sort(np.concatenate([np.mean(Z**2, 0) for Z in parts]))
     along = along[along > s[0] * SPAN]
-    share = np.cumsum(along / (along + FELT * mean))
-    middles = (np.arange(RANGES) + 0.5) / RANGES * share[-1]
+    share = np.cumsum(along / (along + HALF_WEIGHT * mean))
+    middles = (np.arange(BINS) + 0.5) / BINS * share[-1]
     centers = np.interp(middles, share, np.log(along))
     covariance = sum(_covariance(centers, mean, Z) for Z in parts) / 2
     return FourthMoments(jnp.asarray(_near(centers, s).T), jnp.asarray(covariance))
 
 
 def _near(centers, s):
-    """How far each s belongs to each of the ranges about `centers` in log s, (p, RANGES)."""
+    """Return the weight of each s in the bins about `centers`, linear in log s, (p, BINS)."""
     logs = np.log(np.maximum(s, np.finfo(float).tiny))
     return np.stack([np.interp(logs, centers, row) for row in np.eye(len(centers))], -1)
 
 
 def _projected(X, K, own, other):
-    """Components of the points `other` along the eigenvectors of the points `own`, (., k)."""
+    """Return components of the points `other` along the eigenvectors of the points `own`."""
     if X is not None:
         points = X[own]
         if X.shape[1] < len(points):
@@ -259,24 +261,24 @@ def _projected(X, K, own, other):
 
 
 def _covariance(centers, mean, Z):
-    """Means of C over pairs of ranges, (RANGES, RANGES), for components Z of points."""
+    """Return means of C over pairs of bins, (BINS, BINS), for components Z of points."""
     s = np.mean(Z**2, 0)
     Z, s = Z[:, s > 0] / np.sqrt(s[s > 0]), s[s > 0]
-    A = _near(centers, s) * (s / (s + FELT * mean))[:, None]
+    A = _near(centers, s) * (s / (s + HALF_WEIGHT * mean))[:, None]
     A = A / np.maximum(A.sum(0), np.finfo(float).tiny)
-    # Axes are not quite eigenvectors: Gaussian features have squares of their correlations, which
-    # of N points with lengths measured on the same points are N/(N + 2) as large.
+    # The axes are not exactly eigenvectors, so Gaussian features have squared correlations to
+    # subtract. Of N points with lengths measured on the same points they are N/(N + 2) as large.
     squares = ((Z.T @ Z / len(Z)) ** 2 - 1 / len(Z)) * (len(Z) / (len(Z) + 2))
     lengths = (Z**2 - 1) @ A
     return lengths.T @ lengths / len(Z) - 2 * A.T @ squares @ A
 
 
 def _expand(values, counts, p: int, trace):
-    """p eigenvalues in falling order: means over each unit of `counts`, with the given trace."""
+    """Return p eigenvalues, descending: means over each unit of `counts`, with the given trace."""
     order = np.argsort(values)[::-1]
     values, counts = values[order], counts[order]
     reach = np.concatenate([[0.0], np.cumsum(counts)])
     mass = np.concatenate([[0.0], np.cumsum(counts * values)])
-    edges = np.arange(p + 1) * max(1.0, reach[-1] / p)  # rounding may leave a few too many
+    edges = np.arange(p + 1) * max(1.0, reach[-1] / p)  # rounding may leave slightly more than p
     s = np.diff(np.interp(edges, reach, mass))
     return np.sort(s)[::-1] * (trace / s.sum())

@@ -1,4 +1,4 @@
-"""A clear error for options that only other functions of the theory take."""
+"""A clear error for options that only other functions of the theory have."""
 
 import inspect
 from collections.abc import Callable
@@ -16,9 +16,9 @@ _TAKEN: dict[str, list[str]] = {name: [] for name in DEFAULTS}
 
 
 def named_options(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which raises ValueError for an option that only others take.
+    """Return the function, which raises ValueError for an option that only others have.
 
-    The default of such an option is ignored: it asks for nothing.
+    The default value of such an option is accepted and ignored.
     """
     own = inspect.signature(function).parameters
     for name in DEFAULTS:

@@ -104,7 +104,7 @@ def required_runs(
     difference = jnp.abs(a.mean - b.mean)
     same = difference == 0
     # Standard errors squared times the variance of the difference over the difference squared. The
-    # quotients are taken of logarithms, because the variances alone may overflow.
+    # quotients are formed with logarithms, because the variances themselves may overflow.
     log_difference = jnp.log(jnp.where(same, 1.0, difference))
     size_a, size_b = (jnp.exp(2 * x.log_units[0] - log_difference) for x in (a, b))
     variance = a.values * size_a**2 + b.values * size_b**2

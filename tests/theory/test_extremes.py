@@ -181,7 +181,7 @@ def test_large_losses_have_derivatives_in_single_precision():
 
 @pytest.mark.parametrize("rows", (30, 3000))
 def test_scatter_with_many_rows_is_as_good_in_single_precision(rows):
-    # Of the loss's covariance (p/N)^2 remains.
+    # Only (p/N)^2 of the covariance of the losses remains.
     problem = nm.MixedLinearRegression(
         p=9000, m=300, n_t=3000, n_v=rows, n_r=1, sigma=0.01, nu=0.01
     )
@@ -249,7 +249,7 @@ def scanned(rule, n, p):
 
 
 def beaten(scan):
-    """What the best may not exceed: 0.1% more, and below the smallest number all are equal."""
+    """Return the largest value allowed for the best: 0.1% more, or the smallest number."""
     return 1.001 * float(np.min(scan)) + float(np.finfo(scan.dtype).tiny)
 
 

@@ -1,4 +1,4 @@
-"""Moments of features: spectra corrected for few points, fourth moments, and what they predict."""
+"""Moments of features: spectra corrected for few points, fourth moments, and predictions."""
 
 import jax
 import numpy as np

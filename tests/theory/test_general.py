@@ -61,7 +61,7 @@ def test_isotropic_gaussian_inputs_give_theorem_1_exactly(fourth_moment):
 
 @pytest.mark.parametrize("scale", (0.25, 3.0))
 def test_scaled_isotropic_inputs_are_theorem_1_at_scaled_rates(scale):
-    # x -> sqrt(s) x, w -> w / sqrt(s), rate -> rate / s leave every prediction alone.
+    # x -> sqrt(s) x, w -> w / sqrt(s), rate -> rate / s leave every prediction unchanged.
     q, rates = OVER, jnp.array(RATES)
     rule = nm.GradientDescent(rates / scale)
     value = general_inputs(

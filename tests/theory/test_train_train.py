@@ -1,4 +1,4 @@
-"""The outer loss on the training points themselves: exact cases, what others found, simulation."""
+"""The outer loss on the training points themselves: exact cases, published results, simulation."""
 
 import dataclasses
 

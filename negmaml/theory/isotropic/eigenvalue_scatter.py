@@ -1,9 +1,9 @@
 r"""Correction of the task error for eigenvalues of a task that scatter from run to run.
 
 Given the eigenvalues x_k of S, the task error tau^2 of a steep filter is far from linear in their
-density, so its mean is not the value at the mean density. With r = 1/(B + kappa), s = B r and the
-error delta that all other tasks leave, the response of log tau^2 to an eigenvalue at x is, at
-kappa = 1 and with A = tau^2 (t + p w)/n_v (equations (15) to (18) of negmaml/theory/isotropic.md),
+density, so its mean is not the value at the mean density. Let r = 1/(B + kappa) and s = B r, and
+let delta be the error that all other tasks leave. At kappa = 1 and with A = tau^2 (t + p w)/n_v,
+the response of log tau^2 to an eigenvalue at x is, by (15) and (16) of negmaml/theory/isotropic.md,
 
     f(x) = r^2 (V + delta B)/A + s^2/(t + p w)
            + 2 p s/(t + p w) { int mu r^2 s (V + delta B)/A - int mu r s^2/(t + p w) }.

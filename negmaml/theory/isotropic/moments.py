@@ -1,8 +1,9 @@
 r"""Weight error and training-task error for every n_v m / p, rule and meta-ridge.
 
-With kappa, g, t, K of `negmaml.theory.isotropic.saddle_point`, u = sigma^2 + p int mu V kappa/(B +
-kappa), D2 = |omega_0 - w0|^2, and primes for derivatives in kappa, the limit for p, n_t and n_v
-large at fixed ratios is, equations (6) and (7) of negmaml/theory/isotropic.md,
+kappa, g, t and K are those of `negmaml.theory.isotropic.saddle_point`. With
+u = sigma^2 + p int mu V kappa/(B + kappa), D2 = |omega_0 - w0|^2, and primes for derivatives in
+kappa, the limit for p, n_t and n_v large at fixed ratios is, by (6) and (7) of
+negmaml/theory/isotropic.md,
 
     E|omega* - w0|^2 = { m (t u)' + D2 K^2 (g t' - g' t) } / (t K)'
     tau^2            = n_v/m { m (u K' - u' K) + D2 K^2 (g K)' } / (t K)'
@@ -39,10 +40,7 @@ from negmaml.theory.isotropic.scaling import (
     ScaledSystem,
     solve_saddle,
 )
-
-# The largest x s with ridge. Above it |n_v m - p| <= 2 and the ridge is tiny: only the ridge keeps
-# the mean finite, and no expansion in 1/p is valid.
-LARGEST_RIDGED_POLE = 0.5
+from negmaml.theory.resummation import MAX_RIDGED_POLE, pade_resum
 
 
 class EvaluatedRule(NamedTuple):
@@ -188,7 +186,7 @@ def moments(found: SaddlePoint, with_error: bool = True, bend=0.0) -> Moments:
     x, minimum = _ratio(error_1, error), namespace(limit).minimum
     nearest = 1 / namespace(limit).maximum(abs(training.p - training.n_v * training.m), 1.0)
     error_pole = where(x > 0, minimum(pole, nearest), x)
-    error_factor = where(at_threshold, inf, _pade_factor(x, error_pole))
+    error_factor = where(at_threshold, inf, pade_resum(1.0, x, error_pole))
     log_unit = system.log_amplitude + root.log_kappa / 2
     log_unit = log_unit + log_scatter_factor(system, at, error, bend) / 2
     error = apply_correction(times_exp_2log(error, log_unit), error_factor)
@@ -220,8 +218,8 @@ def _resummation(leading, first, ridge_attenuation, ridged):
     xp = namespace(leading)
     x = _ratio(first, leading)
     pole = xp.where(x > 0, x * ridge_attenuation, x)
-    pole = xp.where(ridged, xp.minimum(pole, LARGEST_RIDGED_POLE), pole)
-    return _pade_factor(x, pole), pole
+    pole = xp.where(ridged, xp.minimum(pole, MAX_RIDGED_POLE), pole)
+    return pade_resum(1.0, x, pole), pole
 
 
 def _ratio(first, leading):
@@ -232,14 +230,6 @@ def _ratio(first, leading):
     # term, which may overflow.
     unit = stop_gradient(xp.where(zero, 1.0, leading))
     return xp.where(zero, 0.0, (first / unit) / xp.where(zero, 1.0, leading / unit))
-
-
-def _pade_factor(x, pole):
-    """Return 1 + x/(1 - pole), infinite for a pole of one or more."""
-    xp = namespace(x)
-    beyond = pole >= 1
-    factor = 1 + x / (1 - xp.where(beyond, 0.0, pole))
-    return xp.where(beyond, float("inf"), factor)
 
 
 def apply_correction(value, factor):

@@ -23,9 +23,7 @@ from negmaml._core.jit import is_concrete, jit_fast_compile, on_host
 from negmaml.rules import InnerRule, flat_batch
 from negmaml.theory.isotropic.inputs import IsotropicInputs
 from negmaml.theory.isotropic.moments import (
-    LARGEST_RIDGED_POLE,
     EvaluatedRule,
-    Moments,
     compiled_filters,
     evaluate_filters,
     leading,
@@ -38,6 +36,7 @@ from negmaml.theory.isotropic.scaling import (
     solve_saddle,
 )
 from negmaml.theory.isotropic.series import Series
+from negmaml.theory.resummation import deviation_growth
 
 KEPT = ("", "x", "y", "xy")  # derivatives in kappa_1 (x) and kappa_2 (y)
 BLOCK = 64  # rules at once in a program
@@ -209,7 +208,8 @@ def _of_filters(evaluated: tuple[EvaluatedRule, ...], ridged: bool) -> Covarianc
     """Return the `Covariance` of one evaluated rule with itself, or of two."""
     found = [solve_saddle(one.training, ridged) for one in evaluated]
     values = [moments_of(*pair) for pair in zip(evaluated, found, strict=True)]
-    factors = [_deviation_factor(one, evaluated[0].training.ridge > 0) for one in values]
+    has_ridge = evaluated[0].training.ridge > 0
+    factors = [deviation_growth(x.correction_factor, x.pole, has_ridge) for x in values]
     (one, factor_1), (two, factor_2) = ((found[k], factors[k]) for k in (0, -1))
     (system_1, size_1), (system_2, size_2) = (_balanced(each) for each in (one, two))
     mixed = covariance_of_loss([system_1, system_2], [one.at, two.at])
@@ -245,15 +245,6 @@ def _balanced(found: SaddlePoint) -> tuple[ScaledSystem, Any]:
         log_amplitude=system.log_amplitude + xp.log(unit),
     )
     return scaled, unit
-
-
-def _deviation_factor(moments: Moments, ridged):
-    """Return the factor of (24): the standard deviation at finite size over that of the limit."""
-    xp = namespace(moments.pole)
-    pole = xp.where(ridged, xp.minimum(moments.pole, LARGEST_RIDGED_POLE / 2), moments.pole)
-    rest = 1 - 3 * pole
-    factor = moments.correction_factor / xp.sqrt(xp.where(rest > 0, rest, 1.0))
-    return xp.where(rest > 0, factor, xp.inf)
 
 
 def deviation(variance):

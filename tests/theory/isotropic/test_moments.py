@@ -319,7 +319,7 @@ def test_the_error_of_the_limit_falls_with_size_and_that_of_the_correction_faste
         return float(found.weight_error), float(found.limit)
 
     (_, truth), small, large = at(4096), at(2), at(8)
-    # The 1/p term itself: what it adds to the limit falls as 1/p.
+    # The 1/p term itself falls as 1/p relative to the limit.
     added = (small[0] - truth) / (large[0] - truth)
     assert added == pytest.approx(4, rel=0.25)
 
