@@ -96,6 +96,7 @@ def best_allocation(
     tune = check_flag("tune", tune)
     _check(budget, task_cost, point_cost, split, meta_ridge)
     amount = Budget(float(budget), float(task_cost), float(point_cost))
+    # Zero ridge is a search of its own: it is no point of the logarithmic grid of ridges.
     options = [meta_ridge] if meta_ridge is not None else [0.0, None]
     searches = [Search(problem, train, adapt, amount, split, ridge, tune) for ridge in options]
     found = [_best(search) for search in searches]
@@ -127,6 +128,7 @@ class Budget(NamedTuple):
         small_n_t: the n_t of a region where it is fixed, or None.
         """
         found = set()
+        # The rounded sizes that cost about the same: m, and with it the points that each task can have.
         share = n_t / (n_t + n_v)
         counts = {max(1, math.floor(m) - 1), max(1, math.floor(m)), math.ceil(m)}
         for total in {max(2, math.floor(n_t + n_v)), max(2, math.ceil(n_t + n_v))}:
@@ -165,6 +167,7 @@ class Search(NamedTuple):
         """
         budget, split = self.budget, self.split
         most = budget.points(1)
+        # Below, the sizes of an exact spectrum are regions of their own, with fixed n_t.
         least = self.num_exact_sizes + 2.0 if split is None else max(1 / split, 1 / (1 - split))
 
         def by_split(points, odds):
@@ -176,6 +179,7 @@ class Search(NamedTuple):
             yield None, [sizes, np.log([split / (1 - split)])], by_split
             return
         if most >= least:
+            # The split is searched in log odds, which treats n_t and n_v alike.
             widest = np.log(most - 1)
             odds = np.linspace(-widest, widest, SPLIT_POINTS)
             yield None, [_logarithms(least, most, SIZE_POINTS), odds], by_split
@@ -205,9 +209,11 @@ class Search(NamedTuple):
             given = self.meta_ridge is not None
             ridge = np.full_like(unit, self.meta_ridge) if given else m * n_v * np.exp(log_ridge)
             allowed = (m > 1 - 1e-9) & (n_t > least_n_t - 1e-9) & (n_v > 1 - 1e-9)
+            # Without ridge the mean is infinite at the threshold.
             allowed &= (m * n_v != rank) | (ridge > 0)
             rounded = (np.maximum(size, 1) for size in (m, n_t, n_v))
             cells = np.stack([*rounded, unit, ridge], -1)
+            # Every call has the same shape, so that one compiled program serves all rounds and regions.
             padded = np.resize(cells, (-(-len(cells) // CELLS) * CELLS, 5))
             found = [np.asarray(losses(chunk)) for chunk in padded.reshape(-1, CELLS, 5)]
             return np.where(allowed, np.concatenate(found)[: len(cells)], np.inf)
@@ -229,12 +235,14 @@ def _best(search: Search) -> Allocation:
     budget = search.budget
     candidates: dict[tuple[int, int, int], tuple[float, float, float]] = {}
     for small_n_t, axes, sizes in search.regions():
+        # Real n_t need the law of large sizes; at the smallest integers the exact spectrum is better.
         measure = "marchenko-pastur" if small_n_t is None else "exact"
         where, _ = search.lowest(axes, sizes, small_n_t, measure)
         m, n_t, n_v = (float(size) for size in sizes(*where[:-2]))
         for integers in budget.integers(m, n_t, n_v, search.split, small_n_t):
             candidates[integers] = m, n_t, n_v
     found = []
+    # Each candidate is compared at its own best rate and ridge, by the spectrum of its integers.
     for integers in sorted(candidates):
         where, value = search.lowest([], partial(np.array, integers, float), integers[1], "auto")
         found.append((value, integers, where))
@@ -294,6 +302,7 @@ def refine_grid(evaluate: Callable, axes: list) -> tuple[tuple[float, ...], floa
         i = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
         point = tuple(float(x[i]) for x in mesh)
         best = min(best, (float(values[i]), point)) if np.isfinite(values[i]) else best
+        # Each axis with more than one point shrinks to the two intervals around the lowest.
         for k, index in enumerate(np.unravel_index(i, [len(axis) for axis in axes])):
             if len(axes[k]) > 1:
                 low, high = axes[k][max(index - 1, 0)], axes[k][min(index + 1, len(axes[k]) - 1)]
@@ -307,6 +316,7 @@ def _losses(objective, train: InnerRule, top, total, cells, tune: bool, ridged: 
 
     def one(cell):
         m, n_t, n_v, unit, ridge = cell
+        # The rate is given relative to its range at this n_t, so that one grid suits every n_t.
         rule = train.with_tunable(unit * _rate_unit(train, n_t, top, total)) if tune else train
         return objective.with_sizes(m, n_t, n_v, ridge, ridged).loss(rule)
 

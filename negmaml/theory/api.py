@@ -125,6 +125,7 @@ def train_task_error(
 
 def warn_if_unsolved(found):
     """Return the means, after a warning if a known one is NaN."""
+    # Within a trace the values are unknown; NaN then is the only sign.
     if is_concrete(found):
         warn_unless(not np.isnan(jax.device_get(found)).any(), UNSOLVED)
     return found

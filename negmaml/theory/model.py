@@ -138,11 +138,14 @@ def mean_model(
     check_choice("split", split, SPLITS)
     check_choice("method", method, METHODS)
     check_choice("measure", measure, MEASURES)
+    # Rows of a train-train loss are no longer independent of S, so that even isotropic inputs need
+    # the pencil of the anisotropic solver.
     train_train = split == "train-train"
     if train_train or not problem.isotropic:
         _require_defaults(method, measure, split)
         return AnisotropicModel(with_identity_covariance(problem), meta_ridge, train_train)
     if method == "expansion":
+        # The theorems expand without ridge, and there is no formula to fall back on.
         if not is_zero(meta_ridge):
             raise ValueError(
                 f"meta_ridge must be 0 for method='expansion', got {meta_ridge!r}; "

@@ -82,6 +82,7 @@ def best_adapt_rate(
     """
     adapt = GradientDescent(0.0) if adapt is None else adapt
     meta_ridge, train, adapt = check_arguments(problem, meta_ridge, train=train, adapt=adapt)
+    # One gradient step has a closed form, and only that serves whole batches of training rules.
     one_step = adapt.spectral().gradient_rate is not None
     train = train if one_step else check_scalar_rule("train", train)
     model = mean_model(problem, meta_ridge, method, measure, "train-validation")
@@ -127,6 +128,7 @@ def best_train_rate(
     train = GradientDescent(0.0) if train is None else train
     meta_ridge, train = check_arguments(problem, meta_ridge, train=train)
     adapt = check_optional(check_scalar_rule, "adapt", adapt)
+    # All options are checked before any work, whichever branch follows.
     mean_model(problem, meta_ridge, method, measure, "train-validation").require_finite_mean()
     if method == "expansion":
         return _best_by_expansion(problem, train)
@@ -178,8 +180,10 @@ def best_meta_ridge(
     train = check_scalar_rule("train", train)
     adapt = check_optional(check_scalar_rule, "adapt", adapt)
     objective, train = theory_model(problem, measure=measure).train_objective(train, adapt)
+    # Ridged from the start: one program then serves every ridge that is tried.
     variables, fixed = objective.with_ridge(objective.inputs.meta_ridge).split()
     best = _argmin(objective.on_host, True, over_ridges=True)((variables, train), fixed)
+    # At omega_0 = w0 the largest ridge is known to be best, and its end of the grid is no failure.
     if is_concrete((variables, train)) and objective.starts_off:
         warn_unless_minimum(
             "best_meta_ridge", best, _log_ridges(objective),
@@ -234,6 +238,7 @@ def _argmin(on_host: bool, by_parts: bool, over_ridges: bool = False) -> Implici
         if over_ridges
         else (_loss_at, _search, _parts_at)
     )
+    # Without `parts` the loss is short enough for nested transformations.
     pair = (_objective_of, parts) if by_parts else None
     return ImplicitArgmin(loss if on_host else None, search, on_host, pair)
 
@@ -261,6 +266,7 @@ def _search(numbers, fixed):
 
 def _log_ridges(objective):
     """Return the grid of logarithms of ridges that are tried."""
+    # The ridge enters next to the eigenvalues of Phi^T Phi, which are of this order.
     unit = objective.ridge_unit
     xp = namespace(unit)
     return xp.log(unit) + math.log(RIDGE_RANGE) * np.linspace(-1, 1, RIDGE_POINTS, dtype=unit.dtype)
@@ -287,6 +293,7 @@ def _search_log_ridge(numbers, fixed):
     def losses(values):
         return objective.losses_over_ridges(rule, namespace(values).exp(values))
 
+    # Zero ridge is no point of a logarithmic grid, so it is compared with the best of all others.
     found = minimise(losses, grid)
     some, none = losses(xp.stack([found, xp.full_like(found, -xp.inf)]))
     return xp.where(objective.at_threshold | (some < none), found, -xp.inf)
@@ -295,6 +302,7 @@ def _search_log_ridge(numbers, fixed):
 def _best_by_expansion(problem: MixedLinearRegression, train: InnerRule):
     theorems.weight_error(problem, train)  # raises for a rule without an expansion
     dtype = jnp.result_type(float, problem.sigma, problem.nu)
+    # Theorem 1 has its minimum in closed form; Theorem 2 is searched.
     if problem.overparameterized:
         return jnp.asarray(stationary_train_rates(problem.p, problem.n_t)[0], dtype)
     return _best_expanded(canonicalize(problem, dtype), ())

@@ -27,6 +27,7 @@ def named_options(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
+        # Users pass one dictionary of options to several functions, so a default is no mistake.
         for name in DEFAULTS.keys() - own.keys():
             if name not in options:
                 continue

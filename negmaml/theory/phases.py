@@ -25,6 +25,7 @@ from negmaml.theory.isotropic.spectral_density import marchenko_pastur
 from negmaml.theory.options import named_options
 from negmaml.theory.search import minimise, signed_grid
 
+# Fewer points than `negmaml.theory.search` takes: a map has 40,000 cells, and 2% is enough to draw.
 MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
 
 
@@ -77,6 +78,7 @@ def phase_diagram(
     Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
     shapes that do not broadcast, covariances of other forms, and a rule that is not scalar.
     """
+    # A map is of one family with one parameter; its value here is ignored.
     train = check_scalar_rule("train", GradientDescent(0.0) if train is None else train)
     check_spectral("train", train)
     cells, shape = _cells(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
@@ -110,6 +112,7 @@ def _cells(*given) -> tuple[IsotropicInputs, tuple[int, ...]]:
                 "root, count here"
             )
     shape = check_broadcast({name: np.shape(value) for name, value in named.items()})
+    # Known beforehand, so that maps without ridge run the shorter program.
     ridged = bool(np.any(np.asarray(named["meta_ridge"]) != 0))
     xp = namespace(named)
     flat = {
@@ -131,18 +134,22 @@ def _phases(
         def at(values):
             return objective.limit(train.with_tunable(values))
 
+        # The scale of the grid follows the cell: n_t changes the largest eigenvalue of S.
         grid = signed_grid(train, objective.largest_eigenvalue, MAP_POINTS)
         best = minimise(at, grid, MAP_ROUNDS)
         return best if only_best else Phase(best, *at(_beside_zero(best)))
 
+    # Blocks of cells fill vector units and stay in cache; pencils need more memory a cell.
     return lax.map(one, cells, batch_size=64 if spectrum is None else 16)
 
 
 def _objective(cell: IsotropicInputs, spectrum: Eigenvalues | None):
     """Return the objective of one cell; `spectrum` as from `_spectrum`."""
     if spectrum is None:
+        # A coarse rule, of 24 intervals in place of 64, is accurate to the 2% that a map promises.
         coarse = marchenko_pastur(cell.n_t, cell.p, cell.p.dtype, MAP_INTERVALS)
         return IsotropicObjective(dataclasses.replace(cell, quadrature=coarse))
+    # The spectrum is given for p = nu = |omega_0 - w0| = 1; here it gets the numbers of the cell.
     here = spectrum._replace(
         count=spectrum.count * cell.p,
         o=spectrum.o * cell.nu**2 / cell.p,

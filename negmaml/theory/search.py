@@ -35,6 +35,7 @@ def signed_grid(rule: InnerRule, largest, points: int = POINTS):
     """
     xp = namespace(largest)
     smallest, largest = rule.search_range(largest)
+    # Zero is a point of its own: the scales of both signs are logarithmic and never reach it.
     steps = np.linspace(0, 1, points, dtype=smallest.dtype)
     positive = smallest * (largest / smallest) ** steps
     return xp.concatenate([-positive[::-1], xp.zeros(1, smallest.dtype), positive])
@@ -59,6 +60,7 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
         points, _, lowest, value = state
         i = xp.argmin(values)
         nearest = xp.clip(i, 1, grid.size - 2) + np.arange(-1, 2)
+        # The next grid spans the two intervals around the lowest point, at an end only one.
         low, high = points[xp.maximum(i - 1, 0)], points[xp.minimum(i + 1, grid.size - 1)]
         # A point that no later one reaches is kept: a minimum may be a single point, such as zero.
         better = values[i] <= value
@@ -66,6 +68,7 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
         lowest, value = xp.where(better, points[i], lowest), xp.minimum(values[i], value)
         return low + (high - low) * steps, vertex, lowest, value
 
+    # (points, vertex, lowest point so far, its value)
     state = grid, grid[0], grid[0], xp.full_like(grid[0], xp.inf)
     if xp is not np:
         state = lax.fori_loop(0, rounds, lambda _, s: refine(s, evaluate(s[0])), state)
@@ -74,6 +77,7 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
         points, *_, value = state
         values = evaluate(points)
         state = refine(state, values)
+        # The first grid is logarithmic; the quartic needs even spacing.
         if 0 < count < rounds - 1 and values.min() <= value:  # the first points are not even
             found = _quartic_vertex(points, values)
             if found is not None:
@@ -124,6 +128,7 @@ def _quartic_vertex(x, f):
     i = int(np.argmin(f))
     if not 2 <= i < len(f) - 2:
         return None
+    # Five-point differences of first to fourth order, in units of the spacing.
     far, left, middle, right, off = f[i - 2 : i + 3].tolist()
     if not max(far, left, right, off) - middle <= abs(middle):
         return None
@@ -174,6 +179,7 @@ class ImplicitArgmin:
         program = (
             nested_sensitivity(objective) if by_parts is None else sensitivity_by_parts(*by_parts)
         )
+        # Derivatives never go through the search: JAX sees only this rule.
         best = jax.custom_jvp(traced)
 
         def sensitivity(at, fixed):

@@ -69,6 +69,7 @@ def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
 
     def sensitivity(at, fixed):
         at, within = _finite(at)
+        # At fixed g and h the expression of the docstring is cheap: only the parts are differentiated.
         g, h = _from_host(objective, along_x(at, fixed))
         found = slopes(at, fixed, g, h)
         return jnp.where(within, -found[1:] / found[0], 0.0)
@@ -95,9 +96,11 @@ def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
 
 def _changed(change: Callable, at, fixed, moves):
     """Return the change along `moves`; for few numbers by a Jacobian, which has a transpose."""
+    # A Jacobian can be transposed for reverse mode; a host call along one direction cannot.
     flat, tree = ravel_pytree(at)
     if flat.size > MAX_JACOBIAN:
         return _FORWARD.bind(change(at, fixed, moves))
+    # One unit direction at a time through the host, each with its own Hessian-vector product.
     units = jnp.eye(flat.size, dtype=flat.dtype)
     return along(jax.vmap(lambda unit: change(at, fixed, tree(unit)), out_axes=1)(units), moves)
 
@@ -135,6 +138,7 @@ def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
     count, dtype = len(coefficients), flat.dtype
 
     def run(bits):
+        # In float64 whatever the program's precision: second derivatives lose half of the digits.
         values = np.asarray(bits).view(dtype).reshape(count, -1).astype(np.float64)
         parts = np.split(values, ends[:-1], 1)
         parts = [x.reshape(count, *shape) for x, shape in zip(parts, shapes, strict=True)]
@@ -143,6 +147,7 @@ def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
         joined = np.concatenate([x.reshape(count, -1) for x in found], 1)
         return joined.astype(dtype).view(np.uint32).reshape(np.shape(bits))
 
+    # float64 becomes two words; the last axis is restored by the inverse conversion.
     bits = lax.bitcast_convert_type(flat, jnp.uint32)
     shape = jax.ShapeDtypeStruct(bits.shape, bits.dtype)
     found = jax.pure_callback(run, shape, bits, vmap_method="sequential")
@@ -158,6 +163,7 @@ def host_sensitivity(objective: Callable) -> Callable:
         leaves, tree = jax.tree.flatten(numbers)
         x, leaves = jets.variables(np.where(within, x, 0.0), leaves)
         found = objective(x, jax.tree.unflatten(tree, leaves), fixed)
+        # f_xx comes first, then f_x with each number.
         slopes = found.terms["xn"]
         return np.where(within, -slopes[1:] / slopes[0], 0.0)
 

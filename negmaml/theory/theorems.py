@@ -155,6 +155,7 @@ def _test_loss(problem: MixedLinearRegression, train_rate, adapt_rate):
 
 def _one_step_rate(name: str, rule: InnerRule):
     """Return the rate of one plain gradient step; raise for any other rule."""
+    # Both theorems expand the products of one step; several steps have other polynomials.
     rate = check_spectral(name, rule).spectral().constant_filter
     if rate is None:
         raise ValueError(
@@ -169,6 +170,7 @@ def _require_regime(problem: MixedLinearRegression, overparameterized: bool) -> 
     p, rows = problem.p, problem.rows
     if p > rows if overparameterized else p < rows:
         return
+    # The other theorem is named, because the call usually only mistakes the regime.
     sign, other = (">", "underparameterized") if overparameterized else ("<", "overparameterized")
     remedy = "neither theorem holds here" if p == rows else f"use theory.{other}"
     raise ValueError(f"this theorem needs p {sign} n_v m, got p={p} and n_v m={rows}; {remedy}")
@@ -178,6 +180,7 @@ def _require_regime(problem: MixedLinearRegression, overparameterized: bool) -> 
 def _distance_over(problem: MixedLinearRegression, rate):
     """Return D of Theorem 1."""
     p, n_t = problem.p, problem.n_t
+    # N/p is the share of directions that the rows determine; the rest stay at omega_0.
     ratio = problem.rows / p
     noise = (1 + rate**2 * p / n_t) / shrinkage(rate, n_t, p)
     start = (1 - ratio) * problem.offset_squared
@@ -190,6 +193,7 @@ def _distance_under(problem: MixedLinearRegression, rate):
     p, n_t, n_v = problem.p, problem.n_t, problem.n_v
     g1, g2, g3, g4 = (_polynomial(c, rate) for c in _g_coefficients(n_t, p))
     h_t = shrinkage(rate, n_t, p)
+    # The braces of Theorem 2: the terms of label noise, then those of the tasks.
     noise = h_t + rate**2 / n_t * ((n_v + 1) * g1 + p * g2)
     tasks = ((n_v + 1) * g3 + p * g4) / p
     return p / (problem.rows * h_t**2) * (problem.sigma**2 * noise + problem.nu**2 * tasks)
@@ -204,6 +208,7 @@ def _g_coefficients(n: int, p: int) -> tuple[tuple[float, ...], ...]:
     def s(*exponents: int) -> float:
         return normalized_moment(n, p, exponents)
 
+    # tr B^2 S, tr S tr B^2, tr B^4 and (tr B^2)^2, multiplied out in powers of alpha.
     g1 = (s(1), -2 * s(2), s(3))
     g2 = (s(1), -2 * s(1, 1), s(1, 2))
     g3 = (1.0, -4 * s(1), 6 * s(2), -4 * s(3), s(4))
@@ -276,6 +281,7 @@ def general_inputs(
     square = _matmul(sigma_x, sigma_x)
     cube = _matmul(square, sigma_x)
     power = jnp.sum(sigma_x**2)
+    # F - Sigma^3: for Gaussian inputs F = Sigma tr Sigma^2 + 2 Sigma^3.
     excess = power * sigma_x + cube if fourth_moment is None else fourth_moment - cube
 
     # H(alpha, n) = Sigma - 2 alpha Sigma^2 + alpha^2 (Sigma^3 + excess/n): a quadratic in alpha, so
@@ -289,6 +295,7 @@ def general_inputs(
     cross = jnp.tensordot(t @ _traces(basis_t, basis_r), r, ((-1,), (-1,)))
     noise_t, noise_r = (sigma**2 * (1 + x[..., 2] / n * power) for x, n in ((t, n_t), (r, n_r)))
 
+    # L of the docstring: tr(Sigma_w H_r)/2 + noise/2, and the product of both braces.
     trained, adapted = outer((weights_t + noise_t) / h_t**2, weights_r + noise_r)
     return adapted / 2 + rows / 2 * cross * trained
 
@@ -321,6 +328,7 @@ def _check_moments(covariance, weight_covariance, fourth_moment, rows: int):
         for name, value in named.items()
         if value is not None or name != "fourth_moment"
     }
+    # All three share the form of the first: matrices or diagonals.
     p = len(given["covariance"]) if np.ndim(given["covariance"]) else 0
     shape = (p,) if np.ndim(given["covariance"]) == 1 else (p, p)
     for name, matrix in given.items():

@@ -82,6 +82,7 @@ class AnisotropicModel:
     def deviations(self, train: InnerRule, adapt: InnerRule) -> tuple[Any, Any]:
         """Return the standard deviations of |omega* - w0|^2 and of the expected test loss."""
         after = adapted(self.problem, adapt)
+        # The first form is |omega* - w0|^2 itself, the others are those of the loss.
         weights = jnp.concatenate([jnp.ones((1, self.problem.p)), after.weights])
         inputs, train = self.inputs(train, weights)
         found, growth, _ = covariances(inputs, train, None)
@@ -103,6 +104,7 @@ class AnisotropicModel:
         after = adapted(self.problem, check_scalar_rule("adapt", adapt))
         form = contract("j,jk->k", after.coefficients, after.weights)[None] / 2
         inputs, train_a = self.inputs(train_a, form)
+        # Both rules see the same inputs; only the rule is converted a second time.
         _, train_b = self.inputs(train_b, form)
         pairs = (train_a, None), (train_b, None), (train_a, train_b)
         a, b, both = (

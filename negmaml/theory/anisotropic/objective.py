@@ -125,6 +125,7 @@ class AnisotropicObjective:
         at = self.inputs
 
         def one(rule):
+            # The leading order is finite at the threshold by rounding only.
             infinite = (at.m * at.n_v == jnp.sum(at.spectrum.count)) & (at.meta_ridge == 0)
             error = limiting_means(at.system(rule), at.ridged)[0]
             return jnp.where(infinite, jnp.inf, error)
@@ -240,6 +241,7 @@ def adaptation_objective(
     problem: MixedLinearRegression, train: InnerRule, meta_ridge, adapt: InnerRule
 ) -> tuple[AnisotropicAdaptation, InnerRule]:
     """Return the loss as a function of the rule at test time, and the rule, of one dtype."""
+    # All numbers are differentiated, so all of them need one real type.
     dtype = working_dtype(problem, train, adapt, meta_ridge)
     problem, train, adapt, meta_ridge = canonicalize((problem, train, adapt, meta_ridge), dtype)
     return AnisotropicAdaptation(problem, train, meta_ridge), adapt

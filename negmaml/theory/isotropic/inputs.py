@@ -76,7 +76,9 @@ def isotropic_inputs(
     rules = tuple(check_spectral("train", rule) for rule in rules)
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
     sizes = problem.p, problem.m, problem.n_t, problem.n_v
+    # Sizes do not take part: integers would promote float32 rates to float64.
     dtype = working_dtype(rules, numbers)
+    # None for the Marchenko-Pastur law: it then follows traced sizes within the program.
     quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].spectral().entire)
     values = dict(zip(SCALARS, canonicalize((*sizes, *numbers), dtype), strict=True))
     inputs = IsotropicInputs(**values, quadrature=quadrature, ridged=not is_zero(meta_ridge))
@@ -103,4 +105,5 @@ def check_spectral(name: str, rule) -> InnerRule:
 
 def is_zero(value) -> bool:
     """True if a number is known to be zero, even while JAX traces."""
+    # Tracers are neither: a traced ridge counts as one that may be above zero.
     return isinstance(value, Real | np.ndarray) and float(value) == 0

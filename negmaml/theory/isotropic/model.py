@@ -157,12 +157,14 @@ def _deviations(variance, unit, adapt: InnerRule, problem: MixedLinearRegression
 
 def _mean(name: str, inputs: IsotropicInputs, train: InnerRule):
     """Return one field of `Moments`, of the rule's shape."""
+    # A long batch is a program of its own even in a trace: its blocks keep memory small.
     if is_concrete((inputs, train)) or math.prod(train.batch_shape) > BLOCK:
         return getattr(_moments(inputs, train, name == "train_task_error"), name)
     return compiled_mean(compiled_filters(inputs, train), inputs.ridged, name)
 
 
 def _moments(inputs: IsotropicInputs, train: InnerRule, with_error: bool) -> Moments:
+    # NumPy is done with this many rates before a program would be compiled.
     if math.prod(train.batch_shape) <= ON_HOST and is_concrete((inputs, train)):
         return on_host(means)(inputs, train, with_error=with_error)
     return _compiled(inputs, train, with_error=with_error)

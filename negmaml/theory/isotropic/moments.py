@@ -63,10 +63,12 @@ class EvaluatedRule(NamedTuple):
 
 def evaluate_filters(inputs: IsotropicInputs, rule: InnerRule) -> EvaluatedRule:
     """Return the `EvaluatedRule` of a rule, or of a batch of rules."""
+    # The last node is the atom at zero, where b = 1 for every rule.
     inputs = inputs.with_spectrum()
     xp, nodes = namespace(inputs, rule), inputs.spectrum.nodes[:-1]
     single_task = (inputs.m == 1) & (inputs.n_v >= inputs.p) & (inputs.meta_ridge == 0)
     diverges = single_task
+    # Rules of the user may be slow to evaluate, and hardly any problem needs their zeros.
     if xp is not np or single_task.any():
         crossing = xp.asarray(rule.spectral().zero_indicator(nodes))
         diverges = single_task & (crossing.min(-1) < 0) & (crossing.max(-1) > 0)
@@ -140,6 +142,7 @@ def compiled_mean(evaluated: EvaluatedRule, ridged: bool, name: str):
 def _along(ridged: bool, name: str, primals, tangents):
     (evaluated,), (moves,) = primals, tangents
     training = evaluated.training
+    # Every field is broadcast to the rules, so that one reverse pass has the slopes of all rules.
     shape, nodes = training.log_b.shape[:-1], training.log_b.shape[-1:]
 
     def for_every_rule(field, leaf):
@@ -175,6 +178,7 @@ def moments(found: SaddlePoint, with_error: bool = True, bend=0.0) -> Moments:
     ridge = training.ridge > 0
     where, inf = namespace(limit).where, float("inf")
     noisy = (training.sigma > 0) | ((training.task_std > 0) & (training.m > 1))
+    # The exact mean of an inverse Wishart matrix is infinite there, unless nothing is noisy.
     at_threshold = (abs(training.p - training.n_v * training.m) <= 1) & ~ridge & noisy
     factor, pole = _resummation(limit, weight_error_1, balance**2, ridge)
     factor = where(at_threshold, inf, factor)

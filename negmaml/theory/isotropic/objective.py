@@ -38,6 +38,7 @@ class IsotropicParts:
 
     def objective(self):
         """Return the weight error, with JAX or on the host."""
+        # Whether a mean exists has no derivative, so the parts do not carry it.
         exists, diverges = np.True_, np.False_
         return _ordered(means_at(EvaluatedRule(self.training, exists, diverges, 0.0), self.ridged))
 
@@ -119,6 +120,7 @@ def _ordered(found: Moments):
     These numbers are in the order of the limit, so that a search can leave the region.
     """
     xp = namespace(found.weight_error)
+    # Large enough to exceed every finite error, and times the limit still a number.
     beyond = float(xp.finfo(found.limit.dtype).max) ** 0.5
     return xp.where(xp.isfinite(found.weight_error), found.weight_error, beyond * found.limit)
 
@@ -166,6 +168,7 @@ def adaptation_objective(
     problem: MixedLinearRegression, weight_error, adapt: InnerRule
 ) -> tuple[IsotropicAdaptation, InnerRule]:
     """Return the objective and the rule, all of the dtype of the weight error."""
+    # Sizes as arrays: traced, they do not compile a program for every n_r.
     sizes = canonicalize((problem.n_r, problem.p), weight_error.dtype)
     problem, weight_error, adapt = canonicalize((problem, weight_error, adapt), weight_error.dtype)
     return IsotropicAdaptation(problem, weight_error, sizes), adapt

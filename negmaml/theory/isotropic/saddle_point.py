@@ -144,6 +144,7 @@ def _along(ridged: bool, primals, tangents):
     f, w = training.mean(free), training.mean(free * fitted)
     slope = training.p * w * k / f + t * (f * k + (training.m - 1) * w) / f**2
     most = xp.where(training.ridge > 0, 1.0, 0.5) * largest_exponent(y)
+    # In logarithms: the slope and kappa may both be beyond the range of numbers.
     in_ridge = xp.exp(xp.minimum(-y - log_at_least_tiny(slope), most))
     dy = in_ridge * moves.ridge - (dt * k / f + t * (dk / f + k * dtau / f**2)) / slope
     return root, KappaRoot(dy, dt + training.p * w * dy, dk + training.m * w * dy)
@@ -182,6 +183,7 @@ def _search(training: TrainingSet, ridged: bool) -> KappaRoot:
     if not ridged:
         return ridgeless
     positive = training.ridge > 0
+    # A ridge of one stands in for zero, whose root `ridgeless` has; both are evaluated in a batch.
     found = _ridged(training._replace(ridge=xp.where(positive, training.ridge, 1.0)), start)
     pairs = zip(found, ridgeless, strict=True)
     return KappaRoot(*(xp.where(positive, one, other) for one, other in pairs))
@@ -200,11 +202,14 @@ def _ridgeless(training: TrainingSet) -> tuple[KappaRoot, KappaRoot]:
     """
     p, m, n_v, log_b, mean = training.p, training.m, training.n_v, training.log_b, training.mean
     xp = namespace(log_b)
+    # tau at the root: K = 0 gives tau = 1/m, and t = 0 gives tau = n_v/p, whichever is less.
     used = xp.minimum(n_v / p, 1 / m)
     passing = xp.isfinite(log_b)
+    # kappa g between those of constant filters at the smallest and the largest B: the bracket.
     smallest = 2 * xp.min(xp.where(passing, log_b, xp.inf), -1)
     smallest = xp.where(xp.isfinite(smallest), smallest, 0.0)
     largest = xp.maximum(2 * xp.max(log_b, -1), smallest)
+    # So far below every B that B/(B + kappa) rounds to one.
     zero = smallest + 0.75 * np.log(xp.finfo(log_b.dtype).eps)
     stopped = mean(xp.where(passing, 0.0, 1.0).astype(log_b.dtype))
     all_used = used + stopped >= 1 - 4 * xp.finfo(log_b.dtype).eps
@@ -229,10 +234,12 @@ def _ridgeless(training: TrainingSet) -> tuple[KappaRoot, KappaRoot]:
     high = odds + largest
     B = xp.exp(xp.maximum(2 * log_b - largest[..., None], -largest_exponent(high) / 3))
     guess = high + log_at_least_tiny(mean(B))
+    # The cheap search brings the guess close; two or three accurate steps remain.
     near = find_root(partial(_roughly, training.weights, B, largest, odds), low, high, guess, ROUGH)
     near = xp.where(xp.isnan(near), guess, near)
     y = find_root(residual, low, high, near, FINE)
     y = xp.where(all_used, zero, y)
+    # t and k from the sizes, not from tau: exactly zero for the factor that vanishes.
     f = mean(resolvent_fractions(log_b, y)[0])
     t = xp.where(all_used, n_v - p + p * f, n_v - xp.minimum(n_v, p / m))
     k = xp.where(all_used, 1 - m + m * f, xp.maximum(p - n_v * m, 0.0) / p)

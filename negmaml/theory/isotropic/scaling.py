@@ -65,6 +65,7 @@ def rescale(training: TrainingSet, root: KappaRoot) -> ScaledSystem:
     def exp(x):
         return xp.exp(xp.clip(x, -most, most))
 
+    # r and s come from logarithms, so they keep their digits however large B/kappa is.
     free, fitted = resolvent_fractions(training.log_b, root.log_kappa)
     log_size = training.log_b - half[..., None]
     capped = exp(xp.minimum(log_size, top))
@@ -75,10 +76,12 @@ def rescale(training: TrainingSet, root: KappaRoot) -> ScaledSystem:
         if known
         else training.scale - xp.maximum(half[..., None], training.log_b - top)
     )
+    # The largest of three amplitudes: task weights through the filter, the start, the noise.
     largest = xp.maximum(
         xp.max(capped, -1) * training.task_std,
         xp.sqrt(stop_gradient(training.offset)) * xp.ones_like(half),
     )
+    # In logarithms, since label filters of steep rules overflow.
     labels = log_at_least_tiny(xp.max(xp.abs(training.label), -1)) + xp.max(log_label, -1)
     noise = log_at_least_tiny(training.sigma) + xp.maximum(labels, -half)
     noise = xp.where(training.sigma > 0, noise, least)
@@ -160,11 +163,13 @@ def saddle_derivatives(system: ScaledSystem, root: KappaRoot) -> SaddleDerivativ
     """
     p, m, mean, t, k = system.p, system.m, system.mean, root.t, root.k
     r, s, V = system.free, system.fitted, system.V
+    # Products of fractions in [0, 1]: no difference of large numbers occurs below.
     r_s = r * s
     r2_s = r * r_s
     noise = V * r_s
     g, w, w_r, w_rr = mean(r), mean(r_s), mean(r2_s), mean(r * r2_s)
     left, u1 = system.sigma**2 + p * mean(V * r * r), p * mean(noise)
+    # Variances of s by their moments: w_s is mean r^2 s (1 - r) = mean r^2 s^2.
     over, share, l, w_s = (m - 1) / g / g, w / g, mean(r * r), w_r - w_rr
     return SaddleDerivatives(
         t, p * w, -2 * p * w_r, 6 * p * w_rr,

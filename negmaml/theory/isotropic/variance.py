@@ -57,9 +57,11 @@ def covariance_of_loss(pair: list[ScaledSystem], points: list[SaddleDerivatives]
     w_1, w_2 = v * A, series(_=sigmas) + p * moments.with_kappas(V)
     X, E = moments.leftover_rows, moments.schur_complement(b)
     per_E = E.reciprocal()
+    # g' = -l for each system in its own kappa.
     P = p * (series(_=at_1.g, x=-at_1.l) * series(_=at_2.g, y=-at_2.l))
     J = moments.correlation() + P * (b * b) * per_E
     free = series(_=1.0) - m * J
+    # 1 - m J is the determinant of the coupled blocks, in units of the uncoupled ones.
     eps = xp.finfo(p.dtype).eps  # at p = n_v m without ridge nothing is free
     free = Series(free.terms | {"": xp.maximum(free[""], eps)}, KEPT)
     coupling = P * free.reciprocal()
@@ -98,6 +100,7 @@ class WeightedMoments:
         self.one, self.two, self.points = one, two, (at_1, at_2)
         self.beta, self.R = one.b * two.b, one.free * two.free
         self.over = one.mean(self.R)
+        # 1/(B + kappa) and B/(B + kappa) differ from their means by opposite amounts.
         # Deviations from the plain mean, and from the mean weighted by R.
         self.plain = [_deviation(x.mean, x.free, x.fitted) for x in (one, two)]
         self.r_1, self.r_2 = (d - self.of(d)[..., None] for d in self.plain)
