@@ -128,7 +128,8 @@ class Budget(NamedTuple):
         small_n_t: the n_t of a region where it is fixed, or None.
         """
         found = set()
-        # The rounded sizes that cost about the same: m, and with it the points that each task can have.
+        # The rounded sizes that cost about the same: m, and with it the points that each task can
+        # have.
         share = n_t / (n_t + n_v)
         counts = {max(1, math.floor(m) - 1), max(1, math.floor(m)), math.ceil(m)}
         for total in {max(2, math.floor(n_t + n_v)), max(2, math.ceil(n_t + n_v))}:
@@ -213,7 +214,8 @@ class Search(NamedTuple):
             allowed &= (m * n_v != rank) | (ridge > 0)
             rounded = (np.maximum(size, 1) for size in (m, n_t, n_v))
             cells = np.stack([*rounded, unit, ridge], -1)
-            # Every call has the same shape, so that one compiled program serves all rounds and regions.
+            # Every call has the same shape, so that one compiled program serves all rounds and
+            # regions.
             padded = np.resize(cells, (-(-len(cells) // CELLS) * CELLS, 5))
             found = [np.asarray(losses(chunk)) for chunk in padded.reshape(-1, CELLS, 5)]
             return np.where(allowed, np.concatenate(found)[: len(cells)], np.inf)
@@ -235,7 +237,8 @@ def _best(search: Search) -> Allocation:
     budget = search.budget
     candidates: dict[tuple[int, int, int], tuple[float, float, float]] = {}
     for small_n_t, axes, sizes in search.regions():
-        # Real n_t need the law of large sizes; at the smallest integers the exact spectrum is better.
+        # Real n_t need the law of large sizes; at the smallest integers the exact spectrum is
+        # better.
         measure = "marchenko-pastur" if small_n_t is None else "exact"
         where, _ = search.lowest(axes, sizes, small_n_t, measure)
         m, n_t, n_v = (float(size) for size in sizes(*where[:-2]))

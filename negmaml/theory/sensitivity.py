@@ -69,7 +69,8 @@ def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
 
     def sensitivity(at, fixed):
         at, within = _finite(at)
-        # At fixed g and h the expression of the docstring is cheap: only the parts are differentiated.
+        # At fixed g and h the expression of the docstring is cheap: only the parts are
+        # differentiated.
         g, h = _from_host(objective, along_x(at, fixed))
         found = slopes(at, fixed, g, h)
         return jnp.where(within, -found[1:] / found[0], 0.0)

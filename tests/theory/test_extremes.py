@@ -22,8 +22,8 @@ from negmaml.theory import (
 from negmaml.theory import (
     test_loss as loss_of,
 )
-from negmaml.theory.api import means
 from negmaml.theory.isotropic.inputs import isotropic_inputs
+from negmaml.theory.isotropic.moments import means
 from tests.helpers import mostly_slow
 
 LARGEST = float(np.finfo(np.float32).max)

@@ -9,7 +9,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.theory import required_runs, standard_deviation
-from negmaml.theory.variance import _covariance
+from negmaml.theory.model import theory_model
 from tests.helpers import mostly_slow
 
 START_OFF = nm.MixedLinearRegression(
@@ -31,8 +31,8 @@ def test_variances_and_covariance_are_those_of_simulation(problem, ridge, x64):
     np.testing.assert_allclose(spread.distance, runs.distance.std(-1), rtol=0.1)
     np.testing.assert_allclose(spread.test_loss, runs.test_loss.std(-1), rtol=0.1)
     first, second = (nm.GradientDescent(rate) for rate in RATES)
-    cross, (unit, other), _ = _covariance(problem, (first, second), ridge, "auto")
-    cross = cross * jnp.exp(2 * (unit + other))
+    *_, both = theory_model(problem, ridge).loss_covariance(first, second, None)
+    cross = both.values * jnp.exp(2 * sum(both.log_units))
     error = np.prod(runs.distance.std(-1)) / 2500**0.5
     assert abs(float(cross) - np.cov(runs.distance)[0, 1]) < 4 * error
 

@@ -26,7 +26,7 @@ from negmaml._core.checks import check_nonnegative
 from negmaml._core.jit import is_concrete, jit_fast_compile
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
-from negmaml.problem import MixedLinearRegression, adapted
+from negmaml.problem import MixedLinearRegression
 from negmaml.rules import InnerRule, flat_batch
 from negmaml.theory.anisotropic.compression import Eigenvalues, compress
 from negmaml.theory.anisotropic.equations import FourthMoments, PencilSystem
@@ -277,25 +277,3 @@ def pade_pole(system: PencilSystem, limit, first, attenuation):
     gap = xp.abs(system.m * system.n_v - xp.sum(system.count))
     pole = xp.where(x > 0, xp.minimum(x * attenuation, 1 / xp.maximum(gap, 1)), x)
     return xp.where(system.ridge > 0, xp.minimum(pole, MAX_RIDGED_POLE), pole)
-
-
-def weight_error(problem: MixedLinearRegression, train: InnerRule, meta_ridge, train_train=False):
-    """Return E |omega* - w0|^2, of the rule's shape."""
-    return predict(problem, train, meta_ridge, np.ones((1, problem.p)), train_train).forms[..., 0]
-
-
-def train_task_error(problem: MixedLinearRegression, train: InnerRule, meta_ridge):
-    """Return the mean squared error on fresh query rows of a training task, of the rule's shape."""
-    return predict(problem, train, meta_ridge, problem.modes.s[None]).task_error
-
-
-def test_loss(
-    problem: MixedLinearRegression,
-    train: InnerRule,
-    adapt: InnerRule,
-    meta_ridge,
-    train_train=False,
-):
-    """Return the test loss, of shape train shape + adapt shape."""
-    after = adapted(problem, adapt)
-    return after.test_loss(predict(problem, train, meta_ridge, after.weights, train_train).forms)

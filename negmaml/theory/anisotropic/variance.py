@@ -28,7 +28,6 @@ from jax import lax
 from negmaml._core.arrays import contract
 from negmaml._core.factorisations import inverse
 from negmaml._core.jit import jit_fast_compile
-from negmaml.problem import MixedLinearRegression, adapted
 from negmaml.rules import InnerRule, flat_batch
 from negmaml.rules.pencil import Pencil
 from negmaml.theory.anisotropic.equations import (
@@ -39,7 +38,7 @@ from negmaml.theory.anisotropic.equations import (
     marginal_jvp,
     pad_to_pencil,
 )
-from negmaml.theory.anisotropic.inputs import AnisotropicInputs, make_inputs, pade_pole
+from negmaml.theory.anisotropic.inputs import AnisotropicInputs, pade_pole
 from negmaml.theory.anisotropic.moments import (
     ELL,
     MEANS,
@@ -53,38 +52,6 @@ from negmaml.theory.resummation import deviation_growth, pade_resum
 
 # Rules evaluated at once in a program.
 BLOCK = 16
-
-
-def variances(problem: MixedLinearRegression, train: InnerRule, adapt: InnerRule, meta_ridge):
-    """Return (Var |omega* - w0|^2, Var of the expected test loss), of shape train (+ adapt)."""
-    after = adapted(problem, adapt)
-    weights = jnp.concatenate([jnp.ones((1, problem.p)), after.weights])
-    at, train = make_inputs(problem, train, meta_ridge, weights)
-    found, growth, _ = covariances(at, train, None)
-    flat = after.coefficients.reshape(-1, len(after.weights))
-    losses = contract("rj,...jk,rk->...r", flat, found[..., 1:, 1:], flat) / 4
-    losses = (losses * growth[..., None]).reshape(train.batch_shape + adapt.batch_shape)
-    return found[..., 0, 0] * growth, losses
-
-
-def difference(
-    problem: MixedLinearRegression,
-    first: InnerRule,
-    second: InnerRule,
-    adapt: InnerRule,
-    meta_ridge,
-):
-    """Return (Var L_1, Var L_2, Cov(L_1, L_2), E L_1 - E L_2) of two rules on the same data."""
-    after = adapted(problem, adapt)
-    form = contract("j,jk->k", after.coefficients, after.weights)[None] / 2
-    at, first = make_inputs(problem, first, meta_ridge, form)
-    _, second = make_inputs(problem, second, meta_ridge, form)
-    pairs = (first, None), (second, None), (first, second)
-    (a, mean), (b, other), (cross, _) = (
-        (found[0, 0] * growth, means[0])
-        for found, growth, means in (covariances(at, *pair) for pair in pairs)
-    )
-    return a, b, cross, mean - other
 
 
 @jit_fast_compile
