@@ -6,7 +6,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.advice.selection import ByMethod, Difference
-from negmaml.training.state import FitResult
+from negmaml.training import FitResult
 
 EXPORTS = [
     ("negmaml", "Fit", "FitResult"),

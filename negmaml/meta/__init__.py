@@ -1,4 +1,4 @@
-"""Meta-gradients for any JAX loss and parameter pytree; nothing here knows a problem."""
+"""Adaptation and meta-gradients for any JAX loss and parameter pytree."""
 
 from negmaml._core.deprecation import renamed_exports
 from negmaml.meta.algorithms import (

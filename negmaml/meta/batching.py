@@ -16,9 +16,9 @@ from negmaml._core.keys import with_counter_based_keys
 class Tasks(NamedTuple):
     """A batch of tasks: pytrees whose leaves lead with the task axis.
 
-    Wherever tasks are accepted, a pair (support, query) or a dict with these keys works too. A pair
-    of bare arrays that cannot be a support and a query of the same kind raises TypeError: it is
-    most likely the rows (x, y) of one set.
+    A pair (support, query) or a dict with these keys works wherever tasks are accepted. A pair of
+    bare arrays of different kinds raises TypeError, since it is most likely the rows (x, y) of one
+    set.
     """
 
     support: Any
@@ -32,9 +32,10 @@ class Tasks(NamedTuple):
 
 
 def as_tasks(tasks) -> Tasks:
-    """Tasks of a pair or of a dict with support and query; TypeError for anything else."""
+    """Return `Tasks` from a pair or a dict with support and query; raise TypeError otherwise."""
     if isinstance(tasks, Mapping) and set(tasks) == {"support", "query"}:
         tasks = Tasks(tasks["support"], tasks["query"])
+    # `Tasks` themselves are a tuple of two, but need no check: the user named both parts.
     if isinstance(tasks, tuple | list) and len(tasks) == 2:
         pair = Tasks(*with_counter_based_keys(tuple(tasks)))
         return pair if isinstance(tasks, Tasks) else _check_pair(pair)
@@ -46,9 +47,10 @@ def as_tasks(tasks) -> Tasks:
 
 
 def _check_pair(tasks: Tasks) -> Tasks:
-    """Raise for bare arrays of unlike kinds: a support and a query differ in their rows only."""
+    """Raise for bare arrays of unlike kinds: support and query may differ only in their rows."""
     if not _bare(tasks):
         return tasks
+    # Support and query may have different numbers of rows, axis 1; all else must agree.
     kinds = [(jnp.ndim(x), jnp.shape(x)[2:], jnp.result_type(x)) for x in tasks]
     if kinds[0] != kinds[1]:
         raise TypeError(
@@ -70,7 +72,7 @@ _PAIRS = (
 
 
 def leading_axis(name: str, tree) -> int:
-    """The common length of the leading axes, at least one; ValueError if there is none."""
+    """Return the common length of the leading axes; raise ValueError unless it is at least 1."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     counts = {shape[0] if shape else 0 for shape in shapes}
     if len(counts) != 1 or counts == {0}:
@@ -82,15 +84,16 @@ def leading_axis(name: str, tree) -> int:
 
 
 def mean_over_tasks(block: Callable, tasks: Tasks, batch_size: int | None):
-    """The mean over tasks, computed `batch_size` tasks at a time.
+    """Return the mean over tasks and a stack of aux, computed `batch_size` tasks at a time.
 
-    block(tasks, weight) -> (sums over tasks, aux). The weight, one over the number of all tasks, is
-    a factor of each loss before it is differentiated. A backward rule that is not linear, such as
-    one that clips, then meets the cotangents of the gradient of the mean.
+    block(tasks, weight) -> (sums over tasks, aux). The weight is one over the number of all tasks
+    and multiplies each loss before differentiation. A derivative rule that is not linear, such as
+    one that clips, then gets the cotangents of the gradient of the mean.
     """
     try:
         return _mean(block, tasks, batch_size)
     except (TypeError, ValueError) as error:
+        # (x, y) of equal shapes passes the check above, and only the loss can fail on it.
         if _bare(tasks):
             error.add_note(
                 f"tasks has the arrays {tree_text(tasks.support)} as support and "
@@ -102,19 +105,22 @@ def mean_over_tasks(block: Callable, tasks: Tasks, batch_size: int | None):
 def _mean(block: Callable, tasks: Tasks, batch_size: int | None):
     count = leading_axis("tasks.support and tasks.query", tuple(tasks))
     size = count if batch_size is None else min(batch_size, count)
-    whole = count // size * size
+    whole = count // size * size  # tasks in blocks of full size
+    # One block needs no loop, and `jax.grad` of it no stored carry.
     if size == count:
         return block(tasks, 1 / count)
     block = partial(block, weight=1 / count)
     blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), tasks)
     shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
 
+    # A scan keeps the memory at one block; `lax.map` would stack the gradients of all blocks.
     def add(total, tasks):
         sums, aux = block(tasks)
         return jax.tree.map(jnp.add, total, sums), aux
 
     sums, aux = lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), blocks)
     aux = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), aux)
+    # A last block of another size is a second program, traced beside the scan.
     if whole < count:
         sums, rest = add(sums, jax.tree.map(lambda x: x[whole:], tasks))
         aux = jax.tree.map(lambda *parts: jnp.concatenate(parts), aux, rest)

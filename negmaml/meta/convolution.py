@@ -1,4 +1,4 @@
-"""Convolution by patches, fast where XLA's is not."""
+"""Convolution as a product with patches, for networks whose kernels adapt to a task."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from negmaml._core.checks import check_count
 
 
 def im2col_convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
-    r"""Two-dimensional convolution as one matrix product over patches (im2col).
+    r"""Return a two-dimensional convolution, as one matrix product over patches (im2col).
 
         z[n, i, j, o] = sum_{a, b, c} x[n, stride i + a, stride j + b, c] kernel[a, b, c, o]
 
@@ -17,9 +17,9 @@ def im2col_convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
         stride: step between patches, an integer of at least 1.
         padding: "SAME" (zeros around, ceil(size / stride) positions) or "VALID" (none).
 
-    Returns shape (n, rows, columns, out): what `jax.lax.conv_general_dilated` gives in the layout
-    NHWC, HWIO. On CPU, XLA computes convolutions slowly whose kernel differs from task to task or
-    which are differentiated twice, and this is several times faster under MAML, at the price of
+    Returns shape (n, rows, columns, out), as `jax.lax.conv_general_dilated` does in the layout
+    NHWC, HWIO. On CPU, XLA is slow for convolutions whose kernel differs from task to task or that
+    are differentiated twice. This function is several times faster there under MAML, and takes
     kernel height * width times the memory of x. On GPU prefer the native one. Raises ValueError
     for shapes that do not fit or another padding.
 
@@ -34,11 +34,13 @@ def im2col_convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
         )
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}")
+    # Zeros around x make the number of positions that of XLA's "SAME".
     window = kernel.shape[:2]
     if padding == "SAME":
         around = [_same(size, k, stride) for size, k in zip(x.shape[1:3], window, strict=True)]
         x = jnp.pad(x, ((0, 0), *around, (0, 0)))
     rows, columns = ((size - k) // stride + 1 for size, k in zip(x.shape[1:3], window, strict=True))
+    # One slice of x for each entry of the kernel, in the order in which `reshape` flattens it.
     patches = [
         x[:, a : a + stride * rows : stride, b : b + stride * columns : stride]
         for a in range(window[0])
@@ -48,6 +50,6 @@ def im2col_convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
 
 
 def _same(size: int, window: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after, so that there are ceil(size / stride) positions."""
+    """Return the zeros before and after that make ceil(size / stride) positions, as XLA pads."""
     total = max((-(-size // stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2

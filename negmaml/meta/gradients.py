@@ -1,9 +1,15 @@
-r"""The algorithms on a block of tasks: weighted sums, and aux stacked over tasks.
+r"""The meta-gradients of the algorithms, on a block of tasks at a time.
 
-A block is a function (algorithm, rule, params, tasks, weight) -> ((value, gradient, ...), aux) of
-sums over tasks times the weight, one over the number of all tasks. The inner
-steps are in `negmaml.meta.inner`, the ways through them in `negmaml.meta.forward_over_reverse`
-(forward over reverse) and `negmaml.meta.lowrank` (wide dense layers).
+Every algorithm is a function
+
+    (losses, rule, params, state, tasks, weight) -> ((value, gradient, ...), per task)
+
+The first result holds sums over tasks of the loss times the weight, one over the number of all
+tasks. `per task` is (aux, new state, convergence), stacked over tasks. The losses take and return a
+state of the model; a model without one has the state `()` (`negmaml.meta.stateful`).
+
+The inner steps are in `negmaml.meta.inner`. Derivatives through them are in this module by reverse
+mode, in `negmaml.meta.forward_over_reverse`, and in `negmaml.meta.lowrank` for wide dense layers.
 """
 
 from collections.abc import Callable
@@ -16,39 +22,43 @@ from jax import lax
 
 from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_transfers
-from negmaml.meta import implicit, stateful
 from negmaml.meta.batching import as_tasks, mean_over_tasks
-from negmaml.meta.choice import choose, leaf_rates, symmetric
-from negmaml.meta.forward_over_reverse import backwards
-from negmaml.meta.inner import adapt
+from negmaml.meta.choice import LossPair, choose, has_symmetric_hessian, leaf_rates
+from negmaml.meta.forward_over_reverse import backward_recursion
+from negmaml.meta.inner import adapt_leaves, inner_gradient
 from negmaml.meta.lowrank import Plan, factored_loss
 from negmaml.meta.partition import (
     Loss,
+    check_inputs,
     check_params,
-    check_scalar,
-    holding,
-    merge,
-    ready,
-    scalar,
-    split,
-    trainable,
+    combine,
+    partition,
+    partition_floating,
+    thaw_mask,
 )
-from negmaml.meta.shape_errors import explained_loops
-from negmaml.meta.stateful import Stateful
+from negmaml.meta.shape_errors import explain_while_loops
+from negmaml.meta.stateful import Stateful, as_stateful, lift_loss, lift_rule, mean_state
 from negmaml.rules import UNSOLVED, GradientDescent, run
 
 
 class MetaSGDParams(NamedTuple):
-    """Meta-parameters of Meta-SGD: where adaptation starts, and its rates (of any sign)."""
+    """Meta-parameters of `meta_sgd`: initial parameters and inner learning rates.
+
+    `rate` is a number, or a pytree like `params` or a prefix of it. The rates are trained without
+    a constraint, so they may become zero or negative.
+    """
 
     params: Any
     rate: Any
 
 
 class Algorithm(NamedTuple):
-    """An algorithm and what it is made with; hashable, so that jit knows equal ones again."""
+    """A gradient function of this module with its losses and options.
 
-    block: Callable
+    It is hashable, so that jit recognises equal algorithms and does not compile again.
+    """
+
+    gradient: Callable
     loss: Loss
     inner_loss: Loss | None = None
     hashable_mask: Any = None
@@ -63,248 +73,266 @@ class Algorithm(NamedTuple):
         return result
 
     def with_convergence(self, rule, params, tasks):
-        """(result, whether each task converged); True for a rule that takes steps."""
-        with explained_loops():
-            if isinstance(params, Stateful):
-                return self._with_state(rule, params, tasks), True
-            return self._without_state(rule, params, tasks)
-
-    def _without_state(self, rule, params, tasks):
-        floats, rest = trainable(params)
-        solves = {objective: implicit.objective, exact: implicit.exact,
-                  first_order: implicit.first_order} if rule.implicit else {}  # fmt: skip
-        block = partial(solves.get(self.block, self.block), self._holding(rest), rule, floats)
-        sums, aux = mean_over_tasks(block, as_tasks(tasks), self.batch_size)
-        aux, converged = aux if solves else (aux, True)
-        value, *gradient = sums
-        value = (value, aux) if self.has_aux else value
-        return ((value, *gradient) if gradient else value), converged
-
-    def _with_state(self, rule, params: Stateful, tasks):
-        """The same for a loss that hands a state on; its new value comes with the gradient."""
-        remat = self.method == "remat"
-        ways: dict[Any, Any] = {
-            objective: stateful.objective,
-            exact: partial(stateful.exact, remat=remat),
-            first_order: stateful.first_order,
-            summed: stateful.summed,
-        }
-        if self.block not in ways:
+        """Return (result, convergence of each task); True for a rule that takes steps."""
+        stateful = isinstance(params, Stateful)
+        if stateful and self.gradient is meta_sgd:
             raise TypeError(
                 "params must be MetaSGDParams(params, rate) for meta_sgd, got Stateful parameters; "
                 "to learn rates of a model with state, make them a part of its params, as "
                 "negmaml.examples.maml_plus_plus does"
             )
-        if self.method not in (None, "reverse", "remat"):
-            raise TypeError(
-                "Stateful parameters go with method 'reverse' or 'remat', since the state changes "
-                f"what the recursion of others would run through again, got {self.method!r}"
+        # From here on the parameters are floating point leaves, and every loss has a state.
+        params, state = as_stateful(params)
+        floats, static = partition_floating(params)
+        with explain_while_loops():
+            block = partial(self.gradient, self.losses(static, stateful), rule, floats, state)
+            sums, (aux, states, converged) = mean_over_tasks(
+                block, as_tasks(tasks), self.batch_size
             )
-        losses = stateful.Losses(self.loss, self.inner_loss or self.loss, self.mask)
+        value, *gradient = sums
+        result = (value, aux) if self.has_aux else value
+        # `objective` returns the value only.
+        if gradient:
+            own = Stateful(gradient[0], mean_state(states)) if stateful else gradient[0]
+            result = result, own
+        return result, True if converged is None else converged
 
-        def block(tasks, weight):
-            sums, more = ways[self.block](losses, rule, params, tasks, weight)
-            return (sums if isinstance(sums, tuple) else (sums,)), more
-
-        (value, *gradient), (aux, states) = mean_over_tasks(block, as_tasks(tasks), self.batch_size)
-        value = (value, aux) if self.has_aux else value
-        if not gradient:
-            return value
-        return value, Stateful(gradient[0], stateful.mean_state(states))
-
-    def _holding(self, rest):
-        """The algorithm whose losses take the leaves that are no parameters from `rest`."""
-        if not jax.tree.leaves(rest):
-            return self
-        rest = rest.params if isinstance(rest, MetaSGDParams) else rest
-        inner = self.inner_loss and holding(self.inner_loss, rest)
-        return self._replace(loss=holding(self.loss, rest), inner_loss=inner)
-
-    @property
-    def inner(self) -> Callable:
-        """The loss of the inner steps, without auxiliary output."""
-        if self.inner_loss is not None:
-            return scalar(self.inner_loss)
-        return scalar(self.loss, self.has_aux)
-
-    @property
-    def mask(self):
-        """The pytree of booleans that was given."""
-        if self.hashable_mask is None:
-            return None
-        treedef, flags = self.hashable_mask
-        return treedef.unflatten(flags)
+    def losses(self, static, stateful: bool) -> LossPair:
+        """Return the losses as functions of the floating point leaves and the state."""
+        # The loss takes the parameters of Meta-SGD without the rates.
+        static = static.params if isinstance(static, MetaSGDParams) else static
+        outer = lift_loss(self.loss, static, stateful, self.has_aux)
+        inner = outer if self.inner_loss is None else lift_loss(self.inner_loss, static, stateful)
+        return LossPair(inner, outer, thaw_mask(self.hashable_mask), self.method)
 
 
-def reporting(value_and_grad: Any) -> Callable:
-    """(params, tasks) -> (result, whether each task converged), True where that is not known."""
+def reporting_convergence(value_and_grad: Any) -> Callable:
+    """Return (params, tasks) -> (result, convergence of each task), True where it is not known."""
     function = getattr(value_and_grad, "func", None)
-    if isinstance(function, Algorithm):  # as the algorithms return it
+    if isinstance(function, Algorithm):  # a `Partial` of the algorithm and its rule
         return partial(function.with_convergence, *value_and_grad.args)
     return lambda params, tasks: (value_and_grad(params, tasks), True)
 
 
-def objective(algorithm: Algorithm, rule, params, tasks, weight, remat: bool = False):
-    """The sum of the query losses after adapting."""
+def objective(losses: LossPair, rule, params, state, tasks, weight, remat: bool = False):
+    """Return the sum of the query losses after adaptation."""
+    rule, params = check_inputs(rule, params)
+    moving, frozen = partition(params, losses.mask)
+
+    # The query loss starts from the state that the inner steps ended with.
+    def one_task(support, query):
+        (theta, adapted_state), info = adapt_leaves(
+            losses.inner, rule, (moving, frozen), state, support, remat
+        )
+        value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
+        return value, (aux, new, _known(info))
+
+    values, per_task = jax.vmap(one_task)(*tasks)
+    return (weight * jnp.sum(values),), per_task
+
+
+def second_order(losses: LossPair, rule, params, state, tasks, weight):
+    """Return value and exact gradient, by the requested method or the fastest that is exact."""
+    rule, params = check_inputs(rule, params)
+    method, wide = choose(losses, rule, params, state, tasks)
+    if method == "implicit":
+        return _implicit(losses, rule, params, state, tasks, weight)
+    if method == "mixed":
+        (value, gradient, _), per_task = _mixed(losses, rule, params, state, tasks, weight)
+        return (value, gradient), per_task
+    if method == "low-rank":
+        total = partial(_factored, losses, rule, wide)
+    else:
+        total = partial(objective, losses, rule, remat=method == "remat")
+    return _differentiate(lambda params: total(params, state, tasks, weight), params)
+
+
+def first_order(losses: LossPair, rule, params, state, tasks, weight):
+    """Return value and gradient with every inner gradient, and the state after it, constant."""
+    # An update such as weight decay uses the parameters too, and must be differentiated in them.
+    rule, params = check_inputs(rule, params)
+    if not (isinstance(rule, GradientDescent) or rule.implicit):
+        return _differentiate(
+            lambda params: _with_constant_gradients(losses, rule, params, state, tasks, weight),
+            params,
+        )
+    # Here d theta_i / d params = I: the gradient is that of the query loss at theta_i.
+    moving, frozen = partition(params, losses.mask)
 
     def one_task(support, query):
-        theta = adapt(algorithm.inner, params, support, rule, mask=algorithm.mask, remat=remat)
-        return check_scalar(algorithm.loss(theta, query), algorithm.has_aux)
+        (theta, adapted_state), info = adapt_leaves(
+            losses.inner, rule, (moving, frozen), state, support
+        )
+        at = combine(theta, frozen)
+        (value, (aux, new)), gradient = _at_query(losses, at, adapted_state, query, weight)
+        return (value, gradient), (aux, new, _known(info))
 
-    losses, aux = jax.vmap(one_task)(*tasks)
-    return (weight * jnp.sum(losses),), aux
-
-
-def exact(algorithm: Algorithm, rule, params, tasks, weight):
-    """The second-order gradient, by the method asked for or the best that is exact."""
-    rule, params = ready(rule, params)
-    method, wide = choose(algorithm, rule, params, tasks)
-    if method == "mixed":
-        (value, gradient, _), aux = _mixed(algorithm, rule, params, tasks, weight)
-        return (value, gradient), aux
-    if method == "low-rank":
-        total = partial(_factored, algorithm, rule, wide)
-    else:
-        total = partial(objective, algorithm, rule, remat=method == "remat")
-
-    def loss(params):
-        (value,), aux = total(params, tasks, weight)
-        return value, aux
-
-    (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    return (value, gradient), aux
+    return _sum_over_tasks(one_task, tasks)
 
 
-def first_order(algorithm: Algorithm, rule, params, tasks, weight):
-    """The gradient with every inner gradient for a constant."""
-    rule, params = ready(rule, params)
-    if isinstance(rule, GradientDescent) or rule.implicit:  # d theta_i / d params = I
+def _with_constant_gradients(losses: LossPair, rule, params, state, tasks, weight):
+    """Return the sum of the query losses, whose inner gradients are constants for jax.grad."""
+    moving, frozen = partition(params, losses.mask)
 
-        def one_task(support, query):
-            theta = adapt(algorithm.inner, params, support, rule, mask=algorithm.mask)
-            return _at_query(algorithm, theta, query, weight)
+    def one_task(support, query):
+        # Frozen leaves enter the inner steps by gradients only, which are constants.
+        gradient = inner_gradient(losses.inner, lax.stop_gradient(frozen), support)
 
-        (value, aux), gradient = jax.vmap(one_task)(*tasks)
-        return _sum((value, gradient)), aux
+        def constant_gradient(point):
+            return lax.stop_gradient(gradient(lax.stop_gradient(point)))
 
-    def total(params):
-        moving, frozen = split(params, algorithm.mask)
-        still = lax.stop_gradient(frozen)
+        (theta, adapted_state), _ = run(lift_rule(rule), constant_gradient, (moving, state))
+        value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
+        return value, (aux, new, None)
 
-        def one_task(support, query):
-            gradient = jax.grad(_on_moving(algorithm, still, support))
-            theta, _ = run(
-                rule, lambda at: lax.stop_gradient(gradient(lax.stop_gradient(at))), moving
-            )
-            return check_scalar(algorithm.loss(merge(theta, frozen), query), algorithm.has_aux)
-
-        losses, aux = jax.vmap(one_task)(*tasks)
-        return weight * jnp.sum(losses), aux
-
-    (value, aux), gradient = jax.value_and_grad(total, has_aux=True)(params)
-    return (value, gradient), aux
+    values, per_task = jax.vmap(one_task)(*tasks)
+    return (weight * jnp.sum(values),), per_task
 
 
-def summed(algorithm: Algorithm, rule, params, tasks, weight):
-    """The sum of the inner gradients, or the way an optimizer went."""
-    rule, params = ready(rule, params)
+def reptile(losses: LossPair, rule, params, state, tasks, weight):
+    """Return value and the sum of the inner gradients, or params - theta for an optimizer."""
+    rule, params = check_inputs(rule, params)
     if rule.implicit:
         raise TypeError(f"reptile needs a rule that steps, got {rule!r}")
-    moving, frozen = split(params, algorithm.mask)
+    moving, frozen = partition(params, losses.mask)
 
     def one_task(support, query):
-        gradient = jax.grad(_on_moving(algorithm, frozen, support))
-        theta, (visited, _) = run(rule, gradient, moving)
+        gradient = inner_gradient(losses.inner, frozen, support)
+        (theta, adapted_state), (visited, _) = run(lift_rule(rule), gradient, (moving, state))
         if rule.sums_gradients:
+            # One step comes without an axis for the steps.
             visited = visited if rule.steps > 1 else jax.tree.map(lambda x: x[None], visited)
-            way = jax.tree.map(lambda g: jnp.sum(g, 0), lax.map(gradient, visited))
+            # Computed again, since `run` returns the points; one at a time, for memory.
+            slopes = lax.map(lambda point: gradient(point)[0], visited)
+            direction = jax.tree.map(lambda g: jnp.sum(g, 0), slopes)
         else:
-            way = jax.tree.map(jnp.subtract, moving, theta)
-        value, aux = check_scalar(algorithm.loss(merge(theta, frozen), query), algorithm.has_aux)
-        return (value, merge(way, jax.tree.map(jnp.zeros_like, frozen))), aux
+            direction = jax.tree.map(jnp.subtract, moving, theta)
+        # Reptile follows inner gradients, so the query loss is only reported.
+        value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
+        direction = combine(direction, jax.tree.map(jnp.zeros_like, frozen))
+        return (value, direction), (aux, new, None)
 
-    sums, aux = jax.vmap(one_task)(*tasks)
-    return jax.tree.map(lambda x: weight * x, _sum(sums)), aux
+    sums, per_task = _sum_over_tasks(one_task, tasks)
+    return jax.tree.map(lambda x: weight * x, sums), per_task
 
 
-def learned(algorithm: Algorithm, rule, meta, tasks, weight):
-    """Value, and gradients in the parameters and in the rates."""
+def meta_sgd(losses: LossPair, rule, meta, state, tasks, weight):
+    """Return value, and gradients in the parameters and in the rates."""
     if not isinstance(meta, MetaSGDParams):
         raise TypeError(f"params must be MetaSGDParams(params, rate), got {type(meta).__name__}")
     meta = MetaSGDParams(check_params(meta.params), check_params(meta.rate))
-    own = GradientDescent(meta.rate, rule.steps)
-    rates = jax.tree.structure(meta.rate)
-    if symmetric(algorithm, meta.params, tasks):
-        (value, gradient, of_rule), aux = _mixed(algorithm, own, meta.params, tasks, weight)
-        return (value, MetaSGDParams(gradient, jax.tree.unflatten(rates, of_rule))), aux
-
-    def loss(meta):
+    # The recursion also returns the gradient in the rates.
+    if has_symmetric_hessian(losses, meta.params, state, tasks):
         own = GradientDescent(meta.rate, rule.steps)
-        (value,), aux = objective(algorithm, own, meta.params, tasks, weight)
-        return value, aux
+        (value, gradient, of_rule), per_task = _mixed(
+            losses, own, meta.params, state, tasks, weight
+        )
+        of_rate = jax.tree.unflatten(jax.tree.structure(meta.rate), of_rule)
+        return (value, MetaSGDParams(gradient, of_rate)), per_task
 
-    (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(meta)
-    return (value, gradient), aux
+    def total(meta):
+        own = GradientDescent(meta.rate, rule.steps)
+        return objective(losses, own, meta.params, state, tasks, weight)
 
-
-def _sum(tree):
-    """The sum over the task axis of every leaf."""
-    return jax.tree.map(lambda x: jnp.sum(x, 0), tree)
-
-
-def _on_moving(algorithm: Algorithm, frozen, support):
-    """The loss on the support as a function of the leaves that adapt."""
-    return lambda theta: algorithm.inner(merge(theta, frozen), support)
+    return _differentiate(total, meta)
 
 
-def _at_query(algorithm: Algorithm, theta, query, weight):
-    """((value, aux), gradient) of the loss on the query times the weight."""
-
-    def loss(theta):
-        value, aux = check_scalar(algorithm.loss(theta, query), algorithm.has_aux)
-        return weight * value, aux
-
-    return jax.value_and_grad(loss, has_aux=True)(theta)
-
-
-def _mixed(algorithm: Algorithm, rule, params, tasks, weight):
-    """Sums of value and gradients, in the parameters and in the rule, by `backwards`."""
-    rule, params = ready(rule, params)
-    moving, frozen = split(params, algorithm.mask)
-    inner = jax.grad(algorithm.inner)
+def _implicit(losses: LossPair, rule, params, state, tasks, weight):
+    """Return value and gradient of a rule that solves, by the implicit function theorem."""
+    moving, frozen = partition(params, losses.mask)
 
     def one_task(support, query):
-        theta, visited = run(rule, jax.grad(_on_moving(algorithm, frozen, support)), moving)
-        (value, aux), slope = _at_query(algorithm, merge(theta, frozen), query, weight)
+        def inner(theta, frozen):
+            return losses.inner(combine(theta, frozen), state, support)[0]
 
-        def of_support(full):
-            return inner(full, support)
+        # With H the Hessian of the inner loss, pull_back maps a cotangent v of theta to
+        # (I + H/strength)^{-1} v in the start, and to its effect through the frozen leaves.
+        solution, pull_back = rule.solve_and_pull_back(inner, moving, frozen)
+        at = combine(solution.params, frozen)
+        (value, (aux, new)), slope = _at_query(losses, at, state, query, weight)
+        # Frozen leaves act directly on the query loss, and through the solution.
+        of_theta, direct = partition(slope, losses.mask)
+        of_start, of_frozen, accurate = pull_back(of_theta)
+        gradient = combine(of_start, jax.tree.map(jnp.add, direct, of_frozen))
+        return (value, gradient), (aux, new, solution.info.converged & accurate)
 
-        gradient, of_rule = backwards(rule, of_support, frozen, visited, slope, algorithm.mask)
-        return (value, gradient, of_rule), aux
-
-    sums, aux = jax.vmap(one_task)(*tasks)
-    return _sum(sums), aux
+    return _sum_over_tasks(one_task, tasks)
 
 
-def _factored(algorithm: Algorithm, rule, wide, params, tasks, weight):
-    """The sum of the query losses, with wide weights adapted in factored form."""
-    rates, leaves = leaf_rates(rule, params, algorithm.mask), jax.tree.leaves(params)
+def _mixed(losses: LossPair, rule, params, state, tasks, weight):
+    """Return value and gradients, in the parameters and in the rule, by forward over reverse."""
+    rule, params = check_inputs(rule, params)
+    moving, frozen = partition(params, losses.mask)
 
+    def one_task(support, query):
+        def inner(full):
+            return losses.inner(full, state, support)[0]
+
+        on_moving = jax.grad(lambda theta: inner(combine(theta, frozen)))
+        theta, visited = run(rule, on_moving, moving)
+        at = combine(theta, frozen)
+        (value, (aux, new)), slope = _at_query(losses, at, state, query, weight)
+        gradient, of_rule = backward_recursion(
+            rule, jax.grad(inner), frozen, visited, slope, losses.mask
+        )
+        return (value, gradient, of_rule), (aux, new, None)
+
+    return _sum_over_tasks(one_task, tasks)
+
+
+def _factored(losses: LossPair, rule, wide, params, state, tasks, weight):
+    """Return the sum of the query losses, with wide weights adapted in factored form."""
+    rates, leaves = leaf_rates(rule, params, losses.mask), jax.tree.leaves(params)
+
+    # In the dtype of the leaf, so that an update does not change it.
     def rate(i: int, k: int):
         value = jnp.asarray(rates[i][k], leaves[i].dtype)
         return value.reshape(()) if i in wide else value
 
     def inner(params, data):
-        return algorithm.inner(params, data), None
+        return losses.inner(params, state, data)[0], None
 
-    def loss(params, data):
-        return check_scalar(algorithm.loss(params, data), algorithm.has_aux)
+    def outer(params, data):
+        value, new, aux = losses.outer(params, state, data)
+        return value, (aux, new, None)
 
     plan = Plan(rate, rule.steps, wide, [r is not None for r in rates])
 
     def one_task(support, query):
-        return factored_loss((inner, loss), params, plan, support, query)
+        return factored_loss((inner, outer), params, plan, support, query)
 
-    losses, aux = jax.vmap(one_task)(*tasks)
-    return (weight * jnp.sum(losses),), aux
+    values, per_task = jax.vmap(one_task)(*tasks)
+    return (weight * jnp.sum(values),), per_task
+
+
+def _differentiate(total: Callable, params):
+    """Return ((value, gradient), per task) of a function params -> ((value,), per task)."""
+
+    def value_first(params):
+        (value,), per_task = total(params)
+        return value, per_task
+
+    (value, per_task), gradient = jax.value_and_grad(value_first, has_aux=True)(params)
+    return (value, gradient), per_task
+
+
+def _at_query(losses: LossPair, theta, state, query, weight):
+    """Return ((value, (aux, new state)), gradient) of the loss on the query times the weight."""
+
+    # The weight is inside, see `mean_over_tasks`.
+    def weighted(theta):
+        value, new, aux = losses.outer(theta, state, query)
+        return weight * value, (aux, new)
+
+    return jax.value_and_grad(weighted, has_aux=True)(theta)
+
+
+def _sum_over_tasks(one_task: Callable, tasks):
+    """Return the first result of `one_task` summed over tasks, and the second stacked."""
+    results, per_task = jax.vmap(one_task)(*tasks)
+    return jax.tree.map(lambda x: jnp.sum(x, 0), results), per_task
+
+
+def _known(info):
+    """Return the convergence of a solver, or None where a rule takes steps and always succeeds."""
+    return None if info.converged is True else info.converged

@@ -1,14 +1,25 @@
 r"""Adapting a pytree of parameters to the data of one task."""
 
+from collections.abc import Callable
 from typing import Any
+
+import jax
 
 from negmaml._core.checks import check_flag
 from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_transfers
-from negmaml.meta.partition import Loss, check_loss, holding, merge, ready, scalar, split, trainable
-from negmaml.meta.shape_errors import explained_loops
-from negmaml.meta.stateful import Stateful, adapt_with_state
-from negmaml.rules import UNSOLVED, InnerRule, as_rule, as_solution
+from negmaml.meta.choice import check_no_state
+from negmaml.meta.partition import (
+    Loss,
+    check_inputs,
+    check_loss,
+    combine,
+    partition,
+    partition_floating,
+)
+from negmaml.meta.shape_errors import explain_while_loops
+from negmaml.meta.stateful import Stateful, as_stateful, lift_loss, lift_rule
+from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution, run
 
 
 @own_transfers
@@ -22,34 +33,34 @@ def adapt(
     remat: bool = False,
     return_info: bool = False,
 ) -> Any:
-    r"""Parameters after adapting to the data of one task.
+    r"""Return the parameters after adaptation to the data of one task.
 
         theta_0 = params,      theta_{k+1} = theta_k - rate * grad loss(theta_k, support)
 
     Arguments:
         loss: scalar function of (params, data).
         params: any pytree. Its floating point arrays and Python floats are the parameters; other
-            leaves, integers, functions and settings of a module, come back as they are. Or
-            `Stateful(params, state)`, whose loss hands a state on.
-        support: the task's data, what `loss` takes.
+            leaves, integers, functions and settings of a module, are returned unchanged. Or
+            `Stateful(params, state)`, whose loss also takes and returns a state.
+        support: the task's data, as `loss` takes it.
         rule: any rule that moves a general model (`negmaml.rules`), of any sign:
             `GradientDescent`, whose rate is a number or a pytree like `params` or a prefix of it,
             with a `Schedule` for values by step; `Momentum`; `Preconditioned`; `InnerOptimizer`, or
             an optax transformation for one step of it; `Proximal`, the point where
             grad loss(theta, support) + strength (theta - params) = 0; or your own.
-        mask: which leaves adapt, a pytree of booleans like `params` or a prefix of it; all when
-            left out.
+        mask: the leaves that adapt, a pytree of booleans like `params` or a prefix of it; all by
+            default.
         remat: whether reverse-mode derivatives recompute each step instead of storing it.
-        return_info: whether to return (params, info), where info.converged is False if a rule that
+        return_info: whether to return (params, info). info.converged is False if a rule that
             solves a problem, such as `Proximal`, did not: see `negmaml.rules.SolveInfo`. Without
             it a `negmaml.ConvergenceWarning` is issued then.
 
     With more steps than a `Schedule` has values, its last value is used for the rest.
 
-    Returns a pytree like `params`. Differentiable, so that jax.grad through it is the
-    meta-gradient; vmap it for many tasks. Raises TypeError for what is no such rule and where no
-    parameter is floating point, ValueError for a rate or mask unlike `params`, a mask that leaves
-    nothing to adapt, a loss that is not scalar, and parameters whose shapes do not fit it, by name.
+    Returns a pytree like `params`. It is differentiable: jax.grad through it is the meta-gradient.
+    Use jax.vmap for many tasks. Raises TypeError for an invalid rule and where no parameter is
+    floating point. Raises ValueError for a rate or mask unlike `params`, a mask without a leaf that
+    adapts, a loss that is not scalar, and parameters whose shapes do not fit it, by name.
 
     >>> import negmaml as nm
     >>> square = lambda w, target: (w - target) ** 2 / 2
@@ -57,25 +68,57 @@ def adapt(
     -0.5
     """
     remat, return_info = check_flag("remat", remat), check_flag("return_info", return_info)
-    if isinstance(params, Stateful):
-        loss = check_loss("loss", loss, "(params, state, data)")
-        with explained_loops():
-            adapted = adapt_with_state(loss, params, support, rule, mask, remat)
-        info = as_solution(adapted, as_rule("rule", rule).steps).info
-        return (adapted, info) if return_info else adapted
-    params, rest = trainable(params)
-    loss = check_loss("loss", loss)
-    rule, params = ready(rule, params)
-    moving, frozen = split(params, mask)
-    objective = scalar(holding(loss, rest))
-
-    def task_loss(theta):
-        return objective(merge(theta, frozen), support)
-
-    with explained_loops():
-        theta, info = as_solution(rule.solve(task_loss, moving, remat=remat), rule.steps)
-    adapted = merge(merge(theta, frozen), rest)
+    # Static leaves of a module are set aside: derivatives are taken of the others.
+    stateful = isinstance(params, Stateful)
+    start, state = as_stateful(params)
+    floats, static = partition_floating(start)
+    loss = check_loss("loss", loss, "(params, state, data)" if stateful else "(params, data)")
+    rule, floats = check_inputs(rule, floats)
+    moving, frozen = partition(floats, mask)
+    with explain_while_loops():
+        (theta, state), info = adapt_leaves(
+            lift_loss(loss, static, stateful), rule, (moving, frozen), state, support, remat
+        )
+    # The result has the form of the argument, whatever was taken out of it.
+    adapted = combine(combine(theta, frozen), static)
+    adapted = Stateful(adapted, state) if stateful else adapted
     if return_info:
         return adapted, info
     warn_unless(info.converged, UNSOLVED)
     return adapted
+
+
+def adapt_leaves(loss: Callable, rule: InnerRule, leaves, state, support, remat=False) -> Solution:
+    """Return the `Solution` ((adapted leaves, state of the model), info) for one task.
+
+    loss: as `lift_loss` returns it. leaves: (leaves that adapt, frozen leaves).
+    """
+    moving, frozen = leaves
+    # The state of the model changes with every step, so it is part of the point that steps.
+    if not rule.implicit:
+        gradient = inner_gradient(loss, frozen, support)
+        return as_solution(run(lift_rule(rule), gradient, (moving, state), remat)[0], rule.steps)
+    check_no_state(rule, state)
+
+    # A solver calls the loss any number of times, which has no meaning for a state.
+    def objective(theta):
+        return loss(combine(theta, frozen), state, support)[0]
+
+    theta, info = as_solution(rule.solve(objective, moving, remat=remat), rule.steps)
+    return Solution((theta, state), info)
+
+
+def inner_gradient(loss: Callable, frozen, support) -> Callable:
+    """Return (adapting leaves, state) -> (gradient of the loss on the support, new state)."""
+
+    def gradient(point):
+        theta, state = point
+
+        # The new state comes with the gradient: the loss is evaluated once.
+        def value(theta):
+            value, new, _ = loss(combine(theta, frozen), state, support)
+            return value, new
+
+        return jax.grad(value, has_aux=True)(theta)
+
+    return gradient

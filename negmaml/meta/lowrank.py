@@ -5,14 +5,14 @@ and d the derivative of the loss in z. After an inner step,
 
     x W' = x W - rate (x h^T) d,
 
-costs n products of vectors for each of its rows and one product with W, shared by all tasks,
-where forming W' costs and moves as many numbers as W has, for every task. It is exact, and as it
-is written in h and d, so are derivatives of any order. K steps add up K such terms.
+costs n products of vectors for each of its rows, and one product with W that all tasks share.
+Forming W' would read and write as many numbers as W has, for every task. The formula is exact, and
+so are its derivatives of any order in h and d. K steps add up K such terms.
 
-The user's loss is not rewritten but interpreted: its jaxpr is walked, products with a wide weight
-are computed in the factored form, everything else as it stands. A weight that is also used in
-another way (weight decay, tied or convolution weights, inside scan or a custom derivative) keeps
-its dense form, so the result is right for any loss.
+The user's loss is not rewritten but interpreted. Its jaxpr is evaluated with products with a wide
+weight in factored form, and everything else unchanged. A weight with another use (weight decay,
+tied or convolution weights, inside scan or a custom derivative) stays dense, so the result is right
+for any loss.
 """
 
 from collections.abc import Callable
@@ -24,58 +24,59 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-# The work of a dense update over that of a factored one, from which on the factored one is chosen.
-# On a CPU the two draw level at 1 to 1.5 (benchmarks/modes.py).
-WORTH = 2
+# The factored update is chosen where the dense one takes at least this many times its work. On CPU
+# the two are equally fast at a ratio of 1 to 1.5 (benchmarks/modes.py).
+MIN_WORK_RATIO = 2
 
 
 class _Weight(NamedTuple):
-    """What stands for a wide weight while a jaxpr is walked: its leaf, and whether transposed."""
+    """Placeholder of a wide weight in the evaluation of a jaxpr: its leaf, and if transposed."""
 
     leaf: int
     transposed: bool = False
 
 
 class _Product(NamedTuple):
-    """A product with a weight: x contracted along `axis` with the weight, x first or second."""
+    """A product of the array x, contracted along `axis`, with a weight in the form (in, out)."""
 
-    weight: _Weight  # seen as (in, out)
-    x: int  # which operand x is, 0 or 1
+    weight: _Weight
+    x: int  # position of x among the two operands, 0 or 1
     axis: int
 
 
 def wide_weights(loss: Callable, params, data, moving: list[bool], steps: int) -> frozenset[int]:
-    """Leaves of `params` that move, enter products only, and are larger than their factors.
+    """Return the moving leaves of `params` that enter products only and exceed their factors.
 
-    With r rows of inputs a dense update works on in * out numbers, the factored ones of all steps
-    on steps * r (in + out).
+    With r rows of inputs a dense update works on in * out numbers, the factored updates of all
+    steps on steps * r (in + out).
     """
     return wide_inputs(jax.make_jaxpr(loss)(params, data).jaxpr, moving, steps)
 
 
 def wide_inputs(jaxpr: Jaxpr, moving: list[bool], steps: int) -> frozenset[int]:
-    """The same for a traced loss, whose first inputs are the leaves."""
+    """Return `wide_weights` of a traced loss, whose first inputs are the leaves."""
     variables: list[Any] = jaxpr.invars[: len(moving)]
+    # Matrices only: a weight with more axes enters no plain product.
     marks = {
         variable: _Weight(i)
         for i, variable in enumerate(variables)
         if moving[i] and len(variable.aval.shape) == 2
     }
     rows: dict[int, int] = {}
-    elsewhere: set[int] = set()
-    _count_uses(jaxpr, marks, rows, elsewhere)
+    other_uses: set[int] = set()
+    _count_uses(jaxpr, marks, rows, other_uses)
 
-    def worth(i: int) -> bool:
+    def worth_factoring(i: int) -> bool:
         shape = variables[i].aval.shape
-        return i not in elsewhere and prod(shape) >= WORTH * steps * rows[i] * sum(shape)
+        return i not in other_uses and prod(shape) >= MIN_WORK_RATIO * steps * rows[i] * sum(shape)
 
-    return frozenset(filter(worth, rows))
+    return frozenset(filter(worth_factoring, rows))
 
 
 class Plan(NamedTuple):
-    """Which leaves adapt and how.
+    """The inner steps, leaf by leaf.
 
-    rates: function (leaf, step) -> rate, a scalar for the leaves that are wide.
+    rates: function (leaf, step) -> rate, a scalar for a wide leaf.
     wide: leaves that stay factored.
     moving: for each leaf whether it adapts.
     """
@@ -87,36 +88,38 @@ class Plan(NamedTuple):
 
 
 def factored_loss(losses: tuple[Callable, Callable], params, plan: Plan, support, query):
-    """loss(theta_K, query) after the inner steps with wide weights kept factored.
+    """Return loss(theta_K, query) after the inner steps, with wide weights kept factored.
 
-    losses: functions of (params, data) that return (scalar, aux), that of the inner steps and that
-    of the query.
+    losses: the inner and the outer loss, functions of (params, data) that return (scalar, aux).
     """
     rates, steps, wide, moving = plan
     inner_loss, loss = losses
     theta = jax.tree.leaves(params)
     dense = [i for i, moves in enumerate(moving) if moves and i not in wide]
     factors: dict[int, list] = {i: [] for i in wide}
+    # The loss is traced once and evaluated once a step.
     on_support = _Traced(inner_loss, params, support, wide)
 
-    def inner(some, shifts, theta, factors):
+    def inner(dense_weights, shifts, theta, factors):
         recorder = _Recorder(factors, theta, shifts)
-        value, _ = on_support(_replace(theta, dense, some), support, recorder)
+        value, _ = on_support(_replace(theta, dense, dense_weights), support, recorder)
         return value, recorder.inputs
 
     for k in range(steps):
-        some = [theta[i] for i in dense]
+        dense_weights = [theta[i] for i in dense]
+        # A shift of zero is added to the result of each wide product: the derivative in it is d.
         blank = _Recorder(factors, theta, None)
         jax.eval_shape(lambda theta, r=blank: on_support(theta, support, r), theta)
         shifts = [jnp.zeros(shape, dtype) for shape, dtype in blank.shapes]
         (gradients, slopes), inputs = jax.grad(inner, (0, 1), has_aux=True)(
-            some, shifts, theta, factors
+            dense_weights, shifts, theta, factors
         )
         moved = [
             (t - rates(i, k) * g).astype(t.dtype)
-            for i, t, g in zip(dense, some, gradients, strict=True)
+            for i, t, g in zip(dense, dense_weights, gradients, strict=True)
         ]
         factors = {i: list(pairs) for i, pairs in factors.items()}
+        # W' = W - rate h^T d, stored as the pair (-rate h, d).
         for (weight, h), d in zip(inputs, slopes, strict=True):
             left, right = (d, h) if weight.transposed else (h, d)
             factors[weight.leaf].append((-rates(weight.leaf, k) * left, right))
@@ -125,15 +128,15 @@ def factored_loss(losses: tuple[Callable, Callable], params, plan: Plan, support
 
 
 def open_products(function: Callable, params, data, weights: frozenset[int]):
-    """`function` with its products with weights laid open, for derivatives in factored form.
+    """Return a function whose derivatives in weights can be had in factored form.
 
     weights: indices of leaves of `params` that enter products only, as from `wide_weights`.
 
-    Returns (opened, shapes, uses). opened(leaves, shifts, data) -> (value, inputs): product s, of
-    inputs[s] (rows, in) with the weight, has shifts[s] (rows, out) added to it, so that the
-    derivative in weight `leaf` is the sum over its products of inputs[s]^T d/d shifts[s],
-    transposed where the product takes the weight so. shapes: (shape, dtype) of each shift; uses:
-    (leaf, transposed) of each.
+    Returns (opened, shapes, uses). opened(leaves, shifts, data) -> (value, inputs) adds shifts[s],
+    (rows, out), to product s, of inputs[s], (rows, in), with a weight. The derivative in a weight
+    is then the sum over its products of inputs[s]^T d/d shifts[s], transposed where the product
+    takes the weight transposed. shapes: (shape, dtype) of each shift. uses: (leaf, transposed) of
+    each product.
     """
     traced, leaves = _Traced(function, params, data, weights), jax.tree.leaves(params)
     blank = _Recorder({i: [] for i in weights}, leaves, None)
@@ -155,10 +158,10 @@ def _replace(leaves: list, indices: list[int], values: list) -> list:
 
 
 class _Recorder:
-    """Multiplies by factored weights; notes the inputs of each product and shifts its result.
+    """Multiplies by factored weights, records the inputs of each product, and shifts its result.
 
-    The derivative in the shift is d of the head of this module, the inputs are h. Without shifts
-    it notes shapes alone.
+    In the equation of this module the inputs are h and the derivative in the shift is d. Without
+    shifts it only records the shapes of the results.
     """
 
     def __init__(self, factors: dict[int, list], leaves: list, shifts):
@@ -167,7 +170,7 @@ class _Recorder:
         self.shapes: list = []
 
     def __call__(self, weight: _Weight, x, precision, dtype):
-        """x W + shift for x of shape (..., in)."""
+        """Return x W + shift for x of shape (..., in)."""
 
         def times(x, matrix, axis, precision=lax.Precision.HIGHEST):
             contract = (((x.ndim - 1,), (axis,)), ((), ()))
@@ -176,6 +179,8 @@ class _Recorder:
             )
 
         axis = 1 if weight.transposed else 0
+        # x W has the precision of the user's product. The factored terms stand for entries of W',
+        # so they are computed at full precision.
         z = times(x, self.leaves[weight.leaf], axis, precision)
         for pair in self.factors[weight.leaf]:
             first, second = reversed(pair) if weight.transposed else pair
@@ -188,7 +193,7 @@ class _Recorder:
 
 
 class _Traced:
-    """The jaxpr of a loss on data of one shape, to be walked with any `_Recorder`."""
+    """The jaxpr of a loss on data of one shape, which any `_Recorder` can evaluate."""
 
     def __init__(self, loss: Callable, params, data, wide):
         self.closed, shape = jax.make_jaxpr(loss, return_shape=True)(params, data)
@@ -205,7 +210,7 @@ class _Traced:
 
 
 def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
-    """Evaluate a jaxpr in which some values are `_Weight`s that enter products only."""
+    """Evaluate a jaxpr in which some inputs are `_Weight`s that enter products only."""
     values = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -221,7 +226,7 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
             results = [_multiply(equation.params, product, inputs[product.x], recorder)]
         elif flipped := _as_transpose(equation, weights):
             results = [flipped]
-        else:
+        else:  # a call of jit: `_count_uses` admits no other operation on a wide weight
             inner = equation.params["jaxpr"]
             results = _walk(inner.jaxpr, inner.consts, inputs, recorder)
         values |= dict(zip(equation.outvars, results, strict=True))
@@ -229,7 +234,8 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
 
 
 def _evaluate(equation, inputs, debug_info) -> list:
-    """One equation on arrays."""
+    """Evaluate one equation on arrays, as a jaxpr of its own."""
+    # Names of arguments belong to the whole jaxpr, and one equation has others.
     debug_info = debug_info._replace(arg_names=None, result_paths=None)
     pairs = zip(equation.invars, inputs, strict=True)
     own = {atom: x for atom, x in pairs if not isinstance(atom, Literal)}
@@ -238,15 +244,15 @@ def _evaluate(equation, inputs, debug_info) -> list:
 
 
 def _multiply(parameters, product: _Product, x, recorder: _Recorder):
-    """A dot_general with a weight, by products of the last axis of x."""
+    """Evaluate a dot_general with a weight, with the contracted axis of x last."""
     x = jnp.moveaxis(x, product.axis, -1)
     dtype = parameters["preferred_element_type"]
     z = recorder(product.weight, x, parameters["precision"], dtype)
     return jnp.moveaxis(z, -1, 0) if product.x == 1 else z
 
 
-def _count_uses(jaxpr, marks, rows: dict[int, int], elsewhere: set[int]) -> None:
-    """Add up the rows each marked weight is multiplied with; note weights used in another way."""
+def _count_uses(jaxpr, marks, rows: dict[int, int], other_uses: set[int]) -> None:
+    """Add up the rows that multiply each marked weight, and collect weights with other uses."""
     marks = dict(marks)
 
     def look(atom):
@@ -262,30 +268,33 @@ def _count_uses(jaxpr, marks, rows: dict[int, int], elsewhere: set[int]) -> None
             rows[leaf] = rows.get(leaf, 0) + prod(shape) // max(shape[product.axis], 1)
         elif flipped := _as_transpose(equation, weights):
             marks[equation.outvars[0]] = flipped
+        # `_walk` enters calls of jit; a loop or a custom derivative needs the weight itself.
         elif equation.primitive.name in ("jit", "pjit"):
             inner = equation.params["jaxpr"].jaxpr
             pairs = zip(inner.invars, weights, strict=True)
-            _count_uses(inner, {v: w for v, w in pairs if w}, rows, elsewhere)
+            _count_uses(inner, {v: w for v, w in pairs if w}, rows, other_uses)
         else:
-            elsewhere |= {weight.leaf for weight in weights if weight}
-    elsewhere |= {weight.leaf for atom in jaxpr.outvars if (weight := look(atom))}
+            other_uses |= {weight.leaf for weight in weights if weight}
+    # A weight that is returned leaves the part of the program that is evaluated here.
+    other_uses |= {weight.leaf for atom in jaxpr.outvars if (weight := look(atom))}
 
 
 def _as_product(equation, weights) -> _Product | None:
-    """The equation as a product of one weight with an array along one axis, if it is one."""
+    """Return the equation as a product of one weight with an array, or None if it is not one."""
     if equation.primitive.name != "dot_general" or all(weights):
         return None
     contract, batch = equation.params["dimension_numbers"]
     which = 0 if weights[0] else 1
+    # A batched product, or one over two axes, is no dense layer.
     if batch != ((), ()) or len(contract[0]) != 1:
         return None
     weight = weights[which]
-    seen = _Weight(weight.leaf, weight.transposed != (contract[which][0] == 1))
-    return _Product(seen, 1 - which, contract[1 - which][0])
+    as_in_out = _Weight(weight.leaf, weight.transposed != (contract[which][0] == 1))
+    return _Product(as_in_out, 1 - which, contract[1 - which][0])
 
 
 def _as_transpose(equation, weights) -> _Weight | None:
-    """The weight that a transposition of a weight makes, if it is one."""
+    """Return the transposed weight if the equation transposes a weight, else None."""
     if equation.primitive.name != "transpose" or equation.params["permutation"] != (1, 0):
         return None
     return _Weight(weights[0].leaf, not weights[0].transposed)

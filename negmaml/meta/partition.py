@@ -1,4 +1,10 @@
-"""Parameters taken apart: what trains, what adapts, what is only carried; and checks of them."""
+"""Pytrees of parameters taken apart and put together, and checks of them.
+
+A tree is partitioned twice. First into floating point leaves, which train, and static leaves such
+as integers, strings and functions of a module. Then the floating point leaves into those that adapt
+to a task and those that a mask freezes. Both parts have the structure of the whole, with None for
+the leaves of the other part, as in Equinox.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +15,23 @@ import numpy as np
 
 from negmaml._core.checks import check_callable, short_repr
 from negmaml._core.display import tree_text
-from negmaml.meta.shape_errors import Explained
+from negmaml.meta.shape_errors import WithShapeErrors
 from negmaml.rules import InnerRule, as_rule
 
 Loss = Callable[..., Any]  # of (params, data), or of (params, state, data)
 
 
-def trainable(params) -> tuple[Any, Any]:
-    """(floating point leaves, the rest): two trees like `params`, None for the other's leaves."""
-    params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)
+def partition_floating(params) -> tuple[Any, Any]:
+    """Return (floating point leaves, static leaves), Python floats as arrays.
+
+    Raises TypeError where a leaf is complex or no leaf is floating point.
+    """
+    # None is no leaf, so that `jax.grad` of either part ignores the other.
+    params = as_float_arrays(params)
     floats = jax.tree.map(lambda x: x if _is_floating(x) else None, params)
-    rest = jax.tree.map(lambda x: None if _is_floating(x) else x, params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(rest):
+    static = jax.tree.map(lambda x: None if _is_floating(x) else x, params)
+    # A complex parameter would silently not train, like an integer.
+    for path, leaf in jax.tree_util.tree_leaves_with_path(static):
         if isinstance(leaf, complex) or jnp.issubdtype(_dtype(leaf), jnp.complexfloating):
             raise TypeError(
                 f"params must be real, got a complex number at params{jax.tree_util.keystr(path)}; "
@@ -31,46 +42,48 @@ def trainable(params) -> tuple[Any, Any]:
             f"params must hold floating point arrays, got {tree_text(params)}; integers are not "
             "trained: write 0.0 for 0, or convert with jnp.asarray(x, float)"
         )
-    return floats, rest
+    return floats, static
 
 
-def holding(loss: Loss, rest) -> Loss:
-    """The loss of the floating point leaves alone; itself where there are no others."""
-    if not jax.tree.leaves(rest):
-        return loss
-    return lambda floats, data: loss(merge(floats, rest), data)
+def as_float_arrays(params):
+    """Return the tree with its Python floats as arrays, since those train."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)
 
 
-def _dtype(leaf):
-    return getattr(leaf, "dtype", np.dtype(object))
+def partition(tree, mask):
+    """Return (leaves that adapt, frozen leaves) by a mask like the tree or a prefix of it."""
+    if mask is None:
+        return tree, jax.tree.map(lambda _: None, tree)
+    # A flag of a prefix applies to all leaves below it.
+    try:
+        flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, tree)
+    except ValueError as mismatch:
+        raise ValueError(
+            f"mask must be a pytree of booleans like the parameters or a prefix of them "
+            f"({jax.tree.structure(tree)}), got {mask!r}"
+        ) from mismatch
+    freeze_mask("mask", mask)
+    moving = jax.tree.map(lambda flag, leaf: leaf if flag else None, flags, tree)
+    frozen = jax.tree.map(lambda flag, leaf: None if flag else leaf, flags, tree)
+    return moving, frozen
 
 
-def _is_floating(leaf) -> bool:
-    return jnp.issubdtype(_dtype(leaf), jnp.floating)
+def combine(first, second):
+    """Return the tree whose two parts these are: the leaves of the first where it has one."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None
+    )
 
 
-def ready(rule, params) -> tuple[InnerRule, Any]:
-    """The rule and the parameters, checked, and found to fit each other."""
-    rule, params = as_rule("rule", rule), check_params(params)
-    rule.check(params)
-    return rule, params
-
-
-def check_loss(name: str, loss, form: str = "(params, data)") -> Any:
-    """The loss, made to say which leaf of params does not fit it; raises for no function."""
-    if isinstance(loss, Explained):
-        return loss
-    return Explained(check_callable(name, loss, f"of {form}"), "the loss")
-
-
-def hashable(name: str, mask) -> tuple[Any, tuple]:
-    """A mask in a form that jit can compare: structure and flags; raises unless some are True."""
+def freeze_mask(name: str, mask) -> tuple[Any, tuple]:
+    """Return a mask as (structure, flags), which can be hashed; raise unless some flag is True."""
     flags, structure = jax.tree.flatten(mask)
     if not flags or not all(isinstance(flag, bool | np.bool_) for flag in flags):
         raise ValueError(
             f"{name} must hold booleans, got {short_repr(mask)}; use True for leaves that adapt, "
             "False for others, in a pytree like params or a prefix of it"
         )
+    # Without a leaf that adapts, all inner gradients would be empty.
     if not any(flags):
         raise ValueError(
             f"{name} must have a leaf that adapts, got {short_repr(mask)}; for no adaptation use a "
@@ -79,32 +92,54 @@ def hashable(name: str, mask) -> tuple[Any, tuple]:
     return structure, tuple(map(bool, flags))
 
 
-def split(tree, mask):
-    """(what moves, what is frozen): two trees like `tree` with None for the other's leaves."""
-    if mask is None:
-        return tree, jax.tree.map(lambda _: None, tree)
-    try:
-        flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, tree)
-    except ValueError as mismatch:
-        raise ValueError(
-            f"mask must be a pytree of booleans like the parameters or a prefix of them "
-            f"({jax.tree.structure(tree)}), got {mask!r}"
-        ) from mismatch
-    hashable("mask", mask)
-    moving = jax.tree.map(lambda flag, leaf: leaf if flag else None, flags, tree)
-    frozen = jax.tree.map(lambda flag, leaf: None if flag else leaf, flags, tree)
-    return moving, frozen
+def thaw_mask(frozen) -> Any:
+    """Return the mask that `freeze_mask` made hashable; None if there was no mask."""
+    return frozen and frozen[0].unflatten(frozen[1])
 
 
-def merge(moving, frozen):
-    """The tree that `split` took apart."""
-    return jax.tree.map(
-        lambda m, f: f if m is None else m, moving, frozen, is_leaf=lambda leaf: leaf is None
-    )
+@jax.tree_util.register_pytree_node_class
+class StaticTree:
+    """A tree of leaves that do not train, as an argument of a compiled program.
+
+    Its arrays are traced. All other leaves, such as functions, strings and integers of a module,
+    are part of the structure, so they must be hashable; a TypeError names a leaf that is not.
+    """
+
+    def __init__(self, tree):
+        self.tree = tree
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not _is_array(leaf) and type(leaf).__hash__ is None:
+                raise TypeError(
+                    f"params{jax.tree_util.keystr(path)} is neither an array nor hashable, got "
+                    f"{type(leaf).__name__}; keep it out of the parameters and close over it"
+                )
+
+    def tree_flatten(self):
+        """Return the arrays, and all other leaves with the structure."""
+        leaves, treedef = jax.tree.flatten(self.tree)
+        arrays = [leaf for leaf in leaves if _is_array(leaf)]
+        return arrays, (treedef, tuple(None if _is_array(leaf) else leaf for leaf in leaves))
+
+    @classmethod
+    def tree_unflatten(cls, structure, arrays):
+        """Return the tree again, without the check: JAX may put any object in place of arrays."""
+        treedef, others = structure
+        # None in `others` marks the place of an array.
+        remaining = iter(arrays)
+        self = object.__new__(cls)
+        self.tree = treedef.unflatten([next(remaining) if o is None else o for o in others])
+        return self
+
+
+def check_inputs(rule, params) -> tuple[InnerRule, Any]:
+    """Return the rule and the parameters as arrays; raise unless they fit each other."""
+    rule, params = as_rule("rule", rule), check_params(params)
+    rule.check(params)
+    return rule, params
 
 
 def check_params(params):
-    """`params` with arrays for leaves; TypeError unless all are floating point."""
+    """Return `params` with arrays for leaves; raise TypeError unless all are floating point."""
     params = jax.tree.map(jnp.asarray, params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -115,24 +150,39 @@ def check_params(params):
     return params
 
 
-def scalar(loss: Loss, has_aux: bool = False) -> Callable:
-    """`loss` without its auxiliary output, and with a clear error where it is not a scalar."""
-
-    def checked(params, data):
-        return check_scalar(loss(params, data), has_aux)[0]
-
-    return checked
+def check_loss(name: str, loss, form: str = "(params, data)") -> Any:
+    """Return the loss, which from now on names the leaf of `params` that does not fit it."""
+    # `fit` and `evaluate` may pass on a loss that was checked before.
+    if isinstance(loss, WithShapeErrors):
+        return loss
+    return WithShapeErrors(check_callable(name, loss, f"of {form}"), "the loss")
 
 
 def check_scalar(result, has_aux: bool, name: str = "loss"):
-    """(value, aux) of a loss or metric; aux is None when it has none."""
+    """Return (value, aux) of a loss or metric; aux is None when it has none.
+
+    Raises ValueError unless the value is one real number.
+    """
     value, aux = result if has_aux else (result, None)
     types = jax.tree.map(jax.typeof, value)
-    alone = jax.tree_util.all_leaves([value])
-    if not (alone and types.shape == () and jnp.issubdtype(types.dtype, jnp.floating)):
+    # A pair (value, aux) has two leaves; it needs has_aux=True.
+    one_leaf = jax.tree_util.all_leaves([value])
+    if not (one_leaf and types.shape == () and jnp.issubdtype(types.dtype, jnp.floating)):
         raise ValueError(
             f"{name} must return one real number for the data of one task, got "
             f"{types}; average over points with jnp.mean, and set "
             "has_aux=True if it returns (value, aux)"
         )
     return value, aux
+
+
+def _dtype(leaf):
+    return getattr(leaf, "dtype", np.dtype(object))
+
+
+def _is_floating(leaf) -> bool:
+    return jnp.issubdtype(_dtype(leaf), jnp.floating)
+
+
+def _is_array(leaf) -> bool:
+    return hasattr(leaf, "dtype") and hasattr(leaf, "shape")

@@ -1,9 +1,7 @@
-"""Errors of JAX in a user's loss, in the words of this package.
+"""Explains errors of JAX in a user's loss: parameters of unfitting shapes, irreversible loops.
 
-Parameters that do not fit: JAX says which shapes did not, deep below the line of the user. Those
-that the operation was handed are among the arguments of JAX's own calls, and have names.
-
-Loops without a derivative in reverse: JAX says so, without what needs it here.
+JAX raises both far below the user's line. The leaves of `params` that a failed operation received
+are among the arguments of JAX's own calls in the traceback, so they can be named.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,15 +14,22 @@ import jax
 import jax.numpy as jnp
 
 JAX = str(Path(jax.__file__).parent)
+# The beginning of JAX's message, which has no type of its own.
 NO_REVERSE = "Reverse-mode differentiation does not work for lax.while_loop"
 
 
-class MisfitError(ValueError):
-    """Parameters of other shapes than a loss takes."""
+class ShapeMismatchError(ValueError):
+    """The parameters have shapes that the loss does not take.
+
+    The message names the leaves that the failed operation received, with their shapes.
+    """
 
 
-class Explained(NamedTuple):
-    """A function of (params, ...) that says which leaf an operation refused; hashable as it is."""
+class WithShapeErrors(NamedTuple):
+    """A function of (params, ...) whose errors name the unfitting leaf; hashable if it is.
+
+    name: how the error calls the function.
+    """
 
     function: Callable
     name: str
@@ -32,18 +37,18 @@ class Explained(NamedTuple):
     def __call__(self, params, *data):
         try:
             return self.function(params, *data)
-        except (TypeError, ValueError) as error:
-            refused = [] if isinstance(error, MisfitError) else list(_refused(error, params))
-            if not refused:
+        except (TypeError, ValueError) as error:  # the types that JAX raises for shapes
+            blamed = [] if isinstance(error, ShapeMismatchError) else _blamed_leaves(error, params)
+            if not blamed:
                 raise
-            raise MisfitError(
-                f"params must have the shapes that {self.name} takes, got {' and '.join(refused)}, "
+            raise ShapeMismatchError(
+                f"params must have the shapes that {self.name} takes, got {' and '.join(blamed)}, "
                 f"which does not fit what it meets there: {str(error).splitlines()[0]}"
             ) from error
 
 
 @contextmanager
-def explained_loops():
+def explain_while_loops():
     """Raise a ValueError with the remedy where a loop cannot be differentiated in reverse."""
     try:
         yield
@@ -59,30 +64,32 @@ def explained_loops():
         ) from error
 
 
-def _refused(error: Exception, params) -> Iterator[str]:
-    """The leaves among the arguments of the calls of JAX that ended in the error, with shapes."""
+def _blamed_leaves(error: Exception, params) -> list[str]:
+    """Return path and shape of the leaves among the arguments of JAX's calls that failed."""
     names = {
         id(leaf): f"params{jax.tree_util.keystr(path)} of shape {jnp.shape(leaf)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if hasattr(leaf, "shape")
     }
+    # Compared by identity: an equal shape would blame leaves that are not involved.
     found = {}
-    for frame in _calls_of_jax(error):
+    for frame in _innermost_jax_frames(error):
         for value in frame.f_locals.values():
             for part in value if isinstance(value, list | tuple) else (value,):
                 if id(part) in names:
                     found[id(part)] = names[id(part)]
-    return iter(found.values())
+    return list(found.values())
 
 
-def _calls_of_jax(error: Exception) -> Iterator[FrameType]:
-    """Its frames, from the last one out to the user's."""
+def _innermost_jax_frames(error: Exception) -> Iterator[FrameType]:
+    """Yield the frames from where the error was raised outwards, up to the first not of JAX."""
     frames: list[Any] = []
     trace = error.__traceback__
     while trace is not None:
         frames.append(trace.tb_frame)
         trace = trace.tb_next
     for frame in reversed(frames):
+        # Frames of the user hold all parameters, not only those of the operation that failed.
         if not frame.f_code.co_filename.startswith(JAX):
             return
         yield frame

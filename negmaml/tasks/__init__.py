@@ -1,4 +1,4 @@
-"""Distributions of tasks: pytrees that, called with a key, give `negmaml.Tasks`."""
+"""Distributions of tasks: pytrees that return `negmaml.Tasks` for a random key."""
 
 from negmaml.tasks.arrays import Episodes, Grouped
 from negmaml.tasks.linear import Linear

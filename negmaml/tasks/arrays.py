@@ -1,8 +1,8 @@
-"""Tasks out of the user's own arrays: groups of rows, and episodes of labelled images.
+"""Tasks from the user's arrays: groups of rows, and episodes of labelled images.
 
-Rows are sorted by group once, on the host. A draw takes rows of a group without replacement: as
-many random priorities as the largest group has rows, of which those beyond the group's own size
-lose. So groups of any sizes are drawn from in one compiled program.
+Rows are sorted by group once, on the host. A draw takes rows of a group without replacement. It
+draws one random priority for each row of the largest group, and gives the lowest priority to rows
+beyond the size of the group. One compiled program then serves groups of any sizes.
 """
 
 from typing import Any
@@ -24,19 +24,19 @@ from negmaml.meta.batching import Tasks, leading_axis
 @add_table_repr
 @pytree
 class Grouped:
-    r"""Every group of rows is a task: schools, patients, users, of any numbers of rows.
+    r"""Tasks from groups of rows, such as schools, patients or users, of any sizes.
 
-    Called with a key it gives `Tasks` of `m` different groups, with n_t support and n_v query rows
-    each, all different; leaves (m, n_t, ...) and (m, n_v, ...).
+    A call with a key returns `Tasks` of `m` different groups. Each has n_t support and n_v query
+    rows, all different. The leaves have shapes (m, n_t, ...) and (m, n_v, ...).
 
     Arguments:
         data: pytree of arrays with one entry a row, such as (x, y).
         groups: the group of each row, shape (rows,), integers or strings.
-        m, n_t, n_v: tasks, support rows and query rows of a draw.
+        m, n_t, n_v: number of tasks, of support rows and of query rows in a draw.
 
-    Raises ValueError when leaves disagree in length, when there are fewer than m groups, and when
-    a group has fewer than n_t + n_v rows, naming it. Under tracing the data may be traced; the
-    groups may not, which is a TypeError.
+    Raises ValueError when leaves disagree in length, when there are fewer than m groups, and for
+    groups with fewer than n_t + n_v rows, by name. The data may be traced by JAX; traced groups
+    raise TypeError.
 
     >>> x, groups = jnp.arange(7.0), [0, 0, 0, 1, 1, 1, 1]
     >>> Grouped(x, groups, m=2, n_t=2, n_v=1)(jax.random.key(0)).support.shape
@@ -65,12 +65,14 @@ class Grouped:
     @own_settings
     def __call__(self, key) -> Tasks:
         key = check_key("key", key)
+        # Independent keys: the rows of a group must not depend on which groups were drawn.
         for_groups, for_rows = jax.random.split(key)
         chosen = _without_replacement(for_groups, len(self.counts), self.m)
         keys = jax.random.split(for_rows, self.m)
         rows = jax.vmap(lambda key, group: _rows(self, key, group, self.n_t + self.n_v))(
             keys, chosen
         )
+        # The rows are in random order, so the first ones are a random support.
         support, query = rows[:, : self.n_t], rows[:, self.n_t :]
         return Tasks(*(jax.tree.map(lambda x, r=r: x[r], self.data) for r in (support, query)))
 
@@ -78,22 +80,23 @@ class Grouped:
 @add_table_repr
 @pytree
 class Episodes:
-    r"""N-way K-shot episodes: tell apart `ways` classes after seeing `shots` images of each.
+    r"""N-way K-shot episodes: classify images of `ways` classes from `shots` examples of each.
 
-    Called with a key it gives `Tasks` of `m` episodes: support (images, labels) of leading shape
-    (m, ways * shots), query of (m, ways * queries). Each episode draws different classes, numbers
-    them 0 ... ways - 1 anew, and draws different images of each.
+    A call with a key returns `Tasks` of `m` episodes: support (images, labels) of leading shape
+    (m, ways * shots), query of (m, ways * queries). Each episode draws its own classes, all
+    different, labels them 0 ... ways - 1, and draws different images of each.
 
     Arguments:
         images: array or pytree with one entry an image.
         labels: the class of each image, shape (rows,).
-        ways, shots, queries: classes an episode, support and query images a class.
-        m: episodes of a draw.
+        ways: number of classes in an episode.
+        shots, queries: number of support and of query images of each class.
+        m: number of episodes in a draw.
 
-    Keep classes apart for testing: Episodes(images[labels < 6], labels[labels < 6], ...) and the
-    rest. Raises ValueError when there are fewer than `ways` classes, and when a class has fewer
-    than shots + queries images, naming it; labels that are traced are a TypeError. Source: Vinyals
-    et al., NeurIPS 2016.
+    Train and test on different classes: Episodes(images[labels < 6], labels[labels < 6], ...) and
+    the rest. Raises ValueError when there are fewer than `ways` classes, and for classes with fewer
+    than shots + queries images, by name. Traced labels raise TypeError. Source: Vinyals et al.,
+    NeurIPS 2016.
     """
 
     data: Any
@@ -133,6 +136,7 @@ class Episodes:
         keys = jax.random.split(for_rows, self.ways)
         number = self.shots + self.queries
         rows = jax.vmap(lambda key, group: _rows(self, key, group, number))(keys, classes)
+        # Labels are positions among the classes of the episode: a class has no fixed label.
         names = jnp.broadcast_to(jnp.arange(self.ways)[:, None], rows.shape)
 
         def part(start: int, stop: int):
@@ -144,6 +148,7 @@ class Episodes:
 
 
 def _set(distribution, data, counts: np.ndarray, **sizes) -> None:
+    """Set the fields of a frozen distribution, from the sorted data and the sizes of its groups."""
     starts = jnp.asarray(np.cumsum(counts) - counts)
     longest = int(counts.max())
     fields = {"data": data, "starts": starts, "counts": jnp.asarray(counts), "longest": longest}
@@ -152,7 +157,7 @@ def _set(distribution, data, counts: np.ndarray, **sizes) -> None:
 
 
 def _summary(name: str, distribution, kind: str, sizes: str) -> Table:
-    """What a distribution prints: its draws, the data behind them, and how they are grouped."""
+    """Return the printed form of a distribution: its draws, its data and its groups."""
     rows = [("draws", sizes), ("data", tree_text(distribution.data))]
     counts = distribution.counts
     if not isinstance(counts, jax.core.Tracer):
@@ -162,23 +167,24 @@ def _summary(name: str, distribution, kind: str, sizes: str) -> Table:
 
 
 def _sort(data, groups, name: str, needed: int, expression: str):
-    """The data with the rows of each group together, and the size of each group.
+    """Return the data with the rows of each group together, and the size of each group.
 
-    The data may be traced, the groups not: their number and sizes make shapes.
+    The data may be traced. The groups may not, since their number and sizes determine shapes.
     """
     _check_numbers("images" if name == "labels" else "data", data)
     if not is_concrete(groups):
         raise TypeError(
             f"{name} must be known, got {short_repr(groups)} under jit, grad or vmap: the sizes of "
-            "groups make shapes; build the distribution before and pass it, it is a pytree"
+            "groups determine shapes; build the distribution outside and pass it, it is a pytree"
         )
     rows, groups = leading_axis("data", data), np.asarray(groups)
     if groups.shape != (rows,):
         raise ValueError(f"{name} must have one entry a row, shape ({rows},), got {groups.shape}")
+    # NaN, which differs from itself, and None mark rows without a group in tables.
     missing = [label is None or label != label for label in groups.tolist()]
     if any(missing):
         raise ValueError(
-            f"{name} must name one for every row, got {groups[missing.index(True)]!r} in row "
+            f"{name} must have a value in every row, got {groups[missing.index(True)]!r} in row "
             f"{missing.index(True)}; leave such rows out"
         )
     values, counts = np.unique(groups, return_counts=True)
@@ -189,20 +195,20 @@ def _sort(data, groups, name: str, needed: int, expression: str):
             f"{needed} rows: {', '.join(small[:5])}; leave their rows out or ask for fewer"
         )
     order = np.argsort(groups, kind="stable")
-    # Data that are known are sorted on the host, without a second copy on the device.
+    # Data that are not traced are sorted on the host, without a second copy on the device.
     data = jax.tree.map(lambda x: (np.asarray(x) if is_concrete(x) else x)[order], data)
     return jax.tree.map(jnp.asarray, data), counts
 
 
 def _check_numbers(name: str, data) -> None:
-    """Rows of arrays that JAX takes."""
+    """Raise TypeError unless `data` holds arrays of rows with numbers."""
     leaves = jax.tree.leaves(data, is_leaf=lambda x: x is None)
     if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
         raise TypeError(
-            f"{name} must be an array or a pytree of arrays with one entry a row, got "
-            f"{short_repr(data)}"
+            f"{name} must be an array or a pytree of arrays with one entry a row, got {short_repr(data)}"
         )
     for leaf in leaves:
+        # Kind V has the extended floats of JAX, such as bfloat16.
         if not isinstance(leaf, jax.Array) and np.asarray(leaf).dtype.kind not in "biufcV":
             raise TypeError(
                 f"{name} must hold numbers, got {short_repr(np.ravel(leaf)[0])}; encode text as "
@@ -211,14 +217,16 @@ def _check_numbers(name: str, data) -> None:
 
 
 def _rows(distribution, key, group, number: int):
-    """`number` different rows of a group."""
+    """Return `number` different rows of a group."""
     within = _without_replacement(key, distribution.longest, number, distribution.counts[group])
     return distribution.starts[group] + within
 
 
 def _without_replacement(key, longest: int, number: int, count=None):
-    """`number` different integers below `count`, itself at most `longest`."""
+    """Return `number` different integers below `count`, which is at most `longest`."""
     priority = jax.random.uniform(key, (longest,))
+    # `count` may differ from group to group under vmap, shapes may not: rows beyond it are never
+    # among the highest priorities, since a group has at least `number` rows.
     if count is not None:
         priority = jnp.where(jnp.arange(longest) < count, priority, -1.0)
     return lax.top_k(priority, number)[1]

@@ -21,9 +21,9 @@ class Linear:
 
         w ~ N(w0, nu^2/p I_p)      x ~ N(0, I_p)      y | x, w ~ N(x.w, sigma^2)
 
-    Called with a key it gives `Tasks` whose support is (X, y) of shapes (m, n_t, p) and (m, n_t),
-    and whose query has n_v points; the draws are those of `negmaml.linear.data`. Source:
-    Bernacchia 2021, section 3.
+    A call with a key returns `Tasks` whose support is (X, y) of shapes (m, n_t, p) and (m, n_t),
+    and whose query has n_v points. The draws are those of `negmaml.linear.data`. Source: Bernacchia
+    2021, section 3.
     """
 
     problem: Any
@@ -40,5 +40,6 @@ class Linear:
     @own_settings
     def __call__(self, key) -> Tasks:
         key = check_key("key", key)
+        # The sampler of `nm.simulate`, so that MAML on a linear model can be compared to it.
         data = sample(key, self.problem)
         return Tasks(support=(data.X_t, data.y_t), query=(data.X_v, data.y_v))

@@ -1,4 +1,4 @@
-"""Quadratic regression, linear in no parameter."""
+"""Quadratic regression, a task that is nonlinear in its parameters."""
 
 from math import prod
 from typing import Any
@@ -16,11 +16,11 @@ from negmaml.meta.batching import Tasks
 
 @pytree
 class Quadratic:
-    r"""y | x ~ N((w.x + b)^2, sigma^2), a task for each w and b.
+    r"""Regression of y | x ~ N((w.x + b)^2, sigma^2), a task for each w and b.
 
         w ~ N(0, nu^2/p I_p)     b ~ N(0, nu^2)     x ~ N(0, I_p)
 
-    Called with a key it gives `Tasks` of `m` tasks: support (X, y) of shapes (m, n_t, p) and
+    A call with a key returns `Tasks` of `m` tasks: support (X, y) of shapes (m, n_t, p) and
     (m, n_t), query with n_v points. Raises TypeError or ValueError for a size below 1, and for
     sigma or nu that are negative or not finite.
     """
@@ -43,10 +43,12 @@ class Quadratic:
         key = check_key("key", key)
         p, m, n = self.p, self.m, self.n_t + self.n_v
         shapes = ((m, p), (m, 1), (m, n, p), (m, n))
+        # One draw is cut into four arrays, which takes fewer operations than four draws.
         ends = np.cumsum([prod(shape) for shape in shapes])
         normals = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
         w, b, x, noise = (z.reshape(s) for z, s in zip(normals, shapes, strict=True))
         inner = jnp.einsum("mnp,mp->mn", x, w, precision="highest") / p**0.5
+        # nu is a factor of both w and b, so its square is one of (w.x + b)^2.
         y = self.nu**2 * (inner + b) ** 2 + self.sigma * noise
         cut = self.n_t
         return Tasks((x[:, :cut], y[:, :cut]), (x[:, cut:], y[:, cut:]))

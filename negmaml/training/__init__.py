@@ -1,10 +1,10 @@
-"""The outer loop, its checkpoints, its test, and runs spread over devices."""
+"""Meta-training and its evaluation: the outer loop, checkpoints, several devices."""
 
 from negmaml._core.deprecation import renamed_exports
-from negmaml.training.devices import map_over_devices
 from negmaml.training.evaluation import Evaluation, evaluate
 from negmaml.training.loop import fit
-from negmaml.training.state import FitResult
+from negmaml.training.result import FitResult
+from negmaml.training.seeds import map_over_devices
 
 __all__ = ["Evaluation", "FitResult", "evaluate", "fit", "map_over_devices"]
 

@@ -1,9 +1,9 @@
-"""Checkpoints of a run, from which it goes on.
+"""Checkpoints of a run, from which it resumes.
 
 A checkpoint is a step of an orbax `CheckpointManager`: the state of the run, its history, and an
-identity, digests of all that the run depends on. Orbax writes a step beside the earlier ones and
-renames it when it is whole, so an interrupted write leaves those as they were. A digest of the
-numbers themselves finds files with other bits than were written, which orbax reads as they are.
+identity, which holds digests of everything the run depends on. Orbax writes a step beside the
+earlier ones and renames it when it is complete, so an interrupted write does not damage them. Orbax
+does not notice changed bits in the numbers; a digest of the numbers does.
 """
 
 import contextlib
@@ -16,104 +16,114 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from negmaml._core.extras import require
 from negmaml._core.fingerprint import Identity, UnidentifiedError, difference, identify
 from negmaml._core.settings import other_settings, unusual_settings
-from negmaml.training.carried import split_arrays
+from negmaml.meta.partition import StaticTree
 from negmaml.training.checkpoint_files import check_arrays, check_files
-from negmaml.training.precision import as_now, as_written, kind
-from negmaml.training.state import Run, State, whole
+from negmaml.training.precision import convert_like, kind, written_templates
+from negmaml.training.programs import update_with_extra_args
+from negmaml.training.state import TrainSetup, TrainState, recombine
 
-FORMAT = "negmaml.fit 2"
-KEPT = 2  # checkpoints
+FORMAT = "negmaml.fit 2"  # another number for files that this module could not read
+MAX_TO_KEEP = 2  # checkpoints: a damaged one leaves another
 
 
-class Store:
-    """The checkpoints of one run in a directory."""
+class CheckpointStore:
+    """The checkpoints of one run in a directory.
 
-    def __init__(self, manager, identity: dict[str, Any], keep_going: bool):
-        self.manager, self.identity, self.keep_going = manager, identity, keep_going
+    manager: of orbax. identity: as `identity_of` returns it. resume_any: whether a checkpoint of
+    another identity is used, with a warning.
+    """
+
+    def __init__(self, manager, identity: dict[str, Any], resume_any: bool):
+        self.manager, self.identity, self.resume_any = manager, identity, resume_any
         self.damaged: list[int] = []
 
-    def latest(self, state: State, shapes):
-        """(steps done, state, history, place of the loader) of the last that is whole.
+    def latest(self, state: TrainState, shapes):
+        """Return (steps done, state, history, place of the loader) of the last intact checkpoint.
 
-        shapes: of a history. Without a checkpoint, the state as given.
+        shapes: of a history. Without a checkpoint the state is the given one, after 0 steps.
         """
-        blame = None
+        first_damage = None
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
-                meta = self._restored(step, meta=_ocp().args.JsonRestore()).meta
-                self._check(meta)
-                rows = jax.tree.map(lambda x, n=step: _virtual((n, *x.shape[1:]), x.dtype), shapes)
-                like = jax.tree.leaves((state, rows))
-                written = as_written(self._name(step), like, meta.get("arrays"))
-                self._check_arrays(step, written)
-                args = _ocp().args.StandardRestore(written)
-                leaves = self._restored(step, leaves=args).leaves
-                if meta.get("digest", digest := _digest(leaves)) != digest:
-                    raise _DamageError(
-                        f"{self._name(step)} is damaged (other numbers than written)"
-                    )
-                leaves = list(map(as_now, leaves, like))
+                meta, state, history = self._read(step, state, shapes)
             except _DamageError as damage:
-                blame = blame or damage
+                first_damage = first_damage or damage
                 self.damaged.append(step)
                 continue
-            if blame is not None:
-                warnings.warn(f"{blame}; going on from checkpoint {step}", stacklevel=7)
-            state, history = jax.tree.unflatten(jax.tree.structure((state, rows)), leaves)
+            if first_damage is not None:
+                warnings.warn(f"{first_damage}; resuming from checkpoint {step}", stacklevel=7)
             return step, state, jax.tree.map(np.asarray, history), meta.get("place")
-        if blame is not None:
+        if first_damage is not None:
             raise ValueError(
-                f"{blame}, and there is no earlier one; nothing was changed; give another directory"
-            ) from blame
+                f"{first_damage}, and there is no earlier one; nothing was changed; give another "
+                "directory"
+            ) from first_damage
         empty = jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
         return 0, state, empty, None
 
-    def save(self, step: int, state: State, history, place) -> None:
-        """Write a checkpoint, in place of damaged ones."""
+    def _read(self, step: int, state: TrainState, shapes):
+        """Return (metadata, state, history) of a checkpoint, after all checks of them."""
+        # In this order: no array is read before its size and its run are known.
+        meta = self._restored(step, meta=_ocp().args.JsonRestore()).meta
+        self._check_identity(meta)
+        # The number of steps is only the name of a folder: rows must not take memory for it.
+        rows = jax.tree.map(lambda x: _zeros_without_memory((step, *x.shape[1:]), x.dtype), shapes)
+        like = jax.tree.leaves((state, rows))
+        written = written_templates(self._name(step), like, meta.get("arrays"))
+        self._check_arrays(step, written)
+        leaves = self._restored(step, leaves=_ocp().args.StandardRestore(written)).leaves
+        if meta.get("digest", digest := _digest(leaves)) != digest:
+            raise _DamageError(f"{self._name(step)} is damaged (other numbers than written)")
+        leaves = list(map(convert_like, leaves, like))
+        return meta, *jax.tree.unflatten(jax.tree.structure((state, rows)), leaves)
+
+    def save(self, step: int, state: TrainState, history, place) -> None:
+        """Write a checkpoint, and delete the damaged ones."""
         for bad in self.damaged:
             self.manager.delete(bad)
         self.damaged = []
+        # A list of leaves, since orbax would need classes of the user to restore a tree.
         leaves = jax.tree.leaves((state, history))
         meta = {"identity": self.identity, "place": place, "digest": _digest(leaves)}
         meta["arrays"] = [kind(leaf) for leaf in leaves]
         args = _ocp().args
-        parts = {"meta": args.JsonSave(meta), "leaves": args.StandardSave(leaves)}
-        self.manager.save(step, args=args.Composite(**parts))
+        items = {"meta": args.JsonSave(meta), "leaves": args.StandardSave(leaves)}
+        self.manager.save(step, args=args.Composite(**items))
 
-    def _check(self, meta) -> None:
-        """Raise for a checkpoint of another run; warn if it is gone on from all the same."""
+    def _check_identity(self, meta) -> None:
+        """Raise for a checkpoint of another run; only warn with `resume_any`."""
         stored = meta.get("identity", {}) if isinstance(meta, dict) else {}
-        # Without a record they were the defaults; of x64 the types of the numbers tell.
-        known = {k: v for k, v in self.identity["settings"].items() if k == "jax_enable_x64"}
-        stored = {"settings": known, **stored}
+        # Checkpoints of older versions have no settings: they were the defaults, but for x64,
+        # which the dtypes of the arrays show.
+        unrecorded = {k: v for k, v in self.identity["settings"].items() if k == "jax_enable_x64"}
+        stored = {"settings": unrecorded, **stored}
         found = [
-            f"{name} ({what})" if what else name
+            f"{name} ({text})" if text else name
             for name in sorted(self.identity | stored)
-            if (what := _difference(stored.get(name), self.identity.get(name))) is not None
+            if (text := _difference(stored.get(name), self.identity.get(name))) is not None
         ]
         if not found:
             return
         text = "; ".join(found)
-        if self.keep_going and stored.get("format") == FORMAT:
+        if self.resume_any and stored.get("format") == FORMAT:
             warnings.warn(
-                f"going on from a checkpoint as asked; what may differ: {text}", stacklevel=8
+                f"resuming from a checkpoint as asked; possible differences: {text}", stacklevel=9
             )
             return
         raise ValueError(
             f"checkpoint {str(self.manager.directory)!r} belongs to another run, which differs in "
             f"{text}. Nothing was changed; give another directory, or the arguments it was made "
-            'with, or go on from it deliberately with resume="any"'
+            'with, or resume from it deliberately with resume="any"'
         )
 
-    def _restored(self, step: int, **parts):
+    def _restored(self, step: int, **items):
         try:
-            return self.manager.restore(step, args=_ocp().args.Composite(**parts))
-        except Exception as damage:  # orbax raises many kinds for missing and broken files
+            return self.manager.restore(step, args=_ocp().args.Composite(**items))
+        except Exception as damage:  # orbax raises many types for missing and broken files
             raise _DamageError(
                 f"{self._name(step)} is damaged or not of `fit` ({type(damage).__name__})"
             ) from damage
@@ -121,15 +131,14 @@ class Store:
     def _check_arrays(self, step: int, like) -> None:
         try:
             check_arrays(Path(self.manager.directory) / str(step) / "leaves", like)
-        except Exception as damage:  # as many kinds as orbax raises
+        except Exception as damage:  # tensorstore raises many types, too
             raise _DamageError(f"{self._name(step)} is damaged ({damage})") from damage
 
     def _name(self, step: int) -> str:
         return f"checkpoint {step} in {str(self.manager.directory)!r}"
 
 
-def _virtual(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """Return zeros that take no memory: the number of steps is only the name of a folder."""
+def _zeros_without_memory(shape: tuple[int, ...], dtype) -> np.ndarray:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
@@ -142,37 +151,42 @@ def _ocp() -> Any:
 
 
 @contextlib.contextmanager
-def opened(directory: Path, identity: dict[str, Any], keep_going: bool):
-    """The `Store` of a run in a directory that is new, empty or of `fit`."""
+def open_store(directory: Path, identity: dict[str, Any], resume_any: bool):
+    """Yield the `CheckpointStore` of a run in a directory that is new, empty or of `fit`."""
     ocp = _ocp()
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"checkpoint must be a directory, {str(directory)!r} is a file")
     entries = {entry.name for entry in directory.iterdir()} if directory.exists() else set()
-    strange = {name for name in entries if not name.split(".")[0].isdigit()}
-    if strange:
+    # Orbax names steps by their number, with a suffix while it writes one.
+    unknown = {name for name in entries if not name.split(".")[0].isdigit()}
+    if unknown:
         raise ValueError(
-            f"checkpoint {str(directory)!r} holds what `fit` did not write "
-            f"({sorted(strange)[:3]}); nothing was changed; give a new or empty directory"
+            f"checkpoint {str(directory)!r} holds files that `fit` did not write "
+            f"({sorted(unknown)[:3]}); nothing was changed; give a new or empty directory"
         )
     try:
         check_files(directory)
     except ValueError as error:
         raise ValueError(f"checkpoint {str(directory)!r} is not used: {error}") from error
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
-    with _held(directory):
+    # Synchronous: after `save` returns, the run may be killed without loss.
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=MAX_TO_KEEP, enable_async_checkpointing=False
+    )
+    with _locked(directory):
         manager = ocp.CheckpointManager(directory, options=options)
         try:
-            yield Store(manager, identity, keep_going)
+            yield CheckpointStore(manager, identity, resume_any)
         finally:
             manager.close()
 
 
 @contextlib.contextmanager
-def _held(directory: Path):
-    """A lock beside a directory, which goes with the process; raises if another run has it.
+def _locked(directory: Path):
+    """Hold a lock beside a directory; raise if another run holds it.
 
-    The processes of one run, which share a directory, have one lock, that of the first. Where no
-    file can be made beside the directory there is no lock, so that a finished run can be read.
+    The lock is freed when the process dies. The processes of one run share the directory, and the
+    first of them holds the lock. Where no file can be made beside the directory there is no lock,
+    so that a finished run can be read.
     """
     path = directory.with_name(f".{directory.name}.lock")
     lock = require("filelock", "checkpoint").FileLock(path)
@@ -182,7 +196,7 @@ def _held(directory: Path):
             pass
         try:
             _ = jax.process_index() or lock.acquire(timeout=0)
-        except TimeoutError as error:  # that of filelock is one
+        except TimeoutError as error:  # the base class of filelock's
             raise ValueError(
                 f"checkpoint {str(directory)!r} is in use by another run; wait for it, or give "
                 "another directory"
@@ -193,81 +207,82 @@ def _held(directory: Path):
         lock.release()
 
 
-def identity_of(run: Run, state: State, batch, *, trace: bool) -> dict[str, Any]:
-    """What has to be the same for a run to go on: numbers it starts from, programs it consists of.
+def identity_of(setup: TrainSetup, state: TrainState, batch, *, trace: bool) -> dict[str, Any]:
+    """Return everything that must be equal to resume a run: its first numbers and its programs.
 
-    batch: shapes of one, where batches are given. trace: whether to read the programs;
-    without, they count as unknown.
+    batch: shapes of a batch, where batches are given. trace: whether to trace the programs; without
+    it they count as unknown.
     """
+    # The parameters of the first step, by content: another start is another run.
     now = state.now
+    start = now.params, setup.static_leaves, now.model_state, now.step
     identity: dict[str, Any] = {
         "format": FORMAT,
-        "key": _digest(run.key),
-        "params": _digest((now.params, run.carried, now.model_state, now.step)),
-        "evaluate_every": run.evaluate_every,
-        "patience": run.patience,
+        "key": _digest(setup.key),
+        "params": _digest(start),
+        "evaluate_every": setup.evaluate_every,
+        "patience": setup.patience,
         "settings": unusual_settings(),
     }
-    for name, (function, *arguments) in _programs(run, state, batch).items():
-        identity[name] = _read(name, function, arguments) if trace else None
+    for name, (function, *arguments) in _programs(setup, state, batch).items():
+        identity[name] = _identify(name, function, arguments) if trace else None
     return identity
 
 
 def program_of(identity: dict[str, Any]) -> str:
-    """The programs of a run, and the settings they are traced with, as text."""
-    parts = {k: v for k, v in identity.items() if isinstance(v, dict)}
-    return " ".join(f"{k}={v.get('digest', v)}" for k, v in sorted(parts.items()))
+    """Return the digests of all programs of a run and their settings as one text."""
+    found = {k: v for k, v in identity.items() if isinstance(v, dict)}
+    return " ".join(f"{k}={v.get('digest', v)}" for k, v in sorted(found.items()))
 
 
-def check_unchanged(run: Run, state: State, batch) -> None:
+def check_unchanged(setup: TrainSetup, state: TrainState, batch) -> None:
     """Raise unless the functions of a run are those that its checkpoints record."""
-    if program_of(identity_of(run, state, batch, trace=True)) != run.program:
+    if program_of(identity_of(setup, state, batch, trace=True)) != setup.program:
         raise ValueError(
-            "the functions of a run with checkpoints, and the settings of JAX, must stay as they "
-            "are while it runs; checkpoints until now are whole; undo the change, and the same "
-            "call resumes"
+            "the functions of a run with checkpoints, and the settings of JAX, must not change "
+            "while it runs; the checkpoints so far are valid; undo the change, and the same call "
+            "resumes"
         )
 
 
-def _programs(run: Run, state: State, batch) -> dict[str, tuple]:
-    """Each function of a run with what it is called on; shapes count."""
-    now, params = state.now, whole(run, state.now)
-    arrays, others = split_arrays(params)
+def _programs(setup: TrainSetup, state: TrainState, batch) -> dict[str, tuple]:
+    """Return each function of a run with its arguments, of which only the shapes count."""
+    now = state.now
+    arrays, structure = StaticTree(recombine(setup, now)).tree_flatten()
     programs: dict[str, tuple] = {}
+    # Shapes of the tasks, without drawing any.
     tasks = batch
-    if run.sample_tasks is not None:
-        programs["sample_tasks"] = run.sample_tasks, run.key
-        tasks = jax.eval_shape(run.sample_tasks, run.key)
+    if setup.sample_tasks is not None:
+        programs["sample_tasks"] = setup.sample_tasks, setup.key
+        tasks = jax.eval_shape(setup.sample_tasks, setup.key)
 
-    def of_params(function):
-        return lambda arrays, tasks: function(others(arrays), tasks)
+    def of_arrays(function):
+        return lambda own, tasks: function(StaticTree.tree_unflatten(structure, own).tree, tasks)
 
     def update(gradient, state, params):
-        optimizer = optax.with_extra_args_support(run.optimizer())
-        some = {"value": jnp.zeros(()), "grad": gradient, "value_fn": lambda p: _squares(p)}
-        return optimizer.update(gradient, state, params, **some)
+        return update_with_extra_args(setup.optimizer(), gradient, state, params, jnp.zeros(()))
 
-    programs["value_and_grad"] = of_params(run.value_and_grad), arrays, tasks
+    programs["value_and_grad"] = of_arrays(setup.value_and_grad), arrays, tasks
     programs["optimizer"] = update, now.params, now.optimizer_state, now.params
-    if run.evaluate is not None:
-        programs["evaluation_tasks"] = run.evaluation_tasks, run.key
-        tasks = jax.eval_shape(run.evaluation_tasks, run.key)
-        programs["evaluate"] = of_params(run.evaluate), arrays, tasks
+    if setup.evaluate is not None:
+        programs["evaluation_tasks"] = setup.evaluation_tasks, setup.key
+        tasks = jax.eval_shape(setup.evaluation_tasks, setup.key)
+        programs["evaluate"] = of_arrays(setup.evaluate), arrays, tasks
     return programs
 
 
-def _read(name: str, function, arguments) -> dict[str, Any]:
+def _identify(name: str, function, arguments) -> dict[str, Any]:
     try:
         return identify(function, *arguments).to_json()
     except UnidentifiedError as unknown:
         raise ValueError(
-            f"checkpoint must know what run it is of, and {name} holds what cannot be compared "
-            f'({unknown}); to keep checkpoints without that, give resume="any"'
+            f"checkpoint must record the programs of its run, and {name} holds an object that "
+            f'cannot be compared ({unknown}); to keep checkpoints without that, give resume="any"'
         ) from unknown
 
 
 def _difference(then, now) -> str | None:
-    """What differs in words, "" where there is none for it; None if nothing does."""
+    """Return the difference in words, "" where there are none for it, None for equal values."""
     if then == now:
         return None
     if isinstance(then, dict) and isinstance(now, dict):
@@ -275,15 +290,7 @@ def _difference(then, now) -> str | None:
             return ", ".join(other_settings(then, now))
         return difference(Identity.from_json(then), Identity.from_json(now)) or None
     programs = isinstance(then, dict) or isinstance(now, dict)
-    return "" if programs else f"{_short(then)} then, {_short(now)} now"
-
-
-def _short(value) -> str:
-    return str(value)[:12]
-
-
-def _squares(tree):
-    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))
+    return "" if programs else f"{str(then)[:12]} then, {str(now)[:12]} now"
 
 
 def _digest(tree) -> str:

@@ -1,4 +1,4 @@
-"""The test of meta-learning as papers report it: mean over fresh tasks, with its interval."""
+"""Evaluation on fresh tasks: the mean after adaptation and its 95% interval, as papers report."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,33 +18,34 @@ from negmaml._core.keys import check_key
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
+from negmaml.meta.inner import adapt_leaves, inner_gradient
 from negmaml.meta.partition import (
+    StaticTree,
+    as_float_arrays,
+    check_inputs,
     check_loss,
     check_scalar,
-    hashable,
-    holding,
-    merge,
-    ready,
-    scalar,
-    split,
-    trainable,
+    combine,
+    freeze_mask,
+    partition,
+    partition_floating,
+    thaw_mask,
 )
-from negmaml.meta.stateful import Stateful, parts, threading
-from negmaml.rules import UNSOLVED, InnerRule, as_rule, as_solution, run
-from negmaml.training.carried import Carried
+from negmaml.meta.stateful import Stateful, as_stateful, lift_loss, lift_rule
+from negmaml.rules import UNSOLVED, InnerRule, as_rule, run
 
-NORMAL_95 = 1.959964  # half the width of the interval in standard errors
+NORMAL_95 = 1.959964  # half width of the 95% interval of a normal variable with variance 1
 
 
 @add_table_repr
 class Evaluation(NamedTuple):
-    """What `evaluate` returns.
+    """The result of `evaluate`: a value for each task, and their mean with its error.
 
     Attributes:
-        values: the loss or metric on the query of each task, shape (episodes,); after 0, 1, ...
-            steps, shape (steps + 1, episodes), with `per_step`.
-        unconverged: the share of tasks whose inner problem was not solved, from 0 to 1; zero for a
-            rule that takes steps.
+        values: the loss or metric on the query of each task, shape (episodes,). With `per_step` it
+            has the values after 0, 1, ... steps, shape (steps + 1, episodes).
+        unconverged: the fraction of tasks whose inner problem was not solved; zero for a rule that
+            takes steps.
     """
 
     values: Any
@@ -52,17 +53,17 @@ class Evaluation(NamedTuple):
 
     @property
     def mean(self):
-        """Over tasks, shape () or (steps + 1,)."""
+        """The mean over tasks, shape () or (steps + 1,)."""
         return jnp.mean(self.values, -1)
 
     @property
     def standard_error(self):
-        """Of the mean: the standard deviation over tasks / sqrt(episodes)."""
+        """The standard error of the mean: the standard deviation over tasks / sqrt(episodes)."""
         return jnp.std(self.values, -1, ddof=1) / self.values.shape[-1] ** 0.5
 
     @property
     def interval(self):
-        """Half the width of the 95% interval: 1.96 standard errors."""
+        """The half width of the 95% interval of the mean, 1.96 standard errors."""
         return NORMAL_95 * self.standard_error
 
     def _summary(self) -> Table:
@@ -93,27 +94,28 @@ def evaluate(
     per_step: bool = False,
     mask: Any = None,
 ) -> Evaluation:
-    r"""The loss, or another metric, on the query of fresh tasks after adapting to their support.
+    r"""Return the loss, or another metric, on the query of fresh tasks after adaptation.
 
         value_i = metric(adapt(loss, params; support_i), query_i),   mean ± 1.96 sd / sqrt(episodes)
 
     Arguments:
-        key: jax.random key, of which the tasks are drawn.
+        key: jax.random key for the tasks.
         params: as in `fit`: any pytree, or `Stateful(params, state)`.
-        loss: function of (params, data) that adaptation descends.
-        rule: as in `adapt`, of the test. It may take more steps than training did: a `Schedule`
-            repeats its last value.
-        tasks: key -> tasks; as many draws as `episodes` takes, one after another, so that memory is
-            that of one draw. Or `Tasks`, all of which are used, and `episodes` is not read.
-        metric: (params, query) -> one number, such as accuracy; `loss` when left out. With
-            `Stateful` parameters (params, state, query) -> number.
+        loss: the loss of the inner steps, a function of (params, data).
+        rule: the inner rule of the test, as in `adapt`. It may take more steps than in training: a
+            `Schedule` repeats its last value.
+        tasks: key -> tasks, called for one draw after another until there are `episodes` tasks, so
+            that memory is that of one draw. Or `Tasks`, all of which are used; `episodes` is not
+            read then.
+        metric: (params, query) -> one number, such as accuracy; `loss` by default. With `Stateful`
+            parameters (params, state, query) -> number.
         episodes: number of tasks. Few-shot papers report 600.
-        per_step: whether to give the metric after every inner step, 0 included.
+        per_step: whether to return the metric after every inner step, 0 included.
         mask: as in `adapt`.
 
-    Returns `Evaluation`. Compiled once for the same functions and shapes. Warns where a rule such
-    as `Proximal` did not solve its inner problem, except inside jit and vmap. Raises as `adapt`,
-    and TypeError for `per_step` of a rule that takes no steps.
+    Returns `Evaluation`. It compiles once for the same functions and shapes. Warns where a rule
+    such as `Proximal` did not solve its inner problem, except inside jit and vmap. Raises as
+    `adapt` does, and TypeError for `per_step` of a rule that takes no steps.
 
     >>> import negmaml as nm
     >>> square = lambda w, target: (w - target) ** 2 / 2
@@ -127,24 +129,26 @@ def evaluate(
     per_step = check_flag("per_step", per_step)
     if per_step and rule.implicit:
         raise TypeError(f"per_step needs a rule that takes steps, got {rule!r}")
+    # From here on functions are hashable, and so static arguments of the compiled programs.
     loss, metric = check_loss("loss", loss), check_optional(check_loss, "metric", metric)
-    test = _Test(loss, metric, check_optional(hashable, "mask", mask), per_step)
-    params = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)
+    test = _Test(loss, metric, check_optional(freeze_mask, "mask", mask), per_step)
+    params = StaticTree(as_float_arrays(params))
     if callable(tasks):
-        source = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)
-        found = _drawn(test, key, Carried(params), rule, source, episodes=episodes)
+        sample = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)
+        found = _on_draws(test, key, params, rule, sample, episodes=episodes)
     else:
-        found = _given(test, Carried(params), rule, as_tasks(tasks))
+        found = _on_tasks(test, params, rule, as_tasks(tasks))
     values, converged = found
     if converged is None:
         return Evaluation(values)
+    # Inside jit and vmap a warning would come from every device; the result has the fraction.
     if not isinstance(converged, jax.core.Tracer):
         warn_unless(converged, UNSOLVED)
     return Evaluation(values, 1 - jnp.mean(converged, dtype=values.dtype))
 
 
 class _Test(NamedTuple):
-    """What is asked; hashable, so that jit knows equal ones again."""
+    """The functions and options of an evaluation; hashable, so that equal ones compile once."""
 
     loss: Callable
     metric: Callable | None
@@ -152,64 +156,59 @@ class _Test(NamedTuple):
     per_step: bool
 
     def of_task(self, params, rule, support, query):
-        """(metric after adapting, shape () or (steps + 1,), whether a rule that solves did)."""
-        mask = self.hashable_mask and self.hashable_mask[0].unflatten(self.hashable_mask[1])
+        """Return (metric, convergence) of one task.
+
+        The metric has shape () or (steps + 1,). The convergence is None for a rule of steps.
+        """
         stateful = isinstance(params, Stateful)
-        floats, rest = trainable(params.params if stateful else params)
-        rule, floats = ready(rule, floats)
-        moving, frozen = split(floats, mask)
+        params, state = as_stateful(params)
+        floats, static = partition_floating(params)
+        rule, floats = check_inputs(rule, floats)
+        moving, frozen = partition(floats, thaw_mask(self.hashable_mask))
+        loss = lift_loss(self.loss, static, stateful)
 
         def value(point):
-            theta, state = point if stateful else (point, None)
-            whole = merge(merge(theta, frozen), rest)
-            data = (whole, state, query) if stateful else (whole, query)
-            result = (self.metric or self.loss)(*data)
-            if self.metric is None and stateful:
-                result = parts(result)[0]
-            return check_scalar(result, False, "loss" if self.metric is None else "metric")[0]
+            theta, state = point
+            adapted = combine(theta, frozen)
+            # The state that the loss returns is not needed after the last step.
+            if self.metric is None:
+                return loss(adapted, state, query)[0]
+            adapted = combine(adapted, static)
+            data = (adapted, state, query) if stateful else (adapted, query)
+            return check_scalar(self.metric(*data), False, "metric")[0]
 
-        if stateful:
-            rule, gradient, start = threading(self.loss, rule, params.state, support,
-                                              (moving, frozen, rest))  # fmt: skip
-        else:
-            objective = scalar(holding(self.loss, rest))
-
-            def of_support(theta):
-                return objective(merge(theta, frozen), support)
-
-            if rule.implicit:
-                theta, info = as_solution(rule.solve(of_support, moving), rule.steps)
-                return value(theta), info.converged
-            gradient, start = jax.grad(of_support), moving
-        last, (visited, _) = run(rule, gradient, start)
         if not self.per_step:
-            return value(last), None
-        if rule.steps == 1:
+            point, info = adapt_leaves(loss, rule, (moving, frozen), state, support)
+            return value(point), None if info.converged is True else info.converged
+        gradient = inner_gradient(loss, frozen, support)
+        last, (visited, _) = run(lift_rule(rule), gradient, (moving, state))
+        if rule.steps == 1:  # it comes without an axis for the steps
             visited = jax.tree.map(lambda x: x[None], visited)
         return jnp.append(lax.map(value, visited), value(last)), None
 
 
 @partial(jax.jit, static_argnums=0)
-def _given(test: _Test, params: Carried, rule, tasks):
-    """(values, convergence) of the tasks, the task axis last."""
+def _on_tasks(test: _Test, params: StaticTree, rule, tasks):
+    """Return (values, convergence) of the tasks, the task axis last."""
     leading_axis("tasks.support and tasks.query", tuple(tasks))
     found = jax.vmap(lambda support, query: test.of_task(params.tree, rule, support, query))(*tasks)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="episodes")
-def _drawn(test: _Test, key, params: Carried, rule, sample, *, episodes: int):
-    """(values, convergence) of `episodes` tasks, drawn one batch after another."""
+def _on_draws(test: _Test, key, params: StaticTree, rule, sample, *, episodes: int):
+    """Return (values, convergence) of `episodes` tasks, drawn one batch after another."""
 
     def draw(i):
         return as_tasks(sample(jax.random.fold_in(key, i)))
 
+    # The last draw may have tasks beyond `episodes`, which are dropped.
     count = leading_axis("tasks.support and tasks.query", tuple(jax.eval_shape(draw, 0)))
     draws = -(-episodes // count)
-    found = lax.map(lambda i: _given(test, params, rule, draw(i)), jnp.arange(draws))
+    found = lax.map(lambda i: _on_tasks(test, params, rule, draw(i)), jnp.arange(draws))
 
-    def joined(x):
-        x = jnp.moveaxis(x, 0, -2)  # draws before the tasks of each
+    def join(x):
+        x = jnp.moveaxis(x, 0, -2)  # the axis of draws before the axis of their tasks
         return x.reshape(*x.shape[:-2], -1)[..., :episodes]
 
-    return jax.tree.map(joined, found)
+    return jax.tree.map(join, found)

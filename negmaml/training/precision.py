@@ -1,4 +1,4 @@
-"""Arrays of a checkpoint in the precision of the run that reads it."""
+"""Converts the arrays of a checkpoint to the precision of the run that reads it."""
 
 import warnings
 from itertools import zip_longest
@@ -9,32 +9,34 @@ import numpy as np
 
 
 def kind(leaf) -> list:
-    """The dtype and shape of a leaf, as JSON has them."""
+    """Return the dtype and shape of a leaf in the form of JSON."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return [str(dtype), list(np.shape(leaf))]
 
 
-def as_written(checkpoint: str, like: list, written: list | None) -> list:
-    """Templates of leaves as they were written, whose dtypes may differ from those of the run.
+def written_templates(checkpoint: str, like: list, written: list | None) -> list:
+    """Return templates of the leaves as they were written, whose dtypes may differ from the run's.
 
-    like: the leaves of the run. written: the `kind` of each leaf; None if the checkpoint has none.
+    checkpoint: its name in messages. like: the leaves of the run. written: the `kind` of each leaf;
+    None if the checkpoint does not record it.
 
     Warns of dtypes that differ. Raises ValueError for leaves of other shapes, or that cannot be
     converted.
     """
     if written is None:
         return like
+    # zip_longest pairs a missing leaf with None, which is reported as "no array".
     now = [kind(leaf) for leaf in like]
-    apart = [(a, b) for a, b in zip_longest(written, now) if a != b]
-    if wrong := [pair for pair in apart if not _converts(*pair)]:
+    changed = [(a, b) for a, b in zip_longest(written, now) if a != b]
+    if wrong := [pair for pair in changed if not _can_convert(*pair)]:
         then, asked = (f"{one[0]}{one[1]}" if one else "no array" for one in wrong[0])
         raise ValueError(
             f"{checkpoint} holds other arrays than this run has: {then} then, {asked} now, "
             f"{len(wrong)} of {len(now)} in all; nothing was changed; give another directory, or "
             "parameters of the same shapes"
         )
-    if apart:
-        changes = " and ".join(sorted({f"{a[0]} to {b[0]}" for a, b in apart}))
+    if changed:
+        changes = " and ".join(sorted({f"{a[0]} to {b[0]}" for a, b in changed}))
         warnings.warn(f"arrays of {checkpoint} are converted: {changes}", stacklevel=6)
     return [
         leaf if own == one else np.zeros(one[1], one[0])
@@ -42,13 +44,13 @@ def as_written(checkpoint: str, like: list, written: list | None) -> list:
     ]
 
 
-def _converts(then: list | None, now: list | None) -> bool:
-    """Whether an array becomes one of another dtype of its kind, as float32 does float64."""
+def _can_convert(then: list | None, now: list | None) -> bool:
+    """True if the shapes agree and both dtypes are floating, both complex or both integer."""
     if then is None or now is None or then[1] != now[1]:
         return False
     try:
         both = np.dtype(then[0]), np.dtype(now[0])
-    except TypeError:  # keys
+    except TypeError:  # typed random keys, which NumPy does not know
         return False
     return any(
         all(jnp.issubdtype(dtype, numbers) for dtype in both)
@@ -56,9 +58,10 @@ def _converts(then: list | None, now: list | None) -> bool:
     )
 
 
-def as_now(leaf, like):
-    """A leaf that was read, in the dtype and place of the one that it replaces."""
+def convert_like(leaf, like):
+    """Return a leaf that was read, in the dtype and on the devices of the one it replaces."""
     if kind(leaf)[0] == kind(like)[0]:
         return leaf
+    # On the host, since the device may not have the dtype that was written.
     values = np.asarray(leaf).astype(like.dtype)
     return jax.device_put(values, like.sharding) if isinstance(like, jax.Array) else values

@@ -1,8 +1,8 @@
-"""The tasks of a meta-batch spread over devices, the gradient averaged by one all-reduce.
+"""The tasks of a meta-batch on several devices, with one all-reduce of the gradient.
 
-Within `shard_map` each device adapts to tasks of its own. Its varying-axes checks are off: with
-them the transpose of a replicated parameter sums over devices, in the inner gradients too, which
-is another algorithm.
+Within `shard_map` each device adapts to its own tasks. The checks of varying axes are off: with
+them the transpose of a replicated parameter sums over devices. That would also sum the inner
+gradients, which is another algorithm.
 """
 
 import contextlib
@@ -15,38 +15,37 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from negmaml._core.display import tree_text
 from negmaml.meta.batching import leading_axis
-from negmaml.meta.gradients import reporting
-from negmaml.training.carried import Carried
+from negmaml.meta.gradients import reporting_convergence
+from negmaml.meta.partition import StaticTree
 
-AXIS = "task"  # of a mesh that is made of devices
+AXIS = "task"  # the axis of a mesh that is made from a list of devices
 
 
-class Spread(NamedTuple):
-    """A mesh, and the axes of it that the tasks are spread over."""
+class TaskSharding(NamedTuple):
+    """A mesh of devices, and the axes of it that share the tasks.
+
+    Parameters are on all devices. Batches of tasks are split along their leading axis.
+    """
 
     mesh: Mesh
     axes: tuple[str, ...]
 
     @property
     def size(self) -> int:
-        """How many parts the tasks are in."""
+        """The number of parts that the tasks are split into."""
         return int(np.prod([self.mesh.shape[axis] for axis in self.axes]))
 
     @property
-    def everywhere(self) -> NamedSharding:
-        """The same on all devices."""
+    def replicated(self) -> NamedSharding:
+        """The placement of an array on all devices."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    @property
-    def by_task(self) -> NamedSharding:
-        """The leading axis spread."""
-        return NamedSharding(self.mesh, PartitionSpec(self.axes))
+    def shard_gradient(self, value_and_grad: Callable) -> Callable:
+        """Return `with_unconverged_fraction` of all tasks, each device computing its own part."""
 
-    def over(self, value_and_grad: Callable) -> Callable:
-        """`unconverged_share` of all tasks, each device computing its own."""
-
-        def spread(params, tasks):
+        def sharded(params, tasks):
             count = leading_axis("tasks", tasks)
             if count % self.size:
                 raise ValueError(
@@ -54,37 +53,34 @@ class Spread(NamedTuple):
                     "tasks of a meta-batch; choose another number of tasks or devices"
                 )
             run = jax.shard_map(
-                self._mean,
+                self._mean_gradient,
                 mesh=self.mesh,
                 in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(self.axes)),
                 out_specs=(PartitionSpec(), PartitionSpec(self.axes)),
                 axis_names=set(self.axes),
                 check_vma=False,
             )
-            (loss, gradient, unconverged), aux = run(value_and_grad, Carried(params), tasks)
+            # StaticTree lets parameters with static leaves pass through `shard_map`.
+            (loss, gradient, unconverged), aux = run(value_and_grad, StaticTree(params), tasks)
             return ((loss, aux), gradient), unconverged
 
-        return spread
+        return sharded
 
-    def _mean(self, value_and_grad, params, tasks):
-        """((loss, gradient, unconverged) of all tasks, aux of those here)."""
-        result, unconverged = unconverged_share(value_and_grad)(params.tree, tasks)
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                f"value_and_grad must return (value, gradient), got {type(result).__name__}; for "
-                "the objective maml(loss, rule) pass maml_value_and_grad(loss, rule)"
-            )
-        value, gradient = result
-        loss, aux = value if isinstance(value, tuple) else (value, None)
-        return self._averaged((loss, gradient, unconverged)), aux
+    def _mean_gradient(self, value_and_grad, params, tasks):
+        """Return ((loss, gradient, unconverged) of all tasks, aux of the tasks of this device)."""
+        result, unconverged = with_unconverged_fraction(value_and_grad)(params.tree, tasks)
+        loss, aux, gradient = unpack_result(result)
+        return self._all_reduce((loss, gradient, unconverged)), aux
 
-    def _averaged(self, tree):
-        """The mean over devices of the floating leaves, each dtype in one message."""
+    def _all_reduce(self, tree):
+        """Return the mean over devices of the floating point leaves, one message per dtype."""
         treedef: Any
         leaves, treedef = jax.tree.flatten(tree)
+        # Integers, such as counters of a model state, are equal on all devices.
         real = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
         for dtype in {leaf.dtype for leaf, r in zip(leaves, real, strict=True) if r}:
             own = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+            # One message costs less than one for each leaf: most leaves are small.
             flat = jnp.concatenate([leaves[i].ravel() for i in own])
             ends = np.cumsum([leaves[i].size for i in own])[:-1]
             for i, mean in zip(own, jnp.split(lax.pmean(flat, self.axes), ends), strict=True):
@@ -92,7 +88,7 @@ class Spread(NamedTuple):
         return treedef.unflatten(leaves)
 
     def context(self, key):
-        """Within which to work: the mesh, or none while JAX traces.
+        """Return the context to compute in: the mesh, or none inside a trace, which has its own.
 
         Raises for a key whose trace has an axis of kind Explicit.
         """
@@ -107,41 +103,64 @@ class Spread(NamedTuple):
         return contextlib.nullcontext()
 
     def place(self, tree):
-        """Arrays where they have to be: as the user's own are on the mesh, or everywhere."""
-        return jax.tree.map(self._put, tree)
+        """Return the arrays on the mesh: as the user sharded them there, else replicated."""
+        return jax.tree.map(self._place_leaf, tree)
 
-    def _put(self, leaf):
+    def _place_leaf(self, leaf):
         if isinstance(leaf, jax.core.Tracer):
             return leaf
+        # The mesh here has axes of kind Auto; the user's sharding keeps only the names of its axes.
         own = getattr(leaf, "sharding", None)
         if isinstance(own, NamedSharding) and np.array_equal(own.mesh.devices, self.mesh.devices):
             return jax.device_put(leaf, NamedSharding(self.mesh, own.spec))
         if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-            data = self._put(jax.random.key_data(leaf))
+            # The words of a typed key are an array that can be placed.
+            data = self._place_leaf(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        if self.everywhere.is_fully_addressable:
-            return jax.device_put(leaf, self.everywhere)
-        host = np.asarray(leaf)  # the same in every process
-        return jax.make_array_from_callback(host.shape, self.everywhere, lambda i: host[i])
+        if self.replicated.is_fully_addressable:
+            return jax.device_put(leaf, self.replicated)
+        host = np.asarray(leaf)  # several processes: each of them has the whole array
+        return jax.make_array_from_callback(host.shape, self.replicated, lambda i: host[i])
 
 
-def unconverged_share(value_and_grad: Callable) -> Callable:
-    """(params, tasks) -> (its result, the share of tasks that did not converge or None)."""
-    function = reporting(value_and_grad)
+def with_unconverged_fraction(value_and_grad: Callable) -> Callable:
+    """Return (params, tasks) -> (result, fraction of tasks that did not converge, or None)."""
+    function = reporting_convergence(value_and_grad)
 
-    def with_share(params, tasks):
+    def with_fraction(params, tasks):
         result, converged = function(params, tasks)
         return result, None if converged is True else jnp.mean(~converged, dtype=float)
 
-    return with_share
+    return with_fraction
 
 
-def spread_over(mesh: Any, task_axis: Any) -> Spread | None:
-    """How tasks are spread; `mesh` is a mesh of any kind, a sequence of devices, or None."""
+def unpack_result(result) -> tuple[Any, Any, Any]:
+    """Return (loss, aux, gradient) of a `value_and_grad`; raise unless it is such a pair."""
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            f"value_and_grad must return (value, gradient), got {tree_text(result)}; for the "
+            "objective maml(loss, rule) pass maml_value_and_grad(loss, rule), for another one "
+            "jax.value_and_grad(objective)"
+        )
+    value, gradient = result
+    loss, aux = value if isinstance(value, tuple) else (value, None)
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise ValueError(
+            f"value_and_grad must return one real number as the value, got {tree_text(loss)}"
+        )
+    return loss, aux, gradient
+
+
+def task_sharding(mesh: Any, task_axis: Any) -> TaskSharding | None:
+    """Return the sharding of tasks over a mesh of any kind or a sequence of devices.
+
+    None without a mesh. Raises ValueError or TypeError for invalid arguments of `fit`.
+    """
     if mesh is None:
         if task_axis is not None:
             raise ValueError(f"task_axis={task_axis!r} needs a mesh; give mesh=jax.make_mesh(...)")
         return None
+    # A list of devices is a mesh with one axis.
     if isinstance(mesh, Sequence) and mesh and all(isinstance(d, jax.Device) for d in mesh):
         mesh = Mesh(np.array(mesh), (AXIS,))
     if not isinstance(mesh, Mesh):
@@ -153,6 +172,6 @@ def spread_over(mesh: Any, task_axis: Any) -> Spread | None:
     axes = (names,) if isinstance(names, str) else tuple(names)
     if not axes or not set(axes) <= set(mesh.axis_names):
         raise ValueError(f"task_axis must be among the axes {mesh.axis_names}, got {task_axis!r}")
-    # Which kind an axis is of matters to what is written outside of the mesh, not to this.
+    # The kind of an axis matters to the user's program outside, not to `shard_map` within it.
     auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
-    return Spread(auto, axes)
+    return TaskSharding(auto, axes)

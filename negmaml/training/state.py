@@ -1,237 +1,183 @@
-"""What a run is made of, where it stands, and one compiled stretch of it."""
+"""The state of a run of `fit`, and the compiled program that advances it by many steps."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
-from negmaml._core.deprecation import renamed_attribute
-from negmaml._core.display import Table, add_table_repr, shape_text, tree_text
+from negmaml._core.display import tree_text
 from negmaml._core.pytree import pytree, static
-from negmaml.meta.partition import merge
-from negmaml.meta.shape_errors import Explained
+from negmaml.meta.partition import StaticTree, combine
+from negmaml.meta.shape_errors import WithShapeErrors
 from negmaml.meta.stateful import Stateful
-from negmaml.training.carried import Carried
-from negmaml.training.sharding import Spread, unconverged_share
+from negmaml.training.sharding import TaskSharding, unpack_result, with_unconverged_fraction
 
-TRAINING, EVALUATION = 0, 1  # what the key is folded with
+TRAINING, EVALUATION = 0, 1  # folded into the key, for tasks of steps and of evaluations
 
 
-@add_table_repr
-class FitResult(NamedTuple):
-    """What `fit` returns.
+class TrainPoint(NamedTuple):
+    """Parameters from which training can continue.
 
-    Attributes:
-        params: after `step` updates; of the last step with a finite loss if `finite` is False, and
-            of the best evaluation with `patience`.
-        optimizer_state: that goes with them.
-        loss: value at the parameters before each step, shape (steps,); NaN where none was taken.
-        aux: auxiliary output of each step, stacked; None when the loss has none.
-        evaluation: after each `evaluate_every` steps, stacked; None without `evaluate`.
-        step: number of updates in `params`, those of a `state` it went on from included.
-        finite: whether all losses and updates were finite.
-        stopped_early: whether `patience` or a callback ended it before its steps.
-        unconverged: at each step the share of tasks whose inner problem was not solved, shape
-            (steps,), from 0 to 1; None where no rule solves any, or for a function of your own.
+    model_state: that of `Stateful` parameters, otherwise None. step: number of updates so far.
     """
 
     params: Any
     optimizer_state: Any
-    loss: Any
-    aux: Any
-    evaluation: Any
+    model_state: Any
     step: Any
-    finite: Any
-    stopped_early: Any
-    unconverged: Any = None
-
-    def _summary(self) -> Table:
-        if any(isinstance(x, jax.core.Tracer) for x in (self.loss, self.step, self.finite)):
-            return Table("FitResult, traced", [("loss", shape_text(self.loss))])
-        losses = np.asarray(self.loss, float)
-        taken = losses[..., np.isfinite(losses).reshape(-1, losses.shape[-1]).any(0)]
-        ends = np.asarray([np.all(self.finite), np.any(self.stopped_early)])
-        how = ("" if ends[0] else ", not all finite") + (", stopped early" if ends[1] else "")
-        steps = sorted({int(s) for s in np.ravel(self.step)})
-        rows = [
-            ("params", tree_text(self.params)),
-            ("updates", " to ".join(str(s) for s in dict.fromkeys((steps[0], steps[-1]))) + how),
-            ("loss", f"{shape_text(self.loss)}, {_tail_text(taken)}"),
-        ]
-        for name in ("aux", "evaluation"):
-            value = getattr(self, name)
-            if value is not None:
-                rows.append((name, tree_text(value)))
-        if self.unconverged is not None and np.nansum(self.unconverged):
-            share = np.nanmean(self.unconverged)
-            rows.append(("not converged", f"{share:.2%} of the inner problems"))
-        return Table("FitResult", rows)
 
 
-FitResult.stopped = renamed_attribute(  # type: ignore[attr-defined]
-    "FitResult.stopped", "stopped_early"
-)
+class BestPoint(NamedTuple):
+    """The point of the lowest evaluation, and the number of evaluations since.
 
-
-def _tail_text(losses) -> str:
-    """The mean of the last tenth of the steps, for each run of a batch.
-
-    No standard error: the steps of a run are not independent of each other.
+    It is kept only with `patience`.
     """
-    if not losses.size:
-        return "none finite"
-    count = max(losses.shape[-1] // 10, 1)
-    rows = losses[..., -count:].reshape(-1, count)
-    known = [row[np.isfinite(row)].mean() for row in rows if np.isfinite(row).any()]
-    ends = f"{min(known):.4g} to {max(known):.4g} over {len(rows)} runs"
-    text = f"{known[0]:.4g}" if len(rows) == 1 else ends
-    return f"mean of the last {count} steps {text}"
 
-
-class Point(NamedTuple):
-    """Parameters that can be gone on from."""
-
-    params: Any
-    optimizer_state: Any
-    model_state: Any  # None unless the loss carries one
-    step: Any
-
-
-class Best(NamedTuple):
-    """The best evaluation so far, and how many since were no better."""
-
-    point: Point
+    point: TrainPoint
     value: Any
     misses: Any
 
 
-class State(NamedTuple):
-    """Where a run is, and where it was when its loss was last known to be finite."""
+class TrainState(NamedTuple):
+    """The state of a run between two steps.
 
-    now: Point
-    sound: Point
+    last_finite: the last point at which the loss is known to be finite. best: None without
+    `patience`.
+    """
+
+    now: TrainPoint
+    last_finite: TrainPoint
     finite: Any
-    best: Best | None  # with patience
+    best: BestPoint | None
     stopped: Any
 
     @property
-    def going(self):
-        """Whether there is another step to take."""
+    def running(self):
+        """True until the run is stopped or not finite."""
         return self.finite & ~self.stopped
 
 
 @pytree
-class Run:
-    """All that a step needs besides the state; functions as `Partial`s, so that it is a pytree."""
+class TrainSetup:
+    """The functions and options of a run, which stay the same from step to step.
+
+    The functions are `Partial`s or other pytrees, so that this is a pytree too. `sample_tasks` is
+    None where batches are given. `static_leaves` are the leaves of the parameters that do not
+    train. `program` identifies the functions for a checkpoint; another value is traced again.
+    """
 
     key: Any
     value_and_grad: Any
-    sample_tasks: Any  # None where the batches are handed in
+    sample_tasks: Any
     optimizer: Any
     evaluate: Any
     evaluation_tasks: Any
-    carried: Carried
+    static_leaves: StaticTree
     evaluate_every: int | None = static()
     patience: int | None = static()
-    spread: Spread | None = static()
-    program: str = static(default="")  # recorded by a checkpoint; another one is traced anew
+    sharding: TaskSharding | None = static()
+    program: str = static(default="")
+
+
+@partial(jax.jit, static_argnames="patience")
+def init_state(optimizer: Partial, point: TrainPoint, *, patience: int | None) -> TrainState:
+    """Return the state of a run that starts from a point, with a new optimizer if it has none."""
+    # None is part of the structure, so this branch is decided while tracing.
+    if point.optimizer_state is None:
+        point = point._replace(optimizer_state=optimizer().init(point.params))
+    best = BestPoint(point, jnp.asarray(jnp.inf), jnp.asarray(0)) if patience else None
+    return TrainState(point, point, jnp.asarray(True), best, jnp.asarray(False))
 
 
 @partial(jax.jit, static_argnames="length")
-def advance(run: Run, state: State, start, limit, batches=None, *, length: int):
-    """The state after `length` steps from `start` on, as far as `limit`; and what was recorded.
+def advance(setup: TrainSetup, state: TrainState, start, limit, batches=None, *, length: int):
+    """Return (state, history) after `length` steps from step `start` on, none from `limit` on.
 
-    batches: of each step, where they are not sampled.
+    batches: of each step, where they are not sampled. A history is (loss, aux, evaluation,
+    unconverged fraction), stacked; it is blank for steps that are not taken.
     """
 
     def step(state, number):
         i, batch = number
-        take, shapes = _traced_once(partial(_take, run, i, batch), state)
+        take, shapes = _traced_once(partial(_take_step, setup, i, batch), state)
         blank = jax.tree.map(_blank, shapes[1])
-        go = state.going & (i < limit)
-        return lax.cond(go, take, lambda state: (state, blank), state)
+        # A run that has ended passes its state on: a scan cannot stop early.
+        take_it = state.running & (i < limit)
+        return lax.cond(take_it, take, lambda state: (state, blank), state)
 
     return lax.scan(step, state, (start + jnp.arange(length), batches))
 
 
-def _take(run: Run, i, batch, state: State):
-    """One update, and (loss, aux, evaluation, share of tasks that did not converge)."""
+def _take_step(setup: TrainSetup, i, batch, state: TrainState):
+    """Return the state after one update, and its row of the history."""
     now = state.now
     tasks = batch
-    if run.sample_tasks is not None:
-        tasks = run.sample_tasks(address(run.key, TRAINING, i))
-    (loss, aux), gradient, model_state, unconverged = _gradient(run, now, tasks)
+    if setup.sample_tasks is not None:
+        tasks = setup.sample_tasks(address(setup.key, TRAINING, i))
+    (loss, aux), gradient, model_state, unconverged = _gradient(setup, now, tasks)
 
-    def value_of(params):  # for optimizers that search along a line
-        return _gradient(run, now._replace(params=params), tasks)[0][0]
+    def value_of(params):  # for optimizers with a line search
+        return _gradient(setup, now._replace(params=params), tasks)[0][0]
 
-    optimizer = optax.with_extra_args_support(run.optimizer())
+    optimizer = optax.with_extra_args_support(setup.optimizer())
     updates, optimizer_state = optimizer.update(
         gradient, now.optimizer_state, now.params, value=loss, grad=gradient, value_fn=value_of
     )
     params = optax.apply_updates(now.params, updates)
-    known = jnp.isfinite(loss)
-    finite = known & _all_finite(params)
-    sound = _choose(known, now, state.sound)
-    moved = _choose(finite, Point(params, optimizer_state, model_state, now.step + 1), sound)
-    evaluation = _evaluation(run, i, moved)
+    # A finite loss makes the point before the update good, finite parameters the one after it.
+    loss_is_finite = jnp.isfinite(loss)
+    finite = loss_is_finite & _all_finite(params)
+    last_finite = _where(loss_is_finite, now, state.last_finite)
+    updated = TrainPoint(params, optimizer_state, model_state, now.step + 1)
+    # After a step that is not finite the run continues to hold the last good point.
+    updated = _where(finite, updated, last_finite)
+    evaluation = _evaluation(setup, i, updated)
     best, stopped = state.best, state.stopped
     if best is not None:
-        due = (i + 1) % run.evaluate_every == 0
-        best = _choose(due & finite, _better(best, moved, evaluation), best)
-        stopped = best.misses >= run.patience
-    record = loss, aux, evaluation, unconverged
-    return State(moved, sound, finite, best, stopped), record
+        due = (i + 1) % setup.evaluate_every == 0
+        best = _where(due & finite, _better(best, updated, evaluation), best)
+        stopped = best.misses >= setup.patience
+    history = loss, aux, evaluation, unconverged
+    return TrainState(updated, last_finite, finite, best, stopped), history
 
 
-def _gradient(run: Run, point: Point, tasks):
-    """((loss, aux), gradient, model state, unconverged) at a point."""
-    spread = unconverged_share if run.spread is None else run.spread.over
-    function = Explained(spread(run.value_and_grad), "value_and_grad")
-    result, unconverged = function(whole(run, point), tasks)
-    if not (isinstance(result, tuple) and len(result) == 2):
-        raise TypeError(
-            "value_and_grad must return (value, gradient), got "
-            f"{tree_text(result)}; for the objective maml(loss, rule) pass "
-            "maml_value_and_grad(loss, rule), for another one jax.value_and_grad(objective)"
-        )
-    value, gradient = result
-    loss, aux = value if isinstance(value, tuple) else (value, None)
-    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        raise ValueError(
-            f"value_and_grad must return one real number as the value, got {tree_text(loss)}"
-        )
+def _gradient(setup: TrainSetup, point: TrainPoint, tasks):
+    """Return ((loss, aux), gradient, model state, unconverged fraction) at a point."""
+    shard = with_unconverged_fraction if setup.sharding is None else setup.sharding.shard_gradient
+    function = WithShapeErrors(shard(setup.value_and_grad), "value_and_grad")
+    result, unconverged = function(recombine(setup, point), tasks)
+    loss, aux, gradient = unpack_result(result)
     model_state = None
-    if point.model_state is not None:
+    if point.model_state is not None:  # it comes in the place of a gradient
         gradient, model_state = gradient
         model_state = jax.tree.map(
             lambda new, old: jnp.asarray(new, old.dtype), model_state, point.model_state
         )
-    return (loss, aux), _like(point.params, gradient), model_state, unconverged
+    return (loss, aux), _check_gradient(point.params, gradient), model_state, unconverged
 
 
-def whole(run: Run, point: Point):
-    """The parameters as the user gave them: with the leaves that do not train, and model state."""
-    params = merge(point.params, run.carried.tree)
+def recombine(setup: TrainSetup, point: TrainPoint):
+    """Return the parameters in the user's form, with static leaves and model state."""
+    params = combine(point.params, setup.static_leaves.tree)
     return params if point.model_state is None else Stateful(params, point.model_state)
 
 
-def _like(params, gradient):
-    """The gradient with None where `params` has it; raises unless they fit each other."""
+def _check_gradient(params, gradient):
+    """Return the gradient with None where `params` has it; raise unless they fit each other."""
 
     def fitting(p, g):
-        if p is None:
+        if p is None:  # a leaf that does not train
             return None
         if not (jax.tree_util.all_leaves([g]) and jnp.shape(g) == jnp.shape(p)):
             raise ValueError("shapes differ")
         return g
 
+    # Without this check broadcasting would train on a gradient of another shape.
     try:
         return jax.tree.map(fitting, params, gradient, is_leaf=lambda x: x is None)
     except ValueError as mismatch:
@@ -242,52 +188,54 @@ def _like(params, gradient):
 
 
 def _traced_once(function, argument):
-    """The function, to be called within the same trace, and the shapes of its result.
+    """Return the traced function, for calls within the same trace, and the shapes of its result.
 
-    Tracing a meta-gradient takes longer than running it on a small model, and a branch that also
-    has to be known by shape would be traced twice.
+    Tracing a meta-gradient takes longer than running it on a small model. A branch of `lax.cond`
+    whose shapes have to be known as well would be traced twice.
     """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(argument)
     structure = jax.tree.structure(shapes)
 
-    def again(argument):
+    def call(argument):
         return jax.tree.unflatten(structure, jaxpr_as_fun(program)(*jax.tree.leaves(argument)))
 
-    return again, shapes
+    return call, shapes
 
 
-def _evaluation(run: Run, i, point: Point):
-    """What `evaluate` says after step i, if it is one that is evaluated."""
-    if run.evaluate is None:
+def _evaluation(setup: TrainSetup, i, point: TrainPoint):
+    """Return the result of `evaluate` after step i; blank where no evaluation is due."""
+    if setup.evaluate is None:
         return None
 
     def evaluate(point):
-        tasks = run.evaluation_tasks(address(run.key, EVALUATION, i))
-        return run.evaluate(whole(run, point), tasks)
+        tasks = setup.evaluation_tasks(address(setup.key, EVALUATION, i))
+        return setup.evaluate(recombine(setup, point), tasks)
 
     evaluate, shapes = _traced_once(evaluate, point)
-    if run.patience is not None and getattr(shapes, "shape", None) != ():
+    if setup.patience is not None and getattr(shapes, "shape", None) != ():
         raise ValueError(
             f"evaluate must return one number, lower for better, to stop by patience; got "
             f"{tree_text(shapes)}"
         )
-    due = (i + 1) % run.evaluate_every == 0
+    # `cond` computes one branch, except under vmap over runs, whose steps agree anyway.
+    due = (i + 1) % setup.evaluate_every == 0
     return lax.cond(due, evaluate, lambda _: jax.tree.map(_blank, shapes), point)
 
 
-def _better(best: Best, point: Point, value) -> Best:
-    """The better of the two; a value that is NaN is none."""
+def _better(best: BestPoint, point: TrainPoint, value) -> BestPoint:
+    """Return the better of the two; a value of NaN is never better."""
+    # Comparisons with NaN are False.
     improved = value < best.value
-    fresh = Best(point, jnp.asarray(value, best.value.dtype), jnp.zeros_like(best.misses))
-    return _choose(improved, fresh, best._replace(misses=best.misses + 1))
+    new = BestPoint(point, jnp.asarray(value, best.value.dtype), jnp.zeros_like(best.misses))
+    return _where(improved, new, best._replace(misses=best.misses + 1))
 
 
 def address(key, purpose: int, i):
-    """The key of step i for one purpose."""
+    """Return the key of step i for one purpose, so that a run can be cut at any step."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), i)
 
 
-def _choose(condition, first, second):
+def _where(condition, first, second):
     return jax.tree.map(partial(jnp.where, condition), first, second)
 
 
@@ -296,20 +244,6 @@ def _all_finite(tree):
 
 
 def _blank(shape):
-    """What stands for a number that was not computed: NaN, or zero where there is none."""
-    return jnp.full(
-        shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype
-    )
-
-
-@partial(jax.jit, static_argnames="patience")
-def start(optimizer: Partial, params, model_state, *, patience: int | None) -> State:
-    """The state of a run before its first step."""
-    state = optimizer().init(params)
-    return begin(Point(params, state, model_state, jnp.asarray(0)), patience)
-
-
-def begin(point: Point, patience: int | None) -> State:
-    """The state of a run that starts from a point."""
-    best = Best(point, jnp.asarray(jnp.inf), jnp.asarray(0)) if patience else None
-    return State(point, point, jnp.asarray(True), best, jnp.asarray(False))
+    """Return NaN for a number that was not computed, zero for an integer."""
+    value = jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0
+    return jnp.full(shape.shape, value, shape.dtype)

@@ -1,4 +1,4 @@
-"""What may be given: rates by prefix and by step, inner losses, modules, models with a state."""
+"""Forms of arguments: rates by prefix and by step, inner losses, modules, models with a state."""
 
 from functools import partial
 
@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import negmaml as nm
+from tests.helpers import fast_jit
 
 KEY = jax.random.key(0)
 PARAMS = {"body": {"w": jnp.array([[0.3, -0.4]]), "b": jnp.array([0.1, 0.2])}, "head": jnp.ones(2)}
@@ -58,7 +59,7 @@ def test_rates_by_prefix_and_by_step_mean_the_same_everywhere(form):
     rate, steps, each = FORMS[form]
     rule = nm.GradientDescent(rate, steps)
 
-    @jax.jit
+    @fast_jit
     def everything(params):
         expected = jax.value_and_grad(nested)(params, each)
         by_method = {
@@ -86,9 +87,9 @@ def test_the_rates_of_steps_beyond_a_schedule_learn_through_its_last():
     def value(each):
         return nested(PARAMS, [(r, r) for r in each])
 
-    by_step = jax.jit(jax.grad(value))(jnp.array([0.1, -0.2, -0.2]))
+    by_step = fast_jit(jax.grad(value))(jnp.array([0.1, -0.2, -0.2]))
     rates = nm.MetaSGDParams(PARAMS, nm.Schedule(jnp.array([0.1, -0.2])))
-    gradient = jax.jit(nm.meta_sgd(loss, steps=3))(rates, TASKS)[1].rate.values
+    gradient = fast_jit(nm.meta_sgd(loss, steps=3))(rates, TASKS)[1].rate.values
     np.testing.assert_allclose(gradient, [by_step[0], by_step[1] + by_step[2]], rtol=1e-4)
 
 
@@ -118,12 +119,12 @@ def test_the_inner_loss_may_be_another_with_parameters_that_are_learned(method):
     algorithm = nm.maml_value_and_grad(
         outer, nm.GradientDescent(-0.1, 2), inner_loss=inner, mask=mask, method=method
     )
-    expected = jax.jit(jax.value_and_grad(defined))(meta)
-    same(jax.jit(algorithm)(meta, TASKS), expected)
+    expected = fast_jit(jax.value_and_grad(defined))(meta)
+    same(fast_jit(algorithm)(meta, TASKS), expected)
     assert abs(float(expected[1]["ridge"])) > 1e-3
 
 
-def test_leaves_that_are_no_parameters_are_carried():
+def test_leaves_that_are_not_floating_point_are_unchanged():
     """Functions, integers, keys and strings stay; their places in the gradient are None."""
     more = {"activation": jnp.sin, "layers": 2, "ids": jnp.arange(3), "key": KEY, "name": "a"}
     module = {"params": PARAMS, **more}
@@ -136,7 +137,7 @@ def test_leaves_that_are_no_parameters_are_carried():
     head = {"params": {"body": False, "head": True}, **dict.fromkeys(more, False)}
     support = jax.tree.map(lambda x: x[0], TASKS.support)
 
-    @jax.jit
+    @fast_jit
     def everything(params):
         whole = module | {"params": params}
         pairs = [
@@ -178,10 +179,10 @@ def batch_loss(params, data):
     return centred_loss(params, jnp.zeros(1), data)[0]
 
 
-def test_a_state_runs_through_the_steps_of_a_task_and_is_averaged_over_tasks():
+def test_a_state_changes_with_every_inner_step_and_is_averaged_over_tasks():
     start, rule = nm.Stateful(PARAMS, jnp.array([2.0])), nm.GradientDescent(-0.1, 2)
 
-    @jax.jit
+    @fast_jit
     def everything(start):
         value, gradient = nm.maml_value_and_grad(centred_loss, rule)(start, TASKS)
         objective = nm.maml(centred_loss, rule)(start, TASKS)
@@ -190,7 +191,7 @@ def test_a_state_runs_through_the_steps_of_a_task_and_is_averaged_over_tasks():
         summed = [nm.reptile(centred_loss, own)(start, TASKS) for own in (rule, optimizer)]
         return value, gradient, objective, blocks, first, *summed
 
-    @jax.jit
+    @fast_jit
     def without_state(params):
         algorithms = (
             nm.maml_value_and_grad(batch_loss, rule),
@@ -245,17 +246,17 @@ def test_a_state_that_the_loss_reads_is_differentiated_through():
         nm.maml(without, nm.GradientDescent(0.1))(nm.Stateful(PARAMS, 0.0), TASKS)
 
 
-def test_each_step_can_have_a_state_of_its_own():
+def test_per_step_state_has_a_state_for_each_step():
     stepped, init = nm.per_step_state(centred_loss, steps=2)
     start = nm.Stateful(PARAMS, init(jnp.array([2.0])))
     rule = nm.GradientDescent(-0.1, 2)
-    gradient = jax.jit(nm.maml_value_and_grad(stepped, rule))(start, TASKS)[1]
+    gradient = fast_jit(nm.maml_value_and_grad(stepped, rule))(start, TASKS)[1]
     stack, step = gradient.state
     support, query = (np.mean(part[0], (0, 1)) for part in TASKS)
     np.testing.assert_allclose(stack, 1.8 + 0.1 * np.stack([support, support, query]), rtol=1e-5)
     assert int(step.number) == 0
     one = jax.tree.map(lambda x: x[0], TASKS.support)
-    more = jax.jit(lambda start: nm.adapt(stepped, start, one, nm.GradientDescent(-0.1, 5)))(start)
+    more = fast_jit(lambda start: nm.adapt(stepped, start, one, nm.GradientDescent(-0.1, 5)))(start)
     assert int(more.state[1].number) == 5  # the last state took the rest
 
 
@@ -269,7 +270,7 @@ def test_rates_and_optimizers_as_rules():
     same(sgd, nm.maml_value_and_grad(loss, nm.GradientDescent(-0.1))(PARAMS, TASKS))
 
 
-def test_bad_input_is_named():
+def test_invalid_arguments_raise_with_their_names():
     rule = nm.GradientDescent(0.1)
     with pytest.raises(TypeError, match="params must hold floating point arrays, got int32"):
         nm.maml(loss, rule)(jnp.array(3), TASKS)
@@ -294,14 +295,14 @@ def rows_loss(w, data):
 @pytest.mark.parametrize(
     "rows", ((X, Y), (X, Y[..., None]), [X, Y], (X, jnp.ones((4, 6, 3), int))), ids=str
 )
-def test_rows_are_not_taken_for_support_and_query(rows):
+def test_a_pair_of_rows_raises_instead_of_being_read_as_support_and_query(rows):
     """A loss that indexes its data would take the pair in silence."""
     mean = nm.maml_value_and_grad(lambda w, data: jnp.mean(data * w), nm.GradientDescent(0.1))
     with pytest.raises(TypeError, match=r"tasks must be \(support, query\).*never as the rows"):
         mean(jnp.float32(1), tuple(rows))
 
 
-def test_an_error_of_the_loss_says_how_the_pair_was_read():
+def test_an_error_of_the_loss_notes_how_the_pair_was_read():
     with pytest.raises(ValueError) as raised:
         nm.maml(rows_loss, nm.GradientDescent(0.1))(jnp.ones(3), (X, X))
     assert "never as the rows (x, y)" in raised.value.__notes__[-1]

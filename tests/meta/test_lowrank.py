@@ -9,7 +9,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.meta.lowrank import wide_weights
-from tests.helpers import mostly_slow
+from tests.helpers import fast_jit, mostly_slow
 
 WIDTH, POINTS = 64, 4
 RNG = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def test_a_wide_weight_that_only_multiplies_is_factored(loss):
 
 
 @pytest.mark.parametrize("loss", DENSE)
-def test_a_weight_that_does_anything_else_stays_dense(loss):
+def test_a_weight_with_another_use_stays_dense(loss):
     assert chosen(loss) == set()
 
 
@@ -117,7 +117,7 @@ def test_the_meta_gradient_is_that_of_dense_weights(loss, rate, steps, x64):
     rule = nm.GradientDescent(rate, steps)
     params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
     factored, dense = (
-        jax.jit(nm.maml_value_and_grad(loss, rule, method=method))(params, tasks)
+        fast_jit(nm.maml_value_and_grad(loss, rule, method=method))(params, tasks)
         for method in ("low-rank", "reverse")
     )
     jax.tree.map(
@@ -137,7 +137,7 @@ def test_every_step_of_a_schedule_has_its_own_rate(rate, x64):
     rule = nm.GradientDescent(rate, 3)
     params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
     factored, dense = (
-        jax.jit(nm.maml_value_and_grad(plain, rule, method=method))(params, tasks)
+        fast_jit(nm.maml_value_and_grad(plain, rule, method=method))(params, tasks)
         for method in ("low-rank", "reverse")
     )
     jax.tree.map(
@@ -165,7 +165,7 @@ def test_derivative_rules_of_a_user_are_those_of_dense_weights(x64):
     params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
     mask = {"in": True, "w": True, "b": False, "out": True}
 
-    @jax.jit
+    @fast_jit
     def by_method(params):
         make = partial(nm.maml_value_and_grad, ruled, nm.GradientDescent(-0.3, 2), mask=mask)
         return [make(method=method)(params, tasks) for method in (None, "reverse")]
@@ -186,7 +186,7 @@ def test_no_task_gets_weights_of_its_own():
     of_all_tasks = 50 * WIDTH * WIDTH * 4
     assert temporary_bytes("reverse") > of_all_tasks
     assert temporary_bytes("low-rank") < of_all_tasks
-    assert temporary_bytes(None) == temporary_bytes("low-rank")  # what is chosen by itself
+    assert temporary_bytes(None) == temporary_bytes("low-rank")  # the default
 
 
 @pytest.mark.slow

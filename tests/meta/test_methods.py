@@ -1,4 +1,4 @@
-"""The method of a meta-gradient: exact for derivative rules of a user's own, refused where not."""
+"""The method of a meta-gradient is exact for custom derivative rules, or raises."""
 
 from functools import partial
 
@@ -12,9 +12,9 @@ from jax.experimental.ode import odeint
 
 import negmaml as nm
 from negmaml.meta.choice import choose
-from negmaml.meta.gradients import Algorithm, exact
+from negmaml.meta.gradients import Algorithm, second_order
 from negmaml.rules import combine, run, separate
-from tests.helpers import mostly_slow
+from tests.helpers import fast_jit, mostly_slow
 
 RNG = np.random.default_rng(0)
 PARAMS = {"w": RNG.standard_normal((2, 3)), "b": np.array([0.1, -0.2, 0.3]),
@@ -169,10 +169,10 @@ def traced(algorithm):
 
 
 @some_functions
-def test_the_default_is_nested_autodiff_for_rules_of_the_users_own(name, x64):
+def test_the_default_is_nested_autodiff_for_rules_of_the_user(name, x64):
     loss, rule = loss_with(FUNCTIONS[name][0]), nm.GradientDescent(-0.3, 2)
 
-    @jax.jit
+    @fast_jit
     def both(params):
         computed = nm.maml_value_and_grad(loss, rule)(params, TASKS)
         return computed, jax.value_and_grad(nested(loss, loss, rule))(params)
@@ -183,12 +183,12 @@ def test_the_default_is_nested_autodiff_for_rules_of_the_users_own(name, x64):
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", (1, 2, 3))
 @each_function
-def test_every_method_that_is_not_refused_is_nested_autodiff(name, steps, x64):
+def test_every_exact_method_is_nested_autodiff(name, steps, x64):
     function, symmetric = FUNCTIONS[name]
     loss = loss_with(function)
     methods = ("mixed", "reverse", "remat", "low-rank", None)[not symmetric :]
 
-    @jax.jit
+    @fast_jit
     def all_of_them(params, rate):
         rule = nm.GradientDescent(rate, steps)
         results = [nm.maml_value_and_grad(loss, rule, method=m)(params, TASKS) for m in methods]
@@ -203,13 +203,19 @@ def test_every_method_that_is_not_refused_is_nested_autodiff(name, steps, x64):
             same(result, expected)
 
 
+def method_of(loss, rule, inner_loss=None):
+    """The method that is chosen, and the weights that it keeps factored."""
+    losses = Algorithm(second_order, loss, inner_loss).losses(static=None, stateful=False)
+    return choose(losses, rule, params(), (), TASKS)
+
+
 @each_function
-def test_forward_over_reverse_is_chosen_where_it_is_exact_and_refused_elsewhere(name):
+def test_forward_over_reverse_is_chosen_where_it_is_exact_and_raises_elsewhere(name):
     function, symmetric = FUNCTIONS[name]
     loss = loss_with(function)
     for steps in (1, 2):
         rule = nm.GradientDescent(0.1, steps)
-        chosen, wide = choose(Algorithm(exact, loss), rule, params(), TASKS)
+        chosen, wide = method_of(loss, rule)
         assert chosen == ("mixed" if symmetric and steps > 1 else "reverse") and not wide
         mixed = nm.maml_value_and_grad(loss, rule, method="mixed")
         if symmetric:
@@ -221,10 +227,10 @@ def test_forward_over_reverse_is_chosen_where_it_is_exact_and_refused_elsewhere(
 
 def test_a_rule_in_the_loss_on_the_query_only_does_not_slow_the_inner_steps(x64):
     loss, rule = loss_with(FUNCTIONS["clipping as documented"][0]), nm.GradientDescent(0.4, 2)
-    assert choose(Algorithm(exact, loss, plain), rule, params(), TASKS)[0] == "mixed"
-    assert choose(Algorithm(exact, plain, loss), rule, params(), TASKS)[0] == "reverse"
+    assert method_of(loss, rule, plain)[0] == "mixed"
+    assert method_of(plain, rule, loss)[0] == "reverse"
 
-    @jax.jit
+    @fast_jit
     def both(params):
         computed = nm.maml_value_and_grad(loss, rule, inner_loss=plain)(params, TASKS)
         return computed, jax.value_and_grad(nested(loss, plain, rule))(params)
@@ -232,12 +238,12 @@ def test_a_rule_in_the_loss_on_the_query_only_does_not_slow_the_inner_steps(x64)
     same(*both(params()))
 
 
-def test_a_backward_rule_that_is_not_linear_sees_the_gradient_of_the_mean(x64):
+def test_a_backward_rule_that_is_not_linear_gets_the_gradient_of_the_mean(x64):
     """sign(g) does not scale with one over the number of tasks, in blocks of tasks either."""
     sign = with_vjp(identity, documented, lambda _, g: (jnp.sign(g),))
     loss, rule = loss_with(sign), nm.GradientDescent(-0.1)
 
-    @jax.jit
+    @fast_jit
     def everything(params):
         makers = nm.maml_value_and_grad, partial(nm.maml_value_and_grad, batch_size=1)
         whole = [make(loss, rule)(params, TASKS) for make in makers]
@@ -294,7 +300,7 @@ def test_other_inner_rules_have_the_gradients_of_their_updates(name, function, x
     loss, rule = loss_with(FUNCTIONS[function][0]), INNER_RULES[name]
     mask = None if name == "preconditioned" else HEAD  # P of frozen leaves must not be there
 
-    @jax.jit
+    @fast_jit
     def everything(params):
         return (
             nm.maml_value_and_grad(loss, rule, mask=mask)(params, TASKS),
@@ -308,10 +314,10 @@ def test_other_inner_rules_have_the_gradients_of_their_updates(name, function, x
     same(first, stopped)
 
 
-def test_anil_and_learned_rates_are_exact_with_a_rule_of_the_users_own(x64):
+def test_anil_and_learned_rates_are_exact_with_a_rule_of_the_user(x64):
     loss = loss_with(reverse)
 
-    @jax.jit
+    @fast_jit
     def everything(params, rate):
         rule = nm.GradientDescent(rate, 2)
         meta = nm.MetaSGDParams(params, rate)
@@ -329,7 +335,7 @@ def test_anil_and_learned_rates_are_exact_with_a_rule_of_the_users_own(x64):
 
 
 @pytest.mark.parametrize("method", (None, pytest.param("remat", marks=pytest.mark.slow)))
-def test_a_model_with_a_state_is_exact_with_a_rule_of_the_users_own(method, x64):
+def test_a_model_with_a_state_is_exact_with_a_rule_of_the_user(method, x64):
     """First order takes the states after inner steps for constants, besides the gradients."""
     inner, rule = loss_with(reverse), nm.GradientDescent(-0.3, 2)
 
@@ -346,7 +352,7 @@ def test_a_model_with_a_state_is_exact_with_a_rule_of_the_users_own(method, x64)
 
         return jnp.mean(jax.vmap(one)(*jax.tree.map(jnp.asarray, TASKS)))
 
-    @jax.jit
+    @fast_jit
     def everything(params):
         start = nm.Stateful(params, jnp.asarray(0.5))
         results = [
@@ -385,7 +391,7 @@ def test_a_rule_with_a_solve_of_its_own_is_differentiated_through_it(x64):
 
         return jnp.mean(jax.vmap(one)(*jax.tree.map(jnp.asarray, TASKS)))
 
-    @jax.jit
+    @fast_jit
     def both(params):
         computed = nm.maml_value_and_grad(plain, rule)(params, TASKS)
         return computed, jax.value_and_grad(defined)(params)
@@ -398,7 +404,7 @@ def test_a_rule_with_a_solve_of_its_own_is_differentiated_through_it(x64):
         traced(nm.reptile(plain, rule))
 
 
-def test_a_loop_without_a_derivative_in_reverse_is_named():
+def test_a_loop_without_a_reverse_mode_derivative_raises():
     def looped(x):
         return lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]
 
@@ -437,7 +443,7 @@ def test_implicit_gradients_of_a_field_solve_with_the_transpose(strength, x64):
     start, rule = jnp.array([0.3, -0.5, 0.4, 0.2]), nm.Proximal(strength)
     tasks = jax.tree.map(lambda x: jnp.asarray(x), nm.Tasks(TASKS.support[0], TASKS.query[0]))
 
-    @jax.jit
+    @fast_jit
     def both(start):
         def one(support, query):
             at = nm.adapt(players, start, support, rule)
@@ -458,7 +464,7 @@ def test_implicit_gradients_of_a_field_solve_with_the_transpose(strength, x64):
 def test_implicit_gradients_need_no_forward_mode(name, x64):
     loss, rule = loss_with(FUNCTIONS[name][0]), nm.Proximal(3.0)
 
-    @jax.jit
+    @fast_jit
     def both(params):
         flat, unravel = flatten_util.ravel_pytree(params)
 

@@ -1,4 +1,4 @@
-"""Task distributions: the laws they promise, and draws without replacement from ragged arrays."""
+"""Task distributions: their laws, and draws without replacement from groups of any size."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import negmaml as nm
+from tests.helpers import fast_jit
 
 KEY = jax.random.key(0)
+
+
+def drawn(distribution):
+    """Tasks of a distribution, in one program."""
+    return fast_jit(lambda key: distribution(key))(KEY)
 
 
 def test_linear_tasks_are_the_sample_of_the_problem():
@@ -21,7 +27,7 @@ def test_linear_tasks_are_the_sample_of_the_problem():
 
 
 def test_sinusoids_follow_their_law():
-    tasks = nm.tasks.Sinusoid(m=2000, n_t=4, n_v=2)(KEY)
+    tasks = drawn(nm.tasks.Sinusoid(m=2000, n_t=4, n_v=2))
     x = np.concatenate([tasks.support[0], tasks.query[0]], 1)[..., 0]
     y = np.concatenate([tasks.support[1], tasks.query[1]], 1)[..., 0]
     assert stats.kstest(x.ravel(), stats.uniform(-5, 10).cdf).pvalue > 1e-3
@@ -36,16 +42,16 @@ def test_sinusoids_follow_their_law():
 
 def test_quadratic_tasks_have_the_moments_of_their_law():
     """w.x + b ~ N(0, nu^2 (|x|^2/p + 1)), so E y = nu^2 2 and the noise adds sigma^2."""
-    X, y = nm.tasks.Quadratic(p=5, m=20000, n_t=1, n_v=1, sigma=0.0, nu=0.7)(KEY).support
+    X, y = drawn(nm.tasks.Quadratic(p=5, m=20000, n_t=1, n_v=1, sigma=0.0, nu=0.7)).support
     ratio = np.asarray(y / (jnp.sum(X**2, -1) / 5 + 1)).ravel() / 0.49  # chi^2 of one degree
     assert stats.kstest(ratio, stats.chi2(1).cdf).pvalue > 1e-3
-    noisy = nm.tasks.Quadratic(p=5, m=20000, n_t=1, n_v=1, sigma=0.3, nu=0.7)(KEY).support[1]
+    noisy = drawn(nm.tasks.Quadratic(p=5, m=20000, n_t=1, n_v=1, sigma=0.3, nu=0.7)).support[1]
     noise = np.asarray(noisy - y).ravel() / 0.3
     assert stats.kstest(noise, stats.norm.cdf).pvalue > 1e-3
 
 
 def test_points_of_a_quadratic_task_share_its_weights():
-    tasks = nm.tasks.Quadratic(p=1, m=50, n_t=6, n_v=3, sigma=0.0, nu=1.0)(KEY)
+    tasks = drawn(nm.tasks.Quadratic(p=1, m=50, n_t=6, n_v=3, sigma=0.0, nu=1.0))
     for x, y in zip(
         np.asarray(tasks.support[0])[..., 0], np.asarray(tasks.support[1]), strict=True
     ):
@@ -70,11 +76,11 @@ def test_rows_of_ragged_groups_are_drawn_once_and_stay_in_their_group(sizes, see
 def test_every_row_of_a_group_is_equally_likely():
     groups = np.array([0] * 5 + [1] * 30)
     draw = nm.tasks.Grouped(np.arange(35), groups, m=2, n_t=2, n_v=1)
-    tasks = jax.vmap(draw)(jax.random.split(KEY, 3000))
-    for part, share in ((tasks.support, 2 / 5), (tasks.query, 1 / 5)):
+    tasks = fast_jit(jax.vmap(lambda key: draw(key)))(jax.random.split(KEY, 3000))
+    for part, fraction in ((tasks.support, 2 / 5), (tasks.query, 1 / 5)):
         counts = np.bincount(np.asarray(part).ravel(), minlength=35)[:5]
         assert stats.chisquare(counts).pvalue > 1e-3
-        assert counts.sum() == 3000 * 5 * share
+        assert counts.sum() == 3000 * 5 * fraction
 
 
 def images(per_class=6, classes=5):
@@ -85,9 +91,9 @@ def images(per_class=6, classes=5):
     return np.broadcast_to(values[order, None, None], (labels.size, 2, 2)), labels[order]
 
 
-def test_episodes_number_their_classes_anew_and_share_no_image():
+def test_episodes_number_their_own_classes_and_share_no_image():
     draw = nm.tasks.Episodes(*images(), ways=3, shots=2, queries=4, m=50)
-    tasks = draw(KEY)
+    tasks = drawn(draw)
     assert tasks.support[0].shape == (50, 6, 2, 2) and tasks.query[1].shape == (50, 12)
     first_classes = set()
     for i in range(50):
@@ -169,6 +175,6 @@ def test_within_a_program_data_may_be_traced_and_groups_may_not():
         ),
     ),
 )
-def test_bad_input_is_named(make, message):
+def test_invalid_arguments_raise_with_their_names(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,10 +1,10 @@
-"""A run is stopped at each storage operation of its checkpoints in turn; the same call goes on.
+"""A run that stops at any storage operation of its checkpoints resumes with the same call.
 
-Operations are seen by Python's audit hook: a file opened for writing, a directory made, a rename, a
-removal, by whatever library. A process is stopped before each (after it is before the next), and
-within: half of the file is then there. What a library writes beside Python is in directories that
-have not got their name yet; the files of finished checkpoints are cut, emptied, garbled and removed
-one by one instead.
+Python's audit hook reports the operations of all libraries: a file opened for writing, a new
+directory, a rename, a removal. A run is stopped before each of them, and within it, when half of
+the file is written. Files that a library writes without Python are in directories that do not have
+their final name yet. Instead, the files of complete checkpoints are truncated, emptied, garbled and
+removed one by one.
 """
 
 import gc
@@ -22,13 +22,13 @@ import pytest
 
 import negmaml as nm
 from tests.crash import Operations
-from tests.training.test_checkpoint import TASKS, run, same
+from tests.training.test_checkpoint import EVERY, TASKS, run, same, undisturbed
 
 pytest.importorskip("orbax.checkpoint")
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-STEPS, EVERY = 6, 2
+STEPS = 6
 BY_NAME = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link", "os.symlink")
-watching: list["Watched"] = []  # a hook stays as long as the process does
+watching: list["Watched"] = []  # a hook cannot be removed from a process
 
 
 class Watched(Operations):
@@ -37,10 +37,10 @@ class Watched(Operations):
     def __init__(self, folder: Path):
         super().__init__()
         self.folder = str(folder)
-        self.written: dict[str, bytes] = {}  # what each file held at last
+        self.written: dict[str, bytes] = {}  # the last content of each file
 
     def remember(self):
-        """What files hold, for halves of them."""
+        """Record the content of the files, to write halves of them."""
         for path in Path(self.folder).rglob("*"):
             if path.is_file():
                 self.written[path.name] = path.read_bytes()
@@ -57,7 +57,7 @@ class Watched(Operations):
         return isinstance(path, str | Path) and str(path).startswith(self.folder)
 
     def relative(self, event, arguments) -> bool:
-        """Whether it is in a directory that is open, as removals of trees are."""
+        """True for an operation in an open directory, as in the removal of a tree."""
         return event in ("os.remove", "os.rmdir") and arguments[-1] >= 0
 
 
@@ -65,7 +65,7 @@ class Watched(Operations):
 def _hear(event, arguments):
     if watching and (event == "open" or event in BY_NAME):
         within = list(watching)
-        watching.clear()  # what it writes itself is no operation
+        watching.clear()  # its own writes are no operations
         try:
             for watched in within:
                 watched.hear(event, arguments)
@@ -79,18 +79,18 @@ def operations(tmp_path):
     watching.append(watched)
     yield watched
     watching.clear()
-    gc.collect()  # event loops that were stopped complain when they go
+    gc.collect()  # stopped event loops warn when they are deleted
 
 
 def call(folder, steps=STEPS):
-    """The run, taken up where it was; a warning of a damaged checkpoint is fine."""
+    """The run, resumed if it has checkpoints; a warning of a damaged checkpoint is fine."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="checkpoint .* is damaged")
         return run(steps=steps, checkpoint=folder, checkpoint_every=EVERY)
 
 
 def settle(folder: Path):
-    """Wait for what writes beside Python, which a kill would have ended."""
+    """Wait for writers without Python, which a kill would have ended."""
     before, now = None, set(folder.rglob("*"))
     while before != now:
         time.sleep(0.02)
@@ -99,12 +99,12 @@ def settle(folder: Path):
 
 def stop_everywhere(operations, before: int, every: int) -> int:
     """Stop a run that has taken `before` steps everywhere in the rest; returns the points tried."""
-    folder, undisturbed = Path(operations.folder), run(steps=STEPS)
+    folder, expected = Path(operations.folder), undisturbed(STEPS)
     kept = folder.with_name("kept")
     if before:
         call(folder, before)
         shutil.copytree(folder, kept)
-    same(operations.run(lambda: call(folder)), undisturbed)
+    same(operations.run(lambda: call(folder)), expected)
     count, points = operations.count, 0
     operations.remember()
     assert count > 30
@@ -116,20 +116,20 @@ def stop_everywhere(operations, before: int, every: int) -> int:
             stopped = operations.run(lambda: call(folder), at, within)
             assert (stopped is None) == (at <= operations.count)
             settle(folder)
-            same(call(folder), undisturbed)
+            same(call(folder), expected)
             assert not [p for p in folder.rglob("*") if "tmp" in p.name]
             points += 1
     return points
 
 
 @pytest.mark.parametrize("before", (0, pytest.param(4, marks=pytest.mark.slow)))
-def test_a_stop_loses_nothing(before, operations):
+def test_a_run_stopped_at_some_operations_resumes(before, operations):
     assert stop_everywhere(operations, before, every=37) >= 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", (0, pytest.param(4, marks=pytest.mark.slow)))
-def test_a_stop_at_any_operation_loses_nothing(before, operations):
+def test_a_run_stopped_at_any_operation_resumes(before, operations):
     print(f"after {before} steps: {stop_everywhere(operations, before, every=1)} points")
 
 
@@ -148,7 +148,7 @@ DAMAGES = {
 
 def damage_everywhere(folder: Path, every: int) -> int:
     """Damage each file of the latest checkpoint in turn; the run comes out the same every time."""
-    undisturbed = run(steps=STEPS)
+    expected = undisturbed(STEPS)
     call(folder, 4)
     kept = folder.with_name("kept")
     shutil.copytree(folder, kept)
@@ -163,7 +163,7 @@ def damage_everywhere(folder: Path, every: int) -> int:
             (folder / name).unlink()
         else:
             (folder / name).write_bytes(change((folder / name).read_bytes()))
-        same(call(folder), undisturbed)
+        same(call(folder), expected)
     return len(cases)
 
 
@@ -180,7 +180,7 @@ def square(w, key):
     return jnp.sum(w**2), 2 * w
 
 
-def test_a_bit_of_a_large_array_that_orbax_reads_as_it_is_is_found(tmp_path):
+def test_a_changed_bit_that_orbax_does_not_notice_is_found(tmp_path):
     def go(steps, **options):
         args = jax.random.normal(jax.random.key(1), (5000,)), square, TASKS, optax.sgd(0.1), steps
         return nm.fit(jax.random.key(0), *args, **options)
@@ -188,6 +188,6 @@ def test_a_bit_of_a_large_array_that_orbax_reads_as_it_is_is_found(tmp_path):
     go(4, checkpoint=tmp_path, checkpoint_every=2)
     data = max((tmp_path / "4").rglob("*"), key=lambda path: path.stat().st_size)
     data.write_bytes(garbled(data.read_bytes()))
-    with pytest.warns(UserWarning, match="other numbers than written.*going on from checkpoint 2"):
-        result = go(6, checkpoint=tmp_path)
-    same(result, go(6))
+    with pytest.warns(UserWarning, match="other numbers than written.*resuming from checkpoint 2"):
+        result = go(6, checkpoint=tmp_path, checkpoint_every=2)
+    same(result, go(6, callback=lambda *_: None, callback_every=2))

@@ -1,4 +1,4 @@
-"""The outer loop reaches what it should reach, whole, in parts, and for many seeds at once."""
+"""The outer loop: its updates, its limit, its stops, and many seeds at once."""
 
 import jax
 import jax.numpy as jnp
@@ -8,52 +8,31 @@ import pytest
 from jax.tree_util import Partial
 
 import negmaml as nm
-from tests.helpers import mostly_slow, z_score
+from tests.helpers import fast_jit, mostly_slow, z_score
+from tests.training.tiny import ALGORITHM, PARAMS, loss, same
+from tests.training.tiny import tasks as TASKS
 
-SINUSOIDS = nm.tasks.Sinusoid(m=4, n_t=5, n_v=5)
 ADAM = optax.adam(1e-2)
 
 
-def loss(params, data):
-    x, y = data
-    hidden = jnp.tanh(x @ params["w"] + params["b"])
-    return jnp.mean((hidden @ params["v"] - y) ** 2)
-
-
-def network():
-    keys = jax.random.split(jax.random.key(1), 2)
-    return {
-        "w": jax.random.normal(keys[0], (1, 8)),
-        "b": jnp.zeros(8),
-        "v": jax.random.normal(keys[1], (8, 1)) / 3,
-    }
-
-
-VALUE_AND_GRAD = nm.maml_value_and_grad(loss, nm.GradientDescent(-0.02))
-
-
-def run(key=0, steps=12, value_and_grad=VALUE_AND_GRAD, optimizer=ADAM, **options):
+def run(key=0, steps=6, value_and_grad=ALGORITHM, optimizer=ADAM, **options):
     key = jax.random.key(key) if isinstance(key, int) else key
-    return nm.fit(key, network(), value_and_grad, SINUSOIDS, optimizer, steps, **options)
-
-
-def same(first, second, rtol=0.0):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol), first, second)
+    return nm.fit(key, PARAMS, value_and_grad, TASKS, optimizer, steps, **options)
 
 
 def test_fit_is_the_loop_over_optax_updates():
-    result = run(steps=3)
-    params, state, losses = network(), ADAM.init(network()), []
-    for i in range(3):
+    result = run()
+    params, state, losses = PARAMS, ADAM.init(PARAMS), []
+    for i in range(6):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), i)
-        value, gradient = jax.jit(VALUE_AND_GRAD)(params, SINUSOIDS(key))
+        value, gradient = fast_jit(ALGORITHM)(params, TASKS(key))
         updates, state = ADAM.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(value)
     same(result.params, params, 1e-5)
     same(result.optimizer_state, state, 1e-5)
     same(result.loss, jnp.stack(losses), 1e-5)
-    assert int(result.step) == 3 and bool(result.finite)
+    assert int(result.step) == 6 and bool(result.finite)
     assert result.aux is None and result.evaluation is None
 
 
@@ -67,7 +46,7 @@ PROBLEM = nm.MixedLinearRegression(p=4, m=12, n_t=6, n_v=4, n_r=6, sigma=0.5, nu
 
 @pytest.mark.parametrize("rate", mostly_slow((-0.3, 0.0, 0.2), 0))
 def test_training_on_mixed_linear_regression_meets_the_exact_minimiser_and_its_loss(rate, x64):
-    """One draw of tasks a seed; the expected loss of what is learned, against simulation."""
+    """One draw of tasks for each seed; the expected loss of the result, against simulation."""
     rule, adapt = nm.GradientDescent(rate), nm.GradientDescent(0.2)
     value_and_grad = nm.maml_value_and_grad(square_loss, rule)
     steps, optimizer = 800, optax.sgd(0.15, momentum=0.9, nesterov=True)
@@ -110,16 +89,17 @@ def test_training_meets_the_theory(x64):
 
 def test_evaluation_uses_another_rule_and_tasks_that_no_step_sees():
     evaluate = nm.maml(loss, nm.GradientDescent(0.01))
-    result = run(steps=10, evaluate=evaluate, evaluate_every=4)
-    assert result.evaluation.shape == (2,)
-    for step, value in zip((4, 8), result.evaluation, strict=True):
+    params = {}
+    result = run(evaluate=evaluate, evaluate_every=2)
+    plain = run(callback=lambda step, _, now: params.update({step: now}), callback_every=2)
+    assert result.evaluation.shape == (3,)
+    for step, value in zip((2, 4, 6), result.evaluation, strict=True):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), step - 1)
-        expected = jax.jit(evaluate)(run(steps=step).params, SINUSOIDS(key))
+        expected = fast_jit(evaluate)(params[step], TASKS(key))
         assert float(value) == pytest.approx(float(expected), rel=1e-5)
-    same(result.params, run(steps=10).params)  # looking changes nothing
-    more = nm.tasks.Sinusoid(m=30, n_t=5, n_v=5)
-    other = run(steps=4, evaluate=evaluate, evaluate_every=4, evaluation_tasks=more).evaluation
-    assert abs(float(other[0] - result.evaluation[0])) > 1e-3
+    same(result.params, plain.params)  # the evaluation changes nothing
+    other = run(evaluate=evaluate, evaluate_every=2, evaluation_tasks=TASKS(jax.random.key(7)))
+    assert abs(float(other.evaluation[0] - result.evaluation[0])) > 1e-3
 
 
 @pytest.mark.slow
@@ -185,7 +165,7 @@ def test_fit_vmaps_over_seeds_inner_rates_and_learning_rates():
     for i, learning_rate in enumerate((1e-3, 1e-2, 0.0)):
         alone = jax.jit(one)(keys[i], float(rates[i]), learning_rate)
         same(jax.tree.map(lambda x, i=i: x[i], many.params), alone.params, 1e-5)
-    same(jax.tree.map(lambda x: x[2], many.params), network(), 1e-6)
+    same(jax.tree.map(lambda x: x[2], many.params), PARAMS, 1e-6)
 
 
 def test_new_rates_learning_rates_and_seeds_do_not_recompile():
@@ -222,16 +202,16 @@ def test_equal_optimizers_given_twice_compile_once():
 
 
 @pytest.mark.slow
-def test_learned_rates_train():
+def test_meta_sgd_trains_the_rates():
     algorithm = nm.meta_sgd(loss)
-    meta = nm.MetaSGDParams(network(), jax.tree.map(lambda x: jnp.full(x.shape, 0.01), network()))
-    result = nm.fit(jax.random.key(0), meta, algorithm, SINUSOIDS, optax.adam(1e-2), 20)
+    meta = nm.MetaSGDParams(PARAMS, jax.tree.map(lambda x: jnp.full(x.shape, 0.01), PARAMS))
+    result = nm.fit(jax.random.key(0), meta, algorithm, TASKS, optax.adam(1e-2), 20)
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), result.params.rate, meta.rate)
     assert min(jax.tree.leaves(moved)) > 1e-3
     assert min(float(jnp.min(x)) for x in jax.tree.leaves(result.params.rate)) < 0
 
 
-def test_bad_input_is_named():
+def test_invalid_arguments_raise_with_their_names():
     with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
         run(steps=0)
     with pytest.raises(TypeError, match="floating point"):

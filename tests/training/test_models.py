@@ -1,4 +1,4 @@
-"""Models of other libraries as they are, with running statistics, through inner and outer loops."""
+"""Models of other libraries, with running statistics, in inner and outer loops."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def trained(loss, params, **options):
 
 
 def check_statistics(loss, start, mean_of):
-    """The running mean after one step of training is the mean over tasks of what the model makes.
+    """Assert that the running mean after a training step is the mean over tasks of the model's.
 
     mean_of: the running mean in a state.
     """
@@ -58,7 +58,7 @@ def test_flax_nnx_with_batch_norm():
     graph, params, rest = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
 
     def loss(params, state, data):
-        model = nnx.merge(graph, params, state, copy=True)
+        model = nnx.combine(graph, params, state, copy=True)
         value = square(model(data[0]), data)
         return value, nnx.state(model, nnx.Not(nnx.Param))
 
@@ -111,7 +111,7 @@ def test_equinox_with_batch_norm():
 
 
 @pytest.mark.slow
-def test_dicts_of_modules_as_haiku_has_them():
+def test_dicts_of_modules_as_in_haiku():
     """{module: {name: array}} for parameters and for state, and a function of both."""
     params = {"linear": {"w": jnp.ones((1, 4)), "b": jnp.zeros(4)}, "last": {"w": jnp.ones((4, 1))}}
     state = {"norm/mean": {"average": jnp.zeros(4), "counter": jnp.zeros((), jnp.int32)}}
@@ -130,7 +130,7 @@ def test_dicts_of_modules_as_haiku_has_them():
 
 
 @pytest.mark.slow
-def test_an_equinox_module_trains_as_it_is():
+def test_an_equinox_module_trains_unchanged():
     eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(1, 1, 4, 1, activation=jnp.tanh, key=KEY)
 

@@ -1,4 +1,4 @@
-"""Settings and globals that a run depends on are part of what its checkpoints are of."""
+"""Settings and globals that a run depends on are part of the identity of its checkpoints."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def value_and_grad(params, tasks):
 
 
 def sample(key):
-    return nm.Tasks(jax.random.normal(key, (4,)), jnp.zeros(4))
+    return nm.Tasks(jax.random.uniform(key, (4,)), jnp.zeros(4))
 
 
 def run(steps, directory=None, **options):
@@ -37,7 +37,7 @@ def run(steps, directory=None, **options):
         ("jax_enable_x64", "True"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused_by_name(name, value, tmp_path):
+def test_a_checkpoint_of_other_settings_raises_with_their_names(name, value, tmp_path):
     run(2, tmp_path)
     before = result_settings()[name]
     said = rf"settings \({name} was {before}, is {value}\)"
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(name, value, tmp_path
         run(4, tmp_path)
 
 
-def test_what_a_checkpoint_records_is_what_is_computed(tmp_path, monkeypatch):
+def test_a_checkpoint_records_the_functions_as_they_are_now(tmp_path, monkeypatch):
     """A program of an earlier call, with another value of a global, is not run again."""
     run(3, tmp_path / "one")
     monkeypatch.setitem(globals(), "SCALE", 3.0)
@@ -56,12 +56,12 @@ def test_what_a_checkpoint_records_is_what_is_computed(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found.loss, run(3).loss)
 
 
-def test_a_setting_that_changes_while_a_run_has_checkpoints_stops_it(tmp_path):
+def test_a_setting_that_changes_during_a_run_with_checkpoints_raises(tmp_path):
     def change(step, metrics, params):
         jax.config.update("jax_random_seed_offset", 7)
 
     try:
-        with pytest.raises(ValueError, match="must stay as they are while it runs"):
+        with pytest.raises(ValueError, match="must not change while it runs"):
             run(4, tmp_path, checkpoint_every=1, callback=change)
     finally:
         jax.config.update("jax_random_seed_offset", 0)

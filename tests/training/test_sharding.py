@@ -1,4 +1,4 @@
-"""Tasks spread over devices, and over processes, train as on one device."""
+"""Training with tasks on several devices or processes is training on one device."""
 
 import socket
 import subprocess
@@ -12,16 +12,16 @@ import optax
 import pytest
 
 import negmaml as nm
+from tests.training.tiny import tasks as TASKS
 
 ROOT = Path(__file__).parents[2]
-TASKS = nm.tasks.Sinusoid(m=4, n_t=3, n_v=3)
 OPTIMIZER = optax.adam(1e-2)
 PARAMS = {"w": jnp.full((1, 4), 0.3), "v": jnp.linspace(-1, 1, 4)[:, None]}
 
 
 def loss(params, data):
     x, y = data
-    return jnp.mean((jnp.sin(x @ params["w"]) @ params["v"] - y) ** 2)
+    return jnp.mean((x[:, None] @ params["w"] @ params["v"] - y[:, None]) ** 2)
 
 
 def with_aux(params, data):
@@ -86,8 +86,8 @@ same(result, train())
 
 # Seeds on one axis, tasks on the other.
 keys = jax.random.split(jax.random.key(1), 2)
-spread = jax.device_put(keys, NamedSharding(two, PartitionSpec("seed")))
-seeds = jax.jit(jax.vmap(lambda key: train(key=key, mesh=two, task_axis="task")))(spread)
+sharded = jax.device_put(keys, NamedSharding(two, PartitionSpec("seed")))
+seeds = jax.jit(jax.vmap(lambda key: train(key=key, mesh=two, task_axis="task")))(sharded)
 assert not seeds.loss.sharding.is_fully_replicated
 same(jax.tree.map(lambda *x: np.stack(x), *(train(key=key) for key in keys)), seeds)
 
@@ -107,7 +107,7 @@ for check, agrees in ((False, True), (True, False)):
     )
     assert np.isclose(jax.jit(own)(params, TASKS(keys[0])), whole, rtol=1e-4) == agrees
 
-# Batches, and a run cut and taken up again on other devices.
+# Batches, and a run that resumes on other devices.
 batches = [jax.tree.map(np.asarray, TASKS(jax.random.key(i))) for i in range(2)]
 same(train(tasks=batches, mesh=auto), train(tasks=batches))
 train(steps=2, checkpoint=sys.argv[1], mesh=auto)
@@ -116,7 +116,7 @@ same(train(checkpoint=sys.argv[1], mesh=auto), train())
 
 
 @pytest.mark.parametrize("which", ("some", pytest.param("all", marks=pytest.mark.slow)))
-def test_devices_share_the_tasks_and_get_the_result_of_one(which, tmp_path):
+def test_devices_that_share_the_tasks_get_the_result_of_one(which, tmp_path):
     pytest.importorskip("orbax.checkpoint")
     process = python(DEVICES, str(tmp_path / "run"), which)
     error = process.communicate()[1]
@@ -125,11 +125,13 @@ def test_devices_share_the_tasks_and_get_the_result_of_one(which, tmp_path):
 
 def test_there_is_one_all_reduce_a_step():
     """In the program before compilation: the gradient and the value go in one message."""
-    from negmaml.training.sharding import spread_over
+    from negmaml.training.sharding import task_sharding
 
     algorithm, params = ALGORITHMS["maml"]
-    spread = spread_over(jax.devices()[:1], None)
-    lowered = jax.jit(spread.over(algorithm)).lower(params, TASKS(jax.random.key(0)))
+    tasks_on_one = task_sharding(jax.devices()[:1], None)
+    lowered = jax.jit(tasks_on_one.shard_gradient(algorithm)).lower(
+        params, TASKS(jax.random.key(0))
+    )
     assert lowered.as_text().count("all_reduce") == 1
 
 
@@ -155,7 +157,7 @@ same(train(checkpoint=sys.argv[3], mesh=mesh).loss, train().loss)
 
 
 @pytest.mark.slow
-def test_processes_share_the_tasks_and_get_the_result_of_one(tmp_path):
+def test_processes_that_share_the_tasks_get_the_result_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
@@ -164,7 +166,7 @@ def test_processes_share_the_tasks_and_get_the_result_of_one(tmp_path):
     assert [process.returncode for process in both] == [0, 0], "\n".join(errors)
 
 
-def test_bad_input_is_named():
+def test_invalid_arguments_raise_with_their_names():
     with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh or a list of devices"):
         train(mesh="all")
     with pytest.raises(ValueError, match=r"task_axis must be among the axes \('task',\)"):

@@ -1,4 +1,4 @@
-"""All devices at work give what one gives."""
+"""A function mapped over all devices returns the results of one device."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ SCRIPT = """
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 3)
 import negmaml as nm
-from tests.training.test_devices import walk
+from tests.training.test_seeds import walk
 assert jax.device_count() == 3
 for count in (2, 3, 8):
     keys = jax.random.split(jax.random.key(0), count)
@@ -61,6 +61,6 @@ def test_the_same_function_compiles_once():
     assert len(traces) == before
 
 
-def test_no_items_are_refused():
+def test_no_items_raise():
     with pytest.raises(ValueError, match="every leaf of items must lead with the same axis"):
         nm.map_over_devices(walk, jnp.zeros((0, 2)))
