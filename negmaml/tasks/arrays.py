@@ -205,7 +205,8 @@ def _check_numbers(name: str, data) -> None:
     leaves = jax.tree.leaves(data, is_leaf=lambda x: x is None)
     if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
         raise TypeError(
-            f"{name} must be an array or a pytree of arrays with one entry a row, got {short_repr(data)}"
+            f"{name} must be an array or a pytree of arrays with one entry a row, got "
+            f"{short_repr(data)}"
         )
     for leaf in leaves:
         # Kind V has the extended floats of JAX, such as bfloat16.

@@ -50,7 +50,8 @@ def _check_takes_a_key(name: str, sample) -> None:
         inspect.signature(sample).bind("key")
     except TypeError as mismatch:
         raise TypeError(
-            f"{name} must be a function of a key and nothing else, got {short_repr(sample)} ({mismatch})"
+            f"{name} must be a function of a key and nothing else, got {short_repr(sample)} "
+            f"({mismatch})"
         ) from None
     except ValueError:  # a function in C without a signature
         return

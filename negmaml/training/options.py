@@ -46,7 +46,8 @@ class EvaluationOptions(NamedTuple):
             for name, value in (("patience", patience), ("evaluation_tasks", tasks)):
                 if value is not None:
                     raise ValueError(
-                        f"{name} needs evaluate and evaluate_every, got {short_repr(value)} without them"
+                        f"{name} needs evaluate and evaluate_every, got {short_repr(value)} "
+                        "without them"
                     )
             return self
         # An iterable has no task for an evaluation that a step does not also see.
