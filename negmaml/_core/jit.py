@@ -82,7 +82,9 @@ class FastCompileJit:
         self.static_argnames, self.profile = static_argnames, profile
         self.plain = jax.jit(self.function, static_argnames=static_argnames)
         self.programs: dict[str, Any] = {}
-        update_wrapper(self, function)
+        # The attributes of a function may be those of another `FastCompileJit`, as jax.grad copies
+        # them from the function that it differentiates.
+        update_wrapper(self, function, updated=())
         registered.append(self)
 
     def __call__(self, *arguments, **keywords):

@@ -43,3 +43,8 @@ def test_a_quick_function_works_alone_and_within_every_transformation():
     assert jax.grad(lambda x: quick(x, 2))(x).tolist() == [2, -4]
     assert jax.lax.map(lambda y: quick(y, 3), x).tolist() == [1, -8]
     assert jax.jacfwd(jax.jit(jax.grad(lambda x: quick(x, 2))))(x).tolist() == [[2, 0], [0, 2]]
+
+
+def test_the_gradient_of_a_compiled_function_is_compiled_as_itself():
+    square = jit_fast_compile(lambda x: x**2)
+    assert float(jit_fast_compile(jax.grad(square))(3.0)) == 6.0

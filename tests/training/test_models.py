@@ -58,7 +58,7 @@ def test_flax_nnx_with_batch_norm():
     graph, params, rest = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
 
     def loss(params, state, data):
-        model = nnx.combine(graph, params, state, copy=True)
+        model = nnx.merge(graph, params, state, copy=True)
         value = square(model(data[0]), data)
         return value, nnx.state(model, nnx.Not(nnx.Param))
 
