@@ -184,6 +184,7 @@ class JaxprHasher:
         return _hash("closed", self.jaxpr(program.jaxpr), *map(self.constant, program.consts))
 
     def jaxpr(self, jaxpr) -> str:
+        # A jaxpr is shared by all its calls, such as those of a function of jax.numpy.
         if id(jaxpr) not in self.hashes:
             self.hashes[id(jaxpr)] = jaxpr, self._jaxpr(jaxpr)
         return self.hashes[id(jaxpr)][1]
@@ -252,6 +253,7 @@ class JaxprHasher:
             return repr(value)
         if isinstance(value, Enum):
             return f"{type(value).__name__}.{value.name}"
+        # A jaxpr within, such as the body of a loop.
         if hasattr(value, "eqns"):
             return self.jaxpr(value)
         if hasattr(value, "jaxpr") and hasattr(value, "consts"):
@@ -297,6 +299,7 @@ class JaxprHasher:
 
 def _hash(*parts: str) -> str:
     digest = hashlib.sha256()
+    # With its length, so that parts cannot be cut in another place.
     for part in parts:
         digest.update(f"{len(part)}:{part}".encode())
     return digest.hexdigest()[:32]

@@ -74,6 +74,7 @@ _PAIRS = (
 def leading_axis(name: str, tree) -> int:
     """Return the common length of the leading axes; raise ValueError unless it is at least 1."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    # A scalar leaf counts as length 0, which is an error like an empty axis.
     counts = {shape[0] if shape else 0 for shape in shapes}
     if len(counts) != 1 or counts == {0}:
         raise ValueError(

@@ -51,5 +51,6 @@ def im2col_convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
 
 def _same(size: int, window: int, stride: int) -> tuple[int, int]:
     """Return the zeros before and after that make ceil(size / stride) positions, as XLA pads."""
+    # The last position starts at (positions - 1) * stride and needs `window` entries.
     total = max((-(-size // stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2

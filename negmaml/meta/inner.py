@@ -75,6 +75,7 @@ def adapt(
     loss = check_loss("loss", loss, "(params, state, data)" if stateful else "(params, data)")
     rule, floats = check_inputs(rule, floats)
     moving, frozen = partition(floats, mask)
+    # Reverse mode through a `lax.while_loop` in the loss fails with a message of JAX only.
     with explain_while_loops():
         (theta, state), info = adapt_leaves(
             lift_loss(loss, static, stateful), rule, (moving, frozen), state, support, remat

@@ -84,6 +84,7 @@ def _blamed_leaves(error: Exception, params) -> list[str]:
 def _innermost_jax_frames(error: Exception) -> Iterator[FrameType]:
     """Yield the frames from where the error was raised outwards, up to the first not of JAX."""
     frames: list[Any] = []
+    # A traceback goes from the outermost call to the innermost.
     trace = error.__traceback__
     while trace is not None:
         frames.append(trace.tb_frame)

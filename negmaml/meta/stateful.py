@@ -164,6 +164,7 @@ def per_step_state(loss: Callable, steps: int) -> tuple[Callable, Callable]:
         # Evaluation may take more steps than training.
         place = jnp.minimum(step.number, last)
         value, new, *aux = loss(params, jax.tree.map(lambda x: x[place], stack), data)
+        # The other states stay those of their steps.
         stack = jax.tree.map(lambda x, n: x.at[place].set(n), stack, new)
         return value, (stack, _Step(step.number + 1)), *aux
 

@@ -149,6 +149,7 @@ class Episodes:
 
 def _set(distribution, data, counts: np.ndarray, **sizes) -> None:
     """Set the fields of a frozen distribution, from the sorted data and the sizes of its groups."""
+    # A group is the rows starts to starts + counts of the sorted data.
     starts = jnp.asarray(np.cumsum(counts) - counts)
     longest = int(counts.max())
     fields = {"data": data, "starts": starts, "counts": jnp.asarray(counts), "longest": longest}
@@ -159,6 +160,7 @@ def _set(distribution, data, counts: np.ndarray, **sizes) -> None:
 def _summary(name: str, distribution, kind: str, sizes: str) -> Table:
     """Return the printed form of a distribution: its draws, its data and its groups."""
     rows = [("draws", sizes), ("data", tree_text(distribution.data))]
+    # Inside jit the sizes are traced, and only shapes can be printed.
     counts = distribution.counts
     if not isinstance(counts, jax.core.Tracer):
         least, most = int(np.min(counts)), int(np.max(counts))
@@ -187,6 +189,7 @@ def _sort(data, groups, name: str, needed: int, expression: str):
             f"{name} must have a value in every row, got {groups[missing.index(True)]!r} in row "
             f"{missing.index(True)}; leave such rows out"
         )
+    # Labels may be text: their positions among the sorted values number the groups.
     values, counts = np.unique(groups, return_counts=True)
     small = [f"{v} ({c})" for v, c in zip(values, counts, strict=True) if c < needed]
     if small:
@@ -219,6 +222,7 @@ def _check_numbers(name: str, data) -> None:
 
 def _rows(distribution, key, group, number: int):
     """Return `number` different rows of a group."""
+    # The draw is of positions within the group, whose rows are contiguous.
     within = _without_replacement(key, distribution.longest, number, distribution.counts[group])
     return distribution.starts[group] + within
 

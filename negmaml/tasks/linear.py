@@ -33,6 +33,7 @@ class Linear:
             raise TypeError(f"problem must be a MixedLinearRegression, got {self.problem!r}")
 
     def _summary(self) -> Table:
+        # Arrays are shown by their shapes, numbers by their values.
         fields = [(f.name, getattr(self.problem, f.name)) for f in fields_of(self.problem)]
         rows = [(name, str(v) if np.ndim(v) == 0 else shape_text(v)) for name, v in fields]
         return Table("Linear, a distribution of tasks", rows)

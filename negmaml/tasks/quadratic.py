@@ -50,5 +50,6 @@ class Quadratic:
         inner = jnp.einsum("mnp,mp->mn", x, w, precision="highest") / p**0.5
         # nu is a factor of both w and b, so its square is one of (w.x + b)^2.
         y = self.nu**2 * (inner + b) ** 2 + self.sigma * noise
+        # Points are independent, so the first n_t are a random support.
         cut = self.n_t
         return Tasks((x[:, :cut], y[:, :cut]), (x[:, cut:], y[:, cut:]))

@@ -37,6 +37,7 @@ class Sinusoid:
     def __call__(self, key) -> Tasks:
         key = check_key("key", key)
         for_amplitude, for_phase, for_x = jax.random.split(key, 3)
+        # Shape (m, 1, 1): one value for all points of a task.
         amplitude = jax.random.uniform(for_amplitude, (self.m, 1, 1), minval=0.1, maxval=5.0)
         phase = jax.random.uniform(for_phase, (self.m, 1, 1), maxval=jnp.pi)
         # Support and query rows are drawn alike, so one draw is cut in two.

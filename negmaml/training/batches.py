@@ -65,6 +65,7 @@ def number_of_steps(steps: int | None, epochs: int | None, batches) -> int:
     """Return the checked `steps`, or the number of batches in `epochs` passes over them."""
     if (steps is None) == (epochs is None):
         raise ValueError(f"give either steps or epochs, got steps={steps!r}, epochs={epochs!r}")
+    # An epoch needs the length of the iterable, a number of steps does not.
     if steps is not None:
         return check_count("steps", steps)
     if not isinstance(batches, Sized):
@@ -133,6 +134,7 @@ class Batches:
     def group_size(self, most: int) -> int:
         """Return the number of batches of a group, at most `most`."""
         self.shapes()
+        # Large batches are sent one at a time, since a group is on the device as a whole.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.held))
         return max(1, min(most, MAX_GROUP, MAX_GROUP_BYTES // max(size, 1)))
 
@@ -176,6 +178,7 @@ class Batches:
                 "run only if it returns the same batches again",
                 stacklevel=8,
             )
+        # Without a position, the same batches have to be read again.
         for _ in range(done):
             self._pull()
 

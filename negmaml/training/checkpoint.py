@@ -83,6 +83,7 @@ class CheckpointStore:
 
     def save(self, step: int, state: TrainState, history, place) -> None:
         """Write a checkpoint, and delete the damaged ones."""
+        # Only now, since the run has proceeded without them.
         for bad in self.damaged:
             self.manager.delete(bad)
         self.damaged = []
@@ -190,6 +191,7 @@ def _locked(directory: Path):
     """
     path = directory.with_name(f".{directory.name}.lock")
     lock = require("filelock", "checkpoint").FileLock(path)
+    # A folder may be read-only, and a finished run in it can still be read.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -259,6 +261,7 @@ def _programs(setup: TrainSetup, state: TrainState, batch) -> dict[str, tuple]:
     def of_arrays(function):
         return lambda own, tasks: function(StaticTree.tree_unflatten(structure, own).tree, tasks)
 
+    # The optimizer is traced by itself, so that a difference in it is reported as one.
     def update(gradient, state, params):
         return update_with_extra_args(setup.optimizer(), gradient, state, params, jnp.zeros(()))
 
@@ -286,6 +289,7 @@ def _difference(then, now) -> str | None:
     if then == now:
         return None
     if isinstance(then, dict) and isinstance(now, dict):
+        # Settings are a dict without a digest, the identity of a program has one.
         if "digest" not in then:
             return ", ".join(other_settings(then, now))
         return difference(Identity.from_json(then), Identity.from_json(now)) or None

@@ -70,6 +70,7 @@ class Evaluation(NamedTuple):
         title = f"Evaluation on {self.values.shape[-1]} tasks, mean and 95% interval"
         if isinstance(self.values, jax.core.Tracer) or self.values.ndim > 2:
             return Table(title, [("values", shape_text(self.values))])
+        # One row for each number of steps; a single row without `per_step`.
         pairs = zip(np.atleast_1d(self.mean), np.atleast_1d(self.interval), strict=True)
         texts = [f"{mean:.4g} ± {interval:.2g}" for mean, interval in pairs]
         if self.values.ndim == 1:
@@ -181,6 +182,7 @@ class _Test(NamedTuple):
             point, info = adapt_leaves(loss, rule, (moving, frozen), state, support)
             return value(point), None if info.converged is True else info.converged
         gradient = inner_gradient(loss, frozen, support)
+        # `run` stores every point before its step; the last one is added.
         last, (visited, _) = run(lift_rule(rule), gradient, (moving, state))
         if rule.steps == 1:  # it comes without an axis for the steps
             visited = jax.tree.map(lambda x: x[None], visited)

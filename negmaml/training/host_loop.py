@@ -96,6 +96,7 @@ def _resume(setup: TrainSetup, state: TrainState, segment, options: HostOptions,
         return setup, None, 0, state, None
     offset, steps, batches = segment
     length, batch = group
+    # Only shapes: nothing is computed before the checkpoint is read.
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), batch)
     resume_any = options.resume == "any"
     identity = checkpoint.identity_of(setup, state, batch, trace=not resume_any)
@@ -148,6 +149,7 @@ class History:
 
     def add(self, part, taken: int, length: int, start: int) -> None:
         """Append the `taken` first rows of a segment of `length` rows from step `start` on."""
+        # The rows beyond are blank, from steps that this segment did not take.
         if taken < length:
             part = jax.tree.map(lambda x: x[:taken], part)
         self.parts.append(part)

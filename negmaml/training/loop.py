@@ -232,6 +232,7 @@ def _init_point(params, state: FitResult | None) -> tuple[TrainPoint, StaticTree
     if isinstance(params, Stateful):
         model_state = jax.tree.map(jnp.asarray, params.state)
         params = params.params
+    # The optimizer sees floating point leaves only.
     floats, static_leaves = partition_floating(params)
     floats = jax.tree.map(jnp.asarray, floats)
     # The optimizer state is made by `init_state`, within its compiled program.
@@ -273,6 +274,7 @@ def _best_or_last(best, last: TrainPoint) -> TrainPoint:
 
 def _warn_of_result(result: FitResult) -> None:
     """Warn of inner problems that were not solved, and of a run that stopped as not finite."""
+    # Steps that were not taken are NaN.
     if result.unconverged is not None and np.nansum(result.unconverged):
         some = int(np.sum(np.asarray(result.unconverged) > 0))
         warnings.warn(

@@ -56,6 +56,7 @@ class EvaluationOptions(NamedTuple):
                 "evaluation_tasks must be given when sample_tasks is an iterable: a function "
                 "key -> tasks, or Tasks"
             )
+        # Tasks of its own replace the sampler of the steps.
         if tasks is not None:
             sample, batches = task_source("evaluation_tasks", tasks)
             if batches is not None:

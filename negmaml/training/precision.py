@@ -52,6 +52,7 @@ def _can_convert(then: list | None, now: list | None) -> bool:
         both = np.dtype(then[0]), np.dtype(now[0])
     except TypeError:  # typed random keys, which NumPy does not know
         return False
+    # A conversion from float to integer, or the like, would be of another model.
     return any(
         all(jnp.issubdtype(dtype, numbers) for dtype in both)
         for numbers in (jnp.floating, jnp.complexfloating, jnp.integer)

@@ -54,6 +54,7 @@ class FitResult(NamedTuple):
             ("updates", updates + ending),
             ("loss", f"{shape_text(self.loss)}, {_tail_text(taken)}"),
         ]
+        # Shapes only: an auxiliary output may be large.
         for name in ("aux", "evaluation"):
             value = getattr(self, name)
             if value is not None:

@@ -71,6 +71,7 @@ def _check_generators(function: Callable, items, batch_size: int) -> None:
 @partial(jax.jit, static_argnames="batch_size")
 def _map_sharded(function: Callable, items, *, batch_size: int | None):
     count = leading_axis("items", items)
+    # No more devices than items.
     devices = np.array(jax.local_devices()[:count])
     # Every device gets the same number of items: the first one fills up the last device.
     missing = -count % len(devices)

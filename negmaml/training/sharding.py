@@ -168,6 +168,7 @@ def task_sharding(mesh: Any, task_axis: Any) -> TaskSharding | None:
             f"mesh must be a jax.sharding.Mesh or a list of devices such as jax.devices(), "
             f"got {mesh!r}"
         )
+    # By default all axes of the mesh share the tasks.
     names = mesh.axis_names if task_axis is None else task_axis
     axes = (names,) if isinstance(names, str) else tuple(names)
     if not axes or not set(axes) <= set(mesh.axis_names):

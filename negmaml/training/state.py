@@ -125,6 +125,7 @@ def _take_step(setup: TrainSetup, i, batch, state: TrainState):
         return _gradient(setup, now._replace(params=params), tasks)[0][0]
 
     optimizer = optax.with_extra_args_support(setup.optimizer())
+    # Optimizers without extra arguments ignore them.
     updates, optimizer_state = optimizer.update(
         gradient, now.optimizer_state, now.params, value=loss, grad=gradient, value_fn=value_of
     )
@@ -152,6 +153,7 @@ def _gradient(setup: TrainSetup, point: TrainPoint, tasks):
     function = WithShapeErrors(shard(setup.value_and_grad), "value_and_grad")
     result, unconverged = function(recombine(setup, point), tasks)
     loss, aux, gradient = unpack_result(result)
+    # With `Stateful` parameters the gradient is Stateful(gradient, new state).
     model_state = None
     if point.model_state is not None:  # it comes in the place of a gradient
         gradient, model_state = gradient
