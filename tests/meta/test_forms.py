@@ -293,7 +293,7 @@ def rows_loss(w, data):
 
 
 @pytest.mark.parametrize(
-    "rows", ((X, Y), (X, Y[..., None]), [X, Y], (X, jnp.ones((4, 6, 3), int))), ids=str
+    "rows", ((X, Y), (X, Y[..., None]), [X, Y], (X, jnp.ones((4, 6, 3), int))), ids=range(4)
 )
 def test_a_pair_of_rows_raises_instead_of_being_read_as_support_and_query(rows):
     """A loss that indexes its data would take the pair in silence."""
