@@ -75,7 +75,7 @@ META = {
     )(PARAMS, TASKS),
     "fomaml": lambda: nm.fomaml(tree_loss, STEPS)(PARAMS, TASKS),
     "reptile": lambda: nm.reptile(tree_loss, STEPS)(PARAMS, TASKS),
-    "imaml": lambda: nm.imaml(tree_loss, nm.Proximal(5.0))(PARAMS, TASKS),
+    "imaml": lambda: nm.imaml(square, nm.Proximal(5.0))(START, TASKS),
     "adapt": lambda: nm.adapt(tree_loss, PARAMS, ONE, STEPS),
     "adapt, proximal": lambda: nm.adapt(square, START, ONE, nm.Proximal(1.0)),
 }
@@ -119,13 +119,18 @@ CALLS = META | OTHERS | PUBLIC
 CHEAP = ["maml", "imaml", "simulate", "test_loss", "Sinusoid", "fit", "evaluate", "sweep",
          "kernels.meta_train", "problem.adapted"]  # fmt: skip
 DEFAULT = ["rank promotion", "transfers", "key reuse", "leaks"]
+LONG = {("key reuse", "imaml"), ("leaks", "imaml")}  # seconds each; shown by maml as well
+
+
+def quick(setting, name):
+    return setting in DEFAULT and name in CHEAP and (setting, name) not in LONG
 
 
 def rows():
     return [
         pytest.param(
             setting, name, id=f"{setting}: {name}",
-            marks=[] if setting in DEFAULT and name in CHEAP else pytest.mark.slow,
+            marks=[] if quick(setting, name) else pytest.mark.slow,
         )
         for setting in SETTINGS
         for name in CALLS

@@ -248,7 +248,9 @@ def test_options_of_the_compiler_change_nothing(module, function, work, call, mo
             np.testing.assert_allclose(one, other, rtol=3 * digits, atol=digits / 100)
 
 
-@pytest.mark.parametrize("few", (True, False), ids=("light", "heavy"))
+@pytest.mark.parametrize(
+    "few", (True, pytest.param(False, marks=pytest.mark.slow)), ids=("light", "heavy")
+)
 def test_options_of_sweeps_of_the_linear_model_change_nothing(few, monkeypatch):
     """Both kinds of options, on random cells."""
     rng = np.random.default_rng(4)
