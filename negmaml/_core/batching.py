@@ -42,6 +42,7 @@ def batched_custom_vmap(run: Callable) -> Callable:
 
             nested = custom_vmap(all_of)
 
+            # A vmap around this vmap: merge both axes into one leading axis and call again.
             @nested.def_vmap
             def flat(size, outer, *leaves):
                 example = mapped.index(True)
@@ -82,6 +83,7 @@ def in_blocks(each: Callable, stacks, size: int):
         return jax.vmap(each)(stacks)
     blocks = -(-count // size)
 
+    # The last block is filled up with copies of the last entry.
     def divided(x):
         filled = jnp.pad(x, [(0, blocks * size - count)] + [(0, 0)] * (x.ndim - 1), mode="edge")
         return filled.reshape(blocks, size, *x.shape[1:])

@@ -75,6 +75,7 @@ def _finite(name: str, leaf, meaning: str):
     """Return a number or array if it is finite, fractions as floats."""
     if isinstance(leaf, jax.core.Tracer | Jet):
         return leaf
+    # Fractions become floats, which JAX accepts.
     plain = isinstance(leaf, Real) and not isinstance(leaf, int | float | np.generic)
     leaf = float(leaf) if plain else leaf
     numbers = np.asarray(None if _is_key(leaf) else leaf)
@@ -170,6 +171,7 @@ def check_symmetric(name: str, matrix, semidefinite: bool = True) -> None:
     if isinstance(matrix, jax.core.Tracer):
         return
     given = np.asarray(matrix)
+    # Asymmetry and eigenvalues are judged by the precision of the given entries.
     single = given.dtype.kind == "f" and given.dtype.itemsize < 8
     numbers = given.astype(float)
     rounding = len(numbers) * (1e-6 if single else 1e-13) * np.abs(numbers).max()

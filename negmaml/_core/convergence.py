@@ -45,6 +45,7 @@ def _report(text: str):
         lax.cond(converged, lambda: None, lambda: jax.debug.callback(partial(_warn, text)))
         return converged
 
+    # Under vmap one callback reports for all, instead of one for each.
     @report.def_vmap
     def of_all(size, mapped, converged):
         return jnp.broadcast_to(report(jnp.all(converged)), (size,)), True

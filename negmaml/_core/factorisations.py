@@ -36,6 +36,7 @@ def cpu_safe_vmap(work: Callable[..., float]) -> Callable:
         safe = int(SAFE_WORK // max(1, work(*shape)))
 
         def on_cpu(stacks):
+            # A batch with little work is not split among threads, so it cannot deadlock.
             if len(stacks[0]) <= safe:
                 return jax.vmap(each)(stacks)
             return lax.map(each, stacks, batch_size=safe if safe > 1 else None)
@@ -64,6 +65,7 @@ def eigh(A):
 def _eigh_jvp(primals, tangents):
     x, V = eigh(*primals)
     rotated = contract("ji,jk,kl->il", V, tangents[0], V)
+    # The identity avoids a division by zero on the diagonal and is subtracted again.
     unit = jnp.eye(len(x), dtype=x.dtype)
     turned = (1 / (x - x[:, None] + unit) - unit) * rotated
     return (x, V), (jnp.diagonal(rotated), contract("ij,jk->ik", V, turned))
@@ -76,6 +78,7 @@ def _solve(A, b):
 
 def linear_solve(A, b):
     """Return A^-1 b for one matrix and one or more columns b, under any number of `vmap`s."""
+    # Derivatives pass through the products with A, not through the factorisation.
     constant = lax.stop_gradient(A)
     return lax.custom_linear_solve(
         lambda x: contract("ij,j...->i...", A, x),
@@ -88,6 +91,7 @@ def linear_solve(A, b):
 @cpu_safe_vmap(lambda _, k: 4 * k**3)
 def _inverse(matrix):
     lu, _, order = lax.linalg.lu(matrix)
+    # The permuted identity as right-hand side: L U X = P.
     unit = jnp.asarray(order[..., None] == jnp.arange(order.shape[-1]), matrix.dtype)
     half = lax.linalg.triangular_solve(lu, unit, left_side=True, lower=True, unit_diagonal=True)
     return lax.linalg.triangular_solve(lu, half, left_side=True)

@@ -39,6 +39,7 @@ def compiler_options(platform: str, profile: str) -> dict[str, Any] | None:
     """
     if platform != "cpu":
         return None
+    # Tried on an empty program, since XLA rejects unknown options only when it compiles.
     trivial = jax.jit(lambda: 0).lower()
     wanted = _OPTIONS | _PROFILES[profile]
     if _takes(trivial, wanted):
@@ -134,6 +135,7 @@ def on_host(function: Callable) -> Callable:
             return function(*arguments, **keywords)
         dtype = working_dtype(arguments)
         known = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), arguments)
+        # Nested calls see this flag and stay with NumPy.
         outside = _WITHIN.set(True)
         try:
             with np.errstate(all="ignore"):

@@ -23,6 +23,7 @@ def check_key(name: str, key):
     generator is in `COUNTER_BASED`.
     """
     if not (_is_typed(key) or _is_raw(key)):
+        # An integer was probably meant as a seed: the message shows the call.
         whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
         raise TypeError(
             f"{name} must be a random key, got {short_repr(key)}; write "
@@ -76,6 +77,7 @@ def fixed_key():
 def _hashed(keys):
     """Every word of a key folded into a key of threefry."""
 
+    # Two words are a threefry key; each further word is folded in.
     def one(words):
         words = jnp.pad(words, (0, max(0, 2 - len(words))))
         key = jax.random.wrap_key_data(words[:2], impl=FALLBACK)

@@ -23,6 +23,7 @@ def lazily(package: str, file: str) -> tuple[Callable, Callable, list[str]]:
         if home == package:  # a submodule, which importing sets as an attribute
             return importlib.import_module(f"{package}.{name}")
         found = getattr(importlib.import_module(home), name)
+        # The next access finds it without this function.
         setattr(sys.modules[package], name, found)
         return found
 

@@ -30,11 +30,13 @@ def open_plain(path: Path, flags: int) -> int:
     try:
         file = os.open(path, flags | NOFOLLOW | NONBLOCK, 0o666)
     except OSError as error:
+        # O_NOFOLLOW reports a link with an errno that depends on the system.
         if error.errno in LINKED or (not NOFOLLOW and path.is_symlink()):
             raise LinkedError(path) from error
         if error.errno in (errno.ENXIO, errno.EISDIR) and path.exists():
             raise LinkedError(path) from error
         raise
+    # The descriptor is checked, not the path, which could be replaced in between.
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise LinkedError(path)

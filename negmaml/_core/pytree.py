@@ -33,6 +33,7 @@ def pytree(cls: type[T]) -> type[T]:
         return children, tuple(getattr(self, name) for name in metadata)
 
     def unflatten(values, children):
+        # Transformations rebuild objects with any leaves, so no check runs here.
         self = object.__new__(cls)
         for name, value in zip(metadata + leaves, (*values, *children), strict=True):
             object.__setattr__(self, name, value)

@@ -108,6 +108,7 @@ def unusual_settings() -> dict[str, str]:
 @contextmanager
 def settings_of(values: Mapping[str, str]) -> Iterator[None]:
     """Compute with the settings of another process, from its `result_settings`."""
+    # Only settings that differ are changed: after a change JAX traces programs again.
     before = {name: getattr(jax.config, name) for name in values if hasattr(jax.config, name)}
     changed = {name: held for name, held in before.items() if _text(held) != values[name]}
     for name, held in changed.items():

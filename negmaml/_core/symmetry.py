@@ -63,6 +63,7 @@ def _look(jaxpr: Jaxpr, moving: list[bool]) -> tuple[str, list[bool]]:
             continue
         if found := _rule_of_its_own(equation, flags):
             return found, []
+        # Without a closer look at the inner program, every output may depend on moving inputs.
         outputs = [True] * len(equation.outvars)
         for inner in _programs(equation):
             direct = equation.primitive.name in CALLS and len(inner.invars) == len(flags)
@@ -137,6 +138,7 @@ def _entrywise(equation, flags: list[bool]) -> bool:
         rule = _rule(equation, place)
     except Exception:  # the rule cannot be traced for one moving operand: not known to be safe
         return False
+    # The rule must return the function itself, or its derivative has another rule.
     value = next((e for e in rule.eqns if rule.outvars[0] in e.outvars), None)
     if value is None or value.primitive.name != "custom_jvp_call":
         return False  # not the function itself: the next derivative has another rule

@@ -72,6 +72,7 @@ def _kernel_matrix(network: ReLUNetwork, x1, x2):
     ntk = nngp = s * contract("xd,yd->xy", x1, x2) / d + c
     distance = s * jnp.sum((x1[:, None] - x2) ** 2, -1) / d
     for _ in range(network.depth):
+        # r r' of the recursion; its terms are named as in the head of this module.
         scale = _root(one * two)
         radius_gap = (_root(one) - _root(two)) ** 2
         one_minus_cos = _one_minus_cos(distance, radius_gap, scale)
@@ -81,10 +82,12 @@ def _kernel_matrix(network: ReLUNetwork, x1, x2):
             2 * jnp.arcsin(_root(jnp.where(one_minus_cos < 2, one_minus_cos, 0) / 2)),
             jnp.pi,
         )
+        # `above` is P(u > 0, u' > 0).
         above, cosine = (jnp.pi - angle) / (2 * jnp.pi), 1 - one_minus_cos
         nngp = s * scale * (sine / (2 * jnp.pi) + above * cosine) + c
         ntk = nngp + s * ntk * above
         distance = s * (radius_gap / 2 + scale * (one_minus_cos - (sine - angle * cosine) / jnp.pi))
+        # E relu(u)^2 is half the variance.
         one, two = (s * variance / 2 + c for variance in (one, two))
     return ntk if network.kind == "ntk" else nngp
 
@@ -99,6 +102,7 @@ def _root(x):
 
 def _one_minus_cos(distance, radius_gap, scale):
     """1 - cos t in [0, 2]; points that are collinear up to rounding count as collinear."""
+    # A difference within rounding is set to zero, or its root would be noise.
     eps = jnp.finfo(scale.dtype).eps
     left = jnp.where(distance - radius_gap < 4 * eps * distance, 0, distance - radius_gap)
     one_minus_cos = left / (2 * jnp.where(scale > 0, scale, 1))

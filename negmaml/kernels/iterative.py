@@ -46,6 +46,7 @@ def train_iteratively(kernel, x, y_t, y_v, rule: InnerRule, ridges):
     C = responses(blocks, rule).reshape(-1, m, n_v, n_t)
     times_K = partial(_times_kernel, kernel, x)
     eps = jnp.finfo(C.dtype).eps
+    # Conjugate gradients stagnate above the rounding error of a product with K.
     tolerance = float(eps) ** (2 / 3)
 
     def adjoint(C, c):
@@ -67,6 +68,7 @@ def train_iteratively(kernel, x, y_t, y_v, rule: InnerRule, ridges):
             def matrix(c):
                 return times_G(C, c) + ridge * c
 
+            # P^-1 - 1 on the eigenvectors of the Nystrom approximation.
             scale = (eigenvalues[-1] + ridge) / (eigenvalues + ridge) - 1
 
             def precondition(c):
@@ -105,9 +107,11 @@ def _times_kernel(kernel: Callable, x, columns):
 def _nystrom(times: Callable, size: int, dtype):
     """Approximate eigenvectors (size, k) and eigenvalues (k,), largest first, of a psd matrix."""
     rank = min(RANK, size)
+    # The key is fixed: results do not depend on settings or calls.
     normals = jax.random.normal(fixed_key(), (size, rank), dtype)
     test = jnp.linalg.qr(normals)[0]
     image = lax.stop_gradient(times(test))
+    # A small shift keeps the Cholesky factor real; it is subtracted again below.
     shift = size**0.5 * jnp.finfo(dtype).eps * jnp.linalg.norm(image)
     image = image + shift * test
     inner = contract("nk,nl->kl", test, image)

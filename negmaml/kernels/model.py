@@ -131,6 +131,7 @@ class AdaptedModel:
         """Values at points x, batch + the rule's shape + (points,) or (points, outputs)."""
         x = jnp.asarray(x)
         before = self.model._values(x)
+        # The rule's batch goes behind the batch of the model, before points and outputs.
         axes = tuple(range(before.ndim - 2, before.ndim - 2 + self.rule_axes))
         before = jnp.expand_dims(before, axes)
         values = _combined(cross(self.model.kernel, x, self.points), self.weights, before)
@@ -150,6 +151,7 @@ def _shaped(values, has_outputs: bool):
 @jax.jit
 def _moved(K, y, values, rule: InnerRule):
     """Weights on the support that adapting adds: q(K / n) (y - values) / n."""
+    # Adapting fits the residual on the support: one task whose queries are its support.
     left = y.reshape(len(y), -1) - values
     blocks = TaskBlocks((K + K.T)[None] / 2, jnp.eye(len(y), dtype=K.dtype)[None])
     C = responses(blocks, rule)[..., 0, :, :]
@@ -244,6 +246,7 @@ def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
         right = right_side(system.C, y_t, y_v)
         c, well_conditioned = solve(system.G, right.reshape(-1, right.shape[-1]), ridges)
         c = c.reshape(-1, *right.shape)
+        # Weights A^T c: c on the queries and -C^T c on the supports.
         on_support = -contract("ivt,rivo->rito", system.C, c)
         flat = (part.reshape(len(c), -1, part.shape[-1]) for part in (on_support, c))
         return jnp.concatenate([*flat], 1), well_conditioned

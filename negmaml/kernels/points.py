@@ -173,6 +173,7 @@ def _tolerance(K, scale):
 
 def _tiles(points: int):
     """Slices that cover all points, at most `TILE` each and of sizes that differ by one at most."""
+    # Tiles of nearly one size compile at most two programs per side.
     count = -(-points // TILE)
     ends = [points * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(ends)]

@@ -56,6 +56,7 @@ def invert(x, ridge) -> Inverse:
     """
     eps = jnp.finfo(x.dtype).eps
     total = jnp.maximum(x, 0) + ridge
+    # Eigenvalues below the rounding of the largest count as zero.
     kept = total > len(x) * eps * total.max()
     smallest = jnp.min(jnp.where(kept, total, jnp.inf))
     well_conditioned = jnp.all(kept) | (smallest > eps**0.5 * total.max())
@@ -89,10 +90,12 @@ def decompose(G, ridges) -> Decomposition:
         return Decomposition(V, x, jnp.zeros_like(x[1:]), jnp.asarray(False))
 
     def tridiagonal(G):
+        # Householder reduction: a third of the work of eigenvalues.
         reflectors, diagonal, off_diagonal, scales = lax.linalg.tridiagonal(G, lower=True)[:4]
         nonsingular = _is_nonsingular(diagonal, off_diagonal, ridges)
 
         def orthogonal(G):
+            # The reflectors leave the first coordinate, so Q fills the rest of V.
             Q = lax.linalg.householder_product(reflectors[1:, :-1], scales)
             V = jnp.zeros_like(G).at[0, 0].set(1).at[1:, 1:].set(Q)
             return Decomposition(V, diagonal, off_diagonal, nonsingular)
@@ -108,8 +111,10 @@ def _is_nonsingular(diagonal, off_diagonal, ridges):
     """Whether every G + ridge has full rank to working precision, as `invert` has it."""
     sides = jnp.pad(jnp.abs(off_diagonal), 1)
     largest = jnp.max(jnp.abs(diagonal) + sides[1:] + sides[:-1])  # Gershgorin: not too small
+    # The threshold of `invert`, as a bound c on the eigenvalues of T.
     cut = len(diagonal) * jnp.finfo(sides.dtype).eps * (largest + ridges) - ridges
 
+    # The recurrence of p_i above; after a pivot that is not positive it stays there.
     def pivot(before, entries):
         entry, side = entries
         return jnp.where(before > 0, entry - cut - side**2 / before, before), None
@@ -148,8 +153,10 @@ def solve(G, right, ridges) -> tuple[jax.Array, jax.Array]:
         return contract("ik,rko->rio", V, divided)
 
     right = jnp.broadcast_to(right, (len(ridges), *right.shape))
+    # A first solution without derivative, and one step of refinement.
     first = inverse(lax.stop_gradient(right))
     first = first + inverse(lax.stop_gradient(right - matrix(first)))
+    # The rest carries the derivatives: of the least squares problem, see above.
     rest = lax.custom_linear_solve(
         lambda v: matrix(matrix(v)),
         matrix(right - matrix(first)),

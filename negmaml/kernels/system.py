@@ -57,6 +57,7 @@ def check_spectral(rule: InnerRule) -> InnerRule:
 def task_blocks(K, m: int, n_t: int) -> TaskBlocks:
     """The blocks of a kernel matrix that lie within a task."""
     T = m * n_t
+    # Advanced indices pick block (i, i) of each task i.
     each = jnp.arange(m)
     tt = K[:T, :T].reshape(m, n_t, m, n_t)[each, :, each]
     vt = K[T:, :T].reshape(m, -1, m, n_t)[each, :, each]
@@ -71,6 +72,7 @@ def task_kernels(kernel, x, sizes: tuple[int, int, int]) -> TaskBlocks:
 
     def blocks(points):
         x_t, x_v = points
+        # A kernel's rounding may break the symmetry that eigh assumes.
         K = kernel(x_t, x_t)
         return TaskBlocks((K + K.T) / 2, kernel(x_v, x_t))
 
@@ -83,6 +85,7 @@ def responses(blocks: TaskBlocks, rule: InnerRule):
     if rule.spectral().constant_filter is not None:
         rate, D = outer(rule.spectral().constant_filter, blocks.vt / n_t)
         return rate.astype(D.dtype) * D
+    # C = K_vt q(K_tt / n_t) / n_t by the eigendecomposition of K_tt / n_t.
     x, V = jax.vmap(eigh)(blocks.tt / n_t)
     filtered = rule.spectral().label_filter(jnp.maximum(x, 0)).astype(V.dtype) / n_t
     return contract("ivt,itk,...ik,isk->...ivs", blocks.vt, V, filtered, V)
@@ -117,6 +120,7 @@ def systems(
         return across + across.T, times(C, tt).T
 
     if rule.spectral().constant_filter is not None:
+        # One gradient step has C = rate D: G is quadratic and H linear in the rate.
         D = blocks.vt / n_t
         G_1, H_1 = linear_part(D)
         G_2 = times(D, H_1)

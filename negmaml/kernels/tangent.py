@@ -119,6 +119,7 @@ class _Derivatives(NamedTuple):
 def _kernel(model: _Tangent, arrays, x1, x2):
     one, outputs, block = _plan(model, arrays, x1[0])
     derivatives = jax.vmap(one)
+    # The same points on both sides need their derivatives only once.
     if x2 is None and len(x1) <= block:
         both = derivatives(x1)
         return _pair(both, both) / outputs
@@ -146,6 +147,7 @@ def _plan(model: _Tangent, arrays, x):
     fixed = {i: leaf for i, leaf in arrays.items() if i not in model.moving}
     moving = [arrays[i] for i in model.moving]
     function = partial(model.outputs, fixed)
+    # Weights of wide products keep their factors; all others get dense gradients.
     wide = wide_weights(function, moving, x, [True] * len(moving), 1)
     opened, shapes, uses = open_products(function, moving, x, wide)
     turned = [{t for leaf, t in uses if leaf == i} for i in range(len(moving))]
@@ -163,11 +165,13 @@ def _plan(model: _Tangent, arrays, x):
 
         shifts = [jnp.zeros(shape, dtype) for shape, dtype in shapes]
         values, pull, inputs = jax.vjp(of, [moving[i] for i in dense], shifts, has_aux=True)
+        # One pull-back for each output gives all slopes and dense gradients.
         rest, slopes = jax.vmap(pull)(jnp.eye(len(values), dtype=values.dtype))
         grouped = _by_leaf(uses, inputs, 0), _by_leaf(uses, slopes, 1)
         return _Derivatives(*grouped, [leaf.reshape(len(values), -1) for leaf in rest])
 
     held = jax.eval_shape(one, x)
+    # Points in a block: as many as fit the memory of derivatives and of rows.
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
     rows = max([1, *(len(h) for h in held.inputs)])
     outputs = jax.eval_shape(function, moving, x).shape[0]
@@ -185,6 +189,7 @@ def _by_leaf(uses, parts: list, axis: int) -> list:
 
 def _pair(left: _Derivatives, right: _Derivatives):
     """o times the kernel between two blocks of points."""
+    # Dense gradients by inner products, wide layers by the row formula of the head.
     total = sum(contract("xop,yop->xy", a, b) for a, b in zip(left.rest, right.rest, strict=True))
     for h1, d1, h2, d2 in zip(left.inputs, left.slopes, right.inputs, right.slopes, strict=True):
         inputs = contract("xra,ysa->xrys", h1, h2)

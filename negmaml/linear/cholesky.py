@@ -76,8 +76,10 @@ def _unrolled(G, b):
         pivot = _minus_products(G[:, j, j], L[j], L[j])
         pivots.append(pivot)
         inverse.append(lax.rsqrt(pivot))
+        # Column j of L, below the diagonal.
         for i in range(j + 1, k):
             L[i].append(_minus_products(G[:, i, j], L[i], L[j]) * inverse[j])
+    # Forward substitution L u = b, then backward substitution L^T z = u.
     u: list = []
     for i in range(k):
         u.append(_minus_products(b[:, i], L[i], u) * inverse[i])

@@ -79,6 +79,7 @@ def assemble(
     normals are not used.
     """
     sqrt_cov = covariance_roots(problem) if sqrt_cov is None else sqrt_cov
+    # Slices of one draw: a single call of the generator is faster than five.
     parts, start = [], 0
     for shape in _shapes(problem):
         part = normals[..., start : start + prod(shape)]
@@ -86,6 +87,7 @@ def assemble(
         start += prod(shape)
     X_t, X_v, direction, noise_t, noise_v = parts
     X_t, X_v = apply_covariance(sqrt_cov.inputs, X_t), apply_covariance(sqrt_cov.inputs, X_v)
+    # w ~ N(w0, nu^2/p Omega), then labels y = x.w + sigma noise.
     w = problem.w0 + problem.nu / problem.p**0.5 * apply_covariance(sqrt_cov.weights, direction)
     y_t = contract("...inp,...ip->...in", X_t, w) + problem.sigma * noise_t
     y_v = contract("...inp,...ip->...in", X_v, w) + problem.sigma * noise_v

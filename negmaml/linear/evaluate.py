@@ -74,6 +74,7 @@ def sampled_test_loss(
         c0, c1, c2 = (c.reshape(c.shape + (1,) * rate.ndim) for c in (c0, c1, c2))
         return (c0 - 2 * rate * c1 + rate**2 * c2) / 2
     batch = omega.shape[:-1]
+    # All weights use the meta-system of the same test tasks.
     flat = omega.reshape(-1, omega.shape[-1])
 
     def group_losses(data):

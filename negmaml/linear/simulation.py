@@ -152,6 +152,7 @@ def compile_simulation(
     can deadlock when two threads run batched linear algebra.
     """
     experiment = Experiment.checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
+    # The program folds the index into the key, so that one program serves all indices.
     experiment = dataclasses.replace(experiment, index=index)
     executable = experiment.program().lower(experiment).compile(one_thread())
     return lambda: executable(experiment)
@@ -216,6 +217,7 @@ def _simulate(experiment: Experiment) -> Simulation:
         data = assemble(normals, problem, constants.sqrt_cov)
         if experiment.split == "train-train":
             data = Data(data.X_t, data.y_t, data.X_t, data.y_t)
+        # Even numbers address training data, odd numbers test data.
         test_key = jax.random.fold_in(key, 2 * index + 1)
         return evaluate_run(test_key, data, problem, train, adapt, ridge, evaluation, constants)
 
@@ -229,6 +231,7 @@ def _simulate(experiment: Experiment) -> Simulation:
         normals = lax.map(jax.vmap(draw_run), indices)
         return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
 
+    # The last block is filled up with surplus runs, which are cut off below.
     blocks, pieces, size = loop_shape(runs, normals_of(problem, evaluation))
     indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
     results = lax.map(block, indices)
@@ -237,6 +240,7 @@ def _simulate(experiment: Experiment) -> Simulation:
     )
     if evaluation == "expected":
         forms = None if losses is None else jnp.moveaxis(losses, -2, -1)
+        # The expectation is linear in these forms, so it is taken once for all runs.
         losses = expected(problem, distance, forms, adapt, constants)
         losses = jnp.moveaxis(losses, len(train.batch_shape), -1)
     return Simulation(losses, distance + experiment.null_space_offset, well_conditioned)

@@ -95,8 +95,10 @@ def minimiser(
 def _correction(Phi, residual, ridge):
     """omega* - omega_0 for one system, and whether it is well conditioned."""
     N, p = Phi.shape
+    # Both cases solve with the smaller Gram matrix, tall^T tall + ridge I.
     tall = Phi if p <= N else Phi.T
     stacked = jnp.vstack([tall, jnp.sqrt(ridge) * jnp.eye(tall.shape[1], dtype=Phi.dtype)])
+    # QR of the stacked matrix gives R^T R = G + ridge I without forming G.
     R = _triangular_factor(lax.stop_gradient(stacked))
 
     def gram(v):
@@ -104,6 +106,7 @@ def _correction(Phi, residual, ridge):
 
     def solve(matvec, b):
         v = _solve_factored(R, b)
+        # One step of iterative refinement.
         return v + _solve_factored(R, b - matvec(v))
 
     # custom_linear_solve differentiates through `gram`, not through the factorisation: exact
@@ -119,6 +122,7 @@ def _correction(Phi, residual, ridge):
     else:
         z = lax.custom_linear_solve(gram, residual, solve, symmetric=True)
         delta = contract("np,n->p", Phi, z)
+    # The diagonal of R bounds the smallest singular value from above: small means singular.
     diagonal = jnp.abs(jnp.diagonal(R))
     floor = max(N, p) * jnp.finfo(Phi.dtype).eps
     well_conditioned = (diagonal.min() > floor * diagonal.max()) & jnp.all(jnp.isfinite(delta))
@@ -165,6 +169,7 @@ def one_step_distances(system: OneStepSystem, rates, ridge, offset, unroll: bool
     """
     A, B, _, _ = system
     solved = _normal_equations(system, rates, ridge, unroll)
+    # |offset + Phi^T z|^2 expanded, with Phi = A - alpha B.
     if _is_wide(system):
         across = contract("np,p->n", A, offset) - rates[:, None] * contract("np,p->n", B, offset)
         spread = quadratic_form(solved.gram, solved.z, unroll)
@@ -214,6 +219,7 @@ def _normal_equations(system: OneStepSystem, rates, ridge, unroll: bool) -> _Gra
         AtA, Ata, AtB, Atc = jnp.split(_transposed_product(A, A, a, B, c), (p, p + 1, 2 * p + 1), 1)
         Bta, BtB, Btc = jnp.split(_transposed_product(B, a, B, c), (1, p + 1), 1)
         G, b = jnp.stack([AtA, AtB + AtB.T, BtB]), jnp.stack([Ata, Atc + Bta, Btc])[..., 0]
+    # G(alpha) and b(alpha) of all rates at once, by Horner's rule in -alpha.
     gram = _polynomial(G, -rates[:, None, None])
     b = _polynomial(b, -rates[:, None])
     z, pivots = cholesky_solve(gram + ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), b, unroll)

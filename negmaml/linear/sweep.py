@@ -111,6 +111,7 @@ class LinearModel:
 
         Cells are drawn and solved in pieces that fit the cache, like the runs of `nm.simulate`.
         """
+        # Generators that are unsafe under vmap would mix the draws of cells.
         keys = counter_based(keys)
         point = {**DEFAULTS, **numbers, **shared}
         dtype = working_dtype(*(point[n] for n in point if n not in STATIC))
@@ -127,6 +128,7 @@ class LinearModel:
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
         shape = loop_shape(len(keys), normals_of(problem, self.evaluation))
 
+        # Pad with copies of the last cell to full pieces, which compile once.
         def fold(x):
             return x[jnp.minimum(jnp.arange(math.prod(shape)), len(x) - 1)].reshape(shape)
 

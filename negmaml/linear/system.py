@@ -63,6 +63,7 @@ def meta_system(
             f"{short_repr(data)}"
         )
     if rule.spectral().constant_filter is not None:
+        # One gradient step is linear in the rate, so no decomposition is needed.
         parts = one_step_system(data, rule.spectral().preconditioner)
         rate, _ = outer(rule.spectral().constant_filter, parts.A)
         return parts.A - rate * parts.B, parts.a - rate[..., 0] * parts.c
@@ -99,12 +100,15 @@ def _response(data: Data, rule: InnerRule):
     filters = rule.spectral()
     preconditioned = filters.preconditioner is not None
     if n_t <= p or preconditioned:
+        # Decompose K (n_t x n_t), which is the smaller matrix or carries the preconditioner.
         ahead = precondition(X_t, filters.preconditioner)
         x, V = jax.vmap(eigh)(contract("isp,itp->ist", ahead, X_t) / n_t)
         left, right = contract("ivp,itp,itk->ivk", data.X_v, ahead, V), V
     else:
+        # Decompose S (p x p) instead; q(S) X_t^T = V q(x) V^T X_t^T.
         x, V = jax.vmap(eigh)(contract("itp,itq->ipq", X_t, X_t) / n_t)
         left, right = contract("ivp,ipk->ivk", data.X_v, V), contract("itp,ipk->itk", X_t, V)
+    # S is positive semidefinite, so a negative eigenvalue is rounding. P S need not be.
     filtered = filters.label_filter(x if preconditioned else jnp.maximum(x, 0)) / n_t
     return contract("ivk,...ik,itk->...ivt", left, filtered, right)
 

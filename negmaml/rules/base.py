@@ -68,6 +68,8 @@ class InnerRule:
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
+        # A subclass of a final rule could change its update and not its filters. The theory would
+        # then silently describe another rule.
         for base in cls.__bases__:
             if base.__dict__.get("__final__"):
                 raise TypeError(
@@ -110,6 +112,7 @@ class InnerRule:
         `frozen`, and whether they are accurate.
         """
 
+        # The info is not differentiated, so it is an auxiliary output of the vjp.
         def solved(start, frozen):
             return as_solution(self.solve(lambda theta: loss(theta, frozen), start), self.steps)
 
@@ -187,6 +190,7 @@ def flat_batch(rule: InnerRule) -> InnerRule:
         values = jnp.asarray(part.values)
         steps, own = values.shape[0], values.shape[1:]
         aligned = values.reshape(steps, *(1,) * (len(shape) - len(own)), *own)
+        # The batch comes first for vmap, the steps behind it.
         full = jnp.broadcast_to(aligned, (steps, *shape)).reshape(steps, -1)
         return jax.tree.map(lambda _: full.T, part)
 
@@ -200,6 +204,7 @@ def check_filters(name: str, rule) -> Any:
     """
     structure: Any
     parts, structure = jax.tree.flatten(check_rule(name, rule), is_leaf=lambda x: x is not rule)
+    # A rule without parameters is its own only leaf.
     if parts and parts[0] is not rule:
         rule = structure.unflatten([as_array(name, part) for part in parts])
     rule.batch_shape  # noqa: B018  raises unless each parameter is one array

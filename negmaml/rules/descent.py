@@ -174,6 +174,7 @@ class Preconditioned(_Descent):
 def descend(rates, direction, params):
     """params - rates * direction in the type of each parameter; rates may be a prefix."""
 
+    # A rate may be one number for a subtree; its dtype must not promote the parameters.
     def move(rate, part, along):
         return jax.tree.map(
             lambda t, d: (t - jnp.asarray(rate, t.dtype) * d).astype(t.dtype), part, along
@@ -193,6 +194,7 @@ def add_scaled(first, scale, second):
 
 def _times(P, g):
     """P g for a matrix over the elements of g, or a diagonal."""
+    # A matrix mixes the elements of its leaf, so they are one vector.
     if _is_matrix(P, g):
         return contract("ij,j->i", jnp.asarray(P, g.dtype), g.ravel()).reshape(g.shape)
     return jnp.asarray(P, g.dtype) * g
@@ -238,6 +240,7 @@ def check_fit(name: str, numbers, params, matrices: bool = False) -> None:
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    # Broadcasting aligns the last axes; axes may not be added to the parameter.
     kept = zip(reversed(shape), reversed(target), strict=False)
     return len(shape) <= len(target) and all(r in (1, t) for r, t in kept)
 

@@ -58,6 +58,7 @@ def _field(program, constants, start, strength, theta):
 def _point(program, settings, constants, start, strength):
     field = partial(_field, program, constants, start, strength)
     rounding = jnp.finfo(start.dtype).eps
+    # The step of central differences that balances truncation and rounding.
     reach = float(rounding) ** (1 / 3)
 
     def derivative(theta, v):
@@ -72,6 +73,7 @@ def _point(program, settings, constants, start, strength):
     def step(carry):
         k, theta, error, least, _ = carry
         direction, _ = _gmres(partial(derivative, theta), -field(theta), DIRECTION)
+        # All step lengths are tried at once, in one batched evaluation.
         candidates = theta + jnp.asarray(LENGTHS, theta.dtype)[:, None] * direction
         errors = jnp.linalg.norm(jax.vmap(field)(candidates), axis=1)
         best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf))
@@ -99,6 +101,7 @@ def _forward(program, settings, constants, start, strength):
 
 def _backward(program, settings, saved, cotangents):
     constants, start, strength, theta = saved
+    # The transpose of dF/dtheta, as in the head of this module.
     pull = jax.vjp(partial(_field, program, constants, start, strength), theta)[1]
     u, accurate = _gmres(lambda u: pull(u)[0], cotangents[0], _tolerance(settings, theta.dtype))
     warn_unless(accurate, INEXACT)

@@ -179,8 +179,11 @@ class PowerFilter(Filter):
         rate, x = outer(self.rate, x)
         ratio = 1 - rate * x
         xp, count = namespace(ratio), self.steps
+        # One step needs no unit: label_filter is the rate itself.
         if count == 1:
             return LogForm(xp.sign(ratio), log_size(ratio), rate * xp.ones_like(ratio), None)
+        # |ratio|^steps may overflow, so powers are taken of ratio / unit. The unit is a constant of
+        # differentiation, since the result does not depend on it.
         unit = stop_gradient(xp.maximum(xp.abs(ratio), 1.0))
         label = rate * _scaled_sum(ratio / unit, 1 / unit, count)
         sign = xp.sign(ratio) ** count
@@ -192,6 +195,7 @@ class PowerFilter(Filter):
         return 1 - rate * x
 
     def pencil(self, largest) -> Pencil:
+        # Each step mixes only its own gradient: the mixing is diagonal.
         rate = jnp.asarray(self.rate, jnp.result_type(float, self.rate))
         return chain(rate * jnp.eye(self.steps, dtype=rate.dtype))
 
@@ -234,6 +238,7 @@ class PolynomialFilter(Filter):
             return self._log_form(x)
         numbers = jax.tree.leaves((self.rule, x))
         single = all(np.result_type(leaf) == np.float32 for leaf in numbers)
+        # Evaluated eagerly even inside a trace, so that the values stay known to NumPy.
         with jax.ensure_compile_time_eval(), jax.enable_x64(not single):
             return jax.tree.map(np.asarray, self._log_form(x))
 
@@ -250,6 +255,7 @@ def log_size(value):
     """log |value|, minus infinity at zero, with the derivative zero there."""
     xp = namespace(value)
     zero = value == 0
+    # Clipping keeps the derivative finite where the value overflowed.
     largest = xp.finfo(value.dtype).max
     return xp.where(zero, -xp.inf, xp.log(xp.minimum(xp.abs(xp.where(zero, 1.0, value)), largest)))
 
@@ -280,6 +286,7 @@ def _run_scaled(rule, x, start: float, label: float):
     def step(one_step, carry):
         theta, state, label, log_unit = carry
         theta, state = one_step.update(x * theta - label, state, theta)
+        # The largest of all numbers that one step maps linearly.
         unit = label
         for leaf in (theta, *filter(scales, jax.tree.leaves(state))):
             unit = jnp.maximum(unit, jnp.abs(leaf))
@@ -299,6 +306,7 @@ def _scaled_sum(ratio, unit, count: int):
     """
     if count == 1:
         return unit * namespace(ratio).ones_like(ratio)
+    # Doubling takes O(log count) products and adds only terms of one size.
     half = count // 2
     total = _scaled_sum(ratio, unit, half) * (unit**half + ratio**half)
     return unit ** (2 * half + 1) + ratio * total if count % 2 else total
@@ -311,5 +319,6 @@ def _geometric_sum(ratio, count: int):
     """
     if count == 1:
         return namespace(ratio).ones_like(ratio)
+    # The closed form (1 - ratio^n) / (1 - ratio) would cancel near ratio = 1.
     half = _geometric_sum(ratio, count // 2) * (1 + ratio ** (count // 2))
     return 1 + ratio * half if count % 2 else half

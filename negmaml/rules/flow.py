@@ -70,6 +70,7 @@ class FlowFilter(Filter):
         time, x = outer(self.time, x)
         z = time * x
         xp = namespace(z)
+        # Downhill, z >= 0 and exp(-z) <= 1. Uphill exp(-z) may overflow, so it becomes the unit.
         down = z >= 0
         label = time * _decay_mean(xp.where(down, z, -z))  # (1 - exp(-z))/z exp(z) uphill
         return LogForm(xp.ones_like(z), -z, label, xp.where(down, 0.0, -z))
@@ -93,6 +94,7 @@ def _decay_mean(z):
     it there; its remainder z^9/10! is below the rounding of a float64.
     """
     xp = namespace(z)
+    # Both branches of `where` are evaluated, so each gets a safe argument.
     small = xp.abs(z) < 1e-1
     safe = xp.where(small, 1.0, z)
     near = xp.where(small, z, 0.0)

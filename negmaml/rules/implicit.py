@@ -64,6 +64,7 @@ class _Flat(NamedTuple):
 
 def _flat(loss: Callable, params, strength, settings: Settings) -> _Flat:
     start, unravel_as = ravel_pytree(params)
+    # Half precision would not resolve the residual, so the solver works in at least float32.
     work = jnp.promote_types(start.dtype, jnp.float32)
     rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(params))
 
@@ -93,6 +94,7 @@ def proximal_point(loss: Callable, params, strength, settings: Settings) -> Solu
 
     def tangent_solve(linear, right):
         def iterate(linear, right):
+            # custom_root passes the linearised residual, which is H + strength I and symmetric.
             found = _symmetric_solve(flat, linear, linear, right)
             warn_unless(found.converged, INEXACT)
             return found.x
@@ -126,6 +128,7 @@ def _solve(flat: _Flat) -> StationaryPoint:
     negative = strength < 0
 
     def attempt(number, found: StationaryPoint) -> StationaryPoint:
+        # The second attempt for a negative strength is a maximum: the sign turns it into a minimum.
         sign = jnp.where(negative & (number > 0), -1, 1).astype(start.dtype)
 
         def evaluate(theta):
@@ -147,6 +150,7 @@ def _solve(flat: _Flat) -> StationaryPoint:
             problem, start, limit, inner_steps=20 * settings.max_steps,
             tolerance=flat.tolerance, rounding=rounding,
         )  # fmt: skip
+        # Keep the attempt with the smaller residual unless the first one converged.
         better = ~found.converged & (own.converged | (own.residual < found.residual))
         steps = found.steps + own.steps
         return jax.tree.map(partial(jnp.where, better), own, found)._replace(steps=steps)
@@ -167,6 +171,7 @@ def _linearize(function: Callable, theta):
     apply = jax.linearize(function, theta)[1]
     if theta.size > DENSE:
         return apply, lambda v: jax.linear_transpose(apply, theta)(v)[0]
+    # For few parameters one batched pass forms the matrix, and products with it are cheap.
     rows = jax.vmap(apply)(jnp.eye(theta.size, dtype=theta.dtype))  # of the transpose
 
     def times(matrix, v):

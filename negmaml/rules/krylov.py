@@ -58,6 +58,7 @@ def truncated_cg(apply: Callable, g, radius, tolerance, max_steps) -> ModelStep:
     def step(carry):
         k, p, r, d, rr, _, largest = carry
         image = apply(d)
+        # The curvature d.B d decides: a minimum along d exists only if it is positive.
         bend, dd = dot(d, image), dot(d, d)
         length = rr / bend
         full = p + length * d
@@ -106,6 +107,7 @@ def minres(apply: Callable, transposed: Callable, b, tolerance, rounding, max_st
 
     def correct(carry):
         k, x, r, error, largest = carry
+        # Restart on the residual: rounding in the recurrences limits the accuracy of one run.
         more, curvature = _minres(apply, r, tolerance / 2 * size, max_steps)
         new = x + more
         left = b - apply(new)
@@ -139,8 +141,10 @@ def _minres(apply: Callable, b, tolerance, max_steps):
         alpha = dot(v, y)
         y = y - alpha * v
         beta_next = norm(y)
+        # Apply the rotation of the step before to the new column.
         delta, gamma_bar = c * d_bar + s * alpha, s * d_bar - c * alpha
         epsilon_next, d_bar = s * beta_next, -c * beta_next
+        # Rotate the new column of the tridiagonal matrix to keep its QR factor.
         gamma = jnp.maximum(jnp.hypot(gamma_bar, beta_next), tiny)
         c, s = gamma_bar / gamma, beta_next / gamma
         w_next = (v - epsilon * w_before - delta * w) / gamma

@@ -73,6 +73,7 @@ class InnerOptimizer(InnerRule):
 def _smooth_at_zero(transformation) -> bool:
     if transformation.update in _KNOWN:
         return _KNOWN[transformation.update]
+    # One entry with a gradient and one without: a square root at zero shows as NaN.
     start = jnp.zeros(2)
 
     def update(gradient):

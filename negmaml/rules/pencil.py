@@ -78,9 +78,11 @@ def pencil_of_updates(rule) -> Pencil:
 
 def chain(mixing) -> Pencil:
     """The pencil of K steps v_k = v_{k-1} - sum_{j <= k} mixing[k, j] S v_{j-1}; (K, K)."""
+    # A step can use only gradients of earlier points.
     mixing = jnp.tril(jnp.atleast_2d(jnp.asarray(mixing)))
     steps, dtype = mixing.shape[0], mixing.dtype
     half = np.zeros((2 * steps + 1, 2 * steps + 1))
+    # The multiplier of step k couples to its two points: +1 to v_k and -1 to v_{k-1}.
     for k in range(1, 2 * steps, 2):
         half[k, k + 1], half[k, k - 1] = 1, -1
     blocks = mixing[:, None, :, None] * jnp.asarray(_POINT_TO_MULTIPLIER, dtype)[:, None]
@@ -100,6 +102,7 @@ def interpolated(b, largest):
     Newton's form each step but the last multiplies by 1 - x/x_k, and the last mixes all of them.
     """
     xp = namespace(b(largest))
+    # Chebyshev points nearly minimise the largest error of interpolation.
     angles = np.pi * (np.arange(DEGREE) + 0.5) / DEGREE
     x = largest * xp.asarray((1 + np.cos(angles)) / 2)
     return xp.concatenate([xp.diag(1 / x)[:-1], _last_step(b, x, xp)[None]])
@@ -110,6 +113,7 @@ def error_of(mixing, b, largest) -> float:
     xp = namespace(mixing)
     grid = largest * xp.asarray(np.linspace(0, 1, 65))
     exact = b(grid)
+    # Runs the steps of the mixing on scalars: the polynomial at each point of the grid.
     states = [xp.ones_like(grid)]
     for k in range(len(mixing)):
         gradient = grid * sum(mixing[k, j] * states[j] for j in range(k + 1))
@@ -122,6 +126,7 @@ def _last_step(b, x, xp):
     products = [xp.ones_like(x)]
     for j in range(DEGREE - 1):
         products.append(products[-1] * (1 - x / x[j]))
+    # The last step has to remove this difference at each of the points.
     values = products[-1] - b(x)
     found: list[Any] = []
     for i in range(DEGREE):
@@ -136,6 +141,7 @@ _POINT_TO_MULTIPLIER = np.array([[0.0, 0.0], [1.0, 0.0]])
 
 def proximal_pencil(strength) -> Pencil:
     """The pencil of S v + strength (v - omega) = 0."""
+    # Variables (omega, y, v); y enforces S v + strength (v - omega) = 0.
     constant = np.array([[0.0, -1.0, 0.0], [-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     coupling = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     strength = jnp.asarray(strength)

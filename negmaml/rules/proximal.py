@@ -95,6 +95,7 @@ class Proximal(InnerRule):
 
     def solve_and_pull_back(self, loss, start, frozen):
         """The solution and its pull-back by one linear system, whose accuracy is checked."""
+        # The symmetric solver needs a symmetric Hessian; a field is differentiated in reverse mode.
         if is_field(lambda theta: loss(theta, frozen), start):
             return super().solve_and_pull_back(loss, start, frozen)
         solution = self.solve(lambda theta: loss(theta, frozen), start)
@@ -105,6 +106,7 @@ class Proximal(InnerRule):
                 lambda theta: loss(theta, frozen), start, self.strength, self._settings,
                 at, cotangent,
             )  # fmt: skip
+            # The implicit function theorem: d theta* = (H + c)^-1 (c d start - d gradient).
             of_start = jax.tree.map(lambda x: (self.strength * x).astype(x.dtype), v)
             of_gradient = jax.tree.map(jnp.negative, v)
             (of_frozen,) = jax.vjp(lambda frozen: jax.grad(loss)(at, frozen), frozen)[1](
@@ -137,6 +139,7 @@ class ProximalFilter(Filter):
         """strength / (x + strength), which is one at x = 0 for strength zero, too."""
         strength, x = outer(self.strength, x)
         xp = namespace(strength, x)
+        # At x = 0 the limit is one for every strength, zero included.
         null = x == 0
         return xp.where(null, 1.0, strength / (xp.where(null, 1.0, x) + strength))
 

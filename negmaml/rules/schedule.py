@@ -47,6 +47,7 @@ class Schedule:
         count = jnp.shape(self.values)[0]
         if count == steps:
             return self.values
+        # Indices beyond the last value repeat it.
         return jnp.asarray(self.values)[jnp.minimum(jnp.arange(steps), count - 1)]
 
 

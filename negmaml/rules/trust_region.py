@@ -96,6 +96,7 @@ def stationary_point(
 
         slope = lax.cond(minimum, lambda u: u, transposed, state.residual)
         error, slope_size = norm(state.residual), norm(slope)
+        # Solving more accurately than half of the final tolerance gains nothing.
         forcing = jnp.maximum(state.forcing, allowed(state) / error / 2)
         move = truncated_cg(model, slope, state.radius, forcing * slope_size, inner_steps)
         trial = state.theta + move.step
@@ -105,11 +106,13 @@ def stationary_point(
         noise = jnp.where(minimum, rounding * cancelling, 0)
         doubtful = (move.reduction < DOUBT * noise) & (jnp.abs(gain) <= DOUBT * noise)
         gain = jnp.where(doubtful, -dot(slope + residual, move.step) / 2, gain)
+        # A ratio near one means that the model describes the function within the radius.
         ratio = gain / move.reduction
         taken = (ratio > ACCEPT) & jnp.all(jnp.isfinite(residual))
         length = norm(move.step)
         shrunk = SHRINK * jnp.where(length < state.radius, length, state.radius)
         grown = jnp.where(move.outside & (ratio > GROW), 4 * state.radius, state.radius)
+        # For |F|^2/2 the model has the matrix J^T J, whose root is the size of J.
         curvature = jnp.where(minimum, move.curvature, jnp.sqrt(move.curvature))
         # Eisenstat and Walker: the error of this model sets the tolerance of the next solve.
         now = jnp.where(minimum, norm(residual), state.forcing)

@@ -22,6 +22,7 @@ def run(rule, gradient: Callable, start, remat: bool = False):
     if rule.steps == 1:  # no loop, and nothing stacked
         (theta, _), visited = step(first, jax.tree.map(lambda x: x[0], stepped))
         return theta, visited
+    # A scan compiles one step, whatever their number.
     (theta, _), visited = lax.scan(step, first, stepped, length=rule.steps)
     return theta, visited
 
