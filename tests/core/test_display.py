@@ -44,18 +44,18 @@ def test_a_class_prints_its_summary():
         (print, "builtin_function_or_method"),
     ),
 )
-def test_arrays_are_told_by_type_and_shape(value, text):
+def test_arrays_print_as_type_and_shape(value, text):
     assert shape_text(value) == text
 
 
-def test_pytrees_are_told_by_their_first_leaves():
+def test_pytrees_print_as_their_first_leaves():
     assert tree_text(jnp.zeros(2)) == "float32[2]"
     assert tree_text({"a": jnp.zeros(2), "b": 1}) == "['a'] float32[2], ['b'] 1"
     assert tree_text([0] * 9).endswith("and 5 more")
     assert tree_text(None) == "nothing"
 
 
-def test_means_have_errors_and_count_what_is_lost():
+def test_means_have_errors_and_count_values_that_are_not_finite():
     assert mean_text([1.0, 3.0]) == "2 ± 1 (n = 2)"
     assert mean_text([1.0, np.nan]) == "1 (n = 1, 1 not finite)"
     assert mean_text([np.nan]) == "none finite (n = 1)"
@@ -79,7 +79,7 @@ def test_keys_of_either_kind_pass(key):
 
 
 @pytest.mark.parametrize("key", (3, None, 0.5, jnp.zeros(2), "seed"))
-def test_what_is_no_key_is_refused_and_the_remedy_named(key):
+def test_a_value_that_is_no_key_raises_and_names_the_remedy(key):
     with pytest.raises(TypeError, match=r"key must be a random key.*jax\.random\.key\("):
         check_key("key", key)
     with pytest.raises(ValueError, match="vmap for several"):

@@ -37,7 +37,7 @@ ALIKE = {
 
 @pytest.mark.parametrize(("ours", "plain"), ALIKE.values(), ids=ALIKE)
 def test_as_the_functions_of_jax(ours, plain):
-    """In two vmaps, of which one maps the matrix alone, with derivatives of every order."""
+    """In two vmaps, of which one maps only the matrix, with derivatives of every order."""
     A, b = matrices(40, 9, 9), columns(2, 9)
 
     def everything(function):

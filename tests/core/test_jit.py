@@ -1,4 +1,4 @@
-"""Options of the compiler: known ones alone, and at top level alone."""
+"""Options of the compiler: only known ones, and only at top level."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def power(x, n):
     return jnp.sum(x**n)
 
 
-def test_a_quick_function_works_alone_and_within_every_transformation():
+def test_a_fast_compiled_function_works_at_top_level_and_within_every_transformation():
     quick = jit_fast_compile(power, static_argnames="n")
     x = jnp.array([1.0, -2.0])
     assert quick(x, n=2) == quick(x, 2) == 5

@@ -73,7 +73,7 @@ def test_a_derivative_that_does_not_converge_warns(few_steps):
 
 
 @pytest.mark.usefixtures("x64")
-def test_every_output_is_solved_however_small_beside_another(monkeypatch):
+def test_every_output_is_solved_even_if_another_is_larger(monkeypatch):
     monkeypatch.setattr(iterative, "RANK", 2)
     (x_t, y_t), (x_v, y_v) = quadratic(8, 7)
     x = x_v.reshape(-1, 4)

@@ -86,7 +86,7 @@ def test_leaving_a_task_out_is_training_on_the_others(p, rule):
             np.testing.assert_allclose(losses[..., j], model.loss(only(tasks, j), adapt), rtol=1e-8)
 
 
-# Adapting, and the shapes and batches of what comes back.
+# Adapting, and the shapes and batches of results.
 
 
 @pytest.mark.usefixtures("x64")
@@ -284,7 +284,7 @@ def test_models_are_pytrees_under_jit_and_vmap():
     np.testing.assert_allclose(models.weights[1], one.weights, rtol=1e-3, atol=1e-5)
 
 
-# What is flagged, and what is refused.
+# Flags of ill-conditioned solutions, and errors.
 
 
 def rbf(a, b):

@@ -53,7 +53,7 @@ def test_the_smallest_eigenvalue_decides(times, clear):
 
 
 @pytest.mark.parametrize(("times", "clear"), [(0.87, False), (1.15, True)])
-def test_what_is_small_is_measured_by_the_largest_sum_of_a_row(times, clear):
+def test_small_eigenvalues_are_compared_with_the_largest_row_sum(times, clear):
     n, eps = 20, np.finfo("f").eps
     middle = 2 * np.cos(np.pi / (n + 1))  # with 1 beside it, of smallest eigenvalue 0
     smallest = times * n * eps * (middle + 2)

@@ -68,7 +68,7 @@ def dense_losses(problem, distances):
 
 @pytest.fixture
 def fresh_program(monkeypatch):
-    """A program of its own: a patched constant becomes part of what is compiled."""
+    """A new program, since a patched constant is compiled into it."""
     program = jax.jit(lambda experiment: module._simulate(experiment))
     monkeypatch.setattr(module, "_simulate_few", program)
 
@@ -281,7 +281,7 @@ POINT = {"train": -0.3, "adapt": 0.2, "sigma": 0.5, "nu": 0.7, "start": 0.4, "me
 
 
 class TestDerivatives:
-    """Of the mean test loss at one key, by automatic differentiation and by differences."""
+    """Derivatives of the mean test loss at one key against differences."""
 
     @pytest.mark.parametrize("ridge", [0.0, 0.5])
     @pytest.mark.parametrize(

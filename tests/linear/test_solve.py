@@ -252,7 +252,7 @@ def test_distances_need_no_weights(x64, m, n_v, ridge, offset):
 
 
 @pytest.mark.parametrize(("m", "n_v"), TASKS.values(), ids=TASKS)
-def test_the_amortised_route_flags_a_singular_rate_alone(x64, m, n_v):
+def test_the_shared_gram_matrix_flags_only_a_singular_rate(x64, m, n_v):
     # Orthogonal training inputs of squared length 2 n_t: one step at rate 1/2 erases them.
     data = draw_tasks(m, n_v)
     X_t = np.broadcast_to((2 * 8) ** 0.5 * np.eye(8), (m, 8, 8))

@@ -240,7 +240,7 @@ def test_the_best_rate_of_a_rule_of_ones_own(x64):
     assert float(at_best) <= float(around.min())
 
 
-def test_a_filter_alone_is_enough_for_theory_and_simulation():
+def test_a_filter_is_enough_for_theory_and_simulation():
     found = nm.simulate(jax.random.key(0), PROBLEM, Saturating(-0.2), ADAPT, runs=20)
     assert bool(found.well_conditioned.all())
     assert jnp.isfinite(nm.theory.test_loss(PROBLEM, Saturating(-0.2), ADAPT))

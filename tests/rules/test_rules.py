@@ -51,7 +51,7 @@ def test_the_filters_have_their_limits_at_zero(kind, limit, strength, x64):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "proximal"])
-def test_a_rule_of_strength_zero_leaves_the_parameters_alone(kind):
+def test_a_rule_of_strength_zero_keeps_the_parameters(kind):
     rule, x = KINDS[kind](0.0), jnp.array([0.0, 0.3, 2.0])
     np.testing.assert_array_equal(rule.label_filter(x), np.zeros(3))
     np.testing.assert_array_equal(rule.init_filter(x), np.ones(3))
