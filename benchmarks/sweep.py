@@ -13,7 +13,6 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 
 import harness
 import jax
@@ -131,8 +130,8 @@ def peers(report) -> None:
 
 def overhead(report) -> None:
     """Time of a sweep into a store, compared with calls of its compiled programs only."""
-    from negmaml.sweeps.session import here
     from negmaml.sweeps.store import create
+    from negmaml.sweeps.worker import ListedShard, run
 
     report.table("p", "block, s", "sweep to store, s", "programs only, s", "overhead")
     for p, seeds in ((20, 100_000), (60, 20_000)):
@@ -150,7 +149,7 @@ def overhead(report) -> None:
 
         def kernel():
             for _ in range(int(calls)):  # noqa: B023
-                jax.block_until_ready(program(keys, numbers, runner.whole))  # noqa: B023
+                jax.block_until_ready(program(keys, numbers, runner.vectorized))  # noqa: B023
 
         kernel()
         ratios = []
@@ -159,9 +158,8 @@ def overhead(report) -> None:
                 made = create(f"{folder}/x.zarr", replace(work.manifest(), block=block), {})
                 todo = regions(work.grid, block)
                 start = time.perf_counter()
-                blocks = ((r, made.completed(r) == 0) for r in todo)
-                write = partial(_write, made)
-                count = sum(1 for _ in here(runner, blocks, write))
+                blocks = [(r, made.completed(r) == 0) for r in todo]
+                count = sum(1 for _ in run(runner, made, ListedShard(0, blocks)))
                 swept = time.perf_counter() - start
             start = time.perf_counter()
             kernel()
@@ -169,10 +167,6 @@ def overhead(report) -> None:
             ratios.append((swept / alone, swept, alone, alone / count))
         ratio, swept, alone, each = sorted(ratios)[len(ratios) // 2]
         report.row(p, f"{each:.2f}", f"{swept:.2f}", f"{alone:.2f}", f"{ratio - 1:+.1%}")
-
-
-def _write(store, region, wanted, values) -> None:
-    store.write(region, 0, wanted, values)
 
 
 def memory(report) -> None:

@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line, `negmaml COMMAND`."""
 
 from negmaml.cli.main import run
 

@@ -1,4 +1,4 @@
-"""The command `advise`: a table of grouped rows in, rates and what they are worth out."""
+"""The command `advise`: rates and a ridge for a table of grouped rows, and their gain."""
 
 import difflib
 import threading
@@ -17,8 +17,8 @@ from negmaml.advice import advise as advise_rows
 from negmaml.cli.output import check_writable, console, say, say_written
 from negmaml.paper import figures
 
-LEVELS = 50  # distinct texts of a column that become 0/1 columns
-QUICK = 20  # splits
+LEVELS = 50  # a text column with more distinct values does not become 0/1 columns
+QUICK = 20  # splits with --quick
 
 Table = Annotated[Path, tyro.conf.Positional]
 
@@ -45,17 +45,17 @@ def advise(
         data: a CSV or Parquet file.
         group: the column that names each row's group.
         target: the column to predict.
-        features: columns to predict from, with commas between; by default all others.
-        n_t: support rows of a training group; by default chosen from the sizes of the groups.
+        features: comma-separated columns to predict from; by default all other columns.
+        n_t: support rows of a training group; the default depends on the sizes of the groups.
         n_v: query rows of a training group.
-        n_r: rows that a new group has to adapt on.
+        n_r: rows on which a new group adapts.
         m: groups in meta-training; by default half of them.
-        standardise: put features and target in units of their standard deviations.
+        standardise: divide features and target by their standard deviations.
         out: folder for advice.png, .svg, .nc and .txt; made if missing.
         seed: seed of all random numbers.
-        splits: how often the groups are split.
-        quick: a fifth of the splits, and no theory.
-        theory: whether to put the structured theory beside the data, and at other sizes.
+        splits: number of random splits of the groups.
+        quick: 20 splits and no theory.
+        theory: whether to compare with the theory, also at other sizes.
     """
     out = check_writable(out, "advice")
     imports = threading.Thread(target=_import_figures, daemon=True)
@@ -85,7 +85,10 @@ def advise(
 
 
 def _import_figures() -> None:
-    """Import what drawing and storing needs, beside the work; errors show where it is used."""
+    """Import the modules for drawing and storing in a thread, while the work runs.
+
+    A missing module raises its error later, where it is used.
+    """
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
@@ -108,10 +111,10 @@ def read(path: Path, group: str, target: str, features: str | None):
     """Features, targets, groups and notes of a file.
 
     Text becomes 0/1 columns, one for each value but the first. Rows with a missing or infinite
-    value in a column that is used are dropped and counted.
+    value in a used column are dropped and counted.
 
-    Raises ValueError for a column that is not there, for text among the numbers of a column or in
-    the target, for text of more than 50 values.
+    Raises ValueError for a missing column, for text among the numbers of a column or in the target,
+    and for text columns of more than 50 values.
     """
     pandas = require("pandas", "advice")
     frame = _opened(pandas, path)
@@ -156,7 +159,7 @@ def _opened(pandas, path: Path):
 
 
 def _check_distinct(frame, what: str) -> None:
-    """Raise for two columns of one name."""
+    """Raise ValueError for two columns with the same name."""
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
         raise ValueError(f"{what} must have a name for each column, got {twice[0]!r} twice; rename")
@@ -173,7 +176,7 @@ def _check_column(frame, option: str, name: str) -> None:
 
 
 def _others(pandas, frame, taken: set[str], notes: list[str]) -> list[str]:
-    """All other columns but row numbers and text of many values."""
+    """All other columns, without row numbers and text columns of many values."""
     used = []
     for name in frame.columns.difference(list(taken), sort=False):
         values = frame[name]
@@ -197,7 +200,7 @@ def _others(pandas, frame, taken: set[str], notes: list[str]) -> list[str]:
 
 
 def _complete(pandas, frame, names: list[str], notes: list[str]):
-    """Rows that have all of these columns."""
+    """The rows without missing or infinite values in these columns."""
     frame = frame[names].replace([np.inf, -np.inf], np.nan)
     missing = frame.isna()
     count = int(missing.any(axis=1).sum())
@@ -218,7 +221,7 @@ def _is_text(pandas, values) -> bool:
 
 
 def _numeric(pandas, frame, name: str):
-    """The column as numbers, None if it is text; raises if it is both."""
+    """The column as numbers; None if it is text, ValueError if it is a mixture."""
     values = frame[name]
     if not _is_text(pandas, values):
         return values.astype(float)

@@ -1,4 +1,4 @@
-"""Compiled programs kept on disk: a command compiles once on a machine, not once a run."""
+"""The cache of compiled programs on disk, so that a command compiles only once on a machine."""
 
 import os
 import tempfile
@@ -11,12 +11,12 @@ OFF = ("off", "0", "no", "false")
 
 
 def keep_programs() -> Path | None:
-    """Switch JAX's persistent compilation cache on for this process; returns its folder.
+    """Enable JAX's persistent compilation cache for this process; return its folder.
 
-    The folder is that of `NEGMAML_CACHE`, or one of the user's cache directory. It stays off, None,
-    if the variable says off, if JAX has been told of a folder of its own, or where it cannot be
-    written. Entries are named by a hash of program, versions and machine, so processes can share
-    the folder; an entry that cannot be read is compiled anew.
+    The folder is `NEGMAML_CACHE`, or one in the user's cache directory. The cache stays off, and
+    the result is None, if the variable is "off", if JAX already has a folder, or if the folder
+    cannot be written. Entries are named by a hash of program, versions and machine, so processes can share
+    the folder. An entry that cannot be read is compiled again.
     """
     import jax
     from platformdirs import user_cache_path
@@ -32,7 +32,7 @@ def keep_programs() -> Path | None:
     except (OSError, ValueError):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # JAX keeps what takes a second; even the smallest program is sooner read than compiled.
+    # By default JAX keeps only programs that take a second to compile; reading is always faster.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder

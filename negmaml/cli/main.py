@@ -1,4 +1,4 @@
-"""The command line: each command is imported when it is asked for."""
+"""The command line: dispatch to commands, each imported only when it is called."""
 
 import importlib
 import sys

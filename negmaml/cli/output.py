@@ -1,4 +1,4 @@
-"""Where a command writes, and how: texts of users are printed as they are, never as markup."""
+"""Output of commands; texts of users are printed verbatim, never as markup."""
 
 import sys
 import tempfile
@@ -16,7 +16,7 @@ console = Console(markup=False, emoji=False)
 
 
 def say(text: str) -> None:
-    """Print lines that wrap only where the terminal wraps them."""
+    """Print lines that only the terminal wraps."""
     console.print(printable(text), highlight=False, soft_wrap=True)
 
 
@@ -33,7 +33,7 @@ def print_table(
     note: str | None = None,
     wrap: bool = True,
 ) -> None:
-    """Print rows under the names of their columns, with a note below; cells wrap if need be."""
+    """Print rows under the names of their columns, with a note below; `wrap` lets cells wrap."""
     table = Table(title=None if title is None else printable(title), caption=note)
     for column in columns:
         table.add_column(printable(column), no_wrap=not wrap)
@@ -43,12 +43,12 @@ def print_table(
 
 
 def say_written(paths: Iterable[Path]) -> None:
-    """Print which files a command has written."""
+    """Print the paths of written files."""
     say("wrote " + ", ".join(map(str, paths)))
 
 
 def check_writable(folder: Path, extra: str = "figures") -> Path:
-    """The folder without `~`; raises OSError before the work if it cannot be written."""
+    """Expand `~` in a folder and create it; raise OSError if it cannot be written."""
     folder = expanded("--out", folder)
     for package in ("matplotlib", "xarray", "scipy"):
         available(package, extra)
@@ -65,7 +65,7 @@ def check_writable(folder: Path, extra: str = "figures") -> Path:
 
 
 def provenance() -> dict[str, str]:
-    """What a stored result says of its making."""
+    """The record of versions and precision that is stored with a result."""
     import jax.numpy as jnp
 
     from negmaml._core.provenance import versions

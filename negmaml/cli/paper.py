@@ -36,16 +36,16 @@ def reproduce(
     Args:
         out: folder for reproduction.png, .svg and .nc (opens with xarray); made if missing.
         seed: seed of all random numbers.
-        runs: runs a point in panels b, 1000 when left out; panels a show a tenth of them, as in the
-            paper. Of the nonlinear problem, networks a point in both panels, 20 when left out.
-        figure: which of the paper's problems; all are the two linear ones, of a few seconds. The
-            nonlinear one trains networks for minutes, beside the exact solution in their kernel.
-        evaluation: exact mean over test tasks, or the paper's 100 sampled tasks of 50 points; the
-            nonlinear problem has sampled tasks only.
+        runs: runs per point in panels b, by default 1000; panels a show a tenth of them, as in the
+            paper. For the nonlinear problem: networks per point in both panels, by default 20.
+        figure: one of the paper's problems, or all for the two linear ones, which take seconds. The
+            nonlinear one trains networks for minutes and compares with the exact kernel solution.
+        evaluation: exact mean over test tasks, or the paper's 100 sampled tasks of 50 points, which
+            the nonlinear problem always uses.
         quick: a tenth of the runs.
     """
     imports = threading.Thread(target=_import_figures, daemon=True)
-    imports.start()  # while XLA compiles
+    imports.start()  # in parallel with compilation
     out = check_writable(out)
     if figure == "nonlinear":
         return _reproduce_nonlinear(out, seed, runs, quick)
@@ -70,7 +70,7 @@ def reproduce(
 
 
 def _reproduce_nonlinear(out: Path, seed: int, runs: int | None, quick: bool) -> int:
-    """`reproduce` for networks, a run after another."""
+    """Run `reproduce` for the nonlinear problem, one network after another."""
     from negmaml.paper import nonlinear
 
     runs = nonlinear.RUNS if runs is None else runs
@@ -97,7 +97,7 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
     Args:
         out: folder for phases.png, .svg and .nc (opens with xarray); made if missing.
         seed: seed of the simulated points.
-        runs: runs a simulated point.
+        runs: runs of each simulated point.
     """
     out = check_writable(out)
     from negmaml.paper import figures, netcdf
@@ -119,7 +119,7 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
 
 
 def gain_map(out: Path = Path("gain_map")) -> int:
-    """Map where a negative training rate pays: spectrum, noise, data, with a ridge and without.
+    """Map the gain of a negative training rate over spectra, noise and data, with ridge and without.
 
     Args:
         out: folder for gain_map.png, .svg and .nc (opens with xarray); made if missing.
@@ -150,7 +150,7 @@ def gain_map(out: Path = Path("gain_map")) -> int:
 
 
 def _import_figures() -> None:
-    """Import what drawing and storing needs; an error shows where the import is used."""
+    """Import the modules for drawing and storing; a missing one raises where it is used."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401

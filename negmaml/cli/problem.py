@@ -1,4 +1,4 @@
-"""The commands about one problem: predict and verify."""
+"""The commands for one problem: predict and verify."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal

@@ -15,8 +15,8 @@ from negmaml.cli.output import check_writable, print_renamed, print_table, say, 
 from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
-from negmaml.sweeps.claims import SLURM
 from negmaml.sweeps.cluster import connected
+from negmaml.sweeps.members import SLURM
 from negmaml.sweeps.storage import local_path
 
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="override"), tyro.conf.UseAppendAction]
@@ -36,20 +36,20 @@ def sweep(
     extend: bool = False,
     allow_code_change: bool = False,
 ) -> int:
-    """Run the sweep of a spec file, or go on with it; a store that is complete computes nothing.
+    """Run or resume the sweep of a spec file; a complete store computes nothing.
 
     Args:
-        spec: a TOML file, or phase_map, the example that comes with the package.
-        store: where the result goes: a path or an fsspec URL.
+        spec: a TOML file, or phase_map, an example in the package.
+        store: path or fsspec URL of the result.
         overrides: fields of the spec, as in --override seeds=20 --override grid.sigma=[0.1,1.0].
-        dry_run: only say what there is to do: cells, shape groups, blocks, bytes, time.
-        scheduler: address of a Dask scheduler whose workers share the blocks.
+        dry_run: only print the plan: cells, shape groups, blocks, bytes, time.
+        scheduler: address of a Dask scheduler whose workers compute the blocks.
         worker: 3/16 in the third of 16 processes that run the same command and share the store, or
-            slurm in an array job. Any number may come and go, at any time.
-        memory: bytes that a batch of cells may take.
+            slurm in an array job. Workers may join or leave at any time.
+        memory: maximal bytes of a batch of cells.
         block: cells computed and stored at once.
         extend: add new seeds and new values of axes to the store.
-        allow_code_change: go on though the function computes something else than it did.
+        allow_code_change: resume even if the function computes something else than before.
     """
     fields = specs.read(spec, overrides, warn=print_renamed)
     memory = fields.get("memory") if memory is None else memory
@@ -89,7 +89,7 @@ sweep.__doc__ = inspect.cleandoc(sweep.__doc__ or "").replace(
 
 
 def _worker(text: str | None) -> tuple[int, int] | str | None:
-    """3/16 as a pair."""
+    """The pair (3, 16) of "3/16"; "slurm" and None stay."""
     if text in (None, SLURM):
         return text
     number, slash, count = text.partition("/")
@@ -101,11 +101,11 @@ def _worker(text: str | None) -> tuple[int, int] | str | None:
 
 
 def status(store: Name, check: bool = False) -> int:
-    """Report how far a sweep is, what its store lost, and which workers share it.
+    """Show the progress of a sweep, lost chunks, and the workers that share it.
 
     Args:
         store: a store of `negmaml sweep`.
-        check: read every chunk and compare it with its checksum; exits with 1 if any is lost. The
+        check: read every chunk and verify its checksum; the exit status is 1 if any is lost. The
             same command of `negmaml sweep` computes lost cells again.
     """
     require("zarr", "sweep")
@@ -120,11 +120,11 @@ def status(store: Name, check: bool = False) -> int:
 
 
 def merge(stores: Annotated[tuple[str, ...], tyro.conf.Positional], store: str) -> int:
-    """Put stores of the same sweep that were made apart into one.
+    """Merge stores of the same sweep into one.
 
     Args:
-        stores: the stores, which are only read.
-        store: where the result goes.
+        stores: the stores; they are only read.
+        store: path or URL of the result.
     """
     if not stores:
         raise ValueError("merge takes the stores that are merged: negmaml merge a.zarr b.zarr ...")
@@ -147,16 +147,16 @@ def heatmap(
     select: Selection = (),
     out: Path | None = None,
 ) -> int:
-    """Draw a mean over seeds, or where it is least, over two axes of a store.
+    """Plot the mean over seeds, or its argmin along an axis, as a heatmap.
 
     Args:
         store: a store of `negmaml sweep`, finished or not.
         x: an axis, or a product or quotient of coordinates over one axis, as n_t/p.
-        y: the same, over another axis.
+        y: another axis, or a product or quotient over it.
         value: the variable; by default the only one, or test_loss.
-        argmin: draw the value of this axis at which the variable is least.
+        argmin: plot the value of this axis at which the mean is least.
         select: values of the other axes, as in --select sigma=1.0.
-        out: the picture's path without suffix; by default next to the store.
+        out: path of the figure without suffix; by default next to the store.
     """
     dataset = summary.select(summary.load(store), _pairs(select))
     across, up = summary.quantity(dataset, x), summary.quantity(dataset, y)
@@ -181,15 +181,15 @@ def curves(
     select: Selection = (),
     out: Path | None = None,
 ) -> int:
-    """Draw a mean over seeds over one axis, with a band of two standard errors.
+    """Plot the mean over seeds along one axis, with a band of two standard errors.
 
     Args:
         store: a store of `negmaml sweep`, finished or not.
         x: an axis, or a product or quotient of coordinates over one axis.
-        hue: another axis, a curve for each of its values.
+        hue: another axis, with a curve for each of its values.
         value: the variable; by default the only one, or test_loss.
         select: values of the other axes, as in --select sigma=1.0.
-        out: the picture's path without suffix; by default next to the store.
+        out: path of the figure without suffix; by default next to the store.
     """
     dataset = summary.select(summary.load(store), _pairs(select))
     across, value = summary.quantity(dataset, x), summary.variable(dataset, value)

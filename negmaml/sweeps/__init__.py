@@ -10,8 +10,8 @@ from negmaml.sweeps.functions import SweepFunction, named
 from negmaml.sweeps.merging import merge
 from negmaml.sweeps.planning import plan, prepare
 from negmaml.sweeps.points import random_points
-from negmaml.sweeps.state import status
 from negmaml.sweeps.storage import StoreError
+from negmaml.sweeps.store_status import status
 
 __all__ = [
     "StoreError",

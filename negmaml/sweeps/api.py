@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,16 +14,22 @@ from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.extras import require
 from negmaml._core.fingerprint import check_code_version
 from negmaml._core.settings import own_transfers
-from negmaml.sweeps import cluster as clusters
-from negmaml.sweeps import store as stores
-from negmaml.sweeps.claims import check_alone, parse_part
-from negmaml.sweeps.lock import locked
-from negmaml.sweeps.planning import Work, check_means, index_of, planned, prepare, regions
-from negmaml.sweeps.progress import Tell, teller
-from negmaml.sweeps.run import empty
-from negmaml.sweeps.session import How, Means, finished, into_store
+from negmaml.sweeps.cluster import connected
+from negmaml.sweeps.layout import coordinates
+from negmaml.sweeps.members import parse_worker
+from negmaml.sweeps.planning import (
+    ValidatedSweep,
+    check_execution,
+    index_of,
+    planned,
+    prepare,
+    regions,
+)
+from negmaml.sweeps.progress import ProgressCallback, progress_reporter
+from negmaml.sweeps.runner import empty
+from negmaml.sweeps.session import ExecutionOptions, StorePolicy, read_finished
 from negmaml.sweeps.storage import Address, check_url, check_writable
-from negmaml.sweeps.worker import into_shared_store
+from negmaml.sweeps.worker import run_exclusive, run_shared
 
 if TYPE_CHECKING:
     import xarray
@@ -54,7 +59,7 @@ def sweep(
     extend: bool = False,
     allow_code_change: bool = False,
     code_version: str | None = None,
-    progress: bool | Tell = False,
+    progress: bool | ProgressCallback = False,
 ) -> "xarray.Dataset":
     """Evaluate `function(key, **point)` at every point of a grid and every seed.
 
@@ -129,30 +134,28 @@ def sweep(
     """
     require("xarray", "sweep")
     url = _check_options(store, client, worker, extend, allow_code_change)
-    worker = None if worker is None else parse_part(worker)
+    index = None if worker is None else parse_worker(worker)
     check_code_version(code_version)
-    check_means(memory, block, devices)
-    work = prepare(
+    check_execution(memory, block, devices)
+    prepared = prepare(
         function, grid, seeds, root_seed=root_seed, static=static, vectorized=vectorized,
         common_random_numbers=common_random_numbers, output_dims=output_dims,
     )  # fmt: skip
-    with teller(progress) as tell:
+    with progress_reporter(progress) as report:
         if url is None:
-            return _in_memory(work, memory, block, devices, tell)
-        how = How(extend, allow_code_change, code_version)
+            return _in_memory(prepared, memory, block, devices, report)
+        policy = StorePolicy(extend, allow_code_change, code_version)
         try:
             check_writable(url)
         except OSError:
-            if (found := finished(work, url, how)) is None:
+            if (found := read_finished(prepared, url, policy)) is None:
                 raise
             return found
-        with clusters.connected(client) as workers, _told_how_to_go_on(url):
-            means = Means(memory, block, devices, workers, tell)
-            if worker is not None:
-                return into_shared_store(work, url, worker, means, how)
-            with locked(url) as lock:
-                left = check_alone(url) or lock.left
-                return into_store(work, url, replace(lock, left=left), means, how)
+        with connected(client) as workers, _add_resume_hint(url):
+            options = ExecutionOptions(memory, block, devices, workers, report)
+            if index is not None:
+                return run_shared(prepared, url, index, options, policy)
+            return run_exclusive(prepared, url, options, policy)
 
 
 def _check_options(store, client, worker, extend, allow_code_change) -> Address | None:
@@ -187,30 +190,31 @@ def _check_options(store, client, worker, extend, allow_code_change) -> Address 
 
 
 @contextmanager
-def _told_how_to_go_on(store: str) -> Iterator[None]:
+def _add_resume_hint(store: str) -> Iterator[None]:
+    """Add a note to an interrupt that says how to resume."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(f"finished blocks are in {store!r}; the same call goes on from there")
+        stop.add_note(f"finished blocks are in {store!r}; the same call resumes")
         raise
 
 
-def _in_memory(work: Work, memory, block, devices, tell: Tell):
+def _in_memory(sweep: ValidatedSweep, memory, block, devices, report: ProgressCallback):
     import xarray as xr
 
     started = time.perf_counter()
-    grid, (_, runner) = work.grid, planned(work, memory, block, devices)
-    results = empty(work.outputs, grid.shape)
-    done = 0
+    grid, (_, runner) = sweep.grid, planned(sweep, memory, block, devices)
+    results = empty(sweep.outputs, grid.shape)
+    completed = 0
     todo = regions(grid, runner.block)
     runner.expect(todo)
     for region in todo:
         wanted = np.ones([part.stop - part.start for part in region], bool)
         for name, values in runner.compute(index_of(region, wanted)).items():
             results[name][region] = values.reshape(*wanted.shape, *values.shape[1:])
-        done += wanted.size
-        tell(done, grid.cells)
-    dims = {o.name: (*grid.dims, *o.dims) for o in work.outputs} | {"finite": grid.dims}
-    attributes = work.attributes() | {"wall_seconds": time.perf_counter() - started}
+        completed += wanted.size
+        report(completed, grid.cells)
+    dims = {o.name: (*grid.dims, *o.dims) for o in sweep.outputs} | {"finite": grid.dims}
+    attributes = sweep.attributes() | {"wall_seconds": time.perf_counter() - started}
     variables = {name: (dims[name], results[name]) for name in dims}
-    return xr.Dataset(variables, stores.coordinates(grid), attributes)
+    return xr.Dataset(variables, coordinates(grid), attributes)

@@ -1,7 +1,7 @@
-"""What a sweep asks of its function, and what the function turns out to take and to give.
+"""The function of a sweep: the axes that it takes, their roles, its outputs and its programs.
 
-Any JAX function `function(key, **point) -> dict of arrays` will do: it is swept as a
-`SweepFunction` with every default. A subclass says more about itself.
+Any JAX function `function(key, **point) -> dict of arrays` can be swept; it is wrapped as a
+`SweepFunction` with every default. A subclass describes itself in more detail.
 """
 
 import inspect
@@ -20,26 +20,26 @@ from negmaml._core.deprecation import warn_renamed
 from negmaml._core.fingerprint import Identity, UnidentifiedError, identify
 from negmaml._core.keys import key_of
 from negmaml._core.registry import maker, registered
-from negmaml.sweeps.grid import Grid
+from negmaml.sweeps.grid import SweepGrid
 from negmaml.sweeps.names import check_output_dims, check_output_name, check_outputs
-from negmaml.sweeps.parse import name_tuple, near
-from negmaml.sweeps.values import held_as
+from negmaml.sweeps.parse import did_you_mean, name_tuple
+from negmaml.sweeps.values import numpy_dtype
 
 
 @runtime_checkable
 class SweepFunction(Protocol):
-    """A function for `nm.sweep` that says what it takes: subclass it, and write `__call__`.
+    """A function for `nm.sweep` that describes its axes: subclass it and write `__call__`.
 
-    Everything else has a default. An object that is no subclass has to have all of it.
+    Everything else has a default. An object that is not a subclass has to define all members.
 
     Attributes:
         accepts: the names of its points; None for any.
-        requires: those without a default.
+        requires: the names without a default.
         static_axes: names that set shapes or branches; None for all names whose values are
             integers, strings or truth values.
         vectorized_axes: names it takes as one array each and returns as leading dims. Its outputs
             at one value must not depend on the other values.
-        output_dims: the dims of outputs, where they do not lead with all vectorized axes.
+        output_dims: the dims of outputs that do not lead with all vectorized axes.
 
     >>> class Powers(SweepFunction):
     ...     accepts = requires = ("size", "powers")
@@ -58,7 +58,7 @@ class SweepFunction(Protocol):
     vectorized_axes: tuple[str, ...] = ()
     output_dims: Mapping[str, Sequence[str]] = {}
 
-    if TYPE_CHECKING:  # which lets a subclass name its points
+    if TYPE_CHECKING:  # a subclass may name its points as keywords
         __call__: Callable[..., dict[str, jax.Array]]
     else:
 
@@ -67,7 +67,7 @@ class SweepFunction(Protocol):
             raise NotImplementedError
 
     def check(self, **point: Any) -> None:
-        """Raise ValueError or TypeError for values it does not allow; called before any trace."""
+        """Raise ValueError or TypeError for invalid values; called before anything is traced."""
         return None
 
     def batched(
@@ -80,16 +80,19 @@ class SweepFunction(Protocol):
         return jax.vmap(lambda key, own: self(key, **shared, **own))(keys, dict(numbers))
 
     def batch_cells(self, **statics: Any) -> int | None:
-        """How many cells a call of the program should take; None to reckon from its memory."""
+        """Cells of one call of the program; None to compute them from its memory."""
         return None
 
     def compiler_options(self, platform: str, cells: int, **statics: Any) -> dict[str, Any] | None:
-        """How to compile a program that so many cells will use; None for XLA's own options."""
+        """Compiler options of a program that `cells` cells will use; None for XLA's defaults."""
         return None
 
 
 class Plain(SweepFunction):
-    """Any function, with its signature read and every other default."""
+    """Any function as a `SweepFunction`.
+
+    Its names are read from its signature; everything else has the default.
+    """
 
     def __init__(self, function: Callable):
         self.function = function
@@ -105,7 +108,10 @@ MEMBERS = ("accepts", "requires", "static_axes", "vectorized_axes", "output_dims
 
 @dataclass(frozen=True)
 class Roles:
-    """A function and what its axes are for, as it says itself or as the caller does."""
+    """A function with the roles of its axes.
+
+    The caller's arguments take precedence over the attributes of the function.
+    """
 
     function: SweepFunction
     static: tuple[str, ...] | None
@@ -115,7 +121,10 @@ class Roles:
 
 @dataclass(frozen=True)
 class Output:
-    """One array that the function returns for a cell: its trailing dims, shape and dtype."""
+    """One array that the function returns for a cell.
+
+    dims, shape: the trailing dims of the array and their sizes. dtype: the name of its NumPy dtype.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -129,7 +138,7 @@ class Output:
 
 
 def roles(function, static=None, vectorized=None, output_dims=None) -> Roles:
-    """The roles of axes of `function`, with what the caller says in place of what it says."""
+    """The roles of the axes of `function`; arguments that are not None override its attributes."""
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"function must be callable as function(key, **point), got {function!r}")
     static = None if static is None else name_tuple("static", static)
@@ -163,7 +172,7 @@ def roles(function, static=None, vectorized=None, output_dims=None) -> Roles:
 
 
 def _signature(function) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """(accepted names, names without default) after the key."""
+    """(accepted names, names without a default) of the arguments after the key."""
     parameters = list(inspect.signature(function).parameters.values())
     kinds = inspect.Parameter
     if not parameters or parameters[0].kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD):
@@ -177,7 +186,7 @@ def _signature(function) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
     return tuple(p.name for p in named), requires
 
 
-def inputs(grid: Grid, batch: tuple[int, ...] = ()):
+def inputs(grid: SweepGrid, batch: tuple[int, ...] = ()):
     """(keys, numbers, vectorized axes) that cells of this batch shape are traced with."""
     names = [n for axis in grid.axes for n in axis.names if n not in grid.static]
     number = jnp.result_type(float)
@@ -192,8 +201,8 @@ def inputs(grid: Grid, batch: tuple[int, ...] = ()):
     )
 
 
-def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
-    """What every cell returns; raises ValueError when groups of static values disagree."""
+def outputs(roles: Roles, grid: SweepGrid) -> tuple[Output, ...]:
+    """The outputs of every cell; ValueError if groups of static values disagree."""
     _check_values(roles.function, grid)
     first: tuple[Output, ...] | None = None
     for group in grid.groups():
@@ -213,23 +222,25 @@ def outputs(roles: Roles, grid: Grid) -> tuple[Output, ...]:
     for name in roles.output_dims:
         if name not in names:
             raise ValueError(
-                f"output_dims: the function returns no {name!r}{near(name, names)}; it returns "
-                + ", ".join(names)
+                f"output_dims: the function returns no {name!r}{did_you_mean(name, names)}; it "
+                f"returns {', '.join(names)}"
             )
     return first
 
 
-def _declares(function: SweepFunction, found: tuple[Output, ...], grid: Grid) -> bool:
-    """Whether the function itself says that its outputs have only vectorized axes, in every group.
+def _declares(function: SweepFunction, found: tuple[Output, ...], grid: SweepGrid) -> bool:
+    """Whether the function declares that its outputs have only vectorized axes.
 
-    Tracing it for each of many groups of sizes would take longer than a small sweep.
+    Then one group is traced: tracing many groups can take longer than a small sweep.
     """
     vectorized = {axis.names[0] for axis in grid.vectorized}
     return all(o.name in function.output_dims and vectorized >= set(o.dims) for o in found)
 
 
-def _cell_shapes(function: SweepFunction, grid: Grid, group) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the function returns for one cell of a group of static values."""
+def _cell_shapes(
+    function: SweepFunction, grid: SweepGrid, group
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the outputs of one cell of a group of static values."""
 
     def cell(key, numbers, vectorized):
         found = function(key, **group, **numbers, **vectorized)
@@ -245,12 +256,12 @@ def _cell_shapes(function: SweepFunction, grid: Grid, group) -> dict[str, jax.Sh
     return {name: shapes[name] for name in sorted(shapes)}
 
 
-def programs(
-    function: SweepFunction, grid: Grid, groups: Sequence[Mapping], version: str | None
+def identify_programs(
+    function: SweepFunction, grid: SweepGrid, groups: Sequence[Mapping], code_version: str | None
 ) -> dict[str, Identity]:
     """The identity of the program of each group of static values, by the group as text.
 
-    Whole axes, which can grow, are given two values.
+    Vectorized axes are traced with two values, so that the identity survives an extension.
     """
     keys, numbers, vectorized = inputs(grid, (1,))
     lengths = {n: (2,) if w.shape else () for n, w in vectorized.items()}
@@ -262,7 +273,7 @@ def programs(
             return function.batched(keys, numbers, {**group, **vectorized})
 
         try:
-            found[group_text(group)] = identify(cell, keys, numbers, few, code_version=version)
+            found[group_text(group)] = identify(cell, keys, numbers, few, code_version=code_version)
         except (TypeError, ValueError, IndexError) as error:
             if isinstance(error, UnidentifiedError) or few == vectorized:
                 raise
@@ -273,19 +284,19 @@ def programs(
 
 
 def group_text(group: Mapping[str, Any]) -> str:
-    """A group of static values as text, whatever the order of its axes."""
+    """A group of static values as text that does not depend on the order of its axes."""
     return json.dumps(group, sort_keys=True)
 
 
-def _check_values(function: SweepFunction, grid: Grid) -> None:
-    """Every value of every axis once, next to the first values of the others."""
+def _check_values(function: SweepFunction, grid: SweepGrid) -> None:
+    """Check every value of every axis once, with the first values of all other axes."""
     base = {n: axis.column(n)[0] for axis in (*grid.axes, *grid.vectorized) for n in axis.names}
     for axis in grid.axes:
         for row in axis.values:
             function.check(**(base | dict(zip(axis.names, row, strict=True))))
 
 
-def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: Grid) -> Output:
+def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: SweepGrid) -> Output:
     vectorized = {axis.names[0]: len(axis) for axis in grid.vectorized if axis.dim}
     if not hasattr(shape, "shape"):
         raise TypeError(f"function must return a dict of arrays, got a nest at {name!r}")
@@ -303,7 +314,7 @@ def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: Grid) ->
             f"output {name!r} has shape {shape.shape} and not the dims {dims} of sizes "
             f"{vectorized}; name its dims with output_dims"
         )
-    return Output(name, dims, tuple(shape.shape), held_as(name, shape.dtype))
+    return Output(name, dims, tuple(shape.shape), numpy_dtype(name, shape.dtype))
 
 
 def _text(found: tuple[Output, ...]) -> str:
@@ -312,20 +323,22 @@ def _text(found: tuple[Output, ...]) -> str:
 
 @cache
 def named(name: str) -> SweepFunction:
-    """The function of a name, with the options it has by default."""
+    """The registered function of a name, with default options."""
     return made(name)
 
 
 def made(name: str, **options) -> SweepFunction:
-    """The function of a name; ValueError for an unknown name or option."""
+    """The registered function of a name; ValueError for an unknown name or option."""
     if name not in registered():
         known = registered()
-        raise ValueError(f"no sweep function {name!r}{near(name, known)}; there are {known}")
+        raise ValueError(
+            f"no sweep function {name!r}{did_you_mean(name, known)}; there are {known}"
+        )
     make = maker(name)
     known = list(inspect.signature(make).parameters)
     for option in options:
         if option not in known:
             raise ValueError(
-                f"{name!r} has no option {option!r}{near(option, known)}; it has {known}"
+                f"{name!r} has no option {option!r}{did_you_mean(option, known)}; it has {known}"
             )
     return make(**options)

@@ -1,17 +1,17 @@
-"""The grid: named axes, what each is for, and the address of every cell.
+"""The grid: named axes, the role of each, and the address of every cell.
 
 A cell is one point of the grid at one seed. Axes come in three kinds:
 
 - static: sets shapes or branches (integers, strings); every combination is compiled once;
 - number: traced and vmapped;
-- vectorized: handed to the function as one array, since it shares work along that axis itself.
+- vectorized: passed to the function as one array, because it shares work along that axis.
 
 A plain axis is `name: values`; zipped axes are `("p", "m"): [(20, 2), (60, 3)]`; a single value
-is a constant and makes no dimension. A list of grids becomes one zipped axis, `point`.
+is a constant without a dimension. A list of grids becomes one zipped axis, `point`.
 
-Random numbers belong to an address, the sum modulo 2^64 of a hash of each `name = value` of the
-cell: it knows nothing of positions, orders, blocks or devices. Vectorized axes, and those that the
-caller names as common, stay out of it, so that cells along them share their random numbers.
+The random numbers of a cell belong to its address: the sum modulo 2^64 of a hash of each
+`name = value`. It does not depend on positions, orders, blocks or devices. Vectorized axes and
+axes with common random numbers do not enter it, so cells along them share their random numbers.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Region = tuple[slice, ...]  # a block of cells, over the dims of the grid
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis, or several zipped: `values` holds one tuple, over `names`, for each position.
+    """One axis, or several zipped axes: `values` has a tuple over `names` for each position.
 
     `dim` is its dimension in the result; None for a constant.
     """
@@ -48,8 +48,12 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Axes over cells, vectorized axes, seeds, and the kind of every name."""
+class SweepGrid:
+    """The validated grid of a sweep.
+
+    axes: axes over cells; vectorized: axes that the function takes whole. static, common: the names
+    that set shapes, and those along which random numbers are shared.
+    """
 
     axes: tuple[Axis, ...]
     vectorized: tuple[Axis, ...]
@@ -73,14 +77,14 @@ class Grid:
         return math.prod(self.shape)
 
     def vectorized_values(self) -> dict[str, Any]:
-        """What the function gets for its vectorized axes: arrays, or floats for constants."""
+        """The arguments for vectorized axes: arrays, or floats for constants."""
         return {
             axis.names[0]: np.array(axis.column(axis.names[0])) if axis.dim else axis.values[0][0]
             for axis in self.vectorized
         }
 
     def groups(self) -> list[dict[str, Any]]:
-        """Every combination of static values, each of which is one compiled program."""
+        """Every combination of static values; each is one compiled program."""
         parts = []
         for axis in self.axes:
             names = [name for name in axis.names if name in self.static]
@@ -90,7 +94,7 @@ class Grid:
 
     @cached_property
     def _static_rows(self) -> dict[tuple[str, ...], tuple[list[tuple], np.ndarray]]:
-        """For each axis, its distinct static rows, and which of them each position has."""
+        """For each axis: its distinct static rows, and the number of the row at each position."""
         found = {}
         for axis in self.axes:
             names = [name for name in axis.names if name in self.static]
@@ -110,7 +114,7 @@ class Grid:
         return cells * chunks["seed"]
 
     def region_groups(self, region: Region) -> list[int]:
-        """Which groups, counted in `groups()`, have cells in a region."""
+        """The positions in `groups()` of the groups that have cells in a region."""
         parts = dict(zip(self.dims, region, strict=True))
         found = [0]
         for axis in self.axes:
@@ -126,6 +130,7 @@ class Grid:
         """
         positions = dict(zip(self.dims, index, strict=True))
         seeds = np.array(self.seeds, np.uint32)[positions["seed"]]
+        # Groups are numbered like `groups()`: the last axis varies fastest.
         groups = np.zeros(seeds.shape, int)
         address = np.zeros(seeds.shape, np.uint64)
         numbers: dict[str, np.ndarray] = {}
@@ -142,8 +147,9 @@ class Grid:
 
 @lru_cache(256)
 def _hashes(axis: Axis, common: frozenset[str]) -> np.ndarray:
-    """The axis's part of the address at each position."""
+    """The contribution of an axis to the address at each position."""
     names = [name for name in axis.names if name not in common]
+    # Sums commute, so the order of axes does not matter.
     sums = [
         sum(_hash(name, value[axis.names.index(name)]) for name in names) % 2**64
         for value in axis.values
@@ -152,5 +158,6 @@ def _hashes(axis: Axis, common: frozenset[str]) -> np.ndarray:
 
 
 def _hash(name: str, value) -> int:
+    # Python's own hash differs between processes; addresses must not.
     digest = hashlib.blake2b(f"{name}={value!r}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -1,7 +1,7 @@
-"""Opening a store with zarr: with metadata made here, and every chunk checked before it is decoded.
+"""A store as zarr sees it: with our own metadata, and every chunk checked before it is decoded.
 
-zarr takes a chunk that is missing for one of fill values, and unpacks whatever a chunk unpacks to.
-Between zarr and the files stands a store of its interface that does neither.
+zarr reads a missing chunk as fill values, and unpacks a chunk to any size. The class here stands
+between zarr and the files, has the interface of a zarr store, and raises an error instead.
 """
 
 import json
@@ -18,12 +18,12 @@ ROOT = "zarr.json"
 
 
 def text_of(metadata: Mapping[str, Any]) -> bytes:
-    """Metadata as they are written."""
+    """Metadata as JSON."""
     return json.dumps(metadata, indent=1).encode()
 
 
 def group_metadata(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The `zarr.json` of a group, with that of all its arrays."""
+    """The `zarr.json` of a group, with the consolidated metadata of its arrays."""
     return {
         "attributes": dict(attributes),
         "zarr_format": 3,
@@ -47,12 +47,12 @@ def guarded(
     arrays: Mapping[str, Layout],
     attributes: Mapping[str, Any] | None = None,
     write: bool = False,
-    whole: bool = False,
+    complete: bool = False,
 ):
     """The store at `url` for zarr and xarray.
 
-    write: whether it can be written. whole: whether a chunk that is missing is an error, which it
-    is where all cells are done.
+    write: whether it can be written. complete: whether all cells are, so that a missing chunk is an
+    error.
     """
     zarr = require("zarr", "sweep")
     path = local_path(url)
@@ -60,11 +60,11 @@ def guarded(
         held = zarr.storage.FsspecStore.from_url(url.rstrip("/"), read_only=not write)
     else:
         held = zarr.storage.LocalStore(path, read_only=not write)
-    return _class()(held, url, dict(arrays), dict(attributes or {}), whole)
+    return _class()(held, url, dict(arrays), dict(attributes or {}), complete)
 
 
 def zarr_arrays(store, write: bool = False) -> dict[str, Any]:
-    """The arrays of a store that was opened; every chunk is written, also one of fill values."""
+    """The arrays of an opened store; chunks of fill values are written like all others."""
     zarr = require("zarr", "sweep")
     with zarr.config.set({"array.write_empty_chunks": True}):
         mode = "r+" if write else "r"
@@ -74,23 +74,23 @@ def zarr_arrays(store, write: bool = False) -> dict[str, Any]:
 
 @cache
 def _class():
-    """The class, which needs zarr."""
+    """The class, made when it is first used because it needs zarr."""
     zarr = require("zarr", "sweep")
     ranges = require("zarr.abc.store", "sweep")
 
     class Guarded(zarr.storage.WrapperStore):  # type: ignore[name-defined]
-        """The files of a store, as a store of zarr."""
+        """The files of a store with the interface of a zarr store."""
 
-        def __init__(self, store, url="", arrays=None, attributes=None, whole=False):
+        def __init__(self, store, url="", arrays=None, attributes=None, complete=False):
             super().__init__(store)
-            self.url, self.arrays, self.whole = url, arrays or {}, whole
+            self.url, self.arrays, self.complete = url, arrays or {}, complete
             self.attributes = attributes or {}
 
         def _with_store(self, store):
-            return type(self)(store, self.url, self.arrays, self.attributes, self.whole)
+            return type(self)(store, self.url, self.arrays, self.attributes, self.complete)
 
         def __reduce__(self):
-            given = self._store, self.url, self.arrays, self.attributes, self.whole
+            given = self._store, self.url, self.arrays, self.attributes, self.complete
             return _make, given
 
         def _metadata(self, key: str) -> dict[str, Any] | None:
@@ -101,6 +101,7 @@ def _class():
             return self.arrays[folder].metadata() if folder in self.arrays else None
 
         async def get(self, key, prototype, byte_range=None):
+            # Metadata never come from the files: they could name codecs that run code.
             if key == ROOT or key.endswith(f"/{ROOT}"):
                 held = self._metadata(key)
                 return None if held is None else prototype.buffer.from_bytes(text_of(held))
@@ -108,10 +109,11 @@ def _class():
             at = layout.position(key) if layout else None
             if layout is None or at is None:
                 return None
+            # One byte more than allowed is enough to see that the file is too long.
             most = ranges.RangeByteRequest(0, layout.most_bytes(at) + 1)
             data = await self._store.get(key, prototype, most)
             if data is None:
-                if self.whole and layout.checksum:
+                if self.complete and layout.checksum:
                     raise damaged(self.url, key, "is missing")
                 return None
             if fault := layout.fault(at, data.to_bytes()):
@@ -134,5 +136,5 @@ def _class():
 
 
 def _make(*given):
-    """A store that was pickled."""
+    """Unpickle a store: the class has no importable name."""
     return _class()(*given)

@@ -1,7 +1,7 @@
 """The arrays that a manifest implies: metadata, chunks, and the bytes that a chunk may have.
 
-A store is read by this description only. Its own metadata are compared with it and not used, so
-that nobody who made the store chooses a codec, a shape or a fill value.
+A store is read by this description only. The metadata in the store are compared with it and never
+used, so the author of a store cannot choose a codec, a shape or a fill value.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.grid import Grid, Region
+from negmaml.sweeps.grid import Region, SweepGrid
 from negmaml.sweeps.manifest import Manifest
 
-LABELS = 1024  # values of a coordinate in a chunk: extensions mostly stay within
+LABELS = 1024  # values of a coordinate in a chunk: most extensions fit into the first one
 ZSTD = b"\x28\xb5\x2f\xfd"
 CHECKSUM = {"name": "crc32c"}
 CHECKSUM_BYTES = 4
@@ -24,10 +24,10 @@ CHECKSUM_BYTES = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """One array of a store. Chunks have the same shape everywhere, at the far edges too.
+    """One array of a store. All chunks have the same shape, also at the far edges.
 
-    label: whether it is a coordinate. texts: values of a coordinate of strings, of which each chunk
-    has a size of its own.
+    label: whether it is a coordinate. texts: the values of a coordinate of strings; the size of its
+    chunks depends on them.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Layout:
         return "/".join([self.name, "c", *map(str, at)])
 
     def position(self, key: str) -> tuple[int, ...] | None:
-        """The chunk of a file; None for a file of something else."""
+        """The position of the chunk in a file; None if the file is not a chunk of this array."""
         name, _, rest = key.partition("/")
         parts = rest.split("/")
         if name != self.name or parts[0] != "c" or len(parts) != 1 + len(self.shape):
@@ -88,7 +88,8 @@ class Layout:
         return 4 + 4 * math.prod(self.chunk) + sum(len(text.encode()) for text in texts)
 
     def most_bytes(self, at: Sequence[int]) -> int:
-        """The most bytes that the file of a chunk can have."""
+        """The largest possible size of the file of a chunk, in bytes."""
+        # zstd adds at most raw / 256 bytes and a header to data that do not compress.
         raw = self.raw_bytes(at) + CHECKSUM_BYTES * self.checksum
         return raw + raw // 64 + 1024 if self.compressed else raw
 
@@ -100,7 +101,7 @@ class Layout:
         return size != most
 
     def fault(self, at: Sequence[int], data: bytes) -> str:
-        """The fault of the file of a chunk, in words; empty without one that can be known."""
+        """The fault of the file of a chunk as text; empty if none can be detected."""
         if self.wrong_size(at, len(data)):
             return f"has {len(data):,} bytes"
         body = data
@@ -110,12 +111,13 @@ class Layout:
             body = data[:-CHECKSUM_BYTES]
             if google_crc32c.value(body) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
                 return "was altered: its checksum is another"
+        # A small file could unpack to any size: the header says which, before any memory is used.
         if self.compressed and _unpacked_bytes(body) != self.raw_bytes(at):
             return "does not unpack to the bytes of a chunk"
         return ""
 
     def metadata(self) -> dict[str, Any]:
-        """Its `zarr.json`."""
+        """The `zarr.json` of the array."""
         serializer: dict[str, Any] = {"name": "bytes"}
         if self.texts is not None:
             serializer = {"name": "vlen-utf8", "configuration": {}}
@@ -159,12 +161,12 @@ def _unpacked_bytes(data: bytes) -> int | None:
 
 
 def layouts(manifest: Manifest) -> dict[str, Layout]:
-    """Every array of the store of a manifest, as it is made now: each chunk with a checksum."""
+    """Every array of a new store of this manifest; each chunk has a checksum."""
     return cell_layouts(manifest) | coordinate_layouts(manifest.grid)
 
 
 def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
-    """The arrays over the cells: outputs, `finite` and the flags."""
+    """The arrays over the cells: outputs, `finite` and the completion counts."""
     grid, block = manifest.grid, manifest.block
     found = {}
     first = sizes_at(manifest, 1)
@@ -183,14 +185,14 @@ def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
 
 
 def sizes_at(manifest: Manifest, level: int) -> dict[str, int]:
-    """Sizes of the vectorized axes that cells of a level have: level 1 is before any extension."""
-    if level < 1 + len(manifest.parts):
-        return {dim: start or stop for dim, (start, stop) in manifest.parts[level - 1].items()}
+    """Sizes of the vectorized axes in cells of a level; level 1 is before any extension."""
+    if level < manifest.num_levels:
+        return {dim: start or stop for dim, (start, stop) in manifest.extensions[level - 1].items()}
     return {axis.dim: len(axis) for axis in manifest.grid.vectorized if axis.dim}
 
 
-def coordinate_layouts(grid: Grid) -> dict[str, Layout]:
-    """The arrays of the labels."""
+def coordinate_layouts(grid: SweepGrid) -> dict[str, Layout]:
+    """The arrays of the coordinates."""
     found = {}
     for name, (dims, values) in coordinates(grid).items():
         texts = tuple(map(str, values.ravel())) if values.dtype.kind == "U" else None
@@ -199,7 +201,7 @@ def coordinate_layouts(grid: Grid) -> dict[str, Layout]:
     return found
 
 
-def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+def coordinates(grid: SweepGrid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     """(dims, values) of every name of the grid, and of the seed."""
     found = {}
     for axis in (*grid.axes, *grid.vectorized):
@@ -209,10 +211,10 @@ def coordinates(grid: Grid) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     return {**found, "seed": (("seed",), np.array(grid.seeds, np.int64))}
 
 
-def as_held(layout: Layout, held: Mapping[str, Any]) -> Layout:
-    """The array as the metadata of a store have it; ValueError for other metadata.
+def match_metadata(layout: Layout, held: Mapping[str, Any]) -> Layout:
+    """The layout with or without checksums, as the metadata of a store have it.
 
-    Stores of earlier versions have no checksums.
+    Stores of earlier versions have no checksums. Raises ValueError for any other difference.
     """
     if not isinstance(held, Mapping):
         raise ValueError(f"{layout.name} has no metadata")
@@ -236,13 +238,13 @@ def as_held(layout: Layout, held: Mapping[str, Any]) -> Layout:
 
 
 def _tables(held: Any) -> list[Mapping[str, Any]]:
-    """A list of tables as it is, and nothing for anything else."""
+    """The value if it is a list of tables, else an empty list."""
     tables = isinstance(held, list) and all(isinstance(one, Mapping) for one in held)
     return held if tables else []
 
 
 def _codec_name(array: str, codec: Mapping[str, Any]) -> str:
-    """The name of a codec, with parameters that a sweep can write."""
+    """The name of a codec; ValueError for a codec or parameter that no sweep writes."""
     name, parameters = str(codec.get("name")), codec.get("configuration", {})
     allowed: dict[str, dict[str, Any]] = {
         "bytes": {"endian": ("little",)},

@@ -1,4 +1,4 @@
-"""What a store is a sweep of, and how two sweeps differ."""
+"""The manifest: the identity of the sweep in a store, and the differences of two sweeps."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,40 +7,45 @@ from typing import Any
 
 from negmaml._core.fingerprint import Identity, difference
 from negmaml.sweeps.functions import Output
-from negmaml.sweeps.grid import Axis, Grid
+from negmaml.sweeps.grid import Axis, SweepGrid
 from negmaml.sweeps.values import indistinct
 
 FORMAT = 4  # raise it too when a cell gets other random numbers
 COMPLETED = {3: "done", 4: "completed"}  # the array that counts what each cell has, by format
-DESCRIBED = 8  # programs of which more is kept than the digest
-Box = Mapping[str, tuple[int, int]]  # vectorized axis: its first and one past its last position
+DESCRIBED = 8  # programs whose full identity is kept, for error messages
+Box = Mapping[str, tuple[int, int]]  # dim of a vectorized axis: first and one past last position
 
 
 @dataclass(frozen=True)
 class Manifest:
     """Everything that the numbers of a store depend on.
 
-    function: its name. version: of this package. programs: the digest of what is computed in each
-    group of static values; described: what there is to say of some of them. block: cells of a
-    chunk along each dim. parts: what cells can lack besides everything: the box
-    over the vectorized axes of each extension of one of them.
+    function: its name. version: the version of this package. programs: the digest of the program of
+    each group of static values. described: the full identities of some of these programs. block:
+    cells of a chunk along each dim. extensions: for each extension of a vectorized axis, the box
+    over the vectorized axes that it added.
     """
 
     function: str
     version: str
     root_seed: int
     x64: bool
-    grid: Grid
+    grid: SweepGrid
     outputs: tuple[Output, ...]
     programs: Mapping[str, str]
     described: Mapping[str, Identity]
     block: tuple[int, ...] = ()
-    parts: tuple[Box, ...] = ()
+    extensions: tuple[Box, ...] = ()
     format: int = FORMAT
 
     @property
+    def num_levels(self) -> int:
+        """Levels of a complete cell: one, and one for each extension of a vectorized axis."""
+        return 1 + len(self.extensions)
+
+    @property
     def completed(self) -> str:
-        """The name of the array that counts the parts each cell has."""
+        """The name of the array that counts the levels each cell has."""
         return COMPLETED[self.format]
 
     def to_json(self) -> str:
@@ -60,34 +65,34 @@ class Manifest:
             "programs": dict(self.programs),
             "described": {group: held.to_json() for group, held in self.described.items()},
             "block": self.block,
-            "parts": self.parts,
+            "parts": self.extensions,
         })  # fmt: skip
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """The manifest of a text; ValueError for one of another format."""
+        """The manifest in a JSON text; ValueError for another format."""
         return cls.from_held(json.loads(text))
 
     @classmethod
     def from_held(cls, held: Mapping[str, Any]) -> "Manifest":
-        """The manifest of a parsed text."""
+        """The manifest in parsed JSON; ValueError for another format."""
         if held.get("format") not in COMPLETED:
             raise ValueError(
                 f"it has the layout {held.get('format')} of another version of negmaml, and this "
                 f"one reads {' and '.join(map(str, COMPLETED))}"
             )
         static = {n for a in (*held["axes"], *held["whole"]) for n in a["static"]}
-        grid = Grid(
+        grid = SweepGrid(
             tuple(map(_axis, held["axes"])), tuple(map(_axis, held["whole"])),
             tuple(held["seeds"]), frozenset(static), frozenset(held["common"]),
         )  # fmt: skip
         outputs = tuple(Output(n, tuple(d), tuple(s), t) for n, d, s, t in held["outputs"])
-        parts = tuple({dim: tuple(box[dim]) for dim in box} for box in held["parts"])
+        extensions = tuple({dim: tuple(box[dim]) for dim in box} for box in held["parts"])
         return cls(
             held["function"], held["version"], held["root"], held["x64"], grid, outputs,
             held["programs"],
             {group: Identity.from_json(text) for group, text in held["described"].items()},
-            tuple(held["block"]), parts, held["format"],
+            tuple(held["block"]), extensions, held["format"],
         )  # fmt: skip
 
     def array_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -97,7 +102,7 @@ class Manifest:
         return shapes | {"finite": cells, self.completed: cells}
 
 
-def _axis_json(axis: Axis, grid: Grid) -> dict[str, Any]:
+def _axis_json(axis: Axis, grid: SweepGrid) -> dict[str, Any]:
     static = [name for name in axis.names if name in grid.static]
     return {"dim": axis.dim, "names": axis.names, "static": static, "values": axis.values}
 
@@ -107,9 +112,9 @@ def _axis(held: Mapping[str, Any]) -> Axis:
 
 
 def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]]:
-    """(what cannot be reconciled, what can be added), each in words.
+    """(contradictions, additions) of a requested sweep relative to a stored one, as text.
 
-    A sweep of fewer values or seeds than the store has is no difference: it is a part of it.
+    Values and seeds that only the store has are not a difference: the request is a part of it.
     """
     wrong: list[str] = []
     more: list[str] = []
@@ -143,7 +148,7 @@ def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]
 
 
 def other_programs(stored: Manifest, now: Mapping[str, Identity]) -> list[str]:
-    """In words, how programs differ from those of the same groups in the store."""
+    """The differences of programs from those of the same groups in the store, as text."""
     return [
         f"function: at {group} it computes something else than {stored.function} did"
         + (f" ({difference(stored.described[group], new)})" if group in stored.described else "")
@@ -153,7 +158,7 @@ def other_programs(stored: Manifest, now: Mapping[str, Identity]) -> list[str]:
 
 
 def with_programs(manifest: Manifest, function: str, now: Mapping[str, Identity]) -> Manifest:
-    """The manifest with these programs in place of those of the same groups, or added."""
+    """The manifest with these programs added, or in place of those of the same groups."""
     described = {**manifest.described, **now}
     kept = list(dict.fromkeys([*now, *described]))[:DESCRIBED]
     return replace(
@@ -168,8 +173,8 @@ def _differ(what: str, old, new) -> str:
     return f"{what}: store has {old}, asked {new}"
 
 
-def _axes(grid: Grid) -> dict[str, dict[str, Any]]:
-    """Every axis by its names, as it is compared."""
+def _axes(grid: SweepGrid) -> dict[str, dict[str, Any]]:
+    """Every axis by its names, with all that is compared."""
     return {
         ",".join(axis.names): {
             "role": role,
@@ -183,7 +188,7 @@ def _axes(grid: Grid) -> dict[str, dict[str, Any]]:
 
 
 def _own_shapes(manifest: Manifest) -> dict[str, Any]:
-    """Outputs, with no sizes of vectorized axes, which may grow."""
+    """Outputs without the sizes of vectorized axes, which may grow."""
     vectorized = _vectorized_sizes(manifest.grid)
     return {
         o.name: [
@@ -195,20 +200,20 @@ def _own_shapes(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _vectorized_sizes(grid: Grid) -> dict[str, int]:
+def _vectorized_sizes(grid: SweepGrid) -> dict[str, int]:
     return {axis.dim: len(axis) for axis in grid.vectorized if axis.dim}
 
 
 def _added(what: str, old: Sequence, new: Sequence) -> str:
-    """Which values the asked sweep adds, in words; nothing if none."""
+    """A description of the values that the request adds; empty if it adds none."""
     held = set(old)
     added = [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in new if v not in held]
     shown = ", ".join(map(str, added[:4])) + (", ..." if len(added) > 4 else "")
     return f"{what}: asked adds {len(added)} ({shown})" if added else ""
 
 
-def other_vectorized_axes(stored: Grid, asked: Grid) -> list[str]:
-    """vectorized axes of which the asked sweep has other values than the store."""
+def other_vectorized_axes(stored: SweepGrid, asked: SweepGrid) -> list[str]:
+    """The vectorized axes whose values differ between the store and the request."""
     return [
         old.names[0]
         for old, new in zip(_sorted(stored.vectorized), _sorted(asked.vectorized), strict=True)
@@ -238,14 +243,16 @@ def extended(stored: Manifest, asked: Manifest) -> Manifest:
         old, axes=tuple(map(longer, old.axes)), vectorized=tuple(map(longer, old.vectorized)),
         seeds=_append(old.seeds, asked.grid.seeds),
     )  # fmt: skip
-    parts, sizes = list(stored.parts), _vectorized_sizes(old)
+    # One box for each axis that grew: old cells need all values of the other axes at its new
+    # values, where "all" includes those that an earlier box of this loop has just added.
+    extensions, sizes = list(stored.extensions), _vectorized_sizes(old)
     for dim, size in _vectorized_sizes(grid).items():
         if size > sizes[dim]:
             box = {other: (0, held) for other, held in sizes.items()}
-            parts.append(box | {dim: (sizes[dim], size)})
+            extensions.append(box | {dim: (sizes[dim], size)})
             sizes[dim] = size
     outputs = tuple(_resized(output, sizes) for output in stored.outputs)
-    return replace(stored, grid=grid, parts=tuple(parts), outputs=outputs)
+    return replace(stored, grid=grid, extensions=tuple(extensions), outputs=outputs)
 
 
 def _append(old: tuple, new: tuple) -> tuple:
@@ -258,7 +265,9 @@ def _resized(output: Output, sizes: Mapping[str, int]) -> Output:
     return replace(output, shape=shape)
 
 
-def part_of(grid: Grid, outputs: Sequence[Output], box: Box) -> tuple[Grid, tuple[Output, ...]]:
+def restricted_to(
+    grid: SweepGrid, outputs: Sequence[Output], box: Box
+) -> tuple[SweepGrid, tuple[Output, ...]]:
     """A grid and its outputs with the values of vectorized axes that lie in a box."""
     vectorized = tuple(
         replace(axis, values=axis.values[slice(*box.get(axis.dim or "", (None,)))])

@@ -1,4 +1,4 @@
-"""Stores that were made apart, as one."""
+"""Merging stores of the same sweep into one."""
 
 import math
 import os
@@ -10,13 +10,13 @@ import numpy as np
 
 from negmaml._core.extras import require
 from negmaml._core.fingerprint import difference
-from negmaml.sweeps.claims import check_alone
-from negmaml.sweeps.grid import Axis, Grid, Region
+from negmaml.sweeps.dataset import dataset_of
+from negmaml.sweeps.description import MANIFEST, description_of
+from negmaml.sweeps.grid import Axis, Region, SweepGrid
 from negmaml.sweeps.guard import guarded, zarr_arrays
-from negmaml.sweeps.held import MANIFEST, existing
 from negmaml.sweeps.layout import cell_layouts
-from negmaml.sweeps.lock import locked
-from negmaml.sweeps.lost import found_in, mend
+from negmaml.sweeps.lease import locked
+from negmaml.sweeps.lost import clear_lost, found_in
 from negmaml.sweeps.manifest import (
     FORMAT,
     Manifest,
@@ -25,12 +25,12 @@ from negmaml.sweeps.manifest import (
     other_vectorized_axes,
     with_programs,
 )
-from negmaml.sweeps.planning import LARGEST_BLOCK, in_words, regions
-from negmaml.sweeps.progress import Tell, teller
-from negmaml.sweeps.reading import dataset_of
-from negmaml.sweeps.run import empty
+from negmaml.sweeps.members import require_exclusive
+from negmaml.sweeps.planning import MAX_BLOCK_BYTES, describe, regions
+from negmaml.sweeps.progress import ProgressCallback, progress_reporter
+from negmaml.sweeps.runner import empty
 from negmaml.sweeps.storage import StoreError, check_url, check_writable
-from negmaml.sweeps.store import Store, create, open_store
+from negmaml.sweeps.store import SweepStore, create, open_store
 
 OWN = (MANIFEST, "coordinates", "wall_seconds", "merged", "history")  # not taken from a source
 
@@ -39,29 +39,29 @@ OWN = (MANIFEST, "coordinates", "wall_seconds", "merged", "history")  # not take
 class _Source:
     """A store that is read.
 
-    done: how many parts each cell has, as far as its chunks are there. places: for each dim of the
-    merged cells, the position of each value here, or -1; dims: which dim of the cells it is here.
-    vectorized: the same for vectorized axes, which have the same values.
+    levels: the levels that each cell has. places: for each dim of the merged cells, the position of
+    each value in this store, or -1. dims: the number of that dim in this store. vectorized: the
+    positions for vectorized axes, which have the same values in all stores.
     """
 
     url: str
     manifest: Manifest
     attributes: dict[str, Any]
     arrays: Any
-    done: np.ndarray
+    levels: np.ndarray
     places: tuple[np.ndarray, ...] = ()
     dims: tuple[int, ...] = ()
     vectorized: tuple[tuple[str, np.ndarray], ...] = ()
 
-    def fill(self, region: Region, lacking: np.ndarray, block: dict[str, np.ndarray]) -> None:
-        """Put the cells of a region that it has into a block, and say that they lack no more."""
+    def fill(self, region: Region, missing: np.ndarray, block: dict[str, np.ndarray]) -> None:
+        """Copy this source's cells in `region` into `block` and unmark them in `missing`."""
         at = [place[part] for place, part in zip(self.places, region, strict=True)]
         there = [np.flatnonzero(place >= 0) for place in at]
-        wanted = lacking[np.ix_(*there)]
+        wanted = missing[np.ix_(*there)]
         if not wanted.any():
             return
         here = [place[found] for place, found in zip(at, there, strict=True)]
-        wanted &= self._at(self.done, here) == 1 + len(self.manifest.parts)
+        wanted &= self._at(self.levels, here) == self.manifest.num_levels
         cells = tuple(i[wanted] for i in np.meshgrid(*there, indexing="ij"))
         order = dict(self.vectorized)
         for name in block:
@@ -71,7 +71,7 @@ class _Source:
                 if dim in order:
                     values = np.take(values, order[dim], axis)
             block[name][cells] = values[wanted]
-        lacking[cells] = False
+        missing[cells] = False
 
     def _read(self, name: str, here: Sequence[np.ndarray]) -> np.ndarray:
         """An array at positions over the dims of the merged cells."""
@@ -80,11 +80,11 @@ class _Source:
         return values.transpose(*self.dims, *range(len(here), values.ndim))
 
     def _at(self, values: np.ndarray, here: Sequence[np.ndarray]) -> np.ndarray:
-        """The same of values of each cell."""
+        """Values over the cells at positions over the dims of the merged cells."""
         return values[np.ix_(*self._own(here))].transpose(self.dims)
 
     def _own(self, here: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Positions in the order of the dims of this store."""
+        """The positions in the order of the dims of this store."""
         return [here[self.dims.index(i)] for i in range(len(here))]
 
 
@@ -92,26 +92,26 @@ def merge(
     stores: Sequence[str | os.PathLike[str]],
     store: str | os.PathLike[str],
     *,
-    progress: bool | Tell = False,
+    progress: bool | ProgressCallback = False,
 ):
-    """Put stores of the same sweep that were made apart into one, as if it had made them.
+    """Merge stores of the same sweep into one.
 
-    Their axes and seeds are joined, and sorted where they grow; a cell that two of them have is the
-    first one's. Points that none of them has stay as not done, and `nm.sweep` on the new store
-    computes them. They are of one sweep if they agree on everything but values of axes and seeds,
-    the program of the function included.
+    The values of their axes and their seeds are joined, and sorted along axes that grow. The first
+    store that has a cell provides it. Missing cells stay incomplete; run `nm.sweep` on the
+    new store afterwards to compute them. Stores hold the same sweep if they agree on everything but
+    the values of axes and the seeds, including the program of the function.
 
     Arguments:
         stores: paths or URLs of stores, finished or not; they are only read.
-        store: where the result goes; the same call resumes a merge that was interrupted. Its
-            blocks have along each dim the largest size that any of the stores has.
-        progress: whether to show a bar (needs rich: pip install "negmaml[cli]"), or a function
-            that is called as progress(cells looked at, cells in all) after every block.
+        store: path or URL of the result; the same call resumes an interrupted merge. Its blocks
+            have along each dim the largest size of any of the stores.
+        progress: True shows a bar (needs rich: pip install "negmaml[cli]"); a function is called as
+            progress(cells visited, cells in all) after every block.
 
     Returns the dataset, with `completed`, read lazily.
 
-    Raises StoreError for stores of different sweeps, with the differences, for a store that
-    holds something else, and for a chunk that is damaged; FileNotFoundError for a missing store.
+    Raises StoreError that lists the differences for stores of different sweeps, and StoreError if
+    `store` holds another sweep or a chunk is damaged; FileNotFoundError for a missing store.
     """
     require("xarray", "sweep")
     if isinstance(stores, str | bytes) or not isinstance(stores, Sequence) or not stores:
@@ -128,35 +128,35 @@ def merge(
         manifest, format=FORMAT, block=_block([s.manifest for s in sources], manifest)
     )
     check_writable(url)
-    with teller(progress, "merging") as tell, locked(url) as lock:
-        left = check_alone(url) or lock.left
-        out = open_store(url, left)
+    with progress_reporter(progress, "merging") as tell, locked(url) as lock:
+        crashed = require_exclusive(url) or lock.previous_owner_crashed
+        out = open_store(url, crashed)
         if out is None:
             out = create(url, manifest, _attributes(sources, manifest.grid))
         else:
             _check_same(url, out.manifest, manifest)
-            mend(out, check=True)
+            clear_lost(out, check=True)
         _copy(out, [_placed(source, out.manifest.grid) for source in sources], lock.check, tell)
-    held = existing(url)
-    return dataset_of(url, held, found_in(url, held).done)
+    held = description_of(url)
+    return dataset_of(url, held, found_in(url, held).levels)
 
 
 def _source(url: str) -> _Source:
-    held = existing(url)
+    held = description_of(url)
     cells = {name: held.layouts[name] for name in cell_layouts(held.manifest)}
     arrays = zarr_arrays(guarded(url, cells))
-    return _Source(url, held.manifest, held.attributes, arrays, found_in(url, held).done)
+    return _Source(url, held.manifest, held.attributes, arrays, found_in(url, held).levels)
 
 
 def _block(parts: Sequence[Manifest], merged: Manifest) -> tuple[int, ...]:
     """Cells of a block along each dim: the most that any of the stores has, within a bound.
 
-    Neither depends on the order of the stores, so that the number of files does not.
+    The result does not depend on the order of the stores, and so neither does the number of files.
     """
     sizes = [dict(zip(part.grid.dims, part.block, strict=True)) for part in parts]
     most = {dim: max(size[dim] for size in sizes) for dim in merged.grid.dims}
     bytes_of_cell = max(1, *(output.nbytes for output in merged.outputs))
-    bound = max(LARGEST_BLOCK // bytes_of_cell, *(math.prod(part.block) for part in parts))
+    bound = max(MAX_BLOCK_BYTES // bytes_of_cell, *(math.prod(part.block) for part in parts))
     while math.prod(most.values()) > bound:
         longest = max(sorted(most), key=most.__getitem__)
         most[longest] = -(-most[longest] // 2)
@@ -164,7 +164,7 @@ def _block(parts: Sequence[Manifest], merged: Manifest) -> tuple[int, ...]:
 
 
 def _joined(first: str, manifest: Manifest, source: _Source) -> Manifest:
-    """A manifest with what a source adds to it; StoreError if that is of another sweep."""
+    """The manifest with the additions of a source; StoreError if it is of another sweep."""
     other = source.manifest
     wrong, _ = differences(manifest, other)
     if not wrong and (vectorized := other_vectorized_axes(manifest.grid, other.grid)):
@@ -183,14 +183,14 @@ def _joined(first: str, manifest: Manifest, source: _Source) -> Manifest:
             f"store {source.url!r} (asked) is of another sweep than {first!r} (store); a constant "
             f"that should be an axis is given as a list of one value:\n  {listed}"
         )
-    joined = extended(replace(manifest, parts=()), other)
+    joined = extended(replace(manifest, extensions=()), other)
     kept = {g: held for g, held in other.described.items() if g not in joined.described}
     joined = with_programs(joined, joined.function, kept)
     return replace(joined, programs={**other.programs, **joined.programs})
 
 
-def _sorted(joined: Grid, first: Grid) -> Grid:
-    """The joined grid with the values in order along axes of numbers that became longer."""
+def _sorted(joined: SweepGrid, first: SweepGrid) -> SweepGrid:
+    """The joined grid, sorted along axes of numbers that became longer."""
 
     def in_order(axis: Axis, before: Axis) -> Axis:
         texts = any(isinstance(value, str) for row in axis.values for value in row)
@@ -205,14 +205,14 @@ def _sorted(joined: Grid, first: Grid) -> Grid:
     return replace(joined, axes=axes, seeds=tuple(sorted(joined.seeds)) if longer else joined.seeds)
 
 
-def _attributes(sources: Sequence[_Source], grid: Grid) -> dict[str, Any]:
-    """How the merged store was made."""
+def _attributes(sources: Sequence[_Source], grid: SweepGrid) -> dict[str, Any]:
+    """The attributes of the merged store."""
     held = {name: v for name, v in sources[0].attributes.items() if name not in OWN}
     seconds = sum(float(source.attributes.get("wall_seconds", 0.0)) for source in sources)
     history = [line for source in sources for line in source.attributes.get("history", [])]
     noted = {"history": history} if history else {}
     urls = [source.url for source in sources]
-    return held | in_words(grid) | {"wall_seconds": seconds, "merged": urls} | noted
+    return held | describe(grid) | {"wall_seconds": seconds, "merged": urls} | noted
 
 
 def _check_same(url: str, held: Manifest, manifest: Manifest) -> None:
@@ -225,8 +225,8 @@ def _check_same(url: str, held: Manifest, manifest: Manifest) -> None:
         raise StoreError(f"store {url!r} holds something else than this merge:\n  {listed}")
 
 
-def _placed(source: _Source, merged: Grid) -> _Source:
-    """A source that knows where it has the cells of the merged grid."""
+def _placed(source: _Source, merged: SweepGrid) -> _Source:
+    """The source with the positions of its cells in the merged grid."""
     own = source.manifest.grid
     held = {axis.names: axis for axis in (*own.axes, *own.vectorized)}
 
@@ -243,16 +243,16 @@ def _placed(source: _Source, merged: Grid) -> _Source:
     return replace(source, places=tuple(found), dims=dims, vectorized=tuple(vectorized))
 
 
-def _copy(out: Store, sources: Sequence[_Source], check, tell: Tell) -> None:
+def _copy(out: SweepStore, sources: Sequence[_Source], check, tell: ProgressCallback) -> None:
     """Fill the blocks of a store from its sources."""
     grid, outputs, looked = out.manifest.grid, out.manifest.outputs, 0
     for region in regions(grid, out.manifest.block):
-        done = out.completed(region) > 0
-        lacking = ~done
-        block = empty(outputs, lacking.shape)
+        complete = out.completed(region) > 0
+        missing = ~complete
+        block = empty(outputs, missing.shape)
         for source in sources:
-            source.fill(region, lacking, block)
-        wanted = ~done & ~lacking
+            source.fill(region, missing, block)
+        wanted = ~complete & ~missing
         if wanted.any():
             check()
             out.write(region, 0, wanted, {name: values[wanted] for name, values in block.items()})

@@ -1,21 +1,23 @@
 """Names of axes, outputs and dims, all checked before anything is computed.
 
-A sweep is one dataset, whose coordinates, variables and dims share a single space of names, and its
-store has a folder for each variable.
+A sweep is one dataset, whose coordinates, variables and dims share one namespace. Its store has a
+folder for each variable, so names must be valid names of folders, too.
 """
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from negmaml.sweeps.grid import Axis, Grid
+from negmaml.sweeps.grid import Axis, SweepGrid
 
-POINT = "point"  # the dim of points that are listed, and of a union of grids
-OWN = ("seed", "finite", "done", "completed", "self")  # of the dataset and its store
+POINT = "point"  # the dim of listed points, and of a union of grids
+# Names of the dataset and its store; format 3 called the completion counts `done`, and xarray
+# cannot take `self` as a keyword.
+OWN = ("seed", "finite", "done", "completed", "self")
 RESERVED = ("key", *OWN, POINT)
-IN_PATHS, NOT_IN_FILES = "/\\", ':*?"<>|'  # what parts paths, and what some systems refuse
+IN_PATHS, NOT_IN_FILES = "/\\", ':*?"<>|'  # separators, and characters invalid on Windows
 FILE_OF_GROUP = "zarr.json"
-LONGEST = 100  # bytes; file systems allow 255, of which zarr needs some for names of its own
+LONGEST = 100  # bytes; file systems allow 255, and temporary files of zarr have longer names
 
 
 def check_axis_name(name: Any) -> None:
@@ -41,7 +43,7 @@ def check_output_name(name: Any) -> None:
 
 
 def _fault(name: str) -> str:
-    """Why a name cannot be that of an array of a store; nothing if it can."""
+    """The reason why a name is invalid for an array of a store; empty if it is valid."""
     if not name:
         return "is empty"
     if len(name.encode(errors="surrogatepass")) > LONGEST:
@@ -59,7 +61,7 @@ def _fault(name: str) -> str:
 
 
 def check_grid_names(axes: Sequence[Axis]) -> None:
-    """Raise where two names of a grid, or the dim of zipped axes and a name, are the same."""
+    """Raise if two names of a grid, or the dim of zipped axes and a name, are equal."""
     names = [name for axis in axes for name in axis.names]
     check_distinct("the names of the grid", names)
     _check_unlike(names, "NFKC")
@@ -76,8 +78,8 @@ def check_grid_names(axes: Sequence[Axis]) -> None:
         dims[axis.dim] = axis
 
 
-def check_outputs(dims: Mapping[str, Mapping[str, int]], grid: Grid) -> None:
-    """Raise where names of outputs or of their dims clash with each other or with the grid.
+def check_outputs(dims: Mapping[str, Mapping[str, int]], grid: SweepGrid) -> None:
+    """Raise if names of outputs or of their dims clash with each other or with the grid.
 
     dims: for each output its own dims and their sizes, in order.
     """
@@ -106,7 +108,7 @@ def check_outputs(dims: Mapping[str, Mapping[str, int]], grid: Grid) -> None:
 
 
 def check_output_dims(dims: Mapping[str, Sequence[str]]) -> None:
-    """Raise for dims, as a caller or function names them, that no store could have."""
+    """Raise for dims from `output_dims` that no store could have."""
     for output, own in dims.items():
         if not isinstance(output, str):
             raise TypeError(f"output_dims must have names of outputs as keys, got {output!r}")
@@ -117,7 +119,7 @@ def check_output_dims(dims: Mapping[str, Sequence[str]]) -> None:
 
 
 def check_portable(names: Iterable[str]) -> None:
-    """Raise for arrays of a store yet to be made that some systems cannot have, or not both."""
+    """Raise for names of a new store that some operating system cannot store or tell apart."""
     for name in names:
         if wrong := sorted(set(name) & set(NOT_IN_FILES)):
             raise ValueError(
@@ -128,7 +130,7 @@ def check_portable(names: Iterable[str]) -> None:
 
 
 def _check_unlike(names: Iterable[str], form: Any, case=str) -> None:
-    """Raise for two different names that Unicode, or a disk that ignores case, takes for one."""
+    """Raise for two names that Unicode normalisation, or a disk that ignores case, makes equal."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(case(unicodedata.normalize(form, name)), name)
@@ -138,7 +140,7 @@ def _check_unlike(names: Iterable[str], form: Any, case=str) -> None:
 
 
 def check_distinct(what: str, values: Sequence) -> None:
-    """Raise for a value that is there twice."""
+    """Raise for a value that occurs twice."""
     seen: set = set()
     for value in values:
         if value in seen:

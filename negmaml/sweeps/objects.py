@@ -1,8 +1,8 @@
-"""Objects that a spec names: rules with their parameters, functions, and what functions return.
+"""Objects that a spec names: rules with parameters, functions, and results of functions.
 
 { rule = "Momentum", rate = 0.1, momentum = 0.9, steps = 3 }     negmaml.rules.Momentum(...)
 { callable = "jax.nn:relu" }                                     the function
-{ call = "optax:adam", learning_rate = 0.01 }                    what it returns
+{ call = "optax:adam", learning_rate = 0.01 }                    the optimizer it returns
 """
 
 import importlib
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from negmaml.sweeps.parse import near
+from negmaml.sweeps.parse import did_you_mean
 
 RULES = "negmaml.rules"
 KINDS = ("rule", "callable", "call")
 
 
 def imported(where: str, name: Any) -> Any:
-    """What "module:attribute" names; modules of the current folder count."""
+    """Import "module:attribute"; modules in the current folder count."""
     module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not (module and attribute):
         raise ValueError(f'{where} must be "module:function", got {name!r}')
@@ -31,13 +31,13 @@ def imported(where: str, name: Any) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(f"{where}: no module {error.name!r} for {name!r}") from error
     except AttributeError as error:
-        near_one = near(attribute, dir(sys.modules[module]))
+        near_one = did_you_mean(attribute, dir(sys.modules[module]))
         raise ValueError(f"{where}: {module!r} has no {attribute!r}{near_one}") from error
     return found
 
 
 def resolved(where: str, value: Any) -> Any:
-    """A value of a spec with the objects that it names in place of their names."""
+    """A value of a spec in which objects replace the tables that name them."""
     if isinstance(value, list):
         return [resolved(where, one) for one in value]
     if not isinstance(value, Mapping):
@@ -68,10 +68,11 @@ def resolved(where: str, value: Any) -> Any:
 
 
 def _rule(where: str, name: str) -> Any:
+    # By name, because sweeps may not import rules; a spec names them all the same.
     rules = importlib.import_module(RULES)
     known = [one for one in rules.__all__ if one[0].isupper() and one != "InnerRule"]
     if name not in known:
         raise ValueError(
-            f"{where}: no rule {name!r}{near(name, known)}; there are {', '.join(known)}"
+            f"{where}: no rule {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"
         )
     return getattr(rules, name)

@@ -1,4 +1,4 @@
-"""A user's grid and seeds, checked and brought to one form."""
+"""Parsing of a user's grid and seeds into a `SweepGrid`."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import short_repr
-from negmaml.sweeps.grid import Axis, Grid
+from negmaml.sweeps.grid import Axis, SweepGrid
 from negmaml.sweeps.names import POINT, check_axis_name, check_distinct, check_grid_names
 from negmaml.sweeps.values import MORE_BITS, as_value, canonical, check_labels, indistinct
 
-MOST_SEEDS = 10**7  # each is listed in a store
-MOST_VALUES = 10**7  # of an axis
-MOST_CELLS = 10**9  # each has flags, in memory and in a store
+MAX_SEEDS = 10**7  # a store lists each of them
+MAX_VALUES = 10**7  # values of an axis
+MAX_CELLS = 10**9  # each has flags in memory and in the store
 
 
 def parse_grid(
@@ -30,16 +30,17 @@ def parse_grid(
     static: Sequence[str] | None = None,
     vectorized: Sequence[str] = (),
     common: Sequence[str] = (),
-) -> Grid:
-    """Check a user's grid and bring it to one form.
+) -> SweepGrid:
+    """Check a user's grid and seeds and return them as a `SweepGrid`.
 
     Arguments:
         accepted: names the function takes; None for any.
-        required: names it cannot do without.
+        required: names without a default.
         static: names that set shapes; None means integers, truth values and strings.
 
     Raises ValueError or TypeError naming the axis, and the nearest valid name.
     """
+    # A list of grids becomes one zipped axis `point`; vectorized axes must agree in all of them.
     several = not isinstance(grid, Mapping)
     if several and (isinstance(grid, str) or not isinstance(grid, Iterable)):
         raise TypeError(f"grid must be a dict of axes or a list of such dicts, got {grid!r}")
@@ -65,23 +66,23 @@ def parse_grid(
     ):
         for name in given:
             if name not in (known := names if accepted is None else accepted):
-                raise ValueError(f"{argument}: no axis {name!r}{near(name, known)}")
+                raise ValueError(f"{argument}: no axis {name!r}{did_you_mean(name, known)}")
     if both := sorted(set(static or ()) & set(vectorized)):
         raise ValueError(
             f"static and vectorized both name {both[0]!r}; an axis can only be one of them"
         )
     kinds = frozenset(n for a in axes for n in a.names if _is_static(a.column(n), n, static))
-    found = Grid(
+    found = SweepGrid(
         tuple(_canonical(axis, kinds) for axis in axes),
         tuple(_canonical(axis, frozenset()) for axis in vectorized_axes[0]),
         parse_seeds(seeds),
         kinds,
         frozenset(common),
     )
-    if found.cells > MOST_CELLS:
+    if found.cells > MAX_CELLS:
         sizes = " x ".join(f"{dim} {n:,}" for dim, n in zip(found.dims, found.shape, strict=True))
         raise ValueError(
-            f"grid and seeds must make at most {MOST_CELLS:,} cells, got {sizes}; sweep parts of "
+            f"grid and seeds must make at most {MAX_CELLS:,} cells, got {sizes}; sweep parts of "
             "them, each into a store of its own"
         )
     return found
@@ -97,7 +98,8 @@ def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
     listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
     if hasattr(given, "__len__"):
         _few(_length(given))
-    values = tuple(islice(given, MOST_SEEDS + 1)) if listed else ()
+    # One more than allowed is enough to see that an endless iterator is too long.
+    values = tuple(islice(given, MAX_SEEDS + 1)) if listed else ()
     whole = values and all(isinstance(s, Integral) and not isinstance(s, bool) for s in values)
     if not whole or not all(0 <= s < 2**32 for s in values):
         raise ValueError(
@@ -109,7 +111,7 @@ def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
 
 
 def _length(values) -> int:
-    """The number of values, of which a range can have more than Python counts."""
+    """The number of values; a range can have more than `len` supports."""
     try:
         return len(values)
     except OverflowError:
@@ -117,10 +119,10 @@ def _length(values) -> int:
 
 
 def _few(seeds: int) -> int:
-    """A number of seeds that a store can list."""
-    if seeds > MOST_SEEDS:
+    """The number of seeds; ValueError if a store cannot list as many."""
+    if seeds > MAX_SEEDS:
         raise ValueError(
-            f"seeds must be at most {MOST_SEEDS:,}, got {seeds:,} or more; sweep fewer, or let the "
+            f"seeds must be at most {MAX_SEEDS:,}, got {seeds:,} or more; sweep fewer, or let the "
             "function return the mean of several draws of its key"
         )
     return seeds
@@ -135,7 +137,7 @@ def _axes(grid, accepted, required) -> list[Axis]:
     for name in names:
         if accepted is not None and name not in accepted:
             raise ValueError(
-                f"grid: unknown axis {name!r}{near(name, accepted)}; the function takes "
+                f"grid: unknown axis {name!r}{did_you_mean(name, accepted)}; the function takes "
                 + ", ".join(accepted)
             )
     check_grid_names(axes)
@@ -158,9 +160,9 @@ def _axis(key, values) -> Axis:
         if isinstance(key, tuple):
             raise TypeError(f"grid: zipped axes {dim} need a list of tuples, got {values!r}")
         return Axis(None, names, ((as_value(dim, values),),))
-    if _length(values) > MOST_VALUES:
+    if _length(values) > MAX_VALUES:
         raise ValueError(
-            f"grid: axis {dim!r} must have at most {MOST_VALUES:,} values, got {_length(values):,}"
+            f"grid: axis {dim!r} must have at most {MAX_VALUES:,} values, got {_length(values):,}"
         )
     if len(values) == 0:
         raise ValueError(f"grid: axis {dim!r} is empty; give it a value or leave it out")
@@ -209,7 +211,7 @@ def _is_static(values, name: str, static: Sequence[str] | None) -> bool:
 
 
 def _canonical(axis: Axis, static: frozenset[str]) -> Axis:
-    """Numbers as floats, one zero, so that 1 and 1.0, 0.0 and -0.0 are the same cell."""
+    """The axis with numbers as floats, so that 1 and 1.0, 0.0 and -0.0 are the same cell."""
     rows = [
         tuple(
             canonical(name, value, name in static)
@@ -243,7 +245,7 @@ def _union(cell_axes: list[list[Axis]], vectorized_axes: list[list[Axis]]) -> li
 
 
 def name_tuple(argument: str, given) -> tuple[str, ...]:
-    """A list of names as a tuple; a bare string is an error, not a list of letters."""
+    """The names as a tuple; a string is an error, not a list of letters."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise TypeError(f"{argument} must be a list of names, such as [{given!r}], got {given!r}")
     names = tuple(given)
@@ -253,7 +255,7 @@ def name_tuple(argument: str, given) -> tuple[str, ...]:
     return names
 
 
-def near(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """ "; did you mean ...?" with the nearest valid name, or nothing."""
     close = get_close_matches(name, list(names), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

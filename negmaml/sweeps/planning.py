@@ -1,4 +1,4 @@
-"""Before anything is computed: a checked sweep, and its blocks, each a chunk of the store."""
+"""Planning before anything is computed: a validated sweep, and its blocks."""
 
 import math
 from collections.abc import Sequence
@@ -18,29 +18,32 @@ from negmaml._core.provenance import provenance
 from negmaml._core.settings import own_transfers
 from negmaml._core.version import __version__
 from negmaml.sweeps.functions import Output, Plain, SweepFunction, outputs, roles
-from negmaml.sweeps.grid import Axis, Grid, Region
+from negmaml.sweeps.grid import Axis, Region, SweepGrid
 from negmaml.sweeps.manifest import Manifest
 from negmaml.sweeps.names import check_portable
 from negmaml.sweeps.parse import name_tuple, parse_grid
-from negmaml.sweeps.run import Runner
+from negmaml.sweeps.runner import Runner
 
-BLOCK_SECONDS = 2.0  # what a kill loses at most, and long next to the milliseconds of a write
-LARGEST_BLOCK = 2**28  # bytes
-OWN_BYTES = 100  # of a cell, for its position, numbers and key
+BLOCK_SECONDS = 2.0  # a kill loses this much work; a write takes milliseconds
+MAX_BLOCK_BYTES = 2**28
+OWN_BYTES = 100  # bytes of a cell for its position, numbers and key
 
 
 @dataclass(frozen=True)
-class Work:
-    """A checked sweep, nothing of it computed yet."""
+class ValidatedSweep:
+    """A sweep whose arguments have all been checked.
+
+    declared: outputs whose dims the function or the caller names.
+    """
 
     function: SweepFunction
-    grid: Grid
+    grid: SweepGrid
     outputs: tuple[Output, ...]
     root_seed: int
-    declared: frozenset[str]  # outputs whose dims the function or the caller names
+    declared: frozenset[str]
 
     def manifest(self) -> Manifest:
-        """What a store of it says, but for programs and blocks."""
+        """The manifest of its store, still without programs and blocks."""
         name = name_of(self.function)
         return Manifest(name, __version__, self.root_seed, x64(), self.grid, self.outputs, {}, {})
 
@@ -50,19 +53,19 @@ class Work:
         check_portable([n for a in axes for n in a.names] + [o.name for o in self.outputs])
 
     def runner(self, block: Sequence[int], memory: int | None, devices) -> Runner:
-        """What computes it here."""
+        """A runner that computes it on local devices."""
         return Runner(
             self.function, self.grid, self.outputs, self.root_seed, block, memory, devices
         )
 
     def attributes(self) -> dict[str, Any]:
-        """What a dataset of it says of how it was made."""
+        """The attributes of its dataset, which record how it was made."""
         name = {"function": name_of(self.function), "root_seed": self.root_seed}
-        return provenance() | name | in_words(self.grid)
+        return provenance() | name | describe(self.grid)
 
 
-def in_words(grid: Grid) -> dict[str, str]:
-    """The points and seeds of a grid."""
+def describe(grid: SweepGrid) -> dict[str, str]:
+    """The points and seeds of a grid as attributes of a dataset."""
     seeds = grid.seeds
     counted = seeds == tuple(range(len(seeds)))
     axes = {",".join(axis.names): _plain(axis) for axis in (*grid.axes, *grid.vectorized)}
@@ -86,7 +89,7 @@ def prepare(
     vectorized=None,
     common_random_numbers=(),
     output_dims=None,
-) -> Work:
+) -> ValidatedSweep:
     """Check everything that can be checked before computing: see `nm.sweep`."""
     if (
         isinstance(root_seed, bool)
@@ -100,7 +103,7 @@ def prepare(
         name_tuple("common_random_numbers", common_random_numbers),
     )  # fmt: skip
     found = outputs(said, parsed)
-    return Work(said.function, parsed, found, int(root_seed), frozenset(said.output_dims))
+    return ValidatedSweep(said.function, parsed, found, int(root_seed), frozenset(said.output_dims))
 
 
 def x64() -> bool:
@@ -110,18 +113,18 @@ def x64() -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep will do, as a dry run finds it; prints as a table.
+    """The plan of a sweep from a dry run; prints as a table.
 
     Attributes:
-        grid, outputs: cells and their dims, and what is stored of each cell.
+        grid, outputs: cells with their dims, and the stored arrays.
         block: cells of a block along each dim; a block is a chunk of the store.
-        groups: combinations of static values, each of which is one program.
-        batch, batch_bytes: cells of a call of the largest program, and what it holds.
-        seconds_per_cell: of the largest group, once compiled.
-        compile_seconds: estimate for all programs, were each like that of the largest group.
+        groups: number of combinations of static values; each is one program.
+        batch, batch_bytes: cells and memory of one call of the largest program.
+        seconds_per_cell: time of a cell of the largest group, once compiled.
+        compile_seconds: estimate for all programs, if each costs as much as the largest.
     """
 
-    grid: Grid
+    grid: SweepGrid
     outputs: tuple[Output, ...]
     block: tuple[int, ...]
     groups: int
@@ -142,11 +145,11 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Estimated time to compute everything, had every group the cost of the largest."""
+        """Estimated time to compute everything, if every group costs as much as the largest."""
         return self.grid.cells * self.seconds_per_cell
 
     def rows(self) -> dict[str, str]:
-        """The plan in words."""
+        """The plan as (name, text)."""
         sizes = dict(zip(self.grid.dims, self.grid.shape, strict=True))
         dims = " x ".join(f"{dim} {size}" for dim, size in sizes.items())
         block = " x ".join(f"{d} {n}" for d, n in zip(sizes, self.block, strict=True))
@@ -178,10 +181,10 @@ def plan(
     common_random_numbers=(), output_dims=None,
     memory=None, block=None, devices=None,
 ) -> Plan:  # fmt: skip
-    """A dry run: what `nm.sweep` of the same arguments would do.
+    """Plan what `nm.sweep` with the same arguments would do (a dry run).
 
-    It checks them, compiles the program of the largest group of static values, and times one batch.
-    Nothing is stored. Raises what `nm.sweep` raises for arguments that are not right.
+    Checks the arguments, compiles the program of the largest group of static values, and times one
+    batch. Nothing is stored. Raises the errors of `nm.sweep` for invalid arguments.
 
     >>> found = plan(lambda key, x: {"y": x * jax.random.normal(key, (3,))}, {"x": [1.0, 2.0]}, 5)
     >>> found.blocks, found.nbytes, found.groups
@@ -192,25 +195,26 @@ def plan(
     blocks          1 of up to 10 cells (x 2 x seed 5)
     ...
     """
-    work = prepare(
+    sweep = prepare(
         function, grid, seeds, root_seed=root_seed, static=static, vectorized=vectorized,
         common_random_numbers=common_random_numbers, output_dims=output_dims,
     )  # fmt: skip
-    return planned(work, memory, block, devices)[0]
+    return planned(sweep, memory, block, devices)[0]
 
 
-def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
-    """What the sweep will do, and a runner that knows its blocks: of two seconds, or of `cells`.
+def planned(sweep: ValidatedSweep, memory, cells, devices) -> tuple[Plan, Runner]:
+    """The plan of a sweep, and a runner with its blocks: of two seconds, or of `cells`.
 
     A probe runs the group of the largest sizes.
     """
-    check_means(memory, cells, devices)
-    runner = work.runner(work.grid.shape, memory, devices)
+    check_execution(memory, cells, devices)
+    runner = sweep.runner(sweep.grid.shape, memory, devices)
     groups = runner.compiler.groups
     group = max(range(len(groups)), key=lambda g: _size(groups[g]))
+    # Memory limits the block first; the probe then limits its time.
     if cells is None:
         of_cell = OWN_BYTES + sum(output.nbytes for output in runner.outputs)
-        in_memory = min(runner.memory // 16, LARGEST_BLOCK) // of_cell
+        in_memory = min(runner.memory // 16, MAX_BLOCK_BYTES) // of_cell
         runner.block = chunk_shape(runner.grid.shape, max(1, in_memory))
     else:
         runner.block = chunk_shape(runner.grid.shape, cells)
@@ -225,8 +229,8 @@ def planned(work: Work, memory, cells, devices) -> tuple[Plan, Runner]:
     return found, runner
 
 
-def check_means(memory, block, devices) -> None:
-    """Raise for what is no number of bytes, no number of cells, or no devices of this machine."""
+def check_execution(memory, block, devices) -> None:
+    """Raise for an invalid number of bytes or cells, or for devices of another machine."""
     check_optional(check_count, "memory", memory)
     check_optional(check_count, "block", block)
     local = jax.local_devices()
@@ -237,18 +241,19 @@ def check_means(memory, block, devices) -> None:
 
 
 def chunk_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
-    """About `cells` cells: whole seeds first, then the axes from the last to the first."""
+    """The shape of a block of about `cells` cells: all seeds first, then the last axes."""
     block, left = [], max(1, cells)
     for size in reversed(shape):
         chunk = min(size, left)
-        block.append(math.ceil(size / math.ceil(size / chunk)))  # even chunks
+        block.append(math.ceil(size / math.ceil(size / chunk)))  # chunks of even size
         left //= block[-1]
         left = max(1, left)
     return tuple(reversed(block))
 
 
-def regions(grid: Grid, block: Sequence[int]) -> list[Region]:
-    """Every block as slices over the dims of the grid; those of one group after another."""
+def regions(grid: SweepGrid, block: Sequence[int]) -> list[Region]:
+    """Every block as slices over the dims of the grid, sorted by group."""
+    # Sorted by group, so that a program is compiled once and used for all its blocks.
     starts = (range(0, size, chunk) for size, chunk in zip(grid.shape, block, strict=True))
     found = [
         tuple(
@@ -270,7 +275,7 @@ def _size(group: dict) -> float:
 
 
 def name_of(function) -> str:
-    """What a function is called."""
+    """The qualified name of a function."""
     if isinstance(function, Plain):
         return name_of(function.function)
     if isinstance(function, partial):

@@ -1,4 +1,4 @@
-"""Random search: points of a grid that are drawn instead of listed."""
+"""Random search: points of a grid that are drawn at random."""
 
 import hashlib
 import math
@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 
 from negmaml.sweeps.names import check_axis_name
-from negmaml.sweeps.parse import MOST_VALUES, near
+from negmaml.sweeps.parse import MAX_VALUES, did_you_mean
 
 SCALES = ("linear", "log")
 FIELDS = ("low", "high", "scale", "integer")
-TRIES = 1000  # draws for each point that is wanted, of which those drawn before count as none
+TRIES = 1000  # draws for each requested point, including draws of duplicates
 
 
 def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any]]:
-    """Points drawn at random, for the axis `point` of a grid.
+    """Draw random points for the axis `point` of a grid.
 
     Arguments:
-        n: how many. The first points are the same for every n, so that a store is extended by more.
-        seed: of the draws. It has nothing to do with the seeds of a sweep.
+        n: number of points. The first points are the same for every n, so more can extend a store.
+        seed: seed of the draws, independent of the seeds of a sweep.
         ranges: for each name a dict with low and high, of either sign, and optionally
             scale="log" (uniform in the logarithm; low and high of one sign) or integer=True (from
             low to high, both included); a list of values to choose from; or one value for all.
 
-    A name's values depend on the seed, the name and the number of the point alone.
+    The value of a name depends only on the seed, the name and the number of the point.
 
     Raises ValueError or TypeError that names the range, also if there are fewer than n points.
 
@@ -42,8 +42,8 @@ def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any
             raise ValueError(
                 f"{name} of random points must be an integer >= {least}, got {value!r}"
             )
-    if n > MOST_VALUES:
-        raise ValueError(f"n of random points must be at most {MOST_VALUES:,}, got {n:,}")
+    if n > MAX_VALUES:
+        raise ValueError(f"n of random points must be at most {MAX_VALUES:,}, got {n:,}")
     if not ranges:
         raise ValueError("random points need a range, such as rate={'low': -1, 'high': 1}")
     for name, given in ranges.items():
@@ -59,13 +59,13 @@ def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any
 
 
 def _single(value: Any) -> Any:
-    """A fraction rounded to float32: points that round to one would be one cell."""
+    """A number rounded to float32; points with equal rounded values would be the same cell."""
     single = isinstance(value, float) and abs(value) < np.finfo(np.float32).max
     return float(np.float32(value)) if single else value
 
 
 def _numbers(n: int, ranges: Mapping[str, Any]) -> Iterator[int]:
-    """0, 1, 2, ...; ValueError after so many that there cannot be n points."""
+    """0, 1, 2, ...; ValueError after `TRIES` draws for each of the n points."""
     for i in count():
         if i == TRIES * n:
             raise ValueError(
@@ -78,7 +78,9 @@ def _check(name: str, given: Any) -> None:
     if isinstance(given, Mapping):
         for field in given:
             if field not in FIELDS:
-                raise ValueError(f"range of {name!r}: no field {field!r}{near(field, FIELDS)}")
+                raise ValueError(
+                    f"range of {name!r}: no field {field!r}{did_you_mean(field, FIELDS)}"
+                )
         low, high = (_number(given.get(bound)) for bound in ("low", "high"))
         if low is None or high is None:
             raise TypeError(f"range of {name!r} needs numbers low and high, got {dict(given)}")
@@ -102,12 +104,13 @@ def _check(name: str, given: Any) -> None:
 
 
 def _number(value: Any) -> float | None:
-    """A number as one, None for anything else."""
+    """A number as a float; None for any other value."""
     return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
 
 
 def _draw(name: str, given: Any, seed: int, i: int) -> Any:
     """The value of a name at point i."""
+    # A hash instead of a generator: the value does not depend on other names or on n.
     text = hashlib.blake2b(f"{seed}|{name}|{i}".encode(), digest_size=8).digest()
     u = int.from_bytes(text, "little") / 2**64
     if isinstance(given, Mapping):

@@ -1,4 +1,4 @@
-"""Progress of a sweep or a merge: a bar, or a function of the caller."""
+"""Progress of a sweep or a merge: a bar, or the caller's function."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,11 +6,13 @@ from typing import Any
 
 from negmaml._core.extras import require
 
-Tell = Callable[[int, int], Any]
+ProgressCallback = Callable[[int, int], Any]
 
 
 @contextmanager
-def teller(progress: bool | Tell, work: str = "sweeping") -> Iterator[Tell]:
+def progress_reporter(
+    progress: bool | ProgressCallback, work: str = "sweeping"
+) -> Iterator[ProgressCallback]:
     """The function that is called with the cells done and those in all; for True it moves a bar."""
     if not isinstance(progress, bool):
         if not callable(progress):

@@ -2,7 +2,7 @@
 
 function = "linear"            # or "module:function"
 seeds = 100                    # a count or a list
-[grid]                         # [[grid]] more than once for a list of grids
+[grid]                         # several [[grid]] form a union
 p = [20, 60]
 sigma = { start = 0.1, stop = 1.0, num = 10 }
 "n_t,n_v" = [[10, 2], [20, 4]]             # zipped
@@ -28,14 +28,14 @@ from negmaml._core.paths import expanded
 from negmaml._core.registry import registered
 from negmaml.sweeps.functions import made
 from negmaml.sweeps.objects import imported, resolved
-from negmaml.sweeps.parse import MOST_VALUES, near
+from negmaml.sweeps.parse import MAX_VALUES, did_you_mean
 from negmaml.sweeps.points import random_points
 
 FIELDS = {
     "function": '"linear", or "module:function" of your own; modules of the current folder count',
     "seeds": "a count n for seeds 0 to n - 1, or a list",
     "grid": 'axes by name: a value, a list, or { start, stop, num }; "a,b" = [[1, 2], ...] are '
-    "zipped; [[grid]] more than once for a union",
+    "zipped; several [[grid]] form a union",
     "points": "a list of points [{ a = 1, b = 0.5 }, ...] along `point`, crossed with the grid",
     "random": 'n points drawn at random: n, seed, and for each name { low, high, scale = "log", '
     "integer = true } or a list to choose from",
@@ -55,7 +55,7 @@ PASSED = ("seeds", "root_seed", "static", "vectorized", "common_random_numbers",
 RENAMED = {"root": "root_seed", "whole": "vectorized", "common": "common_random_numbers",
            "version": "code_version"}  # fmt: skip
 EXAMPLES = "negmaml.examples"
-WORD = r"[A-Za-z_][\w.:/-]*"  # what --override takes as a string without quotes
+WORD = r"[A-Za-z_][\w.:/-]*"  # --override accepts such a value as a string without quotes
 RANGE = {"start", "stop", "num"}
 
 
@@ -75,7 +75,7 @@ def read(
         spec.setdefault(RENAMED[old], spec.pop(old))
     for field in spec:
         if field not in FIELDS:
-            raise ValueError(f"{path}: unknown field {field!r}{near(field, FIELDS)}")
+            raise ValueError(f"{path}: unknown field {field!r}{did_you_mean(field, FIELDS)}")
     if "points" in spec or "random" in spec:
         spec.setdefault("grid", {})
     for field in ("function", "seeds", "grid"):
@@ -96,12 +96,12 @@ def read(
 
 
 def fields_text() -> str:
-    """The fields of a spec, a line each."""
+    """The fields of a spec, one per line, for help texts."""
     return "\n".join(f"- {name}: {text}" for name, text in FIELDS.items())
 
 
 def arguments(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `negmaml.sweeps.prepare`, but for function and grid."""
+    """The keyword arguments of `negmaml.sweeps.prepare`, without function and grid."""
     return {name: spec[name] for name in PASSED if name in spec}
 
 
@@ -153,11 +153,12 @@ def _grid(path: str, grid) -> dict:
                 raise ValueError(
                     f"{path}: axis {name!r} is a range of start, stop and num, got {sorted(values)}"
                 )
-            if check_count(f"{path}: num of axis {name!r}", values["num"]) > MOST_VALUES:
+            if check_count(f"{path}: num of axis {name!r}", values["num"]) > MAX_VALUES:
                 raise ValueError(
-                    f"{path}: num of axis {name!r} must be at most {MOST_VALUES:,}, "
+                    f"{path}: num of axis {name!r} must be at most {MAX_VALUES:,}, "
                     f"got {values['num']:,}"
                 )
+            # Rounded, so that 0.1 is not 0.1000000000000001 in the labels of an axis.
             values = np.round(np.linspace(values["start"], values["stop"], values["num"]), 12)
         key = tuple(part.strip() for part in name.split(",")) if "," in name else name
         found[key] = values
@@ -165,7 +166,7 @@ def _grid(path: str, grid) -> dict:
 
 
 def _points(path: str, spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The points that are listed, and then those drawn at random."""
+    """The listed points, followed by those drawn at random."""
     points = spec.get("points", [])
     if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
         raise ValueError(f"{path}: points must be a list of tables, [{{ a = 1 }}, ...]")

@@ -1,28 +1,31 @@
-"""The files of a store, on a disk or at a URL: each is written whole or not at all."""
+"""Storage: the files of a store and beside it, in a folder or in an object store."""
 
 import contextlib
 import errno
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from negmaml._core.extras import MissingExtraError, require
 from negmaml._core.paths import expanded
-from negmaml._core.plain_files import LinkedError, plain_sizes, read_plain
+from negmaml._core.plain_files import LinkedError, open_plain, plain_sizes, read_plain
 
-PARTIAL = ".partial"  # how files end that are being written, ours and those of zarr
-
-LONGEST = 200  # bytes of a store's name, of which those of its locks are made
+PARTIAL = ".partial"  # the suffix of files that are being written, by us or by zarr
+LONGEST = 200  # bytes of a store's name: names of its lease folders are longer
+MAX_NOTE = 2**16  # bytes of a lease or note: no worker writes a longer one
 
 
 class StoreError(ValueError):
-    """The store is not one that this sweep can read or write."""
+    """The store holds another sweep, is damaged, or is in use by another process."""
 
 
 class Address(str):
-    """The one address of a store, whatever spelling it was given by, which messages repeat."""
+    """The canonical address of a store; messages show it as the caller spelled it.
+
+    It is a `str`, so it can be passed wherever a URL is expected.
+    """
 
     given: str
 
@@ -36,10 +39,10 @@ class Address(str):
 
 
 def check_url(url) -> Address:
-    """The address of the store at a path or URL; raises unless there is such a file system.
+    """The address of the store at a path or URL; raise ValueError for an unknown file system.
 
-    Links, `~`, relative paths and other spellings of one place have one address, so that they have
-    one lock, and the store stays the same if the working directory changes.
+    Links, `~`, relative paths and other spellings of one place have one address and so one lock.
+    The store stays the same if the working directory changes.
     """
     if not isinstance(url, str | os.PathLike) or not isinstance(os.fspath(url), str):
         raise TypeError(f"store must be a path or a URL, got {url!r}")
@@ -58,7 +61,7 @@ def check_url(url) -> Address:
 
 
 def _remote_address(url: str) -> str | None:
-    """A URL as its file system writes it; None for the root of one."""
+    """The canonical URL; None for the root of a file system."""
     fsspec = require("fsspec", "sweep")
     protocol, _, rest = url.partition("://")
     if (known := protocol.lower()) not in {*fsspec.available_protocols(), *fsspec.registry}:
@@ -80,7 +83,7 @@ def _remote_address(url: str) -> str | None:
 
 
 def local_path(url: str) -> Path | None:
-    """The path of a local store, without links and `~`; None for a URL."""
+    """The path of a local store, with links and `~` resolved; None for a URL."""
     protocol, separator, rest = url.partition("://")
     if separator and protocol.lower() not in ("file", "local"):
         return None
@@ -88,16 +91,10 @@ def local_path(url: str) -> Path | None:
     return Path(os.path.realpath(expanded("store", path if separator else url)))
 
 
-def address(url: str) -> str:
-    """The store as zarr and xarray take it."""
-    path = local_path(url)
-    return str(url if path is None else path)
-
-
 def check_writable(url: str) -> None:
-    """Raise OSError unless a local store, and files beside it, can be written; URLs pass.
+    """Raise OSError unless a local store and its neighbours can be written; URLs always pass.
 
-    Makes the folder that the store is in.
+    Creates the folder that contains the store.
     """
     path = local_path(url)
     if path is None:
@@ -113,45 +110,142 @@ def check_writable(url: str) -> None:
         reason = "there is a file in its path" if in_the_way else error.strerror or str(error)
         raise OSError(
             error.errno,
-            f"store {url!r} cannot be written ({reason}); choose another path, or mend its "
-            "permissions",
+            f"store {url!r} cannot be written ({reason}); choose another path, or change "
+            "its permissions",
         ) from error
 
 
-def files_of(url: str) -> "LocalFiles | RemoteFiles":
+def storage_at(url: str) -> "Storage":
     """The files of the store at a path or URL."""
     path = local_path(url)
-    return RemoteFiles(url) if path is None else LocalFiles(path)
+    return RemoteStorage(url) if path is None else LocalStorage(path)
 
 
-class LocalFiles:
-    """Files under a folder."""
+def storage_beside(url: str, purpose: str) -> "Storage":
+    """The files of a purpose beside a store, such as its leases; none of them is in the store."""
+    path = local_path(url)
+    if path is None:
+        storage = RemoteStorage(f"{url.rstrip('/')}.{purpose}")
+        write = getattr(type(storage.files), "_pipe_file", type(storage.files).pipe_file)
+        # The default implementation looks for the file first and then writes it: not exclusive.
+        if write is require("fsspec", "sweep").spec.AbstractFileSystem.pipe_file:
+            raise storage.not_exclusive()
+        return storage
+    folder = path.with_name(f".{path.name}.{purpose}")
+    if folder.is_symlink():
+        raise StoreError(
+            f"{str(folder)!r} is a symbolic link, which could lead to other files; remove it"
+        )
+    return LocalStorage(folder)
+
+
+class Storage(ABC):
+    """Named files below a folder or a URL. A key is the path of a file from there.
+
+    `create` is exclusive between processes and machines. `write` replaces a file as a whole, so
+    readers never see a part of it.
+    """
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is anything: a file of this name, or a folder that is not empty."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The sorted names of files and folders at the top level; empty without a folder."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The size in bytes of every file at any depth; StoreError for a symbolic link."""
+
+    @abstractmethod
+    def read(self, key: str, most: int | None = None) -> bytes | None:
+        """The content of a file, at most one byte more than `most`; None for a missing file."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Create a file at the top level; return False if it exists already."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Write a file as a whole."""
+
+    @abstractmethod
+    def overwrite(self, key: str, data: bytes) -> None:
+        """Rewrite a small file in place; a file that was removed on a disk stays removed."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Remove a file if it exists, and the folders that it leaves empty."""
+
+    @abstractmethod
+    def remove_if_empty(self) -> None:
+        """Remove the folder itself if it is empty."""
+
+    @abstractmethod
+    def check_exclusive(self, key: str, data: bytes) -> None:
+        """Raise StoreError if a file just created with this data can be created again."""
+
+    def read_text(self, key: str, most: int = MAX_NOTE) -> str:
+        """The text of a small file; empty if it is missing, a link, or longer than `most`."""
+        try:
+            data = self.read(key, most)
+        except StoreError:
+            return ""
+        return data.decode(errors="replace") if data and len(data) <= most else ""
+
+    def discard(self, key: str) -> None:
+        """Remove a file and ignore all errors of the operating system."""
+        with contextlib.suppress(OSError):
+            self.remove(key)
+
+
+class LocalStorage(Storage):
+    """Files in a folder. Symbolic links among them are never followed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def exists(self) -> bool:
-        """Whether there is anything: a file of this name, or a folder that is not empty."""
-        if self.folder.is_dir():
-            return any(self.folder.iterdir())
-        return self.folder.exists()
+        return bool(self.names()) if self.folder.is_dir() else self.folder.exists()
 
-    def read(self, key: str, most: int | None = None) -> bytes | None:
-        """The content of a file, at most one byte more than `most` of it; None without a file."""
+    def names(self) -> list[str]:
         try:
-            return read_plain(self.folder / key, most)
-        except LinkedError as error:
-            raise StoreError(f"store {str(self.folder)!r}: {error}") from error
+            return sorted(os.listdir(self.folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file; StoreError for a symbolic link among them."""
         try:
             return dict(plain_sizes(self.folder))
         except LinkedError as error:
             raise StoreError(f"store {str(self.folder)!r}: {error}") from error
 
+    def read(self, key: str, most: int | None = None) -> bytes | None:
+        try:
+            return read_plain(self.folder / key, most)
+        except LinkedError as error:
+            raise StoreError(f"store {str(self.folder)!r}: {error}") from error
+
+    def create(self, key: str, data: bytes) -> bool:
+        # O_EXCL holds between the machines of a shared file system, where locks of the operating
+        # system may not. Another process may remove the folder when it is empty: then try again.
+        for attempt in range(3):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                file = os.open(self.folder / key, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                if attempt == 2:
+                    raise
+            else:
+                with open(file, "wb") as opened:
+                    opened.write(data)
+                return True
+        return False
+
     def write(self, key: str, data: bytes) -> None:
-        """Write a file aside, and rename it."""
         path = self.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
@@ -162,8 +256,17 @@ class LocalFiles:
             aside.unlink(missing_ok=True)
             raise
 
+    def overwrite(self, key: str, data: bytes) -> None:
+        # Other machines see the new content when they open the file; a new file that replaces it
+        # could stay hidden behind their caches of the folder.
+        with (
+            contextlib.suppress(FileNotFoundError, LinkedError),
+            open(open_plain(self.folder / key, os.O_RDWR), "r+b") as file,
+        ):
+            file.write(data)
+            file.truncate()
+
     def remove(self, key: str) -> None:
-        """Remove a file, and the folders that it leaves empty."""
         path = self.folder / key
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -172,33 +275,33 @@ class LocalFiles:
                     break
                 folder.rmdir()
 
-    def names(self) -> Iterator[str]:
-        """Every file."""
-        for path in sorted(self.folder.rglob("*")):
-            if not path.is_dir():
-                yield path.relative_to(self.folder).as_posix()
+    def remove_if_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def check_exclusive(self, key: str, data: bytes) -> None:
+        """Nothing to check: the operating system guarantees it."""
 
 
-class RemoteFiles:
-    """Objects under a URL, as fsspec sees them; object stores write them whole."""
+class RemoteStorage(Storage):
+    """Objects under a URL, as fsspec sees them; object stores write each as a whole."""
 
     def __init__(self, url: str):
+        self.url = url
         self.files, self.folder = require("fsspec", "sweep").core.url_to_fs(url.rstrip("/"))
 
     def exists(self) -> bool:
-        """Whether there is anything."""
-        return any(True for _ in self.names())
+        return bool(self.names())
 
-    def read(self, key: str, most: int | None = None) -> bytes | None:
-        """The content of an object, at most one byte more than `most` of it; None without one."""
-        part = {} if most is None else {"start": 0, "end": most + 1}
+    def names(self) -> list[str]:
+        self.files.invalidate_cache(self.folder)
         try:
-            return self.files.cat_file(f"{self.folder}/{key}", **part)
+            found = self.files.ls(self.folder, detail=False)
         except FileNotFoundError:
-            return None
+            return []
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every object."""
         self.files.invalidate_cache()
         found = self.files.find(self.folder, detail=True)
         return {
@@ -206,17 +309,50 @@ class RemoteFiles:
             for path, held in found.items()
         }
 
+    def read(self, key: str, most: int | None = None) -> bytes | None:
+        part = {} if most is None else {"start": 0, "end": most + 1}
+        try:
+            return self.files.cat_file(f"{self.folder}/{key}", **part)
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: str, data: bytes) -> bool:
+        # The client sends a request twice after a lost answer. Then the file exists with our data.
+        return self._create(key, data) or self.read(key, len(data)) == data
+
+    def _create(self, key: str, data: bytes) -> bool:
+        try:
+            self.files.pipe_file(f"{self.folder}/{key}", data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError:  # some stores answer an existing file with another error
+            if not self.read(key):
+                raise
+            return False
+        return True
+
     def write(self, key: str, data: bytes) -> None:
-        """Write an object."""
         self.files.pipe_file(f"{self.folder}/{key}", data)
 
+    def overwrite(self, key: str, data: bytes) -> None:
+        self.write(key, data)
+
     def remove(self, key: str) -> None:
-        """Remove an object."""
         with contextlib.suppress(FileNotFoundError):
             self.files.rm_file(f"{self.folder}/{key}")
 
-    def names(self) -> Iterator[str]:
-        """Every object."""
-        self.files.invalidate_cache()
-        for path in self.files.find(self.folder):
-            yield path.removeprefix(self.folder).lstrip("/")
+    def remove_if_empty(self) -> None:
+        """Nothing to remove: object stores have no folders."""
+
+    def check_exclusive(self, key: str, data: bytes) -> None:
+        if self._create(key, data):
+            self.discard(key)
+            raise self.not_exclusive()
+
+    def not_exclusive(self) -> StoreError:
+        """The error for a file system that cannot create a file exclusively."""
+        return StoreError(
+            f"store {self.url.rpartition('.')[0]!r} is on a file system that cannot create a file "
+            "exclusively, so two sweeps could write to it at once; use a path, or S3, Google Cloud "
+            "Storage or Azure"
+        )

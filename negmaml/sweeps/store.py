@@ -1,14 +1,13 @@
-"""The store: a zarr group of preallocated labelled arrays, one chunk a block.
+"""The store: a zarr group of labelled arrays, with one chunk for each block.
 
-It opens with `xarray.open_zarr` at any time, and no kill harms it, since each change of it is one
-write. The file `zarr.json` of the group holds the shapes of all arrays (consolidated metadata) and
-the attribute `negmaml_sweep`, which says what the store is a sweep of:
+It opens with `xarray.open_zarr` at any time. A kill never damages it, because each change is one
+write of one file. The file `zarr.json` of the group holds the shapes of all arrays (consolidated
+metadata) and the attribute `negmaml_sweep`, the manifest of the sweep:
 
-- a new store is there once this file is, which is written last; a mark tells what an interrupted
-  beginning left from the files of others;
+- a new store exists once this file is written, which happens last; a mark tells files of an
+  interrupted creation from other files;
 - an extension writes longer coordinates, of which readers see the length that they know, and then
-  this file, which is all that changes for a reader; the metadata of single arrays, of which this
-  file has copies, follow;
+  this file, which switches readers to the new sizes; the metadata of single arrays follow;
 - a chunk is one file with a checksum; chunks of fill values are written too, so that a missing
   chunk was lost;
 - `completed` is written after the data of a block. It counts the levels that a cell has: one, and
@@ -23,40 +22,43 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.extras import require
-from negmaml.sweeps.grid import Grid, Region
+from negmaml.sweeps.description import MANIFEST, REMEDY, StoreDescription, read_description
+from negmaml.sweeps.grid import Region, SweepGrid
 from negmaml.sweeps.guard import ROOT, group_metadata, guarded, text_of, zarr_arrays
-from negmaml.sweeps.held import MANIFEST, REMEDY, Held, held_at
 from negmaml.sweeps.layout import Layout, coordinates, layouts
 from negmaml.sweeps.manifest import Box, Manifest
-from negmaml.sweeps.storage import PARTIAL, StoreError, files_of
-from negmaml.sweeps.untrusted import MOST_TEXT, check_manifest
+from negmaml.sweeps.storage import PARTIAL, StoreError, storage_at
+from negmaml.sweeps.untrusted import MAX_TEXT, check_manifest
 
-CREATING = ".negmaml-creating"  # there until the store is whole
+CREATING = ".negmaml-creating"  # exists until the store is complete
 
 
-class Store:
-    """An open store; make one with `create` or `open_store`."""
+class SweepStore:
+    """An open store; obtain one from `create` or `open_store`.
 
-    def __init__(self, url: str, held: Held):
-        self.url, self.files = url, files_of(url)
+    Blocks are written with `write`; `extend` adds values of axes and seeds.
+    """
+
+    def __init__(self, url: str, held: StoreDescription):
+        self.url, self.storage = url, storage_at(url)
         self._take(held)
 
-    def _take(self, held: Held) -> None:
+    def _take(self, held: StoreDescription) -> None:
         self.attributes, self.manifest, self.layouts = held.attributes, held.manifest, held.layouts
         self.__dict__.pop("arrays", None)
 
     @cached_property
     def arrays(self) -> Mapping[str, Any]:
-        """The arrays, to be written."""
+        """The arrays, writable."""
         return zarr_arrays(guarded(self.url, self.layouts, write=True), write=True)
 
     @property
-    def parts(self) -> list[Box]:
-        """What a cell can lack: everything, or the box of each extension of a vectorized axis."""
-        return [{}, *self.manifest.parts]
+    def levels(self) -> list[Box]:
+        """The box of vectorized axes that each level adds; level 0 computes everything."""
+        return [{}, *self.manifest.extensions]
 
     def completed(self, region: Region | None = None) -> np.ndarray:
-        """How many of `parts` each cell has: 0, or all of them when none was added since."""
+        """The number of levels that each cell has: 0, or all of them if none was added since."""
         return flags(
             self.arrays[self.manifest.completed], self.layouts[self.manifest.completed], region
         )
@@ -64,9 +66,9 @@ class Store:
     def write(
         self, region: Region, part: int, wanted: np.ndarray, values: Mapping[str, np.ndarray]
     ) -> None:
-        """Store a part of the cells of a region where `wanted` holds; their flag comes last."""
-        box, finite = self.parts[part], values["finite"]
-        level = part + 1 if part else len(self.parts)  # the first computes everything there is
+        """Store a level of the cells of a region where `wanted` holds, and their flag last."""
+        box, finite = self.levels[part], values["finite"]
+        level = part + 1 if part else len(self.levels)  # level 0 computes everything
         try:
             for output in self.manifest.outputs:
                 inside = tuple(slice(*box.get(dim, (None,))) for dim in output.dims)
@@ -81,11 +83,11 @@ class Store:
             raise OSError(
                 error.errno,
                 f"cannot write to the store {self.url!r} ({error.strerror or error}); what it "
-                "holds is whole, and the same command goes on from there once this is mended",
+                "holds is valid, and the same call resumes once this is fixed",
             ) from error
 
     def _put(self, name: str, region: Region, wanted: np.ndarray, values: np.ndarray) -> None:
-        """Set the wanted cells of a region, which may be cut along the dims of the output too."""
+        """Set the wanted cells of a region, which may be sliced along dims of the output, too."""
         array = self.arrays[name]
         if wanted.all():
             array[region] = values.reshape(*wanted.shape, *values.shape[1:])
@@ -101,10 +103,10 @@ class Store:
 
     def _write_root(self, attributes: Mapping[str, Any], arrays: Mapping[str, Layout]) -> None:
         metadata = {name: layout.metadata() for name, layout in arrays.items()}
-        self.files.write(ROOT, _checked(self.url, group_metadata(metadata, attributes)))
+        self.storage.write(ROOT, _checked(self.url, group_metadata(metadata, attributes)))
 
     def extend(self, merged: Manifest, attributes: Mapping[str, Any]) -> None:
-        """Become the store of a manifest that adds to this one, and set attributes with it."""
+        """Extend the store to a manifest that adds to its own, and set attributes with it."""
         _check_types(self.url, self.manifest.grid, merged.grid)
         _check_made(self.url, merged)
         arrays = {
@@ -117,37 +119,37 @@ class Store:
         self._forget_beyond(arrays[merged.completed])
         for name in longer:
             for key, data in encoded(arrays[name], labels[name][1]).items():
-                self.files.write(key, data)
+                self.storage.write(key, data)
         self._write_root(attributes, arrays)
-        self._take(Held(attributes, merged, arrays))
-        self.follow()
+        self._take(StoreDescription(attributes, merged, arrays))
+        self.update_array_metadata()
 
     def _forget_beyond(self, longer: Layout) -> None:
-        """Clear flags of cells beyond the grid, as a copy has that was made during an extension."""
+        """Clear flags beyond the grid, which a copy made during an extension can have."""
         array = zarr_arrays(guarded(self.url, {longer.name: longer}, write=True), write=True)[
             longer.name
         ]
         done = flags(array, longer)
         right = np.zeros_like(done)
         known = tuple(map(slice, self.layouts[longer.name].shape))
-        right[known] = np.minimum(done[known], len(self.parts))
+        right[known] = np.minimum(done[known], len(self.levels))
         write_blocks(array, right, done != right)
 
-    def follow(self) -> None:
-        """Bring the metadata of each array up to its copy in the group, which changes first."""
+    def update_array_metadata(self) -> None:
+        """Rewrite outdated metadata of single arrays; their copies in the group change first."""
         for name, layout in self.layouts.items():
             text = text_of(layout.metadata())
-            if self.files.read(f"{name}/{ROOT}", MOST_TEXT) != text:
-                self.files.write(f"{name}/{ROOT}", text)
+            if self.storage.read(f"{name}/{ROOT}", MAX_TEXT) != text:
+                self.storage.write(f"{name}/{ROOT}", text)
 
     def note(self, manifest: Manifest, attributes: Mapping[str, Any]) -> None:
-        """Say other programs or another version in the manifest, and set attributes with it."""
+        """Write a manifest with other programs or version, and set attributes in the same write."""
         self.manifest = manifest
         self.describe({**attributes, MANIFEST: manifest.to_json()})
 
 
 def flags(array, layout: Layout, region: Region | None = None) -> np.ndarray:
-    """The array `completed`, or a region of it; zeros where a chunk of it cannot be read."""
+    """The completion counts of a region, or of all cells; zeros in chunks that cannot be read."""
     try:
         return np.asarray(array[... if region is None else region])
     except StoreError:
@@ -170,61 +172,61 @@ def write_blocks(array, values: np.ndarray, where: np.ndarray) -> None:
         array[region] = values[region]
 
 
-def open_store(url: str, tidy: bool = False, listed: bool = True) -> Store | None:
-    """The store at `url`, to write to; None if there is nothing yet. StoreError if it is not ours.
+def open_store(url: str, tidy: bool = False, listed: bool = True) -> SweepStore | None:
+    """The store at `url` for writing; None for a missing store, StoreError for other files.
 
     tidy: whether to remove files that interrupted writers left. listed: whether to look for
-    symbolic links in it, which only a process that has done so before can do without.
+    symbolic links in it; only a process that has already done so may skip this.
     """
-    files = files_of(url)
-    held = held_at(url, files)
+    storage = storage_at(url)
+    held = read_description(url, storage)
     if held is None:
-        left = list(files.names())
+        left = storage.names()
         if CREATING in left or (left and all(name.startswith(CREATING) for name in left)):
-            for name in sorted(left, key=CREATING.__eq__):  # the mark goes last
-                files.remove(name)
-        elif files.exists():
+            for key in sorted(storage.sizes(), key=CREATING.__eq__):  # the mark goes last
+                storage.remove(key)
+        elif storage.exists():
             raise StoreError(f"store {url!r} exists and is no zarr store{REMEDY}")
         return None
-    names = files.sizes() if listed or tidy else {}
-    for key in [key for key in names if key.endswith(PARTIAL) or key == CREATING]:
-        if tidy:
-            files.remove(key)
-    return Store(url, held)
+    keys = storage.sizes() if listed or tidy else {}
+    if tidy:
+        for key in [key for key in keys if key.endswith(PARTIAL) or key == CREATING]:
+            storage.remove(key)
+    return SweepStore(url, held)
 
 
-def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> Store:
-    """A new store, of which `zarr.json` is written last."""
+def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> SweepStore:
+    """Create a store; its `zarr.json` is written last."""
     _check_made(url, manifest)
-    files, arrays, labels = files_of(url), layouts(manifest), coordinates(manifest.grid)
+    storage, arrays, labels = storage_at(url), layouts(manifest), coordinates(manifest.grid)
     attributes = {
         **attributes,
         "coordinates": " ".join(name for name, (dims, _) in labels.items() if dims != (name,)),
         MANIFEST: manifest.to_json(),
     }
-    held = Held(attributes, manifest, arrays)
+    held = StoreDescription(attributes, manifest, arrays)
     metadata = {name: layout.metadata() for name, layout in arrays.items()}
     root = _checked(url, group_metadata(metadata, attributes))
     try:
-        files.write(CREATING, b"")
+        storage.write(CREATING, b"")
         for name, own in metadata.items():
-            files.write(f"{name}/{ROOT}", text_of(own))
+            storage.write(f"{name}/{ROOT}", text_of(own))
         for name, (_, values) in labels.items():
             for key, data in encoded(arrays[name], values).items():
-                files.write(key, data)
-        files.write(ROOT, root)
-        files.remove(CREATING)
+                storage.write(key, data)
+        storage.write(ROOT, root)
+        storage.remove(CREATING)
     except OSError as error:
         raise OSError(
             error.errno,
             f"store {url!r} cannot be made ({error.strerror or error}); choose another path, or "
             "mend its permissions or its disk",
         ) from error
-    return Store(url, held)
+    return SweepStore(url, held)
 
 
 def _check_made(url: str, manifest: Manifest) -> None:
-    """Raise for a sweep of which no store can be made, or none that could be opened again."""
+    """Raise StoreError for a sweep whose store could not be created or opened again."""
     try:
         check_manifest(manifest)
     except ValueError as error:
@@ -232,18 +234,18 @@ def _check_made(url: str, manifest: Manifest) -> None:
 
 
 def _checked(url: str, metadata: Mapping[str, Any]) -> bytes:
-    """The metadata of the group as text, which has a bound."""
+    """The metadata of the group as JSON; StoreError if it is too long to be read again."""
     text = text_of(metadata)
-    if len(text) > MOST_TEXT:
+    if len(text) > MAX_TEXT:
         raise StoreError(
             f"store {url!r}: its values and seeds take {len(text):,} bytes of text, and "
-            f"{MOST_TEXT:,} are the most; sweep fewer of them into one store"
+            f"{MAX_TEXT:,} are the most; sweep fewer of them into one store"
         )
     return text
 
 
 def encoded(layout: Layout, values: np.ndarray) -> dict[str, bytes]:
-    """The chunks of a coordinate of these values."""
+    """The encoded chunks of a coordinate with these values, by file."""
     zarr, held = require("zarr", "sweep"), {}
     metadata = {layout.name: layout.metadata()}
     buffer = zarr.core.buffer.default_buffer_prototype().buffer
@@ -255,8 +257,8 @@ def encoded(layout: Layout, values: np.ndarray) -> dict[str, bytes]:
     return {key: data.to_bytes() for key, data in held.items() if key != ROOT}
 
 
-def _check_types(url: str, old: Grid, new: Grid) -> None:
-    """That the new values of an axis are of the type of the old ones."""
+def _check_types(url: str, old: SweepGrid, new: SweepGrid) -> None:
+    """Raise if the new values of an axis are of another type than the old ones."""
     held, longer = coordinates(old), coordinates(new)
     for name, (_, values) in held.items():
         if longer[name][1].dtype.kind != values.dtype.kind:

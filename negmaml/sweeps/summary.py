@@ -8,27 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.held import existing
+from negmaml.sweeps.dataset import dataset_of
+from negmaml.sweeps.description import description_of
 from negmaml.sweeps.lost import found_in
-from negmaml.sweeps.parse import near
-from negmaml.sweeps.reading import dataset_of
+from negmaml.sweeps.parse import did_you_mean
 from negmaml.sweeps.storage import check_url
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def load(url: str):
-    """The dataset of a store, with `completed`; also while a sweep writes it."""
+    """The dataset of a store with `completed`; works while a sweep writes it."""
     url = check_url(url)
-    held = existing(url)
-    return dataset_of(url, held, found_in(url, held).done)
+    held = description_of(url)
+    return dataset_of(url, held, found_in(url, held).levels)
 
 
 def select(dataset, chosen: Mapping[str, str]):
-    """The dataset at the chosen values, up to rounding; errors name what there is."""
+    """The dataset at the chosen values, up to rounding; errors list the valid values."""
     for name, text in chosen.items():
         if name not in dataset.dims:
-            raise ValueError(f"--select: no axis {name!r}{near(name, map(str, dataset.dims))}")
+            raise ValueError(
+                f"--select: no axis {name!r}{did_you_mean(name, map(str, dataset.dims))}"
+            )
         values = dataset[name].values
         if values.dtype.kind in "US" or values.dtype == object:
             at = np.flatnonzero(values == text)
@@ -45,21 +47,23 @@ def select(dataset, chosen: Mapping[str, str]):
 
 
 def variable(dataset, asked: str | None) -> str:
-    """The variable asked for; by default the only one, or test_loss."""
+    """The requested variable; by default the only one, or test_loss."""
     names = [str(name) for name in dataset.data_vars if name not in ("completed", "finite")]
     if asked is None and (len(names) == 1 or "test_loss" in names):
         return names[0] if len(names) == 1 else "test_loss"
     if asked is None:
         raise ValueError(f"--value must say which variable to draw; there are {names}")
     if asked not in names:
-        raise ValueError(f"--value: no variable {asked!r}{near(asked, names)}; there are {names}")
+        raise ValueError(
+            f"--value: no variable {asked!r}{did_you_mean(asked, names)}; there are {names}"
+        )
     return asked
 
 
 def mean(dataset, name: str, keep: Sequence[str]):
-    """(mean, standard error) of a variable over seeds, of the finite cells that are done.
+    """(mean, standard error) of a variable over seeds, from finite and complete cells.
 
-    Raises ValueError when a dim is left besides `keep`.
+    Raises ValueError if a dim besides `keep` is left.
     """
     if dataset[name].dtype.kind == "c":
         raise ValueError(f"{name} is complex; store its real part or modulus to have a mean drawn")
@@ -80,9 +84,10 @@ def mean(dataset, name: str, keep: Sequence[str]):
 
 
 def _check_fits(array) -> None:
-    """Raise for a variable that would take more than half of the memory of this machine."""
+    """Raise for a variable that would take more than half of this machine's memory."""
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # not on Windows
     memory = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2**34
+    # The values in float64, and once more for the mask.
     needed = 2 * 8 * array.size
     if needed > memory / 2:
         raise ValueError(
@@ -92,7 +97,7 @@ def _check_fits(array) -> None:
 
 
 def argmin(values, axis: str):
-    """Where along an axis the values are least; NaN where there are none."""
+    """The value of an axis at which the values are least; NaN without any value."""
     found = values.fillna(np.inf).idxmin(axis)
     return found.where(values.notnull().any(axis))
 
@@ -100,11 +105,12 @@ def argmin(values, axis: str):
 def quantity(dataset, expression: str):
     """A coordinate, or a product or quotient of coordinates such as n_v*m/p, over one dim."""
 
+    # Evaluated from the syntax tree, so that no text of the user runs as code.
     def value(node):
         if isinstance(node, ast.Name):
             if node.id not in dataset.coords:
                 raise ValueError(
-                    f"no coordinate {node.id!r}{near(node.id, map(str, dataset.coords))}"
+                    f"no coordinate {node.id!r}{did_you_mean(node.id, map(str, dataset.coords))}"
                 )
             return dataset[node.id].astype(float)
         if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
@@ -121,7 +127,7 @@ def quantity(dataset, expression: str):
 
 
 def rows(dataset) -> list[tuple[str, str]]:
-    """A summary: cells, how many are not finite or not reliable, and the range of every mean."""
+    """A summary: complete and non-finite cells, and the range of the mean of every variable."""
     cells = int(np.prod([dataset.sizes[d] for d in dataset["finite"].dims]))
     finite = dataset["finite"].values
     done = (

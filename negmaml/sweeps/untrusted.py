@@ -1,6 +1,6 @@
-"""Checks of the description that a store gives of itself, which anybody may have written.
+"""Checks of the description of a store, which anybody may have written.
 
-They hold for every store that is made here, too, so that it can be opened again.
+New stores pass the same checks, so that they can be opened again.
 """
 
 import json
@@ -14,31 +14,32 @@ import numpy as np
 from negmaml.sweeps.layout import LABELS, Layout, layouts
 from negmaml.sweeps.manifest import COMPLETED, Manifest
 
-MOST_TEXT = 2**26  # bytes of JSON
-MOST_CELLS = 2**28
-MOST_BLOCKS = 2**18
-MOST_CHUNK = 2**30  # bytes
-MOST_PARTS = 254  # that a byte counts
-MOST_NAME = 200  # characters
+MAX_TEXT = 2**26  # bytes of JSON
+MAX_CELLS = 2**28
+MAX_BLOCKS = 2**18
+MAX_CHUNK = 2**30  # bytes
+MAX_EXTENSIONS = 254  # the completion counts are bytes
+MAX_NAME = 200  # characters
 FORBIDDEN = ("", "zarr.json")
 
 
 def parsed(text: bytes | str, what: str) -> Any:
-    """Parse JSON of unknown origin; ValueError for invalid JSON, or too much of it."""
+    """Parse JSON of unknown origin; ValueError if it is invalid, too long or too deep."""
 
+    # json accepts NaN and Infinity, which JSON does not have.
     def constant(name: str):
         raise ValueError(f"{what} holds {name}, which is no JSON")
 
-    if len(text) > MOST_TEXT:
-        raise ValueError(f"{what} is larger than {MOST_TEXT:,} bytes")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{what} is larger than {MAX_TEXT:,} bytes")
     try:
         return json.loads(text, parse_constant=constant)
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply") from error
 
 
-def checked_manifest(text: Any) -> Manifest:
-    """The manifest of a text, with every bound checked; ValueError that names the fault."""
+def parse_manifest(text: Any) -> Manifest:
+    """The manifest in a text, with every bound checked; ValueError that names the fault."""
     if not isinstance(text, str):
         raise ValueError("its manifest is no text")
     held = parsed(text, "its manifest")
@@ -50,14 +51,14 @@ def checked_manifest(text: Any) -> Manifest:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Raise ValueError for a manifest of which no store can be made."""
+    """Raise ValueError for a manifest that no store can have."""
     for field in ("function", "version"):
         _require(_text(getattr(manifest, field)), field, getattr(manifest, field))
     _require(_whole_number(manifest.root_seed, 2**32), "root_seed", manifest.root_seed)
     _require(isinstance(manifest.x64, bool), "x64", manifest.x64)
     _check_grid(manifest)
     _check_outputs(manifest)
-    _check_parts(manifest)
+    _check_extensions(manifest)
     _check_block(manifest)
     _check_programs(manifest)
 
@@ -78,15 +79,15 @@ def _whole_number(value: Any, below: int, least: int = 0) -> bool:
 
 
 def _text(value: Any) -> bool:
-    """Whether it is a text that can be shown."""
-    return isinstance(value, str) and len(value) <= MOST_TEXT and value.isprintable()
+    """Whether it is a printable string of bounded length."""
+    return isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
 
 
 def is_name(value: Any) -> bool:
-    """Whether an array or dim can have the name: one part of a path, and no file of zarr's own."""
+    """Whether an array or dim can have the name: one path component, and not a file of zarr."""
     return (
         _text(value)
-        and len(value) <= MOST_NAME
+        and len(value) <= MAX_NAME
         and value not in FORBIDDEN
         and not value.startswith(("__", "."))
         and not set(value) & set("/\\")
@@ -107,7 +108,7 @@ def _check_grid(manifest: Manifest) -> None:
         _require(len(set(axis.values)) == len(axis), f"values of {axis.names}, twice", axis.values)
         texts = [value for row in axis.values for value in row if isinstance(value, str)]
         longest = max(map(len, texts), default=0)
-        _require(4 * longest * len(axis) <= MOST_CHUNK, f"texts of {axis.names}, too long", longest)
+        _require(4 * longest * len(axis) <= MAX_CHUNK, f"texts of {axis.names}, too long", longest)
         names += axis.names
     _require(len(set(names)) == len(names), "names, twice,", names)
     for kind in (grid.static, grid.common):
@@ -117,13 +118,13 @@ def _check_grid(manifest: Manifest) -> None:
     _require(bool(grid.seeds) and all(_whole_number(s, 2**32) for s in grid.seeds), "seeds",
              [s for s in grid.seeds if not _whole_number(s, 2**32)][:1])  # fmt: skip
     _require(len(set(grid.seeds)) == len(grid.seeds), "seeds, twice,", grid.seeds)
-    _bound("cells", grid.cells, MOST_CELLS, "spread them over several stores")
+    _bound("cells", grid.cells, MAX_CELLS, "spread them over several stores")
 
 
 def _value(value: Any) -> bool:
-    """A number, truth value or text of a grid."""
+    """Whether it is a valid value of a grid: a number, truth value or string."""
     if isinstance(value, str):
-        return len(value) <= MOST_TEXT
+        return len(value) <= MAX_TEXT
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, bool) or (type(value) is int and abs(value) < 2**63)
@@ -153,7 +154,7 @@ def _check_outputs(manifest: Manifest) -> None:
 
 
 def _plain_dtype(name: Any) -> bool:
-    """Whether it is the name of a type of numbers."""
+    """Whether it is the name of a NumPy dtype of numbers."""
     try:
         dtype = np.dtype(name) if isinstance(name, str) and name.isalnum() else None
     except TypeError:
@@ -163,10 +164,12 @@ def _plain_dtype(name: Any) -> bool:
     )
 
 
-def _check_parts(manifest: Manifest) -> None:
+def _check_extensions(manifest: Manifest) -> None:
     sizes = {axis.dim: len(axis) for axis in manifest.grid.vectorized if axis.dim}
-    _require(len(manifest.parts) <= MOST_PARTS, "number of extensions", len(manifest.parts))
-    for box in manifest.parts:
+    _require(
+        len(manifest.extensions) <= MAX_EXTENSIONS, "number of extensions", len(manifest.extensions)
+    )
+    for box in manifest.extensions:
         right = set(box) == set(sizes) and all(
             len(pair) == 2 and all(_whole_number(n, sizes[dim] + 1) for n in pair)
             and pair[0] < pair[1] for dim, pair in box.items()
@@ -182,20 +185,20 @@ def _check_block(manifest: Manifest) -> None:
     )
     _require(right, f"block of cells of the shape {shape}", block)
     blocks = math.prod(-(-n // size) for n, size in zip(shape, block, strict=True))
-    _bound("blocks", blocks, MOST_BLOCKS, "choose a larger block")
+    _bound("blocks", blocks, MAX_BLOCKS, "choose a larger block")
     for layout in layouts(manifest).values():
         check_chunks(layout)
 
 
 def check_chunks(layout: Layout) -> None:
-    """Raise for an array of more or larger chunks than a store can have."""
+    """Raise ValueError for an array with too many or too large chunks."""
     size, number = layout.chunk_bytes, math.prod(layout.chunks)
-    if layout.texts is None and size > MOST_CHUNK:
+    if layout.texts is None and size > MAX_CHUNK:
         raise ValueError(
-            f"{layout.name} has chunks of {size:,} bytes, and {MOST_CHUNK:,} are the most; choose "
+            f"{layout.name} has chunks of {size:,} bytes, and {MAX_CHUNK:,} are the most; choose "
             "a smaller block, or smaller outputs"
         )
-    _bound(f"chunks of {layout.name}", number, 4 * MOST_BLOCKS, "choose a larger block")
+    _bound(f"chunks of {layout.name}", number, 4 * MAX_BLOCKS, "choose a larger block")
 
 
 def _check_programs(manifest: Manifest) -> None:
@@ -209,7 +212,7 @@ def _check_programs(manifest: Manifest) -> None:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """The values in tables and lists, and the keys."""
+    """All values in nested tables and lists, and all keys."""
     if isinstance(value, Mapping):
         value = chain(value.keys(), value.values())
     elif not isinstance(value, list | tuple):
@@ -224,7 +227,7 @@ def _plain(value: Any) -> bool:
 
 
 def check_attributes(attributes: Mapping[str, Any]) -> None:
-    """Raise ValueError for attributes that are of other types than a sweep writes."""
+    """Raise ValueError for attributes of other types than a sweep writes."""
     seconds = attributes.get("wall_seconds", 0.0)
     _require(isinstance(seconds, int | float) and 0 <= seconds < 1e12, "wall_seconds", seconds)
     history = attributes.get("history", [])

@@ -1,4 +1,4 @@
-"""Values of axes, which a program has to tell apart, and dtypes of outputs, which NumPy has."""
+"""Values of axes that a program can tell apart, and NumPy dtypes for outputs."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -57,17 +57,18 @@ def _encodes(text: str) -> bool:
 
 @cache
 def _limits(x64: bool) -> tuple[np.iinfo, np.finfo]:
-    """Those of integers and of fractions."""
+    """The limits of integers and of floats in JAX's current precision."""
     return (np.iinfo(np.int64), np.finfo(np.float64)) if x64 else (
         np.iinfo(np.int32), np.finfo(np.float32)
     )  # fmt: skip
 
 
 def canonical(name: str, value: Any, static: bool) -> Any:
-    """The value as a cell has it: a float, or for a static axis as it is; there is one zero.
+    """The canonical value: a float, or for a static axis the value itself; -0.0 becomes 0.0.
 
-    Raises ValueError for a number that is another one in the dtype of JAX here.
+    Raises ValueError for a number that JAX's current dtype would change.
     """
+    # Adding 0.0 turns -0.0 into 0.0, so that both are the same cell.
     integers, limits = _limits(jnp.result_type(float) == jnp.float64)
     if static:
         _check_range(name, value, integers)
@@ -100,7 +101,7 @@ def _check_range(name: str, value: Any, limits) -> None:
 
 
 def check_labels(name: str, values: Sequence) -> None:
-    """Raise where the values of a static axis become other ones as the labels of an array."""
+    """Raise if an array of labels would change the values of a static axis."""
     texts = [isinstance(value, str) for value in values]
     truths = [isinstance(value, bool) for value in values]
     if any(texts) != all(texts) or any(truths) != all(truths):
@@ -111,9 +112,9 @@ def check_labels(name: str, values: Sequence) -> None:
 
 
 def indistinct(axis: Axis, static: Collection[str], x64: bool) -> str:
-    """In words, two positions of an axis that are one in float32, or float64; "" if there are none.
+    """A description of two values of an axis that are equal in float32 or float64, or "".
 
-    They would be two cells, of other random numbers, of the same values.
+    They would be two cells with the same values and different random numbers.
     """
     dtype = np.dtype(np.float64 if x64 else np.float32)
     columns = [
@@ -129,8 +130,8 @@ def indistinct(axis: Axis, static: Collection[str], x64: bool) -> str:
     return ""
 
 
-def held_as(name: str, dtype: Any) -> str:
-    """The dtype of NumPy that holds every value of an output: the least one, of 8 bits or more."""
+def numpy_dtype(name: str, dtype: Any) -> str:
+    """The smallest NumPy dtype, of at least 8 bits, that holds every value of an output."""
     if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
         raise TypeError(
             f"output {name!r} holds {dtype}, which no array of NumPy does; return "

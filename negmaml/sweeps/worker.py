@@ -1,184 +1,380 @@
-"""A sweep that several processes share: each computes the blocks that it claims in one store.
+"""Computing the missing blocks of a store: the one compute loop, and the processes that run it.
 
-They need no word of each other. A worker opens the store for a moment, makes it if there is none,
-and then claims one block after another: first those of its own share, so that it compiles few
-programs, then what others have left. It ends when nothing is lacking, so that the blocks of a
-worker that is gone are computed as long as one is there; whoever comes later goes on.
+`run` computes the blocks of a shard and writes them. A sweep that has its store to itself runs it
+over all missing blocks, a worker that shares the store over the blocks that it claims, and a worker
+of a Dask cluster over one block at a time.
+
+Workers that share a store do not communicate directly. Each opens the store for a moment, or
+creates it, and then claims one block after another: first those of its own share, so that it
+compiles few programs, then the remaining ones. It exits when all blocks are complete, so one
+surviving worker computes the blocks of all that died.
 """
 
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
-from negmaml.sweeps import lock as locks
-from negmaml.sweeps.claims import Claims, LostError, Part, living, sharing, watch_of
+from negmaml._core.settings import result_settings, settings_of
+from negmaml.sweeps import cluster
+from negmaml.sweeps import lease as leases
 from negmaml.sweeps.grid import Region
-from negmaml.sweeps.planning import Work, regions
-from negmaml.sweeps.run import Runner
+from negmaml.sweeps.lease import heartbeats, locked
+from negmaml.sweeps.members import (
+    LostError,
+    Membership,
+    WorkerIndex,
+    find_live_worker,
+    monitor_of,
+    require_exclusive,
+)
+from negmaml.sweeps.planning import ValidatedSweep, index_of, regions
+from negmaml.sweeps.runner import Runner
 from negmaml.sweeps.session import (
-    Block,
-    How,
-    Means,
-    Programs,
+    ExecutionOptions,
+    ProgramCache,
     SharedError,
-    cells_of,
-    here,
-    labelled,
-    last_part,
-    of_part,
-    opened,
+    StorePolicy,
+    at_level,
+    last_level,
+    open_or_create,
+    positions_of,
+    to_dataset,
 )
 from negmaml.sweeps.storage import StoreError
-from negmaml.sweeps.store import Store, open_store
+from negmaml.sweeps.store import SweepStore, open_store
+
+Block = tuple[Region, np.ndarray]  # a region, and which of its cells are to be computed
 
 
-def into_shared_store(work: Work, url: str, part: Part, means: Means, how: How):
-    """`into_store` with others, as worker `part`; returns when all that is asked for is there."""
-    known = Programs(work, how.code_version)
-    known(work.grid.groups())  # traced before anybody has to wait for it
-    watch = watch_of(url)
-    while True:
-        try:
-            return _share(work, url, part, means, how, known, watch)
-        except LostError:  # it was silent for long, as a process that is suspended
-            continue
-        except SharedError:  # perhaps by workers that are gone
-            if living(watch):
-                raise
+class Shard(Protocol):
+    """The blocks of one level of a store that a process computes.
 
-
-@dataclass(frozen=True)
-class _Sharing:
-    """A worker in mid-sweep. lacking: the cells asked for that are not yet complete."""
-
-    work: Work
-    store: Store
-    claims: Claims
-    means: Means
-    asked: tuple[np.ndarray, ...]
-    lacking: np.ndarray
-    known: Programs
-
-    def tell(self) -> None:
-        """Say how much is complete."""
-        cells = math.prod(part.size for part in self.asked)
-        self.means.tell(cells - int(self.lacking.sum()), cells)
-
-
-def _share(work: Work, url: str, part: Part, means: Means, how: How, known: Programs, watch):
-    started, grid = time.perf_counter(), work.grid
-    with sharing(url, part, watch) as claims:
-        with locks.locked(url, opening=True) as lock:
-            alone = not claims.others()
-            work, store, runner = opened(
-                work, url, lock.left and alone, means, how, known, alone, check=False
-            )
-            claims.join()
-        try:
-            asked, last = cells_of(store.manifest.grid, grid), last_part(store, grid)
-            lacking = np.zeros(work.grid.shape, bool)
-            lacking[asked] = store.completed()[asked] <= last
-            at_work = _Sharing(work, store, claims, means, asked, lacking, known)
-            at_work.tell()
-            for level in range(last + 1):
-                _compute(at_work, level, level in (0, last), runner)
-                runner = None  # it was for a new store, which has one part
-        finally:
-            _leave(url, claims, time.perf_counter() - started)
-        return labelled(store, grid, asked)
-
-
-def _compute(at_work: _Sharing, level: int, completes: bool, runner: Runner | None) -> None:
-    """Give a part to the cells that lack it, with the others.
-
-    completes: whether cells have everything that is asked for with it.
+    level: what the cells get; 0 is everything, higher levels are extensions of vectorized axes.
+    regions: the blocks that may come, in order. `blocks` yields those to compute; None is a
+    barrier: wait for pending writes. `holds` tells whether a block may still be written, and
+    `release` is called after it was.
     """
-    store, claims, means = at_work.store, at_work.claims, at_work.means
-    lacking = np.zeros(at_work.work.grid.shape, bool)
-    lacking[at_work.asked] = store.completed()[at_work.asked] == level
-    block = store.manifest.block
-    todo = [r for r in regions(at_work.work.grid, block) if lacking[r].any()]
-    if not todo:
-        return
-    todo = in_order(todo, claims.part)
-    if runner is None:
-        runner = of_part(at_work.work, store, level).runner(block, means.memory, means.devices)
-    runner.compiler.check = at_work.known.check
-    runner.expect(todo)
 
-    def write(region: Region, wanted: np.ndarray, values) -> None:
-        if claims.holds(name := _name(level, region, block)):
-            store.write(region, level, wanted, values)
-        claims.release(name)
+    level: int
+    regions: list[Region]
 
-    def seen(region: Region) -> np.ndarray:
-        """The cells of a block that lack the part."""
-        wanted = lacking[region] & (store.completed(region) == level)
-        if not wanted.any() and completes:
-            at_work.lacking[region] &= ~lacking[region]
-            at_work.tell()
-        return wanted
-
-    for _ in here(runner, _claimed(claims, todo, seen, lambda r: _name(level, r, block)), write):
-        claims.check()
+    def blocks(self) -> Iterator[Block | None]: ...
+    def holds(self, region: Region) -> bool: ...
+    def release(self, region: Region) -> None: ...
 
 
-def _claimed(claims: Claims, todo: Sequence[Region], seen, name) -> Iterator[Block | None]:
-    """Blocks that this worker claims, until all of them are complete."""
-    while todo:
-        left, busy = [], True
-        for region in todo:
-            if not seen(region).any():
-                continue
-            left.append(region)
-            if claims.claim(name(region)):
-                wanted = seen(region)  # it may have been completed before it was claimed
-                if wanted.any():
-                    busy = False
-                    yield region, wanted
-                else:
-                    claims.release(name(region), done=False)
-        yield None
-        claims.check()
-        if left and busy:
-            time.sleep(locks.BEAT / 5)
-        todo = left
+def run(runner: Runner, store: SweepStore, shard: Shard) -> Iterator[int]:
+    """Compute the blocks of a shard and write them; yield the number of cells of each.
 
-
-def in_order(blocks: Sequence[Region], part: Part) -> list[Region]:
-    """The share of a worker, and then those of the others, the next one's first.
-
-    What others have is taken from the end, since they come to it last.
+    A block is written while the next one is computed, so an interrupt loses at most two blocks.
     """
-    number, count = part
+    runner.expect(shard.regions)
+
+    def write(region: Region, wanted: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        if shard.holds(region):
+            store.write(region, shard.level, wanted, values)
+        shard.release(region)
+
+    with ThreadPoolExecutor(1) as writer:
+        pending: list[tuple[int, Future]] = []
+        for block in shard.blocks():
+            values = {} if block is None else runner.compute(index_of(*block))
+            yield from _written(pending)
+            pending = []
+            if block is not None:
+                pending = [(int(block[1].sum()), writer.submit(write, *block, values))]
+        yield from _written(pending)
+
+
+def _written(pending: Sequence[tuple[int, Future]]) -> Iterator[int]:
+    """Wait for writes and raise their errors; yield the cells of each."""
+    for cells, future in pending:
+        future.result()
+        yield cells
+
+
+class ListedShard:
+    """A fixed list of blocks that no other process computes."""
+
+    def __init__(self, level: int, blocks: Sequence[Block]):
+        self.level, self.listed = level, blocks
+        self.regions = [region for region, _ in blocks]
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block."""
+        yield from self.listed
+
+    def holds(self, region: Region) -> bool:
+        """True: the process holds the whole store."""
+        return True
+
+    def release(self, region: Region) -> None:
+        """Nothing to release."""
+
+
+class ClaimedShard:
+    """The blocks that this worker claims, until those of all workers are complete.
+
+    missing: which cells of a block are missing, read from the store.
+    """
+
+    def __init__(
+        self,
+        level: int,
+        listed: Sequence[Region],
+        store: SweepStore,
+        membership: Membership,
+        missing: Callable[[Region], np.ndarray],
+    ):
+        self.level, self.regions = level, in_order(listed, membership.index)
+        self.block, self.membership, self.missing = store.manifest.block, membership, missing
+
+    def _name(self, region: Region) -> str:
+        """The name of a block at a level, like that of a chunk."""
+        corner = [part.start // size for part, size in zip(region, self.block, strict=True)]
+        return ".".join(map(str, [self.level, *corner]))
+
+    def blocks(self) -> Iterator[Block | None]:
+        """Claim blocks and yield them, until all of them are complete."""
+        todo, membership = list(self.regions), self.membership
+        while todo:
+            left, waiting = [], True
+            for region in todo:
+                if not self.missing(region).any():
+                    continue
+                left.append(region)
+                if membership.claim(self._name(region)):
+                    # Another worker may have completed the block just before it was claimed.
+                    wanted = self.missing(region)
+                    if wanted.any():
+                        waiting = False
+                        yield region, wanted
+                    else:
+                        membership.release(self._name(region), stored=False)
+            yield None
+            membership.check()
+            if left and waiting:
+                time.sleep(leases.HEARTBEAT_S / 5)
+            todo = left
+
+    def holds(self, region: Region) -> bool:
+        """Whether no other worker has taken the block over."""
+        return self.membership.holds(self._name(region))
+
+    def release(self, region: Region) -> None:
+        """Release the claim of a block that was stored."""
+        self.membership.release(self._name(region))
+
+
+def in_order(blocks: Sequence[Region], index: WorkerIndex) -> list[Region]:
+    """The share of a worker, and then the shares of the others, beginning with the next worker.
+
+    The shares of others are in reverse, because their workers come to the end last.
+    """
+    number, count = index
     cuts = [len(blocks) * k // count for k in range(count + 1)]
     shares = [list(blocks[start:stop]) for start, stop in pairwise(cuts)]
     own, *others = shares[number - 1 :] + shares[: number - 1]
     return own + [region for share in others for region in reversed(share)]
 
 
-def _name(level: int, region: Region, block: Sequence[int]) -> str:
-    """A block of a part, as chunks are named."""
-    corner = [part.start // size for part, size in zip(region, block, strict=True)]
-    return ".".join(map(str, [level, *corner]))
+def _missing_blocks(store: SweepStore, requested, level: int) -> tuple[list[Region], np.ndarray]:
+    """The blocks with requested cells that miss a level, and which cells these are."""
+    grid = store.manifest.grid
+    missing = np.zeros(grid.shape, bool)
+    missing[requested] = store.completed()[requested] == level
+    return [r for r in regions(grid, store.manifest.block) if missing[r].any()], missing
 
 
-def _leave(url: str, claims: Claims, seconds: float) -> None:
-    """Go, and note the time it took; the last one removes what those left that are gone."""
+def run_exclusive(sweep: ValidatedSweep, url: str, options: ExecutionOptions, policy: StorePolicy):
+    """Compute what the store at `url` is missing of a sweep, with the store to itself.
+
+    Returns its dataset.
+    """
+    with locked(url) as lock:
+        crashed = require_exclusive(url) or lock.previous_owner_crashed
+        started, grid = time.perf_counter(), sweep.grid
+        programs = ProgramCache(sweep, policy.code_version)
+        sweep, store, runner = open_or_create(sweep, url, crashed, options, policy, programs)
+        before, last = float(store.attributes.get("wall_seconds", 0.0)), last_level(store, grid)
+        requested = positions_of(store.manifest.grid, grid)
+        complete = int((store.completed()[requested] > last).sum())
+        options.report(complete, grid.cells)
+        computed = False
+        try:
+            for level in range(last + 1):
+                for cells in _run_level(sweep, store, level, requested, options, runner, programs):
+                    lock.check()
+                    computed = True
+                    # Cells become complete with the first level, which gives new cells
+                    # everything, or with the last one.
+                    complete += cells if level in (0, last) else 0
+                    options.report(complete, grid.cells)
+                runner = None  # it was made for a new store, which has one level
+        finally:
+            if computed:
+                # The error of a full disk is raised by the block. After losing the lock, nothing
+                # may be written any more.
+                with contextlib.suppress(OSError, StoreError):
+                    lock.check()
+                    store.describe({"wall_seconds": before + time.perf_counter() - started})
+        return to_dataset(store, grid, requested)
+
+
+def _run_level(
+    sweep: ValidatedSweep, store: SweepStore, level: int, requested, options: ExecutionOptions,
+    runner: Runner | None, programs: ProgramCache,
+) -> Iterator[int]:  # fmt: skip
+    """Compute a level of the cells that miss it, here or on a Dask cluster; yield their numbers."""
+    listed, missing = _missing_blocks(store, requested, level)
+    if not listed:
+        return
+    blocks = [(region, missing[region]) for region in listed]
+    own = at_level(sweep, store, level)
+    if options.client is None:
+        runner = runner or own.runner(store.manifest.block, options.memory, options.devices)
+        runner.compiler.check = programs.check
+        yield from run(runner, store, ListedShard(level, blocks))
+    else:
+        name = f"negmaml-{uuid.uuid4().hex[:8]}"
+        job = Job(name, own, store.manifest.block, options.memory, result_settings(), store.url,
+                  level)  # fmt: skip
+        yield from cluster.submit(options.client, name, store.url, run_block, job, blocks)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A level of a sweep for the workers of a Dask cluster; it can be pickled.
+
+    settings: settings of JAX that change results. url: the store.
+    """
+
+    name: str
+    sweep: ValidatedSweep
+    block: tuple[int, ...]
+    memory: int | None
+    settings: Mapping[str, str]
+    url: str
+    level: int
+
+
+_open: dict[str, tuple[Runner, SweepStore]] = {}  # in a Dask worker: those of the current job
+
+
+def run_block(job: Job, region: Region, missing: np.ndarray) -> int:
+    """Compute and store one block in a Dask worker; return the number of its cells.
+
+    Each worker compiles its own programs once. A block of a worker that dies is computed again by
+    another one, which writes the same chunks.
+    """
+    with settings_of(job.settings):
+        if job.name not in _open:
+            store = open_store(job.url)
+            if store is None:
+                raise FileNotFoundError(
+                    f"a worker cannot see the store {job.url!r}; it must be on a file system that "
+                    "all machines share, or at a URL"
+                )
+            _open.clear()  # programs of an earlier sweep
+            _open[job.name] = job.sweep.runner(job.block, job.memory, None), store
+        runner, store = _open[job.name]
+        # The block may have been stored by a worker that died before it returned.
+        wanted = missing & (store.completed(region) == job.level)
+        if wanted.any():
+            list(run(runner, store, ListedShard(job.level, [(region, wanted)])))
+        return int(missing.sum())
+
+
+def run_shared(
+    sweep: ValidatedSweep, url: str, worker: WorkerIndex, options: ExecutionOptions,
+    policy: StorePolicy,
+):  # fmt: skip
+    """Compute what the store at `url` is missing of a sweep, together with other workers.
+
+    Returns its dataset once all requested cells are complete.
+    """
+    programs = ProgramCache(sweep, policy.code_version)
+    programs(sweep.grid.groups())  # traced now, so that no other worker waits for it
+    monitor = monitor_of(url)
+    while True:
+        try:
+            membership = Membership(url, worker, monitor)
+            return _run_member(sweep, url, membership, options, policy, programs)
+        except LostError:  # this process showed no heartbeat for long, for example while suspended
+            continue
+        except SharedError:  # the workers that share the store may be dead
+            if find_live_worker(monitor):
+                raise
+
+
+def _run_member(
+    sweep: ValidatedSweep, url: str, membership: Membership, options: ExecutionOptions,
+    policy: StorePolicy, programs: ProgramCache,
+):  # fmt: skip
+    """Join the workers, compute claimed blocks until all are complete, and leave."""
+    started, grid = time.perf_counter(), sweep.grid
+    with locked(url, opening=True) as lock:
+        exclusive = not membership.others()
+        crashed = lock.previous_owner_crashed and exclusive
+        sweep, store, runner = open_or_create(
+            sweep, url, crashed, options, policy, programs, exclusive, check=False
+        )
+        membership.register()
+    with heartbeats(membership.beat):
+        try:
+            requested = positions_of(store.manifest.grid, grid)
+            last = last_level(store, grid)
+            incomplete = np.zeros(sweep.grid.shape, bool)
+            incomplete[requested] = store.completed()[requested] <= last
+
+            def report() -> None:
+                cells = math.prod(part.size for part in requested)
+                options.report(cells - int(incomplete.sum()), cells)
+
+            report()
+            for level in range(last + 1):
+                listed, missing = _missing_blocks(store, requested, level)
+
+                def still_missing(region: Region, level=level, missing=missing) -> np.ndarray:
+                    wanted = missing[region] & (store.completed(region) == level)
+                    if not wanted.any() and level in (0, last):
+                        incomplete[region] &= ~missing[region]
+                        report()
+                    return wanted
+
+                if listed:
+                    own = at_level(sweep, store, level)
+                    block = store.manifest.block
+                    runner = runner or own.runner(block, options.memory, options.devices)
+                    runner.compiler.check = programs.check
+                    shard = ClaimedShard(level, listed, store, membership, still_missing)
+                    for _ in run(runner, store, shard):
+                        membership.check()
+                runner = None  # it was made for this level
+        finally:
+            _leave(url, membership, time.perf_counter() - started)
+    return to_dataset(store, grid, requested)
+
+
+def _leave(url: str, membership: Membership, seconds: float) -> None:
+    """Leave the workers and record the time; the last one removes the files of dead workers."""
     with contextlib.suppress(OSError, StoreError):
-        claims.check()
-        with locks.locked(url, opening=True):
-            alone = not claims.others()
-            store = open_store(url, tidy=alone, listed=False)
-            if alone:
-                claims.bury()
+        membership.check()
+        with locked(url, opening=True):
+            exclusive = not membership.others()
+            store = open_store(url, tidy=exclusive, listed=False)
+            if exclusive:
+                membership.remove_stale()
             if store is not None:
                 before = float(store.attributes.get("wall_seconds", 0.0))
                 store.describe({"wall_seconds": before + seconds})
-            claims.leave()
-    claims.leave()  # also where the time could not be noted: nobody is to wait for this one
+            membership.unregister()
+    membership.unregister()  # also if the time could not be recorded: nobody has to wait for it

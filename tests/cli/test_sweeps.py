@@ -172,7 +172,7 @@ def test_bad_drawings_are_one_clear_line(arguments, named, stored, capsys):
 
 
 def test_interruption_says_how_to_go_on(folder, capsys, monkeypatch):
-    from negmaml.sweeps.run import Runner
+    from negmaml.sweeps.runner import Runner
 
     def stop(*_):
         raise KeyboardInterrupt

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import negmaml as nm
-from negmaml.sweeps import lock
+from negmaml.sweeps import lease
 
 GRID = {"size": [2, 3], "scale": [-1.0, 0.0, 0.5, 2.0]}
 SEEDS = 6
@@ -40,7 +40,7 @@ def slow(done, cells):
 
 if __name__ == "__main__":
     function.__module__ = "tests.sweeps.script"  # the same function as the tests import
-    lock.BEAT = float(os.environ.get("BEAT", lock.BEAT))
+    lease.HEARTBEAT_S = float(os.environ.get("BEAT", lease.HEARTBEAT_S))
     worker = tuple(map(int, os.environ["WORKER"].split("/"))) if "WORKER" in os.environ else None
     nm.sweep(function, GRID, SEEDS, store=sys.argv[1], block=3, progress=slow, worker=worker)
     print("finished")

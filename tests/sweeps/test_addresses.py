@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lock, merge, status
+from negmaml.sweeps import StoreError, lease, merge, status
 from negmaml.sweeps.storage import Address, check_url
 from negmaml.sweeps.summary import load
 from tests.sweeps.read_only import read_only
@@ -82,11 +82,11 @@ PAIRS = [("~/x.zarr", "{home}/x.zarr"), ("link.zarr", "x.zarr"), ("../linked/x.z
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_two_spellings_exclude_each_other(pair, home, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
     first, second = (url.format(home=home) for url in pair)
-    with lock.locked(check_url(first)), pytest.raises(StoreError, match=f"process {os.getpid()}"):
+    with lease.locked(check_url(first)), pytest.raises(StoreError, match=f"process {os.getpid()}"):
         nm.sweep(function, GRID, 2, store=second)
-    with lock.locked(first), pytest.raises(StoreError, match=f"process {os.getpid()}"):
+    with lease.locked(first), pytest.raises(StoreError, match=f"process {os.getpid()}"):
         nm.sweep(function, GRID, 2, store=second, worker=(1, 2))
 
 
@@ -148,7 +148,7 @@ def test_a_store_stays_where_it_is_when_the_folder_changes(home):
     ],
 )
 def test_a_place_that_no_store_can_have_is_refused_at_once(url, error, said, home, monkeypatch):
-    from negmaml.sweeps.run import Runner
+    from negmaml.sweeps.runner import Runner
 
     monkeypatch.setattr(Runner, "probe", None)
     (home / "file").write_text("mine")
@@ -186,7 +186,7 @@ def test_a_finished_store_that_cannot_be_written_is_read(options, tmp_path):
 def test_what_a_store_that_cannot_be_written_lacks_is_an_error_at_once(
     call, error, tmp_path, monkeypatch
 ):
-    from negmaml.sweeps.run import Runner
+    from negmaml.sweeps.runner import Runner
 
     store = tmp_path / "x.zarr"
     arguments = dict(function=function, grid=GRID, seeds=3, store=store)

@@ -21,10 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml.sweeps import exclusive, lock
-from negmaml.sweeps import session as stored
-from negmaml.sweeps import storage as files
-from negmaml.sweeps.planning import Work, prepare
+from negmaml.sweeps import lease, session, storage
+from negmaml.sweeps.planning import ValidatedSweep, prepare
 from tests.crash import Disk, Operations
 
 GRID = {"size": [2, 3], "scale": [-1.0, 0.0], "kind": "plain", "rates": [0.5, 2.0]}
@@ -55,8 +53,8 @@ class Quick:
 
     block = (1, 2, 2)
 
-    def __init__(self, work):
-        self.grid, self.compiler = work.grid, SimpleNamespace(check=None)
+    def __init__(self, sweep):
+        self.grid, self.compiler = sweep.grid, SimpleNamespace(check=None)
 
     def expect(self, regions):
         pass
@@ -101,13 +99,9 @@ class StoreOperations(Operations):
 
     def __init__(self, monkeypatch):
         super().__init__()
-        put, write, remove = (
-            zarr.storage._local._put,
-            files.LocalFiles.write,
-            files.LocalFiles.remove,
-        )
-        pipe, drop = files.RemoteFiles.write, files.RemoteFiles.remove
-        piped = zarr.storage.FsspecStore.set
+        put, piped = zarr.storage._local._put, zarr.storage.FsspecStore.set
+        local, remote = storage.LocalStorage, storage.RemoteStorage
+        create, write = local.create, local.write
 
         def local_put(path, value, exclusive=False):
             if not str(path).startswith(self.prefix):
@@ -123,6 +117,11 @@ class StoreOperations(Operations):
                 self.step(path.with_name(f"{path.name}.0f.partial"), data)
             return write(this, key, data)
 
+        def local_create(this, key, data):
+            this.folder.mkdir(parents=True, exist_ok=True)
+            self.step(this.folder / key, b"")  # there already, with nothing in it
+            return create(this, key, data)
+
         async def remote_put(this, key, value, byte_range=None):
             self.step()
             return await piped(this, key, value)
@@ -134,27 +133,12 @@ class StoreOperations(Operations):
 
             return do
 
-        made, noted = exclusive.LocalNotes.create, exclusive.RemoteNotes.create
-
-        def local_create(this, name, text):
-            this.folder.mkdir(parents=True, exist_ok=True)
-            self.step(this.folder / name, b"")  # there already, with nothing in it
-            return made(this, name, text)
-
-        def remote_create(this, name, text, again=False):
-            if not again:
-                self.step()
-            return noted(this, name, text, again)
-
-        monkeypatch.setattr(exclusive.LocalNotes, "create", local_create)
-        monkeypatch.setattr(exclusive.RemoteNotes, "create", remote_create)
-        for kind in (exclusive.LocalNotes, exclusive.RemoteNotes):
-            monkeypatch.setattr(kind, "remove", stepped(kind.remove))
+        monkeypatch.setattr(local, "create", local_create)
+        monkeypatch.setattr(local, "write", local_write)
+        monkeypatch.setattr(local, "remove", stepped(local.remove))
+        for name in ("create", "write", "remove"):
+            monkeypatch.setattr(remote, name, stepped(getattr(remote, name)))
         monkeypatch.setattr(zarr.storage._local, "_put", local_put)
-        monkeypatch.setattr(files.LocalFiles, "write", local_write)
-        monkeypatch.setattr(files.LocalFiles, "remove", stepped(remove))
-        monkeypatch.setattr(files.RemoteFiles, "write", stepped(pipe))
-        monkeypatch.setattr(files.RemoteFiles, "remove", stepped(drop))
         monkeypatch.setattr(zarr.storage.FsspecStore, "set", remote_put)
 
 
@@ -238,7 +222,7 @@ def crash_everywhere(place, operations, before, after, every=1, worker=None):
 
 @pytest.fixture
 def operations(monkeypatch, tmp_path):
-    monkeypatch.setattr(lock, "BEAT", 0.0005)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.0005)
     counted = StoreOperations(monkeypatch)
     counted.prefix = str(tmp_path)
     return counted
@@ -246,8 +230,8 @@ def operations(monkeypatch, tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(stored, "planned", lambda work, *_: (None, Quick(work)))
-    monkeypatch.setattr(Work, "runner", lambda self, *_: Quick(self))
+    monkeypatch.setattr(session, "planned", lambda sweep, *_: (None, Quick(sweep)))
+    monkeypatch.setattr(ValidatedSweep, "runner", lambda self, *_: Quick(self))
 
 
 @pytest.fixture(params=["disk", "url"])

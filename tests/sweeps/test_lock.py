@@ -8,19 +8,19 @@ import fsspec
 import pytest
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lock
+from negmaml.sweeps import StoreError, lease
 from tests.sweeps.script import GRID, SEEDS, function
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.05)
 
 
 @pytest.mark.parametrize("url", ["{path}/x.zarr", "memory://{path}/x.zarr"])
 def test_a_second_writer_is_told_who_writes(tmp_path, url):
     url = url.format(path=tmp_path)
-    with lock.locked(url), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+    with lease.locked(url), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
         nm.sweep(function, GRID, SEEDS, store=url)
     nm.sweep(function, GRID, SEEDS, store=url)
 
@@ -28,12 +28,12 @@ def test_a_second_writer_is_told_who_writes(tmp_path, url):
 def test_a_lock_at_a_url_whose_holder_is_gone_is_taken_over():
     files = fsspec.filesystem("memory")
     files.pipe_file("/gone.zarr.lock/00000003", b"process 1 on another, beat 3")
-    with lock.locked("memory://gone.zarr") as held:
-        assert held.left
+    with lease.locked("memory://gone.zarr") as held:
+        assert held.previous_owner_crashed
         assert files.ls("/gone.zarr.lock", detail=False) == ["/gone.zarr.lock/00000004"]
         assert f"process {os.getpid()}" in files.cat_file("/gone.zarr.lock/00000004").decode()
-    with lock.locked("memory://gone.zarr") as held:  # at once: the last holder was done
-        assert not held.left
+    with lease.locked("memory://gone.zarr") as held:  # at once: the last holder was done
+        assert not held.previous_owner_crashed
 
 
 def holders(url, count):
@@ -43,7 +43,7 @@ def holders(url, count):
     def come(number):
         start.wait()
         try:
-            with lock.locked(url):
+            with lease.locked(url):
                 held.append(number)
                 end.wait(10)
         except StoreError:
@@ -70,14 +70,14 @@ def test_of_many_that_come_at_once_to_a_url_one_gets_the_lock(before, tmp_path):
 
 def test_a_holder_that_slept_too_long_learns_that_it_lost_the_lock(tmp_path):
     url = f"memory://{tmp_path}/x.zarr"
-    with lock.locked(url) as held:
+    with lease.locked(url) as held:
         held.check()
         fsspec.filesystem("memory").pipe_file(f"{tmp_path}/x.zarr.lock/00000001", b"another")
         for _ in range(100):
             try:
                 held.check()
             except StoreError as lost:
-                assert "went to another sweep" in str(lost)
+                assert "taken over by another sweep" in str(lost)
                 break
             threading.Event().wait(0.02)
         else:
@@ -96,7 +96,7 @@ def test_who_lost_the_lock_leaves_what_the_next_holder_wrote(tmp_path):
             time.sleep(0.3)
             written.append(files.cat_file(f"{tmp_path}/x.zarr/zarr.json"))
 
-    with pytest.raises(StoreError, match="went to another sweep"):
+    with pytest.raises(StoreError, match="taken over by another sweep"):
         nm.sweep(function, GRID, SEEDS, store=url, block=3, progress=lose)
     assert files.cat_file(f"{tmp_path}/x.zarr/zarr.json") == written[0]
 
@@ -122,7 +122,7 @@ def test_where_no_file_can_be_created_exclusively_the_store_is_refused(files, tm
     fsspec.register_implementation(files.protocol, files, clobber=True)
     with (
         pytest.raises(StoreError, match="cannot create a file exclusively"),
-        lock.locked(f"{files.protocol}://{tmp_path}/x.zarr"),
+        lease.locked(f"{files.protocol}://{tmp_path}/x.zarr"),
     ):
         pass
 
@@ -130,12 +130,12 @@ def test_where_no_file_can_be_created_exclusively_the_store_is_refused(files, tm
 @pytest.mark.parametrize("url", ["{path}/x.zarr", "memory://{path}/x.zarr"])
 def test_a_holder_that_was_cut_off_is_noticed(url, tmp_path):
     url = url.format(path=tmp_path)
-    with pytest.raises(KeyboardInterrupt), lock.locked(url):
+    with pytest.raises(KeyboardInterrupt), lease.locked(url):
         raise KeyboardInterrupt
-    with lock.locked(url) as held:
-        assert held.left
-    with pytest.raises(ValueError), lock.locked(url) as held:
-        assert not held.left
+    with lease.locked(url) as held:
+        assert held.previous_owner_crashed
+    with pytest.raises(ValueError), lease.locked(url) as held:
+        assert not held.previous_owner_crashed
         raise ValueError
-    with lock.locked(url) as held:
-        assert not held.left
+    with lease.locked(url) as held:
+        assert not held.previous_owner_crashed

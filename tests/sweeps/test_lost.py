@@ -12,8 +12,8 @@ import xarray as xr
 import negmaml as nm
 from negmaml.cli import main as cli
 from negmaml.sweeps import StoreError, lost, merge, summary
-from negmaml.sweeps.held import existing
-from negmaml.sweeps.run import Runner
+from negmaml.sweeps.description import description_of
+from negmaml.sweeps.runner import Runner
 from negmaml.sweeps.store import open_store
 from tests.sweeps.test_store import LONGER, SHORT, WHOLE, products
 
@@ -113,7 +113,7 @@ def test_what_is_lost_is_named_and_computed_again(name, harm, made, store, compu
 
 
 def test_every_chunk_is_written_also_one_of_fill_values(made, store):
-    found = existing(str(store))
+    found = description_of(str(store))
     for name in (*OUTPUTS, "completed"):
         assert len(chunks(store, name)) == np.prod(found.layouts[name].chunks)
         assert found.layouts[name].checksum
@@ -224,7 +224,7 @@ def test_chunks_of_an_extension_of_whole_axes_are_looked_after(last, tmp_path):
     delete(chunks(path, "both")[-1 if last else 0])
     found = nm.sweeps.status(path)
     assert found.cells_done < found.cells
-    done = lost.found_in(str(path), existing(str(path))).done
+    done = lost.found_in(str(path), description_of(str(path))).done
     assert done.min() == (2 if last else 0)
     again = nm.sweep(products, LONGER, 3, store=path, **WHOLE).load()
     xr.testing.assert_equal(again, expected)

@@ -12,7 +12,7 @@ import xarray as xr
 import negmaml as nm
 from negmaml.cli import main as cli
 from negmaml.sweeps import StoreError, merge, merging
-from negmaml.sweeps.held import existing
+from negmaml.sweeps.description import description_of
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 from tests.sweeps.test_store import WHOLE, products
 
@@ -161,10 +161,10 @@ def test_the_order_of_stores_does_not_change_the_number_of_files(sizes, tmp_path
 
 def test_blocks_of_merged_stores_are_bounded(sizes, tmp_path, monkeypatch):
     """Blocks of stores that are long along different dims do not multiply beyond the bound."""
-    monkeypatch.setattr(merging, "LARGEST_BLOCK", 4 * 42)
+    monkeypatch.setattr(merging, "MAX_BLOCK_BYTES", 4 * 42)
     merge(sizes, tmp_path / "m.zarr")
-    block = existing(str(tmp_path / "m.zarr")).manifest.block
-    longest = max(math.prod(existing(str(path)).manifest.block) for path in sizes)
+    block = description_of(str(tmp_path / "m.zarr")).manifest.block
+    longest = max(math.prod(description_of(str(path)).manifest.block) for path in sizes)
     assert math.prod(block) <= longest < 2 * 4 * 21
 
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 import negmaml as nm
 from negmaml.sweeps import merge, plan, prepare, spec, status, summary
-from negmaml.sweeps.held import MANIFEST, existing
+from negmaml.sweeps.description import MANIFEST, description_of
 from tests.sweeps.script import GRID, SEEDS, function
 
 
@@ -90,7 +90,7 @@ def test_a_store_of_format_3_is_read_resumed_extended_and_merged(worker, tmp_pat
     found = nm.sweep(function, GRID, SEEDS, store=path, worker=worker, extend=True).load()
     xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
     assert xr.open_zarr(path)["done"].all() and not (path / "completed").exists()
-    assert existing(str(path)).manifest.format == 3
+    assert description_of(str(path)).manifest.format == 3
     merged = merge([path], tmp_path / "m.zarr")
     assert merged["completed"].all() and (tmp_path / "m.zarr" / "completed").exists()
     np.testing.assert_array_equal(merged["total"], expected["total"])

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lock
+from negmaml.sweeps import StoreError, lease
 from tests.sweeps.script import GRID, SEEDS, function
 from tests.sweeps.test_lock import holders
 from tests.sweeps.test_worker import together
@@ -73,7 +73,7 @@ def test_workers_share_a_store_and_stores_are_merged(bucket):
 def test_of_many_that_come_at_once_one_gets_the_lock(bucket, before, monkeypatch):
     import s3fs
 
-    monkeypatch.setattr(lock, "BEAT", 0.2)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
     url = f"{bucket}/{before[:4] or 'none'}.zarr"
     if before:
         s3fs.S3FileSystem().pipe_file(f"{url}.lock/00000007", before.encode())

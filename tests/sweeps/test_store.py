@@ -18,7 +18,7 @@ import xarray as xr
 import negmaml as nm
 from negmaml.sweeps import StoreError, planning
 from negmaml.sweeps import store as stores
-from negmaml.sweeps.run import Runner
+from negmaml.sweeps.runner import Runner
 from negmaml.sweeps.summary import load
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 

@@ -213,7 +213,7 @@ LINEAR = POINT | {"train_rate": [0.1], "adapt_rate": 0.2}
 def test_bad_input_is_named_before_anything_is_computed(
     function, grid, options, named, monkeypatch
 ):
-    from negmaml.sweeps.run import Runner
+    from negmaml.sweeps.runner import Runner
 
     monkeypatch.setattr(Runner, "compute", None)
     monkeypatch.setattr(Runner, "probe", None)

@@ -16,10 +16,10 @@ import negmaml as nm
 from negmaml._core.display import one_line
 from negmaml.cli import main as cli
 from negmaml.sweeps import StoreError, merge, summary
+from negmaml.sweeps.description import description_of
 from negmaml.sweeps.guard import guarded, zarr_arrays
-from negmaml.sweeps.held import existing
 from negmaml.sweeps.store import create
-from negmaml.sweeps.untrusted import MOST_BLOCKS, MOST_CELLS, check_manifest
+from negmaml.sweeps.untrusted import MAX_BLOCKS, MAX_CELLS, check_manifest
 from tests.sweeps.script import GRID, SEEDS, function
 
 
@@ -232,16 +232,16 @@ def test_what_a_manifest_says_is_bounded(change, named, store):
 def test_many_axes_of_few_values_are_not_more_cells_than_there_can_be(made):
     import dataclasses
 
-    held = existing(str(made)).manifest
+    held = description_of(str(made)).manifest
     axes = tuple(
         dataclasses.replace(held.grid.axes[0], dim=f"a{i}", names=(f"a{i}",),
                             values=tuple((v,) for v in range(100)))
         for i in range(6)
     )  # fmt: skip
     grid = dataclasses.replace(held.grid, axes=axes, static=frozenset())
-    with pytest.raises(ValueError, match=f"cells, and {MOST_CELLS:,} are the most; spread them"):
+    with pytest.raises(ValueError, match=f"cells, and {MAX_CELLS:,} are the most; spread them"):
         check_manifest(dataclasses.replace(held, grid=grid, block=(1,) * 7))
-    grid = dataclasses.replace(held.grid, seeds=tuple(range(MOST_BLOCKS)))
+    grid = dataclasses.replace(held.grid, seeds=tuple(range(MAX_BLOCKS)))
     one = dataclasses.replace(held, grid=grid, block=(1,) * 4)
     with pytest.raises(StoreError, match=r"cannot be made.*the most; choose a larger block"):
         create(str(made.with_name("never.zarr")), one, {})
@@ -291,7 +291,7 @@ def test_a_chunk_unpacks_to_no_more_than_a_chunk(store, checksum):
     key.write_bytes(with_checksum(bomb) if checksum else bomb)
     relative = key.relative_to(store).as_posix()
     assert relative in nm.sweeps.status(store, check=True).lost
-    layouts = existing(str(store)).layouts
+    layouts = description_of(str(store)).layouts
     with pytest.raises(StoreError, match=r"does not unpack|altered|bytes"):
         zarr_arrays(guarded(str(store), {"count": layouts["count"]}))["count"][...]
     np.testing.assert_array_equal(again(store)["count"], again(store.with_name("y"))["count"])
@@ -362,7 +362,7 @@ def test_files_of_workers_are_ignored_unless_workers_wrote_them(store, capsys, m
     assert [worker.name for worker in found.workers] == ["worker-6"]
     assert cli.run(["status", str(store)]) == 0
     assert "\x1b[2J" not in capsys.readouterr().out + str(found)
-    monkeypatch.setattr("negmaml.sweeps.lock.BEAT", 0.001)
+    monkeypatch.setattr("negmaml.sweeps.lease.HEARTBEAT_S", 0.001)
     again(store)
     assert not folder.exists()
 

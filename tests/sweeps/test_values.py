@@ -12,7 +12,7 @@ import xarray as xr
 import negmaml as nm
 from negmaml.sweeps import StoreError, merge, parse, random_points, spec
 from negmaml.sweeps.parse import parse_grid, parse_seeds
-from negmaml.sweeps.run import Runner
+from negmaml.sweeps.runner import Runner
 from tests.helpers import mostly_slow
 
 
@@ -154,7 +154,7 @@ def test_seeds_of_many_kinds_are_taken(monkeypatch):
     for seeds in (np.int64(2), np.array(2), jnp.array(2), range(2)):
         assert parse_seeds(seeds) == (0, 1)
     assert parse_seeds([2**32 - 1]) == (2**32 - 1,)
-    monkeypatch.setattr(parse, "MOST_SEEDS", 5)
+    monkeypatch.setattr(parse, "MAX_SEEDS", 5)
     with pytest.raises(ValueError, match="at most 5, got 6 or more"):
         parse_seeds(itertools.count())
 

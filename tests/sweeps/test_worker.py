@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, claims, lock
+from negmaml.sweeps import StoreError, lease, members
 from negmaml.sweeps import worker as shared
-from negmaml.sweeps.run import Runner
+from negmaml.sweeps.runner import Runner
+from negmaml.sweeps.storage import storage_beside
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 from tests.sweeps.test_store import run_script
 
@@ -25,7 +26,7 @@ BLOCKS = 16
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.2)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def assert_whole(url, expected):
     """Bit for bit, with nothing left beside it."""
     found = xr.open_zarr(url).load()
     xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
-    assert not claims.beside(url, claims.FOLDER).names()
+    assert not storage_beside(url, members.FOLDER).names()
 
 
 def together(calls):
@@ -77,7 +78,7 @@ def together(calls):
 
 
 def test_workers_that_start_at_once_on_no_store_compute_each_block_once(url, alone, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 2.0)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 2.0)
     cells, right = [], Runner.compute
 
     def compute(self, index):
@@ -145,12 +146,12 @@ def test_a_worker_that_was_taken_for_gone_joins_again(path, alone):
     removed = []
 
     def forget(done, cells):
-        notes = claims.beside(path, claims.FOLDER)
+        notes = storage_beside(path, members.FOLDER)
         if done == 12 and not removed:
             for name in notes.names():
                 removed.append(name)
                 notes.remove(name)
-            time.sleep(3 * lock.BEAT)
+            time.sleep(3 * lease.HEARTBEAT_S)
 
     work(path, progress=forget)
     assert removed
@@ -158,16 +159,16 @@ def test_a_worker_that_was_taken_for_gone_joins_again(path, alone):
 
 
 def test_a_block_is_taken_over_by_one_of_many(url):
-    first = claims.Claims(url, (1, 9), claims.watch_of(url))
+    first = members.Membership(url, (1, 9), members.monitor_of(url))
     assert first.claim("0.1")  # and never joins, nor shows that it lives
-    others = [claims.Claims(url, (k, 9), claims.watch_of(url)) for k in range(2, 8)]
+    others = [members.Membership(url, (k, 9), members.monitor_of(url)) for k in range(2, 8)]
     assert not any(other.claim("0.1") for other in others)
-    time.sleep(lock.BEAT * (lock.BEATS_TO_LOSE + 1))
+    time.sleep(lease.HEARTBEAT_S * (lease.MAX_MISSED + 1))
     taken = []
     together([lambda other=other: taken.append(other.claim("0.1")) for other in others])
     assert sum(taken) == 1
     assert not first.holds("0.1")
-    assert others[taken.index(True)].held or any(other.held for other in others)
+    assert others[taken.index(True)].claims or any(other.claims for other in others)
 
 
 def test_one_cannot_have_a_store_to_itself_that_others_share(path, alone):
@@ -192,7 +193,7 @@ def test_one_cannot_have_a_store_to_itself_that_others_share(path, alone):
 
 
 def test_a_worker_is_told_of_a_sweep_that_has_the_store_to_itself(url):
-    with lock.locked(url), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
+    with lease.locked(url), pytest.raises(StoreError, match=f"process {os.getpid()} on"):
         work(url)
 
 
@@ -258,7 +259,7 @@ def test_an_array_job_says_its_part(monkeypatch):
         parts = []
         for task in tasks:
             monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
-            parts.append(claims.parse_part("slurm"))
+            parts.append(members.parse_worker("slurm"))
         assert {n for _, n in parts} == {count}
         assert all(1 <= k <= count for k, _ in parts)
         assert count == 3 or len(set(parts)) == count
@@ -271,12 +272,12 @@ def test_status_of_no_store_is_an_error(tmp_path):
 
 def test_a_worker_that_cannot_note_its_time_leaves_all_the_same(path, alone, monkeypatch):
     def taken(url):
-        raise lock.TakenError("another sweep")
+        raise lease.TakenError("another sweep")
 
     right = shared._leave
 
     def leave(url, own, seconds):
-        monkeypatch.setattr(shared.locks, "locked", lambda url, opening: taken(url))
+        monkeypatch.setattr(shared, "locked", lambda url, opening: taken(url))
         right(url, own, seconds)
 
     monkeypatch.setattr(shared, "_leave", leave)
@@ -289,12 +290,12 @@ def test_who_opens_a_store_waits_for_one_that_has_not_yet_said_so(path):
     filelock = pytest.importorskip("filelock")
     held = filelock.FileLock(f"{os.path.dirname(path)}/.x.zarr.lock", thread_local=False)
     held.acquire()
-    timer = threading.Timer(lock.BEAT / 4, held.release)
+    timer = threading.Timer(lease.HEARTBEAT_S / 4, held.release)
     timer.start()
-    with lock.locked(path, opening=True) as own:
-        assert not own.left
+    with lease.locked(path, opening=True) as own:
+        assert not own.previous_owner_crashed
     timer.join()
     held.acquire()
-    with pytest.raises(lock.TakenError, match="just began"), lock.locked(path, opening=True):
+    with pytest.raises(lease.TakenError, match="just began"), lease.locked(path, opening=True):
         pass
     held.release()

@@ -1,4 +1,4 @@
-"""Progress of a sweep, also while it runs, and the chunks that its store has lost."""
+"""Progress of a running or finished sweep, and the chunks that its store has lost."""
 
 import math
 import os
@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from negmaml._core.display import printable
-from negmaml.sweeps.claims import Worker, workers_of
-from negmaml.sweeps.held import existing
+from negmaml.sweeps.description import description_of
 from negmaml.sweeps.lost import found_in, note
+from negmaml.sweeps.members import WorkerRecord, workers_of
 from negmaml.sweeps.storage import check_url
 
-SHOWN = 20  # lost chunks
+SHOWN = 20  # lost chunks that are listed; the rest is counted
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a sweep is.
+    """The progress of a sweep; prints as a table.
 
     Attributes:
-        cells, blocks: how many there are in the store.
-        cells_done, blocks_done: how many of them are complete.
+        cells, blocks: number of cells and blocks of the store.
+        cells_done, blocks_done: number of complete ones.
         claimed: blocks that workers have claimed and not yet stored.
-        workers: those that share it: process, part, blocks stored, and the time of the last beat.
-        lost: the fault of each chunk that is missing or altered, by its file.
+        workers: the records of workers that share it.
+        lost: the fault of each missing or altered chunk, by its file.
         checked: whether every chunk was read.
     """
 
@@ -32,12 +32,12 @@ class Status:
     blocks: int
     blocks_done: int
     claimed: int
-    workers: tuple[Worker, ...]
+    workers: tuple[WorkerRecord, ...]
     lost: Mapping[str, str] = field(default_factory=dict)
     checked: bool = False
 
     def rows(self) -> list[tuple[str, str]]:
-        """The status in words."""
+        """The status as (name, text)."""
         share = self.cells_done / self.cells
         return [
             ("cells done", f"{self.cells_done:,} of {self.cells:,} ({share:.1%})"),
@@ -48,7 +48,7 @@ class Status:
         ]
 
     def losses(self) -> list[str]:
-        """The lost chunks in words, up to a number of them."""
+        """A description of each lost chunk, up to `SHOWN`, and the number of the others."""
         listed = [f"{key} {fault}" for key, fault in list(self.lost.items())[:SHOWN]]
         more = len(self.lost) - len(listed)
         return [*listed, *([f"and {more:,} more"] if more else [])]
@@ -56,8 +56,8 @@ class Status:
     def __repr__(self) -> str:
         lines = [f"{name:<16}{value}" for name, value in self.rows()]
         for worker in self.workers:
-            process, part, blocks, beat = worker.row()
-            lines.append(f"  part {part}: {process}, {blocks} blocks, last sign of life {beat}")
+            process, index, blocks, beat = worker.row()
+            lines.append(f"  worker {index}: {process}, {blocks} blocks, last heartbeat {beat}")
         lines += [f"  lost: {text}" for text in self.losses()]
         return "\n".join(map(printable, lines))
 
@@ -65,27 +65,27 @@ class Status:
 def status(store: str | os.PathLike[str], *, check: bool = False) -> Status:
     """Report the progress of the sweep in a store, its lost chunks, and the workers that share it.
 
-    A cell counts as done if it is flagged and the chunks that hold it are there, with the bytes
-    that they can have. The same call of `nm.sweep` computes lost cells again.
+    A cell counts as done if it is flagged and its chunks exist with a possible size. The same call
+    of `nm.sweep` computes lost cells again.
 
     Arguments:
-        store: a path or URL of a store, which stays as it is.
-        check: whether to read every chunk too, and to compare it with its checksum. Chunks that
-            differ are noted in a file beside the store, where the next sweep looks.
+        store: a path or URL of a store; it is only read.
+        check: whether to read every chunk and verify its checksum. Altered chunks are listed in a
+            file beside the store for the next sweep.
 
-    A worker that did not show that it lives for 20 seconds is listed as gone: others take its
-    blocks over when nothing else is left to do.
+    A worker without a heartbeat for 20 seconds is listed as dead. Other workers take over its
+    blocks when they have completed all others.
 
     Raises FileNotFoundError if there is no store, and StoreError if it is not one of a sweep.
     """
     if not isinstance(check, bool):
         raise TypeError(f"check must be True or False, got {check!r}")
     url = check_url(store)
-    held = existing(url)
+    held = description_of(url)
     found = found_in(url, held, check)
     if check:
         note(url, found.damaged)
-    done = found.done == 1 + len(held.manifest.parts)
+    done = found.levels == held.manifest.num_levels
     blocks = [bool(done[part].all()) for part in held.layouts[held.manifest.completed].blocks()]
     workers, claimed = workers_of(url)
     return Status(

@@ -1,4 +1,4 @@
-"""The description that a store gives of itself, read and checked before anything is opened."""
+"""The description of a store in its metadata, checked before any array is opened."""
 
 import json
 from collections.abc import Mapping
@@ -6,35 +6,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from negmaml.sweeps.guard import ROOT
-from negmaml.sweeps.layout import Layout, as_held, layouts
+from negmaml.sweeps.layout import Layout, layouts, match_metadata
 from negmaml.sweeps.manifest import Manifest
-from negmaml.sweeps.storage import StoreError, files_of
-from negmaml.sweeps.untrusted import MOST_TEXT, check_attributes, checked_manifest, parsed
+from negmaml.sweeps.storage import StoreError, storage_at
+from negmaml.sweeps.untrusted import MAX_TEXT, check_attributes, parse_manifest, parsed
 
 MANIFEST = "negmaml_sweep"
 REMEDY = "; give an empty or new path, or the store of an earlier sweep"
 
 
 @dataclass(frozen=True)
-class Held:
-    """The checked description of a store: its attributes, its sweep, and its arrays."""
+class StoreDescription:
+    """The checked description of a store: its attributes, its sweep, and its arrays.
+
+    Attributes are those of the dataset; the manifest describes the sweep; `layouts` has the
+    layout of each array by name.
+    """
 
     attributes: dict[str, Any]
     manifest: Manifest
     layouts: Mapping[str, Layout]
 
 
-def existing(url: str) -> Held:
+def description_of(url: str) -> StoreDescription:
     """The description of the store at `url`; FileNotFoundError for a missing store."""
-    held = held_at(url, files_of(url))
+    held = read_description(url, storage_at(url))
     if held is None:
         raise FileNotFoundError(f"there is no store at {url!r}")
     return held
 
 
-def held_at(url: str, files) -> Held | None:
-    """The description of a store; None for a missing one. StoreError if it is not of a sweep."""
-    text = files.read(ROOT, MOST_TEXT)
+def read_description(url: str, files) -> StoreDescription | None:
+    """The description of a store; None if it is missing, StoreError if it is not of a sweep."""
+    text = files.read(ROOT, MAX_TEXT)
     if text is None:
         return None
     try:
@@ -47,37 +51,38 @@ def held_at(url: str, files) -> Held | None:
         if root.get("zarr_format") != 3:
             raise ValueError(f"it has the zarr format {root.get('zarr_format')!r:.20}")
         check_attributes(attributes)
-        manifest = checked_manifest(attributes[MANIFEST])
+        manifest = parse_manifest(attributes[MANIFEST])
         found = _held_layouts(manifest, arrays["metadata"])
         _check_own(files, found)
     except StoreError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise StoreError(f"store {url!r} cannot be read ({error}){REMEDY}") from error
-    return Held(dict(attributes), manifest, found)
+    return StoreDescription(dict(attributes), manifest, found)
 
 
 def _held_layouts(manifest: Manifest, metadata: Mapping[str, Any]) -> dict[str, Layout]:
-    """The arrays as the group has them; ValueError for one that the sweep does not have."""
+    """The layouts confirmed by the metadata of the group; ValueError for other arrays."""
     wanted = layouts(manifest)
     if strange := sorted(map(str, metadata.keys() ^ wanted.keys())):
         raise ValueError(f"its arrays are not those of its sweep, which differ in {strange[:3]}")
-    return {name: as_held(layout, metadata[name]) for name, layout in wanted.items()}
+    return {name: match_metadata(layout, metadata[name]) for name, layout in wanted.items()}
 
 
 def _check_own(files, arrays: Mapping[str, Layout]) -> None:
-    """Check the metadata of each array, which may be of a shape before the last extension."""
+    """Check the metadata of each array; its shape may be that of before the last extension."""
     for name, layout in arrays.items():
-        text = files.read(f"{name}/{ROOT}", MOST_TEXT)
+        text = files.read(f"{name}/{ROOT}", MAX_TEXT)
         try:
             own = json.loads(text or b"")
-        except (ValueError, RecursionError):  # never used, and written anew by the next sweep
+        except (ValueError, RecursionError):
+            # Only the copy in the group is used, and the next sweep writes this file again.
             continue
         if isinstance(own, dict) and _earlier(own.get("shape"), layout.shape):
             own["shape"] = list(layout.shape)
-        as_held(layout, own)
+        match_metadata(layout, own)
 
 
 def _earlier(shape: Any, now: tuple[int, ...]) -> bool:
-    """Whether an array could have had the shape before it was extended, or gets it now."""
+    """Whether an array could have had the shape before or during an extension."""
     return isinstance(shape, list) and len(shape) == len(now) and all(type(n) is int for n in shape)

@@ -1,4 +1,4 @@
-"""Computing cells on local devices: compiled programs, one a group, and batches through them."""
+"""Computing cells on local devices: one compiled program for each group, run in batches."""
 
 import math
 import os
@@ -17,16 +17,19 @@ from jax.sharding import Mesh, PartitionSpec
 from negmaml._core.keys import key_of
 from negmaml._core.settings import other_settings, result_settings
 from negmaml.sweeps.functions import Output, SweepFunction, inputs
-from negmaml.sweeps.grid import Grid, Region
+from negmaml.sweeps.grid import Region, SweepGrid
 
 # XLA's batched factorisations on CPU can deadlock when two threads run them at once.
 ONE_AT_A_TIME = threading.Lock()
-KEYS = 2**14  # folded by one call of a program that all groups share
-KEPT = 32  # programs of some 3 MiB each; blocks come group by group
+KEYS = 2**14  # keys of one call of the program that derives them, which all groups share
+KEPT = 32  # programs of about 3 MiB each; blocks are sorted by group, so few are needed at once
 
 
 class Program:
-    """A compiled program over `batch` cells: `program(keys, numbers, vectorized)`, all in NumPy."""
+    """A compiled program over `batch` cells, called as `program(keys, numbers, vectorized)`.
+
+    Its arguments are NumPy arrays; it places them on the devices.
+    """
 
     def __init__(self, executable, batch: int, devices: list):
         self.executable, self.batch, self.devices = executable, batch, devices
@@ -50,15 +53,16 @@ class Program:
 
 
 class Compiler:
-    """Programs of the groups of a grid, with batches as large as `memory` and the block allow.
+    """Compiles the programs of the groups of a grid, the next ones while one runs.
 
-    block: the shape of blocks over the dims of the grid.
+    block: the shape of blocks over the dims of the grid. Batches are as large as `memory` and the
+    block allow.
     """
 
-    def __init__(self, function: SweepFunction, grid: Grid, block, memory: int, devices: list):
+    def __init__(self, function: SweepFunction, grid: SweepGrid, block, memory: int, devices: list):
         self.function, self.grid, self.block = function, grid, block
         self.memory, self.devices = memory, devices
-        self.correction = 1.0  # memory measured by a probe over memory estimated
+        self.correction = 1.0  # measured over estimated memory
         self.groups = grid.groups()
         self.ready: dict[int, Program] = {}
         self.started: dict[int, tuple[int, Future]] = {}
@@ -66,15 +70,17 @@ class Compiler:
         self.at_once = max(2, min(8, os.cpu_count() or 1))
         self.pool = ThreadPoolExecutor(self.at_once)
         self.took: dict[int, list[float]] = {}  # seconds to trace and to compile a group
-        self.check: Callable[[Mapping[str, Any]], None] = lambda group: None  # of the record
+        self.check: Callable[[Mapping[str, Any]], None] = lambda group: (
+            None
+        )  # compares with the record
         self.settings = result_settings()
 
     def expect(self, groups: Iterable[int]) -> None:
-        """Say in which order groups will be wanted: the next ones compile while one runs."""
+        """Announce the order of groups: the next ones compile while one runs."""
         self.upcoming = iter(groups)
 
     def program(self, group: int) -> Program:
-        """The program of a group; the last ones are kept."""
+        """The program of a group; the most recent ones are kept."""
         if group not in self.ready:
             self._start(group)
             unseen = (g for g in self.upcoming if g not in self.ready and g not in self.started)
@@ -87,12 +93,12 @@ class Compiler:
         return self.ready[group]
 
     def forget(self) -> None:
-        """Make all programs anew: the block or what is known of memory has changed."""
+        """Discard all programs, because the block or the estimate of memory has changed."""
         self.ready.clear()
         self.started.clear()
 
     def seconds(self, group: int) -> float:
-        """Time to make the programs of all groups, were each like this one, which is made."""
+        """Estimated time to compile all groups, from that of this compiled one."""
         trace, compilation = self.took[group]
         return len(self.groups) * (trace + compilation / min(self.at_once, len(self.groups)))
 
@@ -100,14 +106,16 @@ class Compiler:
         if group not in self.started:
             batch = self._even(self._first_guess(group))
             start = time.perf_counter()
-            lowered = self._traced(group, batch).lower()  # heeds the settings of this thread
+            lowered = self._traced(
+                group, batch
+            ).lower()  # here, since settings of JAX may be local to a thread
             self.took[group] = [time.perf_counter() - start]
             self._check(group)
             compiled = self.pool.submit(self._compiled, group, lowered, self._options(group))
             self.started[group] = batch, compiled
 
     def _check(self, group: int) -> None:
-        """Raise unless the program is that of the beginning: it is traced when it is needed."""
+        """Raise if settings or the program changed since the sweep began."""
         if changed := other_settings(self.settings, result_settings()):
             raise ValueError(
                 "settings of JAX must stay as they are while a sweep runs; "
@@ -122,7 +130,7 @@ class Compiler:
         return executable
 
     def _fitting(self, group: int, batch: int, executable) -> Program:
-        """This program, or one of a smaller batch that keeps to the memory."""
+        """This program, or one of a smaller batch that fits into the memory."""
         while True:
             program = Program(executable, batch, self.devices)
             used = program.nbytes * self.correction
@@ -132,13 +140,13 @@ class Compiler:
             executable = self._traced(group, batch).lower().compile(self._options(group))
 
     def _even(self, limit: int) -> int:
-        """A batch of at most `limit` that cuts a block evenly, in multiples of the devices."""
+        """A batch of at most `limit` cells that divides a block evenly, in multiples of devices."""
         cells, quantum = self.grid.group_cells(self.block), len(self.devices)
         batches = math.ceil(cells / (max(1, limit // quantum) * quantum))
         return math.ceil(cells / batches / quantum) * quantum
 
     def _first_guess(self, group: int) -> int:
-        """Cells that should fit: what the function says, or from the sizes of all intermediates."""
+        """Cells that should fit into memory: as the function says, or from all intermediates."""
         devices = len(self.devices)
         said = self.function.batch_cells(**self.groups[group])
         if said is not None:
@@ -172,10 +180,14 @@ class Compiler:
 
 
 class Runner:
-    """Computes cells of a grid, sharded over `devices`, in batches of at most `memory` bytes."""
+    """Computes cells of a grid, sharded over `devices`, in batches of at most `memory` bytes.
+
+    `expect` announces blocks, so that their programs compile ahead. `compute` returns the outputs
+    of any cells. `probe` measures the time of a cell.
+    """
 
     def __init__(
-        self, function: SweepFunction, grid: Grid, outputs, root_seed: int, block, memory=None,
+        self, function: SweepFunction, grid: SweepGrid, outputs, root_seed: int, block, memory=None,
         devices=None,
     ):  # fmt: skip
         self.grid, self.outputs = grid, outputs
@@ -198,7 +210,7 @@ class Runner:
         self.compiler.block = shape
 
     def expect(self, regions: Iterable[Region]) -> None:
-        """Say which regions will be computed, in order: their programs compile ahead of them."""
+        """Announce the regions to be computed, in order; their programs compile ahead."""
         self.compiler.expect(_first_seen(g for r in regions for g in self.grid.region_groups(r)))
 
     def compute(self, index: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -212,10 +224,11 @@ class Runner:
                 program = self.compiler.program(int(group))
                 for start in range(0, len(cells), program.batch):
                     part = cells[start : start + program.batch]
+                    # The last batch repeats cells, so that the program keeps its shape.
                     padded = np.resize(part, program.batch)
                     columns = {name: column[padded] for name, column in numbers.items()}
                     out = program(keys[padded], columns, self.vectorized)
-                    together = part[-1] - part[0] + 1 == len(part)  # as a slice they copy faster
+                    together = part[-1] - part[0] + 1 == len(part)  # then a slice copies faster
                     where = slice(part[0], part[-1] + 1) if together else part
                     for name, values in jax.device_get(out).items():
                         results[name][where] = values[: len(part)]
@@ -231,12 +244,12 @@ class Runner:
         return np.concatenate(parts)[: len(seeds)]
 
     def probe(self, group: int) -> float:
-        """Seconds a cell, and the estimate of memory corrected by what one batch really took."""
+        """Measure the seconds of a cell, and correct the estimate of memory by one batch."""
         program = self.compiler.program(group)
         index = [np.zeros(program.batch, int) for _ in self.grid.dims]
         numbers = self.grid.select(index)[1]
         width = jax.eval_shape(jax.random.key_data, self.root_key).shape
-        keys = np.arange(program.batch * math.prod(width), dtype=np.uint32)  # as good as any here
+        keys = np.arange(program.batch * math.prod(width), dtype=np.uint32)  # any keys will do
         keys = keys.reshape(program.batch, *width)
         before = _peak_memory(self.devices[0])
         with ONE_AT_A_TIME:
@@ -262,6 +275,7 @@ def _finite(out, shape):
 
 def _intermediate_bytes(jaxpr) -> int:
     """Bytes of every array that the program computes, as if none were freed or fused."""
+    # An upper bound: it counts every intermediate, also those that XLA fuses or frees.
     total = 0
     for equation in jaxpr.eqns:
         for variable in equation.outvars:
@@ -278,7 +292,7 @@ def _intermediate_bytes(jaxpr) -> int:
 
 @jax.jit
 def _fold(root_key, high, low, seeds):
-    """Key data of cells: the root key, folded with both words of the address and the seed."""
+    """Key data of cells: the root key folded with both words of the address and with the seed."""
 
     def key(*words):
         folded = root_key
@@ -290,7 +304,7 @@ def _fold(root_key, high, low, seeds):
 
 
 def _first_seen(values: Iterable[int]) -> Iterator[int]:
-    """Each value once, at its first place."""
+    """Each value once, in order of first occurrence."""
     seen = set()
     for value in values:
         if value not in seen:
@@ -299,7 +313,7 @@ def _first_seen(values: Iterable[int]) -> Iterator[int]:
 
 
 def empty(outputs: Sequence[Output], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Arrays for cells of this shape, not yet filled."""
+    """Uninitialised arrays for cells of this shape."""
     arrays = {o.name: np.empty((*shape, *o.shape), o.dtype) for o in outputs}
     return arrays | {"finite": np.empty(shape, bool)}
 
@@ -311,7 +325,7 @@ def default_memory(device) -> int:
 
 
 def _peak_memory(device) -> int:
-    """The most bytes ever held: by the device, or by the process on CPU."""
+    """Peak memory in bytes: of the device, or of the process on CPU."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
     try:
