@@ -59,6 +59,7 @@ def advise(
     """
     out = check_writable(out, "advice")
     imports = threading.Thread(target=_import_figures, daemon=True)
+    # Imports take about a second, and the splits do not need them.
     imports.start()
     x, y, groups, notes = read(data, group, target, features)
     for note in notes:
@@ -201,6 +202,7 @@ def _others(pandas, frame, taken: set[str], notes: list[str]) -> list[str]:
 
 def _complete(pandas, frame, names: list[str], notes: list[str]):
     """The rows without missing or infinite values in these columns."""
+    # pandas counts only NaN as missing.
     frame = frame[names].replace([np.inf, -np.inf], np.nan)
     missing = frame.isna()
     count = int(missing.any(axis=1).sum())
@@ -225,10 +227,12 @@ def _numeric(pandas, frame, name: str):
     values = frame[name]
     if not _is_text(pandas, values):
         return values.astype(float)
+    # CSV files often hold numbers in a column that pandas reads as text.
     read = pandas.to_numeric(values.astype(str), errors="coerce")
     bad = read.isna() & values.notna()
     if not bad.any():
         return read
+    # Mostly numbers: the texts are probably errors in the file.
     if bad.mean() < 0.5:
         row = int(np.argmax(bad))
         raise ValueError(

@@ -15,8 +15,8 @@ def keep_programs() -> Path | None:
 
     The folder is `NEGMAML_CACHE`, or one in the user's cache directory. The cache stays off, and
     the result is None, if the variable is "off", if JAX already has a folder, or if the folder
-    cannot be written. Entries are named by a hash of program, versions and machine, so processes can share
-    the folder. An entry that cannot be read is compiled again.
+    cannot be written. Entries are named by a hash of program, versions and machine, so processes
+    can share the folder. An entry that cannot be read is compiled again.
     """
     import jax
     from platformdirs import user_cache_path

@@ -49,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"negmaml: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
+        # A sweep adds how to resume.
         notes = getattr(stop, "__notes__", ["nothing half-written was left behind"])
         print(f"negmaml: interrupted; {printable('; '.join(notes))}", file=sys.stderr)
         return 130
@@ -56,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _called(arguments: list[str]) -> int:
     arguments = _with_new_names(arguments)
+    # Importing only this command saves seconds.
     if arguments and arguments[0] in COMMANDS:
         name, *given = arguments
         return tyro.cli(_command(name), prog=f"negmaml {name}", args=given)
@@ -72,6 +74,7 @@ def _with_new_names(arguments: list[str]) -> list[str]:
     if not arguments:
         return arguments
     name, *given = arguments
+    # Old names work for one release.
     if name in RENAMED_COMMANDS:
         print_renamed(name, RENAMED_COMMANDS[name])
         name = RENAMED_COMMANDS[name]

@@ -50,6 +50,7 @@ def say_written(paths: Iterable[Path]) -> None:
 def check_writable(folder: Path, extra: str = "figures") -> Path:
     """Expand `~` in a folder and create it; raise OSError if it cannot be written."""
     folder = expanded("--out", folder)
+    # A missing package is an error before the work, not after it.
     for package in ("matplotlib", "xarray", "scipy"):
         available(package, extra)
     try:

@@ -119,7 +119,7 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
 
 
 def gain_map(out: Path = Path("gain_map")) -> int:
-    """Map the gain of a negative training rate over spectra, noise and data, with ridge and without.
+    """Map the gain of negative training rates over spectrum, noise and data, with or without ridge.
 
     Args:
         out: folder for gain_map.png, .svg and .nc (opens with xarray); made if missing.
@@ -175,6 +175,7 @@ def _print_agreement(results: dict[str, dict[str, Panel]], title: str) -> None:
     for name, panels in results.items():
         for letter, rate in (("a", "alpha_r"), ("b", "alpha_t")):
             panel = panels[letter]
+            # Relative to the simulated mean.
             gap = np.abs(panel.theory / panel.mean - 1)
             found = f"{panel.found:+.3f}({1000 * panel.found_error:.0f})"
             gaps = f"{np.median(gap):.2%}", f"{gap.max():.2%}"

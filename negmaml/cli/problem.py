@@ -59,6 +59,7 @@ class ProblemOptions:
         """The problem with these sizes, variances and input covariance."""
         given = asdict(self)
         name, shape = given.pop("spectrum"), given.pop("shape")
+        # Eigenvalues in float64, as the theory needs.
         if name != "isotropic":
             with jax.enable_x64(True):
                 given["input_covariance"] = named_spectrum(name, self.p, **shape)
@@ -91,6 +92,7 @@ def predict(problem: Problem, train_rate: float = -0.2, adapt_rate: float = 0.2)
             "best alpha_r at the best alpha_t": best_adapt.rate,
             "test loss at both best rates": theory.test_loss(task, best_train, best_adapt),
         }
+        # The variance over runs is derived for isotropic inputs.
         if task.isotropic:
             spread = theory.standard_deviation(task, best_train, best_adapt)
             rows["standard deviation of that over runs"] = spread.test_loss

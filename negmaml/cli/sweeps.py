@@ -55,6 +55,7 @@ def sweep(
     memory = fields.get("memory") if memory is None else memory
     block = fields.get("block") if block is None else block
     with ExitStack() as stack:
+        # Set for this call only: the process may run other commands, as tests do.
         stack.enter_context(jax.enable_x64(fields["dtype"] == "float64"))
         call = (fields["function"], fields["grid"])
         if dry_run:
@@ -160,9 +161,11 @@ def heatmap(
     """
     dataset = summary.select(summary.load(store), _pairs(select))
     across, up = summary.quantity(dataset, x), summary.quantity(dataset, y)
+    # Two coordinates of one zipped axis cannot span a plane.
     if across.dims == up.dims:
         raise ValueError(f"--x {x} and --y {y} vary along the same axis, {across.dims[0]}")
     value = summary.variable(dataset, value)
+    # All other axes must have been selected.
     keep = [across.dims[0], up.dims[0], *([argmin] if argmin else [])]
     means, _ = summary.mean(dataset, value, keep)
     if argmin:
@@ -214,6 +217,7 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 def _save(figure, store: str, out: Path | None, kind: str) -> int:
     if out is None:
+        # Figures of remote stores go to the current folder.
         local = local_path(store) is not None
         path = expanded("store", store.rpartition("://")[2]) if local else Path(store.rstrip("/"))
         out = path.with_name(f"{path.stem}-{kind}") if local else Path(f"{path.stem}-{kind}")

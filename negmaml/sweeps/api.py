@@ -132,6 +132,7 @@ def sweep(
     >>> dict(result.test_loss.sizes)
     {'p': 2, 'sigma': 2, 'seed': 5, 'train_rate': 3}
     """
+    # Everything that can be checked is checked before anything is computed or stored.
     require("xarray", "sweep")
     url = _check_options(store, client, worker, extend, allow_code_change)
     index = None if worker is None else parse_worker(worker)
@@ -146,6 +147,7 @@ def sweep(
             return _in_memory(prepared, memory, block, devices, report)
         policy = StorePolicy(extend, allow_code_change, code_version)
         try:
+            # A finished store on a read-only disk is still readable.
             check_writable(url)
         except OSError:
             if (found := read_finished(prepared, url, policy)) is None:
@@ -160,6 +162,7 @@ def sweep(
 
 def _check_options(store, client, worker, extend, allow_code_change) -> Address | None:
     """The address of the store; raises unless the options about it are valid and go together."""
+    # Under jit this would store tracers, or run once and then never again.
     if isinstance(jnp.zeros(()), jax.core.Tracer):
         raise TypeError(
             "sweep computes and stores when it is called; call it outside of jit, and put what "
@@ -208,6 +211,7 @@ def _in_memory(sweep: ValidatedSweep, memory, block, devices, report: ProgressCa
     completed = 0
     todo = regions(grid, runner.block)
     runner.expect(todo)
+    # Blocks bound the memory of a batch here, too; results are complete arrays.
     for region in todo:
         wanted = np.ones([part.stop - part.start for part in region], bool)
         for name, values in runner.compute(index_of(region, wanted)).items():
@@ -216,5 +220,6 @@ def _in_memory(sweep: ValidatedSweep, memory, block, devices, report: ProgressCa
         report(completed, grid.cells)
     dims = {o.name: (*grid.dims, *o.dims) for o in sweep.outputs} | {"finite": grid.dims}
     attributes = sweep.attributes() | {"wall_seconds": time.perf_counter() - started}
+    # `finite` has only the dims of the cells.
     variables = {name: (dims[name], results[name]) for name in dims}
     return xr.Dataset(variables, coordinates(grid), attributes)

@@ -46,6 +46,7 @@ def read_description(url: str, files) -> StoreDescription | None:
         if not isinstance(root, dict):
             raise ValueError(f"{ROOT} is no table")
         attributes, arrays = root.get("attributes", {}), root.get("consolidated_metadata")
+        # A zarr store of something else must not be overwritten.
         if MANIFEST not in attributes or not arrays:
             raise StoreError(f"store {url!r} is a zarr store, but of no sweep{REMEDY}")
         if root.get("zarr_format") != 3:
@@ -56,6 +57,7 @@ def read_description(url: str, files) -> StoreDescription | None:
         _check_own(files, found)
     except StoreError:
         raise
+    # Any malformed metadata ends here as one error with a remedy.
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise StoreError(f"store {url!r} cannot be read ({error}){REMEDY}") from error
     return StoreDescription(dict(attributes), manifest, found)
@@ -63,6 +65,7 @@ def read_description(url: str, files) -> StoreDescription | None:
 
 def _held_layouts(manifest: Manifest, metadata: Mapping[str, Any]) -> dict[str, Layout]:
     """The layouts confirmed by the metadata of the group; ValueError for other arrays."""
+    # The manifest alone determines the arrays.
     wanted = layouts(manifest)
     if strange := sorted(map(str, metadata.keys() ^ wanted.keys())):
         raise ValueError(f"its arrays are not those of its sweep, which differ in {strange[:3]}")
@@ -79,6 +82,7 @@ def _check_own(files, arrays: Mapping[str, Layout]) -> None:
             # Only the copy in the group is used, and the next sweep writes this file again.
             continue
         if isinstance(own, dict) and _earlier(own.get("shape"), layout.shape):
+            # An interrupted extension leaves the old shape here; everything else must agree.
             own["shape"] = list(layout.shape)
         match_metadata(layout, own)
 

@@ -145,12 +145,14 @@ def roles(function, static=None, vectorized=None, output_dims=None) -> Roles:
     vectorized = None if vectorized is None else name_tuple("vectorized", vectorized)
     swept = function
     if not isinstance(function, SweepFunction):
+        # An object that defines some members was probably meant as a SweepFunction.
         if some := [name for name in MEMBERS if hasattr(function, name)]:
             raise TypeError(
                 f"function has {', '.join(some)}, but not all that a sweep asks of its function; "
                 "subclass negmaml.sweeps.SweepFunction, which has the defaults"
             )
         swept = Plain(function)
+    # The old name of the attribute, which subclasses may still define.
     own_vectorized = swept.vectorized_axes
     if hasattr(swept, "whole_axes"):
         warn_renamed("SweepFunction.whole_axes", "vectorized_axes")
@@ -181,6 +183,7 @@ def _signature(function) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
         p for p in parameters[1:] if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
     ]
     requires = tuple(p.name for p in named if p.default is kinds.empty)
+    # **point accepts every name.
     if any(p.kind is kinds.VAR_KEYWORD for p in parameters):
         return None, requires
     return tuple(p.name for p in named), requires
@@ -264,6 +267,7 @@ def identify_programs(
     Vectorized axes are traced with two values, so that the identity survives an extension.
     """
     keys, numbers, vectorized = inputs(grid, (1,))
+    # Two values stand for any number, so the identity stays the same when an axis grows.
     lengths = {n: (2,) if w.shape else () for n, w in vectorized.items()}
     few = {n: jax.ShapeDtypeStruct(lengths[n], w.dtype) for n, w in vectorized.items()}
     found = {}
@@ -275,6 +279,7 @@ def identify_programs(
         try:
             found[group_text(group)] = identify(cell, keys, numbers, few, code_version=code_version)
         except (TypeError, ValueError, IndexError) as error:
+            # With shortened axes the function failed: trace it at full length, or raise its error.
             if isinstance(error, UnidentifiedError) or few == vectorized:
                 raise
             found[group_text(group)] = identify(
@@ -290,6 +295,7 @@ def group_text(group: Mapping[str, Any]) -> str:
 
 def _check_values(function: SweepFunction, grid: SweepGrid) -> None:
     """Check every value of every axis once, with the first values of all other axes."""
+    # Checks are per axis: checking every cell would take too long.
     base = {n: axis.column(n)[0] for axis in (*grid.axes, *grid.vectorized) for n in axis.names}
     for axis in grid.axes:
         for row in axis.values:
@@ -305,6 +311,7 @@ def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: SweepGri
             d for d in roles.output_dims[name] if d in vectorized or d not in roles.vectorized
         )
     else:
+        # Outputs lead with the vectorized axes unless output_dims names other dims.
         leads = bool(vectorized) and shape.shape[: len(vectorized)] == tuple(vectorized.values())
         dims = tuple(vectorized) if leads else ()
     dims += tuple(f"{name}_{i}" for i in range(len(dims), len(shape.shape)))

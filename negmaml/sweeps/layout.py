@@ -81,6 +81,7 @@ class Layout:
 
     def raw_bytes(self, at: Sequence[int]) -> int:
         """Bytes of a chunk before it is compressed."""
+        # vlen-utf8: a count, a length for each text, and the texts.
         if self.texts is None:
             return self.chunk_bytes
         start = at[0] * LABELS if at else 0
@@ -143,6 +144,7 @@ class Layout:
 def _fill_value(layout: Layout) -> Any:
     if layout.texts is not None:
         return ""
+    # NaN marks cells that are not computed; labels have no missing values.
     numbers = {} if layout.label else {"f": "NaN", "c": ["NaN", 0.0]}
     return {"b": False, **numbers}.get(layout.dtype.kind, 0)
 
@@ -151,6 +153,7 @@ def _unpacked_bytes(data: bytes) -> int | None:
     """The size that the header of a zstd frame gives (RFC 8878, 3.1.1.1); None without one."""
     if len(data) < 5 or data[:4] != ZSTD:
         return None
+    # Byte 4 says how many bytes the content size has, and whether a window size comes first.
     descriptor = data[4]
     flag, single = descriptor >> 6, bool(descriptor & 32)
     width = (1 if single else 0, 2, 4, 8)[flag]
@@ -172,6 +175,7 @@ def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
     first = sizes_at(manifest, 1)
     for output in manifest.outputs:
         dtype = np.dtype(output.dtype)
+        # Chunks keep the size that the axes had first, so an extension adds chunks beside them.
         own = (first.get(d, n) for d, n in zip(output.dims, output.shape, strict=True))
         found[output.name] = Layout(
             output.name, (*grid.dims, *output.dims), (*grid.shape, *output.shape),
@@ -196,6 +200,7 @@ def coordinate_layouts(grid: SweepGrid) -> dict[str, Layout]:
     found = {}
     for name, (dims, values) in coordinates(grid).items():
         texts = tuple(map(str, values.ravel())) if values.dtype.kind == "U" else None
+        # Fixed, so that an extension rewrites only the last chunk of labels.
         chunk = (LABELS,) * values.ndim
         found[name] = Layout(name, dims, values.shape, chunk, values.dtype, True, True, True, texts)
     return found
@@ -226,6 +231,7 @@ def match_metadata(layout: Layout, held: Mapping[str, Any]) -> Layout:
             f"{layout.name} has the codecs {names}, and a sweep writes {expected}; others could "
             "alter values or use up memory"
         )
+    # zarr omits these fields in some versions.
     optional: dict[str, Any] = {"attributes": {}, "storage_transformers": []}
     for field in sorted(wanted.keys() | held.keys(), key=str):
         value = held.get(field, optional.get(field))
@@ -246,6 +252,7 @@ def _tables(held: Any) -> list[Mapping[str, Any]]:
 def _codec_name(array: str, codec: Mapping[str, Any]) -> str:
     """The name of a codec; ValueError for a codec or parameter that no sweep writes."""
     name, parameters = str(codec.get("name")), codec.get("configuration", {})
+    # A codec is code that runs when a chunk is read, so only known ones are accepted.
     allowed: dict[str, dict[str, Any]] = {
         "bytes": {"endian": ("little",)},
         "zstd": {"level": range(-131072, 23), "checksum": (False, True)},

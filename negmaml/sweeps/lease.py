@@ -225,7 +225,7 @@ def _locked_by_lease(url: str, storage: Storage, opening: bool) -> Iterator[Stor
             lease.monitor.changed(key) if key and holder != FREE else not opening
         ):
             raise _taken(url, lease.holder()[1])
-        time.sleep(HEARTBEAT_S / (50 if opening else 5))
+        time.sleep(HEARTBEAT_S / 50 if opening else HEARTBEAT_S)
     storage.check_exclusive(lease.key, owner.encode())
 
     def check() -> None:

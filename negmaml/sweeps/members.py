@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import one_line
 from negmaml.sweeps import lease as leases
 from negmaml.sweeps.lease import HeartbeatMonitor, Lease, this_process
@@ -49,6 +50,7 @@ def parse_worker(worker) -> WorkerIndex:
                 "worker='slurm' reads SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, which an "
                 "array job sets (sbatch --array=1-16); elsewhere pass a pair such as (3, 16)"
             ) from error
+        # Task ids may start at 0 or 1, or have gaps: the remainder is always valid.
         return task % count + 1, count
     pair = tuple(worker) if isinstance(worker, Sequence) and not isinstance(worker, str) else ()
     if len(pair) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in pair):
@@ -78,6 +80,10 @@ class WorkerRecord:
     blocks: int
     heartbeat: float
 
+    name = renamed_attribute("WorkerRecord.name", "key")
+    part = renamed_attribute("WorkerRecord.part", "index")
+    beat = renamed_attribute("WorkerRecord.beat", "heartbeat")
+
     def text(self) -> str:
         """The record as it is written."""
         number, count = self.index
@@ -93,6 +99,7 @@ class WorkerRecord:
     @classmethod
     def parse(cls, key: str, text: str) -> "WorkerRecord | None":
         """The record in a text; None for one that is incomplete or not of a worker."""
+        # Anybody may have written the file; a bad record is ignored.
         with contextlib.suppress(ValueError, OverflowError):
             if len(text) > MAX_RECORD:
                 return None
@@ -112,6 +119,7 @@ class Membership:
         self.monitor, self.storage = monitor, monitor.storage
         self.blocks, self.claims = 0, dict[str, Lease]()
         self.lease = Lease(monitor, f"{WORKER}{uuid.uuid4().hex[:12]}-", "")
+        # The record names the key of the lease, which exists only now.
         self.lease.text = self.text()
 
     @property
@@ -139,6 +147,7 @@ class Membership:
 
     def others(self) -> list[str]:
         """The other workers, without those known to be dead."""
+        # Silent workers count as dead; new ones count as alive until they were watched.
         names = [n for n in self.storage.names() if n.startswith(WORKER) and n != self.lease.key]
         return [name for name in names if not self.monitor.silent(name)]
 
@@ -212,6 +221,7 @@ def require_exclusive(url: str) -> bool:
             f"store {url!r} is shared by workers ({text or one_line(key)}); wait for them, or "
             "join them with worker="
         )
+    # All workers are dead: claims and records are litter.
     left = storage.names()
     for name in left:
         storage.discard(name)

@@ -55,14 +55,17 @@ class _Source:
 
     def fill(self, region: Region, missing: np.ndarray, block: dict[str, np.ndarray]) -> None:
         """Copy this source's cells in `region` into `block` and unmark them in `missing`."""
+        # Positions in this source of the block's cells; -1 for cells that it does not have.
         at = [place[part] for place, part in zip(self.places, region, strict=True)]
         there = [np.flatnonzero(place >= 0) for place in at]
         wanted = missing[np.ix_(*there)]
         if not wanted.any():
             return
         here = [place[found] for place, found in zip(at, there, strict=True)]
+        # Cells that lack a level would bring fill values into the merged store.
         wanted &= self._at(self.levels, here) == self.manifest.num_levels
         cells = tuple(i[wanted] for i in np.meshgrid(*there, indexing="ij"))
+        # Vectorized axes have the same values in all sources, but maybe in another order.
         order = dict(self.vectorized)
         for name in block:
             values = self._read(name, here)
@@ -131,6 +134,7 @@ def merge(
     with progress_reporter(progress, "merging") as tell, locked(url) as lock:
         crashed = require_exclusive(url) or lock.previous_owner_crashed
         out = open_store(url, crashed)
+        # The same call after an interruption finds the store that it created.
         if out is None:
             out = create(url, manifest, _attributes(sources, manifest.grid))
         else:
@@ -157,6 +161,7 @@ def _block(parts: Sequence[Manifest], merged: Manifest) -> tuple[int, ...]:
     most = {dim: max(size[dim] for size in sizes) for dim in merged.grid.dims}
     bytes_of_cell = max(1, *(output.nbytes for output in merged.outputs))
     bound = max(MAX_BLOCK_BYTES // bytes_of_cell, *(math.prod(part.block) for part in parts))
+    # Largest sizes along different dims can multiply to a huge block: halve the longest.
     while math.prod(most.values()) > bound:
         longest = max(sorted(most), key=most.__getitem__)
         most[longest] = -(-most[longest] // 2)
@@ -183,7 +188,9 @@ def _joined(first: str, manifest: Manifest, source: _Source) -> Manifest:
             f"store {source.url!r} (asked) is of another sweep than {first!r} (store); a constant "
             f"that should be an axis is given as a list of one value:\n  {listed}"
         )
+    # The merged store is new, so its cells have one level and no extensions.
     joined = extended(replace(manifest, extensions=()), other)
+    # Full identities of programs that only this source has.
     kept = {g: held for g, held in other.described.items() if g not in joined.described}
     joined = with_programs(joined, joined.function, kept)
     return replace(joined, programs={**other.programs, **joined.programs})
@@ -193,6 +200,7 @@ def _sorted(joined: SweepGrid, first: SweepGrid) -> SweepGrid:
     """The joined grid, sorted along axes of numbers that became longer."""
 
     def in_order(axis: Axis, before: Axis) -> Axis:
+        # Strings have no natural order, so they stay in order of appearance.
         texts = any(isinstance(value, str) for row in axis.values for value in row)
         return (
             axis

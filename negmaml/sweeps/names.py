@@ -55,6 +55,7 @@ def _fault(name: str) -> str:
         return "begins or ends with a space or a period"
     if name.startswith("__"):
         return "begins with two underscores, which zarr reserves"
+    # On a disk that ignores case it would overwrite the metadata of zarr.
     if name.casefold() == FILE_OF_GROUP:
         return "is that of a file of zarr"
     return ""
@@ -64,6 +65,7 @@ def check_grid_names(axes: Sequence[Axis]) -> None:
     """Raise if two names of a grid, or the dim of zipped axes and a name, are equal."""
     names = [name for axis in axes for name in axis.names]
     check_distinct("the names of the grid", names)
+    # Python normalises identifiers by NFKC, so such keywords would be the same argument.
     _check_unlike(names, "NFKC")
     dims: dict[str, Axis] = {}
     for axis in axes:

@@ -91,6 +91,7 @@ def parse_grid(
 def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
     """A count n stands for 0 .. n - 1; otherwise distinct integers in [0, 2^32)."""
     given: Any = seeds.tolist() if isinstance(seeds, np.ndarray | jax.Array) else seeds
+    # True is an Integral, but surely a mistake.
     if isinstance(given, Integral) and not isinstance(given, bool):
         if given < 1:
             raise ValueError(f"seeds must be at least 1, or a list of seeds, got {given!r}")
@@ -205,6 +206,7 @@ def _points(points) -> Axis:
 def _is_static(values, name: str, static: Sequence[str] | None) -> bool:
     if static is not None:
         return name in static
+    # Integers usually set sizes; floats never do.
     return not all(isinstance(v, Real) for v in values) or all(
         isinstance(v, Integral) for v in values
     )
@@ -240,6 +242,7 @@ def _union(cell_axes: list[list[Axis]], vectorized_axes: list[list[Axis]]) -> li
         order = [name for axis in axes for name in axis.names]
         for parts in product(*(axis.values for axis in axes)):
             row = dict(zip(order, (v for part in parts for v in part), strict=True))
+            # A dict removes points that two grids share, and keeps the order.
             rows[tuple(row[name] for name in names)] = None
     return [Axis(POINT, names, tuple(rows))]
 

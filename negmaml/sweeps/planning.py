@@ -210,9 +210,11 @@ def planned(sweep: ValidatedSweep, memory, cells, devices) -> tuple[Plan, Runner
     check_execution(memory, cells, devices)
     runner = sweep.runner(sweep.grid.shape, memory, devices)
     groups = runner.compiler.groups
+    # The largest sizes need the most memory and time.
     group = max(range(len(groups)), key=lambda g: _size(groups[g]))
     # Memory limits the block first; the probe then limits its time.
     if cells is None:
+        # A block is held in memory while the next one is computed.
         of_cell = OWN_BYTES + sum(output.nbytes for output in runner.outputs)
         in_memory = min(runner.memory // 16, MAX_BLOCK_BYTES) // of_cell
         runner.block = chunk_shape(runner.grid.shape, max(1, in_memory))
@@ -242,6 +244,7 @@ def check_execution(memory, block, devices) -> None:
 
 def chunk_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
     """The shape of a block of about `cells` cells: all seeds first, then the last axes."""
+    # Seeds are the last dim, so blocks take all seeds of few points: few programs a block.
     block, left = [], max(1, cells)
     for size in reversed(shape):
         chunk = min(size, left)

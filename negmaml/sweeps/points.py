@@ -52,6 +52,7 @@ def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any
     found: dict[tuple, dict[str, Any]] = {}
     for i in _numbers(int(n), ranges):
         point = {name: _draw(name, given, int(seed), i) for name, given in ranges.items()}
+        # Points that round to the same values would be one cell.
         found.setdefault(tuple(map(_single, point.values())), point)
         if len(found) == n:
             break

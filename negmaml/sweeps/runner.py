@@ -88,6 +88,7 @@ class Compiler:
                 self._start(other)
             batch, executable = self.started.pop(group)
             self.ready[group] = self._fitting(group, batch, executable.result())
+            # Oldest first: dicts keep the order of insertion.
             if len(self.ready) > KEPT:
                 del self.ready[next(iter(self.ready))]
         return self.ready[group]
@@ -136,12 +137,14 @@ class Compiler:
             used = program.nbytes * self.correction
             if used <= self.memory or batch <= len(self.devices):
                 return program
+            # Memory is nearly proportional to the batch; aim a little below the limit.
             batch = self._even(min(batch - 1, int(0.9 * batch * self.memory / used)))
             executable = self._traced(group, batch).lower().compile(self._options(group))
 
     def _even(self, limit: int) -> int:
         """A batch of at most `limit` cells that divides a block evenly, in multiples of devices."""
         cells, quantum = self.grid.group_cells(self.block), len(self.devices)
+        # Even batches waste no cells on padding in the last one.
         batches = math.ceil(cells / (max(1, limit // quantum) * quantum))
         return math.ceil(cells / batches / quantum) * quantum
 
@@ -172,6 +175,7 @@ class Compiler:
         generator = jax.random.key_impl(key_of(0))
         keys = jax.eval_shape(jax.random.key_data, keys)
         if len(self.devices) > 1:
+            # Cells are independent, so each device gets its share of keys and numbers.
             over, all_ = PartitionSpec("cells"), PartitionSpec()
             mesh = Mesh(np.array(self.devices), ("cells",))
             specs = (over, over, all_)
@@ -258,6 +262,7 @@ class Runner:
             start = time.perf_counter()
             jax.block_until_ready(program(keys, numbers, self.vectorized))
         seconds = time.perf_counter() - start
+        # The estimate misses buffers of the runtime; correct it once it is clearly wrong.
         if taken > 1.2 * self.memory:
             self.compiler.correction *= taken / (program.nbytes * self.compiler.correction)
             self.compiler.forget()

@@ -85,6 +85,7 @@ class ProgramCache:
         if text not in self.found:
             return
         now = self._traced([group])[text]
+        # Globals that the function reads may have changed since it was first traced.
         if self.found[text].digest != now.digest:
             raise StoreError(
                 f"the function, or a setting of JAX, changed while the sweep ran: at {group} it "
@@ -108,6 +109,7 @@ def last_level(store: SweepStore, requested: SweepGrid) -> int:
     def needed(box: Box) -> bool:
         return all(((at[dim] >= a) & (at[dim] < b)).any() for dim, (a, b) in box.items())
 
+    # Values that only the store has need no computing.
     return max(i for i, box in enumerate(store.levels) if needed(box))
 
 
@@ -140,6 +142,7 @@ def open_or_create(
         sweep.check_portable()
         now = programs(sweep.grid.groups())
         _, runner = planned(sweep, options.memory, options.block, options.devices)
+        # The identities are traced before the store exists, so it never lacks them.
         manifest = with_programs(replace(requested, block=runner.block), requested.function, now)
         return sweep, create(url, manifest, sweep.attributes()), runner
     stored, added, changes, now = _compared_with_store(sweep, url, store, policy, programs)
@@ -148,8 +151,10 @@ def open_or_create(
             f"store {url!r} cannot be changed while workers share it; wait for them:\n  "
             + "\n  ".join([*added, *changes])
         )
+    # Only now, because it needs axes that agree.
     _check_outputs(sweep, url, stored, requested)
     lost = clear_lost(store, check) if exclusive else []
+    # An interrupted extension left old metadata of single arrays.
     store.update_array_metadata()
     if stored.version != requested.version:  # it computes the same, or the change was accepted
         changes.append(f"version: {stored.version} of negmaml, then {requested.version}")
@@ -157,6 +162,7 @@ def open_or_create(
     history = [*changes, *([_describe_lost(lost)] if lost else [])]
     notes = {"history": [*store.attributes.get("history", []), *history]} if history else {}
     if added:
+        # The completion counts are bytes, which limits the number of extensions.
         merged = extended(noted, requested)
         if len(merged.extensions) > MAX_EXTENSIONS:
             raise StoreError(
@@ -184,6 +190,7 @@ def _compared_with_store(
     now: dict[str, Identity] = {}
     changes: list[str] = []
     if not wrong:
+        # Programs are comparable only if axes, outputs and seeds agree.
         now = programs(_groups_to_compare(stored, sweep.grid))
         changes = other_programs(stored, now)
     if not policy.allow_code_change:
@@ -250,6 +257,7 @@ def to_dataset(store: SweepStore, requested: SweepGrid, cells):
         if axis.dim:
             at[axis.dim] = _positions(axis.values, by_names[axis.names].values)
     sizes = dataset.sizes
+    # Selecting all positions in order would make a lazy array slower for nothing.
     chosen = {d: i for d, i in at.items() if not np.array_equal(i, np.arange(sizes[d]))}
     dataset = dataset.isel(chosen) if chosen else dataset
     return dataset if stored.dims == requested.dims else dataset.transpose(*requested.dims, ...)

@@ -70,12 +70,14 @@ def read(
     spec = _load(path)
     for text in overrides:
         _override(spec, text)
+    # Old names work for one release.
     for old in RENAMED.keys() & spec.keys():
         warn(f"{path}: field {old!r}", repr(RENAMED[old]))
         spec.setdefault(RENAMED[old], spec.pop(old))
     for field in spec:
         if field not in FIELDS:
             raise ValueError(f"{path}: unknown field {field!r}{did_you_mean(field, FIELDS)}")
+    # Points alone are a grid.
     if "points" in spec or "random" in spec:
         spec.setdefault("grid", {})
     for field in ("function", "seeds", "grid"):
@@ -106,6 +108,7 @@ def arguments(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(path: str) -> dict[str, Any]:
+    # A file of that name takes precedence over a shipped example.
     file = expanded("spec", path)
     shipped = {f.name.removesuffix(".toml"): f for f in resources.files(EXAMPLES).iterdir()
                if f.name.endswith(".toml")}  # fmt: skip
@@ -127,6 +130,7 @@ def _override(spec: dict[str, Any], text: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"] if equals else None
     except tomllib.TOMLDecodeError as error:
         parsed = value.strip()
+        # Strings without quotes are convenient in a shell; anything else has to be TOML.
         if parsed and not re.fullmatch(WORD, parsed):
             raise ValueError(
                 f"--override {text}: the value is no valid TOML ({error}); numbers, [lists] and "

@@ -77,6 +77,7 @@ def _remote_address(url: str) -> str | None:
         return None
     plain = f"{known}://{rest.rstrip('/')}"
     files, path = fsspec.core.url_to_fs(plain)
+    # Use the canonical URL only if it leads to the same file system: a host may be lost.
     usual = files.unstrip_protocol(path)
     same = fsspec.core.url_to_fs(usual) == (files, path)  # a host or account may be lost
     return usual if same else plain
@@ -101,8 +102,10 @@ def check_writable(url: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Locks and leases are beside the store, so its parent must be writable.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+        # The folder above may be writable although the store itself is not.
         if path.is_dir() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -335,7 +338,7 @@ class RemoteStorage(Storage):
         self.files.pipe_file(f"{self.folder}/{key}", data)
 
     def overwrite(self, key: str, data: bytes) -> None:
-        self.write(key, data)
+        self.files.pipe_file(f"{self.folder}/{key}", data)
 
     def remove(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -74,6 +74,7 @@ class SweepStore:
                 inside = tuple(slice(*box.get(dim, (None,))) for dim in output.dims)
                 self._put(output.name, (*region, *inside), wanted, values[output.name])
             if part:
+                # A cell is finite only if it is in all levels.
                 finite &= np.asarray(self.arrays["finite"][region])[wanted]
             self._put("finite", region, wanted, finite)
             self._put(
@@ -92,6 +93,7 @@ class SweepStore:
         if wanted.all():
             array[region] = values.reshape(*wanted.shape, *values.shape[1:])
         else:
+            # A chunk is written as a whole, so read the cells that stay.
             block = np.asarray(array[region])
             block[wanted] = values
             array[region] = block
@@ -113,9 +115,11 @@ class SweepStore:
             name: replace(layout, checksum=self.layouts[name].checksum)
             for name, layout in layouts(merged).items()
         }
+        # Coordinates first: readers ignore values beyond the sizes that they know.
         attributes = self.attributes | {**attributes, MANIFEST: merged.to_json()}
         labels = coordinates(merged.grid)
         longer = [name for name in labels if arrays[name].shape != self.layouts[name].shape]
+        # A copy made during an extension may have flags beyond the grid of its metadata.
         self._forget_beyond(arrays[merged.completed])
         for name in longer:
             for key, data in encoded(arrays[name], labels[name][1]).items():
@@ -153,6 +157,7 @@ def flags(array, layout: Layout, region: Region | None = None) -> np.ndarray:
     try:
         return np.asarray(array[... if region is None else region])
     except StoreError:
+        # A damaged chunk of counts: count its cells as missing.
         if region is not None:
             return np.zeros([part.stop - part.start for part in region], np.uint8)
     found = np.zeros(layout.shape, np.uint8)
@@ -163,6 +168,7 @@ def flags(array, layout: Layout, region: Region | None = None) -> np.ndarray:
 
 def write_blocks(array, values: np.ndarray, where: np.ndarray) -> None:
     """Write the blocks of an array in which `where` holds anywhere."""
+    # Every chunk once, however many of its cells changed.
     corners = np.argwhere(where) // np.array(array.chunks)
     for corner in np.unique(corners, axis=0):
         region = tuple(
@@ -182,6 +188,7 @@ def open_store(url: str, tidy: bool = False, listed: bool = True) -> SweepStore 
     held = read_description(url, storage)
     if held is None:
         left = storage.names()
+        # Only our mark allows deleting files: others may belong to somebody else.
         if CREATING in left or (left and all(name.startswith(CREATING) for name in left)):
             for key in sorted(storage.sizes(), key=CREATING.__eq__):  # the mark goes last
                 storage.remove(key)
@@ -251,6 +258,7 @@ def encoded(layout: Layout, values: np.ndarray) -> dict[str, bytes]:
     buffer = zarr.core.buffer.default_buffer_prototype().buffer
     held[ROOT] = buffer.from_bytes(text_of(group_metadata(metadata, {})))
     with zarr.config.set({"array.write_empty_chunks": True}):
+        # zarr encodes the chunks in memory; they are then written one by one.
         store = zarr.storage.MemoryStore(held)
         group = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=True)
         group[layout.name][...] = values

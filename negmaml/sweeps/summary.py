@@ -98,6 +98,7 @@ def _check_fits(array) -> None:
 
 def argmin(values, axis: str):
     """The value of an axis at which the values are least; NaN without any value."""
+    # Infinity stands for missing values; slices without any value are masked afterwards.
     found = values.fillna(np.inf).idxmin(axis)
     return found.where(values.notnull().any(axis))
 
@@ -121,6 +122,7 @@ def quantity(dataset, expression: str):
         found = value(ast.parse(expression, mode="eval").body)
     except SyntaxError as error:
         raise ValueError(f"{expression!r} must be names joined by * and /") from error
+    # A plot needs one coordinate value per position of an axis.
     if len(found.dims) != 1:
         raise ValueError(f"{expression} varies along {found.dims or 'no dim'}, it has to be one")
     return found

@@ -107,6 +107,7 @@ def _check_grid(manifest: Manifest) -> None:
             _require(all(map(_value, row)), f"a value of {axis.names}", row)
         _require(len(set(axis.values)) == len(axis), f"values of {axis.names}, twice", axis.values)
         texts = [value for row in axis.values for value in row if isinstance(value, str)]
+        # NumPy pads all strings of an axis to the longest one.
         longest = max(map(len, texts), default=0)
         _require(4 * longest * len(axis) <= MAX_CHUNK, f"texts of {axis.names}, too long", longest)
         names += axis.names
@@ -127,6 +128,7 @@ def _value(value: Any) -> bool:
         return len(value) <= MAX_TEXT
     if isinstance(value, float):
         return math.isfinite(value)
+    # Labels are stored as int64.
     return isinstance(value, bool) or (type(value) is int and abs(value) < 2**63)
 
 
@@ -170,6 +172,7 @@ def _check_extensions(manifest: Manifest) -> None:
         len(manifest.extensions) <= MAX_EXTENSIONS, "number of extensions", len(manifest.extensions)
     )
     for box in manifest.extensions:
+        # A box with other bounds would index outside of the arrays.
         right = set(box) == set(sizes) and all(
             len(pair) == 2 and all(_whole_number(n, sizes[dim] + 1) for n in pair)
             and pair[0] < pair[1] for dim, pair in box.items()

@@ -31,6 +31,7 @@ def as_value(name: str, value: Any) -> bool | int | float | str:
             f"{short_repr(value)}; zip axes with a tuple of names"
         )
     value = value.item() if hasattr(value, "item") else value
+    # Fractions and NumPy scalars of other kinds.
     if isinstance(value, Real) and not isinstance(value, bool | int | float):
         try:
             value = float(value)
@@ -76,12 +77,14 @@ def canonical(name: str, value: Any, static: bool) -> Any:
     if isinstance(value, str):
         raise TypeError(f"grid: axis {name!r} must hold numbers, got {value!r}")
     _check_range(name, value, limits)
+    # Integers above 2^24 are not exact in float32.
     held = limits.dtype.type(value)
     if isinstance(value, int) and int(held) != value:
         raise ValueError(
             f"grid: axis {name!r} holds the integer {value}, which {limits.dtype} rounds to "
             f"{int(held)}; give a float if that is meant, name the axis in static, {MORE_BITS}"
         )
+    # XLA flushes subnormal numbers to zero.
     if 0 < abs(value) < limits.tiny:
         raise ValueError(
             f"grid: axis {name!r} holds {value!r}, which is 0 in {limits.dtype}, whose smallest "

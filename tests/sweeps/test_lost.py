@@ -175,7 +175,7 @@ def test_means_leave_out_what_is_lost(store):
 
 
 def test_a_large_store_is_verified_by_status_which_leaves_a_note(made, store, monkeypatch):
-    monkeypatch.setattr(lost, "AT_ONCE", 0)
+    monkeypatch.setattr(lost, "MAX_VERIFIED", 0)
     flip(chunks(store, "loss")[1])
     with pytest.raises(StoreError, match="was altered"):
         call(store)
@@ -224,7 +224,7 @@ def test_chunks_of_an_extension_of_whole_axes_are_looked_after(last, tmp_path):
     delete(chunks(path, "both")[-1 if last else 0])
     found = nm.sweeps.status(path)
     assert found.cells_done < found.cells
-    done = lost.found_in(str(path), description_of(str(path))).done
+    done = lost.found_in(str(path), description_of(str(path))).levels
     assert done.min() == (2 if last else 0)
     again = nm.sweep(products, LONGER, 3, store=path, **WHOLE).load()
     xr.testing.assert_equal(again, expected)
@@ -266,7 +266,7 @@ def without_checksums(store):
         for path in chunks(store, name):
             path.write_bytes(path.read_bytes()[:-4])
     held.describe({})
-    held.follow()
+    held.update_array_metadata()
     for name in ("nothing", "zero"):
         shutil.rmtree(store / name / "c")
 
@@ -295,7 +295,7 @@ def test_chunks_that_an_earlier_version_must_have_written_are_missed(tmp_path, c
         for file in chunks(path, name):
             file.write_bytes(file.read_bytes()[:-4])
     held.describe({})
-    held.follow()
+    held.update_array_metadata()
     delete(chunks(path, "y")[0])
     truncate(chunks(path, "y")[0])
     assert nm.sweeps.status(path).cells_done == 0

@@ -69,9 +69,9 @@ def test_whole_axes_in_another_order_and_lengthened_are_merged(tmp_path):
 
 @pytest.mark.parametrize("at", (1, 7))
 def test_a_merge_that_is_cut_is_gone_on_with(apart, tmp_path, monkeypatch, at):
-    from negmaml.sweeps.store import Store
+    from negmaml.sweeps.store import SweepStore
 
-    count, right = [], Store.write
+    count, right = [], SweepStore.write
 
     def write(self, *arguments):
         count.append(1)
@@ -80,7 +80,7 @@ def test_a_merge_that_is_cut_is_gone_on_with(apart, tmp_path, monkeypatch, at):
         return right(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Store, "write", write)
+        patched.setattr(SweepStore, "write", write)
         try:
             merge(apart, tmp_path / "m.zarr")
         except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import xarray as xr
 import negmaml as nm
 from negmaml.sweeps import merge, plan, prepare, spec, status, summary
 from negmaml.sweeps.description import MANIFEST, description_of
+from negmaml.sweeps.members import WorkerRecord
 from tests.sweeps.script import GRID, SEEDS, function
 
 
@@ -64,6 +65,13 @@ def test_old_fields_of_a_spec_warn_and_work(tmp_path):
     assert fields["root_seed"] == 3 and fields["code_version"] == "1"
     assert fields["vectorized"] == ["a"] and fields["common_random_numbers"] == ["b"]
     assert not spec.RENAMED.keys() & fields.keys()
+
+
+def test_old_attributes_of_a_worker_warn_and_work():
+    record = WorkerRecord("worker-1", "process 1 on x", (1, 2), 3, 4.0)
+    for old, new in (("name", "key"), ("part", "index"), ("beat", "heartbeat")):
+        with pytest.warns(DeprecationWarning, match=f"use {new}"):
+            assert getattr(record, old) == getattr(record, new)
 
 
 def to_format_3(path):

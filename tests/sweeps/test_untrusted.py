@@ -359,7 +359,7 @@ def test_files_of_workers_are_ignored_unless_workers_wrote_them(store, capsys, m
         (folder / name).write_bytes(content)
     (folder / "worker-7").symlink_to("/etc/passwd")
     found = nm.sweeps.status(store)
-    assert [worker.name for worker in found.workers] == ["worker-6"]
+    assert [worker.key for worker in found.workers] == ["worker-6"]
     assert cli.run(["status", str(store)]) == 0
     assert "\x1b[2J" not in capsys.readouterr().out + str(found)
     monkeypatch.setattr("negmaml.sweeps.lease.HEARTBEAT_S", 0.001)
