@@ -245,12 +245,12 @@ def scenario(extension):
 
 @pytest.mark.parametrize("extension", [None, "all"])
 def test_a_stop_loses_nothing(extension, place, operations, quick):
-    assert crash_everywhere(place, operations, *scenario(extension), every=11) > 2
+    assert crash_everywhere(place, operations, *scenario(extension), every=31) > 2
 
 
 @pytest.mark.parametrize("extension", [None, "all"])
 def test_a_stop_of_a_worker_loses_nothing(extension, place, operations, quick):
-    points = crash_everywhere(place, operations, *scenario(extension), every=23, worker=(1, 2))
+    points = crash_everywhere(place, operations, *scenario(extension), every=47, worker=(1, 2))
     assert points > 1
 
 

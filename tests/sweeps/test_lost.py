@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from itertools import product
 
 import fsspec
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from negmaml.sweeps import StoreError, lost, merge, summary
 from negmaml.sweeps.description import description_of
 from negmaml.sweeps.runner import Runner
 from negmaml.sweeps.store import open_store
+from tests.helpers import mostly_slow
 from tests.sweeps.test_store import LONGER, SHORT, WHOLE, products
 
 GRID, SEEDS, BLOCK = {"x": [1.0, 2.0, 3.0], "kind": ["a", "bé"]}, 4, 4
@@ -88,8 +90,10 @@ def lengthen(path):
 OUTPUTS = ("loss", "nothing", "count", "zero", "finite")
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
-@pytest.mark.parametrize("harm", [delete, empty, lengthen, flip])
+HARMS = list(product(OUTPUTS, [delete, empty, lengthen, flip]))
+
+
+@pytest.mark.parametrize(("name", "harm"), mostly_slow(HARMS, 0, 3, 5, 10, 12, 19))
 def test_what_is_lost_is_named_and_computed_again(name, harm, made, store, computed):
     path = chunks(store, name)[2]
     harm(path)

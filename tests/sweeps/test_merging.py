@@ -1,7 +1,6 @@
 """Stores that were made apart become one, or are told apart."""
 
 import math
-from itertools import permutations
 
 import jax
 import jax.numpy as jnp
@@ -151,12 +150,13 @@ def sizes(tmp_path_factory):
 
 def test_the_order_of_stores_does_not_change_the_number_of_files(sizes, tmp_path):
     counts, told = set(), []
-    for i, order in enumerate(permutations(sizes)):
+    orders = sizes, sizes[::-1], [*sizes[1:], sizes[0]]
+    for i, order in enumerate(orders):
         path = tmp_path / f"{i}.zarr"
         merge(order, path, progress=lambda *n: told.append(n))
         counts.add(chunk_count(path, "total"))
     assert counts == {2}  # 31 seeds in blocks of 21, and all points in each
-    assert told == [(8 * 21, 8 * 31), (8 * 31, 8 * 31)] * 6
+    assert told == [(8 * 21, 8 * 31), (8 * 31, 8 * 31)] * len(orders)
 
 
 def test_blocks_of_merged_stores_are_bounded(sizes, tmp_path, monkeypatch):
