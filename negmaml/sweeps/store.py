@@ -227,7 +227,7 @@ def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> Sweep
         raise OSError(
             error.errno,
             f"store {url!r} cannot be made ({error.strerror or error}); choose another path, or "
-            "mend its permissions or its disk",
+            "change its permissions or free disk space",
         ) from error
     return SweepStore(url, held)
 

@@ -179,7 +179,7 @@ def test_interruption_says_how_to_go_on(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(Runner, "compute", stop)
     assert cli.run(["sweep", "spec.toml", "--store", "x.zarr"]) == 130
-    assert "goes on from there" in capsys.readouterr().err
+    assert "the same call resumes" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     assert cli.run(["sweep", "spec.toml", "--store", "x.zarr"]) == 0

@@ -130,7 +130,7 @@ def test_interruption_says_how_to_go_on(tmp_path, undisturbed):
     path = str(tmp_path / "x.zarr")
     with pytest.raises(KeyboardInterrupt) as interrupted:
         nm.sweep(function, GRID, SEEDS, store=path, block=3, progress=stop)
-    assert "the same call goes on" in interrupted.value.__notes__[0]
+    assert "the same call resumes" in interrupted.value.__notes__[0]
     assert_same(nm.sweep(function, GRID, SEEDS, store=path), undisturbed)
 
 
@@ -157,7 +157,7 @@ def test_an_extension_cut_off_is_undone_or_finished(tmp_path, undisturbed, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stores.Store, "describe", cut)
+        patched.setattr(stores.SweepStore, "describe", cut)
         with pytest.raises(KeyboardInterrupt):
             nm.sweep(function, GRID, 8, store=path, extend=True)
     assert_same(nm.sweep(function, GRID, SEEDS, store=path), undisturbed)
@@ -437,7 +437,7 @@ nm.sweep(function, GRID, SEEDS, store={str(path)!r}, block=3, progress=full)
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
     assert "cannot write to the store" in done.stderr
-    assert "goes on from there" in done.stderr
+    assert "the same call resumes" in done.stderr
     assert 9 < int(xr.open_zarr(path)["completed"].sum()) < undisturbed["finite"].size
     assert_same(nm.sweep(function, GRID, SEEDS, store=str(path)), undisturbed)
 
@@ -507,7 +507,7 @@ def test_a_scheduler_that_is_lost_is_one_error_that_says_how_to_go_on(tmp_path, 
 
     try:
         time.sleep(5)
-        with pytest.raises(ConnectionError, match=r"the scheduler is gone.*same call goes on"):
+        with pytest.raises(ConnectionError, match=r"the scheduler is gone.*same call resumes"):
             nm.sweep(function, GRID, SEEDS, store=path, block=1, progress=lose,
                      client=f"tcp://127.0.0.1:{port}")  # fmt: skip
     finally:
