@@ -1,4 +1,4 @@
-"""What stops a process at any one of its storage operations, and what is then on the disk."""
+"""Stops a process at any one of its storage operations, and the files that it leaves."""
 
 import shutil
 from pathlib import Path

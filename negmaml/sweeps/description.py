@@ -65,7 +65,7 @@ def read_description(url: str, files) -> StoreDescription | None:
 
 def _held_layouts(manifest: Manifest, metadata: Mapping[str, Any]) -> dict[str, Layout]:
     """The layouts confirmed by the metadata of the group; ValueError for other arrays."""
-    # The manifest alone determines the arrays.
+    # The manifest determines all arrays.
     wanted = layouts(manifest)
     if strange := sorted(map(str, metadata.keys() ^ wanted.keys())):
         raise ValueError(f"its arrays are not those of its sweep, which differ in {strange[:3]}")

@@ -62,7 +62,7 @@ class _Source:
         if not wanted.any():
             return
         here = [place[found] for place, found in zip(at, there, strict=True)]
-        # Cells that lack a level would bring fill values into the merged store.
+        # A cell without all levels would bring fill values into the merged store.
         wanted &= self._at(self.levels, here) == self.manifest.num_levels
         cells = tuple(i[wanted] for i in np.meshgrid(*there, indexing="ij"))
         # Vectorized axes have the same values in all sources, but maybe in another order.

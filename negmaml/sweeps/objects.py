@@ -68,9 +68,14 @@ def resolved(where: str, value: Any) -> Any:
 
 
 def _rule(where: str, name: str) -> Any:
-    # By name, because sweeps may not import rules; a spec names them all the same.
+    # Imported by name: sweeps may not depend on rules, but a spec may name them.
     rules = importlib.import_module(RULES)
-    known = [one for one in rules.__all__ if one[0].isupper() and one != "InnerRule"]
+    members = {one: getattr(rules, one) for one in rules.__all__}
+    kinds = rules.InnerRule, rules.Schedule
+    known = [
+        one for one, member in members.items()
+        if isinstance(member, type) and issubclass(member, kinds) and member is not kinds[0]
+    ]  # fmt: skip
     if name not in known:
         raise ValueError(
             f"{where}: no rule {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}"

@@ -142,7 +142,7 @@ def open_or_create(
         sweep.check_portable()
         now = programs(sweep.grid.groups())
         _, runner = planned(sweep, options.memory, options.block, options.devices)
-        # The identities are traced before the store exists, so it never lacks them.
+        # The identities are traced before the store exists, so every store has them.
         manifest = with_programs(replace(requested, block=runner.block), requested.function, now)
         return sweep, create(url, manifest, sweep.attributes()), runner
     stored, added, changes, now = _compared_with_store(sweep, url, store, policy, programs)

@@ -77,7 +77,7 @@ def read(
     for field in spec:
         if field not in FIELDS:
             raise ValueError(f"{path}: unknown field {field!r}{did_you_mean(field, FIELDS)}")
-    # Points alone are a grid.
+    # A spec with points needs no grid.
     if "points" in spec or "random" in spec:
         spec.setdefault("grid", {})
     for field in ("function", "seeds", "grid"):

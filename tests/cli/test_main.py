@@ -1,4 +1,4 @@
-"""The command line: exit status, what it prints, and that failures leave nothing behind."""
+"""The command line: exit status, output, and failures that leave no files."""
 
 import subprocess
 import sys

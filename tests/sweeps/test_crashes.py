@@ -1,9 +1,8 @@
-"""A sweep is stopped at each of its storage operations in turn; nothing is lost, nothing is wrong.
+"""A sweep is stopped at each of its storage operations in turn, and nothing is lost or wrong.
 
-An operation is a file written or removed. A process is stopped before it, and in the midst of it:
-on a disk a part of the file is then there under another name. (After it is before the next one.)
-From there on nothing is written, as after a kill. What is then at hand is what a reader would have
-found at this instant, too.
+An operation writes or removes a file. The process is stopped before it and in the middle of it: on
+a disk a part of the file then exists under another name. Nothing is written afterwards, as after a
+kill. A reader at this instant finds the same files.
 """
 
 import shutil
@@ -150,7 +149,7 @@ def the_same(result, expected):
 
 
 def seen(url):
-    """What a reader finds, if anything: by the same call that finds any zarr store."""
+    """The dataset that `xarray.open_zarr` finds at a URL; None without a store."""
     try:
         return xr.open_zarr(url).load()
     except FileNotFoundError:
@@ -179,7 +178,7 @@ def crash_everywhere(place, operations, before, after, every=1, worker=None):
     """Stop `after`, on a store of `before` if any, everywhere; returns the points tried.
 
     worker: the pair of the stopped process, if it is one of several that share the store. Another
-    worker and an exclusive sweep then resume what it left, in turn.
+    worker and an exclusive sweep then resume its store, in turn.
     """
 
     def call(grid, seeds, extend=True, worker=worker):

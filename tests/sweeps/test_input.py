@@ -1,4 +1,4 @@
-"""What a sweep takes, and where it may be called; what it refuses is in tests/calls."""
+"""Arguments that a sweep accepts, and the contexts in which it may be called; see also tests/calls."""
 
 from fractions import Fraction
 

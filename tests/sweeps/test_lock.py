@@ -37,7 +37,7 @@ def test_a_lock_at_a_url_whose_holder_is_gone_is_taken_over():
 
 
 def holders(url, count):
-    """How many of so many threads that come at once get the lock, and whether others are told."""
+    """Let `count` threads ask for the lock at once; return how many get it and how many raise."""
     held, refused, start, end = [], [], threading.Barrier(count), threading.Event()
 
     def come(number):

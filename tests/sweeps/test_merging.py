@@ -1,4 +1,4 @@
-"""Stores that were made apart become one, or are told apart."""
+"""Stores of one sweep are merged; stores of different sweeps raise an error."""
 
 import math
 

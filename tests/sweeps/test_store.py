@@ -88,7 +88,7 @@ def kill_while_running(path, seconds):
 
 
 def kill_after_blocks(path, blocks):
-    """Kill as soon as so many blocks are flagged."""
+    """Kill the process once `blocks` blocks are flagged."""
     process = run_script(path)
     while process.poll() is None and chunk_count(path, "completed") < blocks:
         time.sleep(0.003)
@@ -325,7 +325,12 @@ def test_whole_axes_lengthen_in_place_and_only_new_values_are_computed(tmp_path)
     nm.sweep(products, SHORT, 5, block=4, **options)
     shapes_asked.clear()
     nm.sweep(products, LONGER, 5, **options)
-    assert set(shapes_asked) == {(3, 3), (2, 2), (1, 2), (3, 1)}  # what it returns, and is, first
+    assert set(shapes_asked) == {
+        (3, 3),
+        (2, 2),
+        (1, 2),
+        (3, 1),
+    }  # a run for each level, and one to trace the outputs
     assert_same(nm.sweep(products, LONGER, 7, **options), nm.sweep(products, LONGER, 7, **WHOLE))
     shapes_asked.clear()
     nm.sweep(products, SHORT, 6, **options)  # a part of the store: new cells get everything

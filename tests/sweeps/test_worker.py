@@ -1,4 +1,4 @@
-"""Several processes share one store: claims, kills, takeovers, and what is refused."""
+"""Several processes share one store: claims, kills, takeovers and errors."""
 
 import os
 import shutil
@@ -59,7 +59,7 @@ def assert_whole(url, expected):
 
 
 def together(calls):
-    """Run calls in threads; returns what they raised."""
+    """Run calls in threads; returns the errors they raised."""
     raised, start = [], threading.Barrier(len(calls))
 
     def run(call):
@@ -286,7 +286,7 @@ def test_a_worker_that_cannot_note_its_time_leaves_all_the_same(path, alone, mon
 
 
 def test_who_opens_a_store_waits_for_one_that_has_not_yet_said_so(path):
-    """A process that holds the lock of the disk, and is just about to write what it is."""
+    """A process holds the lock of the disk and has not yet written its name."""
     filelock = pytest.importorskip("filelock")
     held = filelock.FileLock(f"{os.path.dirname(path)}/.x.zarr.lock", thread_local=False)
     held.acquire()
