@@ -1,4 +1,4 @@
-"""Arguments that a sweep accepts, and the contexts in which it may be called; see also tests/calls."""
+"""Arguments that a sweep accepts, and contexts in which it may be called; see tests/calls, too."""
 
 from fractions import Fraction
 

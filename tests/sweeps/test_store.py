@@ -325,6 +325,7 @@ def test_whole_axes_lengthen_in_place_and_only_new_values_are_computed(tmp_path)
     nm.sweep(products, SHORT, 5, block=4, **options)
     shapes_asked.clear()
     nm.sweep(products, LONGER, 5, **options)
+    # One run for each level, after one that traces the shapes of the outputs.
     assert set(shapes_asked) == {
         (3, 3),
         (2, 2),
