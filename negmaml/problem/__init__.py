@@ -1,4 +1,4 @@
-"""Mixed linear regression, and what adaptation does to it on average, exactly at finite size."""
+"""Mixed linear regression, and the exact mean effect of adaptation at finite size."""
 
 from negmaml.problem.adapted_loss import (
     Adapted,

@@ -1,7 +1,7 @@
-r"""What adaptation at test time does on average, exactly and at finite size.
+r"""The mean test loss after adaptation, exact at finite size.
 
 With S ~ Wishart_p(n)/n of the adaptation data and a rule's filters b, q, a model that starts
-from omega has adapted weights theta = b(S) omega + q(S) X^T y / n, so
+from omega has adapted weights theta = b(S) omega + q(S) X^T y / n. Hence
 
     theta - w = b(S) (omega - w) + q(S) X^T noise / n,
 
@@ -10,7 +10,7 @@ and averaging over noise, task and inputs (isotropic, hence E b(S)^2 = h I) leav
     E L_test(omega) = sigma^2/2 + h/2 (nu^2 + |omega - w0|^2) + sigma^2/(2 n) E tr(q(S)^2 S),
     h = E tr b(S)^2 / p.
 
-The theory inserts a predicted distance |omega - w0|^2 here, the simulation a measured one.
+The theory inserts a predicted |omega - w0|^2 here, the simulation a measured one.
 
 With covariances x ~ N(0, Sigma), w ~ N(w0, nu^2/p Omega), and H = E b(S) Sigma b(S),
 
@@ -21,7 +21,8 @@ where H has the eigenvectors of Sigma. For one gradient step it is a polynomial 
 
     H = Sigma - 2 alpha Sigma^2 + alpha^2 ((n + 1)/n Sigma^3 + tr(Sigma^2)/n Sigma),
 
-so three quadratic forms (omega - w0)^T Sigma^j (omega - w0) serve every rate; else one a rule.
+so three quadratic forms (omega - w0)^T Sigma^j (omega - w0) serve every rate. Another rule has one
+form of its own for each value of its parameter.
 """
 
 from typing import Any, NamedTuple
@@ -46,8 +47,8 @@ from negmaml.rules.filters import log_size
 def shrinkage(rate: ArrayLike, n: ScalarLike, p: ScalarLike) -> Any:
     r"""h(a) = (1 - a)^2 + a^2 (p + 1)/n, the mean of tr (I - a S)^2 / p; n rows, p dimensions.
 
-    Bernacchia 2021, below Theorem 1. Any shape of `rate`, any sign. Raises TypeError or ValueError
-    for a rate that is not finite, and for sizes that are no numbers above 0.
+    Bernacchia 2021, below Theorem 1. `rate` may have any shape and sign. Raises TypeError or
+    ValueError for a rate that is not finite, and for sizes that are not positive numbers.
     """
     rate = check_array("rate", rate, "an inner learning rate")
     n, p = (check_array(name, x, "a size", 0, strict=True) for name, x in (("n", n), ("p", p)))
@@ -62,7 +63,7 @@ def _shrinkage(rate, n, p):
 def filter_means(rule: InnerRule, n: int, p: int) -> tuple[Any, Any]:
     r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
 
-    The squares of `rms_filters`, infinite where the means are.
+    The squares of `rms_filters`; infinite where the mean does not exist.
     """
     rule, n, p = check_filters("rule", rule), check_count("n", n), check_count("p", p)
     xp = namespace(rule)
@@ -71,18 +72,19 @@ def filter_means(rule: InnerRule, n: int, p: int) -> tuple[Any, Any]:
 
 
 def rms_filters(rule: InnerRule, n: int, p: int) -> tuple[Any, Any, Any]:
-    r"""Roots of E tr b(S)^2 / p and E tr q(S)^2 S / p, and whether both means exist.
+    r"""Return the square roots of E tr b(S)^2 / p and E tr q(S)^2 S / p, and whether both exist.
 
     One gradient step in closed form; everything else by the finite-size Gauss quadrature of
     ten nodes, exact for up to nine gradient steps and accurate while the filter is smooth on
-    the scale of the spectrum. Roots that are too large for a number come as the largest one.
+    the scale of the spectrum. Roots beyond the largest number are returned as that number.
 
-    The density of the eigenvalues falls as exp(-n x/2) and vanishes nowhere: the means are infinite
-    for filters that grow as exp(n x/4) or faster, and for those with a pole at x > 0, but for poles
-    beyond the outermost nodes so rarely felt that this is ignored.
+    The density of the eigenvalues falls as exp(-n x/2) and vanishes nowhere. So the means are
+    infinite for filters that grow as exp(n x/4) or faster, and for those with a pole at x > 0. A
+    pole beyond the outermost nodes is ignored, since eigenvalues come near it so rarely.
     """
     _require_no_metric(rule)
     xp = namespace(rule)
+    # One step in closed form: h(a) and a^2, as tr S has the mean p.
     if rule.spectral().constant_filter is not None:
         rate = xp.asarray(rule.spectral().constant_filter)
         return xp.sqrt(_shrinkage(rate, n, p)), rate, xp.ones(rate.shape, bool)
@@ -90,6 +92,7 @@ def rms_filters(rule: InnerRule, n: int, p: int) -> tuple[Any, Any, Any]:
     nodes, weights = (a.astype(dtype) for a in wishart_quadrature(n, p))
     found = rule.spectral().log_form(nodes)
     log_q = log_size(xp.asarray(found.label)) + (0.0 if found.scale is None else found.scale)
+    # Logarithms, since filters of steep rules differ by thousands of decades.
     root_x = np.log(np.where(nodes > 0, nodes, 1.0)).astype(dtype) / 2
     b = _root_mean_square(xp.asarray(found.log_init), weights)
     q = _root_mean_square(xp.where(nodes > 0, log_q + root_x, -xp.inf), weights)
@@ -97,8 +100,9 @@ def rms_filters(rule: InnerRule, n: int, p: int) -> tuple[Any, Any, Any]:
 
 
 def means_exist(rule: InnerRule, nodes, n):
-    """Whether E b(S)^2 exists, n rows and positive nodes of the spectrum; see `rms_filters`."""
+    """Return whether E b(S)^2 exists for n rows and the positive nodes; see `rms_filters`."""
     xp = namespace(rule, nodes, n)
+    # b^2 grows as exp(2 growth x), against the density's exp(-n x/2).
     exists = 4 * xp.asarray(rule.spectral().exponential_type) < n
     pole = rule.spectral().pole_indicator(nodes)
     if pole is None:
@@ -108,10 +112,11 @@ def means_exist(rule: InnerRule, nodes, n):
 
 
 def _root_mean_square(log_values, weights):
-    """The root of sum weights exp(2 log_values), at most the largest number."""
+    """Return the root of sum weights exp(2 log_values), at most the largest number."""
     xp = namespace(log_values)
     largest = xp.max(log_values, -1)
     some = xp.isfinite(largest)
+    # In units of the largest value, since the squares may overflow.
     unit = stop_gradient(xp.where(some, largest, 0.0))
     mean = xp.exp(2 * (log_values - unit[..., None])) @ weights
     root = xp.sqrt(xp.where(some, mean, 1.0)) * xp.exp(xp.minimum(unit, _largest_log(unit)))
@@ -125,8 +130,8 @@ def _largest_log(x) -> float:
 def _require_no_metric(rule: InnerRule) -> None:
     if rule.spectral().preconditioner is not None:
         raise ValueError(
-            f"the mean test loss after {type(rule).__name__} depends on where omega lies, not on "
-            "its distance alone; simulate with evaluation='sampled'"
+            f"the mean test loss after {type(rule).__name__} depends on the direction of "
+            "omega - w0, not only on its length; simulate with evaluation='sampled'"
         )
 
 
@@ -136,7 +141,7 @@ class Adapted(NamedTuple):
         E L_test(omega) = floor + coefficients . forms / 2
         forms_j = sum_k weights_jk (v_k^T e)^2
 
-    floor: of the shape of the rule, what a model with e = 0 is left with.
+    floor: the loss of a model with e = 0, of the rule's shape.
     weights: shape (J, p), functions of Sigma by their values on its eigenvalues.
     coefficients: rule shape + (J,).
     V: the eigenvectors v_k as columns; None where they are the coordinate axes.
@@ -149,13 +154,13 @@ class Adapted(NamedTuple):
 
     @own_settings
     def forms(self, error):
-        """The quadratic forms, (..., J), of vectors e, (..., p)."""
+        """Return the quadratic forms, (..., J), of vectors e, (..., p)."""
         along = error if self.V is None else contract("...p,pk->...k", error, self.V)
         return contract("...k,jk->...j", along**2, self.weights)
 
     @own_settings
     def test_loss(self, forms):
-        """The loss for forms of shape (..., J): shape (...) + rule shape."""
+        """Return the loss for forms of shape (..., J), of shape (...) + rule shape."""
         if is_concrete((self, forms)):
             forms = np.asarray(forms)
         flat = self.coefficients.reshape(-1, len(self.weights))
@@ -166,33 +171,35 @@ class Adapted(NamedTuple):
 
 @own_settings
 def adapted(problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
-    """What `adapt` at test time makes of a problem with covariances.
+    """Return the test loss after `adapt` as a function of quadratic forms, with covariances.
 
-    Exact for polynomial rules, to the error that `negmaml.problem.filter_moments` states for
-    others.
+    Exact for polynomial rules; `negmaml.problem.filter_moments` states the error for others.
     """
     check_problem(problem)
     adapt = check_filters("adapt", adapt)
     _require_no_metric(adapt)
     s, o, _, V = problem.modes
     n_r, shape = problem.n_r, adapt.batch_shape
-    lost: Any = 0.0
+    infinite: Any = 0.0
     if adapt.spectral().constant_filter is not None:
         xp = np if is_concrete((s, o, adapt)) else jnp
+        # The polynomial H of the head of this module: coefficients of Sigma, Sigma^2, Sigma^3.
         rate, power = xp.asarray(adapt.spectral().constant_filter), xp.sum(s**2) / n_r
         weights = s ** np.arange(1, 4)[:, None]
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
         coefficients, noise = xp.stack(terms, -1), rate**2 * power
     else:
         h, noise = filtered_covariance(adapt, s, n_r)
-        # A parameter without finite means has its own floor, and none of the other losses.
+        # The infinite loss of one parameter must not make the forms of the others NaN.
         missing = ~jnp.isfinite(h).all(-1)
-        lost = jnp.where(missing, jnp.where(jnp.isinf(h).any(-1), jnp.inf, jnp.nan), 0)
+        infinite = jnp.where(missing, jnp.where(jnp.isinf(h).any(-1), jnp.inf, jnp.nan), 0)
         noise = jnp.where(missing, 0, noise / n_r)
+        # Each parameter has one form of its own, and the identity selects it.
         weights = jnp.where(missing[..., None], 0, h).reshape(-1, problem.p)
         coefficients = jnp.eye(len(weights), dtype=s.dtype).reshape(*shape, -1)
+    # tr(H Omega) nu^2/p, the loss that the task weights leave.
     tasks = contract("...j,jk,k->...", coefficients, weights, o)
-    floor = problem.sigma**2 / 2 * (1 + noise) + tasks / 2 + lost
+    floor = problem.sigma**2 / 2 * (1 + noise) + tasks / 2 + infinite
     return Adapted(floor, weights, coefficients, V)
 
 
@@ -203,15 +210,15 @@ def expected_test_loss(
     r"""E L_test given |omega - w0|^2 = `distance`: the equation at the head of this module.
 
     Arguments:
-        problem: its p, n_r, sigma and nu enter.
+        problem: only p, n_r, sigma and nu matter.
         distance: squared distance of the meta-trained weights from w0, any shape. For a problem
             with covariances the quadratic forms of omega - w0 along a last axis: three, of Sigma,
             Sigma^2 and Sigma^3, for one gradient step; for other rules those of `adapted`.
         adapt: the rule used on a new task.
 
-    Returns an array of shape distance.shape (less the axis of forms) + rule shape. Exact for any
-    number of test tasks: it is the mean over tasks, adaptation data and test points. Source:
-    negmaml; for one step it is the conditional mean behind Bernacchia 2021, Theorems 1 and 2.
+    Returns an array of shape distance.shape (less the axis of forms) + rule shape: the exact mean
+    over test tasks, adaptation data and test points. Source: negmaml; for one step it is the
+    conditional mean behind Bernacchia 2021, Theorems 1 and 2.
 
     >>> from negmaml import GradientDescent
     >>> problem = MixedLinearRegression(p=4, m=1, n_t=1, n_v=1, n_r=2, sigma=1.0, nu=1.0)
@@ -227,10 +234,11 @@ def expected_test_loss(
 
 
 def _check_distance(distance):
-    """Infinity is allowed: what the theory says where the mean is."""
+    """Return the checked distance; infinity is allowed, as the theory returns infinite means."""
     distance = as_array("distance", distance)
     known = not isinstance(distance, jax.core.Tracer) and jax.tree_util.all_leaves([distance])
     if known and np.asarray(distance).dtype.kind == "f":
+        # The finite rest is checked, and infinity stays.
         finite = np.where(np.isposinf(distance), 0.0, distance)
         check_array("distance", finite, "a squared distance", 0)
         return distance
@@ -239,21 +247,21 @@ def _check_distance(distance):
 
 @on_host
 def expected_isotropic_loss(problem: MixedLinearRegression, distance, adapt: InnerRule):
-    """`expected_test_loss` without covariances, written over a namespace."""
+    """Return `expected_test_loss` without covariances, on NumPy's or JAX's arrays."""
     xp = namespace(problem, distance, adapt)
     b, q, exists = rms_filters(adapt, problem.n_r, problem.p)
-    spread, b = outer(problem.nu**2 + distance, b)
+    error, b = outer(problem.nu**2 + distance, b)
     noise = problem.sigma * q * (problem.p / problem.n_r) ** 0.5
     floor = (problem.sigma**2 + noise * noise) / 2
-    # Either factor of spread and b^2 may be infinite where the other is zero.
-    still, endless = (spread == 0) | (b == 0), xp.isinf(spread)
-    lost = xp.where(still | endless, 1.0, spread / 2) * b * b
-    lost = xp.where(still, 0.0, xp.where(endless, xp.inf, lost))
-    felt = (problem.sigma > 0) | (spread > 0)
-    return xp.where(exists | ~felt, floor + lost, xp.inf)
+    # One of the factors `error` and b^2 may be infinite where the other is zero.
+    zero, infinite = (error == 0) | (b == 0), xp.isinf(error)
+    excess = xp.where(zero | infinite, 1.0, error / 2) * b * b
+    excess = xp.where(zero, 0.0, xp.where(infinite, xp.inf, excess))
+    filters_matter = (problem.sigma > 0) | (error > 0)
+    return xp.where(exists | ~filters_matter, floor + excess, xp.inf)
 
 
 def scale_by_filter_sq(value, size):
-    """value size^2, of shape value shape + size shape; zero where value is."""
+    """Return value size^2, of shape value shape + size shape; zero where value is zero."""
     value, size = outer(value, size)
     return namespace(value, size).where(value == 0, 0.0, value * size * size)

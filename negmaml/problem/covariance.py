@@ -51,6 +51,7 @@ def modes(p: int, inputs, weights, nu, offset) -> Modes:
     else:
         s = xp.ones_like(offset) if inputs is None else xp.asarray(inputs, dtype)
         V = None
+    # v_k^T Omega v_k in the cheapest way that the forms of both covariances allow.
     variance = xp.asarray(nu, dtype) ** 2 / p
     weights = None if weights is None else xp.asarray(weights, dtype)
     if weights is None:
@@ -93,6 +94,7 @@ def _symmetric_sqrt_jvp(primals, tangents):
     Between two directions of variance zero no derivative exists; it is set to zero.
     """
     (matrix,), (slope,) = primals, tangents
+    # In the eigenbasis dR_kl = dSigma_kl/(root s_k + root s_l).
     s, V = eigh(matrix)
     roots = jnp.sqrt(jnp.maximum(s, 0))
     sums = roots[:, None] + roots
@@ -111,6 +113,7 @@ def input_range(problem):
     covariance = problem.input_covariance
     if covariance is None or isinstance(covariance, jax.core.Tracer):
         return problem, 0.0
+    # Rounding leaves eigenvalues of a singular matrix near zero, hence a threshold.
     matrix = np.asarray(covariance)
     if matrix.ndim == 1:
         s, V = matrix, np.eye(problem.p, dtype=matrix.dtype)
@@ -149,6 +152,7 @@ def check_covariance(name: str, value: Any, p: int) -> Any:
             f"({p}, {p}), got shape {np.shape(value)}"
         )
     value = check_finite(name, value, "a covariance")
+    # Values that are traced cannot be checked.
     if isinstance(value, jax.core.Tracer):
         return value
     if value.ndim == 2:

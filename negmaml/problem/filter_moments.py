@@ -1,4 +1,4 @@
-r"""What adaptation leaves of the input covariance: E b(S) Sigma b(S) for any covariance Sigma.
+r"""Filtered input covariances: E b(S) Sigma b(S) and its noise term, for any covariance Sigma.
 
 S = X^T X / n with n rows x ~ N(0, Sigma). The mean is diagonal along the eigenvectors of Sigma.
 
@@ -12,10 +12,10 @@ W M Pi, where M is a word in W and Sigma and Pi a product of traces of such word
 
 takes one W away at a time. At Sigma = I it is the recursion of `negmaml.problem.wishart`.
 
-**Other rules, by sampled S.** The same few thousand S for every call, enough for 2^16 eigenvalues,
-each with one gradient step as its control, of which the mean is exact. At p = 60, n = 20, s_k = 1/k
-the standard error of tr E b Sigma b is 0.01% for a flow of time 0.7 and 0.06% for a proximal
-strength of 0.5, that of a single v_k^T b Sigma b v_k up to 0.1% and 0.6%.
+**Other rules, by sampled S.** Every call uses the same few thousand S, enough for 2^16 eigenvalues,
+with one gradient step as a control variate, whose mean is exact. At p = 60, n = 20, s_k = 1/k the
+standard error of tr E b Sigma b is 0.01% for a flow of time 0.7 and 0.06% for a proximal strength
+of 0.5. That of a single v_k^T b Sigma b v_k is up to 0.1% and 0.6%.
 """
 
 from collections import defaultdict
@@ -37,7 +37,7 @@ SAMPLED_EIGENVALUES, LEAST_SAMPLES = 2**16, 64
 
 
 def filtered_covariance(rule: InnerRule, s, n: int):
-    r"""(v_k^T E[b(S) Sigma b(S)] v_k, E tr(Sigma q(S)^2 S)) for eigenvalues s of Sigma, n rows.
+    r"""Return (v_k^T E[b(S) Sigma b(S)] v_k, E tr(Sigma q(S)^2 S)) for eigenvalues s and n rows.
 
     Returns arrays of the rule's shape + (p,) and of the rule's shape. Exact for polynomials of
     degree up to 6, which several gradient steps are; else an estimate, see the head of this module.
@@ -49,7 +49,7 @@ def filtered_covariance(rule: InnerRule, s, n: int):
 
 
 def _taylor(q, count: int, dtype):
-    """The coefficients of a polynomial q of degree below `count`, shape rule shape + (count,)."""
+    """Return the coefficients of a polynomial q of degree below `count`, rule shape + (count,)."""
     coefficients = []
     for k in range(count):
         coefficients.append(q(jnp.zeros((), dtype)) / factorial(k))
@@ -62,28 +62,31 @@ def _slope(q, x):
 
 
 def _exact(q, s, n: int):
-    """`filtered_covariance` for a polynomial q with coefficients (..., degree)."""
+    """Return `filtered_covariance` for a polynomial q with coefficients (..., degree)."""
+    # Powers of s are taken in units of the largest, which neither overflow nor underflow.
     unit = lax.stop_gradient(jnp.max(s))
     unit = jnp.where(unit > 0, unit, 1)
     s, degree = s / unit, q.shape[-1]
     q = q * unit ** jnp.arange(1, degree + 1)
+    # b(x) = 1 - x q(x).
     b = jnp.concatenate([jnp.ones_like(q[..., :1]), -q], -1)
-    spread, noise, exponents = _tables(degree, n)
+    cov, noise, exponents = _tables(degree, n)
     powers = s ** jnp.arange(1, 2 * degree + 2)[:, None]
     traces = jnp.prod(jnp.sum(powers, 1) ** exponents, 1)
-    of_power = contract("...i,...j,ijtk,t->...k", b, b, spread, traces)
+    # Sums over i and j of b_i b_j E S^i Sigma S^j, by powers of Sigma, and then on eigenvalues.
+    of_power = contract("...i,...j,ijtk,t->...k", b, b, cov, traces)
     h = unit * contract("...k,kp->...p", of_power, powers)
     return h, contract("...i,...j,ijt,t->...", q, q, noise, traces)
 
 
 @lru_cache(maxsize=64)
 def _tables(degree: int, n: int):
-    """E S^i Sigma S^j, E tr(Sigma S^(i+j+1)), and the products of traces they are made of.
+    """Return tables of E S^i Sigma S^j and E tr(Sigma S^(i+j+1)), and their products of traces.
 
-    Indices: i, j, product, power of Sigma from one (of the first alone). A product of traces is a
-    row of exponents of tr Sigma, tr Sigma^2, ...
+    Indices: i, j, product, and for the first table the power of Sigma from one. A product of traces
+    is a row of exponents of tr Sigma, tr Sigma^2, ...
     """
-    spread = {
+    cov = {
         (i, j): _mean((0,) * i + (1,) + (0,) * j, (), n)
         for i in range(degree + 1)
         for j in range(degree + 1)
@@ -93,24 +96,23 @@ def _tables(degree: int, n: int):
         for i in range(degree)
         for j in range(degree)
     }
-    products = sorted(
-        {product for word in (*spread.values(), *noise.values()) for _, product in word}
-    )
+    # All products of traces that occur, so that both tables share one axis.
+    products = sorted({product for word in (*cov.values(), *noise.values()) for _, product in word})
     exponents = np.array([[t.count(k + 1) for k in range(2 * degree + 1)] for t in products])
-    spread_table = np.zeros((degree + 1, degree + 1, len(products), 2 * degree + 1))
+    cov_table = np.zeros((degree + 1, degree + 1, len(products), 2 * degree + 1))
     noise_table = np.zeros((degree, degree, len(products)))
-    for (i, j), word in spread.items():
+    for (i, j), word in cov.items():
         for (power, product), count in word.items():
-            spread_table[i, j, products.index(product), power - 1] = count / n ** (i + j)
+            cov_table[i, j, products.index(product), power - 1] = count / n ** (i + j)
     for (i, j), word in noise.items():
         for (_, product), count in word.items():
             noise_table[i, j, products.index(product)] = count / n ** (i + j + 1)
-    return spread_table, noise_table, exponents
+    return cov_table, noise_table, exponents
 
 
 @lru_cache(maxsize=200_000)
 def _mean(word: tuple[int, ...], traces: tuple[tuple[int, ...], ...], n: int) -> dict:
-    """E of a word times traces, {(power of Sigma, traces of powers of Sigma): integer}.
+    """Return E of a word times traces as {(power of Sigma, traces of powers of Sigma): integer}.
 
     (a_0, ..., a_r) is the word Sigma^a_0 W Sigma^a_1 ... W Sigma^a_r, so its transpose is the
     reversed tuple, and A W B is A + B; a trace tr(W C) is the tuple of C.
@@ -123,6 +125,7 @@ def _mean(word: tuple[int, ...], traces: tuple[tuple[int, ...], ...], n: int) ->
         for (k, product), count in _mean((0, *traces[0]), traces[1:], n).items():
             total[power, tuple(sorted((*product, k)))] += count
         return dict(total)
+    # The three sums of the equation at the head of this module.
     terms = [(n, M, traces)]
     for k in range(1, len(M)):
         P, Q = M[:k], M[k:]
@@ -138,19 +141,20 @@ def _mean(word: tuple[int, ...], traces: tuple[tuple[int, ...], ...], n: int) ->
 
 
 def _cycle(C: tuple[int, ...]) -> tuple[int, ...]:
-    """One of the ways to write tr(W C), the same for all."""
+    """Return one canonical form of the words C with the same tr(W C)."""
     turns = [C[k:] + C[:k] for k in range(len(C))]
     return min(min(turn, turn[::-1]) for turn in turns)
 
 
 def _sampled(rule: InnerRule, s, n: int):
-    """`filtered_covariance` from samples of S, with one gradient step as control."""
+    """Return `filtered_covariance` from samples of S, with one gradient step as control variate."""
     p = len(s)
+    # The same key in every call: results do not fluctuate from call to call.
     samples = max(LEAST_SAMPLES, SAMPLED_EIGENVALUES // min(n, p))
     normals = jax.random.normal(fixed_key(), (samples, n, p), s.dtype)
     x, Q = lax.map(partial(_decompose, n), normals * jnp.sqrt(s), batch_size=16)
     label_filter = rule.spectral().label_filter
-    # The rate at which 1 - rate x is closest to the init filter.
+    # The step whose 1 - rate x is closest to b on the sampled eigenvalues.
     rate = jnp.sum(label_filter(x) * x**2, (-2, -1)) / jnp.sum(x**2)
     rate = lax.stop_gradient(rate)[..., None]
 
@@ -165,15 +169,15 @@ def _sampled(rule: InnerRule, s, n: int):
 
 
 def _controlled(found, control, mean):
-    """The mean of samples (samples, ...), each less its regression on a control of known mean."""
+    """Return the mean over samples (first axis), less its regression on a control of known mean."""
     error = control - mean
-    spread = jnp.mean((control - control.mean(0)) ** 2, 0)
-    slope = jnp.mean((found - found.mean(0)) * error, 0) / jnp.where(spread > 0, spread, 1)
+    variance = jnp.mean((control - control.mean(0)) ** 2, 0)
+    slope = jnp.mean((found - found.mean(0)) * error, 0) / jnp.where(variance > 0, variance, 1)
     return jnp.mean(found - slope * error, 0)
 
 
 def _decompose(n: int, X):
-    """Eigenvalues x of S = X^T X / n, those of its kernel matrix if fewer, and Q with S = Q Q^T.
+    """Return the eigenvalues x of S = X^T X / n, or of X X^T / n if fewer, and Q with S = Q Q^T.
 
     Then q(S) S = Q q(x) Q^T and q(S) S q(S) = Q q(x)^2 Q^T.
     """
@@ -186,6 +190,6 @@ def _decompose(n: int, X):
 
 
 def _of_sample(q, Q, s):
-    """diag(b Sigma b) and tr(Sigma q S q) for filters q (..., k) on one sample."""
+    """Return diag(b Sigma b) and tr(Sigma q S q) for filters q (..., k) on one sample."""
     b = jnp.eye(len(s), dtype=s.dtype) - contract("pk,...k,rk->...pr", Q, q, Q)
     return contract("...pr,r->...p", b**2, s), contract("p,pk,...k->...", s, Q**2, q**2)

@@ -1,4 +1,4 @@
-"""The problem: what the tasks are and how much data there is of each.
+"""The problem: the distribution of tasks, and the amount of data of each.
 
 Mixed linear regression (Bernacchia 2021, section 3): every task is a weight vector, every
 data point a noisy reading of it,
@@ -26,7 +26,7 @@ from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import pytree, static
 from negmaml.problem.covariance import Modes, check_covariance, modes
 
-# Points of the outer loss: fresh ones of each task, or those that it adapts on.
+# Points of the outer loss: fresh ones of each task, or those that the task adapts on.
 SPLITS = ("train-validation", "train-train")
 
 
@@ -55,7 +55,7 @@ class MixedLinearRegression:
         weight_covariance: Omega, in the same forms. nu = 1 and p times a covariance give that one.
 
     Raises:
-        TypeError: a size that is no integer, a variance or offset that is no real number.
+        TypeError: a size that is not an integer, a variance or offset that is not a real number.
         ValueError: a size below 1; sigma or nu negative or not scalar; w0 or omega0 of another
             shape; a covariance of another shape, not symmetric or with a negative eigenvalue; NaN
             or infinity anywhere.
@@ -80,6 +80,7 @@ class MixedLinearRegression:
     weight_covariance: Any = None
 
     def __post_init__(self):
+        # Checked values replace those given, in an instance that is frozen otherwise.
         for name in ("p", "m", "n_t", "n_v", "n_r"):
             size = check_count(name, getattr(self, name))
             object.__setattr__(self, name, size)
@@ -98,12 +99,12 @@ class MixedLinearRegression:
 
     @property
     def overparameterized(self) -> bool:
-        """Whether the minimiser of the meta-loss is not unique: p > n_v m."""
+        """True if the minimiser of the meta-loss is not unique: p > n_v m."""
         return self.p > self.rows
 
     @property
     def isotropic(self) -> bool:
-        """Whether both covariances are the identity, left out as None."""
+        """True if both covariances are the identity, given as None."""
         return self.input_covariance is None and self.weight_covariance is None
 
     @property
@@ -113,6 +114,7 @@ class MixedLinearRegression:
         Derivatives in a matrix Sigma with coinciding eigenvalues are NaN, as those of its
         eigenvectors are; its eigenvalues, shape (p,), have all derivatives.
         """
+        # Known offsets stay on the host, where there is nothing to compile.
         xp = np if is_concrete((self.omega0, self.w0)) else jnp
         offset = xp.asarray(self.omega0) - xp.asarray(self.w0)
         return modes(self.p, self.input_covariance, self.weight_covariance, self.nu, offset)
@@ -122,7 +124,7 @@ class MixedLinearRegression:
         """|omega0 - w0|^2, the squared distance meta-training starts from."""
         known = [x for x in (self.omega0, self.w0) if not isinstance(x, Real)]
         xp = namespace(known)
-        # Python's numbers leave the type to others, and so does their square.
+        # Python's numbers do not decide the dtype, and neither does their square.
         omega0, w0 = self.omega0, self.w0
         if known:
             dtype = working_dtype(omega0, w0)
@@ -142,7 +144,7 @@ def _check_vector(name: str, value, p: int) -> Any:
 
 
 def check_problem(problem) -> None:
-    """Raise unless it is one."""
+    """Raise a TypeError unless `problem` is a `MixedLinearRegression`."""
     if not isinstance(problem, MixedLinearRegression):
         raise TypeError(
             f"problem must be a MixedLinearRegression, got {short_repr(problem)}; write "

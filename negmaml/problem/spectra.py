@@ -1,4 +1,4 @@
-"""Spectra of inputs by name: the shape of a covariance as a few numbers."""
+"""Spectra of inputs by name, each with a few numbers for its shape."""
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ def named_spectrum(
         "two-level"    `level` in the first share p directions, else 1
         "spikes"       1 + level in the first `spikes` directions, else 1
 
-    each divided by its mean, so that spectra compare at the same input power. Numbers are traced;
-    those that a name does not use are ignored. For `MixedLinearRegression(input_covariance=...)`.
+    each divided by its mean, so that all have the same input power. Numbers are traced, and a name
+    ignores those that it does not use. For `MixedLinearRegression(input_covariance=...)`.
 
     Raises ValueError for another name, for numbers that are not finite, and for a level below 0.
 
@@ -30,11 +30,13 @@ def named_spectrum(
     """
     check_choice("spectrum", name, SPECTRA)
     p = check_count("p", p)
+    # The numbers that are not used are checked as well, so that a typing error is found.
     numbers = dict(exponent=exponent, level=level, share=share, spikes=spikes)
     for argument, value in numbers.items():
         check_finite(argument, value, "a number of a spectrum")
     if not isinstance(level, jax.core.Tracer) and level < 0:
         raise ValueError(f"level must be at least 0, an input variance, got {level!r}")
+    # Comparisons with traced numbers, so that shares and spikes are axes of one program.
     k = jnp.arange(1, p + 1, dtype=jnp.result_type(float, *numbers.values()))
     if name == "power":
         values = k**-exponent

@@ -10,7 +10,7 @@ product Pi = prod_j tr W^{b_j}
                  + sum_{l=0}^{k-2} E[tr W^{l+1} tr W^{k-2-l} Pi]
                  + sum_j 2 b_j E[tr W^{k-1+b_j} Pi / tr W^{b_j}],        tr W^0 = p,
 
-whose total exponent falls by one each time. Everything is an integer, so the result is exact.
+whose total exponent falls by one each time. All terms are integers, so the result is exact.
 
 Quadrature. The mean spectral measure mu of S has the moments E[tr S^k]/p. Its Gauss rule
 integrates polynomials exactly and smooth filters to many digits, at the finite n and p where
@@ -43,7 +43,7 @@ def wishart_moment(n: int, p: int, exponents: tuple[int, ...]) -> int:
 
 
 def _check_exponents(exponents) -> tuple[int, ...]:
-    """Sorted."""
+    """Return the exponents as sorted integers."""
     listed = isinstance(exponents, Iterable) and not isinstance(exponents, str)
     given = tuple(exponents) if listed else ()
     if not listed or any(isinstance(k, bool) or not isinstance(k, Integral) for k in given):
@@ -57,7 +57,7 @@ def _check_exponents(exponents) -> tuple[int, ...]:
 
 @lru_cache(maxsize=200_000)
 def _moment(n: int, p: int, powers: tuple[int, ...]) -> int:
-    """The recursion of this module, on sorted exponents so that equal products meet."""
+    """Evaluate the recursion of this module, on sorted exponents to share equal products."""
     if not powers or powers[-1] == 0:
         return p ** len(powers)
     k, rest = powers[-1], powers[:-1]
@@ -74,7 +74,7 @@ def _moment(n: int, p: int, powers: tuple[int, ...]) -> int:
 
 
 def normalized_moment(n: int, p: int, exponents: tuple[int, ...]) -> float:
-    """E prod_j (tr S^{k_j} / p), the moment of S = W / n, correctly rounded to a float."""
+    """Return E prod_j (tr S^{k_j} / p), the moment of S = W / n, correctly rounded to a float."""
     n, p, powers = check_count("n", n), check_count("p", p), _check_exponents(exponents)
     return float(Fraction(_moment(n, p, powers), n ** sum(powers) * p ** len(powers)))
 
@@ -99,27 +99,29 @@ def wishart_quadrature(n: int, p: int, order: int = 10) -> tuple[np.ndarray, np.
 
 @lru_cache(maxsize=256)
 def _quadrature(n: int, p: int, order: int) -> tuple[np.ndarray, np.ndarray]:
-    """Moments in rational numbers, less the atom, to a Gauss rule."""
+    """Return the Gauss rule of rational moments, less the atom."""
     moments = [Fraction(wishart_moment(n, p, (k,)), n**k * p) for k in range(2 * order)]
+    # With fewer rows than dimensions S has p - n eigenvalues of zero.
     atom = max(Fraction(0), 1 - Fraction(n, p))
     nodes, weights = _gauss([moments[0] - atom, *moments[1:]])
     if atom:
         nodes, weights = np.append(0.0, nodes), np.append(float(atom), weights)
-    for array in (nodes, weights):  # the cache hands the same arrays to every caller
+    for array in (nodes, weights):  # all callers share the cached arrays
         array.setflags(write=False)
     return nodes, weights
 
 
 def _gauss(moments: list[Fraction]) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss nodes and weights of a measure from its first 2n moments (Golub and Welsch 1969).
+    """Return Gauss nodes and weights from the first 2n moments (Golub and Welsch 1969).
 
-    From moments to the three-term recurrence of the orthogonal polynomials the map loses about
-    a digit a moment, hence rational arithmetic there (Chebyshev's algorithm, Gautschi 2004,
-    section 2.1.7); the eigenvalue problem that follows is symmetric and well conditioned.
+    The map from moments to the three-term recurrence of the orthogonal polynomials loses about a
+    digit for each moment, hence rational arithmetic (Chebyshev's algorithm, Gautschi 2004, section
+    2.1.7). The eigenvalue problem that follows is symmetric and well conditioned.
     """
     order = len(moments) // 2
     previous, current = [Fraction(0)] * (2 * order), list(moments)
     alpha, beta = [current[1] / current[0]], [current[0]]
+    # previous, current: mixed moments of the orthogonal polynomials of degree k - 2 and k - 1.
     for k in range(1, order):
         following = [Fraction(0)] * (2 * order)
         for l in range(k, 2 * order - k):

@@ -5,8 +5,8 @@ that pole, so the resummed mean is
 
     limit + first/(1 - x s),
 
-where s is one without ridge and falls to zero where the ridge governs. The two theories say what
-their s is; this module holds what they share.
+where s is one without ridge and falls to zero where the ridge governs. Each theory has
+its own s; this module has the rest.
 """
 
 from negmaml._core.arrays import namespace

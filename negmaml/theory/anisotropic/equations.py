@@ -94,6 +94,7 @@ class Marginal(NamedTuple):
 def marginal(system: PencilSystem, T, ell) -> Marginal:
     """Return the `Marginal` of every eigenvalue at given T and ell."""
     pencil = system.pencil
+    # The precision C + s (T + e e^T); a train-train T holds e e^T already.
     data = pad_to_pencil(pencil, T)
     if not pencil.train_train:
         data = data + output_matrix(pencil, T.dtype)
@@ -148,11 +149,11 @@ def _marginalize(form):
     for j in range(form.shape[0] - 2, -1, -1):
         column = form[j, j + 1 :]
         mean = -xp.sum(cov * column, 1)
+        # The Schur complement of all later variables, and their regression on variable j.
         pivot = form[j, j] + xp.sum(column * mean, 0)
-        # Variable j enters the mean of the later ones, and has one itself.
         mean = xp.pad(mean, ((1, 0), (0, 0)), constant_values=1)
         cov = xp.pad(cov, ((1, 0), (1, 0), (0, 0)))
-        if j:
+        if j:  # omega itself, j = 0, is not integrated out
             cov = cov + mean[:, None] * mean[None] / pivot
     return pivot, mean, cov
 
@@ -164,6 +165,7 @@ _traced_marginalize = jax.custom_jvp(_marginalize)
 @own_settings
 def _marginalize_jvp(primals, tangents):
     (form,), (change,) = primals, tangents
+    # One rule in place of the derivative of the elimination, which is several times as long.
     phi, mean, cov = _traced_marginalize(form)
     return (phi, mean, cov), marginal_jvp(mean, cov, change)
 
@@ -184,9 +186,11 @@ def update(system: PencilSystem, x: Marginal):
     """Return (T, g, n_v - tau, f): the right sides of (A6) and (A7), or of (A22)."""
     xp = namespace(x.v)
     A = system.pencil.coupled()
+    # g and e^T g e of (A6) and (A7): sums over all eigenvalues with their counts.
     inner, _, corner = pencil_blocks(system.pencil, x.within_task())
     weights = system.count * system.s
     g = contract("ijk,k->ij", inner, weights)
+    # T_0 of (A22), which is T of (A6) otherwise.
     T = A @ inverse(np.eye(A.shape[0], dtype=A.dtype) + g @ A / system.n_t)
     T = (T + T.T) / 2  # symmetric but for rounding
     if not system.pencil.train_train:
@@ -199,6 +203,7 @@ def minus_T_slope(system: PencilSystem, T, f):
     """Return minus the derivative of T in g, on symmetric matrices in the `bases`."""
     xp = namespace(T)
     symmetric, _ = bases(T.shape[0], T.dtype)
+    # dT = -T dg T/n_t, as for every inverse.
     R = kron(T)
     if f is not None:  # the unit tau of T moves as well
         square = xp.outer(f, f).ravel()
@@ -223,8 +228,10 @@ def overlaps(system: PencilSystem, G, f=None) -> Overlaps:
     inner, outer, corner = pencil_blocks(system.pencil, G, f)
     weights = system.count * system.s**2
     symmetric, antisymmetric = bases(inner.shape[0], G.dtype)
+    # sum_k s_k^2 G_ia G_jb has the indices (i a, j b) of a Gram matrix; Gamma needs (i j, a b).
     flat = inner.reshape(-1, corner.size)
     gram = exchange(contract("xk,yk->xy", flat * weights, flat))
+    # The images of R on e: X = f f^T, with sum_k s_k^2 G f f^T G beside it.
     side = contract("ik,jk->ij", outer * weights, outer).ravel() @ symmetric
     last = xp.sum(weights * corner**2)
     return Overlaps(bordered(sandwich(symmetric, gram), side, last), sandwich(antisymmetric, gram))
@@ -261,6 +268,7 @@ def bases(a: int, dtype):
     return tuple(basis.astype(dtype) for basis in _bases(a))
 
 
+# Of NumPy, since a program takes them as constants.
 @cache
 def _bases(a: int):
     unit = np.eye(a * a).reshape(a, a, a * a)

@@ -72,6 +72,7 @@ class AnisotropicInputs:
         if self.train_train:
             pencil = dataclasses.replace(pencil, coupling=pencil.coupling * self._rule_matters())
             pencil = pencil.for_train_train()
+        # `PencilSystem` has the fields of `Eigenvalues` first, but for the bins.
         numbers = self.m, self.n_t, self.n_v, self.sigma, self.meta_ridge
         bins = self.spectrum.bin_weights
         fourth_moments = None if bins is None else FourthMoments(bins, self.covariance)
@@ -85,6 +86,7 @@ class AnisotropicInputs:
         have spurious roots there if b vanishes within the spectrum.
         """
         rows = self.m * self.n_v
+        # With a rate of zero in place of the rule's.
         matters = (rows >= jnp.sum(self.spectrum.count)) | (self.meta_ridge > 0)
         return jnp.where(matters, 1.0, 0.0).astype(self.spectrum.s.dtype)
 
@@ -107,6 +109,7 @@ def inputs_from_spectrum(
 ) -> AnisotropicInputs:
     """Return the inputs with given eigenvalues, forms (J, p), and (m, n_t, n_v, sigma, ridge)."""
     xp = namespace(s, o, d, weights)
+    # omega* stays at omega_0 where inputs have no variance.
     null_space_forms = xp.sum(xp.where(s > 0, 0, weights * d), -1)
     bins, covariance = (None, None) if fourth_moments is None else fourth_moments
     # The first form, of Sigma, is the reference of the resummation.
@@ -128,6 +131,7 @@ def make_inputs(
     """Return (the inputs, the rule) of one dtype; raise unless the theory covers both."""
     check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_spectral("train", train)
+    # Known spectra are compressed on the host in float64, whatever the precision of the rest.
     s, o, d, _ = problem.modes
     dtype = working_dtype(train, s, o, d, weights, problem.sigma, meta_ridge)
     n_v = problem.n_t if train_train else problem.n_v
@@ -147,6 +151,7 @@ def _check_pencil(at: AnisotropicInputs, train: InnerRule) -> None:
     if train.spectral().exact_pencil:
         return
     largest = largest_eigenvalue(at.spectrum, at.n_t)
+    # One by one and in NumPy: a program would take longer to compile than this takes.
     flat = jax.tree.map(np.asarray, flat_batch(train))
     for i in range(math.prod(train.batch_shape)):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], flat)
@@ -163,6 +168,7 @@ def _check_pencil(at: AnisotropicInputs, train: InnerRule) -> None:
 def largest_eigenvalue(spectrum: Eigenvalues, n):
     """Return the approximate largest eigenvalue of S from n rows."""
     xp = namespace(spectrum, n)
+    # The edge of the Marchenko-Pastur law if all eigenvalues were like the largest, with tr Sigma.
     top = xp.max(spectrum.s)
     return top * (1 + xp.sqrt(xp.sum(spectrum.count * spectrum.s) / (top * n))) ** 2
 
@@ -194,6 +200,7 @@ def predict(
 
 def predict_traced(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     """Return `predict` of made inputs; sizes are traced, so that problems share programs."""
+    # Known single rules have a program of their own, which compiles in a fraction of the time.
     single = math.prod(rule.batch_shape) == 1 and is_concrete((at, rule))
     return (_predict_single if single else _predict_batch)(at, rule)
 
@@ -217,6 +224,7 @@ def _assemble(at: AnisotropicInputs, rule: InnerRule, found: Prediction) -> Pred
     return found._replace(forms=both[0], limit=both[1])
 
 
+# A function in blocks has no derivative under `vmap`: that of the plain one replaces it.
 @jax.custom_jvp
 def _predict_rule(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     """Predict a rule of scalar parameters; under `vmap` in blocks of rules."""
@@ -234,6 +242,7 @@ def _predict(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     error = rule.spectral().pencil_error(largest_eigenvalue(at.spectrum, at.n_t))
     if isinstance(error, float):  # a rule with a pencil
         return found
+    # Inside a program no error can be raised: NaN takes its place.
     close = error <= MAX_PENCIL_ERROR
     found = jax.tree.map(lambda x: jnp.where(close, x, jnp.nan), found)
     return found._replace(converged=found.converged == 1)
@@ -274,6 +283,7 @@ def pade_pole(system: PencilSystem, limit, first, attenuation):
     """Return x s of (A21), at most one over the distance from the threshold."""
     xp = namespace(first)
     x = xp.where(limit == 0, 0, first / xp.where(limit == 0, 1, limit))
+    # A negative x has no pole, and needs no bound.
     gap = xp.abs(system.m * system.n_v - xp.sum(system.count))
     pole = xp.where(x > 0, xp.minimum(x * attenuation, 1 / xp.maximum(gap, 1)), x)
     return xp.where(system.ridge > 0, xp.minimum(pole, MAX_RIDGED_POLE), pole)

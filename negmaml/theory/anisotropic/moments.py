@@ -118,18 +118,22 @@ def slopes_at_root(system: PencilSystem, root: PencilRoot, x: Marginal) -> Slope
     xp = namespace(root.T)
     T, active = root.T, slice(*system.pencil.active)
     symmetric, _ = bases(T.shape[0], T.dtype)
+    # (1 - R Gamma_+)^-1 turns a move of g at fixed T into the total one.
     gram = total_overlaps(system, x, root.f)
     R = minus_T_slope(system, T, root.f)
     inverted = inverse(np.eye(R.shape[0], dtype=T.dtype) - R @ gram[:-1, :-1])
 
+    # Ridges in the order of the sources: ell, the forms, query rows, noise, the start.
     nothing = xp.zeros_like(x.v)[None]
     ridge = xp.concatenate(
         [xp.ones_like(nothing), system.weights, nothing, nothing, system.start[None]]
     )
     unit = np.eye(ridge.shape[0], dtype=T.dtype)
     fitted = x.phi * x.v  # the share of omega that one task determines
+    # Around its own omega, one task has 1 - phi v and the m - 1 others phi v of the variance o.
     lift = system.o * ((1 - fitted) ** 2 + (system.m - 1) * fitted**2)
     lift = unit[NOISE][:, None] * lift - ridge * x.v**2
+    # r r^T per eigenvalue, and a a^T of the label noise, on symmetric matrices.
     mean, points = x.mean[active], system.pencil.points[active]
     squares = symmetric.T @ (mean[:, None] * mean).reshape(symmetric.shape[0], -1)
     lift = lift * (system.count * system.s)
@@ -139,11 +143,13 @@ def slopes_at_root(system: PencilSystem, root: PencilRoot, x: Marginal) -> Slope
         + (xp.outer(points, points).ravel() @ symmetric)[:, None] * noise
     )
     T_y = -inverted @ (R @ g)
+    # tau = n_v - e^T g e of (A7), whose g moves with the sources and with T.
     through, noisy = (
         contract_output(system.pencil, y, root.f) for y in (x.mean, system.pencil.points)
     )
     output = lift @ through**2 + noisy**2 * noise - gram[-1, :-1] @ T_y
     tau_y = system.n_v * unit[ROWS] - output
+    # phi' = r^T (s T') r, since r makes the form of z given omega stationary.
     phi_y = contract("ak,ay->yk", squares, T_y) * system.s
     return Slopes(ridge, T_y, phi_y, tau_y, inverted, g - gram[:-1, :-1] @ T_y)
 
@@ -155,10 +161,12 @@ def leading_order(system: PencilSystem, root: PencilRoot, x: Marginal, slopes: S
     points = system.pencil.points[slice(*system.pencil.active)]
     symmetric, _ = bases(root.T.shape[0], ell.dtype)
     square = xp.outer(points, points).ravel() @ symmetric
+    # u and R of (A10) and (A11); `count` directions share one eigenvalue.
     kappa, tasks = ell + (m - 1) * x.phi, system.count * system.o
     queries = 0 if system.pencil.train_train else 1  # T holds them in the other case
     u = system.sigma**2 * (queries + points @ root.T @ points) + xp.sum(tasks * kappa * x.phi * x.v)
     R = xp.sum(system.d * x.v)
+    # d(kappa phi v) with v = 1/(kappa + phi) is (phi v)^2 dkappa + (kappa v)^2 dphi.
     kappa_y = slopes.ridge + (m - 1) * slopes.phi
     of_tasks = (x.phi * x.v) ** 2 * kappa_y + (kappa * x.v) ** 2 * slopes.phi
     u_y = system.sigma**2 * (square @ slopes.T) + of_tasks @ tasks
@@ -177,6 +185,7 @@ def at_fixed_ridge(root: PencilRoot, slopes: Slopes, slope):
 
 def mean_error(system: PencilSystem, means):
     """Return the means with the last one, the sum of the m task errors, divided by m."""
+    # A weight on the query rows of all m tasks has m errors for its slope.
     last = np.append(np.zeros(system.weights.shape[0]), 1.0).astype(means.dtype)
     return means * (1 - last + last / system.m)
 
@@ -206,6 +215,7 @@ def first_order(system: PencilSystem, root: PencilRoot, x: Marginal, slopes: Slo
     slope = slopes.ridge @ F_ridge + F_T @ slopes.T
     slope = slope + unit[NOISE] * F_noise + unit[ROWS] * explicit[3]
 
+    # Holding the ridge costs `spent` of tau, and T follows its map: both as multipliers.
     spent = ell * slope[ELL] / Z
     adjoint = (F_T - spent * total_overlaps(system, x, root.f)[-1, :-1]) @ slopes.inverse
     adjoint = (symmetric @ adjoint).reshape(T.shape)
@@ -224,6 +234,7 @@ def first_order(system: PencilSystem, root: PencilRoot, x: Marginal, slopes: Slo
         root, slopes, slopes.tau
     )
     first = at_fixed_ridge(root, slopes, second) - rate * rest
+    # (A15), where ell and y are the only sources that are not zero.
     psi, chi = (slope[i] - spent * slopes.tau[i] for i in (NOISE, START))
     return mean_error(system, first + slopes.tau[MEANS] / Z * (psi + ell**2 * chi))
 
@@ -237,6 +248,7 @@ def residual_direction(system: PencilSystem, root: PencilRoot, x: Marginal, slop
     unit = np.eye(slopes.tau.size, dtype=ell.dtype)
     along = unit[NOISE] - ell**2 * unit[START]
     rate = slopes.tau @ along / (root.tau + ell * slopes.tau[ELL])
+    # ell tau stays if ell moves against tau.
     along = along - ell * rate * unit[ELL]
     symmetric, _ = bases(root.T.shape[0], ell.dtype)
     velocity = _velocity(system, x, along @ slopes.ridge, symmetric @ (slopes.T @ along))
@@ -250,6 +262,7 @@ def complex_step_jvp(function, at, velocity):
     product rule. Nothing is subtracted, so all digits are right.
     """
     xp = namespace(velocity)
+    # Its square is below the precision, so that the real part is the value itself.
     step = np.finfo(at[0].dtype).eps ** 2
     to_complex = lax.complex if xp is jnp else lambda x, y: x + 1j * y
     moved = (to_complex(x, step * v) for x, v in zip(at, velocity, strict=True))
@@ -263,6 +276,7 @@ def _velocity(system: PencilSystem, x: Marginal, ridge, T):
     T = T.reshape(a, a)
     change = pad_to_pencil(system.pencil, T)[..., None] * system.s
     phi, mean, cov = marginal_jvp(x.mean, x.cov, change)
+    # With unit noise omega of the task has a variance o of its own.
     cov = cov + x.mean[:, None] * x.mean[None] * system.o
     mean = mean - x.mean * (system.o * x.phi)
     phi = phi - system.o * x.phi**2
@@ -277,6 +291,7 @@ def _slopes_of_F(system: PencilSystem, T, mean, cov, v):
     within = cov + across
     of_within, of_across = overlaps(system, within), overlaps(system, across).even
     symmetric, antisymmetric = bases(T.shape[0], T.dtype)
+    # R of (A12) on symmetric matrices with e e^T last, and on antisymmetric ones, where e has none.
     kronecker = kron(T) / system.n_t
     R = sandwich(symmetric, kronecker)
     queries = 0 if system.pencil.train_train else 1 / system.n_v
@@ -285,6 +300,7 @@ def _slopes_of_F(system: PencilSystem, T, mean, cov, v):
     N, Q = _resolvents(R, xp.stack(gammas))
     N_a, Q_a = _resolvents(sandwich(antisymmetric, kronecker), of_within.odd)
 
+    # d log det(1 - R Gamma) = -tr Q dR - tr N dGamma, with the counts of tasks of (A14).
     Q_all = (m - 1) * Q[0] + Q[1]
     in_T = _product_weights(Q_all[:-1, :-1], m * Q_a) @ T.ravel() / system.n_t
     found = (
@@ -308,6 +324,7 @@ def _slopes_of_F_4(system: PencilSystem, fourth_moments: FourthMoments, T, withi
     xp = namespace(within)
     pencil, m = system.pencil, system.m
     bin_weights, covariance = fourth_moments
+    # q_a on active variables, e^T q_a e, and both contracted with C.
     inner, _, corner = pencil_blocks(pencil, within)
     weights = bin_weights * (system.count * system.s)
     q, corner = contract("ijk,ak->aij", inner, weights), weights @ corner
@@ -338,6 +355,7 @@ def _slopes_in_overlaps(system: PencilSystem, G, even, odd):
     (first, last), d, a = pencil.active, G.shape[0], inner.shape[0]
     symmetric, _ = bases(a, G.dtype)
     at_end = output_matrix(pencil, G.dtype)[..., None]
+    # Slopes of the three kinds of overlaps: inner, with the output once, and twice.
     block = _product_weights(even[:-1, :-1], odd) @ inner.reshape(a * a, -1)
     side = (symmetric @ even[-1, :-1]).reshape(a, a) @ outer
     side = xp.pad(side, ((first, d - last), (0, 0)))[:, None] * at_end[-1]

@@ -118,6 +118,7 @@ def _leave_one_mode_out(system: PencilSystem, s, G, G_t, T, T_t):
     """Return T' of (A16) and its derivative, (k, a, a)."""
     factor = s[:, None, None] / system.n_t
     G, G_t = G * factor, G_t * factor
+    # T' = (1 - T s G/n_t)^-1 T, and its derivative in T and G.
     left = inverse(np.eye(T.shape[0], dtype=T.dtype) - T @ G)
     reduced = left @ T
     return reduced, left @ T_t @ left.swapaxes(1, 2) + reduced @ G_t @ reduced
@@ -129,6 +130,7 @@ def _one_task(system: PencilSystem, modes: OutlierModes, data, data_t, rate):
     pencil, shape = system.pencil, data.shape[2:]
     data, data_t = (pad_to_pencil(pencil, x.reshape(*x.shape[:2], -1)) for x in (data, data_t))
     queries = output_matrix(pencil, data.dtype)[..., None] * xp.tile(modes.s, shape[0])
+    # The precision C + s (c T' + e e^T) of (A17), for all c and directions at once.
     phi, mean, _ = marginalize(pencil.constant[..., None] + data + queries)
     phi_t = xp.sum(xp.sum(data_t * mean, 1) * mean, 0)
     phi, phi_t = phi.reshape(shape), phi_t.reshape(shape)

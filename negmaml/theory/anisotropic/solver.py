@@ -71,6 +71,7 @@ def solve(system: PencilSystem, ridged: bool) -> PencilRoot:
     xp = namespace(system)
     point, error = (_host_root if xp is tape else _root)(system, ridged)
     T, ell = _split(system, point, ridged)
+    # Without ridge one of ell and tau is zero; with ridge tau = ridge/ell loses no digits.
     *_, output, f = update(system, marginal(system, T, ell))
     tau = xp.where(_more_dimensions(system), 0, system.n_v - output)
     if ridged:
@@ -91,6 +92,7 @@ def _root(system: PencilSystem, ridged: bool):
 def _root_jvp(ridged: bool, primals, tangents):
     (system,) = primals
     point, error = _root(system, ridged)
+    # The implicit function theorem for the equation move = 0.
     _, slope = jax.jvp(lambda system: _moves(system, point, ridged)[0], primals, tangents)
     jacobian = jax.jacfwd(lambda point: _moves(system, point, ridged)[0])(point)
     return (point, error), (-inverse(jacobian) @ slope, jnp.zeros_like(error))
@@ -148,6 +150,7 @@ def _moves(system: PencilSystem, point, ridged: bool):
     new, g, output, f = update(system, x)
     symmetric, _ = bases(T.shape[0], point.dtype)
     unknown = _unknown_ell(system, ridged)
+    # log ell moves by the log of (ridge/ell + e^T g e)/n_v, which is one at the root.
     own = system.ridge / xp.where(unknown, ell, 1) if ridged else xp.zeros_like(ell)
     ratio = own + output
     gap = xp.where(unknown, xp.log(ratio / system.n_v), -point[-1])
@@ -171,6 +174,7 @@ def _try(system: PencilSystem, point, ridged: bool) -> Trial:
     top = xp.concatenate([R @ gram[:-1, :-1], -(R @ g_ell)[:, None]], 1)
     jacobian = xp.concatenate([top, last[None]])
     scale = _scale(new, g, symmetric)
+    # Newton's step solves (1 - J) step = move, in units in which all unknowns are of order one.
     matrix = np.eye(point.size, dtype=point.dtype) - jacobian
     newton = (inverse(matrix * scale / scale[:, None]) @ (move / scale)) * scale
     # log ell moves by two at most.
@@ -206,6 +210,7 @@ def _start(system: PencilSystem, ridged: bool):
     symmetric, _ = bases(A.shape[0], A.dtype)
     if system.pencil.train_train:
         A = A + np.diag(np.arange(A.shape[0]) == A.shape[0] - 1).astype(A.dtype)
+    # ell of the ridgeless equation sum_k phi/(ell + m phi) = n_v, if phi were small.
     phi = marginal(system, A, 1.0).phi
     low = xp.finfo(A.dtype).tiny ** 0.25
     ell = xp.log(xp.maximum(xp.sum(system.count * xp.abs(phi)), low) / system.n_v)

@@ -128,6 +128,7 @@ def _state_velocity(
     system: PencilSystem, root: PencilRoot, x: Marginal, slopes: Slopes, y, share
 ) -> PencilState:
     """Return the velocity with source y at fixed lambda: ell moves by -ell tau_y/Z."""
+    # lambda = ell tau stays, so ell moves against tau, and all else along with ell.
     ell = -root.ell * share
     T = slopes.T[:, y] + ell * slopes.T[:, ELL]
     ridge = slopes.ridge[y] + ell * slopes.ridge[ELL]
@@ -189,6 +190,7 @@ def covariance_of_minima(
         for pencil, of in ((first, x), (second, y))
     )
     across, across_2 = left[:, None] * left * x.v, right[:, None] * right * y.v
+    # Gamma within a task, and m - 1 times across.
     gamma = contract("iak,jbk,k->ijab", cov + across, cov_2 + across_2, weights)
     gamma = gamma + (m - 1) * contract("iak,jbk,k->ijab", across, across_2, weights)
     gamma = gamma.reshape(R.shape)
