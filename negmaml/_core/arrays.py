@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core import jets, tape
+from negmaml._core import taylor
 
 _HOST = (np.ndarray, np.generic, int, float)
 _PLAIN = {np.ndarray, np.float64, np.float32, int, float}  # the most frequent of them
@@ -17,8 +17,8 @@ def namespace(*trees) -> Any:
     """numpy where all leaves are its arrays or plain numbers, jax.numpy otherwise.
 
     A formula written over it serves single numbers on the host, without compilation, and traced
-    ones in a program. If a leaf is of `negmaml._core.jets` or `negmaml._core.tape`, that module is
-    returned, and the formula has derivatives on the host.
+    ones in a program. If a leaf is a `negmaml._core.taylor.Node`, that module is returned,
+    and the formula has derivatives on the host.
     """
     for tree in trees:  # mostly single arrays, for which the walk through a tree takes too long
         if type(tree) not in _PLAIN and not isinstance(tree, _HOST) and not _known(tree):
@@ -26,8 +26,8 @@ def namespace(*trees) -> Any:
     else:
         return np
     for leaf in jax.tree.leaves(trees):
-        if isinstance(leaf, jets.Jet | tape.Node):
-            return jets if isinstance(leaf, jets.Jet) else tape
+        if isinstance(leaf, taylor.Node):
+            return taylor
     return jnp
 
 
@@ -38,8 +38,8 @@ def _known(tree) -> bool:
 def stop_gradient(tree):
     """Return the tree with derivative zero."""
     xp = namespace(tree)
-    if xp is jets or xp is tape:
-        return jax.tree.map(xp.value_of, tree)
+    if xp is taylor:
+        return jax.tree.map(taylor.value_of, tree)
     return tree if xp is np else lax.stop_gradient(tree)
 
 
@@ -54,8 +54,8 @@ def contract(subscripts: str, *operands):
     NumPy arrays give a NumPy array.
     """
     xp = namespace(operands)
-    if xp is tape:
-        return tape.einsum(subscripts, *operands)
+    if xp is taylor:
+        return taylor.einsum(subscripts, *operands)
     if xp is np:
         return np.einsum(subscripts, *operands, optimize=len(operands) > 2)
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from negmaml._core.jets import Jet
+from negmaml._core.taylor import Node
 
 _SHORT = reprlib.Repr()
 _SHORT.maxother = _SHORT.maxstring = 120
@@ -73,7 +73,7 @@ def check_finite(name: str, value, meaning: str) -> Any:
 
 def _finite(name: str, leaf, meaning: str):
     """Return a number or array if it is finite, fractions as floats."""
-    if isinstance(leaf, jax.core.Tracer | Jet):
+    if isinstance(leaf, jax.core.Tracer | Node):
         return leaf
     # Fractions become floats, which JAX accepts.
     plain = isinstance(leaf, Real) and not isinstance(leaf, int | float | np.generic)

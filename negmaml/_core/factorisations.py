@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core import tape
+from negmaml._core import taylor
 from negmaml._core.arrays import contract, namespace
 from negmaml._core.batching import batched_custom_vmap
 from negmaml._core.settings import own_settings
@@ -100,8 +100,8 @@ def _inverse(matrix):
 def inverse(matrix):
     """The inverse of matrices (..., n, n), with a derivative that needs only products."""
     xp = namespace(matrix)
-    if xp is tape:
-        return tape.inverse(matrix)
+    if xp is taylor:
+        return taylor.inverse(matrix)
     return np.linalg.inv(matrix) if xp is np else _traced_inverse(matrix)
 
 

@@ -161,7 +161,7 @@ class ImplicitArgmin:
     search: (numbers, fixed) -> x.
     on_host: True if both are written over `negmaml._core.arrays.namespace`. Known numbers then stay
         on the host, where there is nothing to compile, and so do their first derivatives.
-    by_parts: for a long objective, a function of a tree of arrays that `negmaml._core.tape` can
+    by_parts: for a long objective, a function of a tree of arrays that `negmaml._core.taylor` can
         run, and (x, numbers, fixed) -> that tree. Derivatives, up to the second order, are then a
         short program that calls the host.
     """

@@ -4,9 +4,9 @@ r"""The derivatives of an optimum, by the condition f_x = 0 in the numbers n tha
 
 the sensitivity. There are three ways to compute S:
 
-- on the host by `negmaml._core.jets`, for known numbers and formulas over a namespace;
-- by a program that calls the host for a Hessian-vector product of `negmaml._core.tape`, for long
-  formulas, whose nested transformations take minutes to compile;
+- on the host by `negmaml._core.taylor`, for known numbers and formulas over a namespace;
+- by a program that calls the host for the same Hessian-vector product, for long formulas, whose
+  nested transformations take minutes to compile;
 - by nested transformations, for short formulas.
 """
 
@@ -22,7 +22,7 @@ from jax.extend.core import Primitive
 from jax.flatten_util import ravel_pytree
 from jax.interpreters import ad, batching, mlir
 
-from negmaml._core import jets, tape
+from negmaml._core import taylor
 
 HIGHEST = lax.Precision.HIGHEST
 # Second derivatives in up to this many numbers are computed one by one, a tenth of a second each.
@@ -48,7 +48,7 @@ def sensitivity_by_parts(objective: Callable, parts: Callable) -> Callable:
     r"""Return the sensitivity with the objective differentiated on the host.
 
     With s the parts, g the gradient of the objective in them and h = (Hessian) s_x, which
-    `negmaml._core.tape` finds together, the gradient of f_x in n, x and the numbers, is that of
+    `negmaml._core.taylor` finds together, the gradient of f_x in n, x and the numbers, is that of
 
         g . s_x(n) + h . s(n)        at fixed g and h.
 
@@ -144,7 +144,7 @@ def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
         parts = np.split(values, ends[:-1], 1)
         parts = [x.reshape(count, *shape) for x, shape in zip(parts, shapes, strict=True)]
         with np.errstate(all="ignore"):
-            found = tape.gradient(lambda x: objective(jax.tree.unflatten(one, x)), parts)
+            found = taylor.gradient(lambda x: objective(jax.tree.unflatten(one, x)), parts)
         joined = np.concatenate([x.reshape(count, -1) for x in found], 1)
         return joined.astype(dtype).view(np.uint32).reshape(np.shape(bits))
 
@@ -156,16 +156,19 @@ def _from_host(objective: Callable, coefficients: tuple) -> list[list]:
 
 
 def host_sensitivity(objective: Callable) -> Callable:
-    """Return the sensitivity at (x, numbers) as a function, by `negmaml._core.jets`."""
+    """Return the sensitivity at (x, numbers) as a function: a gradient and its change."""
 
     def sensitivity(at, fixed):
         x, numbers = at
         within = np.isfinite(x)
         leaves, tree = jax.tree.flatten(numbers)
-        x, leaves = jets.variables(np.where(within, x, 0.0), leaves)
-        found = objective(x, jax.tree.unflatten(tree, leaves), fixed)
+        x = np.where(within, x, 0.0)
+        pairs = [np.stack([x, np.ones_like(x)]), *(np.stack([y, np.zeros_like(y)]) for y in leaves)]
+        found = taylor.gradient(
+            lambda parts: objective(parts[0], jax.tree.unflatten(tree, parts[1:]), fixed), pairs
+        )
         # f_xx comes first, then f_x with each number.
-        slopes = found.terms["xn"]
+        slopes = np.concatenate([change.ravel() for _, change in found])
         return np.where(within, -slopes[1:] / slopes[0], 0.0)
 
     return sensitivity

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from negmaml._core import tape
+from negmaml._core import taylor
 from negmaml._core.arrays import contract, namespace, stop_gradient
 from negmaml._core.factorisations import inverse
 from negmaml._core.settings import own_settings
@@ -69,7 +69,7 @@ class Trial(NamedTuple):
 def solve(system: PencilSystem, ridged: bool) -> PencilRoot:
     """Return the root, differentiable in all of `system`; `ridged`: whether ridge may be > 0."""
     xp = namespace(system)
-    point, error = (_host_root if xp is tape else _root)(system, ridged)
+    point, error = (_host_root if xp is taylor else _root)(system, ridged)
     T, ell = _split(system, point, ridged)
     # Without ridge one of ell and tau is zero; with ridge tau = ridge/ell loses no digits.
     *_, output, f = update(system, marginal(system, T, ell))
@@ -110,7 +110,7 @@ def _host_root(system: PencilSystem, ridged: bool):
     for _ in range(2):
         point = point - _inverse_jacobian(known, point, ridged) @ _moves(known, point, ridged)[0]
     inverted = _inverse_jacobian(known, point, ridged)
-    for _ in range(3):
+    for _ in range(taylor.order(system)):
         point = point - inverted @ _moves(system, point, ridged)[0]
     return point, error
 

@@ -12,8 +12,8 @@ eta is the source of the residual, rho that of the error on fresh query rows, bo
 the expansion of the exact inverse-Wishart mean, N/(p - N - 1) = N/(p - N) (1 + 1/(p - N) + ...).
 """
 
+from negmaml._core.taylor import Taylor
 from negmaml.theory.isotropic.scaling import SaddleDerivatives, ScaledSystem
-from negmaml.theory.isotropic.series import Series
 
 # The derivatives of F that are needed, in kappa (k), eta (e) and rho (r).
 FOR_WEIGHT_ERROR = ("", "e", "k", "ek", "kk")
@@ -60,7 +60,7 @@ def first_order(system: ScaledSystem, at: SaddleDerivatives, with_error: bool):
     return weight_error, task_error / (m * slope)
 
 
-def exponent(system: ScaledSystem, at: SaddleDerivatives, kept: tuple[str, ...]) -> Series:
+def exponent(system: ScaledSystem, at: SaddleDerivatives, kept: tuple[str, ...]) -> Taylor:
     r"""Return the derivatives of F in kappa, eta and rho at eta = rho = 0.
 
     The determinant and the last logarithm of (8) are differences of much larger numbers, and F does
@@ -83,7 +83,7 @@ def exponent(system: ScaledSystem, at: SaddleDerivatives, kept: tuple[str, ...])
     d, d1 = l * t + p * f * w, -w1 * t + p * f * (2 * w + w1)
 
     def series(**terms):
-        return Series({name.strip("_"): x for name, x in terms.items()}, kept)
+        return Taylor({name.strip("_"): x for name, x in terms.items()}, kept)
 
     c = series(_=p * f, k=p * w, kk=p * w1, e=u1, ek=u1 + u2)
     det = series(

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from negmaml._core import jets, tape
+from negmaml._core import taylor
 from negmaml._core.arrays import namespace, stop_gradient
 from negmaml._core.settings import own_settings
 from negmaml.rules import InnerRule
@@ -112,8 +112,8 @@ def solve(training: TrainingSet, ridged: bool) -> KappaRoot:
     kappa are those of the equation t K = ridge.
     """
     xp = namespace(training)
-    if xp is jets or xp is tape:
-        return _followed(xp, training, _search(stop_gradient(training), ridged))
+    if xp is taylor:
+        return _followed(training, _search(stop_gradient(training), ridged))
     return _search(training, ridged) if xp is np else _root(training, ridged)
 
 
@@ -150,8 +150,8 @@ def _along(ridged: bool, primals, tangents):
     return root, KappaRoot(dy, dt + training.p * w * dy, dk + training.m * w * dy)
 
 
-def _followed(xp, training: TrainingSet, root: KappaRoot) -> KappaRoot:
-    """Return the root with its derivatives, by Newton's method on Taylor numbers or a tape.
+def _followed(training: TrainingSet, root: KappaRoot) -> KappaRoot:
+    """Return the root with its derivatives, by Newton's method on Taylor numbers.
 
     Each step with the slope at the root makes the derivatives of one more order right. The values
     of t and k are those of `root`, in which nothing cancels.
@@ -161,13 +161,13 @@ def _followed(xp, training: TrainingSet, root: KappaRoot) -> KappaRoot:
     free, fitted = resolvent_fractions(known.log_b, y)
     f, w = known.mean(free), known.mean(free * fitted)
     slope = known.p * w * k / f + t * (f * k + (known.m - 1) * w) / f**2
-    for _ in range(3 if xp is jets else 4):  # one more than the order of the derivatives
+    for _ in range(taylor.order(training) + 1):
         tau = training.mean(resolvent_fractions(training.log_b, y)[1])
-        t = xp.with_value(training.n_v - training.p * tau, root.t)
-        k = xp.with_value(1 - training.m * tau, root.k)
-        tau = xp.with_value(tau, 1 - f)
-        ridge = training.ridge * xp.exp(xp.minimum(-y, largest_exponent(root.log_kappa)))
-        y = y - xp.with_value(t * k / (1 - tau) - ridge, 0.0) / slope
+        t = taylor.replace_value(training.n_v - training.p * tau, root.t)
+        k = taylor.replace_value(1 - training.m * tau, root.k)
+        tau = taylor.replace_value(tau, 1 - f)
+        ridge = training.ridge * taylor.exp(taylor.minimum(-y, largest_exponent(root.log_kappa)))
+        y = y - taylor.replace_value(t * k / (1 - tau) - ridge, 0.0) / slope
     return KappaRoot(y, t, k)
 
 

@@ -20,6 +20,7 @@ from jax import lax
 
 from negmaml._core.arrays import namespace, stop_gradient
 from negmaml._core.jit import is_concrete, jit_fast_compile, on_host
+from negmaml._core.taylor import Taylor
 from negmaml.rules import InnerRule, flat_batch
 from negmaml.theory.isotropic.inputs import IsotropicInputs
 from negmaml.theory.isotropic.moments import (
@@ -35,7 +36,6 @@ from negmaml.theory.isotropic.scaling import (
     ScaledSystem,
     solve_saddle,
 )
-from negmaml.theory.isotropic.series import Series
 from negmaml.theory.resummation import deviation_growth
 
 KEPT = ("", "x", "y", "xy")  # derivatives in kappa_1 (x) and kappa_2 (y)
@@ -63,7 +63,7 @@ def covariance_of_loss(pair: list[ScaledSystem], points: list[SaddleDerivatives]
     free = series(_=1.0) - m * J
     # 1 - m J is the determinant of the coupled blocks, in units of the uncoupled ones.
     eps = xp.finfo(p.dtype).eps  # at p = n_v m without ridge nothing is free
-    free = Series(free.terms | {"": xp.maximum(free[""], eps)}, KEPT)
+    free = Taylor(free.terms | {"": xp.maximum(free[""], eps)}, KEPT)
     coupling = P * free.reciprocal()
     j = m * ((v * X + b * w_2) * per_E)
 
@@ -82,9 +82,9 @@ def covariance_of_loss(pair: list[ScaledSystem], points: list[SaddleDerivatives]
     return 2.0 * (t_1 * t_2 * noise + mixed_term + init_term)["xy"]
 
 
-def series(**terms) -> Series:
+def series(**terms) -> Taylor:
     """Return a series in the two kappas; the value is `_`."""
-    return Series({name.strip("_"): x for name, x in terms.items()}, KEPT)
+    return Taylor({name.strip("_"): x for name, x in terms.items()}, KEPT)
 
 
 class WeightedMoments:
@@ -110,33 +110,33 @@ class WeightedMoments:
         return self.one.mean(values * self.R) / self.over
 
     @property
-    def total(self) -> Series:
+    def total(self) -> Taylor:
         """A = p <R>."""
         p, mean, r_1, r_2 = self.one.p, self.one.mean, self.one.free, self.two.free
         first, second = mean(self.R * r_1), mean(self.R * r_2)
         return p * series(_=self.over, x=-first, y=-second, xy=mean(self.R * self.R))
 
-    def mean(self, values) -> Series:
+    def mean(self, values) -> Taylor:
         """Return the weighted mean of values that do not depend on kappa."""
         found = self.of(values)
         rest = values - found[..., None]
         x, y, xy = (self.of(rest * d) for d in (self.r_1, self.r_2, self.r_1 * self.r_2))
         return series(_=found, x=-x, y=-y, xy=xy)
 
-    def with_kappas(self, values) -> Series:
+    def with_kappas(self, values) -> Taylor:
         """Return kappa_1 kappa_2 <f R>; a factor kappa r has the derivative r s."""
         mean, f, s_1, s_2 = self.one.mean, values * self.R, self.one.fitted, self.two.fitted
         return series(_=mean(f), x=mean(f * s_1), y=mean(f * s_2), xy=mean(f * s_1 * s_2))
 
     @property
-    def leftover_rows(self) -> Series:
+    def leftover_rows(self) -> Taylor:
         """X: rows of a task that neither fit uses up, with beta^2 R = s_1 s_2."""
         p, mean, s_1, s_2 = self.one.p, self.one.mean, self.one.fitted, self.two.fitted
         x, y, xy = (mean(s_1 * s_2 * part) for part in (self.one.free, self.two.free, self.R))
         value = self.points[0].t + p * mean(s_1 * self.two.free)
         return series(_=value, x=p * x, y=p * y, xy=-p * xy)
 
-    def schur_complement(self, b: Series) -> Series:
+    def schur_complement(self, b: Taylor) -> Taylor:
         """Return E = X + A b^2; its derivatives are those of -A Var(beta)."""
         rest = self.beta - b[""][..., None]
         square = rest * rest
@@ -147,9 +147,9 @@ class WeightedMoments:
         )
         slopes = -1.0 * (self.total * variance)
         value = self.leftover_rows[""] + self.total[""] * b[""] * b[""]
-        return Series(slopes.terms | {"": value}, KEPT)
+        return Taylor(slopes.terms | {"": value}, KEPT)
 
-    def correlation(self) -> Series:
+    def correlation(self) -> Taylor:
         """Return Cov(r_1, r_2)/<R> = 1 - g_1 g_2/<R>, with the covariance over the spectrum."""
         mean, (d_1, d_2), (at_1, at_2) = self.one.mean, self.plain, self.points
         rest = at_1.g * at_2.g / self.over

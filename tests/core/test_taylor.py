@@ -1,10 +1,12 @@
-"""Gradients on the host against differences, to third derivatives."""
+"""Gradients on the host against differences, to third derivatives, and against those of JAX."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml._core import tape
-from negmaml._core.arrays import contract, namespace
+from negmaml._core import taylor
+from negmaml._core.arrays import contract, namespace, stop_gradient
 from negmaml._core.factorisations import inverse
 
 RNG = np.random.default_rng(1)
@@ -53,7 +55,7 @@ def test_gradients_and_their_changes_are_those_of_differences(function):
 
     def gradient(*coefficients):
         stacks = [np.stack(of) for of in zip(*coefficients, strict=True)]
-        return tape.gradient(lambda parts: function(*parts), stacks)
+        return taylor.gradient(lambda parts: function(*parts), stacks)
 
     def moved(s, t):
         parts = zip((A, B), u, v, both, strict=True)
@@ -75,6 +77,46 @@ def test_gradients_and_their_changes_are_those_of_differences(function):
     np.testing.assert_allclose(in_both, corners / (4 * h**2), rtol=1e-3, atol=1e-3)
 
 
-def test_a_formula_that_takes_a_node_for_an_array_is_refused():
+def smooth(x, a, b):
+    xp = namespace(x, a, b)
+    rows = xp.exp(x * a[:, None] / b) * xp.asarray(np.arange(4.0)) + xp.sqrt(b + x)
+    return (rows[1:] ** 3 / (2 - xp.log(b * x) - rows[:-1])).sum(-1).sum(-1) - 2**0.5 / x
+
+
+def chosen(x, a, b):
+    xp = namespace(x, a, b)
+    larger, least = xp.maximum(a * x, b - 0.5), xp.min(a * a - x, -1)
+    far = xp.where(xp.isfinite(a) & (np.arange(3) > 0), xp.abs(a) * x**2, b)
+    inverse = 1 / stop_gradient(x + b)
+    return (larger * xp.clip(a, -x, b)).sum(-1) + least * xp.max(far, -1) - inverse * b
+
+
+def shaped(x, a, b):
+    xp = namespace(x, a, b)
+    wide = (a * xp.ones_like(x)).reshape(3, 1) @ xp.asarray(np.array([1.0])) + x
+    return (xp.expm1(wide / 9) * xp.sign(a) * a**1 * (b - wide) ** 2).sum(-1) + a[0] ** 0 * -x
+
+
+@pytest.mark.parametrize("function", (smooth, chosen, shaped))
+def test_the_gradient_and_its_change_along_one_number_are_those_of_jax(function, x64):
+    at = np.array(0.7), np.array([0.3, 1.1, -0.4]), np.array(1.3)
+    along = np.ones(()), np.zeros(3), np.zeros(())
+    pairs = [np.stack(pair) for pair in zip(at, along, strict=True)]
+    found = taylor.gradient(lambda parts: function(*parts), pairs)
+    gradient = jax.grad(function, (0, 1, 2))
+    for ours, value, slope in zip(
+        found, *jax.jit(lambda at: jax.jvp(gradient, at, along))(at), strict=True
+    ):
+        np.testing.assert_allclose(ours[0], value, rtol=1e-12)
+        np.testing.assert_allclose(ours[1], slope, rtol=1e-12, atol=1e-15)
+
+
+def test_a_node_is_never_taken_for_an_array():
+    def of(wrong):
+        return lambda: taylor.gradient(lambda parts: wrong(parts[0]), [np.ones((2, 3))])
+
+    for wrong in (np.sqrt, np.asarray, jnp.sqrt, float, lambda _: taylor.no_such_function):
+        with pytest.raises((TypeError, AttributeError)):
+            of(wrong)()
     with pytest.raises(TypeError, match="takes a number that is differentiated for a plain array"):
-        tape.gradient(lambda parts: np.sin(np.asarray(parts[0])), [np.ones((2, 3))])
+        of(lambda x: np.sin(np.asarray(x)))()
