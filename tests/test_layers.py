@@ -41,8 +41,6 @@ FOLDERS = {name.split(".")[1] for name in MODULES if "." in name}
 OPTIONAL = ("dask", "distributed", "equinox", "flax", "fsspec", "matplotlib", "orbax", "rich")
 OPTIONAL += ("pandas", "pyarrow", "scipy.io", "sklearn", "tyro", "xarray", "zarr")
 
-PENDING = {"Plan", "Point", "Store", "Watch"}  # class names yet to become unique
-
 
 def imported(source, module, is_package=False):
     """Every dotted name that the source imports, at any depth, absolute."""
@@ -142,7 +140,7 @@ def test_no_class_name_is_defined_in_two_modules():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef):
                 homes[node.name].append(name)
-    assert not {name: where for name, where in homes.items() if len(where) > 1}.keys() - PENDING
+    assert not {name: where for name, where in homes.items() if len(where) > 1}
 
 
 def test_the_package_imports_neither_an_extra_nor_anything_before_it_is_used():

@@ -26,7 +26,7 @@ from negmaml.meta.batching import as_tasks, mean_over_tasks
 from negmaml.meta.choice import LossPair, choose, has_symmetric_hessian, leaf_rates
 from negmaml.meta.forward_over_reverse import backward_recursion
 from negmaml.meta.inner import adapt_leaves, inner_gradient
-from negmaml.meta.lowrank import Plan, factored_loss
+from negmaml.meta.lowrank import LowRankPlan, factored_loss
 from negmaml.meta.partition import (
     Loss,
     check_inputs,
@@ -296,7 +296,7 @@ def _factored(losses: LossPair, rule, wide, params, state, tasks, weight):
         value, new, aux = losses.outer(params, state, data)
         return value, (aux, new, None)
 
-    plan = Plan(rate, rule.steps, wide, [r is not None for r in rates])
+    plan = LowRankPlan(rate, rule.steps, wide, [r is not None for r in rates])
 
     def one_task(support, query):
         return factored_loss((inner, outer), params, plan, support, query)

@@ -73,7 +73,7 @@ def wide_inputs(jaxpr: Jaxpr, moving: list[bool], steps: int) -> frozenset[int]:
     return frozenset(filter(worth_factoring, rows))
 
 
-class Plan(NamedTuple):
+class LowRankPlan(NamedTuple):
     """The inner steps, leaf by leaf.
 
     rates: function (leaf, step) -> rate, a scalar for a wide leaf.
@@ -87,7 +87,7 @@ class Plan(NamedTuple):
     moving: list[bool]
 
 
-def factored_loss(losses: tuple[Callable, Callable], params, plan: Plan, support, query):
+def factored_loss(losses: tuple[Callable, Callable], params, plan: LowRankPlan, support, query):
     """Return loss(theta_K, query) after the inner steps, with wide weights kept factored.
 
     losses: the inner and the outer loss, functions of (params, data) that return (scalar, aux).

@@ -132,7 +132,7 @@ ENTRIES = [
     ),
     ("paper.phases", "_normals", "light", normals),
     ("paper.gain_map", "_cells", "light", payoff, slow),
-    ("theory.allocation", "_losses", "light", allocation(FLAT)),
+    ("theory.allocation", "_losses", "light", allocation(FLAT), slow),
     (
         "theory.allocation",
         "_losses",
