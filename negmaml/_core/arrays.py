@@ -82,4 +82,5 @@ def outer(parameter, x):
     """Broadcast so that a function of both has shape parameter.shape + x.shape."""
     xp = namespace(parameter, x)
     x, parameter = xp.asarray(x), xp.asarray(parameter)
+    # Axes of x go behind those of the parameter.
     return parameter.reshape(parameter.shape + (1,) * x.ndim), x

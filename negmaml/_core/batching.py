@@ -37,6 +37,7 @@ def batched_custom_vmap(run: Callable) -> Callable:
                     full = [next(own) if is_mapped else x for x, is_mapped in pairs]
                     return function(*structure.unflatten(full))
 
+                # Inputs that are not mapped are closed over instead of being copied.
                 pairs = list(zip(leaves, mapped, strict=True))
                 return run(each, tuple(x for x, is_mapped in pairs if is_mapped), first)
 
@@ -79,6 +80,7 @@ def _mapped(found):
 def in_blocks(each: Callable, stacks, size: int):
     """jax.vmap(each)(stacks), at most `size` at once, in full blocks so that it compiles once."""
     count = len(jax.tree.leaves(stacks)[0])
+    # A single block needs no loop.
     if count <= size:
         return jax.vmap(each)(stacks)
     blocks = -(-count // size)

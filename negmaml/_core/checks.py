@@ -100,6 +100,7 @@ def as_array(name: str, value) -> Any:
     ):
         return value
     leaves = jax.tree.leaves(value, is_leaf=lambda x: x is None)
+    # Lists with JAX arrays, traced or not, are stacked by JAX and stay differentiable.
     if any(isinstance(leaf, jax.Array) for leaf in leaves):
         return jax.numpy.stack([jax.numpy.asarray(as_array(name, part)) for part in value])
     fractions = any(isinstance(leaf, Real) and not isinstance(leaf, int | float | np.generic)
@@ -174,6 +175,7 @@ def check_symmetric(name: str, matrix, semidefinite: bool = True) -> None:
     # Asymmetry and eigenvalues are judged by the precision of the given entries.
     single = given.dtype.kind == "f" and given.dtype.itemsize < 8
     numbers = given.astype(float)
+    # Errors of a product grow with its number of terms.
     rounding = len(numbers) * (1e-6 if single else 1e-13) * np.abs(numbers).max()
     gap = np.abs(numbers - numbers.T).max()
     if gap > rounding:

@@ -30,6 +30,7 @@ def warn_unless(converged, text: str) -> None:
     """
     if converged is True:
         return
+    # A known flag warns at once, with the caller's stack.
     if not isinstance(converged, jax.core.Tracer):
         if not bool(jnp.all(converged)):
             _warn(text)

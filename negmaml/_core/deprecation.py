@@ -59,6 +59,7 @@ def renamed_arguments(
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            # Both names at once would hide which value counts, so that raises.
             for old in names.keys() & kwargs.keys():
                 new, value = names[old], kwargs.pop(old)
                 if new in kwargs:

@@ -82,6 +82,7 @@ def shape_text(value) -> str:
 def tree_text(tree) -> str:
     """The leaves of a pytree on one line, the first few by name."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
+    # A single array has no path to print.
     if len(leaves) == 1 and not leaves[0][0]:
         return shape_text(leaves[0][1])
     shown = [f"{jax.tree_util.keystr(path)} {shape_text(leaf)}" for path, leaf in leaves[:LEAVES]]

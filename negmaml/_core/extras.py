@@ -19,6 +19,7 @@ def require(package: str, extra: str) -> Any:
 
 def available(package: str, extra: str) -> None:
     """Raise, as `require` does, unless the module can be imported later."""
+    # Only looks for the module: importing it may take seconds.
     if importlib.util.find_spec(package) is None:
         raise _missing(package, extra)
 

@@ -37,6 +37,7 @@ def compiler_options(platform: str, profile: str) -> dict[str, Any] | None:
 
     profile: of the program, "heavy", "light" or "trivial".
     """
+    # Accelerators keep the defaults of XLA.
     if platform != "cpu":
         return None
     # Tried on an empty program, since XLA rejects unknown options only when it compiles.
@@ -105,6 +106,7 @@ class FastCompileJit:
 
     def _quick(self):
         platform = jax.default_backend()
+        # Options depend on the platform, which the user may choose after the import.
         if platform not in self.programs:
             options = compiler_options(platform, self.profile)
             self.programs[platform] = jax.jit(

@@ -34,6 +34,7 @@ def check_key(name: str, key):
             f"{name} must be one random key, got an array of shape {key.shape}; "
             "use jax.vmap for several keys"
         )
+    # A raw key does not say its generator, so its shape must be that of the default one.
     if _is_raw(key):
         default, words = _default(), _words(_default())
         if key.shape != words:
@@ -98,6 +99,7 @@ def mixed_draws(program) -> list[str]:
             generator = str(keys.dtype._impl.name)
             if keys.ndim and generator not in COUNTER_BASED:
                 found.append(generator)
+        # Loops and branches hold programs in their parameters.
         for parameter in jax.tree.leaves(equation.params, is_leaf=_is_program):
             if _is_program(parameter):
                 found += mixed_draws(getattr(parameter, "jaxpr", parameter))

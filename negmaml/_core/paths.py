@@ -14,6 +14,7 @@ def expanded(name: str, path: str | os.PathLike[str]) -> Path:
     """
     given = os.fspath(path)
     found = os.path.expanduser(given)
+    # expanduser returns the path unchanged if it does not know the user.
     if found == given and given.startswith("~"):
         user = Path(given).parts[0]
         raise ValueError(

@@ -49,6 +49,7 @@ def read_plain(path: Path, most: int | None = None) -> bytes | None:
         file = open_plain(path, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    # One byte more than allowed shows that a file is too long.
     with open(file, "rb") as opened:
         return opened.read(-1 if most is None else most + 1)
 

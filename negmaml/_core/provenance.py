@@ -50,7 +50,9 @@ def git_revision() -> str:
 
     try:
         commit = git("rev-parse", "HEAD")
+        # Untracked files are ignored, since results are often written into the repository.
         changed = commit and git("status", "--porcelain", "--untracked-files=no")
+    # Without git, or on a slow file system, the result is stored all the same.
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return f"{commit}, changed since" if changed else commit

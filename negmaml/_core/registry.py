@@ -23,6 +23,7 @@ def registered() -> list[str]:
 def maker(name: str) -> Callable[..., Any]:
     """The callable of a registered name, imported if necessary."""
     make = _makers[name]
+    # A string defers the import, so that `import negmaml` stays fast.
     if isinstance(make, str):
         module, _, attribute = make.partition(":")
         return getattr(importlib.import_module(module), attribute)

@@ -44,6 +44,7 @@ def own_transfers(function: F) -> F:
 
     @wraps(function)
     def call(*arguments, **keywords):
+        # Entering the context takes longer than the check.
         if not _guarded():
             return function(*arguments, **keywords)
         with jax.transfer_guard("allow"):
@@ -93,6 +94,7 @@ def result_settings() -> dict[str, str]:
 def other_settings(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Describe how settings differ; a missing one had its default."""
     found = []
+    # Records of older versions leave out settings that they did not know.
     for name in DEFAULTS:
         old, new = (held.get(name, DEFAULTS[name]) for held in (then, now))
         if old != new:

@@ -59,6 +59,7 @@ def _look(jaxpr: Jaxpr, moving: list[bool]) -> tuple[str, list[bool]]:
 
     for equation in jaxpr.eqns:
         flags = [moves(atom) for atom in equation.invars]
+        # Operations that do not depend on the parameters have no second derivative.
         if not any(flags) or equation.primitive.name == "stop_gradient":
             continue
         if found := _rule_of_its_own(equation, flags):
@@ -131,6 +132,7 @@ def _trusted(equation) -> bool:
 
 def _entrywise(equation, flags: list[bool]) -> bool:
     """Whether a custom_jvp acts on one array entry by entry, and its rule as well."""
+    # Two moving operands would have mixed derivatives.
     if sum(flags) != 1:
         return False
     place = flags.index(True)

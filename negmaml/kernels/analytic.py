@@ -70,6 +70,7 @@ def _kernel_matrix(network: ReLUNetwork, x1, x2):
     one, two = (s * jnp.sum(x**2, 1)[:, None] / d + c for x in (x1, x2))
     two = two.T
     ntk = nngp = s * contract("xd,yd->xy", x1, x2) / d + c
+    # Computed from differences, since Sigma(x,x) + Sigma(x',x') - 2 Sigma(x,x') would cancel.
     distance = s * jnp.sum((x1[:, None] - x2) ** 2, -1) / d
     for _ in range(network.depth):
         # r r' of the recursion; its terms are named as in the head of this module.

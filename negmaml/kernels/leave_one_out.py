@@ -71,10 +71,12 @@ def leave_one_task_out(
     rule = check_spectral(rule)
     ridges = check_ridges(meta_ridge)
     points, _ = stack(tasks, f0)
+    # A single task leaves no task to train on.
     if points.sizes[0] < 2:
         raise ValueError("tasks must hold at least two to leave one out, got 1")
     K = gram(kernel, points.x)
     left, blocks = _leave_out(K, points.y_t, points.y_v, rule, jnp.ravel(ridges))
+    # Flat lists of rules and ridges get their shapes back.
     batch = rule.batch_shape + jnp.shape(ridges)
     support, query, well_conditioned = (part.reshape(*batch, *part.shape[2:]) for part in left)
     return LeftOut(support, query, well_conditioned, blocks)
@@ -89,6 +91,7 @@ def _leave_out_all(K, y_t, y_v, rule: InnerRule, ridges):
         system = at(entry)
         return leave_out(system, right_side(system.C, y_t, y_v), y_t.astype(K.dtype), ridges)
 
+    # One rule at a time, so that one matrix G is in memory.
     return lax.map(one, entries), blocks
 
 

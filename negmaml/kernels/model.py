@@ -130,6 +130,7 @@ class AdaptedModel:
     def __call__(self, x):
         """Values at points x, batch + the rule's shape + (points,) or (points, outputs)."""
         x = jnp.asarray(x)
+        # f before adapting, to which the weights on the support add.
         before = self.model._values(x)
         # The rule's batch goes behind the batch of the model, before points and outputs.
         axes = tuple(range(before.ndim - 2, before.ndim - 2 + self.rule_axes))
@@ -225,6 +226,7 @@ def meta_train(
         check_choice("method", method, METHODS)
     points, has_outputs = stack(tasks, f0)
     x, *labels = points
+    # Below 10,000 points the kernel matrix fits in memory and one decomposition is faster.
     if (method or METHODS[len(x) >= MANY_POINTS]) == "direct":
         weights, well_conditioned = _train(gram(kernel, x), *labels, rule, jnp.ravel(ridges))
     else:
@@ -243,6 +245,7 @@ def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
 
     def one(entry):
         system = at(entry)
+        # A (y - f_0), of which c = (G + ridge)^-1 r is needed.
         right = right_side(system.C, y_t, y_v)
         c, well_conditioned = solve(system.G, right.reshape(-1, right.shape[-1]), ridges)
         c = c.reshape(-1, *right.shape)
@@ -251,6 +254,7 @@ def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
         flat = (part.reshape(len(c), -1, part.shape[-1]) for part in (on_support, c))
         return jnp.concatenate([*flat], 1), well_conditioned
 
+    # One rule at a time, so that one matrix G is in memory.
     return lax.map(one, entries)
 
 

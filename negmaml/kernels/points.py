@@ -73,6 +73,7 @@ def stack(tasks: Tasks, f0: Callable | None) -> tuple[Points, bool]:
             f"{x_t.shape[2:]} and {x_v.shape[2:]}, y {y_t.shape[2:]} and {y_v.shape[2:]}"
         )
     x = _stack(x_t, x_v)
+    # Labels relative to f_0, so that training starts from zero.
     start = start_values(f0, x, y_t.shape[2:])
     return Points(x, *_less(y_t, y_v, start)), y_t.ndim == 3
 
@@ -121,6 +122,7 @@ def start_values(f0: Callable | None, x, outputs: tuple[int, ...]):
 
 def cross(kernel: Callable, x1, x2) -> jax.Array:
     """The kernel between two sets of points, shape (len(x1), len(x2)), tile by tile."""
+    # A single tile needs no concatenation.
     if max(len(x1), len(x2)) <= TILE:
         return _tile(kernel, x1, x2)
     rows = [
@@ -139,6 +141,7 @@ def gram(kernel: Callable, x) -> jax.Array:
     K = cross(kernel, x, x)
     if isinstance(K, jax.core.Tracer):
         return (K + K.T) / 2
+    # One program for all checks of a matrix.
     K, scale, gap, definite = _symmetric(K)
     if not np.isfinite(scale):
         raise ValueError("kernel must be finite, got NaN or infinity between points of tasks")

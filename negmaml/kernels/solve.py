@@ -102,8 +102,10 @@ def decompose(G, ridges) -> Decomposition:
 
         return lax.cond(nonsingular, orthogonal, by_eigenvalues, G)
 
+    # The reduction of the library needs at least three rows.
     if len(G) < 3:
         return by_eigenvalues(G)
+    # Only these platforms have the routine.
     return lax.platform_dependent(G, cpu=tridiagonal, cuda=tridiagonal, default=by_eigenvalues)
 
 

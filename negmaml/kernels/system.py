@@ -45,6 +45,7 @@ def check_spectral(rule: InnerRule) -> InnerRule:
     """Return the rule, lists of numbers as arrays, if it is a function of S; else raise."""
     rule = check_filters("rule", rule)
     filters = rule.spectral()
+    # Raises early, without computing, if the rule has no filter.
     jax.eval_shape(filters.label_filter, 0.0)
     if filters.preconditioner is not None:
         raise TypeError(
@@ -159,5 +160,6 @@ def adapted_losses(blocks: TaskBlocks, rule: InnerRule, support, query):
         after = v - contract("ivt,bito->bivo", C, s)
         return jnp.mean(after**2, (-2, -1)) / 2
 
+    # One rule at a time bounds the memory.
     losses = lax.map(one, C.reshape(-1, *C.shape[-3:]))  # rules, batch, m
     return jnp.moveaxis(losses, 0, 1).reshape(*batch, *rule.batch_shape, m)

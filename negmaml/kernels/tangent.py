@@ -66,6 +66,7 @@ def empirical_ntk(apply: Callable, params) -> Callable:
             f"params must hold floating point arrays, which the kernel sums over, got {params!r}; "
             "a model whose parameters are elsewhere has to take them as its first argument"
         )
+    # Other leaves are part of the hashable model, and arrays are its arguments.
     others = tuple((i, leaf) for i, leaf in enumerate(leaves) if i not in arrays)
     return Partial(_Tangent(apply, treedef, others, moving), arrays)
 
@@ -131,6 +132,7 @@ def _kernel(model: _Tangent, arrays, x1, x2):
         parts = lax.map(lambda y: _pair(left, derivatives(y)), columns)  # blocks, n1, n2
         return jnp.moveaxis(parts, 0, 1).reshape(len(x), -1)
 
+    # Rows of blocks one after another bound the memory of derivatives.
     K = lax.map(row, rows)
     return K.reshape(-1, K.shape[-1])[: len(x1), : len(x2)] / outputs
 

@@ -78,6 +78,7 @@ def assemble(
     Normals may have leading axes for several runs if the problem has no covariances. Surplus
     normals are not used.
     """
+    # A caller that loops over runs computes the roots once, outside of its loop.
     sqrt_cov = covariance_roots(problem) if sqrt_cov is None else sqrt_cov
     # Slices of one draw: a single call of the generator is faster than five.
     parts, start = [], 0

@@ -187,6 +187,7 @@ class Experiment:
         key = check_key("key", key)
         check_problem(problem)
         train, adapt = check_filters("train", train), check_filters("adapt", adapt)
+        # One dtype for all numbers: 0, 0.0 and jnp.array(0.0) share one program.
         dtype = working_dtype(problem, train, adapt, meta_ridge)
         null_space_offset = 0.0
         if train.spectral().preconditioner is None and adapt.spectral().preconditioner is None:
@@ -274,6 +275,7 @@ def precompute(
     problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, unroll: bool = True
 ) -> RunConstants:
     """Compute the constants of all runs once, outside the loop over runs."""
+    # Without covariances the expected loss depends on omega only through the distance.
     if problem.isotropic or evaluation == "sampled":
         return RunConstants(covariance_roots(problem), None, unroll)
     return RunConstants(covariance_roots(problem), adapted(problem, adapt), unroll)
@@ -287,6 +289,7 @@ def evaluate_run(
     For the expected loss the first is None if it follows from the distance, else the quadratic
     forms of `constants.adapted`.
     """
+    # The weights themselves are not needed, and a wide system need not form them.
     if evaluation == "expected" and constants.adapted is None:
         return None, *meta_train_distance(data, problem, train, ridge, constants.unroll)
     omega, well_conditioned = meta_train(data, problem, train, ridge, constants.unroll)
@@ -310,6 +313,7 @@ def loop_shape(runs: int, normals: int) -> tuple[int, int, int]:
     A block is computed at once and drawn in two pieces.
     """
     blocks = -(-runs // max(1, block_normals() // normals))
+    # Equal blocks, so that the surplus is smallest.
     in_block = -(-runs // blocks)
     pieces = min(2, in_block)
     return blocks, pieces, -(-in_block // pieces)
@@ -365,6 +369,7 @@ def _use_shared_gram(data: Data, train: InnerRule) -> bool:
 def _one_step(data: Data, problem: MixedLinearRegression, train: InnerRule):
     """(omega_0, the system of labels relative to it, rates)."""
     start = jnp.broadcast_to(problem.omega0, data.X_v.shape[-1:])
+    # Labels relative to omega_0 make the solution the correction omega* - omega_0.
     y_t = data.y_t - contract("itp,p->it", data.X_t, start)
     y_v = data.y_v - contract("ivp,p->iv", data.X_v, start)
     system = one_step_system(Data(data.X_t, y_t, data.X_v, y_v), train.spectral().preconditioner)

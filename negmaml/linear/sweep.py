@@ -102,6 +102,7 @@ class LinearModel:
 
     def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
         """Options to compile a program that will compute `cells` cells."""
+        # A program that runs only a few times should compile fast rather than run fast.
         few = cells <= 4 * self.batch_cells(**sizes)
         return compiler_options(platform, "light" if few else "heavy")
 
@@ -147,6 +148,7 @@ class LinearModel:
         """One cell from its normals, as `nm.simulate` does a run."""
         problem = _problem(point)
         shared = precompute(problem, adapt, self.evaluation)
+        # Addresses 0 and 1 of the cell's key, as in run 0 of `simulate`.
         data, test_key = assemble(normals, problem, shared.sqrt_cov), jax.random.fold_in(key, 1)
         ridge = point["meta_ridge"]
         loss, distance, well_conditioned = evaluate_run(

@@ -68,6 +68,7 @@ def meta_system(
         rate, _ = outer(rule.spectral().constant_filter, parts.A)
         return parts.A - rate * parts.B, parts.a - rate[..., 0] * parts.c
     C = _response(data, rule)
+    # The two equations with C at the head of this module.
     Phi = data.X_v - contract("...ivt,itp->...ivp", C, data.X_t)
     r = data.y_v - contract("...ivt,it->...iv", C, data.y_t)
     shape = rule.batch_shape

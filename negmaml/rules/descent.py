@@ -54,6 +54,7 @@ class GradientDescent(_Descent):
         object.__setattr__(self, "steps", check_count("steps", steps))
 
     def spectral(self) -> Filter:
+        # Rates that differ have no closed form.
         if is_schedule(self.rate) and self.steps > 1:
             return PolynomialFilter(self)
         return PowerFilter(_first_value(self.rate), self.steps)
@@ -113,6 +114,7 @@ class Momentum(_Descent):
 
     def update(self, gradient, state, params):
         """(parameters, velocity) after one step."""
+        # Nesterov's form looks ahead along the new velocity.
         velocity = add_scaled(gradient, self.momentum, state)
         ahead = add_scaled(gradient, self.momentum, velocity) if self.nesterov else velocity
         return descend(self.rate, ahead, params), velocity
@@ -158,6 +160,7 @@ class Preconditioned(_Descent):
         P = self.preconditioner
         if np.ndim(P) == 2 and not isinstance(P, jax.core.Tracer) and not np.allclose(P, P.T):
             raise ValueError(f"preconditioner must be symmetric on the linear model, got {P!r}")
+        # In the coordinates phi it is plain descent, so the filters are the same functions.
         plain: Any = GradientDescent(self.rate, self.steps).spectral()
         return dataclasses.replace(plain, preconditioner=P)
 

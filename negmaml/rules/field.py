@@ -76,11 +76,13 @@ def _point(program, settings, constants, start, strength):
         # All step lengths are tried at once, in one batched evaluation.
         candidates = theta + jnp.asarray(LENGTHS, theta.dtype)[:, None] * direction
         errors = jnp.linalg.norm(jax.vmap(field)(candidates), axis=1)
+        # A step too long may leave the domain of the loss: NaN is never the best.
         best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf))
         better = errors[best] < error
         theta = jnp.where(better, candidates[best], theta)
         return k + 1, theta, jnp.where(better, errors[best], error), least, better
 
+    # The tolerance is relative to the residual at the start.
     error = jnp.linalg.norm(field(start))
     least = _tolerance(settings, start.dtype) * error
     first = (0, start, error, least, jnp.asarray(True))

@@ -102,6 +102,7 @@ def proximal_point(loss: Callable, params, strength, settings: Settings) -> Solu
         return lax.custom_linear_solve(linear, right, iterate, symmetric=True)
 
     theta, info = lax.custom_root(flat.residual, flat.start, solve, tangent_solve, has_aux=True)
+    # Information on the solver has no derivative.
     converged, residual, steps = map(lax.stop_gradient, info)
     return Solution(flat.unravel(theta), SolveInfo(converged > 0, residual, steps.astype(int)))
 
@@ -162,6 +163,7 @@ def _solve(flat: _Flat) -> StationaryPoint:
     radius = jnp.maximum(jnp.sqrt(2 * jnp.abs(value) / size), norm(gradient) / size)
     radius = jnp.where(negative, farthest, jnp.minimum(radius, farthest))
     forcing = 0.0 if start.size <= DENSE else FORCING  # products with a dense matrix are cheap
+    # No attempt yet: an infinite residual, which any attempt improves.
     nothing = StationaryPoint(start, jnp.asarray(False), jnp.full_like(radius, jnp.inf), 0)
     return lax.fori_loop(0, jnp.where(negative, 2, 1), attempt, nothing)
 

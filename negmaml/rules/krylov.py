@@ -67,6 +67,7 @@ def truncated_cg(apply: Callable, g, radius, tolerance, max_steps) -> ModelStep:
         pd, room = dot(p, d), jnp.maximum(radius**2 - dot(p, p), 0)
         root = jnp.sqrt(pd**2 + dd * room)
         to_edge = jnp.where(pd > 0, room / (pd + root), (root - pd) / dd)
+        # Negative curvature, or a step beyond the radius, ends at the boundary.
         length = jnp.where(outside, to_edge, length)
         r = r + length * image
         new = dot(r, r)

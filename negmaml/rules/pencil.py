@@ -70,6 +70,7 @@ def pencil_of_updates(rule) -> Pencil:
     params = jnp.zeros(rule.steps, dtype)
     state, rows = rule.init(params), [params]
     for k in range(rule.steps):
+        # A Python loop: a pencil has few steps, and its blocks are written out anyway.
         own = jax.tree.map(lambda values, k=k: values[k], stepped)
         params, state = combine(own, fixed).update(units[k], state, params)
         rows.append(params)

@@ -60,6 +60,7 @@ class Proximal(InnerRule):
         strength = check_finite("strength", self.strength, "a proximal strength")
         object.__setattr__(self, "strength", strength)
         object.__setattr__(self, "max_steps", check_count("max_steps", self.max_steps))
+        # None stands for a tolerance by the dtype of the parameters, which is not known here.
         tolerance = check_optional(_positive, "tolerance", self.tolerance)
         object.__setattr__(self, "tolerance", tolerance)
 
@@ -71,6 +72,7 @@ class Proximal(InnerRule):
         return 1e-3 * largest, 1e3 * largest
 
     def check(self, params) -> None:
+        # On a general model one problem is solved, so an array would have no meaning.
         if np.shape(self.strength) != ():
             raise ValueError(
                 f"strength must be one number on a general model, got {short_repr(self.strength)}; "

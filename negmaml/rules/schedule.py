@@ -61,6 +61,7 @@ def separate(rule):
 
     `stepped` has an array that leads with the step axis in place of each `Schedule`.
     """
+    # None marks the places that the other tree fills in `combine`.
     stepped = jax.tree.map(
         lambda part: part.first(rule.steps) if is_schedule(part) else None,
         rule, is_leaf=is_schedule,

@@ -46,6 +46,7 @@ def each_step(rule, advance: Callable, carry, unrolled: bool = False):
 
 
 def _check_steps(rule) -> None:
+    # A traced number of steps would fail inside scan with a message that names no rule.
     if isinstance(rule.steps, jax.core.Tracer):
         raise TypeError(
             f"steps of {type(rule).__name__} must be static, an integer that JAX does not trace; "
