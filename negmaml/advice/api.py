@@ -113,6 +113,7 @@ def advise(
     )
     if progress is not None:
         check_callable("progress", progress, "of (splits done, splits in all)")
+    # One generator per use: kernel landmarks, orders of rows, splits, bootstrap.
     random = _generators(key)
     data = group_rows(x, y, groups, intercept=intercept, standardise=standardise)
     # One BLAS thread for all linear algebra: systems are small.
@@ -177,6 +178,7 @@ def _sizes(data: GroupedRows, n_t, n_v, n_r, m) -> tuple[Sizes, GroupedRows]:
     """Complete and check the sizes; drop groups that are too small for them."""
     n_t, n_v, n_r = default_sizes(data.counts, n_t=n_t, n_v=n_v, n_r=n_r)
     data = drop_small_groups(data, n_t, n_v, n_r)
+    # Checked after small groups are dropped: only the others can train.
     largest = max_training_groups(data.groups)
     m = min(data.groups // 2, largest) if m is None else check_count("m", m)
     if m > largest:
@@ -198,7 +200,7 @@ def _grid(
         raw = RATES * data.rate_unit
     else:
         raw = _axis("rates", rates, "a training rate") * unit_size
-    raw = np.unique(np.append(raw, 0.0))
+    raw = np.unique(np.append(raw, 0.0))  # zero is a baseline of every report
     adapt = None
     if adapt_rates is not None:
         adapt = _axis("adapt_rates", adapt_rates, "an adaptation rate") * unit_size

@@ -26,7 +26,7 @@ def per_group_ridge(forms: QuadraticForms, ridges, num_unpenalized: int):
     gram = forms.adapt.reshape(-1, P, P)
     v = residual_vector(ridge_path(gram[:, :p, :p], gram[:, :p, p:], ridges, num_unpenalized))
     rest = forms.rest.reshape(-1, 1, P, P)
-    values = np.sum(v * (rest @ v), -2).mean(-1)
+    values = np.sum(v * (rest @ v), -2).mean(-1)  # v^T M v, averaged over targets
     return values.reshape(*forms.adapt.shape[:2], -1).mean(1) / 2
 
 
@@ -51,6 +51,7 @@ def mixed_model(forms: QuadraticForms, splits: Splits, rows: int):
         counts = np.full(len(pooled), rows)
         rough = random_coefficients(pooled[:, 0], counts)
         tau = updated_shrinkage(rough, pooled[:, 0], counts)
+        # All draws are summarized once; a split is then a sum of rows of `groups`.
         groups = summarize_groups(pooled.reshape(-1, p + 1, p + 1), rows, tau, pooled_fit(pooled))
         estimates = estimate_from_sums(groups, splits.train)
         step = max(1, BATCH_NUMBERS // (len(pooled) * (p + 1) ** 2))

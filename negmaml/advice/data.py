@@ -128,7 +128,7 @@ def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = Fals
             f"y must vary, got the constant {y[0, int(np.argmin(width))]:g}; nothing can be learned"
         )
     labels, codes = unique_labels(labels)
-    order = np.argsort(codes, kind="stable")
+    order = np.argsort(codes, kind="stable")  # rows of a group keep their order
     x, kept, names, notes = _usable_features(x, names, intercept)
     scales = standard_scales(x, y, standardise)
     x, y = (x - scales[0]) / scales[1], (y - scales[2]) / scales[3]

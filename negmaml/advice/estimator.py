@@ -71,8 +71,9 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         X, y = validate_data(
             self, X, y, reset=False, multi_output=True, y_numeric=True, dtype=np.float64
         )
+        # A shallow copy: parameters and scales are shared, and only the weights are replaced.
         adapted = copy.copy(self)
-        adapted._adapted = {}
+        adapted._adapted = {}  # its weights already belong to one group
         adapted.weights_ = self._one_step(self._features(X), self._scaled_y(y))
         return adapted
 
@@ -81,6 +82,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         """Coefficients of the features as given, (features,) or (targets, features)."""
         self._check_linear()
         scale, y_scale = self.scales_[1], self.scales_[3]
+        # The weights are for scaled features and targets; these are in the user's units.
         weights = self.weights_[int(self.fit_intercept) :] / scale[:, None] * y_scale
         return weights[:, 0] if self._single else weights.T
 

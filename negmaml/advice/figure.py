@@ -42,6 +42,7 @@ def _curves(axis, advice, theory: bool) -> None:
     # The axis shows the best nine tenths of the best curve; diverging rates would hide the rest.
     lowest = curves.loss.min()
     top = lowest + 1.15 * (np.quantile(curves.loss[:, advice.best.ridge], 0.9) - lowest)
+    # Baselines above the axis would stretch it.
     visible = {n: v for n, v in advice.fitted_loss.items() if n in BASELINES and v <= top}
     bottom = min([lowest, *visible.values()])
     for name, value in visible.items():
@@ -63,7 +64,7 @@ def _surface(drawn, axis, advice) -> None:
     table = advice.table["loss"].isel(meta_ridge=advice.best.ridge)
     x, y, z = table["train_rate"].values, table["adapt_rate"].values, table.values.T
     if len(y) > 1 and len(x) > 1:  # contours need two values on each axis
-        level = np.minimum(z, np.quantile(z, 0.85))
+        level = np.minimum(z, np.quantile(z, 0.85))  # diverging corners would hide the valley
         mesh = axis.contourf(x, y, level, levels=24, cmap="viridis_r")
         drawn.colorbar(mesh, ax=axis, format="%.4g")
     best = advice.best

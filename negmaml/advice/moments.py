@@ -73,6 +73,7 @@ def random_coefficients(gram, counts, tau=None) -> RandomCoefficients:
         check_array("tau", check_scalar("tau", tau, "a shrinkage"), "a shrinkage", 0, strict=True)
         return estimate_from_sums(summarize_groups(gram, counts, tau, pooled_fit(gram)), None)
     tau = initial_shrinkage(gram, counts)
+    # The estimates depend weakly on tau, so three rounds are enough.
     for _ in range(3):
         tau = updated_shrinkage(random_coefficients(gram, counts, tau), gram, counts)
     return random_coefficients(gram, counts, tau)
@@ -132,10 +133,11 @@ def summarize_groups(gram, counts, tau: float, pilot) -> GroupSummaries:
     A, c, square = gram[..., :p, :p], gram[..., :p, p], gram[..., p, p]
     values, vectors = np.linalg.eigh(A)
     values = np.maximum(values, 0)
-    rank = values > 1e-9 * values[..., -1:]
+    rank = values > 1e-9 * values[..., -1:]  # smaller eigenvalues are rounding errors
     rotated = np.einsum("...pk,...p->...k", vectors, c)
     explained = np.sum(np.where(rank, rotated**2 / np.where(rank, values, 1), 0), -1)
     freedom = counts - rank.sum(-1)
+    # Squared residuals of the least-squares fit within the group.
     within = np.where(freedom > 0, np.maximum(square - explained, 0), 0)
 
     def matrix(f):  # the function of A with eigenvalues f

@@ -97,6 +97,7 @@ def _curve(advice, problem):
     below, at, above = np.moveaxis(
         np.asarray(test_loss(problem, rates, three, meta_ridge=ridge)), -1, 0
     )
+    # Central differences of a quadratic are exact.
     slope, curvature = (above - below) / 2, above + below - 2 * at
     best = -slope / curvature
     return best * unit, at + slope * best / 2

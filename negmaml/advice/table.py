@@ -12,6 +12,7 @@ def dataset(advice):
     """Return the losses over all rates and ridges, and those of the baselines, as a Dataset."""
     xarray = require("xarray", "advice")
     grid, curves, size = advice.grid, advice.curves, advice.unit_size
+    # The coefficients give the loss at any rate, so the axis is a choice of the table only.
     adapt = ADAPT_RATES * advice.data.rate_unit if grid.adapt is None else grid.adapt
     c0, c1, c2 = (c[..., None] for c in curves.meta)
     plane = ("train_rate", "meta_ridge")

@@ -151,6 +151,7 @@ def verify(
             f"p = n_v m = {problem.p}: every mean is infinite there, and no two samples of it "
             "agree; change p, m or n_v"
         )
+    # In single precision the methods would differ by rounding more than by their errors.
     with jax.enable_x64(True):
         key = key_of(0) if key is None else key
         problem, train, adapt = canonicalize((problem, train, adapt), np.float64)
@@ -186,6 +187,7 @@ def _proportional_theory(problem, train, adapt, mean: float, error: float) -> Me
         excess, limit, floor = _predicted(problem, train, adapt)
     except (ValueError, TypeError) as reason:
         return _skipped(name, str(reason).split(":")[0])
+    # The next order of an expansion in 1/p is about the square of the first, relative to the limit.
     correction = abs(_ratio(excess - limit, limit))
     if not np.isfinite(correction):
         return _skipped(name, "the mean is infinite at this size")
@@ -221,6 +223,7 @@ def _expansion_theory(problem, train, adapt, mean: float, error: float) -> Metho
 def _with_truncation(
     name, value: float, truncation: float, mean: float, error: float
 ) -> MethodResult:
+    # Only the part of the difference beyond the omitted terms counts.
     excess = max(abs(value - mean) - truncation, 0.0)
     note = f"next order up to {truncation:.1e}"
     z = _ratio(float(np.copysign(excess, value - mean)), error)
@@ -230,6 +233,7 @@ def _with_truncation(
 def _sampled_evaluation(expected, sampled) -> MethodResult:
     """Compare sampled and expected evaluation of the same runs, by their paired differences."""
     mean, error = _mean_and_error(sampled)
+    # The same runs: their common scatter cancels in the difference.
     gap, gap_error = _mean_and_error(sampled - expected)
     z = _ratio(gap, gap_error)
     return MethodResult(
@@ -250,6 +254,7 @@ def _by_autodiff(key, problem, train, adapt) -> tuple[MethodResult, MethodResult
     losses, references = (
         np.asarray(_loss_of(problem, omega, adapt)) for omega in (descended, solved)
     )
+    # The same data, so the losses agree to rounding, without standard errors.
     relative = _ratio(float(np.max(np.abs(losses - references))), float(references.min()))
     note = "" if bool(converged.all()) else f"not converged in {MAX_STEPS} steps"
     mean, error = _mean_and_error(losses)
@@ -322,7 +327,7 @@ def _minimise(gradient, hessian, start):
     smallest = jnp.min(jnp.where(curvature > 1e-10 * largest, curvature, largest))
     root = jnp.sqrt(largest / smallest)
     optimizer = optax.sgd(1 / largest, momentum=(root - 1) / (root + 1), nesterov=True)
-    target = 1e-12 * jnp.linalg.norm(gradient(start))
+    target = 1e-12 * jnp.linalg.norm(gradient(start))  # far below EXACT_LIMIT in the loss
 
     def unfinished(carry):
         step, _, _, slope = carry

@@ -81,11 +81,12 @@ def heat_map(x, y, values, labels: tuple[str, str, str], signed: bool):
         axis = figure.subplots()
         options: dict[str, Any] = {"cmap": "viridis"}
         if signed and np.isfinite(values).any():
+            # White is zero, whatever the range of the values.
             bound = np.nanmax(np.abs(values)) or 1.0
             options = {"cmap": "RdBu", "norm": TwoSlopeNorm(0.0, -bound, bound)}
         drawn = axis.imshow(values, origin="lower", aspect="auto", **options)
         for ticks, at in ((axis.set_xticks, x), (axis.set_yticks, y)):
-            every = max(1, len(at) // 10)
+            every = max(1, len(at) // 10)  # about ten labels fit an axis
             ticks(range(0, len(at), every), [f"{value:.3g}" for value in at[::every]])
         axis.set_xlabel(_literal(labels[0]))
         axis.set_ylabel(_literal(labels[1]))
@@ -124,6 +125,7 @@ def curves(x, lines: dict, labels: tuple[str, str]):
 def save(figure, folder: Path, stem: str) -> list[Path]:
     """Write a figure as PNG and SVG, and return the paths."""
     paths = []
+    # Without a date, the same data give the same SVG file.
     for suffix, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
         paths.append(folder / f"{stem}.{suffix}")
         with atomic_write(paths[-1]) as partial:
@@ -134,6 +136,8 @@ def save(figure, folder: Path, stem: str) -> list[Path]:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, renamed to `path` at the end or removed on failure."""
+    # In the same folder, since a rename is atomic only within a file system. The suffix stays,
+    # because writers choose the format by it.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         yield partial
@@ -196,6 +200,7 @@ def payoff(dataset):
 def _draw_map(figure, axis, y, x, values, label: str) -> None:
     from matplotlib.colors import SymLogNorm
 
+    # Rates of either sign over three decades: linear near zero, logarithmic beyond.
     norm = SymLogNorm(linthresh=0.01, vmin=-10, vmax=10)
     drawn = axis.pcolormesh(x, y, values, norm=norm, cmap="RdBu_r", rasterized=True)
     lines = axis.contour(

@@ -72,6 +72,7 @@ def _cell(cell):
     exponent, noise, n_t, n_v = cell
     s = named_spectrum("power", P, exponent=exponent)
     o = jnp.ones(P) / P  # nu = 1; the start is as far from w0 as tasks are
+    # About the largest eigenvalue of S, by the edge of the Marchenko-Pastur law.
     top = s[0] * (1 + jnp.sqrt(P / (s[0] * n_t))) ** 2
     rates = jnp.concatenate([NEGATIVE, jnp.zeros(1), POSITIVE]) / top
     weights = s ** jnp.arange(1, 4)[:, None]
@@ -83,11 +84,13 @@ def _cell(cell):
         forms = predict_traced(at, GradientDescent(rates)).forms
         power = jnp.sum(s**2) / N_R
         known = weights @ o
-        floor = _lowest(known, noise, power)
+        floor = _lowest(known, noise, power)  # omega = w0: known has only the spread of tasks
         total = known + forms
+        # The quadratic in the adaptation rate, at the training rate.
         same = noise**2 + total[:, 0] - 2 * rates * total[:, 1]
         same += rates**2 * ((N_R + 1) / N_R * total[:, 2] + power * (total[:, 0] + noise**2))
         found = jnp.stack([jax.vmap(partial(_lowest, noise=noise, power=power))(total), same])
+        # Rates without a mean never win.
         return jnp.where(jnp.isfinite(found), found - floor, jnp.inf)
 
     def ridged(ridge):
@@ -96,6 +99,7 @@ def _cell(cell):
         )
 
     plain = excess(at)
+    # One ridge at a time, to bound the memory of a cell.
     best = jnp.minimum(plain, jnp.min(lax.map(ridged, RIDGES * m * n_v), 0))
     found = jnp.stack([plain, best])  # ridge, own or same rate at test time, rate
     negative = jnp.min(found[:, 0, : len(NEGATIVE)], -1)

@@ -19,7 +19,7 @@ def write(path: Path, variables: Mapping, coordinates: Mapping, attributes: Mapp
     from scipy.io import netcdf_file
 
     own = {name: ((name,), values) for name, values in coordinates.items()}
-    with netcdf_file(path, "w", version=2) as file:
+    with netcdf_file(path, "w", version=2) as file:  # version 2 allows files above 2 GB
         for name, text in attributes.items():
             setattr(file, name, text.encode())
         for name, (dims, values, *notes) in {**own, **variables}.items():

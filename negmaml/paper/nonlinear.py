@@ -124,6 +124,7 @@ def one_run(key, config: NonlinearConfig) -> NonlinearLosses:
         return kernels.meta_train(kernel, tasks, train, f0=f0).loss(test, adapt)
 
     curve, fixed = GradientDescent(jnp.asarray(CURVE_RATES)), GradientDescent(FIXED_RATE)
+    # The curvature of the lazy problem sets the step size of the outer descent.
     scales = _largest_eigenvalues(kernel, tasks, RATES)
 
     def trained(rate, scale):
@@ -132,6 +133,7 @@ def one_run(key, config: NonlinearConfig) -> NonlinearLosses:
         optimizer = Partial(partial(optax.sgd, momentum=0.9, nesterov=True), 1 / scale)
         return fit(key, start, algorithm, tasks, optimizer, config.steps).params
 
+    # Five networks at a time, to bound the memory.
     networks = lax.map(lambda pair: trained(*pair), (jnp.asarray(RATES), scales), batch_size=5)
     at_fixed = jax.tree.map(lambda leaf: leaf[int(np.argmin(np.abs(RATES - FIXED_RATE)))], networks)
     rates = jnp.asarray(RATES, jnp.float32)

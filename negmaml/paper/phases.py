@@ -74,7 +74,7 @@ def contents(key, runs: int) -> tuple[dict[str, tuple], dict[str, Any]]:
 
 def _maps() -> dict[str, tuple]:
     """Best training rates over (n_t/p, n_v m/p) and over (sigma/nu, n_v m/p)."""
-    n_v = P / M * RATIOS
+    n_v = P / M * RATIOS  # n_v m / p = RATIOS; the theory takes real sizes
     by_data = best_rates_over(P, M, P * RATIOS[:, None], n_v, NOISE, 1.0)
     by_noise = best_rates_over(P, M, P, n_v, NOISES[:, None], 1.0)
     return {
@@ -107,7 +107,7 @@ def _data(key, index: int, runs: int) -> Data:
 @partial(jit_fast_compile, static_argnames="runs")
 def _normals(key, index: int, runs: int):
     """Draw enough normals for the largest problem, so that one program serves all."""
-    key = jax.random.fold_in(key, index)
+    key = jax.random.fold_in(key, index)  # independent points
     most = dataclasses.replace(DESCENT, n_v=max(DESCENT_N_V))
     return lax.map(
         lambda run: draw(jax.random.fold_in(key, run), most, jnp.float32), jnp.arange(runs)
@@ -122,7 +122,7 @@ def _distances(data: Data) -> np.ndarray:
     by QR factorization by more than 1e-12.
     """
     A, B, a, c = one_step_system(data)
-    wide = A.shape[-2] < A.shape[-1]
+    wide = A.shape[-2] < A.shape[-1]  # then the solution of least norm, by the small Gram matrix
     found = []
     for rate in DESCENT_RATES:
         Phi, r = A - rate * B, (a - rate * c)[..., None]
@@ -135,7 +135,7 @@ def _distances(data: Data) -> np.ndarray:
 def _ridge() -> dict[str, tuple]:
     """The lowest weight error with a rate, a ridge, both or neither, and its best rate."""
     train = GradientDescent(RIDGE_RATES)
-    zero = int(np.argmin(np.abs(RIDGE_RATES)))
+    zero = int(np.argmin(np.abs(RIDGE_RATES)))  # the column without inner steps
     names = ("neither", "rate", "ridge", "both")
     lowest: dict[str, list] = {name: [] for name in names}
     best_rates: dict[str, list] = {"rate": [], "both": []}

@@ -101,6 +101,7 @@ def experiments(
 
 def _compile(name: str, key, best_train, runs: int, evaluation: str):
     """Compile the simulation of both panels and of rates around the predicted optimum."""
+    # One simulation for the figure and for the search: more rates cost little, another pass a lot.
     train = np.concatenate([RATES, _search_rates(best_train)]).astype(np.float32)
     rules = GradientDescent(train), GradientDescent(RATES.astype(np.float32))
     problem, index = canonicalize(PROBLEMS[name], np.float32), list(PROBLEMS).index(name)
@@ -114,6 +115,7 @@ def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel
     panel_a = losses[FIXED_INDEX, :, : losses.shape[-1] // 10]
     panel_b = losses[: RATES.size, FIXED_INDEX]
     search = _search_rates(best_train)
+    # Panel a is a parabola in alpha_r, so all its points fit the optimum; panel b is not.
     found_a = with_jackknife(partial(_best_by_parabola, RATES), panel_a)
     found_b = with_jackknife(partial(best_on_grid, search), losses[RATES.size :, FIXED_INDEX])
     return {
@@ -148,13 +150,14 @@ def best_on_grid(rates, mean) -> float:
     """The minimum of the parabola through the lowest point and its neighbours."""
     order = np.argsort(rates)
     rates, mean = rates[order], mean[order]
-    i = int(np.clip(np.argmin(mean), 1, len(rates) - 2))
+    i = int(np.clip(np.argmin(mean), 1, len(rates) - 2))  # an end has one neighbour only
     return _best_by_parabola(rates[i - 1 : i + 2], mean[i - 1 : i + 2])
 
 
 def with_jackknife(estimate: Callable, losses, groups: int = 10) -> tuple[float, float]:
     """An estimate from mean losses (rates, runs), and its standard error over groups of runs."""
     runs = np.arange(losses.shape[-1])
+    # Runs are independent, and so are groups of runs.
     leave_out = np.array([estimate(losses[:, runs % groups != g].mean(-1)) for g in range(groups)])
     error = np.sqrt((groups - 1) * np.mean((leave_out - leave_out.mean()) ** 2))
     return estimate(losses.mean(-1)), float(error)
