@@ -68,14 +68,18 @@ def test_losses_are_those_of_the_linear_model_solved_and_tested_row_by_row(x64, 
     ridges = np.array([0.0, 2.0])
     found = cv_losses(forms, splits, RATES, ridges, 0)
     x, y = data.x[order], data.y[order][..., 0]
+
+    @jax.jit
+    def solve(tasks, rate, ridge):
+        return minimiser(*meta_system(tasks, nm.GradientDescent(rate)), meta_ridge=ridge).omega
+
     for s in range(2):
         train = np.flatnonzero(splits.train[s].toarray().ravel())
         assert len(train) == 6
         tasks = Data(x[train, :4], y[train, :4], x[train, 4:7], y[train, 4:7])
         for i, rate in enumerate(RATES):
-            Phi, r = meta_system(tasks, nm.GradientDescent(rate))
             for j, ridge in enumerate(ridges):
-                omega = np.asarray(minimiser(Phi, r, meta_ridge=ridge).omega)
+                omega = np.asarray(solve(tasks, rate, ridge))
                 for adapt in (-0.3, 0.0, 0.5):
                     c0, c1, c2 = found.meta[s, 1, :, i, j]
                     expected = np.mean([
