@@ -1,4 +1,4 @@
-"""Networks on quadratic regression beside the exact solution in their tangent kernel."""
+"""Networks on quadratic regression, compared with the exact solution in their tangent kernel."""
 
 import jax
 import numpy as np
@@ -12,14 +12,12 @@ SMALL = nonlinear.NonlinearConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def done():
-    return list(nonlinear.runs(jax.random.key(1), 2, SMALL))
+TINY = nonlinear.NonlinearConfig(p=4, n_t=4, n_r=4, width=16, steps=2, test_tasks=3, test_points=3)
 
 
 @pytest.mark.slow
-def test_wide_networks_are_near_the_kernel_and_panels_meet(done):
-    panels = nonlinear.panels(done)
+def test_wide_networks_are_near_the_kernel_and_panels_meet():
+    panels = nonlinear.panels(list(nonlinear.runs(jax.random.key(1), 2, SMALL)))
     for panel in panels.values():
         inside = np.abs(RATES) <= 0.3
         gap = np.abs(panel.mean / panel.theory - 1)[inside]
@@ -28,7 +26,8 @@ def test_wide_networks_are_near_the_kernel_and_panels_meet(done):
     np.testing.assert_allclose(panels["a"].losses[at], panels["b"].losses[at], rtol=1e-5)
 
 
-def test_runs_are_drawn_and_stored_like_the_linear_ones(done):
+def test_runs_are_drawn_and_stored_like_the_linear_ones():
+    done = list(nonlinear.runs(jax.random.key(1), 2, TINY))
     panels = {"nonlinear": nonlinear.panels(done)}
     assert to_dataset(panels, {}).sizes["problem"] == 1
     figure = figures.reproduction(panels, points="networks", curve="exact")
@@ -37,6 +36,6 @@ def test_runs_are_drawn_and_stored_like_the_linear_ones(done):
 
 
 def test_labels_have_mean_zero_over_tasks():
-    setting = SMALL._replace(m=2000, n_t=2, n_v=1)
-    (_, y), _ = jax.jit(nonlinear.draw, static_argnums=1)(jax.random.key(0), setting)[0]
+    config = SMALL._replace(m=2000, n_t=2, n_v=1)
+    (_, y), _ = jax.jit(nonlinear.draw, static_argnums=1)(jax.random.key(0), config)[0]
     assert abs(y.mean()) < 4 * y.std() / 2000**0.5
