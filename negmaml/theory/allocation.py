@@ -19,6 +19,7 @@ import numpy as np
 
 from negmaml._core.arrays import cast
 from negmaml._core.checks import check_flag, check_nonnegative, check_optional, check_scalar
+from negmaml._core.convergence import warn_unless
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.settings import own_settings
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -82,8 +83,9 @@ def best_allocation(
         tune: whether the parameter of `train` is searched, over both signs, or taken as it is.
 
     Returns an `Allocation`. Raises ValueError for a budget that does not pay for one task of one
-    training and one validation point, costs out of range, and a split outside (0, 1). It runs on
-    the host: the result has no derivatives. Source: negmaml.
+    training and one validation point, costs out of range, and a split outside (0, 1). Issues a
+    `ConvergenceWarning` where no loss is finite, and where the training parameter is at the end of
+    the range that is searched. It runs on the host: the result has no derivatives. Source: negmaml.
 
     >>> problem = MixedLinearRegression(p=30, m=1, n_t=1, n_v=1, n_r=10, sigma=0.2, nu=0.2)
     >>> best = best_allocation(3000, problem, GradientDescent(0.3), split=0.5, tune=False)
@@ -100,7 +102,9 @@ def best_allocation(
     options = [meta_ridge] if meta_ridge is not None else [0.0, None]
     searches = [Search(problem, train, adapt, amount, split, ridge, tune) for ridge in options]
     found = [_best(search) for search in searches]
-    return min(found, key=lambda allocation: allocation.test_loss)
+    best = min(found, key=lambda allocation: allocation.test_loss)
+    warn_unless(math.isfinite(best.test_loss), "best_allocation found no finite test loss")
+    return best
 
 
 class Budget(NamedTuple):
@@ -253,6 +257,9 @@ def _best(search: Search) -> Allocation:
     sized = dataclasses.replace(search.problem, m=tasks, n_t=training, n_v=validation)
     train, adapt, ridge = search.train, search.adapt, search.meta_ridge
     if search.tune:
+        # At an end of the axis the loss may fall further beyond it.
+        inside = abs(unit) < (1 - 1e-6) * _rate_axis(train, True)[-1]
+        warn_unless(inside, "best_allocation: the training parameter is at the end of its range")
         s = sized.modes.s
         scale = _rate_unit(train, training, jnp.max(s), jnp.sum(s))
         train = train.with_tunable(float(unit * scale))

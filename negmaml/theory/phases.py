@@ -19,6 +19,7 @@ from negmaml.rules import GradientDescent, InnerRule, check_scalar_rule
 from negmaml.theory.anisotropic.compression import Eigenvalues, compress
 from negmaml.theory.anisotropic.inputs import AnisotropicInputs
 from negmaml.theory.anisotropic.objective import AnisotropicObjective
+from negmaml.theory.api import warn_if_unsolved
 from negmaml.theory.isotropic.inputs import SCALARS, IsotropicInputs, check_spectral
 from negmaml.theory.isotropic.objective import IsotropicObjective
 from negmaml.theory.isotropic.spectral_density import marchenko_pastur
@@ -73,8 +74,9 @@ def phase_diagram(
             direction.
 
     The parameter is accurate to about 2%. Where the weight error falls all the way to an end of the
-    range of `theory.best_train_rate`, it is that end; NaN where no weight error is finite. One
-    program serves all cells: a map of 200 x 200 takes seconds.
+    range of `theory.best_train_rate`, it is that end; NaN where no weight error is finite. A
+    `ConvergenceWarning` is issued where the equations were not solved. One program serves all
+    cells: a map of 200 x 200 takes seconds.
     Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
     shapes that do not broadcast, covariances of other forms, and a rule that is not scalar.
     """
@@ -87,6 +89,7 @@ def phase_diagram(
     else:
         spectrum = _spectrum(input_covariance, weight_covariance)
         found = _phases(*cast((cells, spectrum, train), jnp.result_type(float)))
+    warn_if_unsolved(found.distance)
     return jax.tree.map(lambda x: x.reshape(shape), found)
 
 

@@ -7,7 +7,7 @@ import pytest
 import negmaml as nm
 from negmaml.linear import Data, meta_system
 from negmaml.paper import phases
-from negmaml.theory.phases import best_rates_over, phase_diagram
+from negmaml.theory.phases import Phase, best_rates_over, phase_diagram
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +41,10 @@ def test_each_point_has_its_own_data_of_its_problem(drawn):
 def test_the_best_rates_are_those_of_the_phase_diagram(x64):
     cells = 100.0, 10.0, np.array([30.0, 100.0])[:, None], np.array([2.0, 30.0]), 0.5, 1.0
     np.testing.assert_allclose(best_rates_over(*cells), phase_diagram(*cells).best, rtol=1e-3)
+
+
+def test_cells_whose_equations_are_not_solved_warn(monkeypatch):
+    unsolved = Phase(*np.full((3, 1), np.nan, np.float32))
+    monkeypatch.setattr("negmaml.theory.phases._phases", lambda *_, **__: unsolved)
+    with pytest.warns(nm.ConvergenceWarning, match="equations of the theory were not solved"):
+        phase_diagram(60.0, 10.0, 20.0, 3.0, 0.5, 1.0)

@@ -109,3 +109,9 @@ def test_covariances_are_allocated_by_the_theory_for_them(x64):
     plain, given = (best_allocation(3000, p, rule, **options) for p in (PROBLEM, identity))
     assert (given.m, given.n_t, given.n_v) == (plain.m, plain.n_t, plain.n_v)
     assert given.test_loss == pytest.approx(plain.test_loss, rel=1e-3)
+
+
+def test_a_parameter_at_the_end_of_its_range_warns(monkeypatch, x64):
+    monkeypatch.setattr(allocation, "_rate_axis", lambda *_: np.array([-1e-3, 0.0, 1e-3]))
+    with pytest.warns(nm.ConvergenceWarning, match="at the end of its range"):
+        best_allocation(300, PROBLEM, split=0.5)
