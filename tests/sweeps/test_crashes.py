@@ -244,12 +244,14 @@ def scenario(extension):
 
 @pytest.mark.parametrize("extension", [None, "all"])
 def test_a_stop_loses_nothing(extension, place, operations, quick):
-    assert crash_everywhere(place, operations, *scenario(extension), every=31) > 2
+    every = 17 if extension else 11  # an extension has more operations
+    assert crash_everywhere(place, operations, *scenario(extension), every=every) > 2
 
 
 @pytest.mark.parametrize("extension", [None, "all"])
 def test_a_stop_of_a_worker_loses_nothing(extension, place, operations, quick):
-    points = crash_everywhere(place, operations, *scenario(extension), every=47, worker=(1, 2))
+    every = 47 if extension else 23
+    points = crash_everywhere(place, operations, *scenario(extension), every=every, worker=(1, 2))
     assert points > 1
 
 
