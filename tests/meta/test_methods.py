@@ -112,7 +112,7 @@ FUNCTIONS = {
         with_jvp(jnp.square, lambda f, x, t: (f(x), reverse(x) * t)), False,
     ),
 }  # fmt: skip
-QUICK = "reversal", "clipping as documented", "semi-gradient", "surrogate spike by custom_jvp"
+QUICK = "clipping as documented", "semi-gradient"
 positions = [list(FUNCTIONS).index(name) for name in QUICK]
 each_function = pytest.mark.parametrize("name", FUNCTIONS)
 some_functions = pytest.mark.parametrize("name", mostly_slow(FUNCTIONS, *positions))
@@ -293,7 +293,7 @@ INNER_RULES = {
 }
 
 
-@pytest.mark.parametrize("function", ("relu", "reversal"))
+@pytest.mark.parametrize("function", mostly_slow(("relu", "reversal"), 0))
 @pytest.mark.parametrize("name", mostly_slow(INNER_RULES, 0))
 def test_other_inner_rules_have_the_gradients_of_their_updates(name, function, x64):
     """Second order, with frozen leaves too, and first order."""

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import negmaml as nm
+from tests.helpers import fast_jit
 
 KEY, TASKS = jax.random.key(0), nm.tasks.Sinusoid(m=3, n_t=4, n_v=4)
 RULE = nm.GradientDescent(-0.05, 2)
@@ -29,16 +30,15 @@ def check_statistics(loss, start, mean_of):
     tasks = TASKS(jax.random.fold_in(jax.random.fold_in(KEY, 0), 0))
     algorithm = nm.maml_value_and_grad(loss, RULE)
     first = nm.fit(KEY, start, algorithm, TASKS, optax.sgd(0.0), 1).params
+    gradient_of, value_of = fast_jit(jax.value_and_grad(loss, has_aux=True)), fast_jit(loss)
     ends = []
     for i in range(3):
         support, query = jax.tree.map(lambda x, i=i: x[i], tuple(tasks))
         theta, state = start
         for _ in range(2):
-            (_, state), gradient = jax.value_and_grad(
-                lambda theta, state=state, d=support: loss(theta, state, d), has_aux=True
-            )(theta)
+            (_, state), gradient = gradient_of(theta, state, support)
             theta = jax.tree.map(lambda t, g: t + 0.05 * g, theta, gradient)
-        ends.append(mean_of(loss(theta, state, query)[1]))
+        ends.append(mean_of(value_of(theta, state, query)[1]))
     np.testing.assert_allclose(mean_of(first.state), np.mean(ends, 0), rtol=1e-4, atol=1e-6)
     assert np.abs(ends[0] - mean_of(start.state)).max() > 1e-3
     assert jax.tree.structure(first) == jax.tree.structure(start)

@@ -8,6 +8,7 @@ import pytest
 
 import negmaml as nm
 from negmaml._core.settings import result_settings, settings_of
+from tests.helpers import mostly_slow
 
 pytest.importorskip("orbax.checkpoint")
 SGD = optax.sgd(0.1)
@@ -29,13 +30,17 @@ def run(steps, directory=None, **options):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("jax_random_seed_offset", "5"),
-        ("jax_default_matmul_precision", "highest"),
-        ("jax_default_prng_impl", "rbg"),
-        ("jax_threefry_partitionable", "False"),
-        ("jax_enable_x64", "True"),
-    ],
+    mostly_slow(
+        [
+            ("jax_random_seed_offset", "5"),
+            ("jax_default_matmul_precision", "highest"),
+            ("jax_default_prng_impl", "rbg"),
+            ("jax_threefry_partitionable", "False"),
+            ("jax_enable_x64", "True"),
+        ],
+        0,
+        4,
+    ),
 )
 def test_a_checkpoint_of_other_settings_raises_with_their_names(name, value, tmp_path):
     run(2, tmp_path)
