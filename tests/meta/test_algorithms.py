@@ -61,15 +61,18 @@ def per_leaf(scale):
     return {"w": scale * jnp.array([[1.0, -2.0], [0.5, 0.0]]), "b": 0.0, "v": -0.3 * scale}
 
 
+@fast_jit
+def adapted_quadratic(rule):
+    return nm.adapt(lambda w, target: 1.5 * (w - target) ** 2, 1.5, 0.4, rule)
+
+
 @pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("steps", (1, 2, 5))
+@pytest.mark.parametrize("steps", (1, 5))
 def test_adapting_a_quadratic_is_its_scalar_recursion(steps, rate, x64):
     expected = 1.5
     for _ in range(steps):
         expected -= rate * 3.0 * (expected - 0.4)
-    adapted = nm.adapt(
-        lambda w, target: 1.5 * (w - target) ** 2, 1.5, 0.4, nm.GradientDescent(rate, steps)
-    )
+    adapted = adapted_quadratic(nm.GradientDescent(rate, steps))
     assert float(adapted) == pytest.approx(expected, rel=1e-13)
 
 
@@ -106,7 +109,8 @@ def test_adapted_parameters_keep_their_types_under_a_rate_of_higher_precision(x6
         return jnp.sum((params["a"] - target) ** 2) + jnp.sum(params["b"] ** 2)
 
     for steps in (1, 3):
-        adapted = nm.adapt(loss, params, 0.0, nm.GradientDescent(jnp.float64(-0.1), steps))
+        rule = nm.GradientDescent(jnp.float64(-0.1), steps)
+        adapted = jax.eval_shape(lambda rule: nm.adapt(loss, params, 0.0, rule), rule)
         assert {k: v.dtype for k, v in adapted.items()} == {"a": jnp.float32, "b": jnp.bfloat16}
 
 
