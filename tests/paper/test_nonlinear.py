@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from negmaml.paper import figures, nonlinear
-from negmaml.paper.reproduce import FIXED_INDEX, RATES, to_dataset
+from negmaml.paper.reproduce import CURVE_RATES, FIXED_INDEX, RATES, to_dataset
 
 SMALL = nonlinear.NonlinearConfig(
     n_t=10, n_r=10, width=256, steps=120, test_tasks=20, test_points=10
@@ -26,8 +26,20 @@ def test_wide_networks_are_near_the_kernel_and_panels_meet():
     np.testing.assert_allclose(panels["a"].losses[at], panels["b"].losses[at], rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_run_has_finite_losses_at_every_rate():
+    first, second = nonlinear.runs(jax.random.key(1), 2, TINY)
+    for losses in zip(first, second, strict=True):
+        assert np.all(np.isfinite(losses)) and not np.array_equal(*losses)
+    shapes = [losses.shape for losses in first]
+    assert shapes == [RATES.shape] * 2 + [CURVE_RATES.shape] * 2
+
+
 def test_runs_are_drawn_and_stored_like_the_linear_ones():
-    done = list(nonlinear.runs(jax.random.key(1), 2, TINY))
+    # A run trains networks, whose compilation takes 20 s: these losses are made up.
+    random = np.random.default_rng(0)
+    shapes = [RATES.shape] * 2 + [CURVE_RATES.shape] * 2
+    done = [nonlinear.NonlinearLosses(*map(random.random, shapes)) for _ in range(2)]
     panels = {"nonlinear": nonlinear.panels(done)}
     assert to_dataset(panels, {}).sizes["problem"] == 1
     figure = figures.reproduction(panels, points="networks", curve="exact")
