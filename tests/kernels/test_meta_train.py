@@ -363,7 +363,7 @@ def test_tasks_that_do_not_fit_are_refused(tasks, error, words):
     ("call", "error", "words"),
     [
         (lambda: meta_train(rbf, SMALL, 0.1), TypeError, "GradientDescent"),
-        (lambda: meta_train(rbf, SMALL, nm.InnerOptimizer(optax.adam(0.1))), TypeError, "q"),
+        (lambda: meta_train(rbf, SMALL, nm.InnerOptimizer(optax.adam(0.1))), TypeError, "label"),
         (
             lambda: meta_train(rbf, SMALL, nm.Preconditioned(0.1, jnp.ones(5))),
             TypeError,
