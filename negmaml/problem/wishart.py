@@ -85,7 +85,7 @@ def wishart_quadrature(n: int, p: int, order: int = 10) -> tuple[np.ndarray, np.
         sum_i weights_i f(nodes_i) = E tr f(S) / p      for polynomials f of degree < 2 order
 
     and to many digits for other smooth f. When p > n the measure has an atom of mass 1 - n/p
-    at zero, returned as the first node; the rest is the Gauss rule of what remains.
+    at zero, returned as the first node; the rest is the Gauss rule of the continuous part.
 
     Arguments:
         n, p: sizes, at least 1.

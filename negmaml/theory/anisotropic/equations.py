@@ -268,7 +268,7 @@ def bases(a: int, dtype):
     return tuple(basis.astype(dtype) for basis in _bases(a))
 
 
-# Of NumPy, since a program takes them as constants.
+# In NumPy, since programs take them as constants.
 @cache
 def _bases(a: int):
     unit = np.eye(a * a).reshape(a, a, a * a)

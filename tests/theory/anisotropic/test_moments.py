@@ -1,4 +1,4 @@
-"""The structured theory against the isotropic one, symmetries and simulation."""
+"""The anisotropic theory against the isotropic one, symmetries and simulation."""
 
 import dataclasses
 
@@ -33,8 +33,15 @@ def isotropic(**changes):
 
 
 def as_covariance(problem):
-    """The same problem, its identity covariance spelled out."""
+    """The same problem, with the identity as an explicit covariance."""
     return dataclasses.replace(problem, input_covariance=np.ones(problem.p))
+
+
+def host_system(problem, rule, ridge=0.0):
+    """The equations' system for the weight error in NumPy's arrays, which need no compilation."""
+    weights = np.ones((1, problem.p))
+    at, rule = structured.make_inputs(as_covariance(problem), rule, ridge, weights)
+    return jax.tree.map(np.asarray, at.system(rule))
 
 
 def bent(**changes):
@@ -63,32 +70,24 @@ def test_limit_with_identity_is_the_isotropic_one(rule, n_v):
     far = 1e12  # the same ratio p/n_t, no 1/p term in the spectrum
     plain = marchenko_pastur(far * problem.n_t, far * problem.p, jnp.float64)
     limit = means(dataclasses.replace(inputs, quadrature=plain), rule).limit
-    found = structured.predict(as_covariance(problem), rule, 0.0, jnp.ones((1, problem.p)))
+    found = structured.finite_size_means(host_system(problem, rule), False)
     np.testing.assert_allclose(found.limit[0], limit, rtol=1e-11)
 
 
-def test_the_resummation_fades_with_the_ridge_as_the_isotropic_one_does():
+def test_the_ridge_attenuation_is_the_isotropic_one():
     """s is one without ridge, and falls with it."""
     problem, rule = isotropic(), RULES[0]
     plain = marchenko_pastur(1e12 * problem.n_t, 1e12 * problem.p, jnp.float64)
-    weights = jnp.ones((1, problem.p))
-
-    @jax.jit
-    def both(ridge):
-        inputs, (own,) = isotropic_inputs(problem, (rule,), ridge, "auto")
-        tasks = training_set(dataclasses.replace(inputs, quadrature=plain), own)
-        found = solve_saddle(tasks, True)
-        at, own = structured.make_inputs(as_covariance(problem), rule, ridge, weights)
-        system = at.system(own)
-        expansion = expand(system, *solve_and_linearize(system, True))
-        return leading(found.system, found.at)[2] ** 2, expansion.ridge_attenuation
-
-    fades = []
+    found = []
     for ridge in (0.0, 4.0, 400.0):
-        expected, found = both(ridge)
-        np.testing.assert_allclose(found, expected, rtol=1e-8)
-        fades.append(float(found))
-    assert fades[0] == pytest.approx(1) and fades[0] > fades[1] > fades[2] > 0
+        inputs, (own,) = isotropic_inputs(problem, (rule,), ridge, "auto")
+        inputs = jax.tree.map(np.asarray, (dataclasses.replace(inputs, quadrature=plain), own))
+        saddle = solve_saddle(training_set(*inputs), True)
+        system = host_system(problem, rule, ridge)
+        found.append(expand(system, *solve_and_linearize(system, True)).ridge_attenuation)
+        expected = leading(saddle.system, saddle.at)[2] ** 2
+        np.testing.assert_allclose(found[-1], expected, rtol=1e-8)
+    assert found[0] == pytest.approx(1) and found[0] > found[1] > found[2] > 0
 
 
 @pytest.mark.parametrize("rule", [RULES[0], *map(slowly, RULES[1:])])
@@ -104,7 +103,7 @@ def test_next_order_with_identity_is_the_isotropic_one(rule):
                 two = of(as_covariance(problem), rule, meta_ridge=ridge)
                 gaps.append(abs(float(two / one) - 1))
     assert max(gaps) < 2e-3
-    assert max(gaps[4:]) < 0.6 * max(gaps[:4])  # what is left falls as 1/p^2, to 4/9
+    assert max(gaps[4:]) < 0.6 * max(gaps[:4])  # the gap falls as 1/p^2, to 4/9
 
 
 @pytest.mark.slow
@@ -146,7 +145,7 @@ def test_directions_without_input_stay_where_they_are():
     np.testing.assert_allclose(one, two + 10 * 0.2**2, rtol=1e-10)
 
 
-def test_condensed_sums():
+def test_compressed_sums():
     s = np.arange(1, 501.0) ** -1.2
     short = jax.tree.map(np.asarray, jax.jit(compress)(s, np.cos(s) + 2, s**0.5, s[None]))
     for f in (lambda x: 1 / (1 + 20 * x), lambda x: x * (1 - 3 * x) ** 2 / (0.1 + x)):
@@ -159,7 +158,7 @@ def test_condensed_sums():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["power law", "levels"])
-def test_long_spectra_are_condensed_without_loss(kind):
+def test_long_spectra_are_compressed_without_loss(kind):
     p = 400
     s = np.arange(1, p + 1.0) ** -1.1
     s = s if kind == "power law" else np.where(np.arange(p) < 50, 1.0, 0.03)
@@ -278,17 +277,20 @@ def test_a_flow_is_nearly_a_polynomial():
 
 
 def filter_squared(pencil, x):
-    """What eliminating all variables but omega leaves at S = x."""
+    """The pencil at S = x with all variables but omega eliminated: the squared filter."""
     form = pencil.constant + x * pencil.coupling + np.diag(np.eye(len(pencil.points))[-1])
     return form[0, 0] - form[0, 1:] @ np.linalg.solve(form[1:, 1:], form[1:, 0])
 
 
 def test_pencils():
-    """Eliminating what S = x couples leaves the square of the filter."""
+    """Eliminating all variables but omega at S = x leaves the square of the filter."""
     x = 0.37
     for rule in RULES:
-        left = filter_squared(rule.spectral().pencil(1.0), x)
-        np.testing.assert_allclose(left, rule.init_filter(x) ** 2, rtol=1e-12)
+        # One program for each rule: its operations one by one would be as many programs.
+        pencil, filter_ = jax.jit(lambda rule: (rule.spectral().pencil(1.0), rule.init_filter(x)))(
+            rule
+        )
+        np.testing.assert_allclose(filter_squared(pencil, x), filter_**2, rtol=1e-12)
     assert isinstance(STEP.spectral().pencil(1.0), Pencil)
 
 
@@ -323,7 +325,7 @@ def test_best_of_other_rules_at_test_time():
     assert values[1] == min(values)
 
 
-def test_what_is_not_for_covariances_says_so():
+def test_errors_for_features_without_covariances():
     problem = bent()
     for call, error, match in (
         (lambda: nm.theory.weight_error(problem, nm.GradientFlow(9.0)), ValueError, "polynomial"),
@@ -362,7 +364,7 @@ def structured_loss(steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, slowly(3)])
 def test_a_vmap_is_a_loop_of_blocks(steps):
-    """Of more rates than one block: no large arrays, no call of linear algebra that can wait."""
+    """More rates than one block need no large arrays, and no linear algebra that can wait."""
     rates, sigmas = jnp.linspace(-0.5, 0.5, 50), jnp.array([0.2, 0.5])
     loss = structured_loss(steps)
     both = jax.vmap(jax.vmap(loss, (0, None)), (None, 0))
@@ -384,5 +386,10 @@ def test_slopes_in_a_vmap():
 def test_a_rate_whose_filter_vanishes_at_every_eigenvalue_has_a_root(steps, x64):
     sizes = dict(p=32, m=3, n_t=14, n_v=5, n_r=10, sigma=0.5, nu=1.0)
     problem = nm.MixedLinearRegression(**sizes, input_covariance=np.ones(32))
-    at, near = (nm.theory.weight_error(problem, nm.GradientDescent(r, steps)) for r in (1.0, 0.99))
+    at, near = (
+        structured.finite_size_means(
+            host_system(problem, nm.GradientDescent(rate, steps)), False
+        ).forms[0]
+        for rate in (1.0, 0.99)
+    )
     assert float(at) == pytest.approx(float(near), rel=0.01)

@@ -1,4 +1,4 @@
-"""One direction along which inputs are large: exact where it is alone, simulation where not."""
+"""Outliers: exact for a single direction, and against simulation for several."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ RATES = np.array([-0.4, 0.5, 1.03])  # at the last the filter vanishes on averag
 @pytest.mark.slow
 @pytest.mark.parametrize("drawn", ["noise", "tasks", "start"])
 def test_one_direction_alone_is_exact(drawn):
-    """p = 1 and so many query rows that they do not fluctuate: a two-dimensional integral is left.
+    """With p = 1 and 10^6 query rows, which do not fluctuate, a two-dimensional integral is left.
 
     The limit is off by up to 35% there, and with the 1/p term by up to 50%.
     """

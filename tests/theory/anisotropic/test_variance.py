@@ -31,7 +31,7 @@ def test_with_identity_it_is_the_isotropic_one(n_v):
         np.testing.assert_allclose(two.test_loss, one.test_loss, rtol=0.01)
 
 
-def test_what_simulations_show():
+def test_deviations_agree_with_simulation():
     ridge = jnp.array(3.0)
     runs = nm.simulate(jax.random.key(1), BENT, TRAIN, ADAPT, runs=1500, meta_ridge=ridge)
     found = standard_deviation(BENT, TRAIN, ADAPT, meta_ridge=ridge)
