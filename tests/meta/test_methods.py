@@ -398,7 +398,7 @@ def test_a_rule_with_a_solve_of_its_own_is_differentiated_through_it(x64):
 
     same(*both(params()))
     for method in ("mixed", "low-rank"):
-        with pytest.raises(ValueError, match=rf"for Halfway, got '{method}'"):
+        with pytest.raises(ValueError, match=rf"'{method}'.*Halfway has a solve of its own"):
             traced(nm.maml_value_and_grad(plain, rule, method=method))
     with pytest.raises(TypeError, match="reptile needs a rule that steps"):
         traced(nm.reptile(plain, rule))
