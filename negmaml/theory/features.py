@@ -267,7 +267,7 @@ def _covariance(centers, mean, Z):
     A = _near(centers, s) * (s / (s + HALF_WEIGHT * mean))[:, None]
     A = A / np.maximum(A.sum(0), np.finfo(float).tiny)
     # The axes are not exactly eigenvectors, so Gaussian features have squared correlations to
-    # subtract. Of N points with lengths measured on the same points they are N/(N + 2) as large.
+    # subtract. Lengths measured on the same N points make these smaller by N/(N + 2).
     squares = ((Z.T @ Z / len(Z)) ** 2 - 1 / len(Z)) * (len(Z) / (len(Z) + 2))
     lengths = (Z**2 - 1) @ A
     return lengths.T @ lengths / len(Z) - 2 * A.T @ squares @ A
