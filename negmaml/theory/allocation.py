@@ -204,8 +204,10 @@ class Search(NamedTuple):
 
     def lowest(self, axes, sizes: Callable, small_n_t: int | None, measure: str):
         """Return (coordinates, value) of the lowest cell over axes, the rate and the ridge."""
+        # With real n_t the spectrum follows the cell, so that the n_t given here has no effect.
         losses = self._losses(1 if small_n_t is None else small_n_t, measure)
         least_n_t = self.num_exact_sizes + 1 if small_n_t is None and self.split is None else 1
+        # Directions without inputs do not count: the threshold is at n_v m = rank Sigma.
         rank = int(np.sum(np.asarray(self.problem.modes.s) > 0))
 
         def evaluate(columns):
@@ -216,6 +218,7 @@ class Search(NamedTuple):
             allowed = (m > 1 - 1e-9) & (n_t > least_n_t - 1e-9) & (n_v > 1 - 1e-9)
             # Without ridge the mean is infinite at the threshold.
             allowed &= (m * n_v != rank) | (ridge > 0)
+            # Cells that are not allowed are evaluated at sizes of at least one and discarded.
             rounded = (np.maximum(size, 1) for size in (m, n_t, n_v))
             cells = np.stack([*rounded, unit, ridge], -1)
             # Every call has the same shape, so that one compiled program serves all rounds and
@@ -256,6 +259,7 @@ def _best(search: Search) -> Allocation:
     _, (tasks, training, validation), (unit, log_ridge) = min(found)
     sized = dataclasses.replace(search.problem, m=tasks, n_t=training, n_v=validation)
     train, adapt, ridge = search.train, search.adapt, search.meta_ridge
+    # From the unit of the search back to a rate, by the spectrum at the best n_t.
     if search.tune:
         # At an end of the axis the loss may fall further beyond it.
         inside = abs(unit) < (1 - 1e-6) * _rate_axis(train, True)[-1]
@@ -265,6 +269,7 @@ def _best(search: Search) -> Allocation:
         train = train.with_tunable(float(unit * scale))
     ridge = float(sized.rows * np.exp(log_ridge)) if ridge is None else float(ridge)
     if adapt is None:
+        # The search needs no rule at test time or has its best step; the result names it.
         adapt = GradientDescent(float(best_adapt_rate(sized, train, meta_ridge=ridge)))
     loss = float(test_loss(sized, train, adapt, meta_ridge=ridge))
     best = tasks, training, validation
@@ -279,6 +284,7 @@ def _rate_axis(train: InnerRule, tune: bool) -> np.ndarray:
     """Return the grid of the tuned parameter in units of `_rate_unit`; one value unless tuned."""
     if not tune:
         return np.zeros(1)
+    # For a largest eigenvalue of one: `_rate_unit` has the rest.
     smallest, largest = (float(end) for end in train.search_range(jnp.ones(())))
     positive = np.geomspace(smallest, largest, RATE_POINTS)
     return np.concatenate([-positive[::-1], [0.0], positive])

@@ -145,6 +145,7 @@ def feature_moments(
     """
     X, K, p = _checked(features, kernel, p)
     N = len(K) if X is None else len(X)
+    # The smaller of the two Gram matrices has all nonzero eigenvalues.
     small = X is not None and p < N
     if not small:
         K = X @ X.T if X is not None else K
@@ -160,6 +161,7 @@ def feature_moments(
         lengths, squares = np.sum(X**2, 1), np.sum((X @ gram) * X, 1)
     else:
         lengths, squares = np.diagonal(K), np.sum(K**2, 1)
+    # Without the point itself: its own square is no estimate of Sigma.
     projected = (squares - lengths**2) / (N - 1)  # k^T Sigma k of each point
     triples = N**3 * np.sum(eigenvalues**3) - 3 * lengths @ squares + 2 * np.sum(lengths**3)
     cubes = triples / (N * (N - 1) * max(N - 2, 1))
@@ -210,6 +212,7 @@ def _population(values, P, N: int, p: int):
     from scipy.optimize import nnls
 
     top, mean = values[0], values.sum() / p
+    # From far below the scale that N points resolve to far above the largest eigenvalue.
     x = np.geomspace(min(mean, values.sum() / N) * 1e-3, top * 1e2, EQUATIONS)
     weights = 1 / (1 - P @ (1 / (values[:, None] + x))) - 1  # gamma of every point at every x
     right = N * x * weights.mean(0)

@@ -163,6 +163,7 @@ def _require_defaults(method: str, measure: str, split: str) -> None:
             f"method must be 'proportional' for {case}, got {method!r}; "
             "theory.general_inputs has the expansion for covariances and p > n_v m"
         )
+    # The anisotropic solver derives the spectrum of S itself, so there is none to choose.
     if measure != "auto":
         raise ValueError(
             f"measure must be 'auto' for {case}, got {measure!r}: the spectrum of S follows from "

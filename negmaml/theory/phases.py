@@ -108,6 +108,7 @@ def _cells(*given) -> tuple[IsotropicInputs, tuple[int, ...]]:
     }
     largest = np.finfo(np.float32).max
     for name, value in named.items():
+        # The map is computed in float32, where a larger number would be infinite.
         if not isinstance(value, jax.core.Tracer) and np.any(np.abs(value) > largest):
             raise ValueError(
                 f"{name} must be a number of float32, below {largest:.3g}, got "
@@ -118,6 +119,7 @@ def _cells(*given) -> tuple[IsotropicInputs, tuple[int, ...]]:
     # Known beforehand, so that maps without ridge run the shorter program.
     ridged = bool(np.any(np.asarray(named["meta_ridge"]) != 0))
     xp = namespace(named)
+    # One axis of cells, whatever their grid: `lax.map` runs over it in blocks.
     flat = {
         name: xp.broadcast_to(xp.asarray(value, np.float32), shape).ravel()
         for name, value in named.items()
@@ -177,6 +179,7 @@ def _spectrum(inputs, weights) -> Eigenvalues:
     k = len(next(iter(known.values())))
     for name, value in known.items():
         check_covariance(name, value, k)
+    # nu = 1 and p = k: o is then the weights' covariance over k, hence the factor k.
     s, o, _, _ = modes(k, known.get("input_covariance"), known.get("weight_covariance"), 1.0, 0.0)
     short = compress(np.asarray(s, float), np.asarray(k * o, float), np.ones(k), s[None])
     return short._replace(count=short.count / k, d=short.d / k)

@@ -70,6 +70,7 @@ def minimise(function: Callable, grid, rounds: int = ROUNDS):
 
     # (points, vertex, lowest point so far, its value)
     state = grid, grid[0], grid[0], xp.full_like(grid[0], xp.inf)
+    # A fixed number of rounds in a program; the host may end earlier.
     if xp is not np:
         state = lax.fori_loop(0, rounds, lambda _, s: refine(s, evaluate(s[0])), state)
         return xp.where(xp.isfinite(state[3]), state[1], xp.nan)
@@ -97,6 +98,7 @@ def warn_unless_minimum(name: str, found, grid, losses: Callable) -> None:
     warn_unless(not np.isnan(value), f"{name} found no value with a finite loss and returns NaN")
     ends = np.asarray(grid, float)[[0, -1]]
     if np.isclose(value, ends, rtol=1e-5, atol=0).any():
+        # Flat to rounding is no fall: a loss may have reached its limit within the range.
         inside, end = np.asarray(losses(np.array([(value + ends.mean()) / 2, value])), float)
         warn_unless(
             not inside - end > 1e-6 * abs(inside),
@@ -198,6 +200,7 @@ class ImplicitArgmin:
         self.known, self.best = known, best
 
     def __call__(self, numbers, fixed):
+        # Known numbers need no program; JAX never sees this call.
         if self.known is not None and is_concrete((numbers, fixed)):
             return self.known(numbers, fixed)
         return self.best(numbers, fixed)

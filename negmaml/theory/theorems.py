@@ -140,6 +140,7 @@ def _expansion_parameter(problem: MixedLinearRegression, rate):
     p, n_v, m = problem.p, problem.n_v, problem.m
     _, _, g3, g4 = (_polynomial(c, rate) for c in _g_coefficients(problem.n_t, p))
     h_squared = shrinkage(rate, problem.n_t, p) ** 2
+    # The smaller Gram matrix is Phi Phi^T for p > N, and Phi^T Phi otherwise.
     if problem.overparameterized:
         return ((n_v + 1) * g3 / h_squared + (m - 1) * n_v) / p + g4 / h_squared - 1
     return (((n_v + 1) * g3 + p * g4) / (n_v * h_squared) - 1) / m
@@ -289,6 +290,7 @@ def general_inputs(
     basis_t = jnp.stack([sigma_x, -2 * square, cube + excess / n_t])
     basis_r = jnp.stack([sigma_x, -2 * square, cube + excess / n_r])
     t, r = (_powers(rate) for rate in (train_rate, adapt_rate))
+    # tr H_t, tr(Sigma_w H) and tr(H_r H_t) as linear and bilinear forms of (1, rate, rate^2).
     h_t = t @ (jnp.sum(basis_t, 1) if sigma_x.ndim == 1 else jnp.trace(basis_t, axis1=1, axis2=2))
     weights_t = t @ _traces(basis_t, sigma_w[None])[:, 0]
     weights_r = r @ _traces(basis_r, sigma_w[None])[:, 0]

@@ -92,6 +92,7 @@ def required_runs(
     meta_ridge, train_a = check_arguments(problem, meta_ridge, train_a=train_a)
     train_a = check_scalar_rule("train_a", train_a)
     train_b = check_scalar_rule("train_b", train_b)
+    # One program evaluates both rules side by side, so they share their structure.
     if type(train_a) is not type(train_b):
         raise ValueError(
             f"train_b must be of the family of train_a, {train_a!r}, with other numbers, got "
@@ -102,6 +103,7 @@ def required_runs(
     model = theory_model(problem, meta_ridge, measure=measure)
     a, b, both = model.loss_covariance(train_a, train_b, adapt)
     difference = jnp.abs(a.mean - b.mean)
+    # Two equal losses cannot be distinguished by any number of runs.
     same = difference == 0
     # Standard errors squared times the variance of the difference over the difference squared. The
     # quotients are formed with logarithms, because the variances themselves may overflow.

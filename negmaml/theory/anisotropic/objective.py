@@ -134,6 +134,7 @@ class AnisotropicObjective:
 
     def losses_over_ridges(self, train: InnerRule, ridges):
         """Return the loss at each ridge."""
+        # Rules are batched already, ridges are not: the solver takes one ridge at a time.
         return jax.vmap(lambda ridge: self.with_ridge(ridge).loss(train))(ridges)
 
     def parts(self, train: InnerRule) -> PencilParts:
@@ -264,5 +265,6 @@ def _goal(problem: MixedLinearRegression, adapt: InnerRule | None):
 def _ordered(forms, limit, goal, sigma):
     """Return the loss, with values that keep an order where finite sizes make it infinite."""
     xp = namespace(forms)
+    # In the order of the limit, and far above every finite loss: a search can leave the region.
     finite = xp.isfinite(forms).all(-1, keepdims=True)
     return goal.lowest(sigma, xp.where(finite, forms, 1e6 * limit))

@@ -76,7 +76,6 @@ def isotropic_inputs(
     rules = tuple(check_spectral("train", rule) for rule in rules)
     numbers = problem.sigma, problem.nu, problem.offset_squared, meta_ridge
     sizes = problem.p, problem.m, problem.n_t, problem.n_v
-    # Sizes do not take part: integers would promote float32 rates to float64.
     dtype = working_dtype(rules, numbers)
     # None for the Marchenko-Pastur law: it then follows traced sizes within the program.
     quadrature = spectrum(problem.n_t, problem.p, measure, dtype, rules[0].spectral().entire)

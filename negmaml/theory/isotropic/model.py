@@ -92,6 +92,7 @@ class IsotropicModel:
     def loss_terms(self, train: InnerRule, adapt: InnerRule) -> tuple[Any, Any, Any]:
         """Return the test loss of w0 itself, of omega*, and of omega* to leading order."""
         found = self.moments(train)
+        # w0 itself has no error; its loss is the floor under every prediction.
         errors = jnp.zeros_like(found.limit), found.weight_error, found.limit
         floor, loss, limit = (expected_isotropic_loss(self.problem, x, adapt) for x in errors)
         return floor, loss, limit

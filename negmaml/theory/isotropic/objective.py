@@ -65,6 +65,7 @@ class IsotropicObjective:
 
     def losses_over_ridges(self, train: InnerRule, ridges):
         """Return the weight error at each ridge."""
+        # Ridges broadcast like a batch of rules, so one evaluation serves all.
         return _ordered(means(self.inputs.with_ridge(ridges), train))
 
     def parts(self, train: InnerRule) -> IsotropicParts:

@@ -57,11 +57,13 @@ class ScaledSystem(NamedTuple):
 
 def rescale(training: TrainingSet, root: KappaRoot) -> ScaledSystem:
     """Return the training set in units of its root and of its largest amplitude."""
+    # b is measured in units of sqrt(kappa).
     half = root.log_kappa / 2
     xp = namespace(half)
     top, most = largest_log_ratio(half) / 2, largest_exponent(half)
     least = 5 - most / 2  # smallest logarithm of a unit whose square does not underflow
 
+    # Clipped, because infinite factors times zero would be NaN.
     def exp(x):
         return xp.exp(xp.clip(x, -most, most))
 

@@ -187,6 +187,7 @@ class Covariance(NamedTuple):
 
 def covariance(inputs: IsotropicInputs, rules: tuple[InnerRule, ...]) -> Covariance:
     """Return the covariance of the weight errors of one rule, or of two rules of one shape."""
+    # NumPy for few known rules, one program for traced ones, and blocks for long batches.
     known, count = is_concrete((inputs, rules)), math.prod(rules[0].batch_shape)
     if known and count <= ON_HOST:
         return on_host(_of_rules)(inputs, rules)
@@ -213,6 +214,7 @@ def _of_filters(evaluated: tuple[EvaluatedRule, ...], ridged: bool) -> Covarianc
     values = [moments_of(*pair) for pair in zip(evaluated, found, strict=True)]
     has_ridge = evaluated[0].training.ridge > 0
     factors = [deviation_growth(x.correction_factor, x.pole, has_ridge) for x in values]
+    # One rule with itself is the pair of its first and last.
     (one, factor_1), (two, factor_2) = ((found[k], factors[k]) for k in (0, -1))
     (system_1, size_1), (system_2, size_2) = (_balanced(each) for each in (one, two))
     mixed = covariance_of_loss([system_1, system_2], [one.at, two.at])
