@@ -21,7 +21,8 @@ def pade_resum(limit, first, pole):
     xp = namespace(limit, first, pole)
     beyond = pole >= 1
     found = limit + first / (1 - xp.where(beyond, 0, pole))
-    return xp.where(beyond, xp.where(limit == 0, limit, xp.inf), found)
+    # Written so that a limit that is a plain number leaves the dtype to `found`.
+    return xp.where(beyond & (limit == 0), limit, xp.where(beyond, xp.inf, found))
 
 
 def deviation_growth(growth, pole, ridged):
