@@ -8,8 +8,7 @@ import jax
 import pytest
 
 import negmaml as nm
-from negmaml._core.factorisations import SAFE_WORK
-from negmaml._core.jit import jit_fast_compile
+from tests.internals import SAFE_WORK, jit_fast_compile
 
 OVER = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
 UNDER = nm.MixedLinearRegression(p=30, m=40, n_t=5, n_v=25, n_r=10, sigma=0.2, nu=0.2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.sweeps import spec
+from tests.internals import spec
 
 pytest.importorskip("sklearn")
 pytest.importorskip("flax")

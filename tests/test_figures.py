@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from negmaml import theory
-from negmaml._core.arrays import canonicalize
-from negmaml.paper import phases, reproduce
 from negmaml.rules import GradientDescent
-from negmaml.theory.phases import best_rates_over
+from tests.internals import best_rates_over, canonicalize, reproduce
+from tests.internals import paper_phases as phases
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 spec = importlib.util.spec_from_file_location("figures", FOLDER / "figures.py")

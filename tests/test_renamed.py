@@ -5,8 +5,8 @@ import importlib
 import pytest
 
 import negmaml as nm
-from negmaml.advice.selection import ByMethod, Difference
 from negmaml.training import FitResult
+from tests.internals import ByMethod, Difference
 
 EXPORTS = [
     ("negmaml", "Fit", "FitResult"),

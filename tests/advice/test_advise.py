@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.advice import predicted
-from negmaml.advice.selection import best_rate_interval, bootstrap_error
 from tests.advice.conftest import grouped_rows
+from tests.internals import best_rate_interval, bootstrap_error, predicted
 
 SIZES = dict(n_t=8, n_v=8, n_r=8)
 GRID = np.sort(np.append(np.linspace(-1.2, 0.8, 21), 0.0))

@@ -5,16 +5,21 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.advice import splits as splits_module
-from negmaml.advice import statistics
-from negmaml.advice.baselines import per_group_ridge
-from negmaml.advice.cv import cv_losses
-from negmaml.advice.data import group_rows
-from negmaml.advice.solve import MAX_VECTORIZED, ridge_path
-from negmaml.advice.splits import bootstrap, cross_validation, max_training_groups
-from negmaml.advice.statistics import quadratic_forms
 from negmaml.linear import Data, meta_system, minimiser
 from tests.advice.conftest import grouped_rows
+from tests.internals import (
+    MAX_VECTORIZED,
+    bootstrap,
+    cross_validation,
+    cv_losses,
+    group_rows,
+    max_training_groups,
+    per_group_ridge,
+    quadratic_forms,
+    ridge_path,
+    statistics,
+)
+from tests.internals import splits as splits_module
 
 RATES = np.array([-1.5, -0.2, 0.0, 0.4, 2.0])
 

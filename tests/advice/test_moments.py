@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from negmaml.advice import random_coefficients
-from negmaml.advice.moments import RandomCoefficients, initial_shrinkage, updated_shrinkage
+from tests.internals import RandomCoefficients, initial_shrinkage, updated_shrinkage
 
 
 def grams(seed, groups, rows, p, sigma, spread, w0):

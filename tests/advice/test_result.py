@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from negmaml.advice.cv import CVLosses
-from negmaml.advice.result import _loss_curves, _replicated_losses
-from negmaml.advice.selection import (
+from tests.internals import (
     ALL,
+    CVLosses,
     RateChoice,
     RateGrid,
+    _loss_curves,
+    _replicated_losses,
     best_choices,
     bootstrap_error,
     loss_at,

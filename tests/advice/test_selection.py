@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from negmaml.advice.cv import CVLosses
-from negmaml.advice.selection import (
+from tests.internals import (
     CHOOSE,
     REPORT,
+    CVLosses,
     RateGrid,
+    Splits,
     best_adapt_rate,
     best_choices,
     best_rate_interval,
@@ -18,7 +19,6 @@ from negmaml.advice.selection import (
     t_quantile,
     with_interval,
 )
-from negmaml.advice.splits import Splits
 
 RATES, RIDGES = np.array([-0.5, 0.0, 0.4, 0.9]), np.array([0.0, 1.0, 3.0])
 ADAPT = np.array([-0.2, 0.1, 0.5])

@@ -7,10 +7,10 @@ import numpy as np
 
 import negmaml as nm
 from negmaml import kernels
-from negmaml._core.pytree import as_pytree
 from tests.calls.form import Right, Wrong, wrong
 from tests.calls.problem import RIDGES, RULES
 from tests.calls.rules import COUNTS
+from tests.internals import as_pytree
 
 RULE = nm.GradientDescent(-0.5)
 X = np.linspace(-1, 1, 12).reshape(2, 6, 1)

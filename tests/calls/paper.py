@@ -3,10 +3,11 @@
 import numpy as np
 
 import negmaml as nm
-from negmaml.paper import nonlinear, phases, reproduce
 from tests.calls.form import Wrong, wrong
 from tests.calls.problem import GIVEN, KEY, KEYS, ONE, PROBLEM, PROBLEMS, RULES, TWO
 from tests.calls.rules import COUNTS
+from tests.internals import nonlinear, reproduce
+from tests.internals import paper_phases as phases
 
 BATCH = nm.GradientDescent(np.array([0.1, 0.2]))
 VERIFIED = {"problem": PROBLEM, "train": ONE, "adapt": TWO, "key": KEY, "runs": 2}

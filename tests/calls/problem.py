@@ -8,9 +8,9 @@ import numpy as np
 import negmaml as nm
 from negmaml import linear
 from negmaml import problem as problems
-from negmaml._core.checks import short_repr
 from tests.calls.form import Right, Wrong, wrong
 from tests.calls.rules import COUNTS
+from tests.internals import short_repr
 
 KEY = jax.random.key(0)
 KEYS = (0, np.int64(3), None, "seed", 0.5, np.zeros(2), np.zeros(2, int), [0, 1], True,

@@ -19,11 +19,10 @@ from hypothesis.extra import numpy as arrays
 
 import negmaml as nm
 from negmaml.cli import run
-from negmaml.linear.simulation import Experiment
-from negmaml.theory import phases
-from negmaml.theory.phases import Phase, phase_diagram
 from tests.calls import advice, kernels, meta, paper, problem, rules, sweeps, theory
 from tests.calls.form import PATH
+from tests.internals import Experiment, Phase, phase_diagram
+from tests.internals import theory_phases as phases
 
 AREAS = (rules, problem, theory, meta, kernels, advice, sweeps, paper)
 WRONG = [row for area in AREAS for row in area.WRONG]

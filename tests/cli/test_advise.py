@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from negmaml.cli import advise as command
-from negmaml.cli import main as cli
 from tests.advice.conftest import grouped_rows
+from tests.internals import advise as command
+from tests.internals import main as cli
 
 
 @pytest.fixture(scope="module")

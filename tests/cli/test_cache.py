@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from negmaml.cli.cache import keep_programs
+from tests.internals import keep_programs
 
 SCRIPT = """
 import jax, jax.numpy as jnp

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from negmaml.cli import main as cli
-from negmaml.cli import paper
+from tests.internals import main as cli
+from tests.internals import paper
 
 
 def test_info_names_versions_and_devices(capsys):
@@ -84,7 +84,7 @@ def test_interruption_leaves_no_file(tmp_path, capsys, monkeypatch):
 
 
 def test_failing_to_draw_leaves_earlier_results_whole(tmp_path, monkeypatch):
-    from negmaml.paper import figures
+    from tests.internals import figures
 
     arguments = ["reproduce", "--runs=20", "--figure=overparameterized", "--out", str(tmp_path)]
     assert cli.run(arguments) == 0

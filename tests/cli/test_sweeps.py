@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from negmaml.cli import main as cli
-from negmaml.sweeps import summary
+from tests.internals import main as cli
+from tests.internals import summary
 from tests.sweeps.read_only import read_only
 
 SPEC = """
@@ -172,7 +172,7 @@ def test_bad_drawings_are_one_clear_line(arguments, named, stored, capsys):
 
 
 def test_interruption_says_how_to_go_on(folder, capsys, monkeypatch):
-    from negmaml.sweeps.runner import Runner
+    from tests.internals import Runner
 
     def stop(*_):
         raise KeyboardInterrupt

@@ -11,11 +11,10 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.cli import main as cli
-from negmaml.cli import output, paper
-from negmaml.paper import figures
 from tests.advice.conftest import grouped_rows
 from tests.helpers import mostly_slow
+from tests.internals import figures, output, paper
+from tests.internals import main as cli
 
 MARKUP = ["[/b]", "[red]", "[bold]x[/bold]", "[link=http://a]b", "[/]", ":cat:", "[b", "$x$",
           "\\[b]"]  # fmt: skip
@@ -144,8 +143,9 @@ PANEL = SimpleNamespace(theory=np.ones(2), mean=np.ones(2), found=0.1, found_err
 @pytest.mark.parametrize("command", ["reproduce", "phases", "gain-map"])
 def test_commands_of_figures_write_into_any_folder(command, folder, capsys, monkeypatch):
     """The computations are replaced by constants."""
-    from negmaml.paper import gain_map as payoff
-    from negmaml.paper import netcdf, phases
+    from tests.internals import gain_map as payoff
+    from tests.internals import netcdf
+    from tests.internals import paper_phases as phases
 
     def save(figure, out, stem):
         (out / f"{stem}.png").touch()

@@ -14,7 +14,8 @@ import pytest
 
 import negmaml as nm
 from negmaml import theory
-from negmaml._core.jit import FastCompileJit, is_concrete, registered
+from tests.internals import FastCompileJit, is_concrete
+from tests.internals import jit_registered as registered
 
 KEY = jax.random.key(3)
 ADAPT = nm.GradientDescent(0.2)
@@ -60,13 +61,13 @@ def phase_diagram(**options):
 
 
 def payoff():
-    from negmaml.paper.gain_map import _map
+    from tests.internals import _map
 
     return _map(1.0, 0.5, 10.0, 3.0)
 
 
 def normals():
-    from negmaml.paper.phases import _data
+    from tests.internals import _data
 
     return _data(KEY, 0, 2)
 

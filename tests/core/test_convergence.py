@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import negmaml as nm
-from negmaml._core.convergence import warn_unless
+from tests.internals import warn_unless
 
 
 def flagged(x):

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from negmaml._core.deprecation import renamed_arguments, renamed_attribute, renamed_exports
+from tests.internals import renamed_arguments, renamed_attribute, renamed_exports
 
 
 def test_an_old_export_warns_and_gives_the_new_one(monkeypatch):

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml._core.display import (
+from tests.internals import (
     Table,
     add_table_repr,
+    check_key,
     mean_range_text,
     mean_text,
     shape_text,
     tree_text,
 )
-from negmaml._core.keys import check_key
 
 
 def test_a_table_is_aligned_and_escaped():

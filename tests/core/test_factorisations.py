@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml._core.factorisations import SAFE_WORK, cpu_safe_vmap, eigh, inverse, linear_solve
+from tests.internals import SAFE_WORK, cpu_safe_vmap, eigh, inverse, linear_solve
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml._core.fingerprint import Identity, UnidentifiedError, difference, identify
+from tests.internals import Identity, UnidentifiedError, difference, identify
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 NUMBER = jax.ShapeDtypeStruct((), jnp.float32)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from negmaml._core import jit as compilation
-from negmaml._core.jit import compiler_options, jit_fast_compile
+from tests.internals import compiler_options, jit_fast_compile
+from tests.internals import jit as compilation
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from jax.extend.random import define_prng_impl
 
 import negmaml as nm
 from negmaml import advice, kernels, linear, sweeps, tasks, theory, training
-from negmaml._core.keys import COUNTER_BASED, check_key, counter_based
-from negmaml.paper import nonlinear, phases, reproduce
+from tests.internals import COUNTER_BASED, check_key, counter_based, nonlinear, reproduce
+from tests.internals import paper_phases as phases
 
 IMPLEMENTATIONS = ["threefry2x32", "rbg", "unsafe_rbg"]
 

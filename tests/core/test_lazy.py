@@ -3,8 +3,8 @@ import sys
 import pytest
 
 import negmaml
-from negmaml._core.lazy import lazily
-from negmaml._core.registry import maker, register, registered
+from tests.internals import lazily, maker, register
+from tests.internals import registry_registered as registered
 
 
 def test_every_name_that_is_offered_is_there():

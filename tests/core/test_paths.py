@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from negmaml._core.paths import expanded
+from tests.internals import expanded
 
 
 def test_the_users_folder_is_put_in_place_of_its_sign(monkeypatch):

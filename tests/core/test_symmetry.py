@@ -12,7 +12,7 @@ from jax.experimental.ode import odeint
 from jax.extend.core import Primitive
 from jax.interpreters import ad
 
-from negmaml._core.symmetry import asymmetry
+from tests.internals import asymmetry
 
 X = jnp.linspace(0.1, 0.9, 6)
 

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml._core import taylor
-from negmaml._core.arrays import contract, namespace, stop_gradient
-from negmaml._core.factorisations import inverse
+from tests.internals import contract, inverse, namespace, stop_gradient, taylor
 
 RNG = np.random.default_rng(1)
 A, B = RNG.uniform(0.5, 1.5, (3, 3)), RNG.uniform(0.2, 0.8, 3)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.kernels import iterative, meta_train, points, relu_network
+from negmaml.kernels import meta_train, relu_network
 from tests.helpers import mostly_slow
+from tests.internals import iterative, points
 
 RATES = nm.GradientDescent(jnp.array([-0.4, 0.0, 0.2]))
 RIDGES = jnp.array([1e-2, 1.0])

@@ -11,8 +11,9 @@ import pytest
 from flax import linen
 
 import negmaml as nm
-from negmaml.kernels import empirical_ntk, relu_network, tangent
+from negmaml.kernels import empirical_ntk, relu_network
 from tests.helpers import mostly_slow
+from tests.internals import tangent
 
 SIZES = (5, 48, 48, 1)
 

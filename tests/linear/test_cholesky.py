@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from negmaml.linear.cholesky import UNROLLED, cholesky_solve, quadratic_form
+from tests.internals import UNROLLED, cholesky_solve, quadratic_form
 
 SIZES = (1, 2, 5, UNROLLED, UNROLLED + 1, 20)
 solve = jax.jit(cholesky_solve)

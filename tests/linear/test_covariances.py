@@ -11,8 +11,8 @@ import pytest
 
 import negmaml as nm
 from negmaml import linear
-from negmaml.problem.covariance import input_range
 from tests.helpers import mostly_slow, z_score
+from tests.internals import input_range
 from tests.linear.dense import dense_system
 
 P = 8

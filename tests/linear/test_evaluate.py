@@ -10,9 +10,8 @@ import pytest
 
 import negmaml as nm
 from negmaml import linear
-from negmaml.linear.evaluate import TEST_POINTS, TEST_TASKS
-from negmaml.problem.adapted_loss import expected_test_loss
 from tests.helpers import z_score
+from tests.internals import TEST_POINTS, TEST_TASKS, expected_test_loss
 from tests.linear.dense import General, dense_system
 
 P = 6

@@ -11,10 +11,10 @@ import pytest
 
 import negmaml as nm
 from negmaml import linear, theory
-from negmaml.linear import evaluate as evaluation
-from negmaml.linear import simulation as module
-from negmaml.problem.adapted_loss import expected_test_loss
 from tests.helpers import OVER, UNDER, mostly_slow, z_score
+from tests.internals import evaluate as evaluation
+from tests.internals import expected_test_loss
+from tests.internals import simulation as module
 from tests.linear.dense import dense_system
 
 # By route: far from square the amortised one, near square and with one task the general one.

@@ -8,9 +8,8 @@ import pytest
 
 import negmaml as nm
 from negmaml import linear
-from negmaml.linear.solve import one_step_corrections, one_step_distances
-from negmaml.linear.system import one_step_system
 from tests.helpers import RATES
+from tests.internals import one_step_corrections, one_step_distances, one_step_system
 
 minimiser = jax.jit(linear.minimiser)
 

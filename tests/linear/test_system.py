@@ -9,7 +9,7 @@ import pytest
 import negmaml as nm
 from negmaml import linear
 from negmaml.linear import Data
-from negmaml.linear.system import one_step_system
+from tests.internals import one_step_system
 from tests.linear.dense import General, dense_filters, dense_system
 
 meta_system = jax.jit(linear.meta_system)

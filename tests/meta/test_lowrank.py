@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.meta.lowrank import wide_weights
 from tests.helpers import fast_jit, mostly_slow
+from tests.internals import wide_weights
 
 WIDTH, POINTS = 64, 4
 RNG = np.random.default_rng(0)

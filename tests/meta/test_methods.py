@@ -11,10 +11,9 @@ from jax import flatten_util, lax
 from jax.experimental.ode import odeint
 
 import negmaml as nm
-from negmaml.meta.choice import choose
-from negmaml.meta.gradients import Algorithm, second_order
 from negmaml.rules import combine, run, separate
 from tests.helpers import fast_jit, mostly_slow
+from tests.internals import Algorithm, choose, second_order
 
 RNG = np.random.default_rng(0)
 PARAMS = {"w": RNG.standard_normal((2, 3)), "b": np.array([0.1, -0.2, 0.3]),

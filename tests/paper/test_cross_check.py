@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.paper import cross_check as module
-from negmaml.paper.cross_check import MethodResult, Verification
+from tests.internals import MethodResult, Verification
+from tests.internals import cross_check as module
 
 OVER = nm.MixedLinearRegression(
     p=20, m=2, n_t=20, n_v=1, n_r=6, sigma=0.5, nu=0.7, w0=0.1, omega0=0.3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.paper import gain_map as payoff
 from negmaml.problem import adapted, named_spectrum
+from tests.internals import gain_map as payoff
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
 

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from negmaml.paper import figures, nonlinear
-from negmaml.paper.reproduce import CURVE_RATES, FIXED_INDEX, RATES, to_dataset
+from tests.internals import CURVE_RATES, FIXED_INDEX, RATES, figures, nonlinear, to_dataset
 
 SMALL = nonlinear.NonlinearConfig(
     n_t=10, n_r=10, width=256, steps=120, test_tasks=20, test_points=10

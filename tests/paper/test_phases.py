@@ -6,8 +6,8 @@ import pytest
 
 import negmaml as nm
 from negmaml.linear import Data, meta_system
-from negmaml.paper import phases
-from negmaml.theory.phases import Phase, best_rates_over, phase_diagram
+from tests.internals import Phase, best_rates_over, phase_diagram
+from tests.internals import paper_phases as phases
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from negmaml.paper import figures, netcdf
-from negmaml.paper.reproduce import (
+from tests.internals import (
     CURVE_RATES,
     PROBLEMS,
     RATES,
@@ -16,6 +15,8 @@ from negmaml.paper.reproduce import (
     best_on_grid,
     contents,
     experiments,
+    figures,
+    netcdf,
     to_dataset,
     with_jackknife,
 )

@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.problem.adapted_loss import adapted, expected_test_loss, filter_means, shrinkage
-from negmaml.problem.wishart import normalized_moment, wishart_quadrature
 from tests.helpers import RATES, z_score
+from tests.internals import (
+    adapted,
+    expected_test_loss,
+    filter_means,
+    normalized_moment,
+    shrinkage,
+    wishart_quadrature,
+)
 
 P, SIGMA, NU, TASKS, POINTS = 6, 0.6, 0.8, 15_000, 8
 W0 = np.linspace(-1, 1, P)

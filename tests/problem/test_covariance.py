@@ -9,9 +9,8 @@ import pytest
 
 import negmaml as nm
 from negmaml.problem import adapted, filter_means
-from negmaml.problem.covariance import symmetric_sqrt
-from negmaml.problem.filter_moments import filtered_covariance
 from tests.helpers import RATES, mostly_slow, z_score
+from tests.internals import filtered_covariance, symmetric_sqrt
 
 P, N = 5, 4
 rng = np.random.default_rng(0)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from negmaml.problem.wishart import normalized_moment
 from negmaml.theory import wishart_moment, wishart_quadrature
 from tests.helpers import z_score
+from tests.internals import normalized_moment
 
 sizes = st.integers(1, 40)
 exponent_lists = st.lists(st.integers(0, 3), max_size=3).map(tuple)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml.rules.krylov import minres, truncated_cg
+from tests.internals import minres, truncated_cg
 
 N = 20
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.rules.pencil import (
+from tests.internals import (
     DEGREE,
     chain,
     error_of,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import negmaml as nm
-from negmaml.sweeps import lease
+from tests.internals import lease
 
 GRID = {"size": [2, 3], "scale": [-1.0, 0.0, 0.5, 2.0]}
 SEEDS = 6

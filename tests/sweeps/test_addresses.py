@@ -9,9 +9,8 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lease, merge, status
-from negmaml.sweeps.storage import Address, check_url
-from negmaml.sweeps.summary import load
+from negmaml.sweeps import StoreError, merge, status
+from tests.internals import Address, check_url, lease, load
 from tests.sweeps.read_only import read_only
 
 GRID = {"x": [1.0, 2.0]}
@@ -148,7 +147,7 @@ def test_a_store_stays_where_it_is_when_the_folder_changes(home):
     ],
 )
 def test_a_place_that_no_store_can_have_is_refused_at_once(url, error, said, home, monkeypatch):
-    from negmaml.sweeps.runner import Runner
+    from tests.internals import Runner
 
     monkeypatch.setattr(Runner, "probe", None)
     (home / "file").write_text("mine")
@@ -186,7 +185,7 @@ def test_a_finished_store_that_cannot_be_written_is_read(options, tmp_path):
 def test_what_a_store_that_cannot_be_written_lacks_is_an_error_at_once(
     call, error, tmp_path, monkeypatch
 ):
-    from negmaml.sweeps.runner import Runner
+    from tests.internals import Runner
 
     store = tmp_path / "x.zarr"
     arguments = dict(function=function, grid=GRID, seeds=3, store=store)

@@ -20,9 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml.sweeps import lease, session, storage
-from negmaml.sweeps.planning import ValidatedSweep, prepare
 from tests.crash import Disk, Operations
+from tests.internals import ValidatedSweep, lease, prepare, session, storage
 
 GRID = {"size": [2, 3], "scale": [-1.0, 0.0], "kind": "plain", "rates": [0.5, 2.0]}
 BASE = (GRID, 2)

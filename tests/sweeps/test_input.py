@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.sweeps.parse import parse_grid
+from tests.internals import parse_grid
 
 
 def function(key, size, scale=1.0):

@@ -8,7 +8,8 @@ import fsspec
 import pytest
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lease
+from negmaml.sweeps import StoreError
+from tests.internals import lease
 from tests.sweeps.script import GRID, SEEDS, function
 
 

@@ -11,12 +11,10 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.cli import main as cli
-from negmaml.sweeps import StoreError, lost, merge, summary
-from negmaml.sweeps.description import description_of
-from negmaml.sweeps.runner import Runner
-from negmaml.sweeps.store import open_store
+from negmaml.sweeps import StoreError, merge
 from tests.helpers import mostly_slow
+from tests.internals import Runner, description_of, lost, open_store, summary
+from tests.internals import main as cli
 from tests.sweeps.test_store import LONGER, SHORT, WHOLE, products
 
 GRID, SEEDS, BLOCK = {"x": [1.0, 2.0, 3.0], "kind": ["a", "bé"]}, 4, 4

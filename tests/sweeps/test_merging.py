@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.cli import main as cli
-from negmaml.sweeps import StoreError, merge, merging
-from negmaml.sweeps.description import description_of
+from negmaml.sweeps import StoreError, merge
+from tests.internals import description_of, merging
+from tests.internals import main as cli
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 from tests.sweeps.test_store import WHOLE, products
 
@@ -68,7 +68,7 @@ def test_whole_axes_in_another_order_and_lengthened_are_merged(tmp_path):
 
 @pytest.mark.parametrize("at", (1, 7))
 def test_a_merge_that_is_cut_is_gone_on_with(apart, tmp_path, monkeypatch, at):
-    from negmaml.sweeps.store import SweepStore
+    from tests.internals import SweepStore
 
     count, right = [], SweepStore.write
 

@@ -7,7 +7,7 @@ import xarray as xr
 
 import negmaml as nm
 from negmaml.sweeps import SweepFunction, random_points
-from negmaml.sweeps.runner import Runner
+from tests.internals import Runner
 
 LETTERS = "\u00e9", "e\u0301"  # the same letter, composed and decomposed
 

@@ -8,8 +8,9 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.cli import main as cli
-from negmaml.sweeps import StoreError, random_points, spec
+from negmaml.sweeps import StoreError, random_points
+from tests.internals import main as cli
+from tests.internals import spec
 
 RANGES = {
     "rate": {"low": -1, "high": 1},

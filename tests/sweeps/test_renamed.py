@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import merge, plan, prepare, spec, status, summary
-from negmaml.sweeps.description import MANIFEST, description_of
-from negmaml.sweeps.members import WorkerRecord
+from negmaml.sweeps import merge, plan, prepare, status
+from tests.internals import WorkerRecord, description_of, spec, summary
+from tests.internals import description_MANIFEST as MANIFEST
 from tests.sweeps.script import GRID, SEEDS, function
 
 

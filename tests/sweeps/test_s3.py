@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lease
+from negmaml.sweeps import StoreError
+from tests.internals import lease
 from tests.sweeps.script import GRID, SEEDS, function
 from tests.sweeps.test_lock import holders
 from tests.sweeps.test_worker import together

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml._core.settings import DEFAULTS, result_settings, settings_of
 from negmaml.sweeps import StoreError
-from negmaml.sweeps.store import MANIFEST
+from tests.internals import DEFAULTS, result_settings, settings_of
+from tests.internals import store_MANIFEST as MANIFEST
 
 SETTINGS = {
     "jax_random_seed_offset": 5,

@@ -16,10 +16,9 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, planning
-from negmaml.sweeps import store as stores
-from negmaml.sweeps.runner import Runner
-from negmaml.sweeps.summary import load
+from negmaml.sweeps import StoreError
+from tests.internals import Runner, load, planning
+from tests.internals import store as stores
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 import negmaml as nm
 from negmaml.sweeps import SweepFunction
-from negmaml.sweeps.parse import parse_grid
-from negmaml.sweeps.planning import chunk_shape, regions
 from tests.helpers import mostly_slow
+from tests.internals import chunk_shape, parse_grid, regions
 
 POINT = {"p": 6, "m": 3, "n_t": 4, "n_v": 5, "n_r": 3, "sigma": 0.5, "nu": 1.0}
 
@@ -213,7 +212,7 @@ LINEAR = POINT | {"train_rate": [0.1], "adapt_rate": 0.2}
 def test_bad_input_is_named_before_anything_is_computed(
     function, grid, options, named, monkeypatch
 ):
-    from negmaml.sweeps.runner import Runner
+    from tests.internals import Runner
 
     monkeypatch.setattr(Runner, "compute", None)
     monkeypatch.setattr(Runner, "probe", None)

@@ -13,13 +13,19 @@ import pytest
 from numcodecs import Zstd
 
 import negmaml as nm
-from negmaml._core.display import one_line
-from negmaml.cli import main as cli
-from negmaml.sweeps import StoreError, merge, summary
-from negmaml.sweeps.description import description_of
-from negmaml.sweeps.guard import guarded, zarr_arrays
-from negmaml.sweeps.store import create
-from negmaml.sweeps.untrusted import MAX_BLOCKS, MAX_CELLS, check_manifest
+from negmaml.sweeps import StoreError, merge
+from tests.internals import (
+    MAX_BLOCKS,
+    MAX_CELLS,
+    check_manifest,
+    create,
+    description_of,
+    guarded,
+    one_line,
+    summary,
+    zarr_arrays,
+)
+from tests.internals import main as cli
 from tests.sweeps.script import GRID, SEEDS, function
 
 

@@ -10,10 +10,9 @@ import pytest
 import xarray as xr
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, merge, parse, random_points, spec
-from negmaml.sweeps.parse import parse_grid, parse_seeds
-from negmaml.sweeps.runner import Runner
+from negmaml.sweeps import StoreError, merge, random_points
 from tests.helpers import mostly_slow
+from tests.internals import Runner, parse, parse_grid, parse_seeds, spec
 
 
 def scaled(key, x):
@@ -223,7 +222,7 @@ def test_outputs_that_are_no_numbers_are_refused(value, said, never, tmp_path):
 
 
 def test_complex_outputs_are_summarised_by_their_size(tmp_path):
-    from negmaml.sweeps import summary
+    from tests.internals import summary
 
     nm.sweep(lambda key, x: {"y": x * (3 + 4j)}, {"x": [1.0, 2.0]}, 2, store=tmp_path / "x.zarr")
     dataset = summary.load(str(tmp_path / "x.zarr"))

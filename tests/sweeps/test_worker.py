@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml.sweeps import StoreError, lease, members
-from negmaml.sweeps import worker as shared
-from negmaml.sweeps.runner import Runner
-from negmaml.sweeps.storage import storage_beside
+from negmaml.sweeps import StoreError
+from tests.internals import Runner, lease, members, storage_beside
+from tests.internals import worker as shared
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 from tests.sweeps.test_store import run_script
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory import allocation, best_allocation
+from negmaml.theory import best_allocation
+from tests.internals import allocation
 
 PROBLEM = nm.MixedLinearRegression(p=30, m=1, n_t=1, n_v=1, n_r=10, sigma=0.2, nu=0.2)
 

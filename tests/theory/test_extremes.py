@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import negmaml as nm
-from negmaml._core.arrays import canonicalize
 from negmaml.rules import Schedule
 from negmaml.theory import (
     best_adapt_rate,
@@ -22,9 +21,8 @@ from negmaml.theory import (
 from negmaml.theory import (
     test_loss as loss_of,
 )
-from negmaml.theory.isotropic.inputs import isotropic_inputs
-from negmaml.theory.isotropic.moments import means
 from tests.helpers import mostly_slow
+from tests.internals import canonicalize, isotropic_inputs, means
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALL = nm.MixedLinearRegression(p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2)

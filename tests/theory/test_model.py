@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory.anisotropic.model import AnisotropicModel
-from negmaml.theory.isotropic.model import IsotropicModel
-from negmaml.theory.model import ExpansionModel, MeanModel, TheoryModel, mean_model, theory_model
+from tests.internals import (
+    AnisotropicModel,
+    ExpansionModel,
+    IsotropicModel,
+    MeanModel,
+    TheoryModel,
+    mean_model,
+    theory_model,
+)
 
 PROBLEM = nm.MixedLinearRegression(p=32, m=3, n_t=40, n_v=5, n_r=10, sigma=0.5, nu=1.0)
 CORRELATED = dataclasses.replace(PROBLEM, input_covariance=np.linspace(0.5, 1.5, 32))

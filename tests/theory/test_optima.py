@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import negmaml as nm
 from negmaml.theory import stationary_train_rates
-from negmaml.theory.theorems import weight_error
 from tests.helpers import OVER, RATES, UNDER, mostly_slow
+from tests.internals import weight_error
 
 best_adapt_rate = partial(nm.theory.best_adapt_rate, method="expansion")
 best_train_rate = partial(nm.theory.best_train_rate, method="expansion")

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.rules.pencil import chain
-from negmaml.theory.anisotropic.equations import PencilSystem
-from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
+from tests.internals import PencilSystem, chain, expand, solve_and_linearize
 
 # The simulation script of Cioba, Bromberg, Wang, Niyogi, Batzolis, Garcia, Shiu and Bernacchia,
 # "How to distribute data across tasks for meta-learning?" (2021), run as published: mixed linear

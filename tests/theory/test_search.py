@@ -14,16 +14,12 @@ from negmaml.theory import (
     best_meta_ridge,
     best_rates,
     best_train_rate,
-    optima,
     phase_diagram,
     stationary_train_rates,
     weight_error,
 )
-from negmaml.theory.isotropic import logarithms
-from negmaml.theory.isotropic import saddle_point as saddle
-from negmaml.theory.model import theory_model
-from negmaml.theory.search import ROUNDS, minimise
-from negmaml.theory.sensitivity import sensitivity_by_parts
+from tests.internals import ROUNDS, logarithms, minimise, optima, sensitivity_by_parts, theory_model
+from tests.internals import saddle_point as saddle
 
 OFF = nm.MixedLinearRegression(p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2)
 GRID = np.concatenate([-np.geomspace(1e-3, 100, 300), [0.0], np.geomspace(1e-3, 100, 300)])

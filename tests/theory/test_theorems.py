@@ -10,8 +10,8 @@ import pytest
 
 import negmaml as nm
 from negmaml.theory import expansion_parameter, overparameterized, underparameterized
-from negmaml.theory.theorems import _g_coefficients, _polynomial, weight_error
 from tests.helpers import OVER, RATES, UNDER, z_score
+from tests.internals import _g_coefficients, _polynomial, weight_error
 
 SQUARE = nm.MixedLinearRegression(p=12, m=4, n_t=5, n_v=3, n_r=5, sigma=1.0, nu=1.0)
 both = pytest.mark.parametrize("problem", (OVER, UNDER), ids=("over", "under"))

@@ -9,8 +9,8 @@ import pytest
 
 import negmaml as nm
 from negmaml.theory import required_runs, standard_deviation
-from negmaml.theory.model import theory_model
 from tests.helpers import mostly_slow
+from tests.internals import theory_model
 
 START_OFF = nm.MixedLinearRegression(
     p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2

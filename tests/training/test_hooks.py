@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import negmaml as nm
-from negmaml.training.batches import Batches
 from tests.helpers import fast_jit
+from tests.internals import Batches
 from tests.training.tiny import ALGORITHM, BATCH, KEY, PARAMS, TEST, same
 from tests.training.tiny import tasks as TASKS
 

@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import negmaml as nm
-from negmaml.training import programs
-from negmaml.training.state import advance
+from tests.internals import advance, programs
 
 TARGETS = jnp.arange(1.0, 5.0)
 DECAY = 0.5

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import negmaml as nm
-from negmaml._core.settings import result_settings, settings_of
 from tests.helpers import mostly_slow
+from tests.internals import result_settings, settings_of
 
 pytest.importorskip("orbax.checkpoint")
 SGD = optax.sgd(0.1)

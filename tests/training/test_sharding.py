@@ -125,7 +125,7 @@ def test_devices_that_share_the_tasks_get_the_result_of_one(which, tmp_path):
 
 def test_there_is_one_all_reduce_a_step():
     """In the program before compilation: the gradient and the value go in one message."""
-    from negmaml.training.sharding import task_sharding
+    from tests.internals import task_sharding
 
     algorithm, params = ALGORITHMS["maml"]
     tasks_on_one = task_sharding(jax.devices()[:1], None)

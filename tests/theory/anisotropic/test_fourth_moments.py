@@ -5,9 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml.rules.pencil import chain
-from negmaml.theory.anisotropic.equations import FourthMoments, PencilSystem, pencil_blocks
-from negmaml.theory.anisotropic.moments import _slopes_of_F_4
+from tests.internals import FourthMoments, PencilSystem, _slopes_of_F_4, chain, pencil_blocks
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -8,18 +8,24 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.rules.pencil import Pencil, chain
-from negmaml.theory.anisotropic import inputs as structured
-from negmaml.theory.anisotropic.compression import MAX_UNCOMPRESSED, compress
-from negmaml.theory.anisotropic.equations import PencilSystem
-from negmaml.theory.anisotropic.moments import expand, solve_and_linearize
-from negmaml.theory.anisotropic.solver import solve
-from negmaml.theory.isotropic.inputs import isotropic_inputs
-from negmaml.theory.isotropic.moments import leading, means
-from negmaml.theory.isotropic.saddle_point import training_set
-from negmaml.theory.isotropic.scaling import solve_saddle
-from negmaml.theory.isotropic.spectral_density import marchenko_pastur
 from tests.helpers import assert_no_call_waits
+from tests.internals import (
+    MAX_UNCOMPRESSED,
+    Pencil,
+    PencilSystem,
+    chain,
+    compress,
+    expand,
+    isotropic_inputs,
+    leading,
+    marchenko_pastur,
+    means,
+    solve_and_linearize,
+    solve_saddle,
+    training_set,
+)
+from tests.internals import inputs as structured
+from tests.internals import solver_solve as solve
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import gammaln
 
 import negmaml as nm
-from negmaml.theory.anisotropic import outliers
+from tests.internals import outliers
 
 pytestmark = pytest.mark.usefixtures("x64")
 

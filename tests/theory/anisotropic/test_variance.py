@@ -9,8 +9,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.theory import required_runs, standard_deviation
-from negmaml.theory.anisotropic.inputs import make_inputs
-from negmaml.theory.anisotropic.variance import covariances
+from tests.internals import covariances, make_inputs
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory.isotropic.eigenvalue_scatter import log_scatter_factor
-from negmaml.theory.isotropic.inputs import isotropic_inputs
-from negmaml.theory.isotropic.moments import evaluate_filters, leading
-from negmaml.theory.isotropic.scaling import solve_saddle
-from negmaml.theory.isotropic.spectral_density import Spectrum
+from tests.internals import (
+    Spectrum,
+    evaluate_filters,
+    isotropic_inputs,
+    leading,
+    log_scatter_factor,
+    solve_saddle,
+)
 
 FEW = nm.MixedLinearRegression(p=32, m=3, n_t=14, n_v=5, n_r=10, sigma=0.5, nu=1.0)
 FEWER = nm.MixedLinearRegression(p=24, m=2, n_t=10, n_v=4, n_r=10, sigma=0.5, nu=1.0)

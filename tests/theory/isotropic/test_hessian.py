@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory.isotropic.hessian import FOR_BOTH, exponent, first_order
-from negmaml.theory.isotropic.inputs import isotropic_inputs
-from negmaml.theory.isotropic.saddle_point import training_set
-from negmaml.theory.isotropic.scaling import solve_saddle
+from tests.internals import (
+    FOR_BOTH,
+    exponent,
+    first_order,
+    isotropic_inputs,
+    solve_saddle,
+    training_set,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 

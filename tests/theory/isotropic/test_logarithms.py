@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from negmaml.theory.isotropic import logarithms
-from negmaml.theory.isotropic.logarithms import (
+from tests.internals import (
     find_root,
     largest_exponent,
     largest_log_ratio,
     log_at_least_tiny,
+    logarithms,
     resolvent_fractions,
     times_exp_2log,
 )

@@ -10,17 +10,25 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.problem.wishart import normalized_moment
 from negmaml.theory import train_task_error, weight_error
-from negmaml.theory.isotropic import logarithms, model
-from negmaml.theory.isotropic import moments as moments_module
-from negmaml.theory.isotropic.hessian import first_order
-from negmaml.theory.isotropic.inputs import isotropic_inputs
-from negmaml.theory.isotropic.moments import leading, moments
-from negmaml.theory.isotropic.saddle_point import solve, training_set
-from negmaml.theory.isotropic.scaling import rescale, saddle_derivatives, solve_saddle
-from negmaml.theory.isotropic.spectral_density import marchenko_pastur, spectrum
 from tests.helpers import OVER, UNDER, mostly_slow
+from tests.internals import (
+    first_order,
+    isotropic_inputs,
+    leading,
+    logarithms,
+    marchenko_pastur,
+    model,
+    normalized_moment,
+    rescale,
+    saddle_derivatives,
+    solve_saddle,
+    spectrum,
+    training_set,
+)
+from tests.internals import isotropic_moments as moments_module
+from tests.internals import moments_moments as moments
+from tests.internals import saddle_point_solve as solve
 
 NEAR = nm.MixedLinearRegression(p=30, m=4, n_t=20, n_v=6, n_r=20, sigma=0.5, nu=1.0, omega0=0.1)
 ONE = nm.GradientDescent(0.0)

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from negmaml.theory.isotropic.inputs import isotropic_inputs
-from negmaml.theory.isotropic.saddle_point import training_set
-from negmaml.theory.isotropic.scaling import solve_saddle
-from negmaml.theory.isotropic.variance import covariance_of_loss
+from tests.internals import covariance_of_loss, isotropic_inputs, solve_saddle, training_set
 
 SIZES = dict(p=20, m=3, n_t=15, n_r=10)
 
