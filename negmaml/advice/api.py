@@ -128,6 +128,8 @@ def advise(
         run = _Evaluation(data, sizes, grid, forms)
         advance = _counter(progress, counts.splits + counts.replicates * counts.each)
         size = data.groups, sizes.m, forms.train.shape[1]
+        # Gains come from cross-validation, where no group reports on its own choice. Its folds
+        # share training groups, so errors need a bootstrap over groups.
         main = cross_validation(*size, counts.splits, random[2])
         again = bootstrap(*size, counts.replicates, counts.each, random[3])
         losses, replicated = (run.losses(splits, advance) for splits in (main, again))
@@ -153,6 +155,7 @@ class _Evaluation(NamedTuple):
         # The same ridge per row: a group has n_r rows, meta-training has m n_v.
         ridges = self.grid.ridges * sizes.n_r / (sizes.m * sizes.n_v)
         single = per_group_ridge(self.forms, ridges, num_unpenalized)
+        # It uses no other group, so one loss for each group serves every split.
         others = {"per-group ridge": splits.weights @ single}
         if self.data.x.shape[1] <= MIXED_MODEL_FEATURES:
             others["mixed model"] = mixed_model(self.forms, splits, sizes.n_t + sizes.n_v)
@@ -162,12 +165,14 @@ class _Evaluation(NamedTuple):
 def _generators(key) -> list[np.random.Generator]:
     """Four independent generators: a change in one use of randomness does not change the others."""
     typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    # A typed key and a raw one with the same numbers give the same advice.
     seed = np.asarray(jax.random.key_data(key) if typed else key).tolist()
     return [np.random.default_rng([*seed, stream]) for stream in range(4)]
 
 
 def _in_kernel_space(data: GroupedRows, kernel, random) -> GroupedRows:
     """Replace the inputs by features of the kernel."""
+    # The constant stays outside of the kernel: the ridge must not penalize it.
     columns = data.x[:, int(data.intercept) :]
     features = kernel_features(kernel, columns, random, KERNEL_FEATURES)
     x = np.hstack([data.x[:, : int(data.intercept)], features(columns)])
@@ -200,11 +205,14 @@ def _grid(
         raw = RATES * data.rate_unit
     else:
         raw = _axis("rates", rates, "a training rate") * unit_size
+    # Sorted, since the interval of the best rate interpolates between neighbours.
     raw = np.unique(np.append(raw, 0.0))  # zero is a baseline of every report
     adapt = None
     if adapt_rates is not None:
         adapt = _axis("adapt_rates", adapt_rates, "an adaptation rate") * unit_size
     if meta_ridges is None:
+        # The meta-system is a sum over m n_v rows, so its eigenvalues grow with them and with the
+        # mean square of a feature. A ridge in these units shrinks alike at all sizes.
         penalized = data.x[:, int(data.intercept) :]
         ridges = RIDGES * sizes.m * sizes.n_v * float(np.mean(penalized**2))
     else:
@@ -228,6 +236,7 @@ def _split_counts(data: GroupedRows, splits) -> SplitCounts:
         splits = 100 if cheap else 20
     elif check_count("splits", splits) < 2 * MIN_SPLITS:
         raise ValueError(f"splits must be at least {2 * MIN_SPLITS}, got {splits}")
+    # At least two splits of each replicate: `bootstrap_error` subtracts the variance between them.
     return SplitCounts(splits, min(200, 2 * splits), 5) if cheap else SplitCounts(splits, 30, 2)
 
 

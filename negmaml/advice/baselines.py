@@ -42,6 +42,7 @@ def mixed_model(forms: QuadraticForms, splits: Splits, rows: int):
     p = P - forms.targets
     total = np.zeros(splits.weights.shape[:2])
     repeats = int(np.clip(MIN_TESTS // len(forms.test), 1, min(MAX_DRAWS, forms.adapt.shape[1])))
+    # The moments are those of one target, so every target has a mixed model of its own.
     for target in range(p, P):
         keep = [*range(p), target]
         pooled, adapt, rest = (
@@ -59,6 +60,7 @@ def mixed_model(forms: QuadraticForms, splits: Splits, rows: int):
             batch = slice(start, start + step)
             moments = tuple(value[batch] for value in estimates)
             for shift in range(repeats):
+                # Draws do not depend on the split, so the next ones serve as well.
                 draws = (splits.draws[batch] + shift) % adapt.shape[1]
                 drawn = (np.moveaxis(a[:, draws], 0, 1) for a in (adapt, rest))
                 errors = _prediction_errors(*moments, *drawn)
@@ -73,6 +75,7 @@ def _prediction_errors(w0, omega, noise, adapt, rest):
     is positive definite for every Omega.
     """
     p = w0.shape[-1]
+    # Estimates of Omega have eigenvalues of zero, where a Cholesky factor does not exist.
     values, vectors = np.linalg.eigh(omega)
     L = (vectors * np.sqrt(np.maximum(values, 0))[:, None, :])[:, None]
     A, c = adapt[..., :p, :p], adapt[..., :p, p:]

@@ -57,6 +57,7 @@ def cv_losses(
     for start in range(0, size, step):
         batch = slice(start, start + step)
         train = splits.train[batch]
+        # `train` is sparse with m entries a row: the product adds up the forms of m groups.
         Q = (train @ flat).reshape(-1, 3, P, P)
         test = np.tensordot(splits.weights[batch], forms.test, 1)  # (batch, K, 3, P, P)
         v = _solutions(Q, rates, ridges, p, num_unpenalized)
@@ -72,6 +73,7 @@ def cv_losses(
 
 def _solutions(Q, rates, ridges, p, num_unpenalized):
     """v = (-omega, 1) at every rate and ridge: (S, R, L, P, q) from Q of shape (S, 3, P, P)."""
+    # Equation (2) of `negmaml.advice.statistics`, summed over the groups of the split.
     rates = rates[:, None, None]
     total = Q[:, None, 0] - 2 * rates * Q[:, None, 1] + rates**2 * Q[:, None, 2]
     size, R, P = total.shape[:3]

@@ -78,6 +78,7 @@ def as_float64(name: str, value: Any) -> np.ndarray:
     if raw.ndim == 0:
         raise TypeError(f"{name} must be an array or a data frame of rows, got {short_repr(value)}")
     try:
+        # Numbers that are stored as text convert, too; other text raises.
         array = raw.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(
@@ -132,6 +133,7 @@ def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = Fals
     x, kept, names, notes = _usable_features(x, names, intercept)
     scales = standard_scales(x, y, standardise)
     x, y = (x - scales[0]) / scales[1], (y - scales[2]) / scales[3]
+    # After standardising, which would turn the constant into zero.
     if intercept:
         x = np.hstack([np.ones((len(x), 1)), x])
     counts = np.bincount(codes, minlength=len(labels))
@@ -173,8 +175,10 @@ def _usable_features(x, names, intercept):
             "a ridge, or as the one of least norm"
         )
     elif 1 < x.shape[1] <= 500:  # beyond, the rank would cost more than the advice
+        # In units of the deviations, so that the tolerance does not depend on the user's units.
         centred = (x - x.mean(0)) / np.where(constant[kept], 1.0, x.std(0))
         rank = np.linalg.matrix_rank(centred.T @ centred, tol=1e-9 * len(x), hermitian=True)
+        # Centring turns constant columns to zero, so they cannot count.
         if rank < x.shape[1] - (0 if intercept else int(constant.sum())):
             notes.append(
                 f"collinear features: {x.shape[1]} columns of rank {rank}; the solution of least "

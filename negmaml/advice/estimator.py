@@ -36,6 +36,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
+        # scikit-learn reads from the tags that y may have several columns.
         tags.target_tags.multi_output = True
         return tags
 
@@ -56,6 +57,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
                     f"groups must have a label for each of {len(out)} rows, got {labels.shape}"
                 )
             distinct, codes = unique_labels(labels)
+            # tolist() gives Python's own numbers and strings, the keys that `_meta_train` stored.
             for i, label in enumerate(distinct.tolist()):
                 if label in self._adapted:
                     rows = codes == i
@@ -90,6 +92,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
     def intercept_(self):
         """The prediction at x = 0, a number or (targets,)."""
         self._check_linear()
+        # The user's x = 0 is not zero in scaled units.
         zero = self._features(np.zeros((1, self.n_features_in_)))
         start = self._unscaled_y(zero @ self.weights_)
         return float(start[0]) if self._single else start[0]
@@ -118,6 +121,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
 
     def _meta_train(self, X, y, groups, train_rate, adapt_rate, meta_ridge, n_t, n_v) -> None:
         """Meta-train exactly on validated rows."""
+        # One generator for landmarks and splits, so that `random_state` fixes both.
         random = np.random.default_rng(self.random_state)
         self._single = np.ndim(y) == 1
         target = np.reshape(np.asarray(y, np.float64), (len(y), -1))
@@ -126,9 +130,11 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
             inputs = (X - self.scales_[0]) / self.scales_[1]
             self.features_ = kernel_features(self.kernel, inputs, random)
         features, target = self._features(X), self._scaled_y(target)
+        # After scaling and the kernel, since the inner step acts on these features.
         self.unit_size_ = rate_unit(features) if self.unit == "scaled" else 1.0
         self._raw_adapt_rate = adapt_rate * self.unit_size_
         rows, self.groups_ = _rows_of_groups(groups, len(X))
+        # With defaults a group is cut in halves, for which two rows are enough.
         needed = (n_t or 1) + (n_v or 1)
         large = [r for r in rows if len(r) >= needed]
         if not large:
@@ -188,6 +194,7 @@ class MetaRegressor(MetaLinearModel):
         standardise=False,
         random_state=0,
     ):
+        # Stored as given: scikit-learn clones an estimator by its parameters. `fit` checks them.
         self.train_rate = train_rate
         self.adapt_rate = adapt_rate
         self.meta_ridge = meta_ridge
@@ -243,6 +250,7 @@ class MetaRegressorCV(MetaLinearModel):
         standardise=False,
         random_state=0,
     ):
+        # Stored as given, as in `MetaRegressor`.
         self.rates = rates
         self.adapt_rates = adapt_rates
         self.meta_ridges = meta_ridges
@@ -276,6 +284,7 @@ class MetaRegressorCV(MetaLinearModel):
         self.train_rate_ = self.advice_.train_rate
         self.adapt_rate_ = self.advice_.adapt_rate
         self.meta_ridge_ = self.advice_.meta_ridge
+        # The advised rates are the best ones for these numbers of support and query rows.
         sizes = self.advice_.sizes
         rates = self.train_rate_, self.adapt_rate_, self.meta_ridge_
         self._meta_train(X, y, groups, *rates, sizes.n_t, sizes.n_v)
@@ -321,6 +330,8 @@ def _reduced_meta_system(features, y, groups, rate, n_t, n_v, repeats, random):
             order = random.permutation(rows)
             n = n_t or len(rows) // 2
             support, query = z[order[:n]], z[order[n : n + n_v if n_v else None]]
+            # Labels are the last columns, so one product serves Phi and r. The inner product is a
+            # matrix of n_v x n_t, where second moments of the support would be p x p.
             step = rate / n * (query[:, :p] @ support[:, :p].T) @ support
             pending.append((query - step) / np.sqrt(repeats))
             # Reduced block by block, so that memory does not grow with the number of repeats.
@@ -332,6 +343,7 @@ def _reduced_meta_system(features, y, groups, rate, n_t, n_v, repeats, random):
 def _ridge_minimizer(triangle, ridge, targets: int, num_unpenalized: int):
     """Solve least squares, of least norm, with a ridge on all weights but the unpenalized ones."""
     p = triangle.shape[1] - targets
+    # Rows sqrt(ridge) below the system: normal equations would square its condition number.
     penalty = np.sqrt(ridge) * np.eye(p)[num_unpenalized:]
     system = np.vstack([triangle[:, :p], penalty])
     right = np.vstack([triangle[:, p:], np.zeros((len(penalty), targets))])

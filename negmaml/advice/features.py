@@ -52,12 +52,14 @@ def kernel_features(kernel: Callable, x, random, most: int | None = None) -> Ker
         x = x[np.sort(random.choice(len(x), MAX_LANDMARKS, replace=False))]
     x = np.unique(x, axis=0)  # equal rows would only add zero eigenvalues
     values, vectors = np.linalg.eigh(kernel_matrix(kernel, x, x))
+    # Rounding in a kernel of single precision leaves small negative eigenvalues.
     if values[-1] <= 0 or values[0] < -1e-4 * values[-1]:
         raise ValueError(
             "kernel must be positive semidefinite and not zero, got eigenvalues from "
             f"{values[0]:.3g} to {values[-1]:.3g} on the data"
         )
     total = np.maximum(values, 0).sum()
+    # The directions of largest eigenvalue approximate K best; eigh sorts upwards.
     keep = np.flatnonzero(values > ROUNDING * values[-1])[::-1][:most]
     fraction = float(values[keep].sum() / total)
     return KernelFeatures(kernel, x, vectors[:, keep] / np.sqrt(values[keep]), fraction)

@@ -126,6 +126,7 @@ def _has_freedom(counts, p) -> bool:
 def summarize_groups(gram, counts, tau: float, pilot) -> GroupSummaries:
     """Compute the contributions of each group, whose sums `estimate_from_sums` takes."""
     p = gram.shape[-1] - 1
+    # Labels less a first fit: the expanded left side of (4) would cancel for a large common w0.
     shift = np.eye(p + 1)  # (x, y) to (x, y - x.pilot)
     shift[:p, p] = -pilot
     gram = shift.T @ gram @ shift

@@ -56,7 +56,9 @@ def theory_of(advice) -> Theory:
     w0 = moments.mean.copy()
     w0[: int(data.intercept)] = 0.0
     p = data.x.shape[1]
+    # Gains are differences of nearly equal losses, of which float32 would leave few digits.
     with jax.enable_x64(True):
+        # nu = 1: weights then have the covariance weight_covariance / p, which is to be Omega.
         problem = MixedLinearRegression(
             p=p, **sizes._asdict(), sigma=float(moments.noise_variance) ** 0.5, nu=1.0,
             w0=jnp.asarray(w0), input_covariance=jnp.asarray(data.x.T @ data.x / len(data.x)),
@@ -64,6 +66,7 @@ def theory_of(advice) -> Theory:
         )  # fmt: skip
         adapt, loss = _curve(advice, problem)
         gains = {
+            # Each size at its own best rates. A rate without a solution of the theory is NaN.
             name: 1 - np.nanmin(_curve(advice, dataclasses.replace(problem, **change))[1])
             / np.nanmin(loss)
             for name, change in _changes(advice).items()
@@ -91,6 +94,7 @@ def _curve(advice, problem):
 
     The loss is a quadratic in the adaptation rate, so three rates determine it.
     """
+    # Three rates of the size of the best one: their losses differ by more than rounding.
     unit, ridge = advice.data.rate_unit, float(advice.grid.ridges[advice.best.ridge])
     rates = GradientDescent(jnp.asarray(advice.grid.rates))
     three = GradientDescent(jnp.array([-1.0, 0.0, 1.0]) * unit)

@@ -33,6 +33,7 @@ def _theory(advice) -> str:
         f"{rates[np.nanargmin(theory.loss)]:.3g}; over all rates its error is "
         f"{np.nanmedian(gap):.1%} (median) and {np.nanmax(gap):.1%} (largest)."
     ]
+    # Other sizes cannot be checked here, so a prediction for them needs agreement at this size.
     if theory.agrees:
         gains = [f"{change} {gain:+.1%}" for change, gain in theory.gains.items()]
         lines.append(f"It predicts that the loss would fall by: {', '.join(gains)}.")
@@ -51,6 +52,7 @@ def _use(advice) -> str:
         f"The best training rate lies between {low:.2g} and {high:.2g} (95%).",
     ]
     rates = advice.grid.rates / advice.unit_size
+    # The loss may fall further beyond an end of the axis.
     if advice.best.rate in (0, len(rates) - 1):
         lines.append(
             f"It is at the end of the rates tried, {rates[advice.best.rate]:.3g}; widen them."
@@ -70,6 +72,7 @@ def _verdict(advice) -> str:
             f"{_percent(zero)}. A zero rate is the simpler choice."
         )
     for name, gain in advice.gain.items():
+        # The lines above have reported this comparison.
         if name == "zero inner rate" and not advice.significantly_better:
             continue
         other = NAMES[name].split(" (")[0]
@@ -83,7 +86,9 @@ def _verdict(advice) -> str:
 
 
 def _percent(gain, sign: int = 1) -> str:
+    # `relative` is the value over the baseline's loss, which scales the ends of the interval.
     baseline = gain.value / gain.relative if gain.relative else 1.0
+    # A change of sign swaps the ends.
     low, high = sorted((sign * gain.low / baseline, sign * gain.high / baseline))
     return f"{sign * gain.relative:.1%} of its loss ({low:.1%} to {high:.1%})"
 
@@ -91,6 +96,7 @@ def _percent(gain, sign: int = 1) -> str:
 def _table(advice) -> str:
     rows = [("method", "loss", "gain of the best rates", "95% interval")]
     for name, loss in advice.loss.items():
+        # The advised rates have no gain over themselves.
         gain = advice.gain.get(name)
         more = ("", "") if gain is None else (
             f"{gain.value:.4g} +- {gain.error:.2g}", f"{gain.low:.3g} to {gain.high:.3g}",

@@ -122,6 +122,7 @@ class Advice:
 
     def model(self):
         """Return a `MetaRegressor` with these rates and this ridge, meta-trained on all groups."""
+        # Imported here, since scikit-learn is an optional dependency.
         from negmaml.advice.estimator import MetaRegressor
 
         x, y, groups, kernel = self.input
@@ -166,10 +167,12 @@ def summarise(
     """
     count, groups = len(splits.fold), data.groups
     meta, pooled = losses.meta.mean(0)[ALL], losses.pooled.mean(0)[ALL]
+    # All groups choose the rates to use. Only their reported loss needs the nested choice.
     chosen = selection.best_choices(meta, pooled, grid)
     best = chosen["advised"]
     curves = _loss_curves(meta, grid, best, _by_replicate(replicated.meta, each), count)
     loss = ByMethod(selection.nested_losses(losses, splits, grid))
+    # The bootstrap keeps this choice, so its errors are those of the loss at given rates.
     repeated = _replicated_losses(chosen, losses, replicated, each)
     fitted = ByMethod(
         {n: float(v) for n, v in selection.losses_of(chosen, meta, pooled).items()}
@@ -189,6 +192,7 @@ def summarise(
         grid.rates, curves.excess[at], curves.excess_error[at], groups
     )
     zero = "zero inner rate"
+    # A zero rate is the null hypothesis: another one is advised only if it is significant.
     use = best if gain[zero].significantly_better else chosen[zero]
     return Advice(
         float(grid.rates[use.rate] / unit_size), use.adapt / unit_size,
@@ -207,6 +211,7 @@ def _loss_curves(meta, grid: RateGrid, best: RateChoice, replicates, splits: int
     adapt, loss = selection.best_adapt_rate(meta, grid)
     repeated = selection.half_quadratic(np.moveaxis(replicates, 2, 0), adapt)
     at_best = (..., best.rate, best.ridge)
+    # Paired: all rates share the groups of a replicate, whose scatter cancels in differences.
     difference = repeated - repeated[at_best][..., None, None]
     return LossCurves(
         meta, adapt, loss, selection.bootstrap_error(repeated, splits),

@@ -39,7 +39,7 @@ class RateChoice(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much lower the loss is than a baseline's, on groups that did not choose the rates.
+    """The decrease of the loss from a baseline's, on groups that did not choose the rates.
 
     value: in units of the loss, above 0 where the advised rates are better.
     error: its standard error over groups.
@@ -92,6 +92,7 @@ def best_adapt_rate(coefficients, grid: RateGrid):
     """The best adaptation rate and its loss at every rate and ridge: (R, L) each, of (3, R, L)."""
     _, c1, c2 = coefficients
     if grid.adapt is None:
+        # c2 is a mean square. Where it vanishes so does c1, and every rate is best.
         adapt = np.where(c2 > 0, c1 / np.where(c2 > 0, c2, 1), 0.0)
     else:
         losses = half_quadratic(coefficients, grid.adapt[:, None, None])
@@ -112,11 +113,13 @@ def best_choices(meta, pooled, grid: RateGrid) -> dict[str, RateChoice]:
     found = {"advised": _argmin(loss, np.arange(len(grid.rates)), adapt)}
     found["zero inner rate"] = _argmin(loss, np.flatnonzero(grid.rates == 0), adapt)
     positive = np.flatnonzero(grid.rates > 0)
+    # Without a positive rate on the axis the usual method has no choice.
     if len(positive):
         same = np.broadcast_to(grid.rates[:, None], loss.shape)
         found["shared rate"] = _argmin(half_quadratic(meta, same), positive, same)
     adapt, loss = best_adapt_rate(pooled, grid)
     found["joint training"] = _argmin(loss, np.arange(1), adapt)
+    # c0 is twice the loss at the adaptation rate zero.
     found["pooled ridge"] = _argmin(pooled[0], np.arange(1), 0 * adapt)
     return found
 
@@ -151,6 +154,7 @@ def nested_losses(losses: CVLosses, splits: Splits, grid: RateGrid) -> dict[str,
             reported.setdefault(name, []).append(float(value))
         for name, values in losses.others.items():
             mean = values[mine].mean(0)
+            # A ridge of the method is chosen within the fold, as the rates are.
             at = (REPORT, int(np.argmin(mean[CHOOSE]))) if mean.ndim == 2 else REPORT
             reported.setdefault(name, []).append(float(mean[at]))
     return {name: float(np.mean(values)) for name, values in reported.items()}
@@ -169,6 +173,7 @@ def bootstrap_error(replicates, splits: int):
     each = replicates.shape[1]
     between = replicates.mean(1).var(0, ddof=1)
     within = replicates.var(1, ddof=1).mean(0)
+    # A difference of two estimates of variances may be negative by chance.
     return np.sqrt(np.maximum(between - within / each, 0) + within / splits)
 
 
@@ -194,6 +199,7 @@ def best_rate_interval(rates, excess, errors, groups: int) -> tuple[float, float
     excluded rates are those whose excess is above *half* the usual multiple of its error.
     """
     half = t_quantile(groups) / 2
+    # The best rate has neither excess nor error.
     ratio = np.divide(excess, errors, out=np.zeros_like(excess), where=errors > 0)
     first, last = np.flatnonzero(ratio <= half)[[0, -1]]  # never empty: the best rate has ratio 0
     return _zero_beside(rates, ratio - half, first, -1), _zero_beside(rates, ratio - half, last, 1)

@@ -27,6 +27,7 @@ class Splits(NamedTuple):
 
 def num_folds(groups: int) -> int:
     """Number of folds of the groups."""
+    # Fewer folds if groups are few, so that at least two groups report in each.
     return min(FOLDS, groups // 2)
 
 
@@ -44,6 +45,7 @@ def cross_validation(groups: int, m: int, draws: int, splits: int, random) -> Sp
     """
     folds = num_folds(groups)
     fold = np.arange(splits) % folds
+    # A permutation modulo the folds: their sizes differ by one at most.
     fold_of_group = random.permutation(groups) % folds
     train, weights = np.empty((splits, m), int), np.zeros((splits, 3, groups))
     for s in range(splits):
@@ -78,7 +80,7 @@ def bootstrap(groups: int, m: int, draws: int, replicates: int, each: int, rando
 
 
 def _multiplicities(groups, random):
-    """How often each group is drawn; repeated until at least two are."""
+    """Return how often each group is drawn; repeated until at least two are."""
     while True:
         times = np.bincount(random.integers(groups, size=groups), minlength=groups)
         if (times > 0).sum() >= 2:
@@ -89,11 +91,13 @@ def _weighted_choice(weights, size, random):
     """Draw `size` indices for each row, with probabilities in proportion to the row's weights."""
     edges = np.cumsum(weights, 1, dtype=float)
     at = random.random((len(weights), size)) * edges[:, -1:]
+    # The right side skips indices of weight zero, whose edges coincide with the one before.
     return np.stack([np.searchsorted(e, a, side="right") for e, a in zip(edges, at, strict=True)])
 
 
 def _splits(train, weights, fold, draws, random) -> Splits:
     size, m = train.shape
+    # A column is a group with one draw of its rows, as `QuadraticForms.train` is flattened.
     columns = train * draws + random.integers(draws, size=train.shape)
     from scipy import sparse  # imported here: a sixth of the time of importing this package
 

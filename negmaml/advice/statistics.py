@@ -47,6 +47,7 @@ class QuadraticForms(NamedTuple):
 
 def num_draws(groups: int, columns: int) -> int:
     """Number of draws of every group's rows that fits the memory."""
+    # Six matrices a draw: three of `train`, and one each of `pooled`, `adapt` and `rest`.
     return int(np.clip(MAX_NUMBERS // (6 * groups * columns**2), 1, MAX_DRAWS))
 
 
@@ -54,6 +55,7 @@ def quadratic_forms(data: GroupedRows, n_t: int, n_v: int, n_r: int, random) -> 
     """Compute the forms of every group for several random orders of its rows."""
     z, p = data.z, data.x.shape[1]
     total = data.grams()
+    # With several draws, results depend less on which rows of a group are its support.
     per_draw = []
     for _ in range(num_draws(data.groups, z.shape[1])):
         rows = _random_rows(data, max(n_t + n_v, n_r), random)
@@ -75,6 +77,7 @@ def quadratic_forms(data: GroupedRows, n_t: int, n_v: int, n_r: int, random) -> 
 def _random_rows(data: GroupedRows, size: int, random) -> np.ndarray:
     """Indices of `size` rows of every group, in random order: (G, size)."""
     owner = np.repeat(np.arange(data.groups), data.counts)
+    # One sort by group, and by random numbers within a group, permutes all groups at once.
     order = np.lexsort((random.random(len(owner)), owner))
     return order[data.starts[:, None] + np.arange(size)]
 

@@ -29,6 +29,7 @@ class DigitsResult(NamedTuple):
 
 def logits(params, images):
     """One convolution, one hidden layer, and a head for the classes of an episode."""
+    # The kernel adapts to each task, where XLA's own convolution is slow on CPU.
     z = jax.nn.relu(nm.im2col_convolution(images[..., None], params["kernel"], stride=2))
     z = jax.nn.relu(z.reshape(len(images), -1) @ params["hidden"] + params["bias"])
     return z @ params["head"]
@@ -44,6 +45,8 @@ def init(key):
     """He-normal weights; the head starts at zero, so that no class is preferred."""
     kernel, hidden = jax.random.split(key)
     return {
+        # ReLU halves the second moment, hence 2 over the inputs of a unit: 3 x 3 pixels, and
+        # 4 x 4 positions of 16 channels behind the stride.
         "kernel": jax.random.normal(kernel, (3, 3, 1, 16)) * (2 / 9) ** 0.5,
         "hidden": jax.random.normal(hidden, (256, UNITS)) * (2 / 256) ** 0.5,
         "bias": jnp.zeros(UNITS),
@@ -61,6 +64,7 @@ def in_all_orientations(images, labels):
     """Rotate by quarter turns and reflect: eight classes for each digit."""
     mirrored = images, images[:, :, ::-1]
     rotated = [np.rot90(x, k, axes=(1, 2)) for x in mirrored for k in range(4)]
+    # Steps of ten keep the labels of the orientations apart.
     return np.concatenate(rotated), np.concatenate([labels + 10 * i for i in range(8)])
 
 
@@ -76,6 +80,7 @@ def main(
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    # Pixels are 0 to 16.
     images, labels = digits.images.astype(np.float32) / 16, digits.target
     seen = labels < 6
     sizes = {"ways": WAYS, "shots": shots, "queries": 10}
@@ -89,6 +94,7 @@ def main(
     trained = nm.fit(keys[1], start, value_and_grad, training, optax.adam(1e-3), steps).params
 
     def test(params):
+        # One key: trained and untrained weights meet the same episodes, so they compare in pairs.
         return nm.evaluate(
             keys[2], params, loss, rule, testing,
             metric=accuracy, episodes=test_episodes, per_step=True,
@@ -96,6 +102,7 @@ def main(
 
     end, untrained = test(trained), test(start)
     return DigitsResult(
+        # Entry k of the mean is the accuracy after k inner steps.
         before=float(end.mean[0]),
         after=float(end.mean[-1]),
         untrained=float(untrained.mean[-1]),

@@ -24,11 +24,13 @@ def main(steps: int = 2000, rate: float = 0.01, seed: int = 0) -> tuple[float, f
     """Return the test loss before and after meta-training on sinusoids."""
     model = Network()
 
+    # The parameters are an argument, since an inner step replaces them.
     def loss(params, data):
         x, y = data
         return jnp.mean((model.apply(params, x) - y) ** 2)
 
     keys = jax.random.split(jax.random.key(seed), 3)
+    # Flax infers the shapes of the weights from an example of the input.
     params = model.init(keys[0], jnp.ones((1, 1)))
     rule, tasks = nm.GradientDescent(rate), nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
     value_and_grad = nm.maml_value_and_grad(loss, rule)

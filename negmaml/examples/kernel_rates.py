@@ -32,15 +32,19 @@ def main(tasks: int = 30, points: int = 5, test_tasks: int = 1000, seed: int = 0
     fresh = nm.tasks.Sinusoid(m=test_tasks, n_t=points, n_v=points)(keys[1])
     kernel = nm.kernels.relu_network(2, bias_variance=0.5)
 
+    # Rates in units of 1 over the largest eigenvalue: beyond two, steps diverge.
     x = seen.support[0].reshape(-1, 1)
     rates = np.linspace(-1.5, 1.5, 25) / jnp.linalg.eigvalsh(kernel(x, x) / len(x))[-1]
     rule, ridges = nm.GradientDescent(rates), np.geomspace(1e-2, 1e2, 9)
     left = nm.kernels.leave_one_task_out(kernel, seen, rule, meta_ridge=ridges)
     losses = jnp.mean(left.losses(rule), -1)  # training rate, ridge, adaptation rate
+    # Every task may choose, since its loss is that of the model trained without it.
     t, l, r = np.unravel_index(jnp.nanargmin(losses), losses.shape)
 
     model = nm.kernels.meta_train(kernel, seen, rule, meta_ridge=ridges)
     test = model.loss(fresh, rule)
+    # The usual choice: entries with one rate in training and test. Indices on both sides of a
+    # slice put their axis first, so the transpose is (ridges, rates).
     same = jnp.arange(len(rates))
     ridge, rate = np.unravel_index(
         jnp.nanargmin(losses[same, :, same].T), (len(ridges), len(rates))

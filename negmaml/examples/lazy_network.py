@@ -1,4 +1,4 @@
-"""How lazy is a network? Compares gradient descent with the exact solution in its kernels.
+"""Compares gradient descent on a network with the exact solutions in its kernels.
 
 A network of one wide layer is meta-trained on three tasks of quadratic regression, at a negative, a
 zero and a positive training rate, by gradient descent on the meta-loss. If the network is lazy, the
@@ -51,9 +51,11 @@ def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0
     tangent = nm.kernels.empirical_ntk(network, start)
     infinite = nm.kernels.relu_network(1, bias_variance=0.5)
 
+    # One estimate of the largest curvature sets the scale of all rates and of the ridge.
     x = fresh.support[0][:20].reshape(-1, P)
     largest = float(jnp.linalg.eigvalsh(infinite(x, x) / len(x))[-1])
     rates, adapt = jnp.array([-1.0, 0.0, 1.0]) / largest, 0.4 / largest
+    # The meta-system is a sum over query rows, and so is the unit of its ridge.
     rows, ridge = tasks.query[1].size, 0.01 * tasks.query[1].size * largest
 
     def exact(kernel):
@@ -64,12 +66,16 @@ def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0
     def trained(rate, start, fresh):
         def loss(params, data):
             x, y = data
+            # Less its value at the start, the network begins at f_0 = 0 as the kernel's model does.
             return jnp.mean((output * (network(params, x) - network(start, x)) - y) ** 2) / 2
 
+        # Curvatures are proportional to output^2, so inner rates are divided by it.
         algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate / output**2))
 
         def with_ridge(params, tasks):
             value, gradient = algorithm(params, tasks)
+            # The slope of ridge |f - f_0|^2, with f - f_0 = output J moved in the lazy regime. The
+            # meta-loss of the kernel is a sum over rows, and this one a mean, hence 1 / rows.
             pull = ridge * output**2 / rows
             moved = jax.tree.map(jnp.subtract, params, start)
             return value, jax.tree.map(lambda g, d: g + pull * d, gradient, moved)
@@ -78,6 +84,7 @@ def main(width: int = 1024, output: float = 1.0, steps: int = 300, seed: int = 0
         params = nm.fit(keys[0], start, with_ridge, tasks, optimizer, steps).params
         return nm.maml(loss, nm.GradientDescent(adapt / output**2))(params, fresh)
 
+    # A loop over rates compiles training once and holds one wide network at a time.
     each = jax.jit(lambda rates, *data: lax.map(lambda rate: trained(rate, *data), rates))
     networks = np.asarray(each(rates, start, fresh))
     return LazyResult(np.asarray(rates), networks, exact(tangent), exact(infinite))

@@ -24,6 +24,7 @@ def of_query(meta, data):
 def learned_loss(meta, data):
     """The squared error plus a learned function of predictions and labels."""
     x, y = data
+    # The network again, since the learned part needs its predictions and not only its error.
     *hidden, (weight, bias) = meta["model"]
     h = x
     for w, b in hidden:
@@ -43,6 +44,7 @@ def main(steps: int = 2000, rate: float = 0.01, seed: int = 0) -> dict[str, floa
     """Return the test loss of each after meta-training, and that of MAML."""
     keys = jax.random.split(jax.random.key(seed), 4)
     model, tasks = mlp.init(keys[0]), nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
+    # Every learned part starts without effect, so that all variants start as plain MAML.
     zeros = jax.tree.map(jnp.zeros_like, model)
     network = (jax.random.normal(keys[3], (2, 16)), jnp.zeros((16, 1)))
     extras: dict[str, tuple] = {"plain": ((), None), "loss": (network, learned_loss),
@@ -52,6 +54,7 @@ def main(steps: int = 2000, rate: float = 0.01, seed: int = 0) -> dict[str, floa
         meta, mask = {"model": model, "extra": extra}, {"model": True, "extra": False}
         value_and_grad = nm.maml_value_and_grad(of_query, rule, inner_loss=inner, mask=mask)
         trained = nm.fit(keys[1], meta, value_and_grad, tasks, optax.adam(1e-3), steps).params
+        # Adapting uses the learned loss, while the plain error measures all variants alike.
         test = nm.evaluate(keys[2], trained, inner or of_query, rule, tasks, metric=of_query,
                            mask=mask)  # fmt: skip
         results[name] = float(test.mean)
@@ -63,6 +66,7 @@ def main(steps: int = 2000, rate: float = 0.01, seed: int = 0) -> dict[str, floa
 
         return jax.value_and_grad(objective)(meta)
 
+    # Factors of one: plain gradient descent.
     meta = {"model": model, "extra": jax.tree.map(jnp.ones_like, model)}
     trained = nm.fit(keys[1], meta, preconditioned, tasks, optax.adam(1e-3), steps).params
     own = nm.Preconditioned(rate, trained["extra"])

@@ -33,13 +33,16 @@ def main(
     fresh = nm.tasks.Sinusoid(m=test_tasks, n_t=shots, n_v=shots)(keys[2])
     params, optimizer = mlp.init(keys[0]), optax.adam(1e-3)
 
+    # Arrays like the leaves: a number would be one rate for the whole leaf.
     rates = jax.tree.map(lambda leaf: jnp.full(leaf.shape, rate), params)
     meta = nm.MetaSGDParams(params, rates)
+    # Both runs have the same key and start, so they see the same tasks in the same order.
     learned = nm.fit(keys[1], meta, nm.meta_sgd(mlp.loss), tasks, optimizer, steps).params
     rule = nm.GradientDescent(rate)
     value_and_grad = nm.maml_value_and_grad(mlp.loss, rule)
     fixed = nm.fit(keys[1], params, value_and_grad, tasks, optimizer, steps).params
 
+    # Learned rates need no rule of their own: a rate may be a pytree like the parameters.
     own = nm.GradientDescent(learned.rate)
     paths = jax.tree_util.tree_leaves_with_path(learned.rate)
     return LearnedRatesResult(

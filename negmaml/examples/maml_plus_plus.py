@@ -28,6 +28,7 @@ def loss(layers, statistics, data):
     (x, y), (*hidden, last), new = data, layers, []
     for layer, held in zip(hidden, statistics, strict=True):
         z = x @ layer["w"]
+        # A running mean scatters less than the statistics of the ten points of a support.
         mean, var = (0.9 * a + 0.1 * b for a, b in zip(held, (z.mean(0), z.var(0)), strict=True))
         x = jax.nn.relu(layer["gain"] * (z - mean) / jnp.sqrt(var + 1e-5) + layer["shift"])
         new.append((mean, var))
@@ -37,10 +38,12 @@ def loss(layers, statistics, data):
 def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int = 0):
     """Return the test loss per inner step before and after meta-training, and the learned rates."""
     for_params, for_training, for_test = jax.random.split(jax.random.key(seed), 3)
+    # Activations shift as weights adapt, so every inner step has statistics of its own.
     stepwise_loss, stack_state = nm.per_step_state(loss, inner_steps)
 
     def objective(meta, state, tasks):
         """Weighted query losses of all inner steps, and the running statistics of each step."""
+        # `count` is the outer step, on which the weights of the inner steps depend.
         (statistics, place), count = state
         last = jnp.minimum(4 * count / steps, 1.0)  # from equal weights to the last step only
         weights = jnp.full(inner_steps, (1 - last) / inner_steps).at[-1].add(last)
@@ -55,9 +58,11 @@ def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int 
             return jnp.stack(losses) @ weights, own
 
         values, kept = jax.vmap(one_task)(*tasks)
+        # Tasks run in parallel from the same statistics, and their mean is kept.
         return values.mean(), ((jax.tree.map(lambda x: x.mean(0), kept), place), count + 1)
 
     def value_and_grad(meta, tasks):
+        # Only parameters and rates have a gradient; the state is replaced by its new value.
         of_all = jax.value_and_grad(objective, has_aux=True)
         (value, state), gradient = of_all(meta.params, meta.state, tasks)
         return value, nm.Stateful(gradient, state)
@@ -67,6 +72,7 @@ def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int 
         point = nm.Stateful(meta.params.params, meta.state[0])
         return nm.evaluate(for_test, point, stepwise_loss, rule, tasks, per_step=True)
 
+    # One schedule for each of three layers, a prefix of the parameters.
     rates = [nm.Schedule(jnp.full(inner_steps, rate)) for _ in range(3)]
     statistics = stack_state([(jnp.zeros(WIDTH), jnp.ones(WIDTH)) for _ in range(2)])
     start = nm.Stateful(nm.MetaSGDParams(init(for_params), rates), (statistics, jnp.zeros(())))

@@ -10,6 +10,7 @@ def init(key, sizes=(1, 40, 40, 1)):
     """He-normal weights and zero biases."""
     shapes = list(pairwise(sizes))
     keys = jax.random.split(key, len(shapes))
+    # ReLU halves the second moment of its input, which the factor 2 makes up for.
     return [
         (jax.random.normal(k, shape) * (2 / shape[0]) ** 0.5, jnp.zeros(shape[1]))
         for k, shape in zip(keys, shapes, strict=True)

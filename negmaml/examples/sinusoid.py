@@ -37,6 +37,7 @@ def main(
 
     def run(item):
         key, rate = item
+        # The keys do not depend on the rate: each seed gives all rates the same start and tasks.
         for_params, for_training, for_test = (jax.random.fold_in(key, i) for i in range(3))
         value_and_grad = nm.maml_value_and_grad(mlp.loss, nm.GradientDescent(rate))
         trained = nm.fit(
@@ -46,6 +47,7 @@ def main(
 
     keys = jnp.tile(jax.random.split(jax.random.key(0), seeds), len(train_rates))
     rates = jnp.repeat(jnp.asarray(train_rates), seeds)
+    # Runs are independent, so every device trains a part of them without communication.
     losses = nm.map_over_devices(run, (keys, rates))
     return SinusoidResult(np.asarray(train_rates), np.asarray(losses).reshape(-1, seeds))
 
@@ -54,6 +56,7 @@ def report(result: SinusoidResult) -> str:
     """A line for each rate: mean over seeds, its standard error, and median."""
     lines = [f"{'training rate':>13} {'test loss':>10} {'error':>8} {'median':>8}"]
     for rate, losses in zip(result.train_rates, result.test_loss, strict=True):
+        # A single seed has no standard error.
         error = losses.std(ddof=1) / losses.size**0.5 if losses.size > 1 else np.nan
         lines.append(f"{rate:13g} {losses.mean():10.3f} {error:8.3f} {np.median(losses):8.3f}")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
     python -m negmaml.examples.training_sweep --n 20
     negmaml sweep training_sweep --store search.zarr        # the same as a spec, which resumes
 
-All points share their networks and tasks, so that they differ by what is searched alone.
+All points share their networks and tasks, so that they differ only in the rates searched.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ import optax
 import negmaml as nm
 from negmaml.examples import mlp
 
+# The inner rate may have either sign; of the outer one only the order of magnitude is open.
 RANGES: dict[str, Any] = {
     "train_rate": {"low": -0.02, "high": 0.02},
     "outer_rate": {"low": 1e-4, "high": 1e-2, "scale": "log"},
@@ -36,12 +37,14 @@ def train(key, train_rate, outer_rate, steps, width=40, adapt=None):
         for_training, params, value_and_grad, tasks, optax.adam(outer_rate), int(steps)
     )
     test = nm.maml(mlp.loss, adapt)(trained.params, fresh(for_test))
+    # Ten means tell the course of training; a store of all losses would be much larger.
     return {"test_loss": test, "curve": trained.loss.reshape(10, -1).mean(1)}
 
 
 def main(n: int = 20, steps: int = 2000, seeds: int = 3, store: str | None = None):
     """Search n points; returns the dataset."""
     grid = {"steps": steps, "point": nm.sweeps.random_points(n, **RANGES)}
+    # A seed gives all points the same start and tasks, so their differences are paired.
     return nm.sweep(
         train, grid, seeds, store=store, common_random_numbers=list(RANGES), progress=True
     )

@@ -67,6 +67,7 @@ class ReLUNetwork:
 
 def _kernel_matrix(network: ReLUNetwork, x1, x2):
     s, c, d = network.weight_variance, network.bias_variance, x1.shape[1]
+    # Sigma_1(x, x) of both sets of points, from which all later variances follow.
     one, two = (s * jnp.sum(x**2, 1)[:, None] / d + c for x in (x1, x2))
     two = two.T
     ntk = nngp = s * contract("xd,yd->xy", x1, x2) / d + c
@@ -78,6 +79,8 @@ def _kernel_matrix(network: ReLUNetwork, x1, x2):
         radius_gap = (_root(one) - _root(two)) ** 2
         one_minus_cos = _one_minus_cos(distance, radius_gap, scale)
         sine = _root(one_minus_cos * (2 - one_minus_cos))
+        # 1 - cos t = 2 sin^2(t/2): arccos would lose half of the digits near t = 0. The
+        # derivative of arcsin is infinite at t = pi, hence a constant there.
         angle = jnp.where(
             one_minus_cos < 2,
             2 * jnp.arcsin(_root(jnp.where(one_minus_cos < 2, one_minus_cos, 0) / 2)),

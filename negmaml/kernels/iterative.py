@@ -98,6 +98,7 @@ def _times_kernel(kernel: Callable, x, columns):
     """K columns, a block of rows of K at a time."""
     count = -(-len(x) // TILE)
     size = -(-len(x) // count)
+    # Blocks of one size share a program; copies of the first point fill the last one up.
     filled = jnp.concatenate([x, jnp.broadcast_to(x[:1], (count * size - len(x), *x.shape[1:]))])
     blocks = filled.reshape(count, size, *x.shape[1:])
     rows = lax.map(lambda block: contract("xy,yo->xo", kernel(block, x), columns), blocks)
@@ -117,6 +118,7 @@ def _nystrom(times: Callable, size: int, dtype):
     inner = contract("nk,nl->kl", test, image)
     L = jnp.linalg.cholesky((inner + inner.T) / 2)
     U, s, _ = jnp.linalg.svd(solve_triangular(L, image.T, lower=True).T, full_matrices=False)
+    # Smaller ones are rounding, which the preconditioner would magnify.
     eigenvalues = jnp.maximum(s**2 - shift, shift)
     usable = jnp.all(jnp.isfinite(L))  # else no preconditioner
     return jnp.where(usable, U, 0), jnp.where(usable, eigenvalues, 1)

@@ -154,6 +154,7 @@ def _moved(K, y, values, rule: InnerRule):
     """Weights on the support that adapting adds: q(K / n) (y - values) / n."""
     # Adapting fits the residual on the support: one task whose queries are its support.
     left = y.reshape(len(y), -1) - values
+    # With the identity for K_vt the response C is q(K / n) / n itself.
     blocks = TaskBlocks((K + K.T)[None] / 2, jnp.eye(len(y), dtype=K.dtype)[None])
     C = responses(blocks, rule)[..., 0, :, :]
     moved = contract("...st,bto->b...so", C, left.reshape(-1, *left.shape[-2:]))

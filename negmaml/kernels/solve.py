@@ -110,7 +110,7 @@ def decompose(G, ridges) -> Decomposition:
 
 
 def _is_nonsingular(diagonal, off_diagonal, ridges):
-    """Whether every G + ridge has full rank to working precision, as `invert` has it."""
+    """Return whether every G + ridge has full rank to working precision, as `invert` has it."""
     sides = jnp.pad(jnp.abs(off_diagonal), 1)
     largest = jnp.max(jnp.abs(diagonal) + sides[1:] + sides[:-1])  # Gershgorin: not too small
     # The threshold of `invert`, as a bound c on the eigenvalues of T.
@@ -190,10 +190,12 @@ def leave_out(system: KernelSystem, right, y_t, ridges):
         Q = contract("ivk,k,iwk->ivw", V_j, own.inverse, V_j)
         q = contract("ivk,k,ko->ivo", V_j, own.inverse, rotated)
 
+        # B_jj e = c_j. Without a ridge B has no limit on the null space, but e has one: `_limit`.
         def regular():
             return jax.vmap(linear_solve)(Q, q)
 
         def singular():
+            # P, the projector on the null space, stands apart: no ridge is left to divide it by.
             null = jnp.where(own.kept, 0, 1).astype(x.dtype)
             return _limit(
                 contract("ivk,k,iwk->ivw", V_j, null, V_j),
@@ -218,6 +220,7 @@ def _limit(P, p, Q, q):
     inverse = jnp.where(inside, 1 / jnp.where(inside, x, 1), 0)
     e = contract("ivk,ik,iwk,iwo->ivo", W, inverse, W, p)
     U = W * ~inside[:, None, :]
+    # The identity on columns that U does not use keeps the system regular.
     inner = contract("ivk,ivw,iwl->ikl", U, Q, U) + inside[:, None, :] * jnp.eye(x.shape[-1])
     rest = contract("ivk,ivo->iko", U, q - contract("ivw,iwo->ivo", Q, e))
     solved = jax.vmap(linear_solve)(inner, rest)

@@ -35,6 +35,7 @@ def quadratic_form(G, z, unroll: bool = True):
 
 def _blocked(G, b):
     """Solve with the linear algebra library."""
+    # Mapped over single systems, so that `cpu_safe_vmap` decides on the size of batches.
     return jax.vmap(_one_system)(G, b)
 
 

@@ -356,7 +356,7 @@ def meta_train_distance(
 
 
 def _use_shared_gram(data: Data, train: InnerRule) -> bool:
-    """Whether the normal equations are accurate enough to serve all rates of a run.
+    """Return whether the normal equations are accurate enough to serve all rates of a run.
 
     They square the condition number, so the system has to be far from square. With a single task
     the filter may vanish on part of the spectrum.

@@ -79,6 +79,7 @@ class LinearModel:
     def __call__(self, key, **point) -> dict[str, jax.Array]:
         key = as_typed(check_key("key", key))
         point = DEFAULTS | point
+        # A batch of one: a single cell and a batch of cells then give the same numbers.
         numbers = {n: jnp.asarray(v)[None] for n, v in point.items() if self._is_number(n)}
         shared = {n: v for n, v in point.items() if n not in numbers}
         return jax.tree.map(lambda x: x[0], self.batched(key[None], numbers, shared))
@@ -126,6 +127,7 @@ class LinearModel:
             if self._is_number(n)
         }
         sizes = {name: point[name] for name in (*SIZES, "spectrum")}
+        # Only the sizes matter to its draws; the numbers differ from cell to cell.
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
         shape = loop_shape(len(keys), normals_of(problem, self.evaluation))
 
@@ -135,6 +137,7 @@ class LinearModel:
 
         def piece(cells):
             keys, numbers = cells
+            # In a loop of its own, for the reason that `negmaml.linear.simulation` gives.
             normals = lax.map(
                 jax.vmap(lambda key: draw(jax.random.fold_in(key, 0), problem, dtype)), keys
             )

@@ -80,6 +80,7 @@ def one_step_system(data: Data, preconditioner=None) -> OneStepSystem:
 
     The data may have leading axes for several runs.
     """
+    # X_v X_t^T first: n_v x n_t numbers a task, where second moments would be p x p.
     P = (
         contract("...vp,...tp->...vt", data.X_v, precondition(data.X_t, preconditioner))
         / data.y_t.shape[-1]

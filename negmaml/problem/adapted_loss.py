@@ -107,6 +107,7 @@ def means_exist(rule: InnerRule, nodes, n):
     pole = rule.spectral().pole_indicator(nodes)
     if pole is None:
         return exists
+    # An indicator of one sign on all nodes has no pole between them.
     pole = xp.asarray(pole)
     return exists & ((pole.min(-1) > 0) | (pole.max(-1) < 0))
 
@@ -162,6 +163,7 @@ class Adapted(NamedTuple):
     def test_loss(self, forms):
         """Return the loss for forms of shape (..., J), of shape (...) + rule shape."""
         if is_concrete((self, forms)):
+            # Known forms stay in NumPy, where there is no program to compile.
             forms = np.asarray(forms)
         flat = self.coefficients.reshape(-1, len(self.weights))
         excess = contract("...j,rj->...r", forms, flat) / 2
@@ -187,6 +189,7 @@ def adapted(problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
         rate, power = xp.asarray(adapt.spectral().constant_filter), xp.sum(s**2) / n_r
         weights = s ** np.arange(1, 4)[:, None]
         terms = 1 + rate**2 * power, -2 * rate, rate**2 * (n_r + 1) / n_r
+        # One step has q = rate, so E tr(Sigma q^2 S)/n = rate^2 tr(Sigma^2)/n.
         coefficients, noise = xp.stack(terms, -1), rate**2 * power
     else:
         h, noise = filtered_covariance(adapt, s, n_r)

@@ -50,6 +50,7 @@ def filtered_covariance(rule: InnerRule, s, n: int):
 
 def _taylor(q, count: int, dtype):
     """Return the coefficients of a polynomial q of degree below `count`, rule shape + (count,)."""
+    # A polynomial is its own Taylor series, so its derivatives at zero serve any rule.
     coefficients = []
     for k in range(count):
         coefficients.append(q(jnp.zeros((), dtype)) / factorial(k))
@@ -103,6 +104,7 @@ def _tables(degree: int, n: int):
     noise_table = np.zeros((degree, degree, len(products)))
     for (i, j), word in cov.items():
         for (power, product), count in word.items():
+            # Exact integers up to here, divided with a single rounding.
             cov_table[i, j, products.index(product), power - 1] = count / n ** (i + j)
     for (i, j), word in noise.items():
         for (_, product), count in word.items():
@@ -120,6 +122,8 @@ def _mean(word: tuple[int, ...], traces: tuple[tuple[int, ...], ...], n: int) ->
     power, M = word[0], word[1:]
     total: dict = defaultdict(int)
     if not M:
+        # No W is left in the word. The first trace is evaluated as a word, whose power of Sigma
+        # then stands in a trace.
         if not traces:
             return {(power, ()): 1}
         for (k, product), count in _mean((0, *traces[0]), traces[1:], n).items():
@@ -171,6 +175,7 @@ def _sampled(rule: InnerRule, s, n: int):
 def _controlled(found, control, mean):
     """Return the mean over samples (first axis), less its regression on a control of known mean."""
     error = control - mean
+    # The slope of a regression leaves the smallest variance, and the mean of `error` is zero.
     variance = jnp.mean((control - control.mean(0)) ** 2, 0)
     slope = jnp.mean((found - found.mean(0)) * error, 0) / jnp.where(variance > 0, variance, 1)
     return jnp.mean(found - slope * error, 0)
@@ -181,6 +186,7 @@ def _decompose(n: int, X):
 
     Then q(S) S = Q q(x) Q^T and q(S) S q(S) = Q q(x)^2 Q^T.
     """
+    # Both products have the same nonzero eigenvalues, and the smaller matrix is cheaper.
     if n <= X.shape[1]:
         x, V = eigh(contract("ap,bp->ab", X, X) / n)
         return jnp.maximum(x, 0), contract("ap,ak->pk", X, V) / n**0.5

@@ -58,6 +58,7 @@ def _check_exponents(exponents) -> tuple[int, ...]:
 @lru_cache(maxsize=200_000)
 def _moment(n: int, p: int, powers: tuple[int, ...]) -> int:
     """Evaluate the recursion of this module, on sorted exponents to share equal products."""
+    # Sorted, so if the last exponent is zero all are, and tr W^0 = p.
     if not powers or powers[-1] == 0:
         return p ** len(powers)
     k, rest = powers[-1], powers[:-1]
@@ -103,6 +104,7 @@ def _quadrature(n: int, p: int, order: int) -> tuple[np.ndarray, np.ndarray]:
     moments = [Fraction(wishart_moment(n, p, (k,)), n**k * p) for k in range(2 * order)]
     # With fewer rows than dimensions S has p - n eigenvalues of zero.
     atom = max(Fraction(0), 1 - Fraction(n, p))
+    # An atom at zero adds to the moment of order zero only.
     nodes, weights = _gauss([moments[0] - atom, *moments[1:]])
     if atom:
         nodes, weights = np.append(0.0, nodes), np.append(float(atom), weights)
@@ -132,4 +134,5 @@ def _gauss(moments: list[Fraction]) -> tuple[np.ndarray, np.ndarray]:
     off_diagonal = np.sqrt([float(b) for b in beta[1:]])
     jacobi = np.diag([float(a) for a in alpha]) + np.diag(off_diagonal, -1)
     nodes, vectors = np.linalg.eigh(jacobi)  # reads the lower triangle
+    # Weights are the squared first components of the eigenvectors, times the total mass.
     return nodes, float(beta[0]) * vectors[0] ** 2

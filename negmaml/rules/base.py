@@ -32,7 +32,7 @@ from negmaml.rules.unroll import run
 
 
 class InnerRule:
-    r"""How parameters adapt to a task's data; derive from it to define a rule.
+    r"""The adaptation of parameters to a task's data; derive from it to define a rule.
 
     On a linear model with S = X^T X / n the result is a pair of spectral filters,
 
@@ -127,7 +127,7 @@ class InnerRule:
 
     @property
     def smooth_at_zero(self) -> bool:
-        """Whether `update` has a derivative where one entry of the gradient is zero."""
+        """True if `update` has a derivative where one entry of the gradient is zero."""
         return True
 
     # On the linear model.

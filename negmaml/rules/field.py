@@ -32,7 +32,7 @@ LENGTHS = tuple(0.5**k for k in range(12))  # factors of a Newton step, of which
 
 
 def is_field(loss: Callable, params) -> bool:
-    """Whether the derivative of jax.grad(loss) need not be symmetric."""
+    """Return whether the derivative of jax.grad(loss) need not be symmetric."""
     return bool(asymmetry(jax.make_jaxpr(loss)(params), len(jax.tree.leaves(params))))
 
 

@@ -77,6 +77,7 @@ def truncated_cg(apply: Callable, g, radius, tolerance, max_steps) -> ModelStep:
     gg = dot(g, g)
     first = (0, zero, g, -g, gg, jnp.asarray(False), jnp.zeros_like(gg))
     _, p, r, _, rr, outside, largest = lax.while_loop(unfinished, step, first)
+    # r = g + B p, so the model g.p + p.Bp / 2 is p.(g + r) / 2.
     return ModelStep(p, -dot(p, g + r) / 2, jnp.sqrt(rr), outside, largest)
 
 

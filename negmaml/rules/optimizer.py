@@ -54,7 +54,7 @@ class InnerOptimizer(InnerRule):
 
     @property
     def smooth_at_zero(self) -> bool:
-        """Whether the update has a derivative where one entry of the gradient is zero."""
+        """True if the update has a derivative where one entry of the gradient is zero."""
         return _smooth_at_zero(self.transformation)
 
     def init(self, params):

@@ -52,7 +52,7 @@ class Schedule:
 
 
 def is_schedule(node) -> bool:
-    """Whether a node of a rule is a `Schedule`."""
+    """Return whether a node of a rule is a `Schedule`."""
     return isinstance(node, Schedule)
 
 

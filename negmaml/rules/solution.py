@@ -10,7 +10,7 @@ UNSOLVED = (
 
 
 class SolveInfo(NamedTuple):
-    """Whether and how the solver of an inner problem converged.
+    """Convergence of the solver of an inner problem.
 
     Attributes:
         converged: whether the parameters are those that the rule defines, to its tolerance; True

@@ -110,6 +110,7 @@ def stationary_point(
         ratio = gain / move.reduction
         taken = (ratio > ACCEPT) & jnp.all(jnp.isfinite(residual))
         length = norm(move.step)
+        # After a bad step inside the region, a smaller radius need not shorten the next one.
         shrunk = SHRINK * jnp.where(length < state.radius, length, state.radius)
         grown = jnp.where(move.outside & (ratio > GROW), 4 * state.radius, state.radius)
         # For |F|^2/2 the model has the matrix J^T J, whose root is the size of J.

@@ -17,6 +17,7 @@ def run(rule, gradient: Callable, start, remat: bool = False):
         theta, state = carry
         return combine(own, fixed).update(gradient(theta), state, theta), carry
 
+    # Reverse mode then stores the carry of every step and runs the step again.
     step = jax.checkpoint(step) if remat else step
     first = (start, rule.init(start))
     if rule.steps == 1:  # no loop, and nothing stacked

@@ -234,4 +234,5 @@ def _without_replacement(key, longest: int, number: int, count=None):
     # among the highest priorities, since a group has at least `number` rows.
     if count is not None:
         priority = jnp.where(jnp.arange(longest) < count, priority, -1.0)
+    # Positions of the largest of independent numbers are a random subset in random order.
     return lax.top_k(priority, number)[1]

@@ -145,6 +145,7 @@ def _over_tasks(system: PencilSystem, modes: OutlierModes, ell, phi, residual, s
     # log E exp(-t phi) and E residual exp(-t phi) of one task.
     decay = xp.expm1(-t[:, None] * phi)
     epsilon = xp.finfo(phi.dtype).eps
+    # A mean of exp(-t phi) is above zero but for rounding, which must not reach the logarithm.
     log_decay = xp.log1p(xp.maximum(xp.sum(share[:, None] * decay, 1), epsilon - 1))
     one = xp.sum(share[:, None] * residual * (1 + decay), 1)
     whole = xp.exp((m - 1) * log_decay - t * ell)
@@ -160,9 +161,11 @@ def chi_square(n):
     xp = namespace(n)
     deviation = xp.sqrt(2 / (9 * n))
     middle = 1 - deviation**2
+    # Few degrees of freedom put the lower end below zero, where c has no density.
     low = xp.maximum(middle - REACH * deviation, 0)
     steps = (np.arange(POINTS) + 0.5).astype(deviation.dtype) / POINTS
     root = low + (middle + REACH * deviation - low) * steps
+    # The density of c, (n/2 - 1) log c - n c/2, and 2 log root of the change of variable.
     log_weight = (1.5 * n - 1) * xp.log(root) - n * root**3 / 2
     weight = xp.exp(log_weight - stop_gradient(log_weight).max())
     return root**3, weight / xp.sum(weight)

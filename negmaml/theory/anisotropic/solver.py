@@ -99,14 +99,15 @@ def _root_jvp(ridged: bool, primals, tangents):
 
 
 def _host_root(system: PencilSystem, ridged: bool):
-    """Return the same on the host, with derivatives by Newton's method with the slopes at the root.
+    """Return (point, error) on the host, with derivatives by Newton steps.
 
-    The first steps are of plain values. Each of the others makes the derivatives of one more order
-    exact.
+    The first steps are of plain values. The others use the Jacobian at the root, and each makes the
+    derivatives of one more order exact.
     """
     known = stop_gradient(system)
     with np.errstate(all="ignore"):
         point, error = _search(known, ridged)
+    # The search may end at an error of 1e4 units of rounding, which two more steps remove.
     for _ in range(2):
         point = point - _inverse_jacobian(known, point, ridged) @ _moves(known, point, ridged)[0]
     inverted = _inverse_jacobian(known, point, ridged)
@@ -117,6 +118,7 @@ def _host_root(system: PencilSystem, ridged: bool):
 
 def _inverse_jacobian(system: PencilSystem, point, ridged: bool):
     """Return the inverse of the Jacobian of the map's move, by complex steps."""
+    # A complex step subtracts nothing, so it may be as small as this and lose no digits.
     step = 1e-30
     rows = [_moves(system, point + 1j * step * unit, ridged)[0] for unit in np.eye(point.size)]
     return np.linalg.inv(np.stack(rows, 1).imag / step)

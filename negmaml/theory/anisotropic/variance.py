@@ -169,6 +169,8 @@ def covariance_of_minima(
     # -c of (A24): tasks with tasks, then tasks with the ridge.
     b, b_2 = x.v * x.phi, y.v * y.phi
     product, ridges = x.phi * y.phi, one.ell * two.ell
+    # The two sums of (A24) are m o^2 phi phi' times 1 - b - b' and times m b b', together `lift`.
+    # The ridge with itself gives `start` exactly, and is left out.
     lift = (1 - b) * (1 - b_2) + (m - 1) * b * b_2
     plain = m * count * o**2 * product * lift
     mixed = 2 * m * o * product * d * ridges * x.v * y.v
