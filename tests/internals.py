@@ -2,245 +2,166 @@
 
 # ruff: noqa: F401
 
-from negmaml._core import jit as jit
-from negmaml._core import taylor as taylor
-from negmaml._core.arrays import canonicalize as canonicalize
-from negmaml._core.arrays import contract as contract
-from negmaml._core.arrays import namespace as namespace
-from negmaml._core.arrays import stop_gradient as stop_gradient
-from negmaml._core.checks import short_repr as short_repr
-from negmaml._core.convergence import warn_unless as warn_unless
-from negmaml._core.deprecation import renamed_arguments as renamed_arguments
-from negmaml._core.deprecation import renamed_attribute as renamed_attribute
-from negmaml._core.deprecation import renamed_exports as renamed_exports
-from negmaml._core.display import Table as Table
-from negmaml._core.display import add_table_repr as add_table_repr
-from negmaml._core.display import mean_range_text as mean_range_text
-from negmaml._core.display import mean_text as mean_text
-from negmaml._core.display import one_line as one_line
-from negmaml._core.display import shape_text as shape_text
-from negmaml._core.display import tree_text as tree_text
-from negmaml._core.factorisations import SAFE_WORK as SAFE_WORK
-from negmaml._core.factorisations import cpu_safe_vmap as cpu_safe_vmap
-from negmaml._core.factorisations import eigh as eigh
-from negmaml._core.factorisations import inverse as inverse
-from negmaml._core.factorisations import linear_solve as linear_solve
-from negmaml._core.fingerprint import Identity as Identity
-from negmaml._core.fingerprint import UnidentifiedError as UnidentifiedError
-from negmaml._core.fingerprint import difference as difference
-from negmaml._core.fingerprint import identify as identify
-from negmaml._core.jit import FastCompileJit as FastCompileJit
-from negmaml._core.jit import compiler_options as compiler_options
-from negmaml._core.jit import is_concrete as is_concrete
-from negmaml._core.jit import jit_fast_compile as jit_fast_compile
+from negmaml._core import jit, taylor
+from negmaml._core.arrays import canonicalize, contract, namespace, stop_gradient
+from negmaml._core.checks import short_repr
+from negmaml._core.convergence import warn_unless
+from negmaml._core.deprecation import renamed_arguments, renamed_attribute, renamed_exports
+from negmaml._core.display import (
+    Table,
+    add_table_repr,
+    mean_range_text,
+    mean_text,
+    one_line,
+    shape_text,
+    tree_text,
+)
+from negmaml._core.factorisations import SAFE_WORK, cpu_safe_vmap, eigh, inverse, linear_solve
+from negmaml._core.fingerprint import Identity, UnidentifiedError, difference, identify
+from negmaml._core.jit import FastCompileJit, compiler_options, is_concrete, jit_fast_compile
 from negmaml._core.jit import registered as jit_registered
-from negmaml._core.keys import COUNTER_BASED as COUNTER_BASED
-from negmaml._core.keys import check_key as check_key
-from negmaml._core.keys import counter_based as counter_based
-from negmaml._core.lazy import lazily as lazily
-from negmaml._core.paths import expanded as expanded
-from negmaml._core.pytree import as_pytree as as_pytree
-from negmaml._core.registry import maker as maker
-from negmaml._core.registry import register as register
+from negmaml._core.keys import COUNTER_BASED, check_key, counter_based
+from negmaml._core.lazy import lazily
+from negmaml._core.paths import expanded
+from negmaml._core.pytree import as_pytree
+from negmaml._core.registry import maker, register
 from negmaml._core.registry import registered as registry_registered
-from negmaml._core.settings import DEFAULTS as DEFAULTS
-from negmaml._core.settings import result_settings as result_settings
-from negmaml._core.settings import settings_of as settings_of
-from negmaml._core.symmetry import asymmetry as asymmetry
-from negmaml.advice import predicted as predicted
-from negmaml.advice import splits as splits
-from negmaml.advice import statistics as statistics
-from negmaml.advice.baselines import per_group_ridge as per_group_ridge
-from negmaml.advice.cv import CVLosses as CVLosses
-from negmaml.advice.cv import cv_losses as cv_losses
-from negmaml.advice.data import group_rows as group_rows
-from negmaml.advice.moments import RandomCoefficients as RandomCoefficients
-from negmaml.advice.moments import initial_shrinkage as initial_shrinkage
-from negmaml.advice.moments import updated_shrinkage as updated_shrinkage
-from negmaml.advice.result import _loss_curves as _loss_curves
-from negmaml.advice.result import _replicated_losses as _replicated_losses
-from negmaml.advice.selection import ALL as ALL
-from negmaml.advice.selection import CHOOSE as CHOOSE
-from negmaml.advice.selection import REPORT as REPORT
-from negmaml.advice.selection import ByMethod as ByMethod
-from negmaml.advice.selection import Difference as Difference
-from negmaml.advice.selection import RateChoice as RateChoice
-from negmaml.advice.selection import RateGrid as RateGrid
-from negmaml.advice.selection import best_adapt_rate as best_adapt_rate
-from negmaml.advice.selection import best_choices as best_choices
-from negmaml.advice.selection import best_rate_interval as best_rate_interval
-from negmaml.advice.selection import bootstrap_error as bootstrap_error
-from negmaml.advice.selection import loss_at as loss_at
-from negmaml.advice.selection import losses_of as losses_of
-from negmaml.advice.selection import nested_losses as nested_losses
-from negmaml.advice.selection import t_quantile as t_quantile
-from negmaml.advice.selection import with_interval as with_interval
-from negmaml.advice.solve import MAX_VECTORIZED as MAX_VECTORIZED
-from negmaml.advice.solve import ridge_path as ridge_path
-from negmaml.advice.splits import Splits as Splits
-from negmaml.advice.splits import bootstrap as bootstrap
-from negmaml.advice.splits import cross_validation as cross_validation
-from negmaml.advice.splits import max_training_groups as max_training_groups
-from negmaml.advice.statistics import quadratic_forms as quadratic_forms
-from negmaml.cli import advise as advise
-from negmaml.cli import main as main
-from negmaml.cli import output as output
-from negmaml.cli import paper as paper
-from negmaml.cli.cache import keep_programs as keep_programs
-from negmaml.kernels import iterative as iterative
-from negmaml.kernels import points as points
+from negmaml._core.settings import DEFAULTS, result_settings, settings_of
+from negmaml._core.symmetry import asymmetry
+from negmaml.advice import predicted, splits, statistics
+from negmaml.advice.baselines import per_group_ridge
+from negmaml.advice.cv import CVLosses, cv_losses
+from negmaml.advice.data import group_rows
+from negmaml.advice.moments import RandomCoefficients, initial_shrinkage, updated_shrinkage
+from negmaml.advice.result import _loss_curves, _replicated_losses
+from negmaml.advice.selection import (
+    ALL,
+    CHOOSE,
+    REPORT,
+    ByMethod,
+    Difference,
+    RateChoice,
+    RateGrid,
+    best_adapt_rate,
+    best_choices,
+    best_rate_interval,
+    bootstrap_error,
+    loss_at,
+    losses_of,
+    nested_losses,
+    t_quantile,
+    with_interval,
+)
+from negmaml.advice.solve import MAX_VECTORIZED, ridge_path
+from negmaml.advice.splits import Splits, bootstrap, cross_validation, max_training_groups
+from negmaml.advice.statistics import quadratic_forms
+from negmaml.cli import advise, main, output, paper
+from negmaml.cli.cache import keep_programs
+from negmaml.kernels import iterative, points, tangent
 from negmaml.kernels import solve as kernels_solve
-from negmaml.kernels import tangent as tangent
-from negmaml.linear import evaluate as evaluate
-from negmaml.linear import simulation as simulation
-from negmaml.linear.cholesky import UNROLLED as UNROLLED
-from negmaml.linear.cholesky import cholesky_solve as cholesky_solve
-from negmaml.linear.cholesky import quadratic_form as quadratic_form
-from negmaml.linear.evaluate import TEST_POINTS as TEST_POINTS
-from negmaml.linear.evaluate import TEST_TASKS as TEST_TASKS
-from negmaml.linear.simulation import Experiment as Experiment
-from negmaml.linear.solve import one_step_corrections as one_step_corrections
-from negmaml.linear.solve import one_step_distances as one_step_distances
-from negmaml.linear.system import one_step_system as one_step_system
-from negmaml.meta.choice import choose as choose
-from negmaml.meta.gradients import Algorithm as Algorithm
-from negmaml.meta.gradients import second_order as second_order
-from negmaml.meta.lowrank import wide_weights as wide_weights
-from negmaml.paper import cross_check as cross_check
-from negmaml.paper import figures as figures
-from negmaml.paper import gain_map as gain_map
-from negmaml.paper import netcdf as netcdf
-from negmaml.paper import nonlinear as nonlinear
+from negmaml.linear import evaluate, simulation
+from negmaml.linear.cholesky import UNROLLED, cholesky_solve, quadratic_form
+from negmaml.linear.evaluate import TEST_POINTS, TEST_TASKS
+from negmaml.linear.simulation import Experiment
+from negmaml.linear.solve import one_step_corrections, one_step_distances
+from negmaml.linear.system import one_step_system
+from negmaml.meta.choice import choose
+from negmaml.meta.gradients import Algorithm, second_order
+from negmaml.meta.lowrank import wide_weights
+from negmaml.paper import cross_check, figures, gain_map, netcdf, nonlinear, reproduce
 from negmaml.paper import phases as paper_phases
-from negmaml.paper import reproduce as reproduce
-from negmaml.paper.cross_check import MethodResult as MethodResult
-from negmaml.paper.cross_check import Verification as Verification
-from negmaml.paper.gain_map import _map as _map
-from negmaml.paper.phases import _data as _data
-from negmaml.paper.reproduce import CURVE_RATES as CURVE_RATES
-from negmaml.paper.reproduce import FIXED_INDEX as FIXED_INDEX
-from negmaml.paper.reproduce import PROBLEMS as PROBLEMS
-from negmaml.paper.reproduce import RATES as RATES
-from negmaml.paper.reproduce import _best_by_parabola as _best_by_parabola
-from negmaml.paper.reproduce import best_on_grid as best_on_grid
-from negmaml.paper.reproduce import contents as contents
-from negmaml.paper.reproduce import experiments as experiments
-from negmaml.paper.reproduce import to_dataset as to_dataset
-from negmaml.paper.reproduce import with_jackknife as with_jackknife
-from negmaml.problem.adapted_loss import adapted as adapted
-from negmaml.problem.adapted_loss import expected_test_loss as expected_test_loss
-from negmaml.problem.adapted_loss import filter_means as filter_means
-from negmaml.problem.adapted_loss import shrinkage as shrinkage
-from negmaml.problem.covariance import input_range as input_range
-from negmaml.problem.covariance import symmetric_sqrt as symmetric_sqrt
-from negmaml.problem.filter_moments import filtered_covariance as filtered_covariance
-from negmaml.problem.wishart import normalized_moment as normalized_moment
-from negmaml.problem.wishart import wishart_quadrature as wishart_quadrature
-from negmaml.rules.krylov import minres as minres
-from negmaml.rules.krylov import truncated_cg as truncated_cg
-from negmaml.rules.pencil import DEGREE as DEGREE
-from negmaml.rules.pencil import Pencil as Pencil
-from negmaml.rules.pencil import chain as chain
-from negmaml.rules.pencil import error_of as error_of
-from negmaml.rules.pencil import interpolated as interpolated
-from negmaml.rules.pencil import pencil_of_updates as pencil_of_updates
-from negmaml.rules.pencil import proximal_pencil as proximal_pencil
-from negmaml.sweeps import lease as lease
-from negmaml.sweeps import lost as lost
-from negmaml.sweeps import members as members
-from negmaml.sweeps import merging as merging
-from negmaml.sweeps import parse as parse
-from negmaml.sweeps import planning as planning
-from negmaml.sweeps import session as session
-from negmaml.sweeps import spec as spec
-from negmaml.sweeps import storage as storage
-from negmaml.sweeps import store as store
-from negmaml.sweeps import summary as summary
-from negmaml.sweeps import worker as worker
+from negmaml.paper.cross_check import MethodResult, Verification
+from negmaml.paper.gain_map import _map
+from negmaml.paper.phases import _data
+from negmaml.paper.reproduce import (
+    CURVE_RATES,
+    FIXED_INDEX,
+    PROBLEMS,
+    RATES,
+    _best_by_parabola,
+    best_on_grid,
+    contents,
+    experiments,
+    to_dataset,
+    with_jackknife,
+)
+from negmaml.problem.adapted_loss import adapted, expected_test_loss, filter_means, shrinkage
+from negmaml.problem.covariance import input_range, symmetric_sqrt
+from negmaml.problem.filter_moments import filtered_covariance
+from negmaml.problem.wishart import normalized_moment, wishart_quadrature
+from negmaml.rules.krylov import minres, truncated_cg
+from negmaml.rules.pencil import (
+    DEGREE,
+    Pencil,
+    chain,
+    error_of,
+    interpolated,
+    pencil_of_updates,
+    proximal_pencil,
+)
+from negmaml.sweeps import (
+    lease,
+    lost,
+    members,
+    merging,
+    parse,
+    planning,
+    session,
+    spec,
+    storage,
+    store,
+    summary,
+    worker,
+)
 from negmaml.sweeps.description import MANIFEST as description_MANIFEST
-from negmaml.sweeps.description import description_of as description_of
-from negmaml.sweeps.guard import guarded as guarded
-from negmaml.sweeps.guard import zarr_arrays as zarr_arrays
-from negmaml.sweeps.members import WorkerRecord as WorkerRecord
-from negmaml.sweeps.parse import parse_grid as parse_grid
-from negmaml.sweeps.parse import parse_seeds as parse_seeds
-from negmaml.sweeps.planning import ValidatedSweep as ValidatedSweep
-from negmaml.sweeps.planning import chunk_shape as chunk_shape
-from negmaml.sweeps.planning import prepare as prepare
-from negmaml.sweeps.planning import regions as regions
-from negmaml.sweeps.runner import Runner as Runner
-from negmaml.sweeps.storage import Address as Address
-from negmaml.sweeps.storage import check_url as check_url
-from negmaml.sweeps.storage import storage_beside as storage_beside
+from negmaml.sweeps.description import description_of
+from negmaml.sweeps.guard import guarded, zarr_arrays
+from negmaml.sweeps.members import WorkerRecord
+from negmaml.sweeps.parse import parse_grid, parse_seeds
+from negmaml.sweeps.planning import ValidatedSweep, chunk_shape, prepare, regions
+from negmaml.sweeps.runner import Runner
+from negmaml.sweeps.storage import Address, check_url, storage_beside
 from negmaml.sweeps.store import MANIFEST as store_MANIFEST
-from negmaml.sweeps.store import SweepStore as SweepStore
-from negmaml.sweeps.store import create as create
-from negmaml.sweeps.store import open_store as open_store
-from negmaml.sweeps.summary import load as load
-from negmaml.sweeps.untrusted import MAX_BLOCKS as MAX_BLOCKS
-from negmaml.sweeps.untrusted import MAX_CELLS as MAX_CELLS
-from negmaml.sweeps.untrusted import check_manifest as check_manifest
-from negmaml.theory import allocation as allocation
-from negmaml.theory import optima as optima
+from negmaml.sweeps.store import SweepStore, create, open_store
+from negmaml.sweeps.summary import load
+from negmaml.sweeps.untrusted import MAX_BLOCKS, MAX_CELLS, check_manifest
+from negmaml.theory import allocation, optima
 from negmaml.theory import phases as theory_phases
-from negmaml.theory.anisotropic import inputs as inputs
-from negmaml.theory.anisotropic import outliers as outliers
-from negmaml.theory.anisotropic.compression import MAX_UNCOMPRESSED as MAX_UNCOMPRESSED
-from negmaml.theory.anisotropic.compression import compress as compress
-from negmaml.theory.anisotropic.equations import FourthMoments as FourthMoments
-from negmaml.theory.anisotropic.equations import PencilSystem as PencilSystem
-from negmaml.theory.anisotropic.equations import pencil_blocks as pencil_blocks
-from negmaml.theory.anisotropic.inputs import make_inputs as make_inputs
-from negmaml.theory.anisotropic.model import AnisotropicModel as AnisotropicModel
-from negmaml.theory.anisotropic.moments import _slopes_of_F_4 as _slopes_of_F_4
-from negmaml.theory.anisotropic.moments import expand as expand
-from negmaml.theory.anisotropic.moments import solve_and_linearize as solve_and_linearize
+from negmaml.theory.anisotropic import inputs, outliers
+from negmaml.theory.anisotropic.compression import MAX_UNCOMPRESSED, compress
+from negmaml.theory.anisotropic.equations import FourthMoments, PencilSystem, pencil_blocks
+from negmaml.theory.anisotropic.inputs import make_inputs
+from negmaml.theory.anisotropic.model import AnisotropicModel
+from negmaml.theory.anisotropic.moments import _slopes_of_F_4, expand, solve_and_linearize
 from negmaml.theory.anisotropic.solver import solve as solver_solve
-from negmaml.theory.anisotropic.variance import covariances as covariances
-from negmaml.theory.isotropic import logarithms as logarithms
-from negmaml.theory.isotropic import model as model
+from negmaml.theory.anisotropic.variance import covariances
+from negmaml.theory.isotropic import logarithms, model, saddle_point
 from negmaml.theory.isotropic import moments as isotropic_moments
-from negmaml.theory.isotropic import saddle_point as saddle_point
-from negmaml.theory.isotropic.eigenvalue_scatter import log_scatter_factor as log_scatter_factor
-from negmaml.theory.isotropic.hessian import FOR_BOTH as FOR_BOTH
-from negmaml.theory.isotropic.hessian import exponent as exponent
-from negmaml.theory.isotropic.hessian import first_order as first_order
-from negmaml.theory.isotropic.inputs import isotropic_inputs as isotropic_inputs
-from negmaml.theory.isotropic.logarithms import find_root as find_root
-from negmaml.theory.isotropic.logarithms import largest_exponent as largest_exponent
-from negmaml.theory.isotropic.logarithms import largest_log_ratio as largest_log_ratio
-from negmaml.theory.isotropic.logarithms import log_at_least_tiny as log_at_least_tiny
-from negmaml.theory.isotropic.logarithms import resolvent_fractions as resolvent_fractions
-from negmaml.theory.isotropic.logarithms import times_exp_2log as times_exp_2log
-from negmaml.theory.isotropic.model import IsotropicModel as IsotropicModel
-from negmaml.theory.isotropic.moments import evaluate_filters as evaluate_filters
-from negmaml.theory.isotropic.moments import leading as leading
-from negmaml.theory.isotropic.moments import means as means
+from negmaml.theory.isotropic.eigenvalue_scatter import log_scatter_factor
+from negmaml.theory.isotropic.hessian import FOR_BOTH, exponent, first_order
+from negmaml.theory.isotropic.inputs import isotropic_inputs
+from negmaml.theory.isotropic.logarithms import (
+    find_root,
+    largest_exponent,
+    largest_log_ratio,
+    log_at_least_tiny,
+    resolvent_fractions,
+    times_exp_2log,
+)
+from negmaml.theory.isotropic.model import IsotropicModel
+from negmaml.theory.isotropic.moments import evaluate_filters, leading, means
 from negmaml.theory.isotropic.moments import moments as moments_moments
 from negmaml.theory.isotropic.saddle_point import solve as saddle_point_solve
-from negmaml.theory.isotropic.saddle_point import training_set as training_set
-from negmaml.theory.isotropic.scaling import rescale as rescale
-from negmaml.theory.isotropic.scaling import saddle_derivatives as saddle_derivatives
-from negmaml.theory.isotropic.scaling import solve_saddle as solve_saddle
-from negmaml.theory.isotropic.spectral_density import Spectrum as Spectrum
-from negmaml.theory.isotropic.spectral_density import marchenko_pastur as marchenko_pastur
-from negmaml.theory.isotropic.spectral_density import spectrum as spectrum
-from negmaml.theory.isotropic.variance import covariance_of_loss as covariance_of_loss
-from negmaml.theory.model import ExpansionModel as ExpansionModel
-from negmaml.theory.model import MeanModel as MeanModel
-from negmaml.theory.model import TheoryModel as TheoryModel
-from negmaml.theory.model import mean_model as mean_model
-from negmaml.theory.model import theory_model as theory_model
-from negmaml.theory.phases import Phase as Phase
-from negmaml.theory.phases import best_rates_over as best_rates_over
-from negmaml.theory.phases import phase_diagram as phase_diagram
-from negmaml.theory.search import ROUNDS as ROUNDS
-from negmaml.theory.search import minimise as minimise
-from negmaml.theory.sensitivity import sensitivity_by_parts as sensitivity_by_parts
-from negmaml.theory.theorems import _g_coefficients as _g_coefficients
-from negmaml.theory.theorems import _polynomial as _polynomial
-from negmaml.theory.theorems import weight_error as weight_error
-from negmaml.training import programs as programs
-from negmaml.training.batches import Batches as Batches
-from negmaml.training.sharding import task_sharding as task_sharding
-from negmaml.training.state import advance as advance
+from negmaml.theory.isotropic.saddle_point import training_set
+from negmaml.theory.isotropic.scaling import rescale, saddle_derivatives, solve_saddle
+from negmaml.theory.isotropic.spectral_density import Spectrum, marchenko_pastur, spectrum
+from negmaml.theory.isotropic.variance import covariance_of_loss
+from negmaml.theory.model import ExpansionModel, MeanModel, TheoryModel, mean_model, theory_model
+from negmaml.theory.phases import Phase, best_rates_over, phase_diagram
+from negmaml.theory.search import ROUNDS, minimise
+from negmaml.theory.sensitivity import sensitivity_by_parts
+from negmaml.theory.theorems import _g_coefficients, _polynomial, weight_error
+from negmaml.training import programs
+from negmaml.training.batches import Batches
+from negmaml.training.sharding import task_sharding
+from negmaml.training.state import advance

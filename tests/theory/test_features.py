@@ -88,9 +88,9 @@ def test_many_points_give_the_exact_moments():
     np.testing.assert_allclose(found.fourth, expected, rtol=0.08)
 
 
-@pytest.mark.slow
-def test_gaussian_features_predict_what_their_problem_does():
-    found = feature_moments(sample(SPECTRA["power"], 400))
+@pytest.mark.parametrize("p", (12, pytest.param(P, marks=pytest.mark.slow)))
+def test_gaussian_features_predict_what_their_problem_does(p):
+    found = feature_moments(sample(SPECTRA["power"][:p], 5 * p))
     options = dict(m=4, n_t=20, n_v=5, n_r=10, sigma=0.5, nu=1.0)
     problem = found.problem(**options)
     s = found.s
