@@ -33,7 +33,7 @@ from negmaml.advice.baselines import per_group_ridge
 from negmaml.advice.cv import CVLosses, cv_losses
 from negmaml.advice.data import group_rows
 from negmaml.advice.moments import RandomCoefficients, initial_shrinkage, updated_shrinkage
-from negmaml.advice.result import _loss_curves, _replicated_losses
+from negmaml.advice.result import _loss_curves, _replicated_losses, summarise
 from negmaml.advice.selection import (
     ALL,
     CHOOSE,

@@ -1,7 +1,10 @@
 """Curves and errors of advice from given losses of splits and of a bootstrap."""
 
+import jax
 import numpy as np
+import pytest
 
+import negmaml as nm
 from tests.internals import (
     ALL,
     CVLosses,
@@ -12,6 +15,7 @@ from tests.internals import (
     best_choices,
     bootstrap_error,
     loss_at,
+    summarise,
 )
 
 RATES, RIDGES = np.array([-0.5, 0.0, 0.4]), np.array([0.0, 1.0, 3.0, 9.0])
@@ -57,3 +61,15 @@ def test_curves_are_best_losses_with_errors_at_their_own_adaptation_rates():
             np.testing.assert_allclose(found.error[at], bootstrap_error(own, SPLITS))
             np.testing.assert_allclose(found.excess[at], found.loss[at] - found.loss[2, 1])
             np.testing.assert_allclose(found.excess_error[at], bootstrap_error(own - best, SPLITS))
+
+
+def test_fitted_losses_of_pooled_methods_are_those_on_all_groups(rows, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "negmaml.advice.api.summarise", lambda *args: seen.append(args) or summarise(*args)
+    )
+    options = dict(m=10, n_t=5, n_v=5, n_r=8, splits=20, key=jax.random.key(0))
+    found = nm.advise(*rows, rates=RATES, meta_ridges=RIDGES, **options)
+    pooled = next(a for a in seen[0] if isinstance(a, CVLosses)).pooled[:, ALL]
+    by_ridge = pooled[:, 0, 0].mean(0) / 2  # without adapting
+    assert found.fitted_loss["pooled ridge"] == pytest.approx(by_ridge.min())
