@@ -179,8 +179,22 @@ def test_the_task_error_is_that_of_fresh_query_rows(rate, ridge, n_v, x64):
     assert abs(errors.mean() - predicted) < 4 * errors.std() / 800**0.5 + 0.004 * predicted
 
 
+def test_traced_first_derivatives_with_a_ridge_are_those_of_differences(x64):
+    @jax.jit
+    def value(x):
+        rate, sigma, nu, start, ridge = x
+        problem = resized(sigma=sigma, nu=nu, omega0=start)
+        return weight_error(problem, nm.GradientDescent(rate), meta_ridge=ridge)
+
+    x, step = jnp.array([-0.3, 0.5, 0.8, 0.1, 1.5]), 1e-4
+    slope = jax.jit(lambda direction: jax.jvp(value, (x,), (direction,))[1])
+    for direction in jnp.eye(5):
+        ahead, behind = value(x + step * direction), value(x - step * direction)
+        assert slope(direction) == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-6)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ridge", (pytest.param(0.0, marks=pytest.mark.slow), 1.5))
+@pytest.mark.parametrize("ridge", (0.0, 1.5))
 def test_first_and_second_derivatives_are_those_of_differences(ridge, x64):
     def value(x):
         rate, sigma, nu, start, ridge = x
