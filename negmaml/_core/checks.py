@@ -25,6 +25,7 @@ def short_repr(value) -> str:
 
 def check_count(name: str, value) -> int:
     """Return `value` as an int if it is an integer of at least 1; else raise."""
+    # True and False are Integral, but not meant as counts.
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
             f"{name} must be an integer of at least 1, got {short_repr(value)}; use int(...)"
@@ -62,6 +63,7 @@ def check_callable(name: str, value, form: str) -> Any:
 def check_finite(name: str, value, meaning: str) -> Any:
     """Return the pytree `value` if all its numbers are real and finite, of any sign; else raise."""
     structure: Any
+    # None is an empty pytree for JAX and would pass unseen.
     leaves, structure = jax.tree.flatten(value, is_leaf=lambda x: x is None)
     if not sum(np.size(leaf) for leaf in leaves if not _is_key(leaf)):
         raise ValueError(
@@ -188,6 +190,7 @@ def check_symmetric(name: str, matrix, semidefinite: bool = True) -> None:
 
 
 def _check_semidefinite(name: str, matrix: np.ndarray, rounding: float) -> None:
+    # Cholesky needs a definite matrix; the shift by the rounding errors makes it one.
     try:  # a Cholesky factorization takes a third of the time of eigenvalues
         np.linalg.cholesky(matrix + max(rounding, np.finfo(float).tiny) * np.eye(len(matrix)))
     except np.linalg.LinAlgError:

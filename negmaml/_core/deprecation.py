@@ -26,6 +26,7 @@ R = TypeVar("R")
 def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
     """Warn that the name `old` is now `new`, at the caller's line."""
     message = f"{old} was renamed: use {new}. The old name will be removed in the next release."
+    # By default the third frame is the user's: past this function and the wrapper that calls it.
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
 
 
@@ -43,6 +44,7 @@ def renamed_exports(
                 return otherwise(name)
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warn_renamed(f"{module}.{name}", f"{module}.{names[name]}")
+        # By getattr, so that a lazy package imports the new name.
         return getattr(sys.modules[module], names[name])
 
     return get

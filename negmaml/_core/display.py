@@ -1,4 +1,4 @@
-"""How results print: a title and a few lines, never their numbers; in a notebook, as a table.
+"""Printed forms of results: a title and a few lines, never their numbers; in a notebook a table.
 
 A class decorated with `add_table_repr` returns a `Table` from `_summary`. Everything here takes
 traced arrays and objects of any kind, since printing must not fail.
@@ -64,7 +64,7 @@ def one_line(text: str) -> str:
 
 
 def add_table_repr(cls: C) -> C:
-    """`cls` that prints, and shows in a notebook, the `Table` its method `_summary` returns."""
+    """Add printed forms to a class: the `Table` that its method `_summary` returns."""
     summary: Callable[[Any], Table] = cls._summary  # type: ignore[attr-defined]
     named: Any = cls
     named.__repr__ = lambda self: summary(self).text()

@@ -139,6 +139,7 @@ def difference(then: Identity, now: Identity) -> str:
         old, new = (list(getattr(identity, name)) for identity in (then, now))
         if old != new:
             found.append(f"{name}: {_changes(old, new)}")
+    # Counter subtraction drops negative counts, so each direction has only its own surplus.
     counts = [Counter(identity.operations) for identity in (then, now)]
     lost, added = counts[0] - counts[1], counts[1] - counts[0]
     for word, some in (("no longer", lost), ("now also", added)):
@@ -244,6 +245,7 @@ class JaxprHasher:
             content = np.ascontiguousarray(np.asarray(array))
             self.hashes[id(array)] = array, hashlib.sha256(content.tobytes()).hexdigest()
         text = f"{kind}{list(np.shape(array))} {self.hashes[id(array)][1]}"
+        # Eight digits suffice to describe a difference; the digest of the program uses all.
         self.constants.append(text[: text.index(" ") + 9])
         return text
 
@@ -267,6 +269,7 @@ class JaxprHasher:
             return f"({','.join(map(self.value, value))})"
         if isinstance(value, Mapping):
             return f"{{{','.join(sorted(f'{k!r}:{self.value(v)}' for k, v in value.items()))}}}"
+        # Sorted, because the order of a set of strings differs between processes.
         if isinstance(value, set | frozenset):
             return f"{{{','.join(sorted(map(self.value, value)))}}}"
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -302,4 +305,5 @@ def _hash(*parts: str) -> str:
     # With its length, so that parts cannot be cut in another place.
     for part in parts:
         digest.update(f"{len(part)}:{part}".encode())
+    # 128 bits: a chance collision is out of reach, and manifests stay short.
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""How programs compile on CPU, where the first call often costs more than the work."""
+"""Fast compilation on CPU, where the first call often costs more than the work."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -116,7 +116,7 @@ class FastCompileJit:
 
 
 def is_concrete(tree) -> bool:
-    """Whether every value of the tree is known: no leaf is traced."""
+    """True if every value of the tree is known: no leaf is traced."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 

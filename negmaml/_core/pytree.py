@@ -29,6 +29,7 @@ def pytree(cls: type[T]) -> type[T]:
     leaves = tuple(f.name for f in fields if f.name not in metadata)
 
     def flatten(self):
+        # Keys give error messages of JAX the names of fields.
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in leaves]
         return children, tuple(getattr(self, name) for name in metadata)
 

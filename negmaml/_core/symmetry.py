@@ -100,7 +100,7 @@ def _within(parameters) -> Iterator[Jaxpr]:
 
 
 def _rule_of_its_own(equation, flags: list[bool]) -> str:
-    """How the equation may break the symmetry, in words."""
+    """Return the way in which an equation may break the symmetry, in words, or ""."""
     name = equation.primitive.name
     if name.startswith("custom_vjp_call"):
         return f"a jax.custom_vjp{_named(equation)}"
@@ -120,7 +120,7 @@ def _named(equation) -> str:
 
 
 def _trusted(equation) -> bool:
-    """Whether the rule of a custom_jvp is from JAX, or a loss of optax."""
+    """True if the rule of a custom_jvp is from JAX, or a loss of optax."""
     info = getattr(equation.params.get("jvp_jaxpr_fun"), "debug_info", None)
     source = getattr(info, "func_src_info", None) or ""
     path = Path(source.partition(" at ")[2].rpartition(":")[0])
@@ -131,7 +131,7 @@ def _trusted(equation) -> bool:
 
 
 def _entrywise(equation, flags: list[bool]) -> bool:
-    """Whether a custom_jvp acts on one array entry by entry, and its rule as well."""
+    """True if a custom_jvp acts on one array entry by entry, and its rule as well."""
     # Two moving operands would have mixed derivatives.
     if sum(flags) != 1:
         return False
@@ -157,6 +157,7 @@ def _rule(equation, place: int) -> Jaxpr:
     info = equation.params["call_jaxpr"].jaxpr.debug_info._replace(
         arg_names=None, result_paths=None
     )
+    # The equation as a program of its own, so that jvp applies its rule and nothing else.
     jaxpr = Jaxpr([], [own, *others], equation.outvars, [equation], equation.effects, info)
     function = jaxpr_as_fun(ClosedJaxpr(jaxpr, []))
 
@@ -168,7 +169,7 @@ def _rule(equation, place: int) -> Jaxpr:
 
 
 def _only_entrywise(jaxpr: Jaxpr, carried: set, same) -> bool:
-    """Whether all values computed from `carried` are entrywise; calls of `same` count as such."""
+    """True if all values computed from `carried` are entrywise; calls of `same` count as such."""
     carried = set(carried)
     for equation in jaxpr.eqns:
         flags = [not isinstance(a, Literal) and a in carried for a in equation.invars]
@@ -190,7 +191,7 @@ def _only_entrywise(jaxpr: Jaxpr, carried: set, same) -> bool:
 
 
 def _iterates(parameters) -> bool:
-    """Whether a program holds a loop without a fixed number of rounds."""
+    """True if a program holds a loop without a fixed number of rounds."""
     return any(
         equation.primitive.name == "while" or _iterates(equation.params)
         for jaxpr in _within(parameters)
@@ -199,8 +200,9 @@ def _iterates(parameters) -> bool:
 
 
 def _of_jax(primitive: Primitive) -> bool:
-    """Whether an operation is one of JAX's modules, and not of a library on top of it."""
+    """True if an operation is one of JAX's modules, and not of a library on top of it."""
     if primitive not in _own_primitives:
+        # Copied, because another thread may import a module meanwhile.
         modules = [m for name, m in list(sys.modules.items()) if name.startswith("jax._src.")]
         _own_primitives.update(
             value for m in modules for value in list(vars(m).values())

@@ -54,6 +54,7 @@ class Taylor:
 
     def __add__(self, other: "Taylor") -> "Taylor":
         a, b = self.terms, other.terms
+        # Only the keys that are followed; a key that one summand misses is zero there.
         both = {
             key: a[key] + b[key] if key in a and key in b else a[key] if key in a else b[key]
             for key in self.kept
@@ -86,6 +87,7 @@ class Taylor:
     def compose(self, value, first, second=None) -> "Taylor":
         """Return g(f) from g, g' and g'' at f; None for a second derivative of zero."""
         terms, found = self.terms, {"": value}
+        # g(f)_xy = g' f_xy + g'' f_x f_y; a key of one letter has the first term only.
         for key in self.kept[1:]:
             parts = [first * terms[key]] if key in terms else []
             if len(key) == 2 and second is not None and key[0] in terms and key[1] in terms:
@@ -134,8 +136,10 @@ class Node:
     parents: pairs of a node and the pullback of adjoints, Taylor numbers too, to that node.
     """
 
+    # Slots save memory: one gradient makes a node for every operation.
     __slots__ = ("adjoint", "c", "made", "parents")
     __array_ufunc__ = None  # NumPy's arrays leave sums and products with a node to the node
+    # `==` compares values entry by entry, so a node cannot be a key.
     __hash__ = None  # type: ignore[assignment]
     adjoint: Taylor | None
 
@@ -143,9 +147,11 @@ class Node:
         self.c, self.parents, self.adjoint = c, parents, None
         # The nodes of this computation in the order in which they were made.
         self.made: list[Node] = parents[0][0].made if made is None else made
+        # A node is made after its parents, so this is a topological order.
         self.made.append(self)
 
     def __array__(self, *_, **__):
+        # NumPy calls this to convert a node, which would lose its derivatives without notice.
         raise TypeError("a formula takes a number that is differentiated for a plain array")
 
     @property
@@ -182,9 +188,11 @@ class Node:
         return _linear(self, np.negative, np.negative)
 
     def __abs__(self):
+        # At zero, the derivative from the right.
         return where(self.value >= 0, self, -self)
 
     def __add__(self, other):
+        # A term of one summand only keeps its shape, so it is broadcast to that of the sum.
         if isinstance(other, Node):
             return Node(_full(self.c + other.c), (self, _same), (other, _same))
         if _foreign(other):
@@ -222,6 +230,7 @@ class Node:
         return _reciprocal(self) * other
 
     def __pow__(self, k: int):
+        # A factor that has become zero gives zeros: 0 * 0^-1 would be NaN.
         value, powers, factor = self.value, [], 1
         for i in range(4):  # the derivatives, zero beyond the degree
             powers.append(factor * value ** (k - i) if factor else np.zeros_like(value))
@@ -237,6 +246,7 @@ class Node:
     def __getitem__(self, index):
         def back(adjoint):
             whole = np.zeros(self.shape, adjoint.dtype)
+            # Assigned, not added: an index must not name an entry twice.
             whole[index] = adjoint
             return whole
 
@@ -291,6 +301,7 @@ def gradient(function: Callable, values: list) -> list:
     made: list[Node] = []
     leaves = [Node(_stacked(np.asarray(x, np.float64), kept), made=made) for x in values]
     found = function(leaves)
+    # A function that does not depend on its inputs returns a plain number.
     if isinstance(found, Node):
         _backward(found)
     made.clear()  # nodes and this list refer to each other
@@ -304,6 +315,7 @@ def gradient(function: Callable, values: list) -> list:
 
 def _stacked(coefficients, kept: tuple[str, ...]) -> Taylor:
     """Return coefficients in front as a Taylor number; changes that are zero are left out."""
+    # An input may not change along a direction, and a missing term costs nothing in products.
     terms = dict(zip(kept, coefficients, strict=True))
     return Taylor({key: x for key, x in terms.items() if not key or x.any()}, kept)
 
@@ -311,6 +323,7 @@ def _stacked(coefficients, kept: tuple[str, ...]) -> Taylor:
 def _backward(found: Node) -> None:
     """Visit the nodes from the last to the first, and add up the adjoints of each."""
     found.adjoint = Taylor({"": np.ones_like(found.value)}, found.c.kept)
+    # Later nodes come first, so the adjoint of a node is complete when its turn comes.
     for node in reversed(found.made):
         if node.adjoint is not None:
             for parent, back in node.parents:
@@ -320,6 +333,8 @@ def _backward(found: Node) -> None:
 
 def _fitting(adjoint: Taylor, node: Node) -> Taylor:
     """Sum over the axes along which the node was broadcast; take the real part for a real node."""
+    # Broadcasting copies, so its transpose is a sum. dL = Re(z' dz) with a real dz sees only the
+    # real part of z'.
     value, whole = node.c.terms[""], adjoint.terms[""]
     shape, real_node = value.shape, value.dtype.kind != "c" and whole.dtype.kind == "c"
     if whole.shape == shape and not real_node:
@@ -387,6 +402,8 @@ def _linear(f: Node, function: Callable, back: Callable) -> Node:
 def _bilinear(times: Callable, one, other, to_one: Callable, to_other: Callable) -> Node:
     """Multiply; `to_one(adjoint, other)` pulls back to the first factor, `to_other` likewise."""
     kept = (one if isinstance(one, Node) else other).c.kept
+    # Adjoints are Taylor numbers: the product rule in the pullbacks gives the changes of the
+    # gradient.
     a, b = _lift(one, kept), _lift(other, kept)
     parents = []
     if isinstance(one, Node):
@@ -399,6 +416,7 @@ def _bilinear(times: Callable, one, other, to_one: Callable, to_other: Callable)
 def _elementary(f: Node, value, first, second, third) -> Node:
     """Return g(f) from g and its first three derivatives at f."""
     c = f.c
+    # The pullback multiplies by g'(f) as a Taylor number, whose terms of order two need g'''.
     found = c.compose(value, first, second)
     return Node(found, (f, lambda adjoint: adjoint * c.compose(first, second, third)))
 
@@ -406,6 +424,7 @@ def _elementary(f: Node, value, first, second, third) -> Node:
 def _reciprocal(f: Node) -> Node:
     r = 1 / f.value
     square = r * r
+    # (1/f)' = -1/f^2, (1/f)'' = 2/f^3, (1/f)''' = -6/f^4.
     return _elementary(f, r, -square, 2 * square * r, -6 * square * square)
 
 
@@ -434,6 +453,7 @@ def _sqrt_slopes(x, root):
 exp = _function(np.exp, lambda _, value: (value, value, value))
 expm1 = _function(np.expm1, lambda x, _: (np.exp(x),) * 3)
 log = _function(np.log, _log_slopes)
+# Only the value of log(1 + x) cancels near zero; its slopes are those of log at 1 + x.
 log1p = _function(np.log1p, lambda x, value: _log_slopes(1 + x, value))
 sqrt = _function(np.sqrt, _sqrt_slopes)
 
@@ -447,6 +467,7 @@ def real(f):
 
 
 def imag(f):
+    # dL = a Im(dz) = Re(-i a dz), so the adjoint of z is -i a.
     return _linear(f, np.imag, lambda x: np.multiply(-1j, x)) if isinstance(f, Node) else np.imag(f)
 
 
@@ -480,6 +501,7 @@ def where(condition, one, other):
 
 
 def _masked(chosen, adjoint: Taylor) -> Taylor:
+    # Not a product: the adjoint of the other branch may be infinite.
     return adjoint.map(lambda x: np.where(chosen, x, 0))
 
 
@@ -507,6 +529,7 @@ def min(f, axis: int = -1):
 
 def _entries(f: Node, i, axis: int) -> Node:
     """Return the entries i along an axis."""
+    # The first of several equal entries gets the derivative, as argmax and argmin choose it.
     i, shape = np.expand_dims(i, axis), f.shape
 
     def back(adjoint):
@@ -542,6 +565,7 @@ def matmul(one, other):
         return matmul(asarray(one)[None], other)[..., 0, :] if right > 1 else sum(one * other)
     if right == 1:
         return matmul(one, asarray(other)[:, None])[..., 0]
+    # C = A B has A' = C' B^T and B' = A^T C', without conjugates, since dL = Re(z' dz).
     return _bilinear(
         np.matmul,
         one,
@@ -557,6 +581,7 @@ def _turned(matrix):
 
 def einsum(subscripts: str, one, other):
     """Contract two operands; every index is in the output or in both."""
+    # An index of one operand only would be summed away, and no contraction could restore it.
     terms, out = subscripts.split("->")
     first, second = terms.split(",")
     return _bilinear(
@@ -623,6 +648,7 @@ def pad(f, widths, constant_values=0):
         whole[part] = x
         return whole
 
+    # The padding is constant, so it is zero in all derivatives.
     terms = {key: padded(x, 0 if key else constant_values) for key, x in f.c.terms.items()}
     return Node(Taylor(terms, f.c.kept), (f, partial(_sliced, part)))
 
@@ -640,6 +666,7 @@ def inverse(f: Node) -> Node:
     c = Taylor({"": np.linalg.inv(f.value)}, f.c.kept)
     for _ in range(len(c.kept) // 2):  # Newton's method makes one more order exact each time
         c = 2 * c - c.product(f.c, np.matmul).product(c, np.matmul)
+    # From d(f^-1) = -f^-1 df f^-1.
     turned = c.map(_turned)
 
     def back(adjoint):

@@ -57,7 +57,9 @@ def advise(
         quick: 20 splits and no theory.
         theory: whether to compare with the theory, also at other sizes.
     """
+    # Before the work: a folder that cannot be written should not cost the result.
     out = check_writable(out, "advice")
+    # A daemon, so that an error in the data ends the command without waiting for imports.
     imports = threading.Thread(target=_import_figures, daemon=True)
     # Imports take about a second, and the splits do not need them.
     imports.start()
@@ -65,6 +67,7 @@ def advise(
     for note in notes:
         say(note)
     columns = TextColumn("{task.description:<9}"), BarColumn(), TimeElapsedColumn()
+    # The console of all other output, or lines and the bar would overwrite each other.
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("splitting", total=None)
         advice = advise_rows(
@@ -102,6 +105,7 @@ def _import_figures() -> None:
 def _write(table, report: str, out: Path, notes: list[str]) -> list[Path]:
     stored, said = out / "advice.nc", out / "advice.txt"
     with figures.atomic_write(stored) as partial:
+        # The engine of SciPy needs no C library of netCDF.
         table.to_netcdf(partial, engine="scipy")
     with figures.atomic_write(said) as partial:
         partial.write_text(printable("\n".join([*notes, "", report])).lstrip())
@@ -119,6 +123,7 @@ def read(path: Path, group: str, target: str, features: str | None):
     """
     pandas = require("pandas", "advice")
     frame = _opened(pandas, path)
+    # Parquet files may name columns by numbers, which no option could match.
     frame.columns = [str(name) for name in frame.columns]
     _check_distinct(frame, "data")
     given = [name.strip() for name in features.split(",")] if features is not None else None
@@ -129,6 +134,7 @@ def read(path: Path, group: str, target: str, features: str | None):
         raise ValueError("--group, --target and --features must name different columns, each once")
     notes: list[str] = []
     used = given or _others(pandas, frame, {group, target}, notes)
+    # Only columns in use count: a gap elsewhere is no reason to drop a row.
     frame = _complete(pandas, frame, [group, target, *used], notes)
     y = _numeric(pandas, frame, target)
     if y is None:
@@ -137,6 +143,7 @@ def read(path: Path, group: str, target: str, features: str | None):
             f"{frame[target].iloc[0]!r}; encode it first"
         )
     x = pandas.concat([_encoded(pandas, frame, name, notes) for name in used], axis=1)
+    # Again, since a new 0/1 column may have the name of an old one.
     _check_distinct(x, "features (texts become columns NAME_VALUE)")
     return x, y.to_numpy(float), frame[group].to_numpy(), notes
 
@@ -149,6 +156,7 @@ def _opened(pandas, path: Path):
         require("pyarrow", "advice")
         return pandas.read_parquet(path)
     try:
+        # With low_memory pandas reads in pieces and may infer another type for each.
         frame = pandas.read_csv(path, low_memory=False)
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -170,6 +178,7 @@ def _check_column(frame, option: str, name: str) -> None:
     if name in frame.columns:
         return
     names = [str(column) for column in frame.columns]
+    # Reversed, so that the first of several names that differ in case wins.
     lower = {n.lower(): n for n in reversed(names)}
     near = difflib.get_close_matches(name.lower(), lower, 1, 0.5)
     hint = f"did you mean {lower[near[0]]!r}?" if near else f"it has {', '.join(names)}"
@@ -182,6 +191,7 @@ def _others(pandas, frame, taken: set[str], notes: list[str]) -> list[str]:
     for name in frame.columns.difference(list(taken), sort=False):
         values = frame[name]
         if (
+            # A column that counts up by one is an index that was saved with the data.
             pandas.api.types.is_integer_dtype(values)
             and len(values) > 1
             and values.diff()[1:].eq(1).all()
@@ -252,6 +262,7 @@ def _encoded(pandas, frame, name: str, notes: list[str]) -> Any:
             f"--features must have at most {LEVELS} different texts a column, got "
             f"{frame[name].nunique()} in {name!r}; leave it out or merge some"
         )
+    # The first value has no column: with all of them, the columns would add up to one.
     columns = pandas.get_dummies(frame[name].astype(str), prefix=name, drop_first=True, dtype=float)
     first = sorted(frame[name].astype(str).unique())[0]
     notes.append(f"Text column {name!r}: a 0/1 column for each value but {first!r}.")

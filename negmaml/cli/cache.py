@@ -22,13 +22,16 @@ def keep_programs() -> Path | None:
     from platformdirs import user_cache_path
 
     wanted = os.environ.get(VARIABLE, "")
+    # A folder that the user has set for JAX stays in use.
     if wanted.lower() in OFF or getattr(jax.config, "jax_compilation_cache_dir", None):
         return None
     try:
         folder = expanded(VARIABLE, wanted) if wanted else user_cache_path("negmaml") / "programs"
         folder.mkdir(parents=True, exist_ok=True)
+        # mkdir succeeds for an existing folder that is read-only.
         with tempfile.TemporaryFile(dir=folder):
             pass
+    # The cache only saves time, so a command works without it.
     except (OSError, ValueError):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))

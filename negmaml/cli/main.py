@@ -45,6 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return 0, 1 if the methods of `verify` disagree, or 2 for bad input."""
     try:
         return _called(list(arguments))
+    # These are about the user's input, and their message suffices; a bug keeps its traceback.
     except (ValueError, TypeError, OSError, MissingExtraError) as error:
         print(f"negmaml: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -52,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         # A sweep adds how to resume.
         notes = getattr(stop, "__notes__", ["nothing half-written was left behind"])
         print(f"negmaml: interrupted; {printable('; '.join(notes))}", file=sys.stderr)
+        # 128 + SIGINT, the status by which shells know an interrupt.
         return 130
 
 
@@ -89,6 +91,7 @@ def _with_new_names(arguments: list[str]) -> list[str]:
 
 def _command(name: str) -> Callable[..., int]:
     module = importlib.import_module(f"negmaml.cli.{COMMANDS[name]}")
+    # Names of functions cannot have the hyphens of commands.
     return getattr(module, name.replace("-", "_"))
 
 

@@ -12,16 +12,19 @@ from negmaml._core.display import printable
 from negmaml._core.extras import available
 from negmaml._core.paths import expanded
 
+# Texts of users may hold brackets and colons, which rich would read as markup and emoji.
 console = Console(markup=False, emoji=False)
 
 
 def say(text: str) -> None:
     """Print lines that only the terminal wraps."""
+    # Without hard line breaks, a long path can be copied from the terminal in one piece.
     console.print(printable(text), highlight=False, soft_wrap=True)
 
 
 def print_renamed(old: str, new: str) -> None:
     """Warn on stderr that a command, a flag or a field of a spec has a new name."""
+    # On stderr, so that redirected output holds results only.
     text = f"{old} was renamed: use {new}. The old name will be removed in the next release."
     print(f"negmaml: warning: {printable(text)}", file=sys.stderr)
 
@@ -55,6 +58,7 @@ def check_writable(folder: Path, extra: str = "figures") -> Path:
         available(package, extra)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # A trial, since permissions do not show a read-only disk.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

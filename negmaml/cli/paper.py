@@ -55,6 +55,7 @@ def reproduce(
     done = {}
     columns = TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
+        # One step more than there are problems: the last one is drawing.
         bar = progress.add_task("compiling", total=len(names) + 1)
         for name, panels in experiments(names, key_of(seed), runs, evaluation):
             done[name] = panels
@@ -71,6 +72,7 @@ def reproduce(
 
 def _reproduce_nonlinear(out: Path, seed: int, runs: int | None, quick: bool) -> int:
     """Run `reproduce` for the nonlinear problem, one network after another."""
+    # Imported here: it needs kernels and training, which the linear figures do not.
     from negmaml.paper import nonlinear
 
     runs = nonlinear.RUNS if runs is None else runs
@@ -100,6 +102,7 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
         runs: runs of each simulated point.
     """
     out = check_writable(out)
+    # After the check of the folder, so that a wrong path fails before the imports.
     from negmaml.paper import figures, netcdf
     from negmaml.paper.phases import contents as compute
 
@@ -165,6 +168,7 @@ def _write(
     from negmaml.paper import figures, netcdf
 
     path = out / f"{stem}.nc"
+    # An interrupt then leaves the old file or none, never a part of the new one.
     with figures.atomic_write(path) as partial:
         netcdf.write(partial, *contents(panels), {**provenance(), **settings})
     return [*figures.save(figures.reproduction(panels, **labels), out, stem), path]
@@ -177,6 +181,7 @@ def _print_agreement(results: dict[str, dict[str, Panel]], title: str) -> None:
             panel = panels[letter]
             # Relative to the simulated mean.
             gap = np.abs(panel.theory / panel.mean - 1)
+            # +0.123(4) means 0.123 +- 0.004: the error counts in units of the last digit.
             found = f"{panel.found:+.3f}({1000 * panel.found_error:.0f})"
             gaps = f"{np.median(gap):.2%}", f"{gap.max():.2%}"
             label = name.removesuffix("parameterized")

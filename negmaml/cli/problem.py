@@ -53,6 +53,7 @@ class ProblemOptions:
     """Every coordinate of the start of meta-training."""
     spectrum: Literal["isotropic", "power", "two-level", "spikes"] = "isotropic"
     """Eigenvalues of the input covariance, of mean one."""
+    # Named like the field above, so that its options read --spectrum.exponent.
     shape: Annotated[SpectrumOptions, tyro.conf.arg(name="spectrum")] = SpectrumOptions()
 
     def problem(self) -> MixedLinearRegression:
@@ -66,6 +67,7 @@ class ProblemOptions:
         return MixedLinearRegression(**given)
 
 
+# Without a prefix the sizes are --p and --m instead of --problem.p.
 Problem = Annotated[ProblemOptions, tyro.conf.arg(name="")]
 
 
@@ -119,6 +121,7 @@ def verify(
         runs: simulated runs.
         seed: seed of all random numbers.
     """
+    # Imported here: it needs optax and the simulation, which `predict` does not.
     from negmaml.paper.cross_check import verify as compare
 
     result = compare(
@@ -129,4 +132,5 @@ def verify(
         runs=runs,
     )
     print(result)
+    # Scripts can tell by the exit status, without reading the table.
     return 0 if result.agrees else 1

@@ -52,6 +52,7 @@ def sweep(
         allow_code_change: resume even if the function computes something else than before.
     """
     fields = specs.read(spec, overrides, warn=print_renamed)
+    # An option of the command takes precedence over the field of the spec.
     memory = fields.get("memory") if memory is None else memory
     block = fields.get("block") if block is None else block
     with ExitStack() as stack:
@@ -64,6 +65,7 @@ def sweep(
             return 0
         if store is None:
             raise ValueError("--store must say where the result goes; or pass --dry-run")
+        # Both are needed for the summary at the end, so their absence must show before the work.
         require("xarray", "sweep")
         require("zarr", "sweep")
         client = stack.enter_context(connected(scheduler))
@@ -84,6 +86,8 @@ def sweep(
     return 0
 
 
+# tyro makes the help from the docstring, which has to list the fields of a spec. They are written
+# once, in `spec.FIELDS`.
 sweep.__doc__ = inspect.cleandoc(sweep.__doc__ or "").replace(
     "\n\nArgs:", f"\n\nFields of a spec:\n\n{specs.fields_text()}\n\nArgs:", 1
 )
@@ -94,6 +98,7 @@ def _worker(text: str | None) -> tuple[int, int] | str | None:
     if text in (None, SLURM):
         return text
     number, slash, count = text.partition("/")
+    # int() would also accept signs, spaces and underscores.
     if not (slash and number.isdecimal() and count.isdecimal()):
         raise ValueError(
             f"--worker takes k/n, such as 3/16, or slurm in an array job, got {text!r}"
@@ -117,6 +122,7 @@ def status(store: Name, check: bool = False) -> int:
         print_table(columns, [worker.row() for worker in found.workers])
     for text in found.losses():
         say(f"lost: {text}")
+    # Without --check no contents were read, so the status cannot vouch for them.
     return int(check and bool(found.lost))
 
 
@@ -171,6 +177,7 @@ def heatmap(
     if argmin:
         means = summary.argmin(means, argmin)
     label = f"best {argmin}" if argmin else f"mean {value}"
+    # xarray may order dims otherwise; the image has a row for each y.
     means = means.transpose(up.dims[0], across.dims[0])
     figure = figures.heat_map(across.values, up.values, means.values, (x, y, label), bool(argmin))
     return _save(figure, store, out, "heatmap")
@@ -201,6 +208,7 @@ def curves(
     for i in range(means.sizes[hue] if hue else 1):
         at = {hue: i} if hue else {}
         held = means[hue].values[i] if hue else 0
+        # Static axes may hold strings, which have no number format.
         held = held if isinstance(held, str) else f"{held:g}"
         lines[f"{hue} = {held}" if hue else ""] = means.isel(at).values, errors.isel(at).values
     figure = figures.curves(across.values, lines, (x, f"mean {value}"))

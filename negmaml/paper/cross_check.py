@@ -155,6 +155,7 @@ def verify(
     with jax.enable_x64(True):
         key = key_of(0) if key is None else key
         problem, train, adapt = canonicalize((problem, train, adapt), np.float64)
+        # One key for both: run i has the same data in each, so differences are paired.
         expected, sampled = (
             np.asarray(simulate(key, problem, train, adapt, runs=n, evaluation=e).test_loss)
             for n, e in ((runs, "expected"), (min(runs, SAMPLED_RUNS), "sampled"))
@@ -310,6 +311,7 @@ def _descend(key, problem, train):
     def meta_gradient(omega):
         return jax.grad(objective)(omega, tasks)
 
+    # The gradient of |Phi omega - r|^2 / (2 N) is Phi^T (Phi omega - r) / N.
     exact = contract("np,n->p", Phi, contract("np,p->n", Phi, start) - r) / len(r)
     hessian = contract("np,nq->pq", Phi, Phi) / len(r)  # sets only the step size and the momentum
     omega, converged = _minimise(meta_gradient, hessian, start)
@@ -324,8 +326,10 @@ def _minimise(gradient, hessian, start):
     """
     curvature = jnp.linalg.eigvalsh(hessian)
     largest = curvature[-1]
+    # Eigenvalues of flat directions are rounding errors, which would set the momentum to one.
     smallest = jnp.min(jnp.where(curvature > 1e-10 * largest, curvature, largest))
     root = jnp.sqrt(largest / smallest)
+    # Nesterov's momentum for condition number k: (sqrt(k) - 1) / (sqrt(k) + 1).
     optimizer = optax.sgd(1 / largest, momentum=(root - 1) / (root + 1), nesterov=True)
     target = 1e-12 * jnp.linalg.norm(gradient(start))  # far below EXACT_LIMIT in the loss
 

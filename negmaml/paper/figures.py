@@ -13,6 +13,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": INK,
+    # Texts stay texts, which can be searched and take less space than outlines.
     "svg.fonttype": "none",
     "svg.hashsalt": "negmaml",  # the same data give the same file
 }
@@ -29,8 +30,10 @@ def reproduction(experiments, points: str = "simulation", curve: str = "theory")
 
     rows = len(experiments)
     with matplotlib.rc_context(STYLE):
+        # `Figure` without pyplot: no display is needed, and no global list keeps it alive.
         figure = Figure(figsize=(7.2, 2.75 * rows), dpi=160)
         axes = figure.subplots(rows, 2, squeeze=False)
+        # Fixed margins, since a layout engine would have to draw the figure twice.
         figure.subplots_adjust(0.09, 0.17 / rows, 0.98, 1 - 0.1 / rows, 0.24, 0.42)
         for row, (problem, panels) in zip(axes, experiments.items(), strict=True):
             for axis, letter in zip(row, ("a", "b"), strict=True):
@@ -182,6 +185,7 @@ def payoff(dataset):
         axes = figure.subplots(2, 4)
         for row, (name, x, x_label, y, y_label) in zip(axes, maps, strict=True):
             for axis, (what, ridge) in zip(row, columns, strict=True):
+                # A gain may be minus infinity, through which no contour can be drawn.
                 values = 100 * dataset[f"{what}_{name}"].sel(ridge=ridge).values.clip(-0.5, 0.5)
                 drawn = axis.pcolormesh(
                     dataset[x], dataset[y], values, cmap="RdBu", vmin=-50, vmax=50, rasterized=True
@@ -202,6 +206,7 @@ def _draw_map(figure, axis, y, x, values, label: str) -> None:
 
     # Rates of either sign over three decades: linear near zero, logarithmic beyond.
     norm = SymLogNorm(linthresh=0.01, vmin=-10, vmax=10)
+    # An image within the SVG: 40,000 vector cells would make a large file.
     drawn = axis.pcolormesh(x, y, values, norm=norm, cmap="RdBu_r", rasterized=True)
     lines = axis.contour(
         x, y, values, levels=[-3, -1, -0.3, -0.1, -0.03, 0], colors=INK, linewidths=0.6,

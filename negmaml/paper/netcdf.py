@@ -31,6 +31,7 @@ def _write_one(file, name: str, dims, values: np.ndarray, notes: Mapping[str, An
         values = np.char.encode(values, "utf-8")
         width = values.dtype.itemsize
         values = values.view("S1").reshape(*values.shape, width)
+        # xarray joins the characters along the last axis into texts, decoded by `_Encoding`.
         dims, notes = (*dims, f"string{width}"), {**notes, "_Encoding": "utf-8"}
     for dim, size in zip(dims, values.shape, strict=True):
         if dim not in file.dimensions:

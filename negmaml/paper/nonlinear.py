@@ -96,6 +96,7 @@ def draw(key, config: NonlinearConfig) -> tuple[Tasks, Tasks]:
         family = Quadratic(p=s.p, m=m, n_t=n_t, n_v=n_v, sigma=s.sigma, nu=s.nu)
         return Tasks(*map(centred, family(jax.random.fold_in(key, i))))
 
+    # Separate streams: the number of test tasks does not change the training tasks.
     return one(0, *sizes[0]), one(1, *sizes[1])
 
 
@@ -118,6 +119,7 @@ def one_run(key, config: NonlinearConfig) -> NonlinearLosses:
     """Draw a network and tasks, solve exactly, train at every rate, and test all."""
     tasks, test = draw(jax.random.fold_in(key, 0), config)
     start = init(jax.random.fold_in(key, 1), config)
+    # `Partial` is a pytree, so the parameters are traced and not constants of the program.
     kernel, f0 = kernels.empirical_ntk(network, start), Partial(network, start)
 
     def exact(train, adapt):
@@ -165,6 +167,7 @@ def runs(key, runs: int = RUNS, config: NonlinearConfig = CONFIG) -> Iterator[No
     if not isinstance(config, NonlinearConfig):
         raise TypeError(f"config must be a NonlinearConfig, got {config!r}")
     for i in range(runs):
+        # NumPy waits for the run, so that progress is reported when it has ended.
         yield jax.tree.map(np.asarray, one_run(jax.random.fold_in(key, i), config))
 
 

@@ -88,12 +88,14 @@ def experiments(
     with ThreadPoolExecutor() as threads:  # compilation is most of the work
         started = []
         for name in names:
+            # The setting holds in this thread only; the threads that compile keep the caller's.
             with jax.enable_x64(True):
                 prediction = tuple(
                     map(np.asarray, _predict(canonicalize(PROBLEMS[name], np.float64)))
                 )
             program = threads.submit(_compile, name, key, prediction[-1], runs, evaluation)
             started.append((prediction, program))
+        # No simulation starts while programs compile, since both would share the cores.
         wait([program for _, program in started])
         for name, (prediction, program) in zip(names, started, strict=True):
             yield name, _panels(prediction, program.result())
@@ -111,6 +113,7 @@ def _compile(name: str, key, best_train, runs: int, evaluation: str):
 def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel]:
     """Run the simulation and extract both panels."""
     curves, best_adapt, best_train = prediction
+    # The simulation runs in float32; sums over its runs do not.
     losses = np.asarray(simulation().test_loss, np.float64)
     panel_a = losses[FIXED_INDEX, :, : losses.shape[-1] // 10]
     panel_b = losses[: RATES.size, FIXED_INDEX]
@@ -159,6 +162,7 @@ def with_jackknife(estimate: Callable, losses, groups: int = 10) -> tuple[float,
     runs = np.arange(losses.shape[-1])
     # Runs are independent, and so are groups of runs.
     leave_out = np.array([estimate(losses[:, runs % groups != g].mean(-1)) for g in range(groups)])
+    # Jackknife over g groups: error^2 = (g - 1) / g sum_i (x_i - mean x)^2.
     error = np.sqrt((groups - 1) * np.mean((leave_out - leave_out.mean()) ** 2))
     return estimate(losses.mean(-1)), float(error)
 

@@ -142,6 +142,7 @@ def sweep(
         function, grid, seeds, root_seed=root_seed, static=static, vectorized=vectorized,
         common_random_numbers=common_random_numbers, output_dims=output_dims,
     )  # fmt: skip
+    # Opened first: if the bar needs a missing package, nothing has been computed yet.
     with progress_reporter(progress) as report:
         if url is None:
             return _in_memory(prepared, memory, block, devices, report)
@@ -153,6 +154,7 @@ def sweep(
             if (found := read_finished(prepared, url, policy)) is None:
                 raise
             return found
+        # Connected after all checks: a scheduler that does not answer takes seconds to find out.
         with connected(client) as workers, _add_resume_hint(url):
             options = ExecutionOptions(memory, block, devices, workers, report)
             if index is not None:
@@ -168,6 +170,7 @@ def _check_options(store, client, worker, extend, allow_code_change) -> Address 
             "sweep computes and stores when it is called; call it outside of jit, and put what "
             "should be compiled into its function, which always is"
         )
+    # A string such as "no" counts as true, so only a bool is accepted.
     for name, value in (("extend", extend), ("allow_code_change", allow_code_change)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
@@ -184,6 +187,7 @@ def _check_options(store, client, worker, extend, allow_code_change) -> Address 
     if client is not None:
         if store is None:
             raise ValueError("client needs a store that its workers can write to; pass store=")
+        # Tested by its method, since `distributed` is optional and may not be installed.
         if not isinstance(client, str) and not hasattr(client, "submit"):
             raise TypeError(
                 "client must be a distributed.Client, or the address of a scheduler such as "
@@ -197,6 +201,7 @@ def _add_resume_hint(store: str) -> Iterator[None]:
     """Add a note to an interrupt that says how to resume."""
     try:
         yield
+    # A note instead of another exception: the caller still catches a KeyboardInterrupt.
     except KeyboardInterrupt as stop:
         stop.add_note(f"finished blocks are in {store!r}; the same call resumes")
         raise
@@ -214,6 +219,8 @@ def _in_memory(sweep: ValidatedSweep, memory, block, devices, report: ProgressCa
     # Blocks bound the memory of a batch here, too; results are complete arrays.
     for region in todo:
         wanted = np.ones([part.stop - part.start for part in region], bool)
+        # The runner returns cells as rows, in the order of `index_of`; here they get their dims
+        # back.
         for name, values in runner.compute(index_of(region, wanted)).items():
             results[name][region] = values.reshape(*wanted.shape, *values.shape[1:])
         completed += wanted.size

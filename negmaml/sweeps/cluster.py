@@ -15,6 +15,7 @@ RETRIES = 10  # of a block whose workers die
 @contextmanager
 def connected(client) -> Iterator[Any]:
     """A Dask client: the given one, or one of the scheduler at an address; None for None."""
+    # The caller's client stays open; only a client that is made here is closed here.
     if not isinstance(client, str):
         yield client
         return
@@ -38,6 +39,7 @@ def submit(
     name: prefix of the keys of the tasks. store: named in errors.
     """
     distributed = require("distributed", "cluster")
+    # Without workers, Dask would queue the blocks and wait for ever.
     if not client.scheduler_info()["workers"]:
         try:
             client.wait_for_workers(1, timeout=WORKERS_WITHIN)
@@ -46,6 +48,8 @@ def submit(
                 f"the scheduler has no workers, and none joined within {WORKERS_WITHIN} s; start "
                 "some with `dask worker`"
             ) from error
+    # Dask returns the old result for a key that it knows, so `name` has to be new for every call.
+    # Retries are safe, because each attempt writes the same chunks.
     futures = [
         client.submit(call, job, *block, key=f"{name}-{i}", retries=RETRIES)
         for i, block in enumerate(blocks)
@@ -53,6 +57,7 @@ def submit(
     try:
         for future in distributed.as_completed(futures):
             yield future.result()
+            # Released at once, or the scheduler would keep every result until the end.
             future.release()
     except (CancelledError, distributed.comm.CommClosedError) as error:
         reason = str(error).partition("\n")[0]
@@ -61,5 +66,6 @@ def submit(
             f"{store!r}, and the same call resumes with another scheduler"
         ) from error
     finally:
+        # After an error no more blocks may start, since the lock on the store is released next.
         with contextlib.suppress(Exception):  # the scheduler may be gone
             client.cancel([future for future in futures if not future.done()])

@@ -23,7 +23,9 @@ def dataset_of(url: str, held: StoreDescription, done: np.ndarray | None = None)
     arrays = {name: held.layouts[name] for name in names}
     # The checked store compares every chunk with its checksum before zarr decodes it.
     store = guarded(url, arrays, _attributes(held), complete=done is None)
+    # `chunks=None` gives xarray's own lazy arrays, which do not need Dask.
     dataset = xr.open_zarr(store, chunks=None, zarr_format=3, consolidated=True)
+    # Labels come from the checked manifest, so no chunk of a coordinate has to be trusted.
     dataset = dataset.assign_coords(coordinates(grid))
     return dataset if done is None else dataset.assign(completed=(grid.dims, done))
 

@@ -38,6 +38,7 @@ def description_of(url: str) -> StoreDescription:
 
 def read_description(url: str, files) -> StoreDescription | None:
     """The description of a store; None if it is missing, StoreError if it is not of a sweep."""
+    # Bounded, because anybody may have written the file and parsing it takes memory.
     text = files.read(ROOT, MAX_TEXT)
     if text is None:
         return None
@@ -55,6 +56,7 @@ def read_description(url: str, files) -> StoreDescription | None:
         manifest = parse_manifest(attributes[MANIFEST])
         found = _held_layouts(manifest, arrays["metadata"])
         _check_own(files, found)
+    # StoreError is a ValueError; without this clause it would be wrapped again below.
     except StoreError:
         raise
     # Any malformed metadata ends here as one error with a remedy.
@@ -88,5 +90,5 @@ def _check_own(files, arrays: Mapping[str, Layout]) -> None:
 
 
 def _earlier(shape: Any, now: tuple[int, ...]) -> bool:
-    """Whether an array could have had the shape before or during an extension."""
+    """True if an array could have had the shape before or during an extension."""
     return isinstance(shape, list) and len(shape) == len(now) and all(type(n) is int for n in shape)

@@ -26,6 +26,7 @@ from negmaml.sweeps.parse import did_you_mean, name_tuple
 from negmaml.sweeps.values import numpy_dtype
 
 
+# A protocol, so that an object of any class can be swept if it has all members.
 @runtime_checkable
 class SweepFunction(Protocol):
     """A function for `nm.sweep` that describes its axes: subclass it and write `__call__`.
@@ -139,6 +140,7 @@ class Output:
 
 def roles(function, static=None, vectorized=None, output_dims=None) -> Roles:
     """The roles of the axes of `function`; arguments that are not None override its attributes."""
+    # A class is callable, but a call makes an object instead of a dict of outputs.
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"function must be callable as function(key, **point), got {function!r}")
     static = None if static is None else name_tuple("static", static)
@@ -193,6 +195,7 @@ def inputs(grid: SweepGrid, batch: tuple[int, ...] = ()):
     """(keys, numbers, vectorized axes) that cells of this batch shape are traced with."""
     names = [n for axis in grid.axes for n in axis.names if n not in grid.static]
     number = jnp.result_type(float)
+    # Only the dtype of keys is needed, which depends on the default generator.
     key = jax.eval_shape(lambda: key_of(0))
     vectorized = {
         n: jax.ShapeDtypeStruct(np.shape(v), number) for n, v in grid.vectorized_values().items()
@@ -232,7 +235,7 @@ def outputs(roles: Roles, grid: SweepGrid) -> tuple[Output, ...]:
 
 
 def _declares(function: SweepFunction, found: tuple[Output, ...], grid: SweepGrid) -> bool:
-    """Whether the function declares that its outputs have only vectorized axes.
+    """True if the function declares that its outputs have only vectorized axes.
 
     Then one group is traced: tracing many groups can take longer than a small sweep.
     """
@@ -255,6 +258,7 @@ def _cell_shapes(
                 raise TypeError(f"function must return a dict of arrays, got {value!r} at {name!r}")
         return found
 
+    # Abstract evaluation: errors of the function are raised before anything compiles.
     shapes = jax.eval_shape(cell, *inputs(grid))
     return {name: shapes[name] for name in sorted(shapes)}
 
@@ -266,6 +270,7 @@ def identify_programs(
 
     Vectorized axes are traced with two values, so that the identity survives an extension.
     """
+    # One cell, because the batch depends on memory and devices, and the identity must not.
     keys, numbers, vectorized = inputs(grid, (1,))
     # Two values stand for any number, so the identity stays the same when an axis grows.
     lengths = {n: (2,) if w.shape else () for n, w in vectorized.items()}
@@ -304,9 +309,11 @@ def _check_values(function: SweepFunction, grid: SweepGrid) -> None:
 
 def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: SweepGrid) -> Output:
     vectorized = {axis.names[0]: len(axis) for axis in grid.vectorized if axis.dim}
+    # eval_shape returns a nested dict or list as it is, without a shape.
     if not hasattr(shape, "shape"):
         raise TypeError(f"function must return a dict of arrays, got a nest at {name!r}")
     if name in roles.output_dims:
+        # A vectorized axis that is a constant in this grid has no dim in the output either.
         dims = tuple(
             d for d in roles.output_dims[name] if d in vectorized or d not in roles.vectorized
         )
@@ -314,6 +321,8 @@ def _output(name: str, shape: jax.ShapeDtypeStruct, roles: Roles, grid: SweepGri
         # Outputs lead with the vectorized axes unless output_dims names other dims.
         leads = bool(vectorized) and shape.shape[: len(vectorized)] == tuple(vectorized.values())
         dims = tuple(vectorized) if leads else ()
+    # Remaining dims get the name of the output: dims of one name in two outputs would need equal
+    # sizes.
     dims += tuple(f"{name}_{i}" for i in range(len(dims), len(shape.shape)))
     sizes = dict(zip(dims, shape.shape, strict=False))
     if len(dims) != len(shape.shape) or any(sizes[d] != vectorized.get(d, sizes[d]) for d in dims):

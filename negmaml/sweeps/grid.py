@@ -88,6 +88,8 @@ class SweepGrid:
         parts = []
         for axis in self.axes:
             names = [name for name in axis.names if name in self.static]
+            # Distinct rows of an axis, not values of a name: zipped names occur only in their
+            # pairs.
             rows, _ = self._static_rows[axis.names]
             parts.append([dict(zip(names, row, strict=True)) for row in rows])
         return [{k: v for part in chosen for k, v in part.items()} for chosen in product(*parts)]
@@ -109,6 +111,7 @@ class SweepGrid:
         cells = 1
         chunks = dict(zip(self.dims, block, strict=True))
         for axis in self.axes:
+            # A bound over all positions of the block: it may lie where one static row repeats most.
             most = int(np.bincount(self._static_rows[axis.names][1]).max())
             cells *= min(most, chunks.get(axis.dim, 1) if axis.dim else 1)
         return cells * chunks["seed"]
@@ -119,6 +122,7 @@ class SweepGrid:
         found = [0]
         for axis in self.axes:
             rows, row_of = self._static_rows[axis.names]
+            # A region is a box, so its groups are all combinations of the rows on each of its axes.
             here = np.unique(row_of[parts[axis.dim]] if axis.dim else row_of)
             found = [group * len(rows) + int(row) for group in found for row in here]
         return found
@@ -129,6 +133,7 @@ class SweepGrid:
         `groups` counts in `groups()`; `numbers` is a dict of columns.
         """
         positions = dict(zip(self.dims, index, strict=True))
+        # A seed is folded into the key as one word of 32 bits.
         seeds = np.array(self.seeds, np.uint32)[positions["seed"]]
         # Groups are numbered like `groups()`: the last axis varies fastest.
         groups = np.zeros(seeds.shape, int)
@@ -138,6 +143,7 @@ class SweepGrid:
             at = positions[axis.dim] if axis.dim else np.zeros(seeds.shape, int)
             rows, row_of = self._static_rows[axis.names]
             groups = groups * len(rows) + row_of[at]
+            # uint64 wraps around, which is the sum modulo 2^64.
             address += _hashes(axis, self.common)[at]
             for name in axis.names:
                 if name not in self.static:
@@ -145,6 +151,7 @@ class SweepGrid:
         return groups, numbers, address, seeds
 
 
+# Every block asks for these, and an axis can have millions of values.
 @lru_cache(256)
 def _hashes(axis: Axis, common: frozenset[str]) -> np.ndarray:
     """The contribution of an axis to the address at each position."""
@@ -159,5 +166,6 @@ def _hashes(axis: Axis, common: frozenset[str]) -> np.ndarray:
 
 def _hash(name: str, value) -> int:
     # Python's own hash differs between processes; addresses must not.
+    # repr tells all floats apart; traced numbers are floats here, so 1 and 1.0 have one address.
     digest = hashlib.blake2b(f"{name}={value!r}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -24,6 +24,7 @@ def text_of(metadata: Mapping[str, Any]) -> bytes:
 
 def group_metadata(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The `zarr.json` of a group, with the consolidated metadata of its arrays."""
+    # One read of this one file shows readers the sizes of all arrays at the same moment.
     return {
         "attributes": dict(attributes),
         "zarr_format": 3,
@@ -66,6 +67,7 @@ def guarded(
 def zarr_arrays(store, write: bool = False) -> dict[str, Any]:
     """The arrays of an opened store; chunks of fill values are written like all others."""
     zarr = require("zarr", "sweep")
+    # zarr reads this setting when an array is opened, not when a chunk is written.
     with zarr.config.set({"array.write_empty_chunks": True}):
         mode = "r+" if write else "r"
         group = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=True)
@@ -86,9 +88,11 @@ def _class():
             self.url, self.arrays, self.complete = url, arrays or {}, complete
             self.attributes = attributes or {}
 
+        # zarr copies a store, for example as read-only; the copy has to check chunks as well.
         def _with_store(self, store):
             return type(self)(store, self.url, self.arrays, self.attributes, self.complete)
 
+        # Dask pickles the lazy arrays of a dataset, and this store with them.
         def __reduce__(self):
             given = self._store, self.url, self.arrays, self.attributes, self.complete
             return _make, given
@@ -105,6 +109,8 @@ def _class():
             if key == ROOT or key.endswith(f"/{ROOT}"):
                 held = self._metadata(key)
                 return None if held is None else prototype.buffer.from_bytes(text_of(held))
+            # `byte_range` is ignored: only sharded arrays ask for parts, and a checksum needs the
+            # whole chunk.
             layout = self.arrays.get(key.partition("/")[0])
             at = layout.position(key) if layout else None
             if layout is None or at is None:
@@ -113,6 +119,7 @@ def _class():
             most = ranges.RangeByteRequest(0, layout.most_bytes(at) + 1)
             data = await self._store.get(key, prototype, most)
             if data is None:
+                # Old stores, which have no checksums, left out chunks of fill values.
                 if self.complete and layout.checksum:
                     raise damaged(self.url, key, "is missing")
                 return None
@@ -120,6 +127,7 @@ def _class():
                 raise damaged(self.url, key, fault)
             return data
 
+        # Every way in which zarr reads has to pass through `get`, or its chunks escape the check.
         async def get_partial_values(self, prototype, key_ranges):
             return [await self.get(key, prototype, part) for key, part in key_ranges]
 

@@ -42,7 +42,7 @@ class Layout:
 
     @property
     def floating(self) -> bool:
-        """Whether its fill value is NaN."""
+        """True if its fill value is NaN."""
         return self.dtype.kind in "fc"
 
     @property
@@ -73,6 +73,7 @@ class Layout:
         parts = rest.split("/")
         if name != self.name or parts[0] != "c" or len(parts) != 1 + len(self.shape):
             return None
+        # int() also reads digits of other scripts, and huge numbers slowly.
         if not all(part.isdecimal() and part.isascii() and len(part) < 12 for part in parts[1:]):
             return None
         at = tuple(map(int, parts[1:]))
@@ -95,7 +96,8 @@ class Layout:
         return raw + raw // 64 + 1024 if self.compressed else raw
 
     def wrong_size(self, at: Sequence[int], size: int) -> bool:
-        """Whether the file of a chunk cannot have this size in bytes."""
+        """True if the file of a chunk cannot have this size in bytes."""
+        # Without compression the size is known exactly; with it there are only bounds.
         most = self.most_bytes(at)
         if self.compressed:
             return not CHECKSUM_BYTES * self.checksum < size <= most
@@ -191,6 +193,8 @@ def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
 def sizes_at(manifest: Manifest, level: int) -> dict[str, int]:
     """Sizes of the vectorized axes in cells of a level; level 1 is before any extension."""
     if level < manifest.num_levels:
+        # The box of an extension is (0, n) along all dims but its own, which starts at the old
+        # size.
         return {dim: start or stop for dim, (start, stop) in manifest.extensions[level - 1].items()}
     return {axis.dim: len(axis) for axis in manifest.grid.vectorized if axis.dim}
 

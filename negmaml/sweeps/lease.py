@@ -60,7 +60,8 @@ class HeartbeatMonitor:
         self.seen: dict[str, tuple[str, float, int]] = {}  # text, since when, number of changes
 
     def silent(self, key: str) -> bool:
-        """Whether a file has not changed for `MAX_MISSED` periods since it was first read."""
+        """True if a file has not changed for `MAX_MISSED` periods since it was first read."""
+        # The system clock may jump when it is synchronised; this one cannot.
         now, text = time.monotonic(), self.storage.read_text(key)
         last, since, changes = self.seen.get(key, (text, now, 0))
         if last != text:
@@ -69,7 +70,7 @@ class HeartbeatMonitor:
         return now - since > HEARTBEAT_S * MAX_MISSED
 
     def changed(self, key: str) -> bool:
-        """Whether a file has changed since it was first read."""
+        """True if a file has changed since it was first read."""
         self.silent(key)
         return self.seen[key][2] > 0
 
@@ -116,22 +117,27 @@ class Lease:
         if earlier:
             key = self._key(earlier[-1])
             holder = self.storage.read_text(key)
+            # All claims of a worker have its key as text, so `holder == self.text` is a block that
+            # it has claimed already.
             heartbeat = holder if holder in names else key
             if holder != FREE and (holder == self.text or not self.monitor.silent(heartbeat)):
                 return False
             self.previous_owner_crashed = holder != FREE
+        # Two processes that both found the lease free race for one number; creation decides.
         self.number = earlier[-1] + 1 if earlier else 0
         if not self.storage.create(self.key, self.text.encode()):
             return False
         if not self.held():  # created late, below a number that others have released meanwhile
             self.storage.discard(self.key)
             return False
+        # The newest file decides, so older ones can go, also those that a crash has left.
         for older in earlier:
             self.storage.discard(self._key(older))
         return True
 
     def held(self) -> bool:
-        """Whether no other process has taken the lease over."""
+        """True if no other process has taken the lease over."""
+        # Read anew each time: only a file with a higher number shows that another took over.
         return not self.lost.is_set() and self._numbers()[-1:] == [self.number]
 
     def renew(self, text: str) -> bool:
@@ -158,12 +164,14 @@ def heartbeats(beat: Callable[[int], bool]) -> Iterator[None]:
 
     def run() -> None:
         count = 0
+        # Waiting on the event instead of sleeping lets the thread end as soon as the block does.
         while not ended.wait(HEARTBEAT_S):
             count += 1
             with contextlib.suppress(OSError):  # the next heartbeat may succeed
                 if not beat(count):
                     return
 
+    # A daemon does not keep a process alive whose main thread has ended, so its lease expires.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
@@ -194,6 +202,7 @@ def locked(url: str, opening: bool = False) -> Iterator[StoreLock]:
     path = local_path(url)
     with ExitStack() as stack:
         lock: StoreLock | None = None
+        # Workers run on several machines, where locks of the operating system may not hold.
         if path is None or opening:
             storage = storage_beside(url, "lock" if path is None else OPENING)
             lock = stack.enter_context(_locked_by_lease(url, storage, opening))
@@ -213,6 +222,7 @@ def _taken(url: str, holder: str) -> TakenError:
 
 @contextmanager
 def _locked_by_lease(url: str, storage: Storage, opening: bool) -> Iterator[StoreLock]:
+    # The random part tells two holders apart when a process number is used again.
     owner = f"{this_process()}, {uuid.uuid4().hex[:8]}{f', {OPENING}' if opening else ''}"
     lease = Lease(HeartbeatMonitor(storage), "", owner, keep=True)
     while True:
@@ -226,6 +236,7 @@ def _locked_by_lease(url: str, storage: Storage, opening: bool) -> Iterator[Stor
         ):
             raise _taken(url, lease.holder()[1])
         time.sleep(HEARTBEAT_S / 50 if opening else HEARTBEAT_S)
+    # On a file system that creates a file twice, no lease would protect anything.
     storage.check_exclusive(lease.key, owner.encode())
 
     def check() -> None:
@@ -255,6 +266,7 @@ def _locked_by_system(url: str, path: Path, opening: bool) -> Iterator[StoreLock
     lock = filelock.FileLock(locked_file)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A holder writes its name just after it acquires the lock; wait that long before judging.
         patience = time.monotonic() + HEARTBEAT_S
         while not _acquired(lock):
             holder = LocalStorage(path.parent).read_text(writer.name)
@@ -278,6 +290,7 @@ def _locked_by_system(url: str, path: Path, opening: bool) -> Iterator[StoreLock
         with cleanup_unless_interrupted(lambda: writer.unlink(missing_ok=True)):
             yield StoreLock(lambda: None, crashed)
     finally:
+        # Released after an interrupt too; the writer's file stays and tells the next holder.
         lock.release()
 
 

@@ -64,8 +64,10 @@ def found_in(
     there = {name: _there(layout, sizes, faults) for name, layout in cells.items()}
     _accept_fill_values(manifest, cells, arrays, raw, there)
     possible = _possible_levels(manifest, cells, there)
+    # A flag may claim more than the files hold, and files may exist before their flag.
     levels = np.minimum(raw, _over_cells(possible, cells[manifest.completed]))
     lost = _lost_chunks(manifest, cells, raw, there, faults)
+    # Coordinates have no flags: every chunk of them has to exist.
     for name in held.layouts.keys() - cells.keys():
         layout = held.layouts[name]
         for at in np.ndindex(*layout.chunks):
@@ -97,6 +99,7 @@ def _altered(url: str, arrays: Mapping[str, Layout], keys: Iterable[str]) -> dic
         data = files.read(key)
         return key, MISSING if data is None else layout.fault(at, data)
 
+    # Reading in parallel hides the latency of a disk or an object store.
     with ThreadPoolExecutor(READERS) as readers:
         return {key: wrong for key, wrong in readers.map(fault, keys, chunksize=64) if wrong}
 
@@ -117,7 +120,7 @@ def _other_labels(url: str, held: StoreDescription, faults: Mapping[str, str]) -
 def _there(
     layout: Layout, sizes: Mapping[str, int], faults: Mapping[str, str]
 ) -> np.ndarray:  # fmt: skip
-    """Which chunks of an array exist without a fault."""
+    """A mask of the chunks of an array that exist without a fault."""
     found = np.zeros(layout.chunks, bool)
     prefix = f"{layout.name}/c/"
     for key in sizes:
@@ -147,6 +150,7 @@ def _accept_fill_values(manifest: Manifest, cells, arrays, raw, there) -> None:
 def _over_blocks(values: np.ndarray, layout: Layout) -> np.ndarray:
     """The largest value in each block."""
     for axis, (n, size) in enumerate(zip(layout.shape, layout.chunk, strict=True)):
+        # reduceat includes the last block, which may be smaller than the others.
         values = np.maximum.reduceat(values, np.arange(0, n, size), axis)
     return values
 
@@ -168,19 +172,24 @@ def _needed(manifest: Manifest, layout: Layout, level: int) -> tuple[slice, ...]
 def _possible_levels(manifest: Manifest, cells: Mapping[str, Layout], there) -> np.ndarray:
     """The highest level for which each block has all chunks."""
     found = np.zeros(cells[manifest.completed].chunks, np.uint8)
+    # The axes over the chunks of an output; NumPy allows at most 64 dims in all.
     inner = tuple(range(found.ndim, found.ndim + 64))
     for level in range(1, 1 + manifest.num_levels):
         right = np.ones(found.shape, bool)
         for name, layout in cells.items():
             part = there[name][(..., *_needed(manifest, layout, level))]
             right &= part.all(inner[: part.ndim - found.ndim])
+        # Chunks of a level include those of all levels below, so the last match is the highest.
         found[right] = level
     return found
 
 
 def _lost_chunks(manifest: Manifest, cells, raw, there, faults) -> dict[str, str]:
     """The missing or altered chunks that flagged cells need."""
+    # The most complete cell of a block decides which chunks it needs. A copy made during an
+    # extension can have flags beyond the levels of its manifest.
     claimed = np.minimum(_over_blocks(raw, cells[manifest.completed]), manifest.num_levels)
+    # A damaged chunk of flags does not show which cells it held, so it always counts as lost.
     lost = {key: text for key, text in faults.items() if key.startswith(f"{manifest.completed}/c/")}
     for level in np.unique(claimed[claimed > 0]):
         for name, layout in cells.items():
@@ -201,6 +210,7 @@ def clear_lost(store: SweepStore, check: bool) -> list[str]:
     held = StoreDescription(store.attributes, store.manifest, store.layouts)
     noted, notes = _noted(store.url)
     only: Iterable[str] | None = noted
+    # A larger store is verified by `status --check`, whose list of damaged chunks is read above.
     if check and sum(store.storage.sizes().values()) <= MAX_VERIFIED:
         only = None
     found = found_in(store.url, held, check or bool(noted), only)
@@ -212,9 +222,11 @@ def clear_lost(store: SweepStore, check: bool) -> list[str]:
         if any(key.startswith(f"{name}/c") for key in found.lost):
             for key, data in encoded(store.layouts[name], values).items():
                 store.storage.write(key, data)
+    # A kill before this line does no harm: the removed chunks are found missing again.
     write_blocks(
         store.arrays[store.manifest.completed], found.levels, found.flagged != found.levels
     )
+    # The note goes last, so that after a kill the next sweep still verifies its chunks.
     if noted:
         notes.discard(NOTES)
         notes.remove_if_empty()
@@ -225,6 +237,7 @@ def note(url: str, damaged: Mapping[str, str]) -> None:
     """List damaged chunks in a file beside the store for the next sweep, if it can be written."""
     with contextlib.suppress(OSError, StoreError):
         notes = storage_beside(url, NOTE)
+        # `create` never replaces a file, so an old note has to go first.
         if notes.names():
             notes.discard(NOTES)
         if damaged:
@@ -235,6 +248,7 @@ def _noted(url: str) -> tuple[list[str], Any]:
     """The damaged files that `status` listed, and the storage of the list."""
     notes = storage_beside(url, NOTE)
     held: Any = []
+    # Anybody may write beside a store; a malformed note only means that nothing is verified.
     with contextlib.suppress(ValueError):
         held = parsed(notes.read_text(NOTES, MAX_TEXT) or "[]", "the note of damaged chunks")
     return [key for key in held if isinstance(key, str)] if isinstance(held, list) else [], notes

@@ -51,6 +51,7 @@ class Manifest:
     def to_json(self) -> str:
         """The manifest as text."""
         grid = self.grid
+        # The keys are those of format 3, under which older stores stay readable.
         return json.dumps({
             "format": self.format,
             "function": self.function,
@@ -138,7 +139,9 @@ def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]
             if old[field] != new[field]:
                 wrong.append(f"axis {name}: {field} is {old[field]}, asked {new[field]}")
         if change := _added(f"axis {name}", old["values"], new["values"]):
+            # A constant has no dim that could grow, so another value contradicts the store.
             (wrong if old["dim"] is None else more).append(change)
+        # Old and new values that round to one number would be one cell with two addresses.
         both = Axis(None, tuple(name.split(",")), _append(old["values"], new["values"]))
         if clash := indistinct(both, new["static"], stored.x64):
             wrong.append(f"{clash}; ask for the value that the store has")
@@ -149,6 +152,7 @@ def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]
 
 def other_programs(stored: Manifest, now: Mapping[str, Identity]) -> list[str]:
     """The differences of programs from those of the same groups in the store, as text."""
+    # A group that the store does not have yet cannot contradict it.
     return [
         f"function: at {group} it computes something else than {stored.function} did"
         + (f" ({difference(stored.described[group], new)})" if group in stored.described else "")
@@ -160,6 +164,7 @@ def other_programs(stored: Manifest, now: Mapping[str, Identity]) -> list[str]:
 def with_programs(manifest: Manifest, function: str, now: Mapping[str, Identity]) -> Manifest:
     """The manifest with these programs added, or in place of those of the same groups."""
     described = {**manifest.described, **now}
+    # The newest identities are kept, since the next comparison is probably with them.
     kept = list(dict.fromkeys([*now, *described]))[:DESCRIBED]
     return replace(
         manifest,
@@ -214,6 +219,7 @@ def _added(what: str, old: Sequence, new: Sequence) -> str:
 
 def other_vectorized_axes(stored: SweepGrid, asked: SweepGrid) -> list[str]:
     """The vectorized axes whose values differ between the store and the request."""
+    # Compared as sets, since another order selects the same numbers.
     return [
         old.names[0]
         for old, new in zip(_sorted(stored.vectorized), _sorted(asked.vectorized), strict=True)
@@ -256,6 +262,7 @@ def extended(stored: Manifest, asked: Manifest) -> Manifest:
 
 
 def _append(old: tuple, new: tuple) -> tuple:
+    # Appended and never sorted: the positions of stored cells must not change.
     held = set(old)
     return (*old, *(value for value in new if value not in held))
 

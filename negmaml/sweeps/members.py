@@ -118,6 +118,7 @@ class Membership:
         self.url, self.index = url, index
         self.monitor, self.storage = monitor, monitor.storage
         self.blocks, self.claims = 0, dict[str, Lease]()
+        # A random name: a restarted process is another worker than the one that died.
         self.lease = Lease(monitor, f"{WORKER}{uuid.uuid4().hex[:12]}-", "")
         # The record names the key of the lease, which exists only now.
         self.lease.text = self.text()
@@ -153,6 +154,7 @@ class Membership:
 
     def claim(self, block: str) -> bool:
         """Try to claim a block; return whether it was free, or its holder dead."""
+        # The claim names its worker, so that one heartbeat serves all claims of a worker.
         lease = Lease(self.monitor, f"block-{block}-", self.lease.key)
         if not lease.acquire():
             return False
@@ -160,7 +162,7 @@ class Membership:
         return True
 
     def holds(self, block: str) -> bool:
-        """Whether no other worker has taken the block over."""
+        """True if no other worker has taken the block over."""
         return not self.lost.is_set() and self.claims[block].held()
 
     def release(self, block: str, stored: bool = True) -> None:
@@ -169,7 +171,9 @@ class Membership:
         self.claims.pop(block).release()
 
     def unregister(self) -> None:
-        """Release all claims, and be no worker any more."""
+        """Release all claims and leave the workers."""
+        # Claims first: without the worker's file, others would watch each claim until it counts as
+        # silent.
         for block in list(self.claims):
             self.release(block, stored=False)
         self.lease.release()
@@ -187,6 +191,7 @@ def workers_of(url: str) -> tuple[list[WorkerRecord], int]:
     storage = storage_beside(url, FOLDER)
     names = storage.names()
     found = [WorkerRecord.parse(n, storage.read_text(n)) for n in names if n.startswith(WORKER)]
+    # A set, since a takeover leaves two files of one block for a moment.
     blocks = {match[1] for match in map(BLOCK.fullmatch, names) if match}
     return sorted((w for w in found if w), key=lambda worker: worker.index), len(blocks)
 
@@ -198,6 +203,7 @@ def monitor_of(url: str) -> HeartbeatMonitor:
 
 def find_live_worker(monitor: HeartbeatMonitor) -> str:
     """Return the key of a worker that lives, or "" once all have been silent for long enough."""
+    # Listed again in each round, because workers may leave while they are watched.
     while left := [name for name in monitor.storage.names() if name.startswith(WORKER)]:
         if changed := [name for name in left if monitor.changed(name)]:
             return changed[0]

@@ -79,6 +79,7 @@ class _Source:
     def _read(self, name: str, here: Sequence[np.ndarray]) -> np.ndarray:
         """An array at positions over the dims of the merged cells."""
         own, array = self._own(here), self.arrays[name]
+        # Orthogonal indexing: plain index arrays would be paired instead of crossed.
         values = array.oindex[(*own, *[slice(None)] * (array.ndim - len(own)))]
         return values.transpose(*self.dims, *range(len(here), values.ndim))
 
@@ -121,6 +122,7 @@ def merge(
         raise TypeError(f"stores must be a list of paths or URLs, got {stores!r}")
     *given, url = [check_url(one) for one in (*stores, store)]
     sources = [_source(one) for one in given]
+    # Addresses are canonical, so that another spelling of a source is found as well.
     if url in [source.url for source in sources]:
         raise ValueError(f"store {url!r} is among those that are merged; choose another path")
     manifest = sources[0].manifest
@@ -180,6 +182,7 @@ def _joined(first: str, manifest: Manifest, source: _Source) -> Manifest:
             then, now = described
             why = f" ({difference(then, now)})" if then and now else ""
             wrong.append(f"function: at {group} they compute different things{why}")
+    # Sources without a common group cannot be compared by program; the name has to do.
     if not other.programs.keys() & manifest.programs.keys() and manifest.function != other.function:
         wrong.append(f"function: store has {manifest.function}, asked {other.function}")
     if wrong:
@@ -256,12 +259,14 @@ def _copy(out: SweepStore, sources: Sequence[_Source], check, tell: ProgressCall
     grid, outputs, looked = out.manifest.grid, out.manifest.outputs, 0
     for region in regions(grid, out.manifest.block):
         complete = out.completed(region) > 0
+        # Cells of an interrupted merge are complete already and are not copied again.
         missing = ~complete
         block = empty(outputs, missing.shape)
         for source in sources:
             source.fill(region, missing, block)
         wanted = ~complete & ~missing
         if wanted.any():
+            # Checked before each write, because another process may have taken the store over.
             check()
             out.write(region, 0, wanted, {name: values[wanted] for name, values in block.items()})
         looked += wanted.size

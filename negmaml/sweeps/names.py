@@ -46,6 +46,7 @@ def _fault(name: str) -> str:
     """The reason why a name is invalid for an array of a store; empty if it is valid."""
     if not name:
         return "is empty"
+    # A lone surrogate can be encoded only this way; the loop below rejects it as unprintable.
     if len(name.encode(errors="surrogatepass")) > LONGEST:
         return f"has more than {LONGEST} bytes"
     for character in name:
@@ -128,6 +129,7 @@ def check_portable(names: Iterable[str]) -> None:
                 f"the name {name!r} has the character {wrong[0]!r}, which folders cannot have on "
                 "every system; rename it to put it into a store"
             )
+    # File systems of macOS and Windows take names for one that differ in case or normal form.
     _check_unlike([*names, "seed", "finite", "completed"], "NFC", str.casefold)
 
 

@@ -22,12 +22,14 @@ def imported(where: str, name: Any) -> Any:
     module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not (module and attribute):
         raise ValueError(f'{where} must be "module:function", got {name!r}')
+    # An installed command has the folder of its script on the path, not the current one.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
+    # error.name, since the missing module may be one that the named module imports.
     except ModuleNotFoundError as error:
         raise ValueError(f"{where}: no module {error.name!r} for {name!r}") from error
     except AttributeError as error:
@@ -42,6 +44,7 @@ def resolved(where: str, value: Any) -> Any:
         return [resolved(where, one) for one in value]
     if not isinstance(value, Mapping):
         return value
+    # Inner tables first: an object may take other objects as its arguments.
     held = {name: resolved(f"{where}.{name}", one) for name, one in value.items()}
     kinds = [kind for kind in KINDS if isinstance(value.get(kind), str)]
     if not kinds:

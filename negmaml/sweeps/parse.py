@@ -71,6 +71,7 @@ def parse_grid(
         raise ValueError(
             f"static and vectorized both name {both[0]!r}; an axis can only be one of them"
         )
+    # Decided before values become floats, because integers mark a static axis.
     kinds = frozenset(n for a in axes for n in a.names if _is_static(a.column(n), n, static))
     found = SweepGrid(
         tuple(_canonical(axis, kinds) for axis in axes),
@@ -97,6 +98,7 @@ def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
             raise ValueError(f"seeds must be at least 1, or a list of seeds, got {given!r}")
         return tuple(range(_few(int(given))))
     listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    # Before a list is made: a range has a length, but its integers may not fit into memory.
     if hasattr(given, "__len__"):
         _few(_length(given))
     # One more than allowed is enough to see that an endless iterator is too long.
@@ -177,7 +179,7 @@ def _axis(key, values) -> Axis:
 
 
 def _is_listed(values) -> bool:
-    """Whether these are values along an axis, not a constant."""
+    """True if these are values along an axis, not a constant."""
     listed = isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray)
     return listed or len(getattr(values, "shape", ())) > 0
 
@@ -192,6 +194,7 @@ def _points(points) -> Axis:
         )
     for name in (name for point in listed for name in point):
         check_axis_name(name)
+    # Sorted, since the order in which a dict was written must not change the axis.
     names = tuple(sorted(listed[0]))
     for i, point in enumerate(listed):
         if tuple(sorted(point)) != names:
@@ -200,6 +203,7 @@ def _points(points) -> Axis:
                 + ", ".join(sorted(point))
             )
     rows = [tuple(as_value(name, point[name]) for name in names) for point in listed]
+    # A zipped axis, so that all checks of its rows apply here as well.
     return replace(_axis(names, rows), dim=POINT)
 
 

@@ -69,6 +69,7 @@ def describe(grid: SweepGrid) -> dict[str, str]:
     seeds = grid.seeds
     counted = seeds == tuple(range(len(seeds)))
     axes = {",".join(axis.names): _plain(axis) for axis in (*grid.axes, *grid.vectorized)}
+    # As text, because attributes of netCDF files cannot hold tables.
     return {
         "grid": str(axes), "seeds": f"0 to {len(seeds) - 1}" if counted else str(list(seeds))
     }  # fmt: skip
@@ -107,7 +108,7 @@ def prepare(
 
 
 def x64() -> bool:
-    """Whether numbers are float64 here."""
+    """True if numbers are float64 here."""
     return jnp.result_type(float) == jnp.float64
 
 
@@ -208,6 +209,7 @@ def planned(sweep: ValidatedSweep, memory, cells, devices) -> tuple[Plan, Runner
     A probe runs the group of the largest sizes.
     """
     check_execution(memory, cells, devices)
+    # The whole grid is the first block: the probe has to show how much fits into one.
     runner = sweep.runner(sweep.grid.shape, memory, devices)
     groups = runner.compiler.groups
     # The largest sizes need the most memory and time.

@@ -50,6 +50,7 @@ def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any
         check_axis_name(name)
         _check(name, given)
     found: dict[tuple, dict[str, Any]] = {}
+    # Draws are numbered and duplicates skipped, so the first points do not depend on n.
     for i in _numbers(int(n), ranges):
         point = {name: _draw(name, given, int(seed), i) for name, given in ranges.items()}
         # Points that round to the same values would be one cell.

@@ -24,7 +24,9 @@ def progress_reporter(
         rich = require("rich.progress", "cli")
         columns = (rich.TextColumn("{task.description:<16}"), rich.BarColumn(),
                    rich.MofNCompleteColumn(), rich.TimeRemainingColumn())  # fmt: skip
+        # Blocks take seconds, so the speed is estimated over a minute; rich takes half of that.
         with rich.Progress(*columns, transient=True, speed_estimate_period=60) as bar:
+            # The bar moves without a total until the first report, since compiling comes first.
             task = bar.add_task("starting", total=None)
 
             def advance(done: int, cells: int) -> None:

@@ -37,9 +37,11 @@ class Program:
     def __call__(
         self, keys, numbers: Mapping[str, np.ndarray], vectorized: Mapping[str, np.ndarray]
     ):
+        # Values of axes are float64 on the host; the program was traced with JAX's current dtype.
         dtype = jnp.result_type(float)
         numbers, vectorized = jax.tree.map(lambda x: np.asarray(x, dtype), (numbers, vectorized))
         one = len(self.devices) == 1
+        # An executable does not move its arguments: they have to lie where it expects them.
         place = self.devices[0] if one else self.executable.input_shardings[0]
         return self.executable(*jax.device_put((keys, numbers, vectorized), place))
 
@@ -67,6 +69,7 @@ class Compiler:
         self.ready: dict[int, Program] = {}
         self.started: dict[int, tuple[int, Future]] = {}
         self.upcoming: Iterator[int] = iter(())
+        # XLA compiles without Python's global lock, so threads do compile in parallel.
         self.at_once = max(2, min(8, os.cpu_count() or 1))
         self.pool = ThreadPoolExecutor(self.at_once)
         self.took: dict[int, list[float]] = {}  # seconds to trace and to compile a group
@@ -179,6 +182,8 @@ class Compiler:
             over, all_ = PartitionSpec("cells"), PartitionSpec()
             mesh = Mesh(np.array(self.devices), ("cells",))
             specs = (over, over, all_)
+            # `check_vma` is off: no output is replicated, and operations of users may have no rule
+            # for it.
             cells = jax.shard_map(cells, mesh=mesh, in_specs=specs, out_specs=over, check_vma=False)
         return jax.jit(cells).trace(keys, numbers, vectorized)
 
@@ -240,9 +245,11 @@ class Runner:
 
     def _keys(self, address: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Key data of cells."""
+        # fold_in takes 32 bits at a time, so an address of 64 bits is two words.
         words = (address >> np.uint64(32)).astype(np.uint32), address.astype(np.uint32), seeds
         parts = []
         for start in range(0, len(seeds), KEYS):
+            # Always as many keys, so that one program serves blocks of every size.
             part = [np.resize(word[start : start + KEYS], KEYS) for word in words]
             parts.append(np.asarray(_fold(self.root_key, *part)))
         return np.concatenate(parts)[: len(seeds)]
@@ -250,6 +257,7 @@ class Runner:
     def probe(self, group: int) -> float:
         """Measure the seconds of a cell, and correct the estimate of memory by one batch."""
         program = self.compiler.program(group)
+        # The first cell, repeated: time and memory depend on shapes, not on values.
         index = [np.zeros(program.batch, int) for _ in self.grid.dims]
         numbers = self.grid.select(index)[1]
         width = jax.eval_shape(jax.random.key_data, self.root_key).shape
@@ -257,6 +265,7 @@ class Runner:
         keys = keys.reshape(program.batch, *width)
         before = _peak_memory(self.devices[0])
         with ONE_AT_A_TIME:
+            # The first call also allocates its buffers; only the second is timed.
             jax.block_until_ready(program(keys, numbers, self.vectorized))
             taken = _peak_memory(self.devices[0]) - before
             start = time.perf_counter()
@@ -270,7 +279,7 @@ class Runner:
 
 
 def _finite(out, shape):
-    """Whether all floating outputs of a cell are finite."""
+    """True for the cells whose floating outputs are all finite."""
     flag = jnp.ones(shape, bool)
     for values in out.values():
         if jnp.issubdtype(values.dtype, jnp.inexact):

@@ -31,7 +31,7 @@ from negmaml.sweeps.untrusted import MAX_EXTENSIONS
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """How to execute a sweep: limits, devices and the progress callback.
+    """The options for executing a sweep: limits, devices and the progress callback.
 
     memory: bytes of a batch. block: cells of a block. client: a Dask client, or None. report:
     called as report(cells complete, cells in all).
@@ -139,6 +139,7 @@ def open_or_create(
     """
     requested, store = sweep.manifest(), open_store(url, tidy)
     if store is None:
+        # Only for a new store: an existing one has its names already.
         sweep.check_portable()
         now = programs(sweep.grid.groups())
         _, runner = planned(sweep, options.memory, options.block, options.devices)
@@ -153,6 +154,7 @@ def open_or_create(
         )
     # Only now, because it needs axes that agree.
     _check_outputs(sweep, url, stored, requested)
+    # Flags share chunks: clearing some while a worker sets others could undo its write.
     lost = clear_lost(store, check) if exclusive else []
     # An interrupted extension left old metadata of single arrays.
     store.update_array_metadata()
@@ -173,6 +175,7 @@ def open_or_create(
     elif history or noted.programs != stored.programs:
         store.note(noted, notes)
     stored = store.manifest
+    # In the order of the store, which decides where a cell lies in its chunk.
     return replace(sweep, grid=stored.grid, outputs=stored.outputs), store, None
 
 
@@ -239,6 +242,7 @@ def read_finished(sweep: ValidatedSweep, url: str, policy: StorePolicy):
         return None
     _check_outputs(sweep, url, stored, requested)
     cells, store = positions_of(stored.grid, sweep.grid), SweepStore(url, described)
+    # Every chunk is verified: on a read-only disk a lost one cannot be computed again.
     levels = found_in(url, described, check=True).levels[cells]
     if (levels <= last_level(store, sweep.grid)).any():
         return None

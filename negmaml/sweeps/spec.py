@@ -141,6 +141,7 @@ def _override(spec: dict[str, Any], text: str) -> None:
             f"--override takes key=value, such as seeds=20 or grid.sigma=[0.1, 1.0], got {text!r}"
         )
     for name in names[:-1]:
+        # Created if missing, since an override may also add a field.
         where = where.setdefault(name, {})
         if not isinstance(where, dict):
             raise ValueError(f"--override {text}: {name!r} is no table of one value a key")
@@ -195,4 +196,5 @@ def _function(path: str, name: str, options: Any):
         except ValueError as error:
             raise ValueError(f"{path}: options of {name!r}: {error}") from error
     function = imported(f"{path}: function", name)
+    # A partial keeps the signature of the other arguments, from which the axes are read.
     return partial(function, **options) if options else function

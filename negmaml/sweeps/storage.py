@@ -70,6 +70,7 @@ def _remote_address(url: str) -> str | None:
             "s3://, gs://, az:// or memory://"
         )
     try:
+        # fsspec also knows protocols whose packages are not installed.
         fsspec.get_filesystem_class(known)
     except ImportError as error:
         raise MissingExtraError(f"store {url!r}: {error}") from error
@@ -151,7 +152,7 @@ class Storage(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether there is anything: a file of this name, or a folder that is not empty."""
+        """True if there is anything: a file of this name, or a folder that is not empty."""
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -243,6 +244,7 @@ class LocalStorage(Storage):
                 if attempt == 2:
                     raise
             else:
+                # Readers may see the file before its text; an empty holder counts as alive.
                 with open(file, "wb") as opened:
                     opened.write(data)
                 return True
@@ -251,6 +253,8 @@ class LocalStorage(Storage):
     def write(self, key: str, data: bytes) -> None:
         path = self.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A rename within a folder is atomic: readers see the old file or the new one. An interrupt
+        # leaves the partial file, which the next sweep removes.
         aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
             aside.write_bytes(data)
@@ -273,6 +277,7 @@ class LocalStorage(Storage):
         path = self.folder / key
         path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            # rmdir fails at the first folder that is not empty, which ends the loop.
             for folder in path.parents:
                 if folder == self.folder:
                     break
@@ -297,6 +302,7 @@ class RemoteStorage(Storage):
         return bool(self.names())
 
     def names(self) -> list[str]:
+        # fsspec keeps listings, and an old one hides the files of other processes.
         self.files.invalidate_cache(self.folder)
         try:
             found = self.files.ls(self.folder, detail=False)

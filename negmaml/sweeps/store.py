@@ -45,6 +45,7 @@ class SweepStore:
 
     def _take(self, held: StoreDescription) -> None:
         self.attributes, self.manifest, self.layouts = held.attributes, held.manifest, held.layouts
+        # Arrays that were opened before an extension have the old shapes.
         self.__dict__.pop("arrays", None)
 
     @cached_property
@@ -111,6 +112,7 @@ class SweepStore:
         """Extend the store to a manifest that adds to its own, and set attributes with it."""
         _check_types(self.url, self.manifest.grid, merged.grid)
         _check_made(self.url, merged)
+        # An old array without checksums keeps its chunks, so new ones have none either.
         arrays = {
             name: replace(layout, checksum=self.layouts[name].checksum)
             for name, layout in layouts(merged).items()
@@ -196,6 +198,7 @@ def open_store(url: str, tidy: bool = False, listed: bool = True) -> SweepStore 
             raise StoreError(f"store {url!r} exists and is no zarr store{REMEDY}")
         return None
     keys = storage.sizes() if listed or tidy else {}
+    # Live writers have such files as well, so only a holder of the store may remove them.
     if tidy:
         for key in [key for key in keys if key.endswith(PARTIAL) or key == CREATING]:
             storage.remove(key)
@@ -213,8 +216,10 @@ def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> Sweep
     }
     held = StoreDescription(attributes, manifest, arrays)
     metadata = {name: layout.metadata() for name, layout in arrays.items()}
+    # Before the first write: metadata that are too long must not leave files.
     root = _checked(url, group_metadata(metadata, attributes))
     try:
+        # The mark comes first and goes last, so a kill leaves no files without it.
         storage.write(CREATING, b"")
         for name, own in metadata.items():
             storage.write(f"{name}/{ROOT}", text_of(own))
@@ -267,6 +272,7 @@ def encoded(layout: Layout, values: np.ndarray) -> dict[str, bytes]:
 
 def _check_types(url: str, old: SweepGrid, new: SweepGrid) -> None:
     """Raise if the new values of an axis are of another type than the old ones."""
+    # An array of a store cannot change its type when it grows.
     held, longer = coordinates(old), coordinates(new)
     for name, (_, values) in held.items():
         if longer[name][1].dtype.kind != values.dtype.kind:

@@ -83,6 +83,7 @@ def status(store: str | os.PathLike[str], *, check: bool = False) -> Status:
     url = check_url(store)
     held = description_of(url)
     found = found_in(url, held, check)
+    # Writing also clears an old note, if nothing is damaged any more.
     if check:
         note(url, found.damaged)
     done = found.levels == held.manifest.num_levels

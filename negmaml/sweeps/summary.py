@@ -79,6 +79,7 @@ def mean(dataset, name: str, keep: Sequence[str]):
     if lacking := [d for d in keep if d not in values.dims]:
         raise ValueError(f"{name} does not vary over {', '.join(lacking)}")
     count = values.notnull().sum("seed")
+    # xarray's deviation divides by n. Over sqrt(n - 1) it is the standard error, s / sqrt(n).
     with np.errstate(invalid="ignore", divide="ignore"):
         return values.mean("seed"), values.std("seed") / np.sqrt(np.maximum(count - 1, 1))
 

@@ -56,6 +56,7 @@ def check_manifest(manifest: Manifest) -> None:
         _require(_text(getattr(manifest, field)), field, getattr(manifest, field))
     _require(_whole_number(manifest.root_seed, 2**32), "root_seed", manifest.root_seed)
     _require(isinstance(manifest.x64, bool), "x64", manifest.x64)
+    # In this order: the arrays in `_check_block` follow from a valid grid and valid outputs.
     _check_grid(manifest)
     _check_outputs(manifest)
     _check_extensions(manifest)
@@ -75,17 +76,20 @@ def _bound(what: str, number: int, most: int, remedy: str) -> None:
 
 
 def _whole_number(value: Any, below: int, least: int = 0) -> bool:
+    # isinstance would accept True, which is an int.
     return type(value) is int and least <= value < below
 
 
 def _text(value: Any) -> bool:
-    """Whether it is a printable string of bounded length."""
+    """True if it is a printable string of bounded length."""
+    # Texts appear in messages, where control characters could steer a terminal.
     return isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
 
 
 def is_name(value: Any) -> bool:
-    """Whether an array or dim can have the name: one path component, and not a file of zarr."""
+    """True if an array or dim can have the name: one path component, and not a file of zarr."""
     return (
+        # Names become folders: separators and leading dots could lead out of the store.
         _text(value)
         and len(value) <= MAX_NAME
         and value not in FORBIDDEN
@@ -123,7 +127,7 @@ def _check_grid(manifest: Manifest) -> None:
 
 
 def _value(value: Any) -> bool:
-    """Whether it is a valid value of a grid: a number, truth value or string."""
+    """True if it is a valid value of a grid: a number, truth value or string."""
     if isinstance(value, str):
         return len(value) <= MAX_TEXT
     if isinstance(value, float):
@@ -156,8 +160,9 @@ def _check_outputs(manifest: Manifest) -> None:
 
 
 def _plain_dtype(name: Any) -> bool:
-    """Whether it is the name of a NumPy dtype of numbers."""
+    """True if it is the name of a NumPy dtype of numbers."""
     try:
+        # np.dtype also reads structures such as "i4,f8"; only plain names may pass.
         dtype = np.dtype(name) if isinstance(name, str) and name.isalnum() else None
     except TypeError:
         return False

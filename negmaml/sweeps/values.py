@@ -30,6 +30,7 @@ def as_value(name: str, value: Any) -> bool | int | float | str:
             f"grid: axis {name!r} must hold numbers, strings or truth values, got "
             f"{short_repr(value)}; zip axes with a tuple of names"
         )
+    # Scalars of NumPy and JAX become Python's, whose repr enters the address of a cell.
     value = value.item() if hasattr(value, "item") else value
     # Fractions and NumPy scalars of other kinds.
     if isinstance(value, Real) and not isinstance(value, bool | int | float):
@@ -105,6 +106,7 @@ def _check_range(name: str, value: Any, limits) -> None:
 
 def check_labels(name: str, values: Sequence) -> None:
     """Raise if an array of labels would change the values of a static axis."""
+    # NumPy would turn numbers beside strings into strings, and truth values into numbers.
     texts = [isinstance(value, str) for value in values]
     truths = [isinstance(value, bool) for value in values]
     if any(texts) != all(texts) or any(truths) != all(truths):
@@ -142,6 +144,7 @@ def numpy_dtype(name: str, dtype: Any) -> str:
         )
     if dtype == jax.dtypes.float0:
         raise TypeError(f"output {name!r} is the derivative by an integer (float0), which is empty")
+    # bfloat16 and other types of ml_dtypes are not built into NumPy, so a file cannot name them.
     if np.dtype(dtype).kind in "biufc" and np.dtype(dtype).isbuiltin == 1:
         return str(np.dtype(dtype))
     if jnp.issubdtype(dtype, jnp.floating):

@@ -79,10 +79,12 @@ def run(runner: Runner, store: SweepStore, shard: Shard) -> Iterator[int]:
     runner.expect(shard.regions)
 
     def write(region: Region, wanted: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        # Checked again just before writing: another worker may have taken the block over.
         if shard.holds(region):
             store.write(region, shard.level, wanted, values)
         shard.release(region)
 
+    # One thread, so that at most one block waits in memory while the next is computed.
     with ThreadPoolExecutor(1) as writer:
         pending: list[tuple[int, Future]] = []
         for block in shard.blocks():
@@ -159,14 +161,16 @@ class ClaimedShard:
                         yield region, wanted
                     else:
                         membership.release(self._name(region), stored=False)
+            # A barrier, since pending writes still change the flags that `missing` reads.
             yield None
             membership.check()
+            # Others hold all blocks that are left. The wait ends with their flags or their silence.
             if left and waiting:
                 time.sleep(leases.HEARTBEAT_S / 5)
             todo = left
 
     def holds(self, region: Region) -> bool:
-        """Whether no other worker has taken the block over."""
+        """True if no other worker has taken the block over."""
         return self.membership.holds(self._name(region))
 
     def release(self, region: Region) -> None:
@@ -180,6 +184,7 @@ def in_order(blocks: Sequence[Region], index: WorkerIndex) -> list[Region]:
     The shares of others are in reverse, because their workers come to the end last.
     """
     number, count = index
+    # Contiguous shares: blocks are sorted by group, so each worker compiles few programs.
     cuts = [len(blocks) * k // count for k in range(count + 1)]
     shares = [list(blocks[start:stop]) for start, stop in pairwise(cuts)]
     own, *others = shares[number - 1 :] + shares[: number - 1]
@@ -200,6 +205,7 @@ def run_exclusive(sweep: ValidatedSweep, url: str, options: ExecutionOptions, po
     Returns its dataset.
     """
     with locked(url) as lock:
+        # Workers hold no lock while they compute, so they are looked for under this one.
         crashed = require_exclusive(url) or lock.previous_owner_crashed
         started, grid = time.perf_counter(), sweep.grid
         programs = ProgramCache(sweep, policy.code_version)
@@ -210,6 +216,7 @@ def run_exclusive(sweep: ValidatedSweep, url: str, options: ExecutionOptions, po
         options.report(complete, grid.cells)
         computed = False
         try:
+            # In rising order, because a cell gets a level only if it has all levels below.
             for level in range(last + 1):
                 for cells in _run_level(sweep, store, level, requested, options, runner, programs):
                     lock.check()
@@ -327,6 +334,7 @@ def _run_member(
         sweep, store, runner = open_or_create(
             sweep, url, crashed, options, policy, programs, exclusive, check=False
         )
+        # Before the lock is released, so that others that open the store see this worker.
         membership.register()
     with heartbeats(membership.beat):
         try:
@@ -367,6 +375,7 @@ def _run_member(
 def _leave(url: str, membership: Membership, seconds: float) -> None:
     """Leave the workers and record the time; the last one removes the files of dead workers."""
     with contextlib.suppress(OSError, StoreError):
+        # A worker that was counted as dead must not write any more.
         membership.check()
         with locked(url, opening=True):
             exclusive = not membership.others()
