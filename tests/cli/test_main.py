@@ -116,7 +116,12 @@ print(*sys.modules)
 @pytest.mark.parametrize(
     ("command", "old", "new"),
     [
-        ("predict --exponent 2 --spectrum power", "--exponent", "--spectrum.exponent"),
+        pytest.param(
+            "predict --exponent 2 --spectrum power",
+            "--exponent",
+            "--spectrum.exponent",
+            marks=pytest.mark.slow,
+        ),
         ("predict --level=3 --spectrum spikes", "--level", "--spectrum.level"),
         ("sweep phase_map --dry-run --set grid.q=1", "--set", "--override"),
         ("sweep phase_map --part x --store y", "--part", "--worker"),

@@ -90,7 +90,7 @@ TAKES_A_KEY = {
     "Grouped": tasks.Grouped(DATA, GROUPS, m=3, n_t=2, n_v=1),
     "Episodes": tasks.Episodes(DATA, GROUPS, m=2, ways=2, shots=1, queries=2),
 }  # fmt: skip
-SLOW = {"verify"}
+SLOW = {"LinearModel", "verify"}
 ON_THE_HOST = {
     "compile_simulation": lambda key: linear.compile_simulation(
         key, PROBLEM, RULE, RULE, runs=2, index=1

@@ -22,7 +22,11 @@ def gram(n, rank, key=0):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("rank", "ridges", "clear"),
-    [(60, RIDGES, True), (9, RIDGES, True), (9, jnp.array([0.0, 1.0]), False)],
+    [
+        pytest.param(60, RIDGES, True, marks=pytest.mark.slow),
+        (9, RIDGES, True),
+        (9, jnp.array([0.0, 1.0]), False),
+    ],
 )
 def test_both_decompositions_solve(rank, ridges, clear):
     G, right = gram(30, rank), jax.random.normal(jax.random.key(1), (30, 2))
