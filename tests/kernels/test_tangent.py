@@ -130,6 +130,7 @@ def test_blocks_do_not_change_the_kernel(monkeypatch):
     tangent._kernel.clear_cache()
 
 
+@pytest.mark.slow
 def test_flax_and_equinox_models_work_as_they_are():
     module = linen.Sequential([linen.Dense(30), jnp.tanh, linen.Dense(2)])
     x = points(4, 3)
