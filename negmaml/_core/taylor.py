@@ -244,10 +244,16 @@ class Node:
         return matmul(other, self)
 
     def __getitem__(self, index):
+        # Only an array of indices can name an entry twice; its adjoints add up.
+        axes = index if isinstance(index, tuple) else (index,)
+        by_arrays = any(isinstance(i, list | np.ndarray) for i in axes)
+
         def back(adjoint):
             whole = np.zeros(self.shape, adjoint.dtype)
-            # Assigned, not added: an index must not name an entry twice.
-            whole[index] = adjoint
+            if by_arrays:
+                np.add.at(whole, index, adjoint)
+            else:
+                whole[index] = adjoint
             return whole
 
         return _linear(self, lambda term: term[index], back)

@@ -114,7 +114,8 @@ def _draw(name: str, given: Any, seed: int, i: int) -> Any:
     """The value of a name at point i."""
     # A hash instead of a generator: the value does not depend on other names or on n.
     text = hashlib.blake2b(f"{seed}|{name}|{i}".encode(), digest_size=8).digest()
-    u = int.from_bytes(text, "little") / 2**64
+    # In [0, 1): the largest hashes would round to 1, beyond the last choice.
+    u = min(int.from_bytes(text, "little") / 2**64, 1 - 2**-53)
     if isinstance(given, Mapping):
         low, high = given["low"], given["high"]
         if given.get("integer"):

@@ -45,7 +45,14 @@ def complex_numbers(a, b):
     return xp.sum(xp.real(quotient) * xp.imag(xp.exp(turned)))
 
 
-@pytest.mark.parametrize("function", (elementary, products, inverses, shapes, complex_numbers))
+def picks(a, b):
+    """An index that names entries twice: their adjoints add up."""
+    return namespace(a, b).sum(a[np.array([0, 2, 0])] ** 2) * b[[1, 1]].sum()
+
+
+@pytest.mark.parametrize(
+    "function", (elementary, products, inverses, shapes, picks, complex_numbers)
+)
 def test_gradients_and_their_changes_are_those_of_differences(function):
     u, v, both = ([RNG.normal(size=x.shape) for x in (A, B)] for _ in range(3))
     nothing = [np.zeros_like(x) for x in (A, B)]

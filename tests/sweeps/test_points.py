@@ -192,3 +192,13 @@ def test_help_lists_every_field(capsys):
     printed = capsys.readouterr().out
     for name in spec.FIELDS:
         assert f"- {name}: " in printed
+
+
+def test_the_largest_hash_still_gives_the_last_choice(monkeypatch):
+    class Largest:
+        def digest(self):
+            return b"\xff" * 8
+
+    monkeypatch.setattr("negmaml.sweeps.points.hashlib.blake2b", lambda *_, **__: Largest())
+    point = random_points(1, choice=[1, 2], size={"low": 0, "high": 3, "integer": True})[0]
+    assert point == {"choice": 2, "size": 3}
