@@ -7,8 +7,9 @@ A rule is a pytree whose leaves are numbers, such as a rate. A rule of your own 
   (params, state) after one step, with `steps` and, for a state, `init(params)`. Or, if the rule
   solves a problem, `implicit = True` and `solve(loss, start)`.
 - for the linear model (theory, simulation) `linear = True` if `update` is linear in the parameters
-  and the gradient. Or `label_filter(x)`. Or `spectral()`, which returns a `Filter` of your own, for
-  filters with zeros, poles or a pencil.
+  and the gradient, and moves nothing where the gradient is zero (no weight decay). Or
+  `label_filter(x)`. Or `spectral()`, which returns a `Filter` of your own, for filters with zeros,
+  poles or a pencil.
 
 A feature that needs a missing method raises a TypeError that says what to add. The rules of this
 package are final: a rule that changes one of them holds it in a field. Values that differ from step
@@ -24,8 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import as_array, check_broadcast, short_repr
+from negmaml._core.jit import is_concrete
 from negmaml.rules.deprecated import adopt_old_names, old_attribute
-from negmaml.rules.filters import Filter, PolynomialFilter, RuleFilter, undefined
+from negmaml.rules.filters import (
+    Filter,
+    PolynomialFilter,
+    RuleFilter,
+    UndefinedMethodError,
+    undefined,
+)
 from negmaml.rules.schedule import is_schedule
 from negmaml.rules.solution import Solution, as_solution
 from negmaml.rules.unroll import run
@@ -54,7 +62,7 @@ class InnerRule:
 
     Attributes:
         steps: number of updates.
-        linear: whether `update` is linear in parameters and gradient.
+        linear: whether `update` is linear in parameters and gradient, without weight decay.
         implicit: whether `solve` finds the adapted parameters, instead of a series of updates.
         sums_gradients: whether Reptile follows the sum of the gradients, or params - theta.
         tunable: name of the field that searches for optima vary.
@@ -209,7 +217,40 @@ def check_filters(name: str, rule) -> Any:
         rule = structure.unflatten([as_array(name, part) for part in parts])
     rule.batch_shape  # noqa: B018  raises unless each parameter is one array
     rule.spectral()  # raises for a preconditioner that is not symmetric
+    # The filters of the package's own rules hold by construction, so calls need not pay for them.
+    if not type(rule).__module__.startswith("negmaml.") and is_concrete(rule):
+        _check_own_filters(name, rule)
     return rule
+
+
+def _check_own_filters(name: str, rule: InnerRule) -> None:
+    """Raise ValueError unless init_filter(x) = 1 - x label_filter(x), of shape batch + x.shape.
+
+    The solution of the linear model and the theory rest on this identity. Weight decay breaks it:
+    such an update is linear, but moves parameters where the gradient is zero.
+    """
+    x = np.array([0.0, 0.5])
+    expected = rule.batch_shape + x.shape
+    own = rule.spectral()
+    with jax.ensure_compile_time_eval():
+        try:
+            label, start = np.asarray(own.label_filter(x)), np.asarray(own.init_filter(x))
+        except UndefinedMethodError:  # the feature that needs the filter says what to add
+            return
+    for filter_name, values in (("label_filter", label), ("init_filter", start)):
+        if values.shape != expected:
+            raise ValueError(
+                f"{filter_name} of {name} must return shape batch_shape + x.shape = {expected} for "
+                f"x of shape {x.shape}, got {values.shape} from {type(rule).__name__}"
+            )
+    error = np.abs(start + x * label - 1) / (1 + np.abs(start) + np.abs(x * label))
+    if np.any(error > 1e-4):
+        raise ValueError(
+            f"{name} must leave parameters unchanged where the gradient is zero, so that "
+            f"init_filter(x) = 1 - x label_filter(x); {type(rule).__name__} has init_filter "
+            f"{short_repr(start)} and label_filter {short_repr(label)} at x = 0, 0.5. Use a rule "
+            "with weight decay on general models only (adapt, maml and relatives)"
+        )
 
 
 def check_scalar_rule(name: str, rule) -> Any:

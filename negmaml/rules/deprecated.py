@@ -42,7 +42,7 @@ def adopt_old_names(cls) -> None:
     moved = (own.keys() & {*MOVED, "pencil"}) - fields
     if moved and "spectral" not in own:
         names = ", ".join(sorted(moved))
-        warn_renamed(f"{cls.__name__}.{names}", "spectral, to return a Filter", 5)
+        warn_renamed(f"{cls.__name__}.{names}", "spectral(), which returns a Filter with them", 5)
         # A filter that reads each of the old members from the rule.
         members: dict[str, Any] = {MOVED[old]: _from_rule(old) for old in moved & MOVED.keys()}
         if "pencil" in moved:

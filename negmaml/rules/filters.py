@@ -125,7 +125,7 @@ PENCIL = (
 def undefined(name: str, what: str, use: str, remedy: str) -> UndefinedMethodError:
     """The error for a rule or filter called `name` that has no method `what`."""
     return UndefinedMethodError(
-        f"rule {name} has no {what}, which {use} needs; define it, {remedy}"
+        f"rule {name} has no {what}, required by {use}; define it, {remedy}"
     )
 
 

@@ -230,8 +230,9 @@ def _locked_by_lease(url: str, storage: Storage, opening: bool) -> Iterator[Stor
         if lease.acquire():
             break
         # A worker waits for others that only open the store. Everybody waits until it is clear
-        # whether the holder lives, and gives up if it does.
-        if not (opening and OPENING in holder) and (
+        # whether the holder lives, and gives up if it does. A file without text was removed by the
+        # next holder since its name was read, or is just being written: that says nothing yet.
+        if not (opening and (OPENING in holder or not holder)) and (
             lease.monitor.changed(key) if key and holder != FREE else not opening
         ):
             raise _taken(url, lease.holder()[1])

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import negmaml as nm
-from tests.helpers import RATES
+from tests.helpers import OVER, RATES
 
 KINDS = {
     "one step": lambda strength: nm.GradientDescent(strength),
@@ -193,3 +193,43 @@ def test_steps_are_static_and_the_rate_is_traced():
     for rate, steps in ((0.1, 1), (-0.4, 1), (0.1, 2), (3.0, 2)):
         function(nm.GradientDescent(rate, steps))
     assert traced == [1, 2]
+
+
+@nm.pytree
+class Decay(nm.InnerRule):
+    """Gradient descent with weight decay, which no filter describes."""
+
+    rate: float
+    decay: float
+    linear = True
+
+    def update(self, gradient, state, params):
+        return (1 - self.decay) * params - self.rate * gradient, state
+
+
+@nm.pytree
+class Flat(nm.InnerRule):
+    """A filter without the axes of its batch."""
+
+    rate: float
+
+    def label_filter(self, x):
+        return jnp.ones_like(x)
+
+
+def test_weight_decay_is_refused_on_the_linear_model_and_serves_general_models():
+    with pytest.raises(ValueError, match="train must leave parameters unchanged where the gradie"):
+        nm.theory.test_loss(OVER, Decay(-0.2, 0.1), nm.GradientDescent(0.2))
+    with pytest.raises(ValueError, match="adapt must leave parameters unchanged where the gradie"):
+        nm.simulate(jax.random.key(0), OVER, nm.GradientDescent(0.2), Decay(0.2, 0.1), runs=2)
+    without = nm.theory.test_loss(OVER, Decay(-0.2, 0.0), nm.GradientDescent(0.2))
+    expected = nm.theory.test_loss(OVER, nm.GradientDescent(-0.2), nm.GradientDescent(0.2))
+    assert without == pytest.approx(float(expected), rel=1e-4)
+    adapted = nm.adapt(lambda w, y: (w - y) ** 2 / 2, jnp.array(1.0), 2.0, Decay(0.5, 0.1))
+    assert adapted == pytest.approx(0.9 + 0.5)
+
+
+def test_a_filter_of_another_shape_is_refused_by_name():
+    rule = Flat(jnp.array([-0.1, 0.1]))
+    with pytest.raises(ValueError, match=r"label_filter of train must return shape .* \(2, 2\)"):
+        nm.theory.test_loss(OVER, rule, nm.GradientDescent(0.2))

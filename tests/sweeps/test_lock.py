@@ -140,3 +140,16 @@ def test_a_holder_that_was_cut_off_is_noticed(url, tmp_path):
         raise ValueError
     with lease.locked(url) as held:
         assert not held.previous_owner_crashed
+
+
+def test_a_worker_waits_while_the_file_of_the_holder_is_replaced(tmp_path, monkeypatch):
+    """A holder's file may vanish between its name and its text: the next holder removes it."""
+    texts = iter(["process 1 on a, opening", ""])
+    acquire = lease.Lease.acquire
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(lease.Lease, "holder", lambda self: ("00000000", next(texts, lease.FREE)))
+    monkeypatch.setattr(lease.HeartbeatMonitor, "changed", lambda *_: True)
+    turns = iter([False, False])
+    monkeypatch.setattr(lease.Lease, "acquire", lambda self: next(turns, True) and acquire(self))
+    with lease.locked(str(tmp_path / "x.zarr"), opening=True) as lock:
+        lock.check()
