@@ -399,3 +399,12 @@ def test_a_rate_whose_filter_vanishes_at_every_eigenvalue_has_a_root(steps, x64)
         for rate in (1.0, 0.99)
     )
     assert float(at) == pytest.approx(float(near), rel=0.01)
+
+
+def test_the_task_error_does_not_depend_on_the_forms_asked_for():
+    problem = bent(n_v=7, omega0=0.2)  # near n_v m = p, where the resummation matters
+    weights = np.stack([POWER_LAW, POWER_LAW**3])
+    errors = [
+        structured.predict(problem, STEP, 0.0, scale * weights).task_error for scale in (1.0, 1e3)
+    ]
+    np.testing.assert_allclose(*errors, rtol=1e-12)
