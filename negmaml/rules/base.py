@@ -229,28 +229,36 @@ def _check_own_filters(name: str, rule: InnerRule) -> None:
     The solution of the linear model and the theory rest on this identity. Weight decay breaks it:
     such an update is linear, but moves parameters where the gradient is zero.
     """
-    x = np.array([0.0, 0.5])
-    expected = rule.batch_shape + x.shape
     own = rule.spectral()
     with jax.ensure_compile_time_eval():
-        try:
-            label, start = np.asarray(own.label_filter(x)), np.asarray(own.init_filter(x))
-        except UndefinedMethodError:  # the feature that needs the filter says what to add
-            return
+        if isinstance(own, PolynomialFilter):
+            error = np.abs(np.asarray(own.at_rest()) - 1)
+        else:
+            error = _identity_error(name, rule, own)
+    if np.any(error > 1e-4):
+        raise ValueError(
+            f"{name} must leave parameters unchanged where the gradient is zero, so that "
+            f"init_filter(x) = 1 - x label_filter(x); {type(rule).__name__} misses it by "
+            f"{short_repr(error)}. Use a rule with weight decay on general models only (adapt, "
+            "maml and relatives)"
+        )
+
+
+def _identity_error(name: str, rule: InnerRule, own: Filter) -> Any:
+    """|init_filter(x) + x label_filter(x) - 1| at two x, over the size of the terms."""
+    x = np.array([0.0, 0.5])
+    expected = rule.batch_shape + x.shape
+    try:
+        label, start = np.asarray(own.label_filter(x)), np.asarray(own.init_filter(x))
+    except UndefinedMethodError:  # the feature that needs the filter says what to add
+        return 0.0
     for filter_name, values in (("label_filter", label), ("init_filter", start)):
         if values.shape != expected:
             raise ValueError(
                 f"{filter_name} of {name} must return shape batch_shape + x.shape = {expected} for "
                 f"x of shape {x.shape}, got {values.shape} from {type(rule).__name__}"
             )
-    error = np.abs(start + x * label - 1) / (1 + np.abs(start) + np.abs(x * label))
-    if np.any(error > 1e-4):
-        raise ValueError(
-            f"{name} must leave parameters unchanged where the gradient is zero, so that "
-            f"init_filter(x) = 1 - x label_filter(x); {type(rule).__name__} has init_filter "
-            f"{short_repr(start)} and label_filter {short_repr(label)} at x = 0, 0.5. Use a rule "
-            "with weight decay on general models only (adapt, maml and relatives)"
-        )
+    return np.abs(start + x * label - 1) / (1 + np.abs(start) + np.abs(x * label))
 
 
 def check_scalar_rule(name: str, rule) -> Any:

@@ -221,6 +221,20 @@ class PolynomialFilter(Filter):
     def init_filter(self, x):
         return self._run(x, start=1, label=0)
 
+    def at_rest(self):
+        """theta after the updates from 1 at zero gradients: init_filter(x) + x label_filter(x).
+
+        On x (theta - 1)^2 / 2 the gradient at 1 is zero for every x. Steps are unrolled, so that
+        known numbers need no program.
+        """
+        theta = jnp.ones(self.rule.batch_shape)
+
+        def step(one_step, carry):
+            theta, state = carry
+            return one_step.update(jnp.zeros_like(theta), state, theta)
+
+        return each_step(self.rule, step, (theta, self.rule.init(theta)), unrolled=True)[0]
+
     def _run(self, x, start, label):
         """theta after the updates from `start`, at every x at once."""
         x = jnp.asarray(x, jnp.result_type(float, x, *jax.tree.leaves(self.rule)))
