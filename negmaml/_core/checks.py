@@ -151,7 +151,7 @@ def check_nonnegative(name: str, value, meaning: str) -> Any:
 
 
 def check_broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape that named arrays broadcast to; raise ValueError if there is none."""
+    """Return the shape that named arrays broadcast to; raise ValueError if they do not."""
     try:
         return np.broadcast_shapes(*shapes.values())
     except ValueError as mismatch:

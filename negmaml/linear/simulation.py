@@ -232,7 +232,7 @@ def _simulate(experiment: Experiment) -> Simulation:
         normals = lax.map(jax.vmap(draw_run), indices)
         return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
 
-    # The last block is filled up with surplus runs, which are cut off below.
+    # Surplus runs fill the last block and are dropped below.
     blocks, pieces, size = loop_shape(runs, normals_of(problem, evaluation))
     indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
     results = lax.map(block, indices)

@@ -82,7 +82,7 @@ def rms_filters(rule: InnerRule, n: int, p: int) -> tuple[Any, Any, Any]:
     infinite for filters that grow as exp(n x/4) or faster, and for those with a pole at x > 0. A
     pole beyond the outermost nodes is ignored, since eigenvalues come near it so rarely.
     """
-    _require_no_metric(rule)
+    _require_no_preconditioner(rule)
     xp = namespace(rule)
     # One step in closed form: h(a) and a^2, as tr S has the mean p.
     if rule.spectral().constant_filter is not None:
@@ -128,7 +128,7 @@ def _largest_log(x) -> float:
     return float(np.log(np.finfo(x.dtype).max)) - 1
 
 
-def _require_no_metric(rule: InnerRule) -> None:
+def _require_no_preconditioner(rule: InnerRule) -> None:
     if rule.spectral().preconditioner is not None:
         raise ValueError(
             f"the mean test loss after {type(rule).__name__} depends on the direction of "
@@ -179,7 +179,7 @@ def adapted(problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
     """
     check_problem(problem)
     adapt = check_filters("adapt", adapt)
-    _require_no_metric(adapt)
+    _require_no_preconditioner(adapt)
     s, o, _, V = problem.modes
     n_r, shape = problem.n_r, adapt.batch_shape
     infinite: Any = 0.0

@@ -78,9 +78,10 @@ def _remote_address(url: str) -> str | None:
         return None
     plain = f"{known}://{rest.rstrip('/')}"
     files, path = fsspec.core.url_to_fs(plain)
-    # Use the canonical URL only if it leads to the same file system: a host may be lost.
+    # Use the canonical URL only if it leads to the same file system: a host or account
+    # may be lost.
     usual = files.unstrip_protocol(path)
-    same = fsspec.core.url_to_fs(usual) == (files, path)  # a host or account may be lost
+    same = fsspec.core.url_to_fs(usual) == (files, path)
     return usual if same else plain
 
 

@@ -94,8 +94,8 @@ def test_a_true_gain_is_significant(many):
 
 @pytest.mark.parametrize("sigma", [1.0, 3.0])
 def test_no_gain_is_claimed_where_tasks_are_identical(sigma):
-    """A zero rate ignores the support rows, so a gain over it is real; over a regression on all
-    rows there is none. The second sigma is mostly noise."""
+    """A zero rate ignores the support rows, so a gain over it is real; one over a regression on all
+    rows is not. The second sigma is mostly noise."""
     advices = [plain(seed, nu=0.0, sigma=sigma, splits=20) for seed in range(12)]
     for name in ("pooled ridge", "joint training"):
         assert sum(a.gain[name].significantly_better for a in advices) <= 1

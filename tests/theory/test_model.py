@@ -40,7 +40,7 @@ def test_the_model_follows_from_problem_split_and_method():
 
 
 def test_the_theory_asks_in_one_place_whether_a_problem_is_isotropic():
-    """Apart from two functions that say what they take."""
+    """Two other modules ask too, to refuse a problem or to give it a covariance."""
     folder = Path(nm.theory.__file__).parent
     asking = {
         str(path.relative_to(folder))

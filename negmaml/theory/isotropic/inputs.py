@@ -63,7 +63,8 @@ def isotropic_inputs(
 ):
     """Return (the inputs, the rules), all of one dtype, for rules of one family.
 
-    Raises ValueError for a problem with covariances, a bad ridge, and a rule with a metric.
+    Raises ValueError for a problem with covariances, a bad ridge, and a rule with a
+    preconditioner.
     """
     meta_ridge = check_nonnegative("meta_ridge", meta_ridge, "a ridge strength")
     check_problem(problem)
