@@ -29,8 +29,8 @@ ATTRIBUTES = [
     (FitResult(*range(9)), "stopped", "stopped_early"),
     (Difference(1.0, 0.1, 0.8, 1.2, 0.5), "told", "significant"),
     (Difference(1.0, 0.1, 0.8, 1.2, 0.5), "positive", "significantly_better"),
+    (nm.Verification(()), "roads", "methods"),
 ]
-ATTRIBUTES.append((nm.Verification(()), "roads", "methods"))
 # Names of baselines in `Advice.gain` and `Advice.loss`.
 BASELINES = [
     ("rate zero", "zero inner rate"),

@@ -23,11 +23,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def renamed_text(old: str, new: str) -> str:
+    """The text of every warning about an old name."""
+    return f"{old} was renamed: use {new}. The old name will be removed in the next release."
+
+
 def warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
     """Warn that the name `old` is now `new`, at the caller's line."""
-    message = f"{old} was renamed: use {new}. The old name will be removed in the next release."
     # By default the third frame is the user's: past this function and the wrapper that calls it.
-    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+    warnings.warn(renamed_text(old, new), DeprecationWarning, stacklevel=stacklevel)
 
 
 def renamed_exports(

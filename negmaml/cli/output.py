@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from negmaml._core.deprecation import renamed_text
 from negmaml._core.display import printable
 from negmaml._core.extras import available
 from negmaml._core.paths import expanded
@@ -25,8 +26,7 @@ def say(text: str) -> None:
 def print_renamed(old: str, new: str) -> None:
     """Warn on stderr that a command, a flag or a field of a spec has a new name."""
     # On stderr, so that redirected output holds results only.
-    text = f"{old} was renamed: use {new}. The old name will be removed in the next release."
-    print(f"negmaml: warning: {printable(text)}", file=sys.stderr)
+    print(f"negmaml: warning: {printable(renamed_text(old, new))}", file=sys.stderr)
 
 
 def print_table(

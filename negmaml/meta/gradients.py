@@ -37,7 +37,7 @@ from negmaml.meta.partition import (
     thaw_mask,
 )
 from negmaml.meta.shape_errors import explain_while_loops
-from negmaml.meta.stateful import Stateful, as_stateful, lift_loss, lift_rule, mean_state
+from negmaml.meta.stateful import Stateful, StatefulRule, as_stateful, lift_loss, mean_state
 from negmaml.rules import UNSOLVED, GradientDescent, run
 
 
@@ -181,7 +181,7 @@ def _with_constant_gradients(losses: LossPair, rule, params, state, tasks, weigh
         def constant_gradient(point):
             return lax.stop_gradient(gradient(lax.stop_gradient(point)))
 
-        (theta, adapted_state), _ = run(lift_rule(rule), constant_gradient, (moving, state))
+        (theta, adapted_state), _ = run(StatefulRule(rule), constant_gradient, (moving, state))
         value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
         return value, (aux, new, None)
 
@@ -198,7 +198,7 @@ def reptile(losses: LossPair, rule, params, state, tasks, weight):
 
     def one_task(support, query):
         gradient = inner_gradient(losses.inner, frozen, support)
-        (theta, adapted_state), (visited, _) = run(lift_rule(rule), gradient, (moving, state))
+        (theta, adapted_state), (visited, _) = run(StatefulRule(rule), gradient, (moving, state))
         if rule.sums_gradients:
             # One step comes without an axis for the steps.
             visited = visited if rule.steps > 1 else jax.tree.map(lambda x: x[None], visited)

@@ -18,7 +18,7 @@ from negmaml.meta.partition import (
     partition_floating,
 )
 from negmaml.meta.shape_errors import explain_while_loops
-from negmaml.meta.stateful import Stateful, as_stateful, lift_loss, lift_rule
+from negmaml.meta.stateful import Stateful, StatefulRule, as_stateful, lift_loss
 from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution, run
 
 
@@ -98,7 +98,7 @@ def adapt_leaves(loss: Callable, rule: InnerRule, leaves, state, support, remat=
     # The state of the model changes with every step, so it is part of the point that steps.
     if not rule.implicit:
         gradient = inner_gradient(loss, frozen, support)
-        return as_solution(run(lift_rule(rule), gradient, (moving, state), remat)[0], rule.steps)
+        return as_solution(run(StatefulRule(rule), gradient, (moving, state), remat)[0], rule.steps)
     check_no_state(rule, state)
 
     # A solver calls the loss any number of times, which has no meaning for a state.

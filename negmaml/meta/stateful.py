@@ -93,8 +93,8 @@ def _cast_like(new, state):
 
 
 @pytree
-class _StatefulRule(InnerRule):
-    """A rule on (parameters, state of the model), whose gradients are (gradient, new state)."""
+class StatefulRule(InnerRule):
+    """A rule on points (parameters, model state), whose gradients are (gradient, new state)."""
 
     rule: Any
 
@@ -112,11 +112,6 @@ class _StatefulRule(InnerRule):
         (slope, model_state), (params, _) = gradient, point
         params, optimizer_state = self.rule.update(slope, optimizer_state, params)
         return (params, model_state), optimizer_state
-
-
-def lift_rule(rule: InnerRule) -> InnerRule:
-    """Return the rule on points (parameters, state of the model)."""
-    return _StatefulRule(rule)
 
 
 @pytree

@@ -96,12 +96,6 @@ class Manifest:
             tuple(held["block"]), extensions, held["format"],
         )  # fmt: skip
 
-    def array_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every array with the dims of the cells."""
-        cells = self.grid.shape
-        shapes = {output.name: (*cells, *output.shape) for output in self.outputs}
-        return shapes | {"finite": cells, self.completed: cells}
-
 
 def _axis_json(axis: Axis, grid: SweepGrid) -> dict[str, Any]:
     static = [name for name in axis.names if name in grid.static]

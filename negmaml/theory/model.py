@@ -10,19 +10,13 @@ import dataclasses
 from typing import Any, ClassVar, Protocol
 
 from negmaml._core.checks import check_choice
-from negmaml.problem.adapted_loss import expected_isotropic_loss
 from negmaml.problem.model import SPLITS, MixedLinearRegression
 from negmaml.rules import InnerRule
 from negmaml.theory import theorems
 from negmaml.theory.anisotropic.inputs import with_identity_covariance
 from negmaml.theory.anisotropic.model import AnisotropicModel
 from negmaml.theory.isotropic.inputs import is_zero
-from negmaml.theory.isotropic.model import IsotropicModel
-from negmaml.theory.isotropic.objective import (
-    IsotropicAdaptation,
-    adaptation_objective,
-    best_adapt_step,
-)
+from negmaml.theory.isotropic.model import IsotropicMeans, IsotropicModel
 from negmaml.theory.isotropic.spectral_density import MEASURES
 from negmaml.theory.isotropic.variance import Covariance
 
@@ -84,35 +78,16 @@ class TheoryModel(MeanModel, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpansionModel:
+class ExpansionModel(IsotropicMeans):
     """An isotropic problem without ridge, by Theorem 1 or 2.
 
-    It has means only, for one gradient step; see `negmaml.theory.theorems`.
+    It has means only, for one gradient step; see `negmaml.theory.theorems`. Neither theorem is
+    valid at p = n_v m.
     """
-
-    problem: MixedLinearRegression
-
-    def require_finite_mean(self) -> None:
-        """Raise ValueError at p = n_v m, where neither theorem is valid."""
-        IsotropicModel(self.problem).require_finite_mean()
 
     def weight_error(self, train: InnerRule):
         """Return E|omega* - w0|^2, of the rule's shape."""
         return theorems.weight_error(self.problem, train)
-
-    def test_loss(self, train: InnerRule, adapt: InnerRule):
-        """Return the test loss, of train shape + adapt shape."""
-        return expected_isotropic_loss(self.problem, self.weight_error(train), adapt)
-
-    def best_adapt_step(self, train: InnerRule):
-        """Return the rate of the best gradient step at test time, of the training rule's shape."""
-        return best_adapt_step(self.problem, self.weight_error(train))
-
-    def adaptation_objective(
-        self, train: InnerRule, adapt: InnerRule
-    ) -> tuple[IsotropicAdaptation, InnerRule]:
-        """Return the test loss as an objective of the rule at test time, and that rule."""
-        return adaptation_objective(self.problem, self.weight_error(train), adapt)
 
 
 def theory_model(
@@ -163,7 +138,7 @@ def _require_defaults(method: str, measure: str, split: str) -> None:
             f"method must be 'proportional' for {case}, got {method!r}; "
             "theory.general_inputs has the expansion for covariances and p > n_v m"
         )
-    # The anisotropic solver derives the spectrum of S itself, so there is none to choose.
+    # The anisotropic solver derives the spectrum of S itself, so that no choice is left.
     if measure != "auto":
         raise ValueError(
             f"measure must be 'auto' for {case}, got {measure!r}: the spectrum of S follows from "

@@ -219,7 +219,7 @@ class Objective(Protocol):
         """Return (variables, fixed): fixed.join(variables) is the objective."""
 
 
-def _best_parameter(name: str, objective, rule: InnerRule):
+def _best_parameter(name: str, objective: Objective, rule: InnerRule):
     """Return the tuned parameter of `rule` that minimises the objective."""
     variables, fixed = objective.split()
     best = _argmin(objective.on_host, objective.by_parts)((variables, rule), fixed)

@@ -31,7 +31,7 @@ from negmaml.meta.partition import (
     partition_floating,
     thaw_mask,
 )
-from negmaml.meta.stateful import Stateful, as_stateful, lift_loss, lift_rule
+from negmaml.meta.stateful import Stateful, StatefulRule, as_stateful, lift_loss
 from negmaml.rules import UNSOLVED, InnerRule, as_rule, run
 
 NORMAL_95 = 1.959964  # half width of the 95% interval of a normal variable with variance 1
@@ -183,7 +183,7 @@ class _Test(NamedTuple):
             return value(point), None if info.converged is True else info.converged
         gradient = inner_gradient(loss, frozen, support)
         # `run` stores every point before its step; the last one is added.
-        last, (visited, _) = run(lift_rule(rule), gradient, (moving, state))
+        last, (visited, _) = run(StatefulRule(rule), gradient, (moving, state))
         if rule.steps == 1:  # it comes without an axis for the steps
             visited = jax.tree.map(lambda x: x[None], visited)
         return jnp.append(lax.map(value, visited), value(last)), None

@@ -103,8 +103,23 @@ class AllVariable(NamedTuple):
         return variables
 
 
+class WholeObjective:
+    """An objective that is differentiated in all of its numbers, and that needs no preparation."""
+
+    on_host: ClassVar[bool] = False
+    by_parts: ClassVar[bool] = True
+
+    def prepared(self):
+        """Return the objective itself."""
+        return self
+
+    def split(self) -> tuple[Any, AllVariable]:
+        """Return (the numbers in which optima are differentiated, the others)."""
+        return self, AllVariable()
+
+
 @pytree
-class AnisotropicObjective:
+class AnisotropicObjective(WholeObjective):
     """The test loss as a function of the training rule.
 
     inputs: with the forms that `goal` needs. goal: a `BestStepLoss` or `FixedAdaptLoss`.
@@ -112,8 +127,6 @@ class AnisotropicObjective:
 
     inputs: AnisotropicInputs
     goal: Any
-    on_host: ClassVar[bool] = False
-    by_parts: ClassVar[bool] = True
 
     def loss(self, train: InnerRule):
         """Return the loss, of the rule's shape."""
@@ -152,10 +165,6 @@ class AnisotropicObjective:
         numbers = dict(m=m, n_t=n_t, n_v=n_v, meta_ridge=meta_ridge, ridged=ridged)
         return AnisotropicObjective(dataclasses.replace(self.inputs, **numbers), self.goal)
 
-    def prepared(self) -> "AnisotropicObjective":
-        """Return the objective itself."""
-        return self
-
     @property
     def largest_eigenvalue(self):
         """About the largest eigenvalue of S in training."""
@@ -178,10 +187,6 @@ class AnisotropicObjective:
         """True if omega_0 differs from w0; otherwise the largest ridge is known to be best."""
         return bool(np.any(np.asarray(self.inputs.spectrum.d) > 0))
 
-    def split(self) -> tuple["AnisotropicObjective", AllVariable]:
-        """Return (the numbers in which optima are differentiated, the others)."""
-        return self, AllVariable()
-
 
 def train_objective(
     problem: MixedLinearRegression, train: InnerRule, meta_ridge, adapt: InnerRule | None
@@ -200,20 +205,18 @@ def best_adapt_step(problem: MixedLinearRegression, train: InnerRule, meta_ridge
 
 
 @pytree
-class AnisotropicAdaptation:
+class AnisotropicAdaptation(WholeObjective):
     """The test loss as a function of the rule at test time."""
 
     problem: MixedLinearRegression
     train: InnerRule
     meta_ridge: Any
-    on_host: ClassVar[bool] = False
-    by_parts: ClassVar[bool] = True
 
     def loss(self, adapt: InnerRule):
         """Return the loss; one prediction of its forms serves all values of the parameter."""
         after = adapted(self.problem, adapt)
         found = predict(self.problem, self.train, self.meta_ridge, after.weights)
-        return after.floor + jnp.sum(after.coefficients * found.forms, -1) / 2
+        return after.test_loss(found.forms)
 
     def parts(self, adapt: InnerRule) -> PencilParts:
         """Return the arrays that the objective depends on."""
@@ -222,20 +225,12 @@ class AnisotropicAdaptation:
         goal = FixedAdaptLoss(after.floor, after.coefficients)
         return AnisotropicObjective(at, goal).parts(train)
 
-    def prepared(self) -> "AnisotropicAdaptation":
-        """Return the objective itself."""
-        return self
-
     @property
     def largest_eigenvalue(self):
         """About the largest eigenvalue of S at test time."""
         s = self.problem.modes.s
         top = jnp.max(s)
         return top * (1 + jnp.sqrt(jnp.sum(s) / (top * self.problem.n_r))) ** 2
-
-    def split(self) -> tuple["AnisotropicAdaptation", AllVariable]:
-        """Return (the numbers in which optima are differentiated, the others)."""
-        return self, AllVariable()
 
 
 def adaptation_objective(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Any, ClassVar
 
@@ -40,17 +41,50 @@ BLOCK = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class IsotropicModel:
-    """An isotropic problem with a ridge.
+class IsotropicMeans(ABC):
+    """An isotropic problem with a ridge, and all means that follow from its weight error.
 
     By rotational symmetry every quadratic form of omega* - w0 is a multiple of |omega* - w0|^2, so
-    one mean and one variance serve every rule at test time.
-
-    measure: the spectrum of a task, as in `negmaml.theory.test_loss`.
+    one mean serves every rule at test time.
     """
 
     problem: MixedLinearRegression
     meta_ridge: Any = 0.0
+
+    @abstractmethod
+    def weight_error(self, train: InnerRule):
+        """Return E|omega* - w0|^2, of the rule's shape."""
+
+    def require_finite_mean(self) -> None:
+        """Raise ValueError at p = n_v m without ridge, where every mean is infinite."""
+        if self.problem.p == self.problem.rows and is_zero(self.meta_ridge):
+            raise ValueError(
+                f"p = n_v m = {self.problem.p}: without meta_ridge every mean is infinite there; "
+                "give a meta_ridge, or change p, m or n_v"
+            )
+
+    def test_loss(self, train: InnerRule, adapt: InnerRule):
+        """Return the test loss, of train shape + adapt shape."""
+        return expected_isotropic_loss(self.problem, self.weight_error(train), adapt)
+
+    def best_adapt_step(self, train: InnerRule):
+        """Return the rate of the best gradient step at test time, of the training rule's shape."""
+        return best_adapt_step(self.problem, self.weight_error(train))
+
+    def adaptation_objective(
+        self, train: InnerRule, adapt: InnerRule
+    ) -> tuple[IsotropicAdaptation, InnerRule]:
+        """Return the test loss as a function of the rule at test time, and that rule."""
+        return adaptation_objective(self.problem, self.weight_error(train), adapt)
+
+
+@dataclasses.dataclass(frozen=True)
+class IsotropicModel(IsotropicMeans):
+    """The proportional theory of an isotropic problem: means, and variances likewise.
+
+    measure: the spectrum of a task, as in `negmaml.theory.test_loss`.
+    """
+
     measure: str = "auto"
 
     # The smallest n_t have the exact spectrum, which is known for integers only.
@@ -60,14 +94,6 @@ class IsotropicModel:
         """Return the model with the spectrum of another n_t."""
         problem = dataclasses.replace(self.problem, n_t=n_t)
         return dataclasses.replace(self, problem=problem, measure=measure)
-
-    def require_finite_mean(self) -> None:
-        """Raise ValueError at p = n_v m without ridge, where every mean is infinite."""
-        if self.problem.p == self.problem.rows and is_zero(self.meta_ridge):
-            raise ValueError(
-                f"p = n_v m = {self.problem.p}: without meta_ridge every mean is infinite there; "
-                "give a meta_ridge, or change p, m or n_v"
-            )
 
     def moments(self, train: InnerRule) -> Moments:
         """Return the weight error, its limit and the corrections, without the task error."""
@@ -84,10 +110,6 @@ class IsotropicModel:
         law = "marchenko-pastur" if self.measure == "auto" else self.measure
         inputs, train = dataclasses.replace(self, measure=law).inputs(train)
         return _mean("train_task_error", inputs, train)
-
-    def test_loss(self, train: InnerRule, adapt: InnerRule):
-        """Return the test loss, of train shape + adapt shape."""
-        return expected_isotropic_loss(self.problem, self.weight_error(train), adapt)
 
     def loss_terms(self, train: InnerRule, adapt: InnerRule) -> tuple[Any, Any, Any]:
         """Return the test loss of w0 itself, of omega*, and of omega* to leading order."""
@@ -117,16 +139,6 @@ class IsotropicModel:
             for rules in pairs
         )
         return a, b, both
-
-    def best_adapt_step(self, train: InnerRule):
-        """Return the rate of the best gradient step at test time, of the training rule's shape."""
-        return best_adapt_step(self.problem, self.weight_error(train))
-
-    def adaptation_objective(
-        self, train: InnerRule, adapt: InnerRule
-    ) -> tuple[IsotropicAdaptation, InnerRule]:
-        """Return the test loss as a function of the rule at test time, and that rule."""
-        return adaptation_objective(self.problem, self.weight_error(train), adapt)
 
     def train_objective(
         self, train: InnerRule, adapt: InnerRule | None

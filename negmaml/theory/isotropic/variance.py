@@ -25,6 +25,7 @@ from negmaml.rules import InnerRule, flat_batch
 from negmaml.theory.isotropic.inputs import IsotropicInputs
 from negmaml.theory.isotropic.moments import (
     EvaluatedRule,
+    apply_correction,
     compiled_filters,
     evaluate_filters,
     leading,
@@ -220,12 +221,9 @@ def _of_filters(evaluated: tuple[EvaluatedRule, ...], ridged: bool) -> Covarianc
     mixed = covariance_of_loss([system_1, system_2], [one.at, two.at])
     # d/dridge is d/dkappa over the slope (t K)' of the ridge.
     limit = mixed / (one.at.slope * two.at.slope * size_1**2 * size_2**2)
-    xp = namespace(limit)
-    factor = factor_1 * factor_2
-    infinite = xp.isinf(factor) & (limit != 0)
-    corrected = xp.where(infinite, xp.inf, limit * xp.where(xp.isinf(factor), 1.0, factor))
-    pairs = (system_1, size_1), (system_2, size_2)
-    log_units = tuple(system.log_amplitude + xp.log(size) for system, size in pairs)
+    corrected = apply_correction(limit, factor_1 * factor_2)
+    log, pairs = namespace(limit).log, ((system_1, size_1), (system_2, size_2))
+    log_units = tuple(system.log_amplitude + log(size) for system, size in pairs)
     return Covariance(corrected, log_units, values[0].weight_error)
 
 
