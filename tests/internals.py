@@ -106,6 +106,7 @@ from negmaml.sweeps import (
     merging,
     parse,
     planning,
+    progressions,
     session,
     spec,
     storage,

@@ -70,8 +70,8 @@ def sweep(
             axes, `("p", "m"): [(20, 2), (60, 3)]`. `"point": [{"a": 1, "b": 0.5}, ...]` lists
             points, as `nm.sweeps.random_points` draws them. A list of dicts is their union, along
             the dim `point`.
-        seeds: a count n for seeds 0 .. n - 1, or a list of integers from 0 to 2^32 - 1; at most
-            ten million.
+        seeds: a count n for seeds 0 .. n - 1, or a list or range of integers from 0 to 2^32 - 1. A
+            count or range has at most 10^9 of them, a list 10^7.
         store: a path, which may begin with `~`, or an fsspec URL of a zarr store; without it the
             result is kept in memory. Running the same call again resumes it. All spellings of a
             path are one store. A finished store can be read from a read-only disk.

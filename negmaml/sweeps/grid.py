@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from negmaml.sweeps import progressions
+
 Region = tuple[slice, ...]  # a block of cells, over the dims of the grid
 
 
@@ -51,13 +53,14 @@ class Axis:
 class SweepGrid:
     """The validated grid of a sweep.
 
-    axes: axes over cells; vectorized: axes that the function takes whole. static, common: the names
-    that set shapes, and those along which random numbers are shared.
+    axes: axes over cells; vectorized: axes that the function takes whole. seeds: a range if they
+    are an arithmetic progression. static, common: the names that set shapes, and those along which
+    random numbers are shared.
     """
 
     axes: tuple[Axis, ...]
     vectorized: tuple[Axis, ...]
-    seeds: tuple[int, ...]
+    seeds: range | tuple[int, ...]
     static: frozenset[str]
     common: frozenset[str]
 
@@ -134,7 +137,7 @@ class SweepGrid:
         """
         positions = dict(zip(self.dims, index, strict=True))
         # A seed is folded into the key as one word of 32 bits.
-        seeds = np.array(self.seeds, np.uint32)[positions["seed"]]
+        seeds = progressions.take(self.seeds, positions["seed"]).astype(np.uint32)
         # Groups are numbered like `groups()`: the last axis varies fastest.
         groups = np.zeros(seeds.shape, int)
         address = np.zeros(seeds.shape, np.uint64)

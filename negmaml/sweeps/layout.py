@@ -17,6 +17,7 @@ from negmaml.sweeps.grid import Region, SweepGrid
 from negmaml.sweeps.manifest import Manifest
 
 LABELS = 1024  # values of a coordinate in a chunk: most extensions fit into the first one
+MAX_LABELS = 2**20  # the same for long axes, which would otherwise make many files
 ZSTD = b"\x28\xb5\x2f\xfd"
 CHECKSUM = {"name": "crc32c"}
 CHECKSUM_BYTES = 4
@@ -85,8 +86,9 @@ class Layout:
         # vlen-utf8: a count, a length for each text, and the texts.
         if self.texts is None:
             return self.chunk_bytes
-        start = at[0] * LABELS if at else 0
-        texts = self.texts[start : start + (LABELS if at else 1)]
+        size = math.prod(self.chunk)
+        start = at[0] * size if at else 0
+        texts = self.texts[start : start + size]
         return 4 + 4 * math.prod(self.chunk) + sum(len(text.encode()) for text in texts)
 
     def most_bytes(self, at: Sequence[int]) -> int:
@@ -167,7 +169,7 @@ def _unpacked_bytes(data: bytes) -> int | None:
 
 def layouts(manifest: Manifest) -> dict[str, Layout]:
     """Every array of a new store of this manifest; each chunk has a checksum."""
-    return cell_layouts(manifest) | coordinate_layouts(manifest.grid)
+    return cell_layouts(manifest) | coordinate_layouts(manifest.grid, manifest.label_chunks)
 
 
 def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
@@ -199,13 +201,23 @@ def sizes_at(manifest: Manifest, level: int) -> dict[str, int]:
     return {axis.dim: len(axis) for axis in manifest.grid.vectorized if axis.dim}
 
 
-def coordinate_layouts(grid: SweepGrid) -> dict[str, Layout]:
-    """The arrays of the coordinates."""
+def label_chunks(grid: SweepGrid) -> dict[str, int]:
+    """Values of a coordinate in a chunk of a new store, by dim, for axes longer than `LABELS`."""
+    sizes = {"seed": len(grid.seeds)}
+    sizes |= {axis.dim: len(axis) for axis in (*grid.axes, *grid.vectorized) if axis.dim}
+    # The next power of two leaves room for an extension.
+    return {
+        dim: min(MAX_LABELS, 1 << n.bit_length()) for dim, n in sizes.items() if n > LABELS
+    }  # fmt: skip
+
+
+def coordinate_layouts(grid: SweepGrid, chunks: Mapping[str, int]) -> dict[str, Layout]:
+    """The arrays of the coordinates; `chunks` has the sizes of their chunks that are not usual."""
     found = {}
     for name, (dims, values) in coordinates(grid).items():
         texts = tuple(map(str, values.ravel())) if values.dtype.kind == "U" else None
         # Fixed, so that an extension rewrites only the last chunk of labels.
-        chunk = (LABELS,) * values.ndim
+        chunk = tuple(chunks.get(dim, LABELS) for dim in dims)
         found[name] = Layout(name, dims, values.shape, chunk, values.dtype, True, True, True, texts)
     return found
 

@@ -1,17 +1,20 @@
 """The manifest: the identity of the sweep in a store, and the differences of two sweeps."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from negmaml._core.fingerprint import Identity, difference
+from negmaml.sweeps import progressions
 from negmaml.sweeps.functions import Output
 from negmaml.sweeps.grid import Axis, SweepGrid
 from negmaml.sweeps.values import indistinct
 
-FORMAT = 4  # raise it too when a cell gets other random numbers
-COMPLETED = {3: "done", 4: "completed"}  # the array that counts what each cell has, by format
+FORMAT = 5  # raise it too when a cell gets other random numbers
+# The array that counts what each cell has, by format.
+COMPLETED = {3: "done", 4: "completed", 5: "completed"}
 DESCRIBED = 8  # programs whose full identity is kept, for error messages
 Box = Mapping[str, tuple[int, int]]  # dim of a vectorized axis: first and one past last position
 
@@ -23,7 +26,8 @@ class Manifest:
     function: its name. version: the version of this package. programs: the digest of the program of
     each group of static values. described: the full identities of some of these programs. block:
     cells of a chunk along each dim. extensions: for each extension of a vectorized axis, the box
-    over the vectorized axes that it added.
+    over the vectorized axes that it added. label_chunks: values of a coordinate in a chunk, by dim,
+    where they are not `LABELS`.
     """
 
     function: str
@@ -36,6 +40,7 @@ class Manifest:
     described: Mapping[str, Identity]
     block: tuple[int, ...] = ()
     extensions: tuple[Box, ...] = ()
+    label_chunks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -60,13 +65,14 @@ class Manifest:
             "x64": self.x64,
             "axes": [_axis_json(axis, grid) for axis in grid.axes],
             "whole": [_axis_json(axis, grid) for axis in grid.vectorized],
-            "seeds": grid.seeds,
+            "seeds": progressions.to_json(grid.seeds),
             "common": sorted(grid.common),
             "outputs": [[o.name, o.dims, o.shape, o.dtype] for o in self.outputs],
             "programs": dict(self.programs),
             "described": {group: held.to_json() for group, held in self.described.items()},
             "block": self.block,
             "parts": self.extensions,
+            "labels": dict(self.label_chunks),
         })  # fmt: skip
 
     @classmethod
@@ -85,7 +91,7 @@ class Manifest:
         static = {n for a in (*held["axes"], *held["whole"]) for n in a["static"]}
         grid = SweepGrid(
             tuple(map(_axis, held["axes"])), tuple(map(_axis, held["whole"])),
-            tuple(held["seeds"]), frozenset(static), frozenset(held["common"]),
+            progressions.from_json(held["seeds"]), frozenset(static), frozenset(held["common"]),
         )  # fmt: skip
         outputs = tuple(Output(n, tuple(d), tuple(s), t) for n, d, s, t in held["outputs"])
         extensions = tuple({dim: tuple(box[dim]) for dim in box} for box in held["parts"])
@@ -93,7 +99,7 @@ class Manifest:
             held["function"], held["version"], held["root"], held["x64"], grid, outputs,
             held["programs"],
             {group: Identity.from_json(text) for group, text in held["described"].items()},
-            tuple(held["block"]), extensions, held["format"],
+            tuple(held["block"]), extensions, dict(held.get("labels", {})), held["format"],
         )  # fmt: skip
 
 
@@ -136,7 +142,7 @@ def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]
             # A constant has no dim that could grow, so another value contradicts the store.
             (wrong if old["dim"] is None else more).append(change)
         # Old and new values that round to one number would be one cell with two addresses.
-        both = Axis(None, tuple(name.split(",")), _append(old["values"], new["values"]))
+        both = Axis(None, tuple(name.split(",")), progressions.joined(old["values"], new["values"]))
         if clash := indistinct(both, new["static"], stored.x64):
             wrong.append(f"{clash}; ask for the value that the store has")
     if change := _added("seeds", stored.grid.seeds, asked.grid.seeds):
@@ -205,9 +211,9 @@ def _vectorized_sizes(grid: SweepGrid) -> dict[str, int]:
 
 def _added(what: str, old: Sequence, new: Sequence) -> str:
     """A description of the values that the request adds; empty if it adds none."""
-    held = set(old)
-    added = [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in new if v not in held]
-    shown = ", ".join(map(str, added[:4])) + (", ..." if len(added) > 4 else "")
+    added = progressions.missing_from(old, new)
+    few = [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in added[:4]]
+    shown = ", ".join(map(str, few)) + (", ..." if len(added) > 4 else "")
     return f"{what}: asked adds {len(added)} ({shown})" if added else ""
 
 
@@ -237,11 +243,11 @@ def extended(stored: Manifest, asked: Manifest) -> Manifest:
     )
 
     def longer(axis: Axis) -> Axis:
-        return replace(axis, values=_append(axis.values, new[axis.names].values))
+        return replace(axis, values=progressions.joined(axis.values, new[axis.names].values))
 
     grid = replace(
         old, axes=tuple(map(longer, old.axes)), vectorized=tuple(map(longer, old.vectorized)),
-        seeds=_append(old.seeds, asked.grid.seeds),
+        seeds=progressions.joined(old.seeds, asked.grid.seeds),
     )  # fmt: skip
     # One box for each axis that grew: old cells need all values of the other axes at its new
     # values, where "all" includes those that an earlier box of this loop has just added.
@@ -253,12 +259,6 @@ def extended(stored: Manifest, asked: Manifest) -> Manifest:
             sizes[dim] = size
     outputs = tuple(_resized(output, sizes) for output in stored.outputs)
     return replace(stored, grid=grid, extensions=tuple(extensions), outputs=outputs)
-
-
-def _append(old: tuple, new: tuple) -> tuple:
-    # Appended and never sorted: the positions of stored cells must not change.
-    held = set(old)
-    return (*old, *(value for value in new if value not in held))
 
 
 def _resized(output: Output, sizes: Mapping[str, int]) -> Output:

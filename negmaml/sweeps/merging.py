@@ -28,6 +28,7 @@ from negmaml.sweeps.manifest import (
 from negmaml.sweeps.members import require_exclusive
 from negmaml.sweeps.planning import MAX_BLOCK_BYTES, describe, regions
 from negmaml.sweeps.progress import ProgressCallback, progress_reporter
+from negmaml.sweeps.progressions import compact, positions
 from negmaml.sweeps.runner import empty
 from negmaml.sweeps.storage import StoreError, check_url, check_writable
 from negmaml.sweeps.store import SweepStore, create, open_store
@@ -213,7 +214,8 @@ def _sorted(joined: SweepGrid, first: SweepGrid) -> SweepGrid:
 
     axes = tuple(in_order(*pair) for pair in zip(joined.axes, first.axes, strict=True))
     longer = len(joined.seeds) > len(first.seeds)
-    return replace(joined, axes=axes, seeds=tuple(sorted(joined.seeds)) if longer else joined.seeds)
+    seeds = compact(sorted(joined.seeds)) if longer else joined.seeds
+    return replace(joined, axes=axes, seeds=seeds)
 
 
 def _attributes(sources: Sequence[_Source], grid: SweepGrid) -> dict[str, Any]:
@@ -242,8 +244,7 @@ def _placed(source: _Source, merged: SweepGrid) -> _Source:
     held = {axis.names: axis for axis in (*own.axes, *own.vectorized)}
 
     def places(new: Sequence, old: Sequence) -> np.ndarray:
-        at = {value: i for i, value in enumerate(old)}
-        return np.array([at.get(value, -1) for value in new])
+        return np.asarray(positions(old, new))
 
     found = [places(axis.values, held[axis.names].values) for axis in merged.axes if axis.dim]
     vectorized = [

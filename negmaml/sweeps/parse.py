@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import short_repr
+from negmaml.sweeps import progressions
 from negmaml.sweeps.grid import Axis, SweepGrid
 from negmaml.sweeps.names import POINT, check_axis_name, check_distinct, check_grid_names
 from negmaml.sweeps.values import MORE_BITS, as_value, canonical, check_labels, indistinct
 
-MAX_SEEDS = 10**7  # a store lists each of them
+MAX_SEEDS = 10**9
+MAX_LISTED = 10**7  # seeds that are no arithmetic progression: a store lists each of them
 MAX_VALUES = 10**7  # values of an axis
 MAX_CELLS = 10**9  # each has flags in memory and in the store
 
@@ -89,28 +91,34 @@ def parse_grid(
     return found
 
 
-def parse_seeds(seeds: int | Iterable[int]) -> tuple[int, ...]:
+def parse_seeds(seeds: int | Iterable[int]) -> range | tuple[int, ...]:
     """A count n stands for 0 .. n - 1; otherwise distinct integers in [0, 2^32)."""
     given: Any = seeds.tolist() if isinstance(seeds, np.ndarray | jax.Array) else seeds
     # True is an Integral, but surely a mistake.
     if isinstance(given, Integral) and not isinstance(given, bool):
         if given < 1:
             raise ValueError(f"seeds must be at least 1, or a list of seeds, got {given!r}")
-        return tuple(range(_few(int(given))))
+        return range(_few(int(given), MAX_SEEDS))
     listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-    # Before a list is made: a range has a length, but its integers may not fit into memory.
+    most = MAX_SEEDS if isinstance(given, range) else MAX_LISTED
+    # Before a list is made: its integers may not fit into memory.
     if hasattr(given, "__len__"):
-        _few(_length(given))
-    # One more than allowed is enough to see that an endless iterator is too long.
-    values = tuple(islice(given, MAX_SEEDS + 1)) if listed else ()
+        _few(_length(given), most)
+    if isinstance(given, range):
+        values = tuple(given[i] for i in (0, -1) if given)  # they bound all others
+    else:
+        # One more than allowed is enough to see that an endless iterator is too long.
+        values = tuple(islice(given, most + 1)) if listed else ()
     whole = values and all(isinstance(s, Integral) and not isinstance(s, bool) for s in values)
     if not whole or not all(0 <= s < 2**32 for s in values):
         raise ValueError(
             f"seeds must be a count or integers from 0 to 2^32 - 1, got {short_repr(given)}"
         )
-    _few(len(values))
+    if isinstance(given, range):
+        return given
+    _few(len(values), most)
     check_distinct("seeds", values)
-    return tuple(map(int, values))
+    return progressions.compact(tuple(map(int, values)))
 
 
 def _length(values) -> int:
@@ -121,12 +129,13 @@ def _length(values) -> int:
         return sys.maxsize
 
 
-def _few(seeds: int) -> int:
-    """The number of seeds; ValueError if a store cannot list as many."""
-    if seeds > MAX_SEEDS:
+def _few(seeds: int, most: int) -> int:
+    """The number of seeds; ValueError if there are more than `most`."""
+    if seeds > most:
+        unless = f" ({MAX_SEEDS:,} in a range)" if most < MAX_SEEDS else ""
         raise ValueError(
-            f"seeds must be at most {MAX_SEEDS:,}, got {seeds:,} or more; sweep fewer, or let the "
-            "function return the mean of several draws of its key"
+            f"seeds must be at most {most:,}{unless}, got {seeds:,} or more; sweep fewer, or let "
+            "the function return the mean of several draws of its key"
         )
     return seeds
 

@@ -67,12 +67,17 @@ class ValidatedSweep:
 def describe(grid: SweepGrid) -> dict[str, str]:
     """The points and seeds of a grid as attributes of a dataset."""
     seeds = grid.seeds
-    counted = seeds == tuple(range(len(seeds)))
     axes = {",".join(axis.names): _plain(axis) for axis in (*grid.axes, *grid.vectorized)}
     # As text, because attributes of netCDF files cannot hold tables.
-    return {
-        "grid": str(axes), "seeds": f"0 to {len(seeds) - 1}" if counted else str(list(seeds))
-    }  # fmt: skip
+    return {"grid": str(axes), "seeds": _seeds_text(seeds)}
+
+
+def _seeds_text(seeds: range | tuple[int, ...]) -> str:
+    """The seeds as text, whose length does not grow with that of a range."""
+    if not isinstance(seeds, range) or (len(seeds) < 3 and seeds[0]):
+        return str(list(seeds))
+    step = "" if seeds.step == 1 else f" in steps of {seeds.step}"
+    return f"{seeds[0]} to {seeds[-1]}{step}"
 
 
 def _plain(axis: Axis) -> list:

@@ -23,6 +23,7 @@ from negmaml.sweeps.manifest import (
     with_programs,
 )
 from negmaml.sweeps.planning import ValidatedSweep, describe, planned
+from negmaml.sweeps.progressions import positions
 from negmaml.sweeps.runner import Runner
 from negmaml.sweeps.storage import StoreError, storage_at
 from negmaml.sweeps.store import SweepStore, create, open_store
@@ -103,7 +104,7 @@ def at_level(sweep: ValidatedSweep, store: SweepStore, level: int) -> ValidatedS
 def last_level(store: SweepStore, requested: SweepGrid) -> int:
     """The last level that adds requested values of vectorized axes."""
     by_names = {axis.names: axis for axis in requested.vectorized}
-    at = {a.dim: _positions(a.values, by_names[a.names].values)
+    at = {a.dim: np.asarray(positions(a.values, by_names[a.names].values))
           for a in store.manifest.grid.vectorized if a.dim}  # fmt: skip
 
     def needed(box: Box) -> bool:
@@ -116,13 +117,8 @@ def last_level(store: SweepStore, requested: SweepGrid) -> int:
 def positions_of(stored: SweepGrid, requested: SweepGrid) -> tuple[np.ndarray, ...]:
     """Positions of the requested cells, as an open index (`np.ix_`) over the dims of the store."""
     by_names = {axis.names: axis for axis in requested.axes}
-    found = [_positions(a.values, by_names[a.names].values) for a in stored.axes if a.dim]
-    return np.ix_(*found, _positions(stored.seeds, requested.seeds))
-
-
-def _positions(stored: tuple, requested: tuple) -> np.ndarray:
-    at = {value: i for i, value in enumerate(stored)}
-    return np.array([at[value] for value in requested])
+    found = [positions(a.values, by_names[a.names].values) for a in stored.axes if a.dim]
+    return np.ix_(*found, positions(stored.seeds, requested.seeds))
 
 
 def open_or_create(
@@ -259,7 +255,7 @@ def to_dataset(store: SweepStore, requested: SweepGrid, cells):
     by_names = {axis.names: axis for axis in requested.vectorized}
     for axis in stored.vectorized:
         if axis.dim:
-            at[axis.dim] = _positions(axis.values, by_names[axis.names].values)
+            at[axis.dim] = np.asarray(positions(axis.values, by_names[axis.names].values))
     sizes = dataset.sizes
     # Selecting all positions in order would make a lazy array slower for nothing.
     chosen = {d: i for d, i in at.items() if not np.array_equal(i, np.arange(sizes[d]))}

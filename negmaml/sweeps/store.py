@@ -25,7 +25,7 @@ from negmaml._core.extras import require
 from negmaml.sweeps.description import MANIFEST, REMEDY, StoreDescription, read_description
 from negmaml.sweeps.grid import Region, SweepGrid
 from negmaml.sweeps.guard import ROOT, group_metadata, guarded, text_of, zarr_arrays
-from negmaml.sweeps.layout import Layout, coordinates, layouts
+from negmaml.sweeps.layout import Layout, coordinates, label_chunks, layouts
 from negmaml.sweeps.manifest import Box, Manifest
 from negmaml.sweeps.storage import PARTIAL, StoreError, storage_at
 from negmaml.sweeps.untrusted import MAX_TEXT, check_manifest
@@ -207,6 +207,7 @@ def open_store(url: str, tidy: bool = False, listed: bool = True) -> SweepStore 
 
 def create(url: str, manifest: Manifest, attributes: Mapping[str, Any]) -> SweepStore:
     """Create a store; its `zarr.json` is written last."""
+    manifest = replace(manifest, label_chunks=label_chunks(manifest.grid))
     _check_made(url, manifest)
     storage, arrays, labels = storage_at(url), layouts(manifest), coordinates(manifest.grid)
     attributes = {

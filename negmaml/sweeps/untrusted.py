@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.layout import LABELS, Layout, layouts
+from negmaml.sweeps.layout import LABELS, MAX_LABELS, Layout, layouts
 from negmaml.sweeps.manifest import COMPLETED, Manifest
 
 MAX_TEXT = 2**26  # bytes of JSON
-MAX_CELLS = 2**28
+MAX_CELLS = 10**9
 MAX_BLOCKS = 2**18
 MAX_CHUNK = 2**30  # bytes
 MAX_EXTENSIONS = 254  # the completion counts are bytes
@@ -60,6 +60,7 @@ def check_manifest(manifest: Manifest) -> None:
     _check_grid(manifest)
     _check_outputs(manifest)
     _check_extensions(manifest)
+    _check_label_chunks(manifest)
     _check_block(manifest)
     _check_programs(manifest)
 
@@ -120,10 +121,17 @@ def _check_grid(manifest: Manifest) -> None:
         _require(kind <= set(names), "static and common axes", sorted(map(str, kind)))
     dims = [axis.dim for axis in (*grid.axes, *grid.vectorized) if axis.dim]
     _require(len(set(dims)) == len(dims) and "seed" not in dims, "dims, twice,", dims)
-    _require(bool(grid.seeds) and all(_whole_number(s, 2**32) for s in grid.seeds), "seeds",
-             [s for s in grid.seeds if not _whole_number(s, 2**32)][:1])  # fmt: skip
-    _require(len(set(grid.seeds)) == len(grid.seeds), "seeds, twice,", grid.seeds)
+    _check_seeds(grid.seeds)
     _bound("cells", grid.cells, MAX_CELLS, "spread them over several stores")
+
+
+def _check_seeds(seeds: range | tuple[int, ...]) -> None:
+    # Both ends of a range bound all of it.
+    tested = [seeds[i] for i in (0, -1) if seeds] if isinstance(seeds, range) else seeds
+    wrong = [seed for seed in tested if not _whole_number(seed, 2**32)]
+    _require(bool(seeds) and not wrong, "seeds", wrong[:1])
+    distinct = isinstance(seeds, range) or len(set(seeds)) == len(seeds)
+    _require(distinct, "seeds, twice,", seeds)
 
 
 def _value(value: Any) -> bool:
@@ -183,6 +191,13 @@ def _check_extensions(manifest: Manifest) -> None:
             and pair[0] < pair[1] for dim, pair in box.items()
         )  # fmt: skip
         _require(right, "an extension", dict(box))
+
+
+def _check_label_chunks(manifest: Manifest) -> None:
+    dims = {"seed", *(a.dim for a in (*manifest.grid.axes, *manifest.grid.vectorized) if a.dim)}
+    for dim, size in manifest.label_chunks.items():
+        right = dim in dims and _whole_number(size, MAX_LABELS + 1, least=LABELS)
+        _require(right, "a chunk of labels", (dim, size))
 
 
 def _check_block(manifest: Manifest) -> None:

@@ -33,6 +33,6 @@ def test_right_input_of_many_kinds_is_taken():
     assert grid.shape == (2, 3, 2, 2, 2, 2, 2)
     assert grid.axes[3].values == ((0.25,), (2.0,))
     assert grid.static == {"b", "f", "g"}
-    assert parse_grid(axes, np.array([3, 1])).seeds == (3, 1)
+    assert parse_grid(axes, np.array([3, 1, 2])).seeds == (3, 1, 2)
     with jax.enable_x64(True):
         assert parse_grid({"a": 2**40, "b": [1e300, 0.5]}, 1).static == {"a"}

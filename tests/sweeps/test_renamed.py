@@ -74,31 +74,35 @@ def test_old_attributes_of_a_worker_warn_and_work():
             assert getattr(record, old) == getattr(record, new)
 
 
-def to_format_3(path):
-    """Turn a store into one of the previous format, which calls the completion counts `done`."""
-    (path / "completed").rename(path / "done")
+def to_format(number, path):
+    """Turn a store into one of an earlier format: 4 lists seeds, 3 has `done` for `completed`."""
     root = json.loads((path / "zarr.json").read_text())
     manifest = json.loads(root["attributes"][MANIFEST])
-    root["attributes"][MANIFEST] = json.dumps(manifest | {"format": 3})
+    manifest |= {"format": number, "seeds": list(range(*manifest["seeds"].values()))}
+    del manifest["labels"]
+    root["attributes"][MANIFEST] = json.dumps(manifest)
     arrays = root["consolidated_metadata"]["metadata"]
-    arrays["done"] = arrays.pop("completed")
+    if number == 3:
+        (path / "completed").rename(path / "done")
+        arrays["done"] = arrays.pop("completed")
     (path / "zarr.json").write_text(json.dumps(root))
 
 
-@pytest.mark.parametrize("worker", [None, (1, 1)])
-def test_a_store_of_format_3_is_read_resumed_extended_and_merged(worker, tmp_path):
+@pytest.mark.parametrize(("number", "worker"), [(3, None), (3, (1, 1)), (4, None)])
+def test_a_store_of_an_earlier_format_is_read_resumed_extended_and_merged(number, worker, tmp_path):
     path, expected = tmp_path / "x.zarr", nm.sweep(function, GRID, SEEDS)
     partly = GRID | {"scale": GRID["scale"][:2]}
     nm.sweep(function, partly, SEEDS, store=path, block=3)
     (path / "completed" / "c" / "0" / "0" / "1").unlink()  # a block that was not finished
-    to_format_3(path)
+    to_format(number, path)
     assert status(path).cells_done < status(path).cells
     assert not summary.load(str(path))["completed"].all()
     nm.sweep(function, partly, SEEDS, store=path, worker=worker)
     found = nm.sweep(function, GRID, SEEDS, store=path, worker=worker, extend=True).load()
     xr.testing.assert_identical(found.drop_attrs(), expected.drop_attrs())
-    assert xr.open_zarr(path)["done"].all() and not (path / "completed").exists()
-    assert description_of(str(path)).manifest.format == 3
+    name = "done" if number == 3 else "completed"
+    assert xr.open_zarr(path)[name].all() and (path / "completed").exists() == (number == 4)
+    assert description_of(str(path)).manifest.format == number
     merged = merge([path], tmp_path / "m.zarr")
     assert merged["completed"].all() and (tmp_path / "m.zarr" / "completed").exists()
     np.testing.assert_array_equal(merged["total"], expected["total"])

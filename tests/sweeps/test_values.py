@@ -120,10 +120,13 @@ def test_random_points_are_apart_in_float32(monkeypatch):
 @pytest.mark.parametrize(
     ("seeds", "said"),
     [
-        (10**12, "at most 10,000,000, got 1,000,000,000,000"),
-        (2**70, "at most 10,000,000"),
-        (range(10**20), "at most 10,000,000"),
-        (range(10**12), "at most 10,000,000, got 1,000,000,000,000"),
+        (10**12, "at most 1,000,000,000, got 1,000,000,000,000"),
+        (2**70, "at most 1,000,000,000"),
+        (range(10**20), "at most 1,000,000,000"),
+        (range(10**12), "at most 1,000,000,000, got 1,000,000,000,000"),
+        (range(0), "seeds must be"),
+        (range(3, -2, -1), "from 0 to 2"),
+        (range(2**32, 2**32 + 2), "from 0 to 2"),
         (-1, "at least 1"),
         (-(10**12), "at least 1"),
         ([2**32], "from 0 to 2"),
@@ -149,12 +152,13 @@ def test_seeds_that_are_too_many_or_none_are_refused_at_once(seeds, said, never)
 
 def test_seeds_of_many_kinds_are_taken(monkeypatch):
     for seeds in (np.array([3, 1]), jnp.array([3, 1]), (s for s in (3, 1)), [np.int64(3), 1]):
-        assert parse_seeds(seeds) == (3, 1)
-    for seeds in (np.int64(2), np.array(2), jnp.array(2), range(2)):
-        assert parse_seeds(seeds) == (0, 1)
-    assert parse_seeds([2**32 - 1]) == (2**32 - 1,)
-    monkeypatch.setattr(parse, "MAX_SEEDS", 5)
-    with pytest.raises(ValueError, match="at most 5, got 6 or more"):
+        assert parse_seeds(seeds) == range(3, -1, -2)
+    for seeds in (np.int64(2), np.array(2), jnp.array(2), range(2), [0, 1]):
+        assert parse_seeds(seeds) == range(2)
+    assert parse_seeds([2**32 - 1]) == range(2**32 - 1, 2**32)
+    assert parse_seeds([0, 1, 3]) == (0, 1, 3)
+    monkeypatch.setattr(parse, "MAX_LISTED", 5)
+    with pytest.raises(ValueError, match=r"at most 5 \(1,000,000,000 in a range\), got 6 or more"):
         parse_seeds(itertools.count())
 
 
