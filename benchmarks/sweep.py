@@ -1,12 +1,13 @@
 """Sweeps: speed compared with other methods, overhead, memory, workers, a million cells.
 
-python benchmarks/sweep.py rates|peers|overhead|memory|workers|million
+python benchmarks/sweep.py rates|peers|overhead|memory|workers|million|engine
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import numpy as np
 
 import negmaml as nm
 from negmaml.linear.data import normals_per_run
-from negmaml.sweeps.planning import index_of, planned, regions
+from negmaml.sweeps.planning import planned, regions
 
 RATES = np.linspace(-0.6, 0.6, 25)
 OVER = {20: (3, 10, 2), 60: (3, 30, 2), 200: (5, 50, 8)}  # p: m, n_t, n_v
@@ -49,8 +50,8 @@ def ready(cells: dict, seeds: int, block: int | None = None):
     full = [np.ones([part.stop - part.start for part in region], bool) for region in todo]
 
     def run():
-        for region, wanted in zip(todo, full, strict=True):
-            runner.compute(index_of(region, wanted))
+        for _ in runner.compute(zip(todo, full, strict=True)):
+            pass
 
     return runner, run
 
@@ -144,12 +145,12 @@ def overhead(report) -> None:
             -(-np.prod([x.stop - x.start for x in r]) // program.batch)
             for r in regions(work.grid, block)
         )
-        keys = np.arange(2 * program.batch, dtype=np.uint32).reshape(-1, 2)
-        numbers = {name: np.full(program.batch, 0.5) for name in ("sigma", "nu")}
+        positions = np.zeros(program.batch, np.int32)
+        whole = np.array([[0] * len(block), work.grid.shape], np.int32)
 
         def kernel():
             for _ in range(int(calls)):  # noqa: B023
-                jax.block_until_ready(program(keys, numbers, runner.vectorized))  # noqa: B023
+                jax.block_until_ready(program(positions, whole))  # noqa: B023
 
         kernel()
         ratios = []
@@ -258,7 +259,48 @@ def million(report) -> None:
         report.row(name, f"{cells:,}", normals_per_run(problem), f"{wall:.1f}")
 
 
-COMMANDS = {f.__name__: f for f in (rates, peers, overhead, memory, workers, million)}
+def free(key, sigma, train_rate) -> dict:
+    """A cell that costs nothing: one draw, and two outputs along the rates."""
+    draw = sigma * jax.random.uniform(key)
+    return {"test_loss": draw + train_rate, "distance": draw * train_rate}
+
+
+def engine(report) -> None:
+    """Costless cells per CPU second of this process, and the CPU time of a block.
+
+    A cell is one seed of one point; its two outputs have 25 values each, along a vectorized axis.
+    Each speed is that of the additional cells of a larger sweep, so it excludes compilation.
+    """
+    report.table("costless cells", "measured")
+    with tempfile.TemporaryDirectory() as folder:
+        for where in ("memory", "store"):
+            ways = {} if where == "memory" else {"store": f"{folder}/x.zarr"}
+            report.row(where, f"{_marginal(ways, 500_000) / 1e6:.2f} million cells per CPU second")
+        few, many = (_cpu_seconds(n, block=1000, store=f"{folder}/b{n}.zarr") for n in (4, 200))
+        report.row("a block of 1000 cells", f"{(many - few) / 196 * 1e3:.2f} CPU ms, into a store")
+        few, many = (_cpu_seconds(n, block=1000) for n in (4, 400))
+        report.row("a block of 1000 cells", f"{(many - few) / 396 * 1e3:.2f} CPU ms, in memory")
+
+
+def _marginal(ways: dict, seeds: int) -> float:
+    """Cells per CPU second of the larger of two sweeps beyond the smaller one."""
+    taken = []
+    for n in (seeds // 4, seeds):
+        taken.append(min(_cpu_seconds(4 * n / 1000, **ways) for _ in range(3)))
+    return 3 * seeds / (taken[1] - taken[0])
+
+
+def _cpu_seconds(thousands: float, store: str | None = None, **options) -> float:
+    """CPU seconds of a sweep of some thousand costless cells."""
+    cells = {"sigma": [0.1, 0.5, 1.0, 2.0], "train_rate": RATES}
+    if store is not None:
+        shutil.rmtree(store, ignore_errors=True)
+    start = harness.cpu_seconds()
+    nm.sweep(free, cells, int(250 * thousands), store, vectorized=["train_rate"], **options)
+    return harness.cpu_seconds() - start
+
+
+COMMANDS = {f.__name__: f for f in (rates, peers, overhead, memory, workers, million, engine)}
 WORKERS = {"_memory": _memory, "_pinned": _pinned}  # run by the commands in fresh processes
 
 

@@ -100,6 +100,7 @@ from negmaml.rules.pencil import (
     proximal_pencil,
 )
 from negmaml.sweeps import (
+    compiler,
     lease,
     lost,
     members,
@@ -107,6 +108,7 @@ from negmaml.sweeps import (
     parse,
     planning,
     progressions,
+    runner,
     session,
     spec,
     storage,

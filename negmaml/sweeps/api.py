@@ -20,7 +20,6 @@ from negmaml.sweeps.members import parse_worker
 from negmaml.sweeps.planning import (
     ValidatedSweep,
     check_execution,
-    index_of,
     planned,
     prepare,
     regions,
@@ -217,11 +216,10 @@ def _in_memory(sweep: ValidatedSweep, memory, block, devices, report: ProgressCa
     todo = regions(grid, runner.block)
     runner.expect(todo)
     # Blocks bound the memory of a batch here, too; results are complete arrays.
-    for region in todo:
-        wanted = np.ones([part.stop - part.start for part in region], bool)
-        # The runner returns cells as rows, in the order of `index_of`; here they get their dims
-        # back.
-        for name, values in runner.compute(index_of(region, wanted)).items():
+    blocks = ((r, np.ones([part.stop - part.start for part in r], bool)) for r in todo)
+    for (region, wanted), found in runner.compute(blocks):
+        # The runner returns cells as rows; here they get their dims back.
+        for name, values in found.items():
             results[name][region] = values.reshape(*wanted.shape, *values.shape[1:])
         completed += wanted.size
         report(completed, grid.cells)

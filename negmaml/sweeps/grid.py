@@ -24,9 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps import progressions
-
 Region = tuple[slice, ...]  # a block of cells, over the dims of the grid
+Block = tuple[Region, np.ndarray]  # a region, and which of its cells are to be computed
 
 
 @dataclass(frozen=True)
@@ -130,28 +129,43 @@ class SweepGrid:
             found = [group * len(rows) + int(row) for group in found for row in here]
         return found
 
-    def select(self, index: Sequence[np.ndarray]):
-        """Cells at an index over `dims`: (groups, numbers, addresses, seeds), each an array.
-
-        `groups` counts in `groups()`; `numbers` is a dict of columns.
-        """
-        positions = dict(zip(self.dims, index, strict=True))
-        # A seed is folded into the key as one word of 32 bits.
-        seeds = progressions.take(self.seeds, positions["seed"]).astype(np.uint32)
+    @cached_property
+    def tables(self) -> list["AxisTable"]:
+        """The table of every axis over the cells."""
+        found, stride = [], 1
         # Groups are numbered like `groups()`: the last axis varies fastest.
-        groups = np.zeros(seeds.shape, int)
-        address = np.zeros(seeds.shape, np.uint64)
-        numbers: dict[str, np.ndarray] = {}
-        for axis in self.axes:
-            at = positions[axis.dim] if axis.dim else np.zeros(seeds.shape, int)
+        for axis in reversed(self.axes):
             rows, row_of = self._static_rows[axis.names]
-            groups = groups * len(rows) + row_of[at]
-            # uint64 wraps around, which is the sum modulo 2^64.
-            address += _hashes(axis, self.common)[at]
-            for name in axis.names:
-                if name not in self.static:
-                    numbers[name] = np.array(axis.column(name))[at]
-        return groups, numbers, address, seeds
+            numbers = {n: np.array(axis.column(n)) for n in axis.names if n not in self.static}
+            found.append(AxisTable(axis.dim, stride * row_of, _hashes(axis, self.common), numbers))
+            stride *= len(rows)
+        return found[::-1]
+
+    def groups_of(self, region: Region) -> np.ndarray:
+        """The number in `groups()` of every cell of a region."""
+        parts = dict(zip(self.dims, region, strict=True))
+        found = np.zeros([part.stop - part.start for part in region], int)
+        for table in self.tables:
+            if table.dim:
+                shape = [-1 if dim == table.dim else 1 for dim in self.dims]
+                found += table.groups[parts[table.dim]].reshape(shape)
+            else:
+                found += table.groups
+        return found
+
+
+@dataclass(frozen=True)
+class AxisTable:
+    """The contributions of each position of an axis to its cells.
+
+    groups: summands of the number of a group. addresses: summands of the address. numbers: the
+    values of traced names.
+    """
+
+    dim: str | None
+    groups: np.ndarray
+    addresses: np.ndarray
+    numbers: dict[str, np.ndarray]
 
 
 # Every block asks for these, and an axis can have millions of values.

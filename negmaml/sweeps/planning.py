@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from negmaml._core.checks import check_count, check_optional
 from negmaml._core.deprecation import renamed_arguments
@@ -273,11 +272,6 @@ def regions(grid: SweepGrid, block: Sequence[int]) -> list[Region]:
         for corner in product(*starts)
     ]
     return sorted(found, key=grid.region_groups)
-
-
-def index_of(region: Region, wanted: np.ndarray) -> list[np.ndarray]:
-    """Positions over the dims of the cells of a region where `wanted` holds."""
-    return [at + part.start for at, part in zip(np.nonzero(wanted), region, strict=True)]
 
 
 def _size(group: dict) -> float:

@@ -25,7 +25,7 @@ import numpy as np
 from negmaml._core.settings import result_settings, settings_of
 from negmaml.sweeps import cluster
 from negmaml.sweeps import lease as leases
-from negmaml.sweeps.grid import Region
+from negmaml.sweeps.grid import Block, Region
 from negmaml.sweeps.lease import heartbeats, locked
 from negmaml.sweeps.members import (
     LostError,
@@ -35,7 +35,7 @@ from negmaml.sweeps.members import (
     monitor_of,
     require_exclusive,
 )
-from negmaml.sweeps.planning import ValidatedSweep, index_of, regions
+from negmaml.sweeps.planning import ValidatedSweep, regions
 from negmaml.sweeps.runner import Runner
 from negmaml.sweeps.session import (
     ExecutionOptions,
@@ -50,8 +50,6 @@ from negmaml.sweeps.session import (
 )
 from negmaml.sweeps.storage import StoreError
 from negmaml.sweeps.store import SweepStore, open_store
-
-Block = tuple[Region, np.ndarray]  # a region, and which of its cells are to be computed
 
 
 class Shard(Protocol):
@@ -74,7 +72,8 @@ class Shard(Protocol):
 def run(runner: Runner, store: SweepStore, shard: Shard) -> Iterator[int]:
     """Compute the blocks of a shard and write them; yield the number of cells of each.
 
-    A block is written while the next one is computed, so an interrupt loses at most two blocks.
+    A block is written while the next one is computed, and an accelerator starts the one after it,
+    so an interrupt loses at most three blocks.
     """
     runner.expect(shard.regions)
 
@@ -87,8 +86,7 @@ def run(runner: Runner, store: SweepStore, shard: Shard) -> Iterator[int]:
     # One thread, so that at most one block waits in memory while the next is computed.
     with ThreadPoolExecutor(1) as writer:
         pending: list[tuple[int, Future]] = []
-        for block in shard.blocks():
-            values = {} if block is None else runner.compute(index_of(*block))
+        for block, values in runner.compute(shard.blocks()):
             yield from _written(pending)
             pending = []
             if block is not None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import negmaml as nm
 from tests.crash import Disk, Operations
-from tests.internals import ValidatedSweep, lease, prepare, session, storage
+from tests.internals import ValidatedSweep, lease, prepare, progressions, session, storage
 
 GRID = {"size": [2, 3], "scale": [-1.0, 0.0], "kind": "plain", "rates": [0.5, 2.0]}
 BASE = (GRID, 2)
@@ -57,13 +57,23 @@ class Quick:
     def expect(self, regions):
         pass
 
-    def compute(self, index):
-        _, numbers, address, seeds = self.grid.select(index)
-        own = (address % np.uint64(2**20)).astype(np.float32) + seeds
+    def compute(self, blocks):
+        for block in blocks:
+            yield block, {} if block is None else self.values(*block)
+
+    def values(self, region, wanted):
+        index = [at + part.start for at, part in zip(np.nonzero(wanted), region, strict=True)]
+        at = dict(zip(self.grid.dims, index, strict=True))
+        own = progressions.take(self.grid.seeds, at["seed"]).astype(np.uint64)
+        scale = np.zeros(len(own), np.float32)
+        for axis in self.grid.tables:
+            here = at[axis.dim] if axis.dim else np.zeros(len(own), int)
+            own += axis.addresses[here]
+            scale += axis.numbers["scale"][here] if "scale" in axis.numbers else 0
+        own = (own % np.uint64(2**20)).astype(np.float32)
         rates = self.grid.vectorized_values()["rates"].astype(np.float32)
-        loss = numbers["scale"][:, None] + own[:, None] * rates
-        finite = own % 3 > 0
-        return {"loss": loss.astype(np.float32), "largest": own, "finite": finite}
+        loss = scale[:, None] + own[:, None] * rates
+        return {"loss": loss, "largest": own, "finite": own % 3 > 0}
 
 
 class Memory:
@@ -275,7 +285,8 @@ def test_whatever_was_asked_before_a_sweep_returns_what_is_asked(quick, tmp_path
         grid = {"size": size, "scale": scale, "kind": "plain", "rates": rates}
         found = nm.sweep(function, grid, seeds, store=place.url, **OPTIONS).load()
         work = prepare(function, grid, seeds, **{n: OPTIONS[n] for n in ("vectorized", "static")})
-        flat = Quick(work).compute(np.unravel_index(np.arange(work.grid.cells), work.grid.shape))
+        every = [slice(0, n) for n in work.grid.shape]
+        flat = Quick(work).values(every, np.ones(work.grid.shape, bool))
         for name, values in flat.items():
             right = values.reshape(*work.grid.shape, *values.shape[1:])
             np.testing.assert_array_equal(found[name], right)

@@ -50,9 +50,10 @@ def computed(monkeypatch):
     """Counts the cells that are computed."""
     counted, right = [], Runner.compute
 
-    def compute(self, index):
-        counted.append(len(index[0]))
-        return right(self, index)
+    def compute(self, blocks):
+        for block, values in right(self, blocks):
+            counted.append(0 if block is None else int(block[1].sum()))
+            yield block, values
 
     monkeypatch.setattr(Runner, "compute", compute)
     return counted

@@ -325,18 +325,18 @@ def test_the_next_groups_compile_while_one_runs():
 
 @pytest.mark.slow
 def test_many_groups_keep_few_programs_and_compile_once(monkeypatch):
-    from negmaml.sweeps import run
+    from tests.internals import compiler
 
     compiled = []
-    right = run.Compiler._fitting
+    right = compiler.Compiler._fitting
 
     def fitting(self, group, *arguments):
         assert len(self.ready) <= 2
         compiled.append(group)
         return right(self, group, *arguments)
 
-    monkeypatch.setattr(run, "KEPT", 2)
-    monkeypatch.setattr(run.Compiler, "_fitting", fitting)
+    monkeypatch.setattr(compiler, "KEPT", 2)
+    monkeypatch.setattr(compiler.Compiler, "_fitting", fitting)
     grid = {"scale": [0.5, 1.0, 2.0], "size": [1, 2, 3, 4, 5]}  # groups recur along `scale`
     result = nm.sweep(draws, grid, 2, block=2)
     assert compiled == [4, 0, 1, 2, 3, 4]  # the largest first, to see how long it takes
