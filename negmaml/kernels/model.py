@@ -7,6 +7,7 @@ defines A).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ from negmaml.meta import Tasks
 from negmaml.rules import InnerRule
 
 METHODS = "direct", "iterative"
+BLOCK_NUMBERS = 2**23  # of matrices G that an accelerator solves at once
 MANY_POINTS = 10_000
 
 
@@ -204,9 +206,10 @@ def meta_train(
             10,000 points on.
 
     Returns a `KernelModel`. Memory for M points: direct, the kernel matrix and at most 6 M^2 more
-    numbers; iterative, 1024 M for each rate and ridge. Its `well_conditioned` is True where the
-    residual of every output became small. A `ConvergenceWarning` is issued if that of a
-    solution or of a derivative did not. Differentiable in rates, ridges and what the kernel holds.
+    numbers, or 6 * 2^23 on an accelerator if that is more; iterative, 1024 M for each rate and
+    ridge. Its `well_conditioned` is True where the residual of every output became small. A
+    `ConvergenceWarning` is issued if that of a solution or of a derivative did not. Differentiable
+    in rates, ridges and what the kernel holds.
 
     Raises TypeError or ValueError for shapes that disagree, a rule without a filter or with a
     preconditioner, a negative ridge, and a kernel that is not real, finite, symmetric or positive
@@ -255,8 +258,16 @@ def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
         flat = (part.reshape(len(c), -1, part.shape[-1]) for part in (on_support, c))
         return jnp.concatenate([*flat], 1), well_conditioned
 
-    # One rule at a time, so that one matrix G is in memory.
-    return lax.map(one, entries)
+    def one_by_one(entries):
+        return lax.map(one, entries)
+
+    # On a CPU one rule at a time, so that one matrix G is in memory.
+    fitting = max(1, BLOCK_NUMBERS // len(blocks.vt[..., 0].ravel()) ** 2)
+    size = max(s for s in range(1, fitting + 1) if len(entries) % s == 0)
+    if size == 1:
+        return one_by_one(entries)
+    together = partial(lax.map, one, batch_size=size)
+    return lax.platform_dependent(entries, cpu=one_by_one, default=together)
 
 
 _train = jit_fast_compile(_train_all, profile="heavy")

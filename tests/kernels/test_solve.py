@@ -1,5 +1,7 @@
 """Systems by a tridiagonal matrix, and by eigenvalues where that would be wrong."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +64,20 @@ def test_small_eigenvalues_are_compared_with_the_largest_row_sum(times, clear):
     middle = 2 * np.cos(np.pi / (n + 1))  # with 1 beside it, of smallest eigenvalue 0
     smallest = times * n * eps * (middle + 2)
     diagonal, beside = jnp.full(n, middle + smallest, "f"), jnp.ones(n - 1, "f")
-    assert module._is_nonsingular(diagonal, beside, jnp.zeros(1, "f")) == clear
+    for positive in (module._positive_by_recurrence, module._positive_by_reduction):
+        assert module._is_nonsingular(positive, diagonal, beside, jnp.zeros(1, "f")) == clear
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8])
+def test_pivots_in_both_orders_have_the_sign_of_the_smallest_eigenvalue(n):
+    entries, beside = jax.random.normal(jax.random.key(n), (2, n))
+    T = jnp.diag(entries) + jnp.diag(beside[1:], 1) + jnp.diag(beside[1:], -1)
+    smallest = jnp.linalg.eigvalsh(T)[0]
+    a = jnp.append(beside[1:], 0)
+    for shift, positive in ((0.01, True), (-0.01, False)):
+        d = jnp.stack([entries + 9, entries - smallest + shift])
+        assert module._positive_by_recurrence(d, a) == positive
+        assert module._positive_by_reduction(d, a) == positive
 
 
 @pytest.mark.parametrize(
@@ -100,6 +115,16 @@ def test_platforms_without_the_routine_have_eigenvalues():
     lowered = solve.trace(gram(5, 9), jnp.ones((5, 1)), RIDGES)
     text = lowered.lower(lowering_platforms=("tpu",)).as_text().lower()
     assert "sytrd" not in text
+
+
+def test_an_accelerator_reduces_the_matrices_of_several_rates_in_one_call():
+    tasks = nm.tasks.Quadratic(p=3, m=4, n_t=5, n_v=2, sigma=0.3, nu=1.0)(jax.random.key(0))
+    rates = nm.GradientDescent(jnp.linspace(-0.5, 0.5, 6))
+    train = jax.jit(lambda tasks: meta_train(lambda a, b: a @ b.T, tasks, rates, meta_ridge=0.1))
+    text = train.trace(tasks).lower(lowering_platforms=("cuda",)).as_text()
+    assert re.search(r"sytrd.*tensor<6x8x8xf32>", text)
+    # One branch for all of them: `vmap` would have made a selection of both.
+    assert not jax.vmap(module._agreed, out_axes=None)(jnp.array([True, False]))
 
 
 @pytest.mark.parametrize("batch", [(), (30,)], ids=["one", "in a vmap"])
