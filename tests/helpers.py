@@ -2,13 +2,12 @@
 
 import math
 import re
-from functools import partial
 
 import jax
 import pytest
 
 import negmaml as nm
-from tests.internals import SAFE_WORK, jit_fast_compile
+from tests.internals import SAFE_WORK
 
 OVER = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
 UNDER = nm.MixedLinearRegression(p=30, m=40, n_t=5, n_v=25, n_r=10, sigma=0.2, nu=0.2)
@@ -26,11 +25,6 @@ def mostly_slow(cases, *quick):
         )
         for i, case in enumerate(cases)
     ]
-
-
-# jax.jit for a program that runs once on little data: it compiles in a third of the time, without
-# optimisation.
-fast_jit = partial(jit_fast_compile, profile="trivial")
 
 
 def z_score(values, predicted):

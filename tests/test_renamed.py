@@ -56,6 +56,14 @@ def test_an_old_argument_is_passed_by_its_new_name(function, old, new):
         function(**{old: True})
 
 
+def test_an_old_value_of_an_argument_names_the_new_one():
+    with (
+        pytest.warns(DeprecationWarning, match=r"checkpoint_of='this'\).*use resume='strict'"),
+        pytest.raises(TypeError, match="missing"),
+    ):
+        nm.fit(checkpoint_of="this")
+
+
 @pytest.mark.parametrize(("result", "old", "new"), ATTRIBUTES)
 def test_an_old_attribute_is_the_new_one(result, old, new):
     with pytest.warns(DeprecationWarning, match=rf"\.{old} was renamed: use {new}"):

@@ -70,8 +70,12 @@ def renamed_arguments(
                 new, value = names[old], kwargs.pop(old)
                 if new in kwargs:
                     raise TypeError(f"{function.__name__} got both {old} and {new}: pass {new}")
-                warn_renamed(f"{function.__name__}({old}=...)", f"{new}=")
-                kwargs[new] = value if values is None else values.get(value, value)
+                before, after = "...", ""
+                if values is not None and value in values:
+                    before, after = repr(value), repr(values[value])
+                    value = values[value]
+                warn_renamed(f"{function.__name__}({old}={before})", f"{new}={after}")
+                kwargs[new] = value
             return function(*args, **kwargs)
 
         return call

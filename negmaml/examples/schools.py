@@ -2,7 +2,7 @@
 
 How should a model trained on some schools adapt to the pupils of a new one? Prints the advice with
 5 training schools and with half of all schools. It also writes schools.csv for the command `negmaml
-advise`, and adapts the advised model to a school.
+advise`, and adapts the advised model to one of its training schools.
 """
 
 from typing import NamedTuple
@@ -50,13 +50,16 @@ def main() -> SchoolsResult:
     # The model is trained on all schools, this one among them, so its two losses illustrate
     # adapting. The gains in the report are those on schools held out.
     model = few.model()
-    new = table["school"] == table["school"].iloc[0]
-    seen, rest = np.flatnonzero(new)[:10], np.flatnonzero(new)[10:]
+    pupils = np.flatnonzero(table["school"] == table["school"].iloc[0])
+    seen, rest = pupils[:10], pupils[10:]
     adapted = model.adapt(x.iloc[seen], y.iloc[seen])
     before, after = (
         float(np.mean((y.iloc[rest] - m.predict(x.iloc[rest])) ** 2) / 2) for m in (model, adapted)
     )
-    print(f"a school of {new.sum()}: loss {before:.1f}, after adapting to 10 pupils {after:.1f}")
+    print(
+        f"a training school of {len(pupils)} pupils: loss {before:.1f}, {after:.1f} after adapting "
+        "to 10 of them"
+    )
     return SchoolsResult(few, many, before, after)
 
 

@@ -10,12 +10,12 @@ with the rule's rates for leaves. A program that takes one as an argument does n
 a new rate.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from jax.tree_util import Partial
 
+from negmaml._core.caller import warn_caller
 from negmaml._core.checks import check_choice, check_count, check_flag, check_optional
 from negmaml.meta import gradients
 from negmaml.meta.gradients import Algorithm
@@ -253,11 +253,10 @@ def _algorithm(gradient, loss, rule, *, mask=None, batch_size=None, **options):
     rule.check_meta()
     # First-order methods do not differentiate the optimizer, so they work without eps_root.
     if gradient in (gradients.objective, gradients.second_order) and not rule.smooth_at_zero:
-        warnings.warn(
+        warn_caller(
             "the inner optimizer has no derivative where an entry of the gradient is zero (a dead "
             "unit, a constant input), and the meta-gradient is NaN there; build it with eps_root, "
             "such as optax.adam(1e-2, eps_root=1e-10), or use fomaml or reptile",
-            stacklevel=3,
         )
     # The rule is an argument of the `Partial`, so that its numbers are leaves.
     return Partial(algorithm, rule)

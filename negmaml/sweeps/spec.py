@@ -72,8 +72,14 @@ def read(
         _override(spec, text)
     # Old names work for one release.
     for old in RENAMED.keys() & spec.keys():
-        warn(f"{path}: field {old!r}", repr(RENAMED[old]))
-        spec.setdefault(RENAMED[old], spec.pop(old))
+        new = RENAMED[old]
+        if new in spec:
+            raise ValueError(
+                f"{path}: fields {old!r} and {new!r} are one field by its old and its new name; "
+                f"give only {new!r}"
+            )
+        warn(f"{path}: field {old!r}", repr(new))
+        spec[new] = spec.pop(old)
     for field in spec:
         if field not in FIELDS:
             raise ValueError(f"{path}: unknown field {field!r}{did_you_mean(field, FIELDS)}")

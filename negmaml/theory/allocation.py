@@ -101,8 +101,10 @@ def best_allocation(
     # Zero ridge is a search of its own: it is no point of the logarithmic grid of ridges.
     options = [meta_ridge] if meta_ridge is not None else [0.0, None]
     searches = [Search(problem, train, adapt, amount, split, ridge, tune) for ridge in options]
-    found = [_best(search) for search in searches]
-    best = min(found, key=lambda allocation: allocation.test_loss)
+    # One weight error, or one loss, orders them all.
+    lowest = [search.lowest_integers() for search in searches]
+    winner = min(range(len(searches)), key=lambda i: lowest[i].value)
+    best = _allocation(searches[winner], lowest[winner])
     warn_unless(math.isfinite(best.test_loss), "best_allocation found no finite test loss")
     return best
 
@@ -151,6 +153,19 @@ class Budget(NamedTuple):
                 firsts = [(k, total - k)]
             found |= {(count, a, b) for a, b in firsts if a >= 1 and b >= 1}
         return found
+
+
+class Candidate(NamedTuple):
+    """Integer sizes (m, n_t, n_v) with their best rate and ridge, in the units of the search.
+
+    value: the minimised function there. real: the real sizes that were rounded.
+    """
+
+    value: float
+    sizes: tuple[int, int, int]
+    unit: float
+    log_ridge: float
+    real: tuple[float, float, float]
 
 
 class Search(NamedTuple):
@@ -230,6 +245,24 @@ class Search(NamedTuple):
         rest = _rate_axis(self.train, self.tune), _ridge_axis(self.meta_ridge)
         return refine_grid(evaluate, [*axes, *rest])
 
+    def lowest_integers(self) -> Candidate:
+        """Return the integers with the lowest value that the budget pays for."""
+        real: dict[tuple[int, int, int], tuple[float, float, float]] = {}
+        for small_n_t, axes, sizes in self.regions():
+            # Real n_t need the law of large sizes; at the smallest integers the exact spectrum is
+            # better.
+            measure = "marchenko-pastur" if small_n_t is None else "exact"
+            where, _ = self.lowest(axes, sizes, small_n_t, measure)
+            m, n_t, n_v = (float(size) for size in sizes(*where[:-2]))
+            for integers in self.budget.integers(m, n_t, n_v, self.split, small_n_t):
+                real[integers] = m, n_t, n_v
+        found = []
+        # Each is compared at its own best rate and ridge, by the spectrum of its integers.
+        for integers in sorted(real):
+            where, value = self.lowest([], partial(np.array, integers, float), integers[1], "auto")
+            found.append(Candidate(value, integers, where[0], where[1], real[integers]))
+        return min(found)
+
     def _losses(self, n_t: int, measure: str) -> Callable:
         """Return the function to minimise, of cells (m, n_t, n_v, rate in its unit, ridge)."""
         s = self.problem.modes.s
@@ -239,41 +272,26 @@ class Search(NamedTuple):
         return partial(_losses, *known, tune=self.tune, ridged=self.meta_ridge != 0)
 
 
-def _best(search: Search) -> Allocation:
-    """Return the allocation with a given ridge, or with one above 0 that is searched (None)."""
-    budget = search.budget
-    candidates: dict[tuple[int, int, int], tuple[float, float, float]] = {}
-    for small_n_t, axes, sizes in search.regions():
-        # Real n_t need the law of large sizes; at the smallest integers the exact spectrum is
-        # better.
-        measure = "marchenko-pastur" if small_n_t is None else "exact"
-        where, _ = search.lowest(axes, sizes, small_n_t, measure)
-        m, n_t, n_v = (float(size) for size in sizes(*where[:-2]))
-        for integers in budget.integers(m, n_t, n_v, search.split, small_n_t):
-            candidates[integers] = m, n_t, n_v
-    found = []
-    # Each candidate is compared at its own best rate and ridge, by the spectrum of its integers.
-    for integers in sorted(candidates):
-        where, value = search.lowest([], partial(np.array, integers, float), integers[1], "auto")
-        found.append((value, integers, where))
-    _, (tasks, training, validation), (unit, log_ridge) = min(found)
-    sized = dataclasses.replace(search.problem, m=tasks, n_t=training, n_v=validation)
+def _allocation(search: Search, best: Candidate) -> Allocation:
+    """Return the allocation of the best candidate of a search."""
+    m, n_t, n_v = best.sizes
+    sized = dataclasses.replace(search.problem, m=m, n_t=n_t, n_v=n_v)
     train, adapt, ridge = search.train, search.adapt, search.meta_ridge
     # From the unit of the search back to a rate, by the spectrum at the best n_t.
     if search.tune:
         # At an end of the axis the loss may fall further beyond it.
-        inside = abs(unit) < (1 - 1e-6) * _rate_axis(train, True)[-1]
+        inside = abs(best.unit) < (1 - 1e-6) * _rate_axis(train, True)[-1]
         warn_unless(inside, "best_allocation: the training parameter is at the end of its range")
         s = sized.modes.s
-        scale = _rate_unit(train, training, jnp.max(s), jnp.sum(s))
-        train = train.with_tunable(float(unit * scale))
-    ridge = float(sized.rows * np.exp(log_ridge)) if ridge is None else float(ridge)
+        scale = _rate_unit(train, n_t, jnp.max(s), jnp.sum(s))
+        train = train.with_tunable(float(best.unit * scale))
+    ridge = float(sized.rows * np.exp(best.log_ridge)) if ridge is None else float(ridge)
     if adapt is None:
         # The search needs no rule at test time or has its best step; the result names it.
         adapt = GradientDescent(float(best_adapt_rate(sized, train, meta_ridge=ridge)))
     loss = float(test_loss(sized, train, adapt, meta_ridge=ridge))
-    best = tasks, training, validation
-    return Allocation(*best, train, adapt, ridge, loss, budget.cost(*best), candidates[best])
+    cost = search.budget.cost(m, n_t, n_v)
+    return Allocation(m, n_t, n_v, train, adapt, ridge, loss, cost, best.real)
 
 
 def _logarithms(least, most, points: int) -> np.ndarray:

@@ -7,7 +7,7 @@ other. With covariances it does, and the best gradient step at test time is foun
 
 import math
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ from negmaml.rules import GradientDescent, InnerRule, check_filters, check_scala
 from negmaml.theory import theorems
 from negmaml.theory.api import warn_if_unsolved
 from negmaml.theory.isotropic.inputs import check_arguments
-from negmaml.theory.model import mean_model, theory_model
+from negmaml.theory.model import TheoryModel, mean_model, theory_model
 from negmaml.theory.options import named_options
 from negmaml.theory.search import ImplicitArgmin, minimise, signed_grid, warn_unless_minimum
 
@@ -129,11 +129,12 @@ def best_train_rate(
     meta_ridge, train = check_arguments(problem, meta_ridge, train=train)
     adapt = check_optional(check_scalar_rule, "adapt", adapt)
     # All options are checked before any work, whichever branch follows.
-    mean_model(problem, meta_ridge, method, measure, "train-validation").require_finite_mean()
+    model = mean_model(problem, meta_ridge, method, measure, "train-validation")
+    model.require_finite_mean()
     if method == "expansion":
         return _best_by_expansion(problem, train)
-    model = theory_model(problem, meta_ridge, measure=measure)
-    return _best_parameter("best_train_rate", *model.train_objective(train, adapt))
+    objective = cast(TheoryModel, model).train_objective(train, adapt)
+    return _best_parameter("best_train_rate", *objective)
 
 
 @named_options

@@ -34,7 +34,8 @@ class Phase(NamedTuple):
     """The best parameter of every cell, with arrays of the shape of the grid.
 
     best: the parameter with the lowest weight error. distance: the weight error there.
-    at_zero: the weight error with parameter 0.
+    at_zero: the weight error with parameter 0. Both are infinite at p = n_v m without ridge, unless
+    nothing is noisy.
     """
 
     best: Float[Array, "..."]
@@ -74,7 +75,8 @@ def phase_diagram(
             direction.
 
     The parameter is accurate to about 2%. Where the weight error falls all the way to an end of the
-    range of `theory.best_train_rate`, it is that end; NaN where no weight error is finite. A
+    range of `theory.best_train_rate`, it is that end; NaN where no weight error is finite. For
+    isotropic inputs the best parameter has a limit at p = n_v m, and is that limit there. A
     `ConvergenceWarning` is issued where the equations were not solved. One program serves all
     cells: a map of 200 x 200 takes seconds.
     Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
@@ -142,7 +144,9 @@ def _phases(
         # The scale of the grid follows the cell: n_t changes the largest eigenvalue of S.
         grid = signed_grid(train, objective.largest_eigenvalue, MAP_POINTS)
         best = minimise(at, grid, MAP_ROUNDS)
-        return best if only_best else Phase(best, *at(_beside_zero(best)))
+        if only_best:
+            return best
+        return Phase(best, *jnp.where(_mean_is_infinite(cell), jnp.inf, at(_beside_zero(best))))
 
     # Blocks of cells fill vector units and stay in cache; pencils need more memory a cell.
     return lax.map(one, cells, batch_size=64 if spectrum is None else 16)
@@ -162,6 +166,12 @@ def _objective(cell: IsotropicInputs, spectrum: Eigenvalues | None):
     )
     numbers = cell.m, cell.n_t, cell.n_v, cell.sigma, cell.meta_ridge
     return AnisotropicObjective(AnisotropicInputs(here, 0.0, *numbers, ridged=cell.ridged), None)
+
+
+def _mean_is_infinite(cell: IsotropicInputs):
+    """True where the weight error is infinite, whatever the rule: at p = n_v m without ridge."""
+    noisy = (cell.sigma > 0) | ((cell.nu > 0) & (cell.m > 1))
+    return (cell.p == cell.n_v * cell.m) & (cell.meta_ridge == 0) & noisy
 
 
 def _beside_zero(best):

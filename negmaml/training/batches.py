@@ -5,7 +5,6 @@ and sent to the device while it computes a step.
 """
 
 import inspect
-import warnings
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from negmaml._core.caller import warn_caller
 from negmaml._core.checks import check_count, short_repr
 from negmaml._core.fingerprint import digest_of
 from negmaml._core.pytree import as_pytree
@@ -97,10 +97,9 @@ def check_sampler(name: str, sample: Partial, key) -> None:
     used = {id(atom) for equation in first.jaxpr.eqns for atom in equation.invars}
     used |= {id(atom) for atom in first.jaxpr.outvars}
     if first.jaxpr.outvars and id(variable) not in used:
-        warnings.warn(
+        warn_caller(
             f"{name} does not use its key, so every step has the same tasks; if that is meant, "
             f"pass the tasks themselves as {name}, else draw them with jax.random and the key",
-            stacklevel=6,
         )
 
 
@@ -171,12 +170,11 @@ class Batches:
             self.held = None
             return
         if done:
-            warnings.warn(
+            warn_caller(
                 "the position of sample_tasks cannot be restored (it has no state_dict and "
                 "load_state_dict, and its iterator no get_state and set_state): it is read from "
                 f"its start and {done} batches are skipped. The result is that of an uninterrupted "
                 "run only if it returns the same batches again",
-                stacklevel=8,
             )
         # Without a position, the same batches have to be read again.
         for _ in range(done):

@@ -9,7 +9,6 @@ does not notice changed bits in the numbers; a digest of the numbers does.
 import contextlib
 import hashlib
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.caller import warn_caller
 from negmaml._core.extras import require
 from negmaml._core.fingerprint import Identity, UnidentifiedError, difference, identify
 from negmaml._core.settings import other_settings, unusual_settings
@@ -55,7 +55,7 @@ class CheckpointStore:
                 self.damaged.append(step)
                 continue
             if first_damage is not None:
-                warnings.warn(f"{first_damage}; resuming from checkpoint {step}", stacklevel=7)
+                warn_caller(f"{first_damage}; resuming from checkpoint {step}")
             return step, state, jax.tree.map(np.asarray, history), meta.get("place")
         if first_damage is not None:
             raise ValueError(
@@ -111,9 +111,7 @@ class CheckpointStore:
             return
         text = "; ".join(found)
         if self.resume_any and stored.get("format") == FORMAT:
-            warnings.warn(
-                f"resuming from a checkpoint as asked; possible differences: {text}", stacklevel=9
-            )
+            warn_caller(f"resuming from a checkpoint as asked; possible differences: {text}")
             return
         raise ValueError(
             f"checkpoint {str(self.manager.directory)!r} belongs to another run, which differs in "

@@ -9,7 +9,6 @@ vmap over keys, rates and initial parameters.
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
+from negmaml._core.caller import warn_caller
 from negmaml._core.checks import short_repr
 from negmaml._core.convergence import ConvergenceWarning
 from negmaml._core.deprecation import renamed_arguments
@@ -277,11 +277,10 @@ def _warn_of_result(result: FitResult) -> None:
     # Steps that were not taken are NaN.
     if result.unconverged is not None and np.nansum(result.unconverged):
         some = int(np.sum(np.asarray(result.unconverged) > 0))
-        warnings.warn(
+        warn_caller(
             f"at {some} of {len(result.loss)} steps {UNSOLVED} (unconverged of the result has the "
             "fraction of tasks at each step)",
             ConvergenceWarning,
-            stacklevel=5,
         )
     if bool(result.finite):
         return
@@ -289,11 +288,10 @@ def _warn_of_result(result: FitResult) -> None:
     last = "no loss was finite"
     if len(finite):
         last = f"the last finite loss was {result.loss[finite[-1]]:.4g}"
-    warnings.warn(
+    warn_caller(
         f"training stopped after {len(finite)} of {len(result.loss)} steps: the loss or an update "
         f"was not finite; {last}, and the parameters are those of update {int(result.step)}. Try a "
         "smaller learning rate or inner rate, or optax.clip_by_global_norm before the optimizer; "
         "look for a square root, logarithm or division at zero in the loss",
         RuntimeWarning,
-        stacklevel=5,
     )

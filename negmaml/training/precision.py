@@ -1,11 +1,12 @@
 """Converts the arrays of a checkpoint to the precision of the run that reads it."""
 
-import warnings
 from itertools import zip_longest
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from negmaml._core.caller import warn_caller
 
 
 def kind(leaf) -> list:
@@ -37,7 +38,7 @@ def written_templates(checkpoint: str, like: list, written: list | None) -> list
         )
     if changed:
         changes = " and ".join(sorted({f"{a[0]} to {b[0]}" for a, b in changed}))
-        warnings.warn(f"arrays of {checkpoint} are converted: {changes}", stacklevel=6)
+        warn_caller(f"arrays of {checkpoint} are converted: {changes}")
     return [
         leaf if own == one else np.zeros(one[1], one[0])
         for leaf, one, own in zip(like, written, now, strict=True)

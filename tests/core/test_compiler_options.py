@@ -14,7 +14,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import theory
-from tests.internals import FastCompileJit, is_concrete
+from tests.internals import FastCompileJit, compiler_options, is_concrete
 from tests.internals import jit_registered as registered
 
 KEY = jax.random.key(3)
@@ -196,6 +196,20 @@ ENTRIES = [
 ]
 
 
+# Tests are compiled with fewer optimisations than XLA's defaults, which are named here.
+DEFAULTS = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
+
+
+def xla_defaults():
+    """XLA's defaults for the options that its version knows."""
+    known = compiler_options("cpu", "light")
+    return {name: value for name, value in DEFAULTS.items() if name in known}
+
+
 def named(program: FastCompileJit) -> tuple[str, str, str]:
     function = program.function
     return function.__module__.removeprefix("negmaml."), function.__qualname__, program.profile
@@ -240,9 +254,11 @@ def test_options_of_the_compiler_change_nothing(module, function, work, call, mo
     monkeypatch.setattr(FastCompileJit, "__call__", recording)
     call()
     program, arguments, keywords = seen[0]
+    plain = jax.jit(program.function, static_argnames=program.static_argnames,
+                    compiler_options=xla_defaults())  # fmt: skip
     for seed in range(3):
         inputs = varied(arguments, seed) if seed else arguments
-        ours, expected = program(*inputs, **keywords), program.plain(*inputs, **keywords)
+        ours, expected = program(*inputs, **keywords), plain(*inputs, **keywords)
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
             # A search is good to the root of the precision.
             digits = float(jnp.finfo(one.dtype).eps) ** 0.5 if one.dtype.kind == "f" else 0
@@ -261,7 +277,7 @@ def test_options_of_sweeps_of_the_linear_model_change_nothing(few, monkeypatch):
     if not few:
         monkeypatch.setattr("negmaml.linear.sweep.BATCH_BLOCKS", 0)
     ours = nm.sweep(nm.sweeps.linear, grid, 3)
-    monkeypatch.setattr(type(nm.sweeps.linear), "compiler_options", lambda *_, **__: None)
+    monkeypatch.setattr(type(nm.sweeps.linear), "compiler_options", lambda *_, **__: xla_defaults())
     expected = nm.sweep(nm.sweeps.linear, grid, 3)
     for name in ("test_loss", "distance"):
         np.testing.assert_allclose(ours[name], expected[name], rtol=1e-4)

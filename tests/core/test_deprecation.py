@@ -36,8 +36,11 @@ def test_an_old_value_of_an_old_argument_is_passed_as_the_new_one():
     def f(*, resume="strict"):
         return resume
 
-    with pytest.warns(DeprecationWarning, match=r"f\(checkpoint_of=...\) was renamed: use resume="):
+    said = r"f\(checkpoint_of='this'\) was renamed: use resume='strict'\."
+    with pytest.warns(DeprecationWarning, match=said):
         assert f(checkpoint_of="this") == "strict"
+    with pytest.warns(DeprecationWarning, match=r"\(checkpoint_of=\.\.\.\) .* use resume=\."):
+        assert f(checkpoint_of="any") == "any"
 
 
 def test_an_old_attribute_warns_and_gives_the_new_one():

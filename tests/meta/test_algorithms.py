@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import negmaml as nm
 from negmaml.linear import meta_system, sample
-from tests.helpers import RATES, fast_jit
+from tests.helpers import RATES
 
 
 def network_loss(params, data):
@@ -19,20 +19,20 @@ def network_loss(params, data):
     return jnp.mean((hidden @ params["v"] - y) ** 2)
 
 
-network_gradient = fast_jit(jax.grad(network_loss))
+network_gradient = jax.jit(jax.grad(network_loss))
 
 
-@fast_jit
+@jax.jit
 def adapted_network(params, support, rule):
     return nm.adapt(network_loss, params, support, rule)
 
 
-@fast_jit
+@jax.jit
 def network_objective(params, tasks, rule):
     return nm.maml(network_loss, rule)(params, tasks)
 
 
-network_objective_gradient = fast_jit(jax.grad(network_objective))
+network_objective_gradient = jax.jit(jax.grad(network_objective))
 
 
 def square_loss(w, data):
@@ -40,7 +40,7 @@ def square_loss(w, data):
     return jnp.mean((X @ w - y) ** 2) / 2
 
 
-@fast_jit
+@jax.jit
 def linear_value_and_gradient(omega, tasks, rule):
     return jax.value_and_grad(nm.maml(square_loss, rule))(omega, tasks)
 
@@ -61,7 +61,7 @@ def per_leaf(scale):
     return {"w": scale * jnp.array([[1.0, -2.0], [0.5, 0.0]]), "b": 0.0, "v": -0.3 * scale}
 
 
-@fast_jit
+@jax.jit
 def adapted_quadratic(rule):
     return nm.adapt(lambda w, target: 1.5 * (w - target) ** 2, 1.5, 0.4, rule)
 
@@ -150,7 +150,7 @@ def test_the_meta_gradient_is_the_finite_difference_of_the_objective(rule, x64):
 def test_at_rate_zero_the_meta_gradient_is_that_of_joint_training(steps, x64):
     params, tasks = network()
 
-    @fast_jit
+    @jax.jit
     def joint(params):
         return jnp.mean(jax.vmap(network_loss, (None, 0))(params, tasks.query))
 
@@ -160,7 +160,7 @@ def test_at_rate_zero_the_meta_gradient_is_that_of_joint_training(steps, x64):
 
 def test_the_objective_is_differentiable_in_the_rate(x64):
     params, tasks = network()
-    objective = fast_jit(
+    objective = jax.jit(
         lambda rate: nm.maml(network_loss, nm.GradientDescent(rate, 2))(params, tasks)
     )
     for rate in (-0.3, 0.0, 0.2):

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import negmaml as nm
-from tests.helpers import fast_jit, mostly_slow
+from tests.helpers import mostly_slow
 
 CASES = list(product(((3, 3), (2, 5), (1, 1)), (1, 2, 3), ("SAME", "VALID")))
 
@@ -31,7 +31,7 @@ def test_im2col_convolution_is_the_native_convolution(window, stride, padding, x
     def slopes(f):
         return jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1))
 
-    @fast_jit
+    @jax.jit
     def both(*a):
         return [(f(*a), slopes(f)(*a)) for f in (patches, native)]
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import negmaml as nm
-from tests.helpers import fast_jit, mostly_slow
+from tests.helpers import mostly_slow
 
 KEY = jax.random.key(0)
 PARAMS = {"body": {"w": jnp.array([[0.3, -0.4]]), "b": jnp.array([0.1, 0.2])}, "head": jnp.ones(2)}
@@ -59,7 +59,7 @@ def test_rates_by_prefix_and_by_step_mean_the_same_everywhere(form):
     rate, steps, each = FORMS[form]
     rule = nm.GradientDescent(rate, steps)
 
-    @fast_jit
+    @jax.jit
     def everything(params):
         expected = jax.value_and_grad(nested)(params, each)
         by_method = {
@@ -87,9 +87,9 @@ def test_the_rates_of_steps_beyond_a_schedule_learn_through_its_last():
     def value(each):
         return nested(PARAMS, [(r, r) for r in each])
 
-    by_step = fast_jit(jax.grad(value))(jnp.array([0.1, -0.2, -0.2]))
+    by_step = jax.jit(jax.grad(value))(jnp.array([0.1, -0.2, -0.2]))
     rates = nm.MetaSGDParams(PARAMS, nm.Schedule(jnp.array([0.1, -0.2])))
-    gradient = fast_jit(nm.meta_sgd(loss, steps=3))(rates, TASKS)[1].rate.values
+    gradient = jax.jit(nm.meta_sgd(loss, steps=3))(rates, TASKS)[1].rate.values
     np.testing.assert_allclose(gradient, [by_step[0], by_step[1] + by_step[2]], rtol=1e-4)
 
 
@@ -119,8 +119,8 @@ def test_the_inner_loss_may_be_another_with_parameters_that_are_learned(method):
     algorithm = nm.maml_value_and_grad(
         outer, nm.GradientDescent(-0.1, 2), inner_loss=inner, mask=mask, method=method
     )
-    expected = fast_jit(jax.value_and_grad(defined))(meta)
-    same(fast_jit(algorithm)(meta, TASKS), expected)
+    expected = jax.jit(jax.value_and_grad(defined))(meta)
+    same(jax.jit(algorithm)(meta, TASKS), expected)
     assert abs(float(expected[1]["ridge"])) > 1e-3
 
 
@@ -137,7 +137,7 @@ def test_leaves_that_are_not_floating_point_are_unchanged():
     head = {"params": {"body": False, "head": True}, **dict.fromkeys(more, False)}
     support = jax.tree.map(lambda x: x[0], TASKS.support)
 
-    @fast_jit
+    @jax.jit
     def everything(params):
         whole = module | {"params": params}
         pairs = [
@@ -158,7 +158,7 @@ def test_leaves_that_are_not_floating_point_are_unchanged():
 
 
 def test_tasks_may_be_a_pair_or_a_dict():
-    algorithm = fast_jit(nm.fomaml(loss, nm.GradientDescent(0.1)))
+    algorithm = jax.jit(nm.fomaml(loss, nm.GradientDescent(0.1)))
     expected = algorithm(PARAMS, TASKS)
     for form in (tuple(TASKS), list(TASKS), TASKS._asdict()):
         same(algorithm(PARAMS, form), expected)
@@ -182,7 +182,7 @@ def batch_loss(params, data):
 def test_a_state_changes_with_every_inner_step_and_is_averaged_over_tasks():
     start, rule = nm.Stateful(PARAMS, jnp.array([2.0])), nm.GradientDescent(-0.1, 2)
 
-    @fast_jit
+    @jax.jit
     def everything(start):
         value, gradient = nm.maml_value_and_grad(centred_loss, rule)(start, TASKS)
         objective = nm.maml(centred_loss, rule)(start, TASKS)
@@ -191,7 +191,7 @@ def test_a_state_changes_with_every_inner_step_and_is_averaged_over_tasks():
         summed = [nm.reptile(centred_loss, own)(start, TASKS) for own in (rule, optimizer)]
         return value, gradient, objective, blocks, first, *summed
 
-    @fast_jit
+    @jax.jit
     def without_state(params):
         algorithms = (
             nm.maml_value_and_grad(batch_loss, rule),
@@ -250,13 +250,13 @@ def test_per_step_state_has_a_state_for_each_step():
     stepped, init = nm.per_step_state(centred_loss, steps=2)
     start = nm.Stateful(PARAMS, init(jnp.array([2.0])))
     rule = nm.GradientDescent(-0.1, 2)
-    gradient = fast_jit(nm.maml_value_and_grad(stepped, rule))(start, TASKS)[1]
+    gradient = jax.jit(nm.maml_value_and_grad(stepped, rule))(start, TASKS)[1]
     stack, step = gradient.state
     support, query = (np.mean(part[0], (0, 1)) for part in TASKS)
     np.testing.assert_allclose(stack, 1.8 + 0.1 * np.stack([support, support, query]), rtol=1e-5)
     assert int(step.number) == 0
     one = jax.tree.map(lambda x: x[0], TASKS.support)
-    more = fast_jit(lambda start: nm.adapt(stepped, start, one, nm.GradientDescent(-0.1, 5)))(start)
+    more = jax.jit(lambda start: nm.adapt(stepped, start, one, nm.GradientDescent(-0.1, 5)))(start)
     assert int(more.state[1].number) == 5  # the last state took the rest
 
 
@@ -266,8 +266,8 @@ def test_rates_and_optimizers_as_rules():
             TypeError, match=r"rule must be an inner rule .*GradientDescent\(0.05\)"
         ):
             make(loss, 0.05)
-    sgd = fast_jit(nm.fomaml(loss, optax.sgd(-0.1)))(PARAMS, TASKS)
-    same(sgd, fast_jit(nm.fomaml(loss, nm.GradientDescent(-0.1)))(PARAMS, TASKS))
+    sgd = jax.jit(nm.fomaml(loss, optax.sgd(-0.1)))(PARAMS, TASKS)
+    same(sgd, jax.jit(nm.fomaml(loss, nm.GradientDescent(-0.1)))(PARAMS, TASKS))
 
 
 def test_invalid_arguments_raise_with_their_names():

@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import negmaml as nm
-from tests.helpers import fast_jit, mostly_slow
+from tests.helpers import mostly_slow
 
 KEY = jax.random.key(2)
 TASKS = nm.tasks.Sinusoid(m=12, n_t=10, n_v=10)
@@ -42,7 +42,7 @@ def test_implicit_maml_is_that_of_newtons_points_and_a_dense_solve(strength, x64
     start, unravel = ravel_pytree(params)
     inner = lambda w, data: loss(unravel(w), data)  # noqa: E731
 
-    @fast_jit
+    @jax.jit
     @jax.vmap
     def exact(support, query, theta):
         whole = lambda w: inner(w, support) + strength / 2 * jnp.sum((w - start) ** 2)  # noqa: E731
@@ -53,11 +53,11 @@ def test_implicit_maml_is_that_of_newtons_points_and_a_dense_solve(strength, x64
         return value, gradient, theta
 
     rule = nm.Proximal(strength)
-    adapted = fast_jit(jax.vmap(lambda data: nm.adapt(loss, params, data, rule)))(tasks.support)
+    adapted = jax.jit(jax.vmap(lambda data: nm.adapt(loss, params, data, rule)))(tasks.support)
     flat = jax.vmap(lambda p: ravel_pytree(p)[0])(adapted)
     values, gradients, theta = exact(*tasks, flat)
     np.testing.assert_allclose(flat, theta, rtol=1e-7, atol=1e-9)
-    value, gradient = fast_jit(nm.imaml(loss, rule))(params, tasks)
+    value, gradient = jax.jit(nm.imaml(loss, rule))(params, tasks)
     assert float(value) == pytest.approx(float(values.mean()), rel=1e-9)
     expected = gradients.mean(0)
     gap = jnp.linalg.norm(ravel_pytree(gradient)[0] - expected)
@@ -69,8 +69,8 @@ def test_implicit_maml_is_that_of_newtons_points_and_a_dense_solve(strength, x64
 def test_implicit_maml_is_the_gradient_of_its_objective_with_frozen_leaves_too(mask, x64):
     params, tasks = drawn()
     rule, options = nm.Proximal(2.0), {"mask": mask, "batch_size": 5}
-    value, gradient = fast_jit(nm.imaml(loss, rule, **options))(params, tasks)
-    expected = fast_jit(jax.value_and_grad(nm.maml(loss, rule, mask=mask)))(params, tasks)
+    value, gradient = jax.jit(nm.imaml(loss, rule, **options))(params, tasks)
+    expected = jax.jit(jax.value_and_grad(nm.maml(loss, rule, mask=mask)))(params, tasks)
     assert float(value) == pytest.approx(float(expected[0]), rel=1e-10)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9),
                  gradient, expected[1])  # fmt: skip
@@ -82,8 +82,8 @@ BAD, GOOD = nm.Proximal(1.0, max_steps=1), nm.Proximal(1.0)
 @pytest.mark.parametrize("make", mostly_slow((nm.maml, nm.imaml, nm.fomaml), 1))
 def test_a_point_that_is_not_stationary_warns_once(make):
     params, tasks = drawn()
-    assert warned(lambda: fast_jit(make(loss, BAD))(params, tasks))[1] == 1
-    assert warned(lambda: fast_jit(make(loss, GOOD))(params, tasks))[1] == 0
+    assert warned(lambda: jax.jit(make(loss, BAD))(params, tasks))[1] == 1
+    assert warned(lambda: jax.jit(make(loss, GOOD))(params, tasks))[1] == 0
 
 
 @pytest.mark.slow
@@ -93,10 +93,10 @@ def test_gradients_through_adaptation_and_under_vmap_warn_too():
     def of_task(params, support, query):
         return loss(nm.adapt(loss, params, support, BAD), query)
 
-    gradient = fast_jit(jax.vmap(jax.grad(of_task), (None, 0, 0)))
+    gradient = jax.jit(jax.vmap(jax.grad(of_task), (None, 0, 0)))
     assert 1 <= warned(lambda: gradient(params, *tasks))[1] <= 2  # the point, the linear system
     seeds = jax.tree.map(lambda x: jnp.stack([x, x]), params)
-    mapped = fast_jit(jax.vmap(nm.imaml(loss, BAD), (0, None)))
+    mapped = jax.jit(jax.vmap(nm.imaml(loss, BAD), (0, None)))
     assert warned(lambda: mapped(seeds, tasks))[1] == 1
 
 

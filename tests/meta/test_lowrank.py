@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
-from tests.helpers import fast_jit, mostly_slow
+from tests.helpers import mostly_slow
 from tests.internals import wide_weights
 
 WIDTH, POINTS = 64, 4
@@ -117,7 +117,7 @@ def test_the_meta_gradient_is_that_of_dense_weights(loss, rate, steps, x64):
     rule = nm.GradientDescent(rate, steps)
     params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
     factored, dense = (
-        fast_jit(nm.maml_value_and_grad(loss, rule, method=method))(params, tasks)
+        jax.jit(nm.maml_value_and_grad(loss, rule, method=method))(params, tasks)
         for method in ("low-rank", "reverse")
     )
     jax.tree.map(
@@ -137,7 +137,7 @@ def test_every_step_of_a_schedule_has_its_own_rate(rate, x64):
     rule = nm.GradientDescent(rate, 3)
     params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
     factored, dense = (
-        fast_jit(nm.maml_value_and_grad(plain, rule, method=method))(params, tasks)
+        jax.jit(nm.maml_value_and_grad(plain, rule, method=method))(params, tasks)
         for method in ("low-rank", "reverse")
     )
     jax.tree.map(
@@ -165,7 +165,7 @@ def test_derivative_rules_of_a_user_are_those_of_dense_weights(x64):
     params, tasks = jax.tree.map(jnp.asarray, (PARAMS, TASKS))
     mask = {"in": True, "w": True, "b": False, "out": True}
 
-    @fast_jit
+    @jax.jit
     def by_method(params):
         make = partial(nm.maml_value_and_grad, ruled, nm.GradientDescent(-0.3, 2), mask=mask)
         return [make(method=method)(params, tasks) for method in (None, "reverse")]

@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import negmaml as nm
-from tests.helpers import fast_jit, mostly_slow
+from tests.helpers import mostly_slow
 
 SHAPES = {"w": (2, 3), "b": (3,), "v": (3, 1)}
 HEAD = {"w": False, "b": False, "v": True}
@@ -98,17 +98,17 @@ def rates(request):
 def test_maml_is_the_gradient_of_the_nested_definition(rates, x64):
     rate, steps, each = rates
     params, tasks = setting()
-    expected = fast_jit(jax.value_and_grad(lambda p: nested(p, tasks, each)))(params)
+    expected = jax.jit(jax.value_and_grad(lambda p: nested(p, tasks, each)))(params)
     for method in ("mixed", "reverse", "remat", "low-rank", None):
         rule = nm.GradientDescent(rate, steps)
-        same(fast_jit(nm.maml_value_and_grad(loss, rule, method=method))(params, tasks), expected)
+        same(jax.jit(nm.maml_value_and_grad(loss, rule, method=method))(params, tasks), expected)
 
 
 def differences(objective, params, step=1e-4):
     """The gradient by differences of fourth order, flat."""
     flat, unravel = ravel_pytree(params)
     shifts = step * jnp.array([-2, -1, 1, 2])[:, None, None] * jnp.eye(flat.size)
-    values = fast_jit(jax.vmap(jax.vmap(lambda s: objective(unravel(flat + s)))))(shifts)
+    values = jax.jit(jax.vmap(jax.vmap(lambda s: objective(unravel(flat + s)))))(shifts)
     return jnp.array([1, -8, 8, -1]) @ values / (12 * step)
 
 
@@ -116,7 +116,7 @@ def differences(objective, params, step=1e-4):
 def test_maml_is_the_finite_difference_of_its_value(steps, x64):
     params, tasks = setting()
 
-    @fast_jit
+    @jax.jit
     def both(rate):
         rule = nm.GradientDescent(rate, steps)
         gradient = nm.maml_value_and_grad(loss, rule)(params, tasks)[1]
@@ -130,18 +130,18 @@ def test_maml_is_the_finite_difference_of_its_value(steps, x64):
 def test_first_order_stops_the_gradient_of_every_inner_gradient(rates, x64):
     rate, steps, each = rates
     params, tasks = setting()
-    computed = fast_jit(nm.fomaml(loss, nm.GradientDescent(rate, steps)))(params, tasks)
+    computed = jax.jit(nm.fomaml(loss, nm.GradientDescent(rate, steps)))(params, tasks)
 
     def stopped(params):
         return nested(params, tasks, each, stop=jax.lax.stop_gradient)
 
-    same(computed, fast_jit(jax.value_and_grad(stopped))(params))
+    same(computed, jax.jit(jax.value_and_grad(stopped))(params))
 
 
 def test_first_order_differs_from_second_order_unless_the_rate_is_zero(x64):
     params, tasks = setting()
 
-    @fast_jit
+    @jax.jit
     def both(rule):
         algorithms = (f(loss, rule) for f in (nm.fomaml, nm.maml_value_and_grad))
         return [ravel_pytree(algorithm(params, tasks)[1])[0] for algorithm in algorithms]
@@ -154,12 +154,12 @@ def test_first_order_differs_from_second_order_unless_the_rate_is_zero(x64):
 def test_anil_adapts_the_head_and_differentiates_everything(rates, x64):
     rate, steps, each = rates
     params, tasks = setting()
-    computed = fast_jit(nm.anil(loss, nm.GradientDescent(rate, steps), HEAD))(params, tasks)
-    expected = fast_jit(jax.value_and_grad(lambda p: nested(p, tasks, each, HEAD)))(params)
+    computed = jax.jit(nm.anil(loss, nm.GradientDescent(rate, steps), HEAD))(params, tasks)
+    expected = jax.jit(jax.value_and_grad(lambda p: nested(p, tasks, each, HEAD)))(params)
     same(computed, expected)
     assert float(jnp.max(jnp.abs(computed[1]["w"]))) > 1e-4
     support, more = task(tasks, 0).support, nm.GradientDescent(0.3)
-    adapted = fast_jit(lambda params: nm.adapt(loss, params, support, more, mask=HEAD))(params)
+    adapted = jax.jit(lambda params: nm.adapt(loss, params, support, more, mask=HEAD))(params)
     np.testing.assert_array_equal(adapted["w"], params["w"])
     assert float(jnp.max(jnp.abs(adapted["v"] - params["v"]))) > 1e-3
 
@@ -173,17 +173,17 @@ def test_a_mask_may_be_a_prefix_of_the_parameters(x64):
 
     mask = {"body": False, "head": True}
     rule = nm.GradientDescent(-0.4, 2)
-    computed = fast_jit(nm.anil(nested_loss, rule, mask))(nested_params, tasks)
-    expected = fast_jit(nm.anil(loss, rule, HEAD))(params, tasks)
+    computed = jax.jit(nm.anil(nested_loss, rule, mask))(nested_params, tasks)
+    expected = jax.jit(nm.anil(loss, rule, HEAD))(params, tasks)
     same(computed[1]["body"]["w"], expected[1]["w"])
     same(computed[1]["head"], expected[1]["v"])
 
 
 def test_reptile_is_the_sum_of_the_inner_gradients(x64):
     params, tasks = setting()
-    slope = fast_jit(jax.grad(loss))
-    reptile = fast_jit(lambda rule: nm.reptile(loss, rule)(params, tasks))
-    maml = fast_jit(lambda rule: nm.maml(loss, rule)(params, tasks))
+    slope = jax.jit(jax.grad(loss))
+    reptile = jax.jit(lambda rule: nm.reptile(loss, rule)(params, tasks))
+    maml = jax.jit(lambda rule: nm.maml(loss, rule)(params, tasks))
     for rate in (-0.1, 0.0, 0.2):
         expected = jax.tree.map(jnp.zeros_like, params)
         for i in range(5):
@@ -201,8 +201,8 @@ def test_reptile_is_the_sum_of_the_inner_gradients(x64):
 def test_reptile_with_an_optimizer_is_the_change_of_the_parameters(x64):
     params, tasks = setting()
     rule = nm.InnerOptimizer(optax.adam(0.01), 4)
-    _, gradient = fast_jit(nm.reptile(loss, rule))(params, tasks)
-    adapted = fast_jit(jax.vmap(lambda s: nm.adapt(loss, params, s, rule)))(tasks.support)
+    _, gradient = jax.jit(nm.reptile(loss, rule))(params, tasks)
+    adapted = jax.jit(jax.vmap(lambda s: nm.adapt(loss, params, s, rule)))(tasks.support)
     same(gradient, jax.tree.map(lambda p, t: p - jnp.mean(t, 0), params, adapted))
 
 
@@ -230,10 +230,10 @@ def test_the_meta_gradient_through_an_optimizer_is_that_of_its_updates(optimizer
 
         return jnp.mean(jax.vmap(one_task)(*tasks))
 
-    expected = fast_jit(jax.value_and_grad(unrolled))(params)
+    expected = jax.jit(jax.value_and_grad(unrolled))(params)
     for method in ("mixed", "reverse", "remat"):
         algorithm = nm.maml_value_and_grad(loss, nm.InnerOptimizer(optimizer, 3), method=method)
-        same(fast_jit(algorithm)(params, tasks), expected, rtol=1e-8)
+        same(jax.jit(algorithm)(params, tasks), expected, rtol=1e-8)
 
 
 def test_learned_rates_get_the_gradient_of_the_nested_definition(rates, x64):
@@ -244,15 +244,15 @@ def test_learned_rates_get_the_gradient_of_the_nested_definition(rates, x64):
     def objective(meta):
         return nm.maml(loss, nm.GradientDescent(meta.rate, steps))(meta.params, tasks)
 
-    computed = fast_jit(nm.meta_sgd(loss, steps=steps))(meta, tasks)
-    same(computed, fast_jit(jax.value_and_grad(objective))(meta))
+    computed = jax.jit(nm.meta_sgd(loss, steps=steps))(meta, tasks)
+    same(computed, jax.jit(jax.value_and_grad(objective))(meta))
 
 
 @pytest.mark.parametrize("rate", mostly_slow((-0.1, 0.0, 0.2), 0))
 def test_the_gradient_in_the_rate_is_the_finite_difference(rate, x64):
     params, tasks = setting()
     meta = nm.MetaSGDParams(params, rate)
-    gradient = fast_jit(nm.meta_sgd(loss, steps=2))(meta, tasks)[1].rate
+    gradient = jax.jit(nm.meta_sgd(loss, steps=2))(meta, tasks)[1].rate
     expected = differences(
         lambda rate: nm.maml(loss, nm.GradientDescent(rate, 2))(params, tasks), rate, 1e-5
     )
@@ -274,9 +274,9 @@ every_algorithm = pytest.mark.parametrize("name", mostly_slow(ALGORITHMS, 0, 5))
 def test_the_task_batch_size_changes_rounding_only(name, x64):
     params, tasks = setting()
     rule = nm.GradientDescent(-0.3)
-    whole = fast_jit(ALGORITHMS[name](loss, rule))(params, tasks)
+    whole = jax.jit(ALGORITHMS[name](loss, rule))(params, tasks)
     for size in (2, 9):
-        same(fast_jit(ALGORITHMS[name](loss, rule, batch_size=size))(params, tasks), whole, 1e-12)
+        same(jax.jit(ALGORITHMS[name](loss, rule, batch_size=size))(params, tasks), whole, 1e-12)
 
 
 @pytest.mark.slow
@@ -285,7 +285,7 @@ def test_a_batch_size_serves_the_objective_and_learned_rates_too(x64):
     rule = nm.GradientDescent(0.2)
     meta = nm.MetaSGDParams(params, 0.2)
     small, whole = (
-        fast_jit(lambda n=n: (nm.maml(loss, rule, batch_size=n)(params, tasks),
+        jax.jit(lambda n=n: (nm.maml(loss, rule, batch_size=n)(params, tasks),
                              nm.meta_sgd(loss, batch_size=n)(meta, tasks)))()
         for n in (2, None)
     )  # fmt: skip
@@ -306,7 +306,7 @@ def test_tasks_may_contain_keys_and_auxiliary_output_is_returned(name, x64):
     keys = jax.random.split(jax.random.key(0), 10).reshape(2, 5)
     tasks = nm.Tasks(*((part, k) for part, k in zip(tasks, keys, strict=True)))
     algorithm = ALGORITHMS[name](noisy_loss, nm.GradientDescent(-0.2), has_aux=True, batch_size=2)
-    (value, aux), gradient = fast_jit(algorithm)(params, tasks)
+    (value, aux), gradient = jax.jit(algorithm)(params, tasks)
     expected = jax.vmap(lambda key: jax.random.bernoulli(key, 0.7, (3,)))(keys[1])
     np.testing.assert_array_equal(aux["kept"], expected)
     assert jnp.isfinite(value) and jax.tree.structure(gradient) == jax.tree.structure(params)
@@ -323,7 +323,7 @@ def test_the_proximal_point_of_a_linear_model_is_its_spectral_filter(strength, x
     X, y, omega = (jnp.asarray(rng.standard_normal(s)) for s in ((8, 5), (8,), (5,)))
     S = X.T @ X / 8
     expected = jnp.linalg.solve(S + strength * jnp.eye(5), X.T @ y / 8 + strength * omega)
-    computed = fast_jit(lambda w: nm.adapt(square_loss, w, (X, y), nm.Proximal(strength)))(omega)
+    computed = jax.jit(lambda w: nm.adapt(square_loss, w, (X, y), nm.Proximal(strength)))(omega)
     np.testing.assert_allclose(computed, expected, rtol=1e-8)
 
 
@@ -331,7 +331,7 @@ def test_the_proximal_point_of_a_linear_model_is_its_spectral_filter(strength, x
 def test_implicit_maml_is_the_finite_difference_of_its_value(x64):
     params, tasks = setting(count=2)
     rule = nm.Proximal(1.5)
-    gradient = fast_jit(nm.imaml(loss, rule))(params, tasks)[1]
+    gradient = jax.jit(nm.imaml(loss, rule))(params, tasks)[1]
     expected = differences(lambda params: nm.maml(loss, rule)(params, tasks), params, 1e-3)
     np.testing.assert_allclose(ravel_pytree(gradient)[0], expected, rtol=1e-5, atol=1e-7)
 
@@ -341,7 +341,7 @@ def test_implicit_maml_on_the_linear_model_is_the_gradient_of_its_meta_system(st
     problem = nm.MixedLinearRegression(p=4, m=3, n_t=6, n_v=5, n_r=2, sigma=0.5, nu=1.0)
     data = nm.linear.sample(jax.random.key(0), problem)
     tasks, omega = nm.Tasks(data[:2], data[2:]), jnp.linspace(-1, 2, 4)
-    value, gradient = fast_jit(nm.imaml(square_loss, nm.Proximal(strength)))(omega, tasks)
+    value, gradient = jax.jit(nm.imaml(square_loss, nm.Proximal(strength)))(omega, tasks)
     Phi, r = nm.linear.meta_system(data, nm.Proximal(strength))
     residual = Phi @ omega - r
     np.testing.assert_allclose(gradient, Phi.T @ residual / problem.rows, rtol=1e-7)

@@ -12,7 +12,7 @@ from jax.experimental.ode import odeint
 
 import negmaml as nm
 from negmaml.rules import combine, run, separate
-from tests.helpers import fast_jit, mostly_slow
+from tests.helpers import mostly_slow
 from tests.internals import Algorithm, choose, second_order
 
 RNG = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def traced(algorithm):
 def test_the_default_is_nested_autodiff_for_rules_of_the_user(name, x64):
     loss, rule = loss_with(FUNCTIONS[name][0]), nm.GradientDescent(-0.3, 2)
 
-    @fast_jit
+    @jax.jit
     def both(params):
         computed = nm.maml_value_and_grad(loss, rule)(params, TASKS)
         return computed, jax.value_and_grad(nested(loss, loss, rule))(params)
@@ -187,7 +187,7 @@ def test_every_exact_method_is_nested_autodiff(name, steps, x64):
     loss = loss_with(function)
     methods = ("mixed", "reverse", "remat", "low-rank", None)[not symmetric :]
 
-    @fast_jit
+    @jax.jit
     def all_of_them(params, rate):
         rule = nm.GradientDescent(rate, steps)
         results = [nm.maml_value_and_grad(loss, rule, method=m)(params, TASKS) for m in methods]
@@ -229,7 +229,7 @@ def test_a_rule_in_the_loss_on_the_query_only_does_not_slow_the_inner_steps(x64)
     assert method_of(loss, rule, plain)[0] == "mixed"
     assert method_of(plain, rule, loss)[0] == "reverse"
 
-    @fast_jit
+    @jax.jit
     def both(params):
         computed = nm.maml_value_and_grad(loss, rule, inner_loss=plain)(params, TASKS)
         return computed, jax.value_and_grad(nested(loss, plain, rule))(params)
@@ -242,7 +242,7 @@ def test_a_backward_rule_that_is_not_linear_gets_the_gradient_of_the_mean(x64):
     sign = with_vjp(identity, documented, lambda _, g: (jnp.sign(g),))
     loss, rule = loss_with(sign), nm.GradientDescent(-0.1)
 
-    @fast_jit
+    @jax.jit
     def everything(params):
         makers = nm.maml_value_and_grad, partial(nm.maml_value_and_grad, batch_size=1)
         whole = [make(loss, rule)(params, TASKS) for make in makers]
@@ -299,7 +299,7 @@ def test_other_inner_rules_have_the_gradients_of_their_updates(name, function, x
     loss, rule = loss_with(FUNCTIONS[function][0]), INNER_RULES[name]
     mask = None if name == "preconditioned" else HEAD  # P of frozen leaves must not be there
 
-    @fast_jit
+    @jax.jit
     def everything(params):
         return (
             nm.maml_value_and_grad(loss, rule, mask=mask)(params, TASKS),
@@ -316,7 +316,7 @@ def test_other_inner_rules_have_the_gradients_of_their_updates(name, function, x
 def test_anil_and_learned_rates_are_exact_with_a_rule_of_the_user(x64):
     loss = loss_with(reverse)
 
-    @fast_jit
+    @jax.jit
     def everything(params, rate):
         rule = nm.GradientDescent(rate, 2)
         meta = nm.MetaSGDParams(params, rate)
@@ -351,7 +351,7 @@ def test_a_model_with_a_state_is_exact_with_a_rule_of_the_user(method, x64):
 
         return jnp.mean(jax.vmap(one)(*jax.tree.map(jnp.asarray, TASKS)))
 
-    @fast_jit
+    @jax.jit
     def everything(params):
         start = nm.Stateful(params, jnp.asarray(0.5))
         results = [
@@ -390,7 +390,7 @@ def test_a_rule_with_a_solve_of_its_own_is_differentiated_through_it(x64):
 
         return jnp.mean(jax.vmap(one)(*jax.tree.map(jnp.asarray, TASKS)))
 
-    @fast_jit
+    @jax.jit
     def both(params):
         computed = nm.maml_value_and_grad(plain, rule)(params, TASKS)
         return computed, jax.value_and_grad(defined)(params)
@@ -442,7 +442,7 @@ def test_implicit_gradients_of_a_field_solve_with_the_transpose(strength, x64):
     start, rule = jnp.array([0.3, -0.5, 0.4, 0.2]), nm.Proximal(strength)
     tasks = jax.tree.map(lambda x: jnp.asarray(x), nm.Tasks(TASKS.support[0], TASKS.query[0]))
 
-    @fast_jit
+    @jax.jit
     def both(start):
         def one(support, query):
             at = nm.adapt(players, start, support, rule)
@@ -463,7 +463,7 @@ def test_implicit_gradients_of_a_field_solve_with_the_transpose(strength, x64):
 def test_implicit_gradients_need_no_forward_mode(name, x64):
     loss, rule = loss_with(FUNCTIONS[name][0]), nm.Proximal(3.0)
 
-    @fast_jit
+    @jax.jit
     def both(params):
         flat, unravel = flatten_util.ravel_pytree(params)
 

@@ -67,6 +67,13 @@ def test_old_fields_of_a_spec_warn_and_work(tmp_path):
     assert not spec.RENAMED.keys() & fields.keys()
 
 
+def test_a_field_by_both_names_raises(tmp_path):
+    path = tmp_path / "spec.toml"
+    path.write_text('function = "linear"\nseeds = 2\nroot = 3\nroot_seed = 4\n[grid]\np = 3\n')
+    with pytest.raises(ValueError, match=r"'root' and 'root_seed' are one field.*only 'root_seed'"):
+        spec.read(str(path))
+
+
 def test_old_attributes_of_a_worker_warn_and_work():
     record = WorkerRecord("worker-1", "process 1 on x", (1, 2), 3, 4.0)
     for old, new in (("name", "key"), ("part", "index"), ("beat", "heartbeat")):

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import negmaml as nm
-from tests.helpers import fast_jit
 
 KEY = jax.random.key(0)
 
 
 def drawn(distribution):
     """Tasks of a distribution, in one program."""
-    return fast_jit(lambda key: distribution(key))(KEY)
+    return jax.jit(lambda key: distribution(key))(KEY)
 
 
 def test_linear_tasks_are_the_sample_of_the_problem():
@@ -76,7 +75,7 @@ def test_rows_of_ragged_groups_are_drawn_once_and_stay_in_their_group(sizes, see
 def test_every_row_of_a_group_is_equally_likely():
     groups = np.array([0] * 5 + [1] * 30)
     draw = nm.tasks.Grouped(np.arange(35), groups, m=2, n_t=2, n_v=1)
-    tasks = fast_jit(jax.vmap(lambda key: draw(key)))(jax.random.split(KEY, 3000))
+    tasks = jax.jit(jax.vmap(lambda key: draw(key)))(jax.random.split(KEY, 3000))
     for part, fraction in ((tasks.support, 2 / 5), (tasks.query, 1 / 5)):
         counts = np.bincount(np.asarray(part).ravel(), minlength=35)[:5]
         assert stats.chisquare(counts).pvalue > 1e-3

@@ -49,6 +49,15 @@ def test_no_integers_the_budget_pays_for_are_better(budget, x64):
     assert found.test_loss <= min(losses.values()) * 1.001
 
 
+def test_only_the_search_that_wins_warns(monkeypatch, x64):
+    """Both searches, without and with a ridge, end at the last of these small rates."""
+    axis = np.array([-1e-3, 0.0, 1e-3])
+    monkeypatch.setattr(allocation, "_rate_axis", lambda *_: axis)
+    with pytest.warns(nm.ConvergenceWarning, match="at the end of its range") as warned:
+        best_allocation(16, dataclasses.replace(PROBLEM, p=6, omega0=0.2), meta_ridge=None)
+    assert len(warned) == 1
+
+
 def test_costs_of_tasks_favour_fewer_of_them(x64):
     problem = dataclasses.replace(PROBLEM, omega0=0.1)
     free, dear = (best_allocation(2000, problem, task_cost=cost) for cost in (0.0, 50.0))

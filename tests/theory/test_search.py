@@ -114,6 +114,16 @@ def test_a_phase_diagram_has_the_best_rates_of_its_cells(x64):
         assert float(found.best[i, j]) == pytest.approx(float(best_train_rate(problem)), rel=0.08)
 
 
+def test_losses_of_a_phase_diagram_are_infinite_at_the_threshold():
+    """At p = n_v m without ridge, unless nothing is noisy; the best rate has a limit there."""
+    n_v, sigma = np.array([4.999, 5.0, 5.001]), np.array([[0.5], [0.0]])
+    found = phase_diagram(10.0, 2.0, 10.0, n_v, sigma, 2 * sigma)
+    assert np.isinf(found.distance[0]).tolist() == [False, True, False]
+    assert np.isinf(found.at_zero[0]).tolist() == [False, True, False]
+    assert not found.distance[1].any() and not found.at_zero[1].any()
+    np.testing.assert_allclose(found.best[0], found.best[0, 1], rtol=0.02)
+
+
 @pytest.mark.slow
 def test_a_phase_diagram_of_a_spectrum(x64):
     """With the identity that of isotropic inputs; else the best of each cell."""

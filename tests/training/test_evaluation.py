@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import negmaml as nm
-from tests.helpers import fast_jit, mostly_slow
+from tests.helpers import mostly_slow
 from tests.training.tiny import PARAMS, loss
 from tests.training.tiny import tasks as TASKS
 
@@ -19,7 +19,7 @@ def is_close(params, data):
     return jnp.mean(jnp.abs(params["w"] * x + params["v"] - y) < 0.5)
 
 
-draw = fast_jit(TASKS)
+draw = jax.jit(TASKS)
 
 
 def drawn(count):
@@ -41,14 +41,14 @@ def test_values_after_every_step_are_those_of_adapting(mask):
         def one(support, query, own=own):
             return is_close(nm.adapt(loss, PARAMS, support, own, mask=mask), query)
 
-        np.testing.assert_allclose(result.values[k], fast_jit(jax.vmap(one))(*tasks), atol=1e-6)
+        np.testing.assert_allclose(result.values[k], jax.jit(jax.vmap(one))(*tasks), atol=1e-6)
     last = nm.evaluate(KEY, PARAMS, loss, rule, drawn(6), mask=mask, metric=is_close)
     np.testing.assert_allclose(last.values, result.values[-1], atol=1e-6)
 
 
 def test_mean_and_interval_are_those_of_the_tasks():
     result = nm.evaluate(KEY, PARAMS, loss, optax.sgd(0.01), TASKS, episodes=10)
-    expected = fast_jit(nm.maml(loss, nm.GradientDescent(0.01)))(PARAMS, drawn(10))
+    expected = jax.jit(nm.maml(loss, nm.GradientDescent(0.01)))(PARAMS, drawn(10))
     values = np.asarray(result.values)
     assert float(result.mean) == pytest.approx(float(expected), rel=1e-5)
     error = values.std(ddof=1) / 10**0.5
@@ -65,7 +65,7 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
         tasks = lambda key: (jax.random.normal(key, (30,)),) * 2  # noqa: E731
         return nm.evaluate(key, jnp.zeros(1), loss, rule, tasks, episodes=30)
 
-    results = fast_jit(jax.vmap(once))(jax.random.split(KEY, 400))
+    results = jax.jit(jax.vmap(once))(jax.random.split(KEY, 400))
     covered = np.mean(np.abs(results.mean) < results.interval)
     assert abs(covered - 0.943) < 4 * (0.05 * 0.95 / 400) ** 0.5  # Student's 29 degrees of freedom
 
@@ -92,7 +92,7 @@ def test_a_model_with_state_is_evaluated():
 
     start, rule = nm.Stateful(PARAMS, jnp.asarray(0.3)), nm.GradientDescent(0.01, 2)
     result = nm.evaluate(KEY, start, centred, rule, TASKS, episodes=4, per_step=True)
-    expected = fast_jit(nm.maml(centred, rule))(start, drawn(4))
+    expected = jax.jit(nm.maml(centred, rule))(start, drawn(4))
     assert float(result.mean[-1]) == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import negmaml as nm
-from tests.helpers import fast_jit
 from tests.internals import Batches
 from tests.training.tiny import ALGORITHM, BATCH, KEY, PARAMS, TEST, same
 from tests.training.tiny import tasks as TASKS
@@ -135,7 +134,7 @@ def host(count, kind=tuple):
     return [kind(jax.tree.map(np.asarray, tuple(TASKS(jax.random.key(i))))) for i in range(count)]
 
 
-gradient_of = fast_jit(ALGORITHM)
+gradient_of = jax.jit(ALGORITHM)
 
 
 def by_hand(steps, batches):

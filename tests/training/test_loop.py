@@ -8,7 +8,7 @@ import pytest
 from jax.tree_util import Partial
 
 import negmaml as nm
-from tests.helpers import fast_jit, mostly_slow, z_score
+from tests.helpers import mostly_slow, z_score
 from tests.training.tiny import ALGORITHM, PARAMS, loss, same
 from tests.training.tiny import tasks as TASKS
 
@@ -25,7 +25,7 @@ def test_fit_is_the_loop_over_optax_updates():
     params, state, losses = PARAMS, ADAM.init(PARAMS), []
     for i in range(6):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), i)
-        value, gradient = fast_jit(ALGORITHM)(params, TASKS(key))
+        value, gradient = jax.jit(ALGORITHM)(params, TASKS(key))
         updates, state = ADAM.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         losses.append(value)
@@ -95,7 +95,7 @@ def test_evaluation_uses_another_rule_and_tasks_that_no_step_sees():
     assert result.evaluation.shape == (3,)
     for step, value in zip((2, 4, 6), result.evaluation, strict=True):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), step - 1)
-        expected = fast_jit(evaluate)(params[step], TASKS(key))
+        expected = jax.jit(evaluate)(params[step], TASKS(key))
         assert float(value) == pytest.approx(float(expected), rel=1e-5)
     same(result.params, plain.params)  # the evaluation changes nothing
     other = run(evaluate=evaluate, evaluate_every=2, evaluation_tasks=TASKS(jax.random.key(7)))
@@ -143,6 +143,18 @@ def test_a_run_that_starts_badly_returns_the_start():
     with pytest.warns(RuntimeWarning, match="no loss was finite"):
         result = nm.fit(jax.random.key(0), 9.0, exploding, nothing, optax.sgd(1.0), 2)
     assert float(result.params) == 9.0 and int(result.step) == 0 and not bool(result.finite)
+
+
+@pytest.mark.parametrize("options", ({}, {"checkpoint_of": "any"}), ids=("", "old name"))
+@pytest.mark.parametrize("guard", ("allow", "disallow"))
+def test_warnings_point_at_the_call(options, guard):
+    key, start = jax.random.key(0), jnp.asarray(9.0)
+    with pytest.warns() as warned, jax.transfer_guard(guard):
+        nm.fit(key, start, exploding, lambda key: jnp.ones(()), optax.sgd(1.0), 2, **options)
+    texts = [str(warning.message) for warning in warned]
+    assert any("does not use its key" in text for text in texts)
+    assert any("no loss was finite" in text for text in texts)
+    assert {warning.filename for warning in warned} == {__file__}
 
 
 def test_one_seed_that_diverges_stops_no_other():

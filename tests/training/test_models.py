@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import negmaml as nm
-from tests.helpers import fast_jit
 
 KEY, TASKS = jax.random.key(0), nm.tasks.Sinusoid(m=3, n_t=4, n_v=4)
 RULE = nm.GradientDescent(-0.05, 2)
@@ -30,7 +29,7 @@ def check_statistics(loss, start, mean_of):
     tasks = TASKS(jax.random.fold_in(jax.random.fold_in(KEY, 0), 0))
     algorithm = nm.maml_value_and_grad(loss, RULE)
     first = nm.fit(KEY, start, algorithm, TASKS, optax.sgd(0.0), 1).params
-    gradient_of, value_of = fast_jit(jax.value_and_grad(loss, has_aux=True)), fast_jit(loss)
+    gradient_of, value_of = jax.jit(jax.value_and_grad(loss, has_aux=True)), jax.jit(loss)
     ends = []
     for i in range(3):
         support, query = jax.tree.map(lambda x, i=i: x[i], tuple(tasks))
