@@ -8,7 +8,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import tasks
-from tests.test_precision import AREAS, SIZES, TASKS, isotropic, key, network
+from tests.test_lowering import AREAS, SIZES, TASKS, isotropic, key, network
 
 SETTINGS = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),

@@ -17,16 +17,18 @@ class ConvergenceWarning(RuntimeWarning):
         warnings.simplefilter("error", negmaml.ConvergenceWarning)
         warnings.simplefilter("ignore", negmaml.ConvergenceWarning)
 
-    A compiled program warns while it runs. Its error is a `JaxRuntimeError` that quotes this
-    warning, raised when the program waits for the result.
+    A compiled program warns while it runs on CPU. Its error is a `JaxRuntimeError` that quotes this
+    warning, raised when the program waits for the result. Programs on accelerators call no Python:
+    there look at the flags of the results.
     """
 
 
 def warn_unless(converged, text: str) -> None:
     """Warn with a text if a flag, or one of an array of flags, is False.
 
-    A compiled program warns by a callback that runs only in this case, once for everything that a
-    `vmap` maps. `converged` may be the constant True, which costs nothing.
+    A program compiled for CPU warns by a callback that runs only in this case, once for everything
+    that a `vmap` maps. One for an accelerator has no callback, which would make the device wait for
+    the host and could not be exported. `converged` may be the constant True, which costs nothing.
     """
     if converged is True:
         return
@@ -43,7 +45,10 @@ def _report(text: str):
 
     @custom_vmap
     def report(converged):
-        lax.cond(converged, lambda: None, lambda: jax.debug.callback(partial(_warn, text)))
+        def on_cpu(converged):
+            lax.cond(converged, lambda: None, lambda: jax.debug.callback(partial(_warn, text)))
+
+        lax.platform_dependent(converged, cpu=on_cpu, default=lambda converged: None)
         return converged
 
     # Under vmap one callback reports for all, instead of one for each.

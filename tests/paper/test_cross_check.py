@@ -156,7 +156,7 @@ class TestSabotage:
         assert self.broken_methods(monkeypatch, "simulate", scaled) == {"exact solve, sampled"}
 
 
-def test_precision_outside_is_left_as_it_was(verified):
+def test_lowering_outside_is_left_as_it_was(verified):
     assert not jax.config.jax_enable_x64
 
 

@@ -1,13 +1,17 @@
-"""Products of everything public, in programs of values and of derivatives, at full precision."""
+"""Everything public lowers for CPU, CUDA and TPU: products at full precision, nothing of the host.
+
+No accelerator is needed, since JAX lowers a program for any platform.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import negmaml as nm
 from negmaml import kernels, linear, problem, theory
-from tests.products import imprecise, products
+from tests.lowered import foreign, imprecise, lowered, products
 
 SPECTRUM = np.arange(1, 7) ** -1.0
 SIZES = dict(p=6, m=3, n_t=8, n_v=4, n_r=5)
@@ -191,39 +195,54 @@ def test_the_tables_hold_everything_public():
         assert set(AREA_MODULES[area].__all__) - listed - {"SPECTRA"} == WITHOUT_PRODUCTS[area]
 
 
+def check(function, *arguments):
+    """Assert that the program suits every platform; return its text for CPU."""
+    texts = lowered(function, *arguments)
+    for platform, text in texts.items():
+        assert not imprecise(text), platform
+        assert platform == "cpu" or not foreign(text), platform
+    return texts["cpu"]
+
+
 @pytest.mark.parametrize(("area", "name"), cases(CHEAP))
-def test_products_ask_for_full_precision(area, name):
-    assert not imprecise(products(AREAS[area][name], 0.3))
+def test_programs_suit_every_platform(area, name):
+    check(AREAS[area][name], 0.3)
 
 
 @pytest.mark.parametrize(("area", "name"), cases(CHEAP_DERIVATIVES))
-def test_products_of_derivatives_ask_for_full_precision(area, name):
-    total = summed(AREAS[area][name])
-    assert not imprecise(products(jax.grad(total), 0.3))
+def test_derivatives_suit_every_platform(area, name):
+    check(jax.grad(summed(AREAS[area][name])), 0.3)
 
 
 @pytest.mark.parametrize(
     "name", ["train_task_error", pytest.param("best_rates", marks=pytest.mark.slow)]
 )
 def test_derivatives_of_a_program_of_the_users_do_so_too(name):
-    total = summed(THEORY[name])
-    found = products(jax.grad(jax.jit(total)), 0.3)
-    assert len(found) > 100 and not imprecise(found)
+    assert len(products(check(jax.grad(jax.jit(summed(THEORY[name]))), 0.3))) > 100
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_loss, matrices", "standard_deviation", "best_train_rate"])
 def test_second_derivatives_do_so_too(name):
-    total = summed(THEORY[name])
-    found = products(jax.hessian(total), 0.3)
-    assert len(found) > 100 and not imprecise(found)
+    assert len(products(check(jax.hessian(summed(THEORY[name])), 0.3))) > 100
+
+
+def on_cpu(function, *arguments):
+    return lowered(function, *arguments, platforms=("cpu",))["cpu"]
 
 
 def test_the_counter_sees_products_that_may_be_rounded():
-    assert len(imprecise(products(lambda x: x @ x.T, X[0]))) == 1
-    assert not products(lambda x: x @ x.T, X[0].astype(int))
+    assert len(imprecise(on_cpu(lambda x: x @ x.T, X[0]))) == 1
+    assert not products(on_cpu(lambda x: x @ x.T, X[0].astype(int)))
     with jax.default_matmul_precision("highest"):
-        assert not imprecise(products(lambda x: x @ x.T, X[0]))
+        assert not imprecise(on_cpu(lambda x: x @ x.T, X[0]))
+
+
+def test_the_counter_sees_float64_and_calls_to_the_host():
+    with jax.enable_x64(True):
+        assert foreign(on_cpu(lambda x: x + 1, np.ones(3))) >= {"tensor<3xf64>"}
+    assert foreign(on_cpu(jnp.linalg.cholesky, X[0].T @ X[0]))
+    assert foreign(on_cpu(lambda x: jax.debug.callback(print, x), 0.3))
 
 
 # A loss of the user's own.
@@ -240,23 +259,53 @@ def loss_with(precision):
 
 WIDE = {"a": jnp.ones((3, 16)), "b": jnp.ones((16, 1))}
 METRIC = {"a": np.eye(48), "b": np.eye(16)}
+TWO_STEPS = nm.GradientDescent(0.1, steps=2)
 META = {
-    "maml": (nm.maml_value_and_grad, nm.GradientDescent(0.1, steps=2)),
+    "maml": (nm.maml_value_and_grad, TWO_STEPS),
     "maml, momentum": (nm.maml_value_and_grad, nm.Momentum(0.1, 0.5, 2)),
     "maml, preconditioned": (nm.maml_value_and_grad, nm.Preconditioned(0.1, METRIC)),
-    "fomaml": (nm.fomaml, nm.GradientDescent(0.1, steps=2)),
-    "reptile": (nm.reptile, nm.GradientDescent(0.1, steps=2)),
+    "maml, proximal": (nm.maml_value_and_grad, nm.Proximal(5.0)),
+    "maml, Adam": (nm.maml_value_and_grad, nm.InnerOptimizer(optax.adam(0.1, eps_root=1e-8), 2)),
+    "fomaml": (nm.fomaml, TWO_STEPS),
+    "reptile": (nm.reptile, TWO_STEPS),
     "imaml": (nm.imaml, nm.Proximal(5.0)),
+    "anil": (lambda loss, rule: nm.anil(loss, rule, {"a": False, "b": True}), TWO_STEPS),
 }  # fmt: skip
+SAMPLERS = {
+    "Linear": nm.tasks.Linear(coloured(0.5, input_covariance=MATRIX)),
+    "Sinusoid": nm.tasks.Sinusoid(2, 3, 3),
+    "Quadratic": nm.tasks.Quadratic(3, 2, 3, 3, 0.1, 0.5),
+}
 
 
 @pytest.mark.parametrize("name", META)
 def test_products_of_a_loss_keep_their_precision_and_those_around_it_are_full(name):
     make, rule = META[name]
-    full = products(make(loss_with("highest"), rule), WIDE, TASKS)
-    assert full and not imprecise(full)
-    users = products(make(loss_with(None), rule), WIDE, TASKS)
-    assert imprecise(users) and len(users) == len(full)
+    full = check(make(loss_with("highest"), rule), WIDE, TASKS)
+    assert products(full)
+    users = on_cpu(make(loss_with(None), rule), WIDE, TASKS)
+    assert imprecise(users) and len(products(users)) == len(products(full))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_suit_every_platform(name):
+    check(lambda key: SAMPLERS[name](key), key())
+
+
+def test_training_and_evaluation_suit_every_platform():
+    loss = loss_with("highest")
+
+    def trained(key, params):
+        algorithm = nm.maml_value_and_grad(loss, TWO_STEPS)
+        fitted = nm.fit(key, params, algorithm, TASKS, optax.adam(1e-2), 2)
+        return nm.evaluate(key, fitted.params, loss, TWO_STEPS, TASKS, episodes=4)
+
+    check(trained, key(), WIDE)
+
+
+def test_meta_sgd_suits_every_platform():
+    params = nm.MetaSGDParams(WIDE, jax.tree.map(jnp.zeros_like, WIDE))
+    check(nm.meta_sgd(loss_with("highest")), params, TASKS)
 
 
 def test_an_explicit_precision_in_a_network_survives():
@@ -264,6 +313,5 @@ def test_an_explicit_precision_in_a_network_survives():
         return jnp.matmul(jnp.tanh(x @ w["a"]), w["b"], precision="default")
 
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 2))}
-    kernel = kernels.empirical_ntk(explicit, params)
-    found = products(kernel, X[0], X[1])
-    assert 0 < len(imprecise(found)) < len(found)
+    found = on_cpu(kernels.empirical_ntk(explicit, params), X[0], X[1])
+    assert 0 < len(imprecise(found)) < len(products(found))
