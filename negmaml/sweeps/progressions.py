@@ -39,7 +39,7 @@ def missing_from(old: Sequence, new: Sequence) -> Sequence:
     return tuple(value for value in new if value not in held)
 
 
-def joined(old: Sequence, new: Sequence) -> Sequence:
+def joined(old: Sequence, new: Sequence) -> Any:
     """The values of `old`, and then those of `new` that `old` lacks."""
     # Appended and never sorted: the positions of stored cells must not change.
     added = missing_from(old, new)

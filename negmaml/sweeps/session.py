@@ -117,8 +117,9 @@ def last_level(store: SweepStore, requested: SweepGrid) -> int:
 def positions_of(stored: SweepGrid, requested: SweepGrid) -> tuple[np.ndarray, ...]:
     """Positions of the requested cells, as an open index (`np.ix_`) over the dims of the store."""
     by_names = {axis.names: axis for axis in requested.axes}
-    found = [positions(a.values, by_names[a.names].values) for a in stored.axes if a.dim]
-    return np.ix_(*found, positions(stored.seeds, requested.seeds))
+    pairs = [(a.values, by_names[a.names].values) for a in stored.axes if a.dim]
+    seeds = stored.seeds, requested.seeds
+    return np.ix_(*(np.asarray(positions(*pair)) for pair in (*pairs, seeds)))
 
 
 def open_or_create(

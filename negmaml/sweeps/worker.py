@@ -90,7 +90,7 @@ def run(runner: Runner, store: SweepStore, shard: Shard) -> Iterator[int]:
             yield from _written(pending)
             pending = []
             if block is not None:
-                pending = [(int(block[1].sum()), writer.submit(write, *block, values))]
+                pending = [(int(block[1].sum()), writer.submit(write, block[0], block[1], values))]
         yield from _written(pending)
 
 
