@@ -16,7 +16,7 @@ from negmaml._core.settings import unusual_settings
 from negmaml.training import checkpoint
 from negmaml.training.batches import Batches
 from negmaml.training.options import HostOptions
-from negmaml.training.state import TrainSetup, TrainState, advance, recombine
+from negmaml.training.state import TrainSetup, TrainState, advance, recombine, stride_of
 
 IN_FLIGHT = 2  # groups of batches that the device may still be computing
 MAX_PARTS = 512  # parts of a history, before they are joined to one
@@ -40,6 +40,8 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
     # All segments are computed by one program of this length; some use its first steps only.
     length = min([steps, *periods.values()])
     length = batches.group_size(length) if batches else length
+    stride = stride_of(length, steps, *periods.values())
+    forward = partial(advance, length=length, stride=stride)
 
     def num_next(done: int) -> int:
         return min([length, *(p - done % p for p in periods.values()), steps - done])
@@ -47,7 +49,7 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
     with contextlib.ExitStack() as stack:
         batch = batches.shapes() if batches else None
         setup, store, done, state, rows = _resume(
-            setup, state, segment, options, stack, (length, batch)
+            setup, state, segment, options, stack, (forward, batch)
         )
         move_bar = stack.enter_context(_bar(steps)) if options.progress else None
         history = History(rows, setup.evaluate_every, options.callback is not None)
@@ -64,7 +66,7 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
                 if traced and options.resume == "strict":
                     checkpoint.check_unchanged(setup, state, batch)
                 traced.add(form)
-            state, part = advance(setup, state, start, start + taken, group, length=length)
+            state, part = forward(setup, state, start, start + taken, group)
             history.add(part, taken, length, start)
             done += taken
             due = {name for name, period in periods.items() if done % period == 0 or done == steps}
@@ -90,19 +92,19 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
 def _resume(setup: TrainSetup, state: TrainState, segment, options: HostOptions, stack, group):
     """Return (setup, checkpoints if any, steps done, state, history) from the latest checkpoint.
 
-    group: the number of batches in a group, and the shapes of a batch.
+    group: the function that advances by a group of steps, and the shapes of a batch.
     """
     if options.directory is None:
         return setup, None, 0, state, None
     offset, steps, batches = segment
-    length, batch = group
+    forward, batch = group
+    length = forward.keywords["length"]
     # Only shapes: nothing is computed before the checkpoint is read.
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), batch)
     resume_any = options.resume == "any"
     identity = checkpoint.identity_of(setup, state, batch, trace=not resume_any)
     setup = dataclasses.replace(setup, program=checkpoint.program_of(identity))
     store = stack.enter_context(checkpoint.open_store(options.directory, identity, resume_any))
-    forward = partial(advance, length=length)
     shapes = jax.eval_shape(forward, setup, state, offset, steps, group)[1]
     done, state, history, place = store.latest(state, shapes)
     if done > steps:

@@ -43,6 +43,7 @@ from negmaml.training.state import (
     advance,
     init_state,
     recombine,
+    stride_of,
 )
 
 
@@ -188,7 +189,7 @@ def _train(setup: TrainSetup, point: TrainPoint, segment: Segment, options: Host
         last = start + steps
         # Errors of the user's functions are raised by this trace, which `advance` uses again, and
         # so before the first compilation.
-        forward = partial(advance, length=steps)
+        forward = partial(advance, length=steps, stride=stride_of(steps))
         jax.eval_shape(forward, setup, jax.eval_shape(init, point), start, last)
         return _result(setup, start, *forward(setup, init(point), start, last))
     first = init(point)

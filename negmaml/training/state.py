@@ -1,5 +1,6 @@
 """The state of a run of `fit`, and the compiled program that advances it by many steps."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from negmaml.meta.shape_errors import WithShapeErrors
 from negmaml.meta.stateful import Stateful
 from negmaml.training.sharding import TaskSharding, unpack_result, with_unconverged_fraction
 
+MAX_STRIDE = 64  # steps between two branches on whether a run has ended
+SMALL = 2**12  # numbers of a leaf that is cheaper to copy than to reduce by itself
 TRAINING, EVALUATION = 0, 1  # folded into the key, for tasks of steps and of evaluations
 
 
@@ -94,29 +97,71 @@ def init_state(optimizer: Partial, point: TrainPoint, *, patience: int | None) -
     return TrainState(point, point, jnp.asarray(True), best, jnp.asarray(False))
 
 
-@partial(jax.jit, static_argnames="length")
-def advance(setup: TrainSetup, state: TrainState, start, limit, batches=None, *, length: int):
+@partial(jax.jit, static_argnames=("length", "stride"))
+def advance(
+    setup: TrainSetup, state: TrainState, start, limit, batches=None, *, length: int, stride=1
+):
     """Return (state, history) after `length` steps from step `start` on, none from `limit` on.
 
-    batches: of each step, where they are not sampled. A history is (loss, aux, evaluation,
-    unconverged fraction), stacked; it is blank for steps that are not taken.
+    batches: of each step, where they are not sampled. stride: a divisor of `length`, the number of
+    steps between two branches on an accelerator. A history is (loss, aux, evaluation, unconverged
+    fraction), stacked; it is blank for steps that are not taken.
     """
+    numbers = start + jnp.arange(length), batches
+    first = jax.eval_shape(lambda: (jax.tree.map(lambda x: x[0], numbers), jnp.asarray(True)))
+    take_step, shapes = _traced_once(partial(_take_step, setup), *first, state)
+    blank = jax.tree.map(_blank, shapes[1])
 
-    def step(state, number):
-        i, batch = number
-        take, shapes = _traced_once(partial(_take_step, setup, i, batch), state)
-        blank = jax.tree.map(_blank, shapes[1])
-        # A run that has ended passes its state on: a scan cannot stop early.
-        take_it = state.running & (i < limit)
-        return lax.cond(take_it, take, lambda state: (state, blank), state)
+    def goes_on(state, i):
+        return state.running & (i < limit)
 
-    return lax.scan(step, state, (start + jnp.arange(length), batches))
+    # A run that has ended passes its state on: a scan cannot stop early.
+    def branch_on_each(state, numbers):
+        def step(state, number):
+            take = partial(take_step, number, jnp.asarray(True))
+            return lax.cond(goes_on(state, number[0]), take, lambda state: (state, blank), state)
+
+        return lax.scan(step, state, numbers)
+
+    # A branch copies the whole state on an accelerator, a kernel for each array; a selection is
+    # part of the kernels that update it.
+    def branch_once(state, numbers):
+        def step(state, number):
+            take = goes_on(state, number[0])
+            return _where(take, take_step(number, take, state), (state, blank))
+
+        def several(state, numbers):
+            blanks = jax.tree.map(lambda x: jnp.broadcast_to(x, (stride, *x.shape)), blank)
+            return lax.cond(
+                goes_on(state, numbers[0][0]),
+                lambda state: lax.scan(step, state, numbers),
+                lambda state: (state, blanks),
+                state,
+            )
+
+        groups = jax.tree.map(lambda x: x.reshape(-1, stride, *x.shape[1:]), numbers)
+        state, history = lax.scan(several, state, groups)
+        return state, jax.tree.map(lambda x: x.reshape(length, *x.shape[2:]), history)
+
+    if stride == 1:
+        return branch_on_each(state, numbers)
+    return lax.platform_dependent(state, numbers, cpu=branch_on_each, default=branch_once)
 
 
-def _take_step(setup: TrainSetup, i, batch, state: TrainState):
-    """Return the state after one update, and its row of the history."""
+def stride_of(*counts: int) -> int:
+    """Return the largest stride that divides all numbers of steps: no step is computed in vain."""
+    common = math.gcd(*counts)
+    return max(s for s in range(1, MAX_STRIDE + 1) if common % s == 0)
+
+
+def _take_step(setup: TrainSetup, number, take, state: TrainState):
+    """Return the state after one update, and its row of the history.
+
+    number: of the step, and its tasks if they are not sampled. take: whether it counts; if not, it
+    need not evaluate.
+    """
+    i, tasks = number
     now = state.now
-    tasks = batch
     if setup.sample_tasks is not None:
         tasks = setup.sample_tasks(address(setup.key, TRAINING, i))
     (loss, aux), gradient, model_state, unconverged = _gradient(setup, now, tasks)
@@ -137,7 +182,7 @@ def _take_step(setup: TrainSetup, i, batch, state: TrainState):
     updated = TrainPoint(params, optimizer_state, model_state, now.step + 1)
     # After a step that is not finite the run continues to hold the last good point.
     updated = _where(finite, updated, last_finite)
-    evaluation = _evaluation(setup, i, updated)
+    evaluation = _evaluation(setup, i, take, updated)
     best, stopped = state.best, state.stopped
     if best is not None:
         due = (i + 1) % setup.evaluate_every == 0
@@ -189,23 +234,23 @@ def _check_gradient(params, gradient):
         ) from mismatch
 
 
-def _traced_once(function, argument):
+def _traced_once(function, *arguments):
     """Return the traced function, for calls within the same trace, and the shapes of its result.
 
     Tracing a meta-gradient takes longer than running it on a small model. A branch of `lax.cond`
     whose shapes have to be known as well would be traced twice.
     """
-    program, shapes = jax.make_jaxpr(function, return_shape=True)(argument)
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     structure = jax.tree.structure(shapes)
 
-    def call(argument):
-        return jax.tree.unflatten(structure, jaxpr_as_fun(program)(*jax.tree.leaves(argument)))
+    def call(*arguments):
+        return jax.tree.unflatten(structure, jaxpr_as_fun(program)(*jax.tree.leaves(arguments)))
 
     return call, shapes
 
 
-def _evaluation(setup: TrainSetup, i, point: TrainPoint):
-    """Return the result of `evaluate` after step i; blank where no evaluation is due."""
+def _evaluation(setup: TrainSetup, i, take, point: TrainPoint):
+    """Return the result of `evaluate` after step i; blank if none is due or `take` is False."""
     if setup.evaluate is None:
         return None
 
@@ -220,7 +265,7 @@ def _evaluation(setup: TrainSetup, i, point: TrainPoint):
             f"{tree_text(shapes)}"
         )
     # `cond` computes one branch, except under vmap over runs, whose steps agree anyway.
-    due = (i + 1) % setup.evaluate_every == 0
+    due = take & ((i + 1) % setup.evaluate_every == 0)
     return lax.cond(due, evaluate, lambda _: jax.tree.map(_blank, shapes), point)
 
 
@@ -242,7 +287,12 @@ def _where(condition, first, second):
 
 
 def _all_finite(tree):
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    finite = [jnp.isfinite(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+    # One kernel for all small leaves, while large ones are not copied.
+    parts = [leaf for leaf in finite if leaf.size > SMALL]
+    if small := [leaf for leaf in finite if leaf.size <= SMALL]:
+        parts.append(jnp.concatenate(small))
+    return jnp.all(jnp.array([jnp.all(part) for part in parts]))
 
 
 def _blank(shape):
