@@ -287,12 +287,13 @@ def _where(condition, first, second):
 
 
 def _all_finite(tree):
-    finite = [jnp.isfinite(leaf).ravel() for leaf in jax.tree.leaves(tree)]
-    # One kernel for all small leaves, while large ones are not copied.
-    parts = [leaf for leaf in finite if leaf.size > SMALL]
-    if small := [leaf for leaf in finite if leaf.size <= SMALL]:
-        parts.append(jnp.concatenate(small))
-    return jnp.all(jnp.array([jnp.all(part) for part in parts]))
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
+    parts = [leaf for leaf in leaves if leaf.size > SMALL]
+    # One kernel for all small leaves of a type, while large ones are not copied.
+    small = [leaf for leaf in leaves if leaf.size <= SMALL]
+    for dtype in dict.fromkeys(leaf.dtype for leaf in small):
+        parts.append(jnp.concatenate([leaf for leaf in small if leaf.dtype == dtype]))
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(part)) for part in parts]))
 
 
 def _blank(shape):

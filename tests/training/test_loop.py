@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 import negmaml as nm
 from tests.helpers import mostly_slow, z_score
+from tests.internals import advance
 from tests.training.tiny import ALGORITHM, PARAMS, loss, same
 from tests.training.tiny import tasks as TASKS
 
@@ -155,6 +156,29 @@ def test_warnings_point_at_the_call(options, guard):
     assert any("does not use its key" in text for text in texts)
     assert any("no loss was finite" in text for text in texts)
     assert {warning.filename for warning in warned} == {__file__}
+
+
+@pytest.mark.filterwarnings("ignore:training stopped")
+def test_the_program_of_an_accelerator_computes_the_same(monkeypatch):
+    """Branches in every step, or selections in every step and a branch in every few."""
+    test = dict(evaluate=lambda w, _: w, evaluate_every=2, patience=1, evaluation_tasks=nothing)
+
+    def cases():
+        yield lambda: run(steps=12)
+        yield lambda: run(steps=12, callback=lambda *_: None, callback_every=4)
+        for start, options in ((0.0, {}), (-9.0, test)):
+            descend = optax.sgd(1.0)
+            yield lambda start=start, options=options, descend=descend: nm.fit(
+                jax.random.key(0), start, exploding, nothing, descend, 12, **options
+            )
+
+    expected = [case() for case in cases()]
+    assert not bool(expected[2].finite) and bool(expected[3].stopped_early)
+    advance.clear_cache()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, cpu, default: default(*a))
+    for case, result in zip(cases(), expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, case(), result)
+    advance.clear_cache()
 
 
 def test_one_seed_that_diverges_stops_no_other():
