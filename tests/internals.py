@@ -23,6 +23,7 @@ from negmaml._core.jit import registered as jit_registered
 from negmaml._core.keys import COUNTER_BASED, check_key, counter_based
 from negmaml._core.lazy import lazily
 from negmaml._core.paths import expanded
+from negmaml._core.platform import CPU, GPU, TPU, platform_of, sizes_for, with_sizes
 from negmaml._core.pytree import as_pytree
 from negmaml._core.registry import maker, register
 from negmaml._core.registry import registered as registry_registered
@@ -60,7 +61,7 @@ from negmaml.cli.cache import keep_programs
 from negmaml.kernels import iterative, points, tangent
 from negmaml.kernels import solve as kernels_solve
 from negmaml.linear import evaluate, simulation
-from negmaml.linear.cholesky import UNROLLED, cholesky_solve, quadratic_form
+from negmaml.linear.cholesky import cholesky_solve, quadratic_form
 from negmaml.linear.evaluate import TEST_POINTS, TEST_TASKS
 from negmaml.linear.simulation import Experiment
 from negmaml.linear.solve import one_step_corrections, one_step_distances

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cache, update_wrapper, wraps
+from functools import cache, partial, update_wrapper, wraps
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.arrays import working_dtype
+from negmaml._core.platform import platform_of
 from negmaml._core.settings import own_settings
 
 # LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
@@ -49,13 +49,13 @@ def compiler_options(platform: str, profile: str) -> dict[str, Any] | None:
 
 
 @cache
-def one_thread() -> dict[str, Any] | None:
+def one_thread(platform: str | None) -> dict[str, Any] | None:
     """The option to compile a program in one thread, for programs that compile in parallel.
 
     It saves an eighth of the CPU time.
     """
     option = {"xla_cpu_parallel_codegen_split_count": 1}
-    known = jax.default_backend() == "cpu" and _takes(jax.jit(lambda: 0).lower(), option)
+    known = platform == "cpu" and _takes(jax.jit(lambda: 0).lower(), option)
     return option if known else None
 
 
@@ -76,41 +76,44 @@ class FastCompileJit:
     """`jax.jit` with the `compiler_options` of its profile, which compile fast.
 
     Within a trace it is a plain `jax.jit`. The function is traced with the package's
-    `own_settings`.
+    `own_settings`. With `by_platform` it has the keyword `platform`: the platform that the
+    arguments are on, None within a trace (`negmaml._core.platform.with_sizes`).
     """
 
-    def __init__(self, function: Callable, static_argnames=(), profile: str = "light"):
+    def __init__(
+        self, function: Callable, static_argnames=(), profile: str = "light", by_platform=False
+    ):
         self.function = own_settings(function)
         self.static_argnames, self.profile = static_argnames, profile
-        self.plain = jax.jit(self.function, static_argnames=static_argnames)
-        self.programs: dict[str, Any] = {}
+        self.by_platform = by_platform
+        self.programs: dict[str | None, Any] = {}
+        self.plain = self._program(None)
         # The attributes of a function may be those of another `FastCompileJit`, as jax.grad copies
         # them from the function that it differentiates.
         update_wrapper(self, function, updated=())
         registered.append(self)
 
     def __call__(self, *arguments, **keywords):
-        traced = isinstance(jnp.zeros(()), jax.core.Tracer) or not is_concrete(
-            (arguments, keywords)
-        )
-        return (self.plain if traced else self._quick())(*arguments, **keywords)
+        return self._program(platform_of(arguments, keywords))(*arguments, **keywords)
 
     def lower(self, *arguments, **keywords):
         """Lower as `jax.jit` does, with the options."""
-        return self._quick().lower(*arguments, **keywords)
+        return self._program(platform_of(arguments, keywords)).lower(*arguments, **keywords)
 
     def clear_cache(self) -> None:
         """Clear the caches as `jax.jit` does: the next call traces again."""
-        for program in (self.plain, *self.programs.values()):
+        for program in self.programs.values():
             program.clear_cache()
 
-    def _quick(self):
-        platform = jax.default_backend()
+    def _program(self, platform: str | None):
         # Options depend on the platform, which the user may choose after the import.
         if platform not in self.programs:
-            options = compiler_options(platform, self.profile)
+            function = self.function
+            if self.by_platform:
+                function = update_wrapper(partial(function, platform=platform), function)
+            options = None if platform is None else compiler_options(platform, self.profile)
             self.programs[platform] = jax.jit(
-                self.function, static_argnames=self.static_argnames, compiler_options=options
+                function, static_argnames=self.static_argnames, compiler_options=options
             )
         return self.programs[platform]
 
@@ -151,7 +154,7 @@ def on_host(function: Callable) -> Callable:
 
 
 def jit_fast_compile(
-    function: Callable, static_argnames=(), profile: str = "light"
+    function: Callable, static_argnames=(), profile: str = "light", by_platform: bool = False
 ) -> FastCompileJit:
     """`function` as a `FastCompileJit`; a decorator."""
-    return FastCompileJit(function, static_argnames, profile)
+    return FastCompileJit(function, static_argnames, profile, by_platform)

@@ -1,4 +1,11 @@
-"""Batches of small positive definite systems."""
+"""Batches of small positive definite systems.
+
+Three programs solve them. Small systems are written out, with a vector operation over the batch
+for each entry of the factor. Middle ones are written out by panels of columns on accelerators,
+whose libraries are slow for many small matrices. Others call the linear algebra library.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,35 +13,38 @@ from jax import lax
 
 from negmaml._core.arrays import contract
 from negmaml._core.factorisations import cpu_safe_vmap
+from negmaml._core.platform import CPU, Sizes
 
-UNROLLED = 8  # the largest system written out: the program grows with its cube
+PANEL = 8  # columns of a panel: the program grows with its cube, the traffic falls with it
 
 
-def cholesky_solve(G, b, unroll: bool = True):
+def cholesky_solve(G, b, sizes: Sizes = CPU):
     """Solve G z = b for symmetric positive definite G, by G = L L^T.
 
     Arguments:
         G: shape (batch, k, k), of which the lower triangle is read.
         b: shape (batch, k).
-        unroll: whether small systems are solved by a longer program, which is faster for many.
+        sizes: the largest systems that are written out.
 
     Returns z of the shape of b, and the pivots, the squared diagonal of L. A pivot is NaN or not
-    positive if G is not positive definite. Pivots of systems above `UNROLLED` have no derivative.
+    positive if G is not positive definite. Pivots from the library have no derivative.
     """
-    return _unrolled(G, b) if unroll and G.shape[-1] <= UNROLLED else _blocked(G, b)
+    k = G.shape[-1]
+    if k <= sizes.unrolled:
+        return _written_out(G, b, k)
+    return _written_out(G, b, PANEL) if k <= sizes.paneled else _by_library(G, b)
 
 
-def quadratic_form(G, z, unroll: bool = True):
+def quadratic_form(G, z, sizes: Sizes = CPU):
     """z^T G z for G of shape (batch, k, k) and z of shape (batch, k)."""
     k = G.shape[-1]
-    if not unroll or k > UNROLLED:
+    if k > sizes.unrolled:
         return jnp.sum(z * jnp.sum(G * z[:, :, None], 1), 1)
     rows = [sum(G[:, i, j] * z[:, j] for j in range(k)) for i in range(k)]
     return sum(z[:, i] * rows[i] for i in range(k))
 
 
-def _blocked(G, b):
-    """Solve with the linear algebra library."""
+def _by_library(G, b):
     # Mapped over single systems, so that `cpu_safe_vmap` decides on the size of batches.
     return jax.vmap(_one_system)(G, b)
 
@@ -64,31 +74,68 @@ def _solve_factored(L, b):
     return lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)[:, 0]
 
 
-def _unrolled(G, b):
-    """Solve with one vector operation over the batch for each entry of L.
+def _written_out(G, b, width: int):
+    """Solve by panels of `width` columns of L, with vector operations over the batch.
 
-    L is stored without its diagonal; `inverse` has the reciprocals of that.
+    The square block of a panel is computed entry by entry, the rows below it as whole columns.
     """
     # A library call for every small system takes ten times as long.
-    k = G.shape[-1]
-    inverse, pivots = [], []
-    L: list[list] = [[] for _ in range(k)]
+    k, panels = G.shape[-1], []
+    for start in range(0, k, width):
+        w = min(width, k - start)
+        square = _factor([[G[:, i, j] for j in range(i + 1)] for i in range(w)])
+        below: list = []
+        if start + w < k:
+            for row, inverse in zip(square.L, square.inverse, strict=True):
+                column = _minus_products(G[:, w:, len(row)], below, [x[:, None] for x in row])
+                below.append(column * inverse[:, None])
+            # The Schur complement of the columns so far.
+            left, right = [c[:, :, None] for c in below], [c[:, None] for c in below]
+            G = _minus_products(G[:, w:, w:], left, right)
+        panels.append((square, below))
+    # Forward substitution L u = b, then backward substitution L^T z = u.
+    parts: list = []
+    for square, below in panels:
+        u: list = []
+        for i, (row, inverse) in enumerate(zip(square.L, square.inverse, strict=True)):
+            u.append(_minus_products(b[:, i], row, u) * inverse)
+        if below:
+            b = _minus_products(b[:, len(u) :], below, [x[:, None] for x in u])
+        parts.append(u)
+    z = None
+    for (square, below), u in zip(reversed(panels), reversed(parts), strict=True):
+        if z is not None:
+            u = [x - jnp.sum(column * z, 1) for x, column in zip(u, below, strict=True)]
+        last: list = []  # holds the last first
+        for i in reversed(range(len(u))):
+            column = [square.L[t][i] for t in reversed(range(i + 1, len(u)))]
+            last.append(_minus_products(u[i], column, last) * square.inverse[i])
+        found = jnp.stack(last[::-1], -1)
+        z = found if z is None else jnp.concatenate([found, z], -1)
+    return z, jnp.concatenate([jnp.stack(square.pivots, -1) for square, _ in panels], -1)
+
+
+class _Factor(NamedTuple):
+    """Rows of L without its diagonal, the reciprocals of that, and its squares, all lists."""
+
+    L: list[list]
+    inverse: list
+    pivots: list
+
+
+def _factor(G: list[list]) -> _Factor:
+    """Factorise a matrix given by the rows of its lower triangle, as lists of entries."""
+    k = len(G)
+    found = _Factor([[] for _ in range(k)], [], [])
+    L = found.L
     for j in range(k):
-        pivot = _minus_products(G[:, j, j], L[j], L[j])
-        pivots.append(pivot)
-        inverse.append(lax.rsqrt(pivot))
+        pivot = _minus_products(G[j][j], L[j], L[j])
+        found.pivots.append(pivot)
+        found.inverse.append(lax.rsqrt(pivot))
         # Column j of L, below the diagonal.
         for i in range(j + 1, k):
-            L[i].append(_minus_products(G[:, i, j], L[i], L[j]) * inverse[j])
-    # Forward substitution L u = b, then backward substitution L^T z = u.
-    u: list = []
-    for i in range(k):
-        u.append(_minus_products(b[:, i], L[i], u) * inverse[i])
-    z: list = []
-    for i in reversed(range(k)):  # z holds the last first
-        column = [L[t][i] for t in reversed(range(i + 1, k))]
-        z.append(_minus_products(u[i], column, z) * inverse[i])
-    return jnp.stack(z[::-1], -1), jnp.stack(pivots, -1)
+            L[i].append(_minus_products(G[i][j], L[i], L[j]) * found.inverse[j])
+    return found
 
 
 def _minus_products(start, left, right):

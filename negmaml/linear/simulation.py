@@ -15,6 +15,7 @@ from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, add_table_repr, mean_range_text, shape_text
 from negmaml._core.jit import FastCompileJit, jit_fast_compile, one_thread
 from negmaml._core.keys import check_key
+from negmaml._core.platform import Sizes, platform_of, with_sizes
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
@@ -36,13 +37,9 @@ from negmaml.rules import InnerRule, check_filters
 
 EVALUATIONS = ("expected", "sampled")
 
-# Normals drawn by one step of the loop over runs: enough to use vector units and threads, few
-# enough to stay in cache (2^16 and 2^21 are both 10-20% slower).
-BLOCK_NORMALS = 2**19
 LIGHT_NORMALS = 2**26  # a second of work, twice what compiling for speed takes longer
 # Small systems whose unrolled solution saves more than a third of a second of compiling it.
 MANY_SYSTEMS = 2**20
-ACCELERATOR_BLOCK_NORMALS = 2**24  # 64 MiB: there large kernels count, not the cache
 
 
 @add_table_repr
@@ -154,7 +151,7 @@ def compile_simulation(
     experiment = Experiment.checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
     # The program folds the index into the key, so that one program serves all indices.
     experiment = dataclasses.replace(experiment, index=index)
-    executable = experiment.program().lower(experiment).compile(one_thread())
+    executable = experiment.program().lower(experiment).compile(one_thread(platform_of(experiment)))
     return lambda: executable(experiment)
 
 
@@ -205,14 +202,20 @@ class Experiment:
         return _simulate_few if light else _simulate_many
 
 
-def _simulate(experiment: Experiment) -> Simulation:
+def _simulate(experiment: Experiment, platform: str | None) -> Simulation:
+    return with_sizes(platform, lambda sizes: _simulate_in_blocks(experiment, sizes))
+
+
+def _simulate_in_blocks(experiment: Experiment, sizes: Sizes) -> Simulation:
     key, problem, train, adapt = (
         experiment.key, experiment.problem, experiment.train, experiment.adapt,
     )  # fmt: skip
     ridge, evaluation, runs = experiment.meta_ridge, experiment.evaluation, experiment.runs
     key = key if experiment.index is None else jax.random.fold_in(key, experiment.index)
     rates = math.prod(train.batch_shape)
-    constants = precompute(problem, adapt, evaluation, runs * rates >= MANY_SYSTEMS)
+    if runs * rates < MANY_SYSTEMS:
+        sizes = sizes.compiled_fast()
+    constants = precompute(problem, adapt, evaluation, sizes)
 
     def one_run(index, normals):
         data = assemble(normals, problem, constants.sqrt_cov)
@@ -227,17 +230,21 @@ def _simulate(experiment: Experiment) -> Simulation:
 
     @jax.checkpoint  # reverse mode stores indices, not data
     def block(indices):
-        # In a loop by itself, or XLA merges the last stage of the generator into every use of its
-        # numbers, and compiles and runs it once for each use.
+        # In a loop by itself, or XLA on CPU merges the last stage of the generator into every use
+        # of its numbers, and compiles and runs it once for each use. Accelerators draw at each use
+        # what they need there: that is less than to read it. A loop of one piece is none.
         normals = lax.map(jax.vmap(draw_run), indices)
-        return jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
+        found = jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
 
     # Surplus runs fill the last block and are dropped below.
-    blocks, pieces, size = loop_shape(runs, normals_of(problem, evaluation))
+    blocks, pieces, size = loop_shape(
+        runs, numbers_of_run(problem, rates, evaluation, sizes), sizes
+    )
     indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
     results = lax.map(block, indices)
     losses, distance, well_conditioned = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(indices.size, *x.shape[2:])[:runs], 0, -1), results
+        lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], indices.size)[..., :runs], results
     )
     if evaluation == "expected":
         forms = None if losses is None else jnp.moveaxis(losses, -2, -1)
@@ -254,8 +261,8 @@ def expected(problem, distance, forms, adapt: InnerRule, constants):
     return constants.adapted.test_loss(forms)
 
 
-_simulate_few = jit_fast_compile(_simulate)
-_simulate_many = jit_fast_compile(_simulate, profile="heavy")
+_simulate_few = jit_fast_compile(_simulate, by_platform=True)
+_simulate_many = jit_fast_compile(_simulate, profile="heavy", by_platform=True)
 
 
 class RunConstants(NamedTuple):
@@ -263,22 +270,22 @@ class RunConstants(NamedTuple):
 
     sqrt_cov: square roots of its covariances.
     adapted: the expected loss as quadratic forms, for inputs with a covariance, else None.
-    unroll: whether small systems are solved by a longer program (`cholesky_solve`).
+    sizes: of the programs that solve small systems (`cholesky_solve`).
     """
 
     sqrt_cov: CovarianceRoots
     adapted: Adapted | None
-    unroll: bool
+    sizes: Sizes
 
 
 def precompute(
-    problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, unroll: bool = True
+    problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, sizes: Sizes
 ) -> RunConstants:
     """Compute the constants of all runs once, outside the loop over runs."""
     # Without covariances the expected loss depends on omega only through the distance.
     if problem.isotropic or evaluation == "sampled":
-        return RunConstants(covariance_roots(problem), None, unroll)
-    return RunConstants(covariance_roots(problem), adapted(problem, adapt), unroll)
+        return RunConstants(covariance_roots(problem), None, sizes)
+    return RunConstants(covariance_roots(problem), adapted(problem, adapt), sizes)
 
 
 def evaluate_run(
@@ -291,8 +298,8 @@ def evaluate_run(
     """
     # The weights themselves are not needed, and a wide system need not form them.
     if evaluation == "expected" and constants.adapted is None:
-        return None, *meta_train_distance(data, problem, train, ridge, constants.unroll)
-    omega, well_conditioned = meta_train(data, problem, train, ridge, constants.unroll)
+        return None, *meta_train_distance(data, problem, train, ridge, constants.sizes)
+    omega, well_conditioned = meta_train(data, problem, train, ridge, constants.sizes)
     error = omega - problem.w0
     distance = jnp.sum(error**2, -1)
     if constants.adapted is not None:
@@ -307,30 +314,37 @@ def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:
     return normals_per_run(problem) + tested
 
 
-def loop_shape(runs: int, normals: int) -> tuple[int, int, int]:
+def numbers_of_run(
+    problem: MixedLinearRegression, rates: int, evaluation: str, sizes: Sizes
+) -> int:
+    """The numbers that a step of the loop over runs draws and keeps for a run."""
+    systems = rates * min(problem.rows, problem.p) ** 2
+    return normals_of(problem, evaluation) + sizes.systems_kept * systems
+
+
+def loop_shape(runs: int, numbers: int, sizes: Sizes) -> tuple[int, int, int]:
     """Return (blocks, pieces, runs in a piece), whose product is `runs` or less than a block more.
 
-    A block is computed at once and drawn in two pieces.
+    A block is computed at once and drawn in one or two pieces.
     """
-    blocks = -(-runs // max(1, block_normals() // normals))
+    blocks = -(-runs // max(1, sizes.block_numbers // numbers))
     # Equal blocks, so that the surplus is smallest.
     in_block = -(-runs // blocks)
-    pieces = min(2, in_block)
-    return blocks, pieces, -(-in_block // pieces)
-
-
-def block_normals() -> int:
-    """The number of normals that one step of a loop over runs draws, on the default device."""
-    return BLOCK_NORMALS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_NORMALS
+    pieces = min(sizes.draws, in_block)
+    size = -(-in_block // pieces)
+    if blocks == 1 or size < sizes.lanes:
+        return blocks, pieces, size
+    size = -(-size // sizes.lanes) * sizes.lanes
+    return -(-runs // (pieces * size)), pieces, size
 
 
 def meta_train(
-    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, unroll: bool = True
+    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, sizes: Sizes
 ) -> MetaSolution:
     """omega* of one run at every rate, from one Gram matrix for all rates if that is accurate."""
     if _use_shared_gram(data, train):
         start, system, rates = _one_step(data, problem, train)
-        delta, well_conditioned = one_step_corrections(system, rates.ravel(), ridge, unroll)
+        delta, well_conditioned = one_step_corrections(system, rates.ravel(), ridge, sizes)
         return MetaSolution(
             (start + delta).reshape(*rates.shape, -1), well_conditioned.reshape(rates.shape)
         )
@@ -344,14 +358,14 @@ def meta_train(
 
 
 def meta_train_distance(
-    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, unroll: bool = True
+    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, sizes: Sizes
 ):
     """|omega* - w0|^2 of one run at every rate, and its flag; cheaper than `meta_train`."""
     if _use_shared_gram(data, train):
         start, system, rates = _one_step(data, problem, train)
-        found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0, unroll)
+        found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0, sizes)
         return jax.tree.map(lambda x: x.reshape(rates.shape), found)
-    omega, well_conditioned = meta_train(data, problem, train, ridge)
+    omega, well_conditioned = meta_train(data, problem, train, ridge, sizes)
     return jnp.sum((omega - problem.w0) ** 2, -1), well_conditioned
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,16 +13,16 @@ from negmaml._core.arrays import working_dtype
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.jit import compiler_options
 from negmaml._core.keys import as_typed, check_key, counter_based
+from negmaml._core.platform import Sizes, platform_of, sizes_for, with_sizes
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.linear.data import assemble, draw
 from negmaml.linear.simulation import (
     EVALUATIONS,
-    block_normals,
     evaluate_run,
     expected,
     loop_shape,
-    normals_of,
+    numbers_of_run,
     precompute,
 )
 from negmaml.problem.model import MixedLinearRegression
@@ -41,7 +42,6 @@ DEFAULTS: dict[str, Any] = {
     "adapt_steps": 1,
 }
 DEFAULTS |= {"spectrum": "isotropic", **SHAPE}
-BATCH_BLOCKS = 16  # drawn by one call of the program: a tenth of a second on a CPU
 
 
 @pytree
@@ -98,8 +98,9 @@ class LinearModel:
     def batch_cells(self, **sizes) -> int:
         """The number of cells that one call of the program should compute."""
         problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
-        normals = normals_of(problem, self.evaluation)
-        return max(2, BATCH_BLOCKS * block_normals() // normals)
+        device = sizes_for(platform_of() or "cpu")
+        numbers = numbers_of_run(problem, 1, self.evaluation, device)
+        return max(2, device.steps_in_call * device.block_numbers // numbers)
 
     def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
         """Options to compile a program that will compute `cells` cells."""
@@ -129,28 +130,36 @@ class LinearModel:
         sizes = {name: point[name] for name in (*SIZES, "spectrum")}
         # Only the sizes matter to its draws; the numbers differ from cell to cell.
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
-        shape = loop_shape(len(keys), normals_of(problem, self.evaluation))
+        rates = math.prod(rules[0].batch_shape)
 
-        # Pad with copies of the last cell to full pieces, which compile once.
-        def fold(x):
-            return x[jnp.minimum(jnp.arange(math.prod(shape)), len(x) - 1)].reshape(shape)
-
-        def piece(cells):
-            keys, numbers = cells
-            # In a loop of its own, for the reason that `negmaml.linear.simulation` gives.
-            normals = lax.map(
-                jax.vmap(lambda key: draw(jax.random.fold_in(key, 0), problem, dtype)), keys
+        def on_device(device: Sizes):
+            shape = loop_shape(
+                len(keys), numbers_of_run(problem, rates, self.evaluation, device), device
             )
-            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (keys, normals, numbers))
-            return jax.vmap(lambda k, z, n: self._one(k, z, sizes | n, *rules))(*flat)
 
-        out = lax.map(piece, jax.tree.map(fold, (keys, numbers)))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(keys)], out)
+            # Pad with copies of the last cell to full pieces, which compile once.
+            def fold(x):
+                return x[jnp.minimum(jnp.arange(math.prod(shape)), len(x) - 1)].reshape(shape)
 
-    def _one(self, key, normals, point, train, adapt) -> dict[str, jax.Array]:
+            def piece(cells):
+                keys, numbers = cells
+                # In a loop of its own, for the reason that `negmaml.linear.simulation` gives.
+                normals = lax.map(
+                    jax.vmap(lambda key: draw(jax.random.fold_in(key, 0), problem, dtype)), keys
+                )
+                flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (keys, normals, numbers))
+                one = partial(self._one, train=rules[0], adapt=rules[1], device=device)
+                return jax.vmap(lambda k, z, n: one(k, z, sizes | n))(*flat)
+
+            out = lax.map(piece, jax.tree.map(fold, (keys, numbers)))
+            return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(keys)], out)
+
+        return with_sizes(platform_of(keys, numbers, shared), on_device)
+
+    def _one(self, key, normals, point, train, adapt, device: Sizes) -> dict[str, jax.Array]:
         """One cell from its normals, as `nm.simulate` does a run."""
         problem = _problem(point)
-        shared = precompute(problem, adapt, self.evaluation)
+        shared = precompute(problem, adapt, self.evaluation, device)
         # Addresses 0 and 1 of the cell's key, as in run 0 of `simulate`.
         data, test_key = assemble(normals, problem, shared.sqrt_cov), jax.random.fold_in(key, 1)
         ridge = point["meta_ridge"]

@@ -4,10 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.internals import UNROLLED, cholesky_solve, quadratic_form
+from tests.internals import CPU, GPU, cholesky_solve, quadratic_form
 
-SIZES = (1, 2, 5, UNROLLED, UNROLLED + 1, 20)
-solve = jax.jit(cholesky_solve)
+# Written out, by panels (the last one full or not), and by the library; the last of each platform.
+PANELED = GPU._replace(unrolled=4)
+CASES = [
+    *((k, CPU) for k in (1, 2, 5, CPU.unrolled, CPU.unrolled + 1, 20)),
+    *((k, PANELED) for k in (5, 16, 19)),
+]
+solve = jax.jit(cholesky_solve, static_argnums=2)
 
 
 def systems(k, batch=7, seed=0):
@@ -16,47 +21,47 @@ def systems(k, batch=7, seed=0):
     return A @ A.swapaxes(-1, -2), generator.normal(size=(batch, k))
 
 
-@pytest.mark.parametrize("k", SIZES)
-def test_solutions_and_pivots_are_those_of_numpy(x64, k):
+@pytest.mark.parametrize(("k", "sizes"), CASES)
+def test_solutions_and_pivots_are_those_of_numpy(x64, k, sizes):
     G, b = systems(k)
-    z, pivots = solve(G, b)
+    z, pivots = solve(G, b, sizes)
     np.testing.assert_allclose(z, np.linalg.solve(G, b[..., None])[..., 0], rtol=1e-8, atol=1e-11)
     diagonal = np.diagonal(np.linalg.cholesky(G), axis1=-2, axis2=-1)
     np.testing.assert_allclose(pivots, diagonal**2, rtol=1e-9)
 
 
-@pytest.mark.parametrize("k", SIZES)
+@pytest.mark.parametrize("k", (1, 5, CPU.unrolled + 1))
 def test_the_quadratic_form_is_its_definition(x64, k):
     G, z = systems(k, seed=1)
     expected = np.einsum("rk,rkl,rl->r", z, G, z)
     np.testing.assert_allclose(jax.jit(quadratic_form)(G, z), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("k", [5, 20])
-def test_single_precision_loses_condition_times_epsilon(k):
+@pytest.mark.parametrize(("k", "sizes"), [(5, CPU), (20, CPU), (20, GPU)])
+def test_single_precision_loses_condition_times_epsilon(k, sizes):
     G, b = systems(k, seed=2)
     exact = np.linalg.solve(G, b[..., None])[..., 0]
-    z, _ = solve(G.astype(np.float32), b.astype(np.float32))
+    z, _ = solve(G.astype(np.float32), b.astype(np.float32), sizes)
     error = np.linalg.norm(z - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
     assert np.all(error < 10 * np.linalg.cond(G) * np.finfo(np.float32).eps)
 
 
-@pytest.mark.parametrize("k", [3, 12])
-def test_a_matrix_that_is_not_positive_spoils_no_other(x64, k):
+@pytest.mark.parametrize(("k", "sizes"), [(3, CPU), (12, CPU), (12, PANELED)])
+def test_a_matrix_that_is_not_positive_spoils_no_other(x64, k, sizes):
     G, b = systems(k)
     spoiled = G.copy()
     spoiled[2] -= 2 * np.trace(G[2]) / k * np.eye(k)
-    (z, pivots), (clean, _) = solve(spoiled, b), solve(G, b)
+    (z, pivots), (clean, _) = (solve(x, b, sizes) for x in (spoiled, G))
     assert not np.asarray(pivots[2] > 0).all()
     kept = np.arange(len(b)) != 2
     np.testing.assert_allclose(z[kept], clean[kept], rtol=1e-14)
 
 
-@pytest.mark.parametrize("k", [3, 12])
-def test_derivatives_are_those_of_the_solution(x64, k):
+@pytest.mark.parametrize(("k", "sizes"), [(3, CPU), (12, CPU), (12, PANELED)])
+def test_derivatives_are_those_of_the_solution(x64, k, sizes):
     G, b = systems(k)
     dG = systems(k, seed=3)[0]
-    _, dz = jax.jvp(lambda G: solve(G, b)[0], (G,), (dG,))
+    _, dz = jax.jvp(lambda G: solve(G, b, sizes)[0], (G,), (dG,))
     z = np.linalg.solve(G, b[..., None])
     expected = -np.linalg.solve(G, dG @ z)[..., 0]
     np.testing.assert_allclose(dz, expected, rtol=1e-7, atol=1e-9)

@@ -1,0 +1,87 @@
+"""Sizes of blocks and of written-out programs, in one table by platform.
+
+A CPU wants blocks that stay in its caches. An accelerator wants few launches, each of which fills
+it: its blocks are as large as a few GiB of memory allow.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Sizes(NamedTuple):
+    """What one step of a loop computes, and the longest programs that are written out.
+
+    block_numbers: numbers that one step of a loop over simulated runs draws or keeps.
+    systems_kept: times that the matrices of a run count among them.
+    steps_in_call: steps of such a loop in one call of a sweep.
+    draws: pieces in which a step draws its numbers.
+    lanes: a step takes a multiple of as many runs, if there are several steps.
+    unrolled: the largest linear system whose solution is written out entry by entry.
+    paneled: the largest whose solution is written out by panels of columns.
+    phase_cells, phase_pencils: cells of a phase diagram at once, without and with a covariance.
+    rules, pencils: rules at once in a prediction, without and with a covariance.
+    """
+
+    block_numbers: int
+    systems_kept: int
+    steps_in_call: int
+    draws: int
+    lanes: int
+    unrolled: int
+    paneled: int
+    phase_cells: int
+    phase_pencils: int
+    rules: int
+    pencils: int
+
+    def compiled_fast(self) -> "Sizes":
+        """The sizes for a few small systems: a CPU compiles the library's solution faster."""
+        return self if self.paneled else self._replace(unrolled=0)
+
+
+# 2^19 numbers use vector units and threads of a CPU and stay in its cache: 2^16 and 2^21 are both
+# 10 to 20% slower. Its matrices are in the cache in any case. On a GPU a step may take 4 GiB, so
+# that launches take less time than the memory. A TPU pads short axes, which takes several times
+# the memory, and reshapes by programs that compile for 40 s unless blocks are multiples of lanes.
+CPU = Sizes(
+    block_numbers=2**19, systems_kept=0, steps_in_call=16, draws=2, lanes=1, unrolled=8, paneled=0,
+    phase_cells=64, phase_pencils=16, rules=256, pencils=64,
+)  # fmt: skip
+GPU = Sizes(
+    block_numbers=2**30, systems_kept=3, steps_in_call=1, draws=1, lanes=128, unrolled=12,
+    paneled=64, phase_cells=2**16, phase_pencils=2**12, rules=2**16, pencils=2**12,
+)  # fmt: skip
+TPU = GPU._replace(block_numbers=2**26)
+TABLE = {"cpu": CPU, "tpu": TPU}
+
+
+def sizes_for(platform: str) -> Sizes:
+    """The sizes for a platform, named as by `jax.Device.platform`."""
+    return TABLE.get(platform, GPU)
+
+
+def platform_of(*trees: Any) -> str | None:
+    """The platform that a program with these arguments will run on; None while JAX traces."""
+    leaves = jax.tree.leaves(trees)
+    # Without traced arguments too: a call within `jax.jit` makes tracers.
+    if any(isinstance(x, jax.core.Tracer) for x in (jnp.zeros(()), *leaves)):
+        return None
+    for leaf in leaves:
+        if isinstance(leaf, jax.Array) and leaf.committed:
+            return next(iter(leaf.devices())).platform
+    # Outside of arrays the user's default decides, a device or the name of a platform.
+    default = jax.config.jax_default_device
+    return getattr(default, "platform", default) or jax.default_backend()
+
+
+def with_sizes(platform: str | None, function: Callable[[Sizes], Any]) -> Any:
+    """Return function(sizes) with those of a platform; if None, of the one it is compiled for."""
+    if platform is not None:
+        return function(sizes_for(platform))
+    return lax.platform_dependent(
+        cpu=lambda: function(CPU), tpu=lambda: function(TPU), default=lambda: function(GPU)
+    )
