@@ -21,6 +21,7 @@ class Sizes(NamedTuple):
     draws: pieces in which a step draws its numbers.
     lanes: a step takes a multiple of as many runs, if there are several steps.
     unrolled: the largest linear system whose solution is written out entry by entry.
+    unrolled_few: the same where a few systems do not repay the time to compile it.
     paneled: the largest whose solution is written out by panels of columns.
     phase_cells, phase_pencils: cells of a phase diagram at once, without and with a covariance.
     rules, pencils: rules at once in a prediction, without and with a covariance.
@@ -32,15 +33,16 @@ class Sizes(NamedTuple):
     draws: int
     lanes: int
     unrolled: int
+    unrolled_few: int
     paneled: int
     phase_cells: int
     phase_pencils: int
     rules: int
     pencils: int
 
-    def compiled_fast(self) -> "Sizes":
-        """The sizes for a few small systems: a CPU compiles the library's solution faster."""
-        return self if self.paneled else self._replace(unrolled=0)
+    def for_few(self) -> "Sizes":
+        """The sizes for a few linear systems: programs that compile fast."""
+        return self._replace(unrolled=self.unrolled_few, paneled=0)
 
 
 # 2^19 numbers use vector units and threads of a CPU and stay in its cache: 2^16 and 2^21 are both
@@ -48,12 +50,12 @@ class Sizes(NamedTuple):
 # that launches take less time than the memory. A TPU pads short axes, which takes several times
 # the memory, and reshapes by programs that compile for 40 s unless blocks are multiples of lanes.
 CPU = Sizes(
-    block_numbers=2**19, systems_kept=0, steps_in_call=16, draws=2, lanes=1, unrolled=8, paneled=0,
-    phase_cells=64, phase_pencils=16, rules=256, pencils=64,
+    block_numbers=2**19, systems_kept=0, steps_in_call=16, draws=2, lanes=1, unrolled=8,
+    unrolled_few=0, paneled=0, phase_cells=64, phase_pencils=16, rules=256, pencils=64,
 )  # fmt: skip
 GPU = Sizes(
     block_numbers=2**30, systems_kept=3, steps_in_call=1, draws=1, lanes=128, unrolled=12,
-    paneled=64, phase_cells=2**16, phase_pencils=2**12, rules=2**16, pencils=2**12,
+    unrolled_few=8, paneled=32, phase_cells=2**16, phase_pencils=2**12, rules=2**16, pencils=2**12,
 )  # fmt: skip
 TPU = GPU._replace(block_numbers=2**26)
 TABLE = {"cpu": CPU, "tpu": TPU}

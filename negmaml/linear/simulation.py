@@ -39,7 +39,7 @@ EVALUATIONS = ("expected", "sampled")
 
 LIGHT_NORMALS = 2**26  # a second of work, twice what compiling for speed takes longer
 # Small systems whose unrolled solution saves more than a third of a second of compiling it.
-MANY_SYSTEMS = 2**20
+MANY_SYSTEMS = 10**6
 
 
 @add_table_repr
@@ -214,7 +214,7 @@ def _simulate_in_blocks(experiment: Experiment, sizes: Sizes) -> Simulation:
     key = key if experiment.index is None else jax.random.fold_in(key, experiment.index)
     rates = math.prod(train.batch_shape)
     if runs * rates < MANY_SYSTEMS:
-        sizes = sizes.compiled_fast()
+        sizes = sizes.for_few()
     constants = precompute(problem, adapt, evaluation, sizes)
 
     def one_run(index, normals):

@@ -12,6 +12,7 @@ from jax import lax
 from negmaml._core.arrays import cast, namespace
 from negmaml._core.checks import check_array, check_broadcast, short_repr
 from negmaml._core.jit import jit_fast_compile
+from negmaml._core.platform import Sizes, with_sizes
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance, modes
@@ -129,9 +130,13 @@ def _cells(*given) -> tuple[IsotropicInputs, tuple[int, ...]]:
     return IsotropicInputs(**flat, ridged=ridged), shape
 
 
-@partial(jit_fast_compile, static_argnames="only_best")
+@partial(jit_fast_compile, static_argnames="only_best", by_platform=True)
 def _phases(
-    cells: IsotropicInputs, spectrum: Eigenvalues | None, train: InnerRule, only_best: bool = False
+    cells: IsotropicInputs,
+    spectrum: Eigenvalues | None,
+    train: InnerRule,
+    only_best: bool = False,
+    platform: str | None = None,
 ):
     """Return the `Phase` of every cell, or only the best parameters; isotropic without spectrum."""
 
@@ -149,7 +154,11 @@ def _phases(
         return Phase(best, *jnp.where(_mean_is_infinite(cell), jnp.inf, at(_beside_zero(best))))
 
     # Blocks of cells fill vector units and stay in cache; pencils need more memory a cell.
-    return lax.map(one, cells, batch_size=64 if spectrum is None else 16)
+    def in_blocks(sizes: Sizes):
+        size = sizes.phase_cells if spectrum is None else sizes.phase_pencils
+        return lax.map(one, cells, batch_size=size)
+
+    return with_sizes(platform, in_blocks)
 
 
 def _objective(cell: IsotropicInputs, spectrum: Eigenvalues | None):
