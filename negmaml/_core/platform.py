@@ -13,7 +13,7 @@ from jax import lax
 
 
 class Sizes(NamedTuple):
-    """What one step of a loop computes, and the longest programs that are written out.
+    """Sizes of the blocks of loops, and of the longest programs that are written out.
 
     block_numbers: numbers that one step of a loop over simulated runs draws or keeps.
     systems_kept: times that the matrices of a run count among them.
@@ -76,7 +76,7 @@ def platform_of(*trees: Any) -> str | None:
         if isinstance(leaf, jax.Array) and leaf.committed:
             return next(iter(leaf.devices())).platform
     # Outside of arrays the user's default decides, a device or the name of a platform.
-    default = jax.config.jax_default_device
+    default = getattr(jax.config, "jax_default_device", None)
     return getattr(default, "platform", default) or jax.default_backend()
 
 

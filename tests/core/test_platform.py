@@ -1,4 +1,4 @@
-"""Sizes by platform: chosen by where a program runs, in a trace by what it is lowered for."""
+"""Sizes of the platform that a program runs on, or that a trace is lowered for."""
 
 import re
 
