@@ -231,8 +231,8 @@ def _simulate_in_blocks(experiment: Experiment, sizes: Sizes) -> Simulation:
     @jax.checkpoint  # reverse mode stores indices, not data
     def block(indices):
         # In a loop by itself, or XLA on CPU merges the last stage of the generator into every use
-        # of its numbers, and compiles and runs it once for each use. Accelerators draw in one piece,
-        # which needs no loop: drawing numbers where they are used moves a third of the bytes.
+        # of its numbers, and compiles and runs it once for each use. Accelerators draw in a single
+        # piece, without a loop: numbers drawn where they are used move a third of the bytes.
         normals = lax.map(jax.vmap(draw_run), indices)
         found = jax.vmap(one_run)(indices.ravel(), normals.reshape(indices.size, -1))
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
