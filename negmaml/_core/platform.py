@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-class Sizes(NamedTuple):
+class DeviceSizes(NamedTuple):
     """Sizes of the blocks of loops, and of the longest programs that are written out.
 
     block_numbers: numbers that one step of a loop over simulated runs draws or keeps.
@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
     rules: int
     pencils: int
 
-    def for_few(self) -> "Sizes":
+    def for_few(self) -> "DeviceSizes":
         """The sizes for a few linear systems: programs that compile fast."""
         return self._replace(unrolled=self.unrolled_few, paneled=0)
 
@@ -49,11 +49,11 @@ class Sizes(NamedTuple):
 # 10 to 20% slower. Its matrices are in the cache in any case. On a GPU a step may take 4 GiB, so
 # that launches take less time than the memory. A TPU pads short axes, which takes several times
 # the memory, and reshapes by programs that compile for 40 s unless blocks are multiples of lanes.
-CPU = Sizes(
+CPU = DeviceSizes(
     block_numbers=2**19, systems_kept=0, steps_in_call=16, draws=2, lanes=1, unrolled=8,
     unrolled_few=0, paneled=0, phase_cells=64, phase_pencils=16, rules=256, pencils=64,
 )  # fmt: skip
-GPU = Sizes(
+GPU = DeviceSizes(
     block_numbers=2**30, systems_kept=3, steps_in_call=1, draws=1, lanes=128, unrolled=12,
     unrolled_few=8, paneled=32, phase_cells=2**16, phase_pencils=2**12, rules=2**16, pencils=2**12,
 )  # fmt: skip
@@ -61,7 +61,7 @@ TPU = GPU._replace(block_numbers=2**26)
 TABLE = {"cpu": CPU, "tpu": TPU}
 
 
-def sizes_for(platform: str) -> Sizes:
+def sizes_for(platform: str) -> DeviceSizes:
     """The sizes for a platform, named as by `jax.Device.platform`."""
     return TABLE.get(platform, GPU)
 
@@ -80,7 +80,7 @@ def platform_of(*trees: Any) -> str | None:
     return getattr(default, "platform", default) or jax.default_backend()
 
 
-def with_sizes(platform: str | None, function: Callable[[Sizes], Any]) -> Any:
+def with_sizes(platform: str | None, function: Callable[[DeviceSizes], Any]) -> Any:
     """Return function(sizes) with those of a platform; if None, of the one it is compiled for."""
     if platform is not None:
         return function(sizes_for(platform))

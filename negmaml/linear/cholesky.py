@@ -13,14 +13,14 @@ from jax import lax
 
 from negmaml._core.arrays import contract
 from negmaml._core.factorisations import cpu_safe_vmap
-from negmaml._core.platform import CPU, Sizes
+from negmaml._core.platform import CPU, DeviceSizes
 
 # Columns of a panel at most. The program grows with their cube, and the traffic falls with their
 # number: for 20 x 20 systems on a GPU, 4, 8 and 20 columns compile in 1.7, 2.2 and 6.9 CPU seconds.
 PANEL = 6
 
 
-def cholesky_solve(G, b, sizes: Sizes = CPU):
+def cholesky_solve(G, b, sizes: DeviceSizes = CPU):
     """Solve G z = b for symmetric positive definite G, by G = L L^T.
 
     Arguments:
@@ -39,7 +39,7 @@ def cholesky_solve(G, b, sizes: Sizes = CPU):
     return _written_out(G, b, width) if k <= sizes.paneled else _by_library(G, b)
 
 
-def quadratic_form(G, z, sizes: Sizes = CPU):
+def quadratic_form(G, z, sizes: DeviceSizes = CPU):
     """z^T G z for G of shape (batch, k, k) and z of shape (batch, k)."""
     k = G.shape[-1]
     if k > sizes.unrolled:

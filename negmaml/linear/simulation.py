@@ -15,7 +15,7 @@ from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, add_table_repr, mean_range_text, shape_text
 from negmaml._core.jit import FastCompileJit, jit_fast_compile, one_thread
 from negmaml._core.keys import check_key
-from negmaml._core.platform import Sizes, platform_of, with_sizes
+from negmaml._core.platform import DeviceSizes, platform_of, with_sizes
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
@@ -206,7 +206,7 @@ def _simulate(experiment: Experiment, platform: str | None) -> Simulation:
     return with_sizes(platform, lambda sizes: _simulate_in_blocks(experiment, sizes))
 
 
-def _simulate_in_blocks(experiment: Experiment, sizes: Sizes) -> Simulation:
+def _simulate_in_blocks(experiment: Experiment, sizes: DeviceSizes) -> Simulation:
     key, problem, train, adapt = (
         experiment.key, experiment.problem, experiment.train, experiment.adapt,
     )  # fmt: skip
@@ -275,11 +275,11 @@ class RunConstants(NamedTuple):
 
     sqrt_cov: CovarianceRoots
     adapted: Adapted | None
-    sizes: Sizes
+    sizes: DeviceSizes
 
 
 def precompute(
-    problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, sizes: Sizes
+    problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, sizes: DeviceSizes
 ) -> RunConstants:
     """Compute the constants of all runs once, outside the loop over runs."""
     # Without covariances the expected loss depends on omega only through the distance.
@@ -315,14 +315,14 @@ def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:
 
 
 def numbers_of_run(
-    problem: MixedLinearRegression, rates: int, evaluation: str, sizes: Sizes
+    problem: MixedLinearRegression, rates: int, evaluation: str, sizes: DeviceSizes
 ) -> int:
     """The numbers that a step of the loop over runs draws and keeps for a run."""
     systems = rates * min(problem.rows, problem.p) ** 2
     return normals_of(problem, evaluation) + sizes.systems_kept * systems
 
 
-def loop_shape(runs: int, numbers: int, sizes: Sizes) -> tuple[int, int, int]:
+def loop_shape(runs: int, numbers: int, sizes: DeviceSizes) -> tuple[int, int, int]:
     """Return (blocks, pieces, runs in a piece), whose product is `runs` or less than a block more.
 
     A block is computed at once and drawn in one or two pieces.
@@ -339,7 +339,7 @@ def loop_shape(runs: int, numbers: int, sizes: Sizes) -> tuple[int, int, int]:
 
 
 def meta_train(
-    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, sizes: Sizes
+    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, sizes: DeviceSizes
 ) -> MetaSolution:
     """omega* of one run at every rate, from one Gram matrix for all rates if that is accurate."""
     if _use_shared_gram(data, train):
@@ -358,7 +358,7 @@ def meta_train(
 
 
 def meta_train_distance(
-    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, sizes: Sizes
+    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, sizes: DeviceSizes
 ):
     """|omega* - w0|^2 of one run at every rate, and its flag; cheaper than `meta_train`."""
     if _use_shared_gram(data, train):

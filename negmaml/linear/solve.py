@@ -18,7 +18,7 @@ from negmaml._core.arrays import contract
 from negmaml._core.checks import check_array, check_nonnegative
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.factorisations import cpu_safe_vmap
-from negmaml._core.platform import CPU, Sizes
+from negmaml._core.platform import CPU, DeviceSizes
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
@@ -142,7 +142,9 @@ def _solve_factored(R, b):
     return lax.linalg.triangular_solve(R, y, left_side=True)[:, 0]
 
 
-def one_step_corrections(system: OneStepSystem, rates, ridge, sizes: Sizes = CPU) -> MetaSolution:
+def one_step_corrections(
+    system: OneStepSystem, rates, ridge, sizes: DeviceSizes = CPU
+) -> MetaSolution:
     r"""omega* - omega_0 at every rate of one gradient step, from one pass over the data.
 
     Labels in `system` are relative to omega_0. The Gram matrix squares the condition number, which
@@ -156,7 +158,7 @@ def one_step_corrections(system: OneStepSystem, rates, ridge, sizes: Sizes = CPU
     return MetaSolution(delta, solved.well & jnp.all(jnp.isfinite(delta), -1))
 
 
-def one_step_distances(system: OneStepSystem, rates, ridge, offset, sizes: Sizes = CPU):
+def one_step_distances(system: OneStepSystem, rates, ridge, offset, sizes: DeviceSizes = CPU):
     r"""|omega* - w0|^2 at every rate, where offset = omega_0 - w0, without forming omega*.
 
     A wide system needs no weights, only the solution z of its Gram matrix: delta = Phi^T z gives
@@ -200,7 +202,7 @@ def _weights(system: OneStepSystem, rates, solved: _GramSolution):
     return contract("rn,np->rp", solved.z, A) - rates[:, None] * contract("rn,np->rp", solved.z, B)
 
 
-def _normal_equations(system: OneStepSystem, rates, ridge, sizes: Sizes) -> _GramSolution:
+def _normal_equations(system: OneStepSystem, rates, ridge, sizes: DeviceSizes) -> _GramSolution:
     r"""The smaller Gram matrix and its solution, at every rate.
 
     Phi = A - alpha B and r = a - alpha c make the Gram matrix and the right-hand side quadratics

@@ -13,7 +13,7 @@ from negmaml._core.arrays import working_dtype
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.jit import compiler_options
 from negmaml._core.keys import as_typed, check_key, counter_based
-from negmaml._core.platform import Sizes, platform_of, sizes_for, with_sizes
+from negmaml._core.platform import DeviceSizes, platform_of, sizes_for, with_sizes
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.linear.data import assemble, draw
@@ -56,7 +56,7 @@ class LinearModel:
         test_loss: train_rate.shape + adapt_rate.shape
         distance, well_conditioned: train_rate.shape
 
-    Sizes and steps are static, both rate axes are vectorized: one pass over the data of a cell
+    DeviceSizes and steps are static, both rate axes are vectorized: one pass over the data of a cell
     serves all of them, and all rates share their random numbers. It is a `sweeps.SweepFunction`.
 
     Arguments:
@@ -132,7 +132,7 @@ class LinearModel:
         problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
         rates = math.prod(rules[0].batch_shape)
 
-        def on_device(device: Sizes):
+        def on_device(device: DeviceSizes):
             shape = loop_shape(
                 len(keys), numbers_of_run(problem, rates, self.evaluation, device), device
             )
@@ -156,7 +156,7 @@ class LinearModel:
 
         return with_sizes(platform_of(keys, numbers, shared), on_device)
 
-    def _one(self, key, normals, point, train, adapt, device: Sizes) -> dict[str, jax.Array]:
+    def _one(self, key, normals, point, train, adapt, device: DeviceSizes) -> dict[str, jax.Array]:
         """One cell from its normals, as `nm.simulate` does a run."""
         problem = _problem(point)
         shared = precompute(problem, adapt, self.evaluation, device)

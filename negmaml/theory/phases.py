@@ -12,7 +12,7 @@ from jax import lax
 from negmaml._core.arrays import cast, namespace
 from negmaml._core.checks import check_array, check_broadcast, short_repr
 from negmaml._core.jit import jit_fast_compile
-from negmaml._core.platform import Sizes, with_sizes
+from negmaml._core.platform import DeviceSizes, with_sizes
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance, modes
@@ -154,7 +154,7 @@ def _phases(
         return Phase(best, *jnp.where(_mean_is_infinite(cell), jnp.inf, at(_beside_zero(best))))
 
     # Blocks of cells fill vector units and stay in cache; pencils need more memory a cell.
-    def in_blocks(sizes: Sizes):
+    def in_blocks(sizes: DeviceSizes):
         size = sizes.phase_cells if spectrum is None else sizes.phase_pencils
         return lax.map(one, cells, batch_size=size)
 
