@@ -56,7 +56,7 @@ class LinearModel:
         test_loss: train_rate.shape + adapt_rate.shape
         distance, well_conditioned: train_rate.shape
 
-    DeviceSizes and steps are static, both rate axes are vectorized: one pass over the data of a cell
+    Sizes and steps are static, both rate axes are vectorized: one pass over the data of a cell
     serves all of them, and all rates share their random numbers. It is a `sweeps.SweepFunction`.
 
     Arguments:
