@@ -109,6 +109,7 @@ from negmaml.sweeps import (
     parse,
     planning,
     progressions,
+    reduce,
     runner,
     session,
     spec,

@@ -25,6 +25,7 @@ from negmaml.sweeps.planning import (
     regions,
 )
 from negmaml.sweeps.progress import ProgressCallback, progress_reporter
+from negmaml.sweeps.reduce import statistics_of
 from negmaml.sweeps.runner import empty
 from negmaml.sweeps.session import ExecutionOptions, StorePolicy, read_finished
 from negmaml.sweeps.storage import Address, check_url, check_writable
@@ -50,6 +51,7 @@ def sweep(
     vectorized: Sequence[str] | None = None,
     common_random_numbers: Sequence[str] = (),
     output_dims: Mapping[str, Sequence[str]] | None = None,
+    reduce: Mapping[str, Sequence[str]] | None = None,
     memory: int | None = None,
     block: int | None = None,
     devices: Sequence[Any] | None = None,
@@ -84,6 +86,9 @@ def sweep(
         common_random_numbers: axes along which cells share their random numbers. Cells along
             vectorized axes always do.
         output_dims: names of the dims of outputs, if they do not lead with all vectorized axes.
+        reduce: {"seed": ["mean", "sem", ...]} returns statistics over the seeds in place of single
+            cells, as `test_loss_mean`: some of mean, var, std, sem, count, min, max. They are
+            accumulated on the devices, so that memory and store do not grow with the seeds.
         memory: bytes that one batch of cells may take; by default 256 MiB on CPU, and a quarter of
             the memory of an accelerator.
         block: cells computed and stored at once; by default about two seconds of work.
@@ -139,7 +144,7 @@ def sweep(
     check_execution(memory, block, devices)
     prepared = prepare(
         function, grid, seeds, root_seed=root_seed, static=static, vectorized=vectorized,
-        common_random_numbers=common_random_numbers, output_dims=output_dims,
+        common_random_numbers=common_random_numbers, output_dims=output_dims, reduce=reduce,
     )  # fmt: skip
     # Opened first: if the bar needs a missing package, nothing has been computed yet.
     with progress_reporter(progress) as report:
@@ -227,4 +232,5 @@ def _in_memory(sweep: ValidatedSweep, memory, block, devices, report: ProgressCa
     attributes = sweep.attributes() | {"wall_seconds": time.perf_counter() - started}
     # `finite` has only the dims of the cells.
     variables = {name: (dims[name], results[name]) for name in dims}
-    return xr.Dataset(variables, coordinates(grid), attributes)
+    dataset = xr.Dataset(variables, coordinates(grid), attributes)
+    return statistics_of(dataset, sweep, sweep.statistics)

@@ -13,17 +13,24 @@ import numpy as np
 
 from negmaml._core.keys import key_of
 from negmaml.sweeps.grid import SweepGrid
+from negmaml.sweeps.reduce import Reduction
 
 
-def tables_of(grid: SweepGrid, root_seed: int) -> dict[str, Any]:
-    """The tables of a grid as NumPy arrays, with the root key."""
+def tables_of(grid: SweepGrid, root_seed: int, reduction: Reduction | None) -> dict[str, Any]:
+    """The tables of a grid as NumPy arrays, with the root key.
+
+    reduction: the chunks of seeds of a sweep that reduces over them.
+    """
     axes = grid.tables
     # Values of axes are float64 on the host; the program has JAX's current dtype.
     dtype = jnp.result_type(float)
-    seeds = grid.seeds
+    seeds = grid.seeds if reduction is None else reduction.seeds
+    chunks = {} if reduction is None else {
+        "starts": np.array(reduction.bounds[:-1], np.uint32), "counts": reduction.counts
+    }  # fmt: skip
     # A range is computed from its start and step, which wrap around like the words they make.
     listed = [seeds.start, seeds.step] if isinstance(seeds, range) else seeds
-    return {
+    return chunks | {
         "root": np.asarray(jax.random.key_data(key_of(root_seed))),
         "high": [(axis.addresses >> np.uint64(32)).astype(np.uint32) for axis in axes],
         "low": [axis.addresses.astype(np.uint32) for axis in axes],
@@ -33,7 +40,7 @@ def tables_of(grid: SweepGrid, root_seed: int) -> dict[str, Any]:
 
 
 def cells_at(grid: SweepGrid, tables, positions, region):
-    """Keys of the points without their seeds, seeds, and numbers of cells in a region.
+    """Keys without their seeds, positions along the dim `seed`, and numbers of cells in a region.
 
     positions: (B,), in the region, whose last dim varies fastest. region: (2, dims), its corner and
     its shape.
@@ -56,10 +63,13 @@ def cells_at(grid: SweepGrid, tables, positions, region):
         numbers |= {name: tables["numbers"][name][here] for name in axis.numbers}
     root = jax.random.wrap_key_data(tables["root"], impl=jax.random.key_impl(key_of(0)))
     points = fold(fold(jnp.broadcast_to(root, positions.shape), high), low)
-    seeds = tables["seeds"]
-    if isinstance(grid.seeds, range):
-        return points, seeds[0] + seeds[1] * at["seed"], numbers
-    return points, seeds[at["seed"]], numbers
+    return points, at["seed"], numbers
+
+
+def seeds_at(seeds: range | tuple[int, ...], tables, at):
+    """The seeds at positions, as words."""
+    held = tables["seeds"]
+    return held[0] + held[1] * at if isinstance(seeds, range) else held[at]
 
 
 def fold(keys, words):

@@ -15,9 +15,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from negmaml._core.settings import other_settings, result_settings
-from negmaml.sweeps.cells import cells_at, fold, tables_of
+from negmaml.sweeps.cells import cells_at, fold, seeds_at, tables_of
 from negmaml.sweeps.functions import SweepFunction
 from negmaml.sweeps.grid import SweepGrid
+from negmaml.sweeps.reduce import TILE, Reduction, chunk_moments
 
 KEPT = 32  # programs of about 3 MiB each; blocks are sorted by group, so few are needed at once
 
@@ -32,9 +33,10 @@ class Program:
         self.executable, self.batch = executable, batch
         self.constants, self.places = constants, places
 
-    def __call__(self, positions: np.ndarray, region: np.ndarray):
+    def __call__(self, positions: np.ndarray, region: np.ndarray, constants=None):
         # An executable does not move its arguments: they have to lie where it expects them.
-        return self.executable(*jax.device_put((positions, region), self.places), *self.constants)
+        given = jax.device_put((positions, region), self.places)
+        return self.executable(*given, *(constants or self.constants))
 
     @property
     def nbytes(self) -> int:
@@ -53,16 +55,19 @@ class Compiler:
     """
 
     def __init__(
-        self, function: SweepFunction, grid: SweepGrid, root_seed: int, block, memory: int,
-        devices: list,
+        self, function: SweepFunction, grid: SweepGrid, reduction: Reduction | None, root_seed: int,
+        block, memory: int, devices: list,
     ):  # fmt: skip
         self.function, self.grid, self.block = function, grid, block
+        self.reduction = reduction
+        self.longest = 1 if reduction is None else int(reduction.counts.max())
         self.memory, self.devices = memory, devices
         self.mesh = Mesh(np.array(devices), ("cells",))
         # Tables of the axes stay on the devices, so that a call moves only positions.
         vectorized = grid.vectorized_values()
         number = jnp.result_type(float)
-        held = tables_of(grid, root_seed), {n: np.asarray(v, number) for n, v in vectorized.items()}
+        tables = tables_of(grid, root_seed, reduction)
+        held = tables, {n: np.asarray(v, number) for n, v in vectorized.items()}
         self.constants = jax.device_put(held, self._place(PartitionSpec()))
         self.correction = 1.0  # measured over estimated memory
         self.groups = grid.groups()
@@ -72,6 +77,7 @@ class Compiler:
         # XLA compiles without Python's global lock, so threads do compile in parallel.
         self.at_once = max(2, min(8, os.cpu_count() or 1))
         self.pool = ThreadPoolExecutor(self.at_once)
+        self.limits: dict[int, int | None] = {}  # cells of a group that are evaluated at once
         self.took: dict[int, list[float]] = {}  # seconds to trace and to compile a group
         self.check: Callable[[Mapping[str, Any]], None] = lambda group: (
             None
@@ -100,6 +106,13 @@ class Compiler:
         """Discard all programs, because the block or the estimate of memory has changed."""
         self.ready.clear()
         self.started.clear()
+
+    def first_tile(self) -> tuple[tuple, int]:
+        """The constants with chunks of one tile at most, and the number of tiles of a chunk."""
+        tables, vectorized = self.constants
+        if "counts" in tables:
+            tables = tables | {"counts": jnp.minimum(tables["counts"], TILE)}
+        return (tables, vectorized), -(-self.longest // TILE)
 
     def seconds(self, group: int) -> float:
         """Estimated time to compile all groups, from that of this compiled one."""
@@ -154,28 +167,40 @@ class Compiler:
 
     def _first_guess(self, group: int) -> int:
         """Cells that should fit into memory: as the function says, or from all intermediates."""
-        devices = len(self.devices)
-        said = self.function.batch_cells(**self.groups[group])
-        if said is not None:
-            return said * devices
-        program = self._traced(group, devices).jaxpr
-        return max(1, int(self.memory * devices / max(1, _intermediate_bytes(program.jaxpr))))
+        devices, tile = len(self.devices), min(TILE, self.longest)
+        fit = self.function.batch_cells(**self.groups[group])
+        if fit is None:
+            program = self._traced(group, devices).jaxpr
+            each = _intermediate_bytes(program.jaxpr) / tile / devices
+            fit = int(self.memory / max(1, each))
+        # A reduced sweep computes a tile of every cell at once, or parts of it if memory is small.
+        self.limits[group] = max(1, fit) if fit < tile else None
+        return max(1, fit // tile) * devices
 
     def _options(self, group: int) -> dict[str, Any] | None:
-        cells = self.grid.group_cells(self.grid.shape)
+        cells = self.grid.group_cells(self.grid.shape) * self.longest
         platform = self.devices[0].platform
         return self.function.compiler_options(platform, cells, **self.groups[group])
 
     def _traced(self, group: int, batch: int):
         """The jitted program of a batch of cells, traced."""
-        function, statics, grid = self.function, self.groups[group], self.grid
+        grid, reduction = self.grid, self.reduction
 
         def cells(positions, region, tables, vectorized):
-            points, seeds, numbers = cells_at(grid, tables, positions, region)
-            # Without the barrier, XLA may derive a key again for each of its uses.
-            keys, numbers = lax.optimization_barrier((fold(points, seeds), numbers))
-            out = function.batched(keys, numbers, {**statics, **vectorized})
-            return {**out, "finite": _finite(out, positions.shape)}
+            points, at, numbers = cells_at(grid, tables, positions, region)
+            if reduction is None:
+                seeds = seeds_at(grid.seeds, tables, at)
+                out = self._evaluate(group, points, seeds, numbers, vectorized)
+                return {**out, "finite": _finite(out, positions.shape)}
+
+            def evaluate(j):
+                # Every seed of the tile with every chunk, as cells one after the other.
+                seeds = seeds_at(reduction.seeds, tables, tables["starts"][at][:, None] + j)
+                each = jax.tree.map(lambda x: jnp.repeat(x, len(j), 0), (points, numbers))
+                out = self._evaluate(group, each[0], seeds.ravel(), each[1], vectorized)
+                return jax.tree.map(lambda x: x.reshape(*seeds.shape, *x.shape[1:]), out)
+
+            return chunk_moments(evaluate, tables["counts"][at], self.longest)
 
         if len(self.devices) > 1:
             # Cells are independent, so each device gets its share of positions.
@@ -189,6 +214,24 @@ class Compiler:
         given = (batch,), (2, len(grid.dims))
         shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in given]
         return jax.jit(cells).trace(*shapes, *self.constants)
+
+    def _evaluate(self, group: int, points, seeds, numbers, vectorized) -> dict[str, jax.Array]:
+        """The outputs of cells, from the keys of their points and their seeds."""
+        shared = {**self.groups[group], **vectorized}
+        # Without the barrier, XLA may derive a key again for each of its uses.
+        cells = lax.optimization_barrier((fold(points, seeds), numbers))
+        count, limit = len(seeds), self.limits.get(group)
+        if limit is None or limit >= count:
+            return self.function.batched(cells[0], cells[1], shared)
+        # The last part repeats cells, so that all have one shape.
+        parts = jnp.arange(-(-count // limit) * limit).reshape(-1, limit) % count
+
+        def part(at):
+            keys, numbers = jax.tree.map(lambda x: x[at], cells)
+            return self.function.batched(keys, numbers, shared)
+
+        out = lax.map(part, parts)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], out)
 
     def _place(self, spec: PartitionSpec):
         """Where an argument lies."""

@@ -10,6 +10,7 @@ from negmaml._core.fingerprint import Identity, difference
 from negmaml.sweeps import progressions
 from negmaml.sweeps.functions import Output
 from negmaml.sweeps.grid import Axis, SweepGrid
+from negmaml.sweeps.reduce import Reduction
 from negmaml.sweeps.values import indistinct
 
 FORMAT = 5  # raise it too when a cell gets other random numbers
@@ -27,7 +28,7 @@ class Manifest:
     each group of static values. described: the full identities of some of these programs. block:
     cells of a chunk along each dim. extensions: for each extension of a vectorized axis, the box
     over the vectorized axes that it added. label_chunks: values of a coordinate in a chunk, by dim,
-    where they are not `LABELS`.
+    where they are not `LABELS`. reduction: the chunks of seeds, if the outputs are moments of them.
     """
 
     function: str
@@ -41,6 +42,7 @@ class Manifest:
     block: tuple[int, ...] = ()
     extensions: tuple[Box, ...] = ()
     label_chunks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    reduction: Reduction | None = None
     format: int = FORMAT
 
     @property
@@ -73,6 +75,7 @@ class Manifest:
             "block": self.block,
             "parts": self.extensions,
             "labels": dict(self.label_chunks),
+            "reduce": self.reduction and self.reduction.to_json(),
         })  # fmt: skip
 
     @classmethod
@@ -95,11 +98,14 @@ class Manifest:
         )  # fmt: skip
         outputs = tuple(Output(n, tuple(d), tuple(s), t) for n, d, s, t in held["outputs"])
         extensions = tuple({dim: tuple(box[dim]) for dim in box} for box in held["parts"])
+        chunks = held.get("reduce")
+        reduction = None if chunks is None else Reduction.from_json(chunks)
         return cls(
             held["function"], held["version"], held["root"], held["x64"], grid, outputs,
             held["programs"],
             {group: Identity.from_json(text) for group, text in held["described"].items()},
-            tuple(held["block"]), extensions, dict(held.get("labels", {})), held["format"],
+            tuple(held["block"]), extensions, dict(held.get("labels", {})), reduction,
+            held["format"],
         )  # fmt: skip
 
 
@@ -122,6 +128,14 @@ def differences(stored: Manifest, asked: Manifest) -> tuple[list[str], list[str]
     for field in ("root_seed", "x64"):
         if getattr(stored, field) != getattr(asked, field):
             wrong.append(_differ(field, getattr(stored, field), getattr(asked, field)))
+    if (stored.reduction is None) != (asked.reduction is None):
+        kinds = "single cells", "statistics over seeds"
+        wrong.append(_differ("reduce", *(kinds[m.reduction is not None] for m in (stored, asked))))
+    elif stored.reduction is not None and asked.reduction is not None:
+        try:
+            stored.reduction.joined(asked.reduction)
+        except ValueError as error:
+            wrong.append(f"seeds: {error}")
     if stored.grid.common != asked.grid.common:
         common = (sorted(m.grid.common) for m in (stored, asked))
         wrong.append(_differ("common_random_numbers", *common))
@@ -245,9 +259,13 @@ def extended(stored: Manifest, asked: Manifest) -> Manifest:
     def longer(axis: Axis) -> Axis:
         return replace(axis, values=progressions.joined(axis.values, new[axis.names].values))
 
+    reduction, seeds = stored.reduction, progressions.joined(old.seeds, asked.grid.seeds)
+    if reduction is not None and asked.reduction is not None:
+        reduction = reduction.joined(asked.reduction)
+        seeds = reduction.firsts
     grid = replace(
         old, axes=tuple(map(longer, old.axes)), vectorized=tuple(map(longer, old.vectorized)),
-        seeds=progressions.joined(old.seeds, asked.grid.seeds),
+        seeds=seeds,
     )  # fmt: skip
     # One box for each axis that grew: old cells need all values of the other axes at its new
     # values, where "all" includes those that an earlier box of this loop has just added.
@@ -258,7 +276,9 @@ def extended(stored: Manifest, asked: Manifest) -> Manifest:
             extensions.append(box | {dim: (sizes[dim], size)})
             sizes[dim] = size
     outputs = tuple(_resized(output, sizes) for output in stored.outputs)
-    return replace(stored, grid=grid, extensions=tuple(extensions), outputs=outputs)
+    return replace(
+        stored, grid=grid, extensions=tuple(extensions), outputs=outputs, reduction=reduction
+    )
 
 
 def _resized(output: Output, sizes: Mapping[str, int]) -> Output:

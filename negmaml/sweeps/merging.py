@@ -29,6 +29,7 @@ from negmaml.sweeps.members import require_exclusive
 from negmaml.sweeps.planning import MAX_BLOCK_BYTES, describe, regions
 from negmaml.sweeps.progress import ProgressCallback, progress_reporter
 from negmaml.sweeps.progressions import compact, positions
+from negmaml.sweeps.reduce import statistics_of
 from negmaml.sweeps.runner import empty
 from negmaml.sweeps.storage import StoreError, check_url, check_writable
 from negmaml.sweeps.store import SweepStore, create, open_store
@@ -129,7 +130,7 @@ def merge(
     manifest = sources[0].manifest
     for source in sources:
         manifest = _joined(sources[0].url, manifest, source)
-    manifest = replace(manifest, grid=_sorted(manifest.grid, sources[0].manifest.grid))
+    manifest = replace(manifest, grid=_sorted(manifest, sources[0].manifest.grid))
     manifest = replace(
         manifest, format=FORMAT, block=_block([s.manifest for s in sources], manifest)
     )
@@ -139,13 +140,13 @@ def merge(
         out = open_store(url, crashed)
         # The same call after an interruption finds the store that it created.
         if out is None:
-            out = create(url, manifest, _attributes(sources, manifest.grid))
+            out = create(url, manifest, _attributes(sources, manifest))
         else:
             _check_same(url, out.manifest, manifest)
             clear_lost(out, check=True)
         _copy(out, [_placed(source, out.manifest.grid) for source in sources], lock.check, tell)
     held = description_of(url)
-    return dataset_of(url, held, found_in(url, held).levels)
+    return statistics_of(dataset_of(url, held, found_in(url, held).levels), held.manifest)
 
 
 def _source(url: str) -> _Source:
@@ -200,8 +201,9 @@ def _joined(first: str, manifest: Manifest, source: _Source) -> Manifest:
     return replace(joined, programs={**other.programs, **joined.programs})
 
 
-def _sorted(joined: SweepGrid, first: SweepGrid) -> SweepGrid:
+def _sorted(merged: Manifest, first: SweepGrid) -> SweepGrid:
     """The joined grid, sorted along axes of numbers that became longer."""
+    joined = merged.grid
 
     def in_order(axis: Axis, before: Axis) -> Axis:
         # Strings have no natural order, so they stay in order of appearance.
@@ -213,19 +215,20 @@ def _sorted(joined: SweepGrid, first: SweepGrid) -> SweepGrid:
         )
 
     axes = tuple(in_order(*pair) for pair in zip(joined.axes, first.axes, strict=True))
-    longer = len(joined.seeds) > len(first.seeds)
+    # Chunks of seeds stay in the order of their moments.
+    longer = len(joined.seeds) > len(first.seeds) and merged.reduction is None
     seeds = compact(sorted(joined.seeds)) if longer else joined.seeds
     return replace(joined, axes=axes, seeds=seeds)
 
 
-def _attributes(sources: Sequence[_Source], grid: SweepGrid) -> dict[str, Any]:
+def _attributes(sources: Sequence[_Source], manifest: Manifest) -> dict[str, Any]:
     """The attributes of the merged store."""
     held = {name: v for name, v in sources[0].attributes.items() if name not in OWN}
     seconds = sum(float(source.attributes.get("wall_seconds", 0.0)) for source in sources)
     history = [line for source in sources for line in source.attributes.get("history", [])]
     noted = {"history": history} if history else {}
     urls = [source.url for source in sources]
-    return held | describe(grid) | {"wall_seconds": seconds, "merged": urls} | noted
+    return held | describe(manifest) | {"wall_seconds": seconds, "merged": urls} | noted
 
 
 def _check_same(url: str, held: Manifest, manifest: Manifest) -> None:

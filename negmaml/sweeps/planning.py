@@ -19,8 +19,9 @@ from negmaml._core.version import __version__
 from negmaml.sweeps.functions import Output, Plain, SweepFunction, outputs, roles
 from negmaml.sweeps.grid import Axis, Region, SweepGrid
 from negmaml.sweeps.manifest import Manifest
-from negmaml.sweeps.names import check_portable
-from negmaml.sweeps.parse import name_tuple, parse_grid
+from negmaml.sweeps.names import check_outputs, check_portable
+from negmaml.sweeps.parse import name_tuple, parse_grid, parse_seeds
+from negmaml.sweeps.reduce import Reduction, moment_outputs, parse_reduce, reduction_of
 from negmaml.sweeps.runner import Runner
 
 BLOCK_SECONDS = 2.0  # a kill loses this much work; a write takes milliseconds
@@ -32,7 +33,8 @@ OWN_BYTES = 100  # bytes of a cell for its position, numbers and key
 class ValidatedSweep:
     """A sweep whose arguments have all been checked.
 
-    declared: outputs whose dims the function or the caller names.
+    declared: outputs whose dims the function or the caller names. reduction: the chunks of seeds,
+    if the outputs are moments over them. statistics: those that the caller asked for.
     """
 
     function: SweepFunction
@@ -40,11 +42,16 @@ class ValidatedSweep:
     outputs: tuple[Output, ...]
     root_seed: int
     declared: frozenset[str]
+    reduction: Reduction | None = None
+    statistics: tuple[str, ...] = ()
 
     def manifest(self) -> Manifest:
         """The manifest of its store, still without programs and blocks."""
         name = name_of(self.function)
-        return Manifest(name, __version__, self.root_seed, x64(), self.grid, self.outputs, {}, {})
+        return Manifest(
+            name, __version__, self.root_seed, x64(), self.grid, self.outputs, {}, {},
+            reduction=self.reduction,
+        )  # fmt: skip
 
     def check_portable(self) -> None:
         """Raise for names that cannot be those of arrays of a store on every system."""
@@ -54,18 +61,20 @@ class ValidatedSweep:
     def runner(self, block: Sequence[int], memory: int | None, devices) -> Runner:
         """A runner that computes it on local devices."""
         return Runner(
-            self.function, self.grid, self.outputs, self.root_seed, block, memory, devices
-        )
+            self.function, self.grid, self.outputs, self.root_seed, block, memory, devices,
+            self.reduction,
+        )  # fmt: skip
 
     def attributes(self) -> dict[str, Any]:
         """The attributes of its dataset, which record how it was made."""
         name = {"function": name_of(self.function), "root_seed": self.root_seed}
-        return provenance() | name | describe(self.grid)
+        return provenance() | name | describe(self)
 
 
-def describe(grid: SweepGrid) -> dict[str, str]:
-    """The points and seeds of a grid as attributes of a dataset."""
-    seeds = grid.seeds
+def describe(sweep: "ValidatedSweep | Manifest") -> dict[str, str]:
+    """The points and seeds of a sweep as attributes of a dataset."""
+    grid, reduction = sweep.grid, sweep.reduction
+    seeds = grid.seeds if reduction is None else reduction.seeds
     axes = {",".join(axis.names): _plain(axis) for axis in (*grid.axes, *grid.vectorized)}
     # As text, because attributes of netCDF files cannot hold tables.
     return {"grid": str(axes), "seeds": _seeds_text(seeds)}
@@ -94,6 +103,7 @@ def prepare(
     vectorized=None,
     common_random_numbers=(),
     output_dims=None,
+    reduce=None,
 ) -> ValidatedSweep:
     """Check everything that can be checked before computing: see `nm.sweep`."""
     if (
@@ -103,12 +113,19 @@ def prepare(
     ):
         raise ValueError(f"root_seed must be an integer from 0 to 2^32 - 1, got {root_seed!r}")
     said = roles(function, static, vectorized, output_dims)
+    names, reduction = parse_reduce(reduce), None
+    if names:
+        reduction = reduction_of(parse_seeds(seeds))
+        seeds = reduction.firsts
     parsed = parse_grid(
         grid, seeds, said.function.accepts, said.function.requires, said.static, said.vectorized,
         name_tuple("common_random_numbers", common_random_numbers),
     )  # fmt: skip
-    found = outputs(said, parsed)
-    return ValidatedSweep(said.function, parsed, found, int(root_seed), frozenset(said.output_dims))
+    found, declared = outputs(said, parsed), frozenset(said.output_dims)
+    if reduction is not None:
+        found = moment_outputs(found)
+        check_outputs({o.name: dict(zip(o.dims, o.shape, strict=True)) for o in found}, parsed)
+    return ValidatedSweep(said.function, parsed, found, int(root_seed), declared, reduction, names)
 
 
 def x64() -> bool:
@@ -127,6 +144,7 @@ class Plan:
         batch, batch_bytes: cells and memory of one call of the largest program.
         seconds_per_cell: time of a cell of the largest group, once compiled.
         compile_seconds: estimate for all programs, if each costs as much as the largest.
+        reduction: the chunks of seeds of a sweep that reduces over them; a chunk counts as a cell.
     """
 
     grid: SweepGrid
@@ -137,6 +155,7 @@ class Plan:
     batch_bytes: int
     seconds_per_cell: float
     compile_seconds: float
+    reduction: Reduction | None = None
 
     @property
     def blocks(self) -> int:
@@ -159,6 +178,7 @@ class Plan:
         dims = " x ".join(f"{dim} {size}" for dim, size in sizes.items())
         block = " x ".join(f"{d} {n}" for d, n in zip(sizes, self.block, strict=True))
         found = {
+            **self._seed_rows(),
             "cells": f"{self.grid.cells:,} ({dims})",
             "shape groups": f"{self.groups:,}, a program each",
             "blocks": f"{self.blocks:,} of up to {math.prod(self.block):,} cells ({block})",
@@ -173,6 +193,13 @@ class Plan:
             "estimated time": f"at most {self.seconds:.1f} s, and compiling",
         }
 
+    def _seed_rows(self) -> dict[str, str]:
+        if self.reduction is None:
+            return {}
+        chunks, seeds = len(self.reduction.counts), len(self.reduction.seeds)
+        text = f"{seeds:,} of each point, reduced in {chunks} chunks; a chunk is a cell below"
+        return {"seeds": text}
+
     def __repr__(self) -> str:
         rows = self.rows()
         width = 2 + max(map(len, rows))
@@ -184,7 +211,7 @@ class Plan:
 def plan(
     function, grid, seeds, *, root_seed=0, static=None, vectorized=None,
     common_random_numbers=(), output_dims=None,
-    memory=None, block=None, devices=None,
+    reduce=None, memory=None, block=None, devices=None,
 ) -> Plan:  # fmt: skip
     """Plan what `nm.sweep` with the same arguments would do (a dry run).
 
@@ -202,7 +229,7 @@ def plan(
     """
     sweep = prepare(
         function, grid, seeds, root_seed=root_seed, static=static, vectorized=vectorized,
-        common_random_numbers=common_random_numbers, output_dims=output_dims,
+        common_random_numbers=common_random_numbers, output_dims=output_dims, reduce=reduce,
     )  # fmt: skip
     return planned(sweep, memory, block, devices)[0]
 
@@ -225,14 +252,14 @@ def planned(sweep: ValidatedSweep, memory, cells, devices) -> tuple[Plan, Runner
         in_memory = min(runner.memory // 16, MAX_BLOCK_BYTES) // of_cell
         runner.block = chunk_shape(runner.grid.shape, max(1, in_memory))
     else:
-        runner.block = chunk_shape(runner.grid.shape, cells)
+        runner.block = chunk_shape(runner.grid.shape, max(1, cells // runner.compiler.longest))
     seconds = runner.probe(group)
     if cells is None and seconds * math.prod(runner.block) > BLOCK_SECONDS:
         runner.block = chunk_shape(runner.grid.shape, max(1, int(BLOCK_SECONDS / seconds)))
     program = runner.compiler.program(group)
     found = Plan(
         runner.grid, runner.outputs, runner.block, len(groups), program.batch, program.nbytes,
-        seconds, runner.compiler.seconds(group),
+        seconds, runner.compiler.seconds(group), sweep.reduction,
     )  # fmt: skip
     return found, runner
 

@@ -14,6 +14,7 @@ import numpy as np
 from negmaml.sweeps.compiler import Compiler
 from negmaml.sweeps.functions import Output, SweepFunction
 from negmaml.sweeps.grid import Block, Region, SweepGrid
+from negmaml.sweeps.reduce import Reduction
 
 # XLA's batched factorisations on CPU can deadlock when two threads run them at once.
 ONE_AT_A_TIME = threading.Lock()
@@ -49,12 +50,14 @@ class Runner:
 
     def __init__(
         self, function: SweepFunction, grid: SweepGrid, outputs, root_seed: int, block, memory=None,
-        devices=None,
+        devices=None, reduction: Reduction | None = None,
     ):  # fmt: skip
         self.grid, self.outputs = grid, outputs
         self.devices = list(jax.local_devices() if devices is None else devices)
         self.memory = memory or default_memory(self.devices[0])
-        self.compiler = Compiler(function, grid, root_seed, block, self.memory, self.devices)
+        self.compiler = Compiler(
+            function, grid, reduction, root_seed, block, self.memory, self.devices
+        )
         # A CPU works itself on each batch, so nothing is gained by starting the next one.
         self.in_flight = 1 if self.devices[0].platform == "cpu" else IN_FLIGHT
 
@@ -133,14 +136,16 @@ class Runner:
         # The first cell, repeated: time and memory depend on shapes, not on values.
         positions = np.zeros(program.batch, np.int32)
         corner = np.array([[0] * len(self.grid.dims), self.grid.shape], np.int32)
+        # Of a chunk of seeds, only the first tile.
+        short, tiles = self.compiler.first_tile()
         before = _peak_memory(self.devices[0])
         with ONE_AT_A_TIME:
             # The first call also allocates its buffers; only the second is timed.
-            jax.block_until_ready(program(positions, corner))
+            jax.block_until_ready(program(positions, corner, short))
             taken = _peak_memory(self.devices[0]) - before
             start = time.perf_counter()
-            jax.block_until_ready(program(positions, corner))
-        seconds = time.perf_counter() - start
+            jax.block_until_ready(program(positions, corner, short))
+        seconds = tiles * (time.perf_counter() - start)
         # The estimate misses buffers of the runtime; correct it once it is clearly wrong.
         if taken > 1.2 * self.memory:
             self.compiler.correction *= taken / (program.nbytes * self.compiler.correction)

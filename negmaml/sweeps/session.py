@@ -23,7 +23,8 @@ from negmaml.sweeps.manifest import (
     with_programs,
 )
 from negmaml.sweeps.planning import ValidatedSweep, describe, planned
-from negmaml.sweeps.progressions import positions
+from negmaml.sweeps.progressions import missing_from, positions
+from negmaml.sweeps.reduce import statistics_of
 from negmaml.sweeps.runner import Runner
 from negmaml.sweeps.storage import StoreError, storage_at
 from negmaml.sweeps.store import SweepStore, create, open_store
@@ -168,12 +169,13 @@ def open_or_create(
                 f"store {url!r}: vectorized axes were extended {MAX_EXTENSIONS} times, the "
                 "maximum; sweep all values into another store"
             )
-        store.extend(merged, describe(merged.grid) | notes)
+        store.extend(merged, describe(merged) | notes)
     elif history or noted.programs != stored.programs:
         store.note(noted, notes)
     stored = store.manifest
     # In the order of the store, which decides where a cell lies in its chunk.
-    return replace(sweep, grid=stored.grid, outputs=stored.outputs), store, None
+    held = replace(sweep, grid=stored.grid, outputs=stored.outputs, reduction=stored.reduction)
+    return held, store, None
 
 
 def _compared_with_store(
@@ -218,7 +220,9 @@ def _groups_to_compare(stored: Manifest, requested: SweepGrid) -> list[dict[str,
 def _check_outputs(sweep: ValidatedSweep, url: str, stored: Manifest, requested: Manifest) -> None:
     """Raise if stored outputs could depend on all values of a vectorized axis that has changed."""
     other = other_vectorized_axes(stored.grid, requested.grid)
-    hidden = [o.name for o in sweep.outputs if not o.dims and o.name not in sweep.declared]
+    names = [o.name if sweep.reduction is None else o.name.rpartition("_")[0]
+             for o in sweep.outputs if not o.dims]  # fmt: skip
+    hidden = [name for name in dict.fromkeys(names) if name not in sweep.declared]
     if other and hidden:
         raise StoreError(
             f"store {url!r} has other values of {', '.join(other)} than requested: outputs "
@@ -229,6 +233,7 @@ def _check_outputs(sweep: ValidatedSweep, url: str, stored: Manifest, requested:
 
 def read_finished(sweep: ValidatedSweep, url: str, policy: StorePolicy):
     """The dataset of a store that has all requested cells, or None; writes nothing."""
+    sweep = in_chunks_of(url, sweep)
     described = read_description(url, storage_at(url))
     if described is None:
         return None
@@ -243,11 +248,27 @@ def read_finished(sweep: ValidatedSweep, url: str, policy: StorePolicy):
     levels = found_in(url, described, check=True).levels[cells]
     if (levels <= last_level(store, sweep.grid)).any():
         return None
-    return to_dataset(store, sweep.grid, cells)
+    return to_dataset(store, sweep, cells)
 
 
-def to_dataset(store: SweepStore, requested: SweepGrid, cells):
-    """The requested cells of a store as a lazy dataset, in the order of the requested grid."""
+def in_chunks_of(url: str, sweep: ValidatedSweep) -> ValidatedSweep:
+    """The sweep with the chunks of seeds that the store at `url` has, and its own seeds besides."""
+    if sweep.reduction is None or (held := read_description(url, storage_at(url))) is None:
+        return sweep
+    stored, seeds = held.manifest.reduction, sweep.reduction.seeds
+    # A sweep that lacks seeds of the store keeps its own chunks, which may be some of the store's.
+    if stored is None or missing_from(seeds, stored.seeds):
+        return sweep
+    reduction = stored.with_seeds(seeds)
+    return replace(sweep, grid=replace(sweep.grid, seeds=reduction.firsts), reduction=reduction)
+
+
+def to_dataset(store: SweepStore, sweep: ValidatedSweep, cells):
+    """The requested cells of a store as a lazy dataset, in the order of the requested grid.
+
+    Statistics over seeds are computed, not lazy.
+    """
+    requested = sweep.grid
     dataset = dataset_of(
         store.url, StoreDescription(store.attributes, store.manifest, store.layouts)
     )
@@ -261,4 +282,6 @@ def to_dataset(store: SweepStore, requested: SweepGrid, cells):
     # Selecting all positions in order would make a lazy array slower for nothing.
     chosen = {d: i for d, i in at.items() if not np.array_equal(i, np.arange(sizes[d]))}
     dataset = dataset.isel(chosen) if chosen else dataset
-    return dataset if stored.dims == requested.dims else dataset.transpose(*requested.dims, ...)
+    if stored.dims != requested.dims:
+        dataset = dataset.transpose(*requested.dims, ...)
+    return statistics_of(dataset, sweep, sweep.statistics)

@@ -46,12 +46,14 @@ FIELDS = {
     "vectorized": "axes that the function takes as one array each",
     "common_random_numbers": "axes along which cells share their random numbers",
     "output_dims": "names of the dims of outputs, by output",
+    "reduce": 'statistics over the seeds in place of single cells: { seed = ["mean", "sem"] }',
     "memory": "bytes that a batch of cells may take",
     "block": "cells computed and stored at once",
     "dtype": '"float32", the default, or "float64"',
     "code_version": "a label for a function that calls back to Python",
 }
-PASSED = ("seeds", "root_seed", "static", "vectorized", "common_random_numbers", "output_dims")
+PASSED = ("seeds", "root_seed", "static", "vectorized", "common_random_numbers", "output_dims",
+          "reduce")  # fmt: skip
 RENAMED = {"root": "root_seed", "whole": "vectorized", "common": "common_random_numbers",
            "version": "code_version"}  # fmt: skip
 EXAMPLES = "negmaml.examples"

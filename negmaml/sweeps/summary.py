@@ -12,6 +12,7 @@ from negmaml.sweeps.dataset import dataset_of
 from negmaml.sweeps.description import description_of
 from negmaml.sweeps.lost import found_in
 from negmaml.sweeps.parse import did_you_mean
+from negmaml.sweeps.reduce import statistics_of
 from negmaml.sweeps.storage import check_url
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -21,7 +22,7 @@ def load(url: str):
     """The dataset of a store with `completed`; works while a sweep writes it."""
     url = check_url(url)
     held = description_of(url)
-    return dataset_of(url, held, found_in(url, held).levels)
+    return statistics_of(dataset_of(url, held, found_in(url, held).levels), held.manifest)
 
 
 def select(dataset, chosen: Mapping[str, str]):
@@ -49,6 +50,12 @@ def select(dataset, chosen: Mapping[str, str]):
 def variable(dataset, asked: str | None) -> str:
     """The requested variable; by default the only one, or test_loss."""
     names = [str(name) for name in dataset.data_vars if name not in ("completed", "finite")]
+    # A sweep that reduced over seeds has the statistics of an output in place of the output.
+    if "seed" not in dataset.dims:
+        means = [name for name in names if name.endswith("_mean")]
+        asked = next((name for name in means if name == f"{asked or 'test_loss'}_mean"), asked)
+        if asked is None and len(means) == 1:
+            return means[0]
     if asked is None and (len(names) == 1 or "test_loss" in names):
         return names[0] if len(names) == 1 else "test_loss"
     if asked is None:
@@ -63,21 +70,26 @@ def variable(dataset, asked: str | None) -> str:
 def mean(dataset, name: str, keep: Sequence[str]):
     """(mean, standard error) of a variable over seeds, from finite and complete cells.
 
+    A statistic over seeds is returned as it is, with the standard error that belongs to a mean.
+
     Raises ValueError if a dim besides `keep` is left.
     """
     if dataset[name].dtype.kind == "c":
         raise ValueError(f"{name} is complex; store its real part or modulus to have a mean drawn")
-    valid = (
-        dataset["finite"] & (dataset["completed"] > 0)
-        if "completed" in dataset
-        else dataset["finite"]
-    )
+    reduced = "seed" not in dataset.dims
+    # A statistic leaves out values that are not finite itself.
+    valid = dataset["finite"] | reduced
+    if "completed" in dataset:
+        valid &= dataset["completed"] > 0
     _check_fits(dataset[name])
     values = dataset[name].astype(float).where(valid)
     if extra := [d for d in values.dims if d not in keep and d != "seed"]:
         raise ValueError(f"choose a value of {', '.join(extra)} with --select {extra[0]}=...")
     if lacking := [d for d in keep if d not in values.dims]:
         raise ValueError(f"{name} does not vary over {', '.join(lacking)}")
+    if reduced:
+        errors = dataset.get(f"{name.removesuffix('mean')}sem")
+        return values, values * np.nan if errors is None else errors.astype(float).where(valid)
     count = values.notnull().sum("seed")
     # xarray's deviation divides by n. Over sqrt(n - 1) it is the standard error, s / sqrt(n).
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -156,7 +168,8 @@ def rows(dataset) -> list[tuple[str, str]]:
             over = [d for d in array.dims if d != "seed"]
             means, _ = mean(dataset, str(name), over)
             text = f"{float(means.min()):.5g} to {float(means.max()):.5g}"
-            found.append((f"{name}, mean over seeds", text))
+            what = f"{name}, mean over seeds" if "seed" in dataset.dims else str(name)
+            found.append((what, text))
     if "wall_seconds" in dataset.attrs:
         found.append(("wall time, s", f"{dataset.attrs['wall_seconds']:.1f}"))
     return found

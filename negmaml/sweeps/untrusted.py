@@ -13,6 +13,7 @@ import numpy as np
 
 from negmaml.sweeps.layout import LABELS, MAX_LABELS, Layout, layouts
 from negmaml.sweeps.manifest import COMPLETED, Manifest
+from negmaml.sweeps.reduce import MOMENTS
 
 MAX_TEXT = 2**26  # bytes of JSON
 MAX_CELLS = 10**9
@@ -122,6 +123,13 @@ def _check_grid(manifest: Manifest) -> None:
     dims = [axis.dim for axis in (*grid.axes, *grid.vectorized) if axis.dim]
     _require(len(set(dims)) == len(dims) and "seed" not in dims, "dims, twice,", dims)
     _check_seeds(grid.seeds)
+    if (reduction := manifest.reduction) is not None:
+        _check_seeds(reduction.seeds)
+        _require(reduction.firsts == grid.seeds, "the chunks of seeds", reduction.bounds)
+        held = {output.name for output in manifest.outputs}
+        bases = {name.removesuffix("_m2") for name in held if name.endswith("_m2")}
+        moments = {f"{base}_{moment}" for base in bases for moment in MOMENTS}
+        _require(moments == held, "the moments over seeds", sorted(held))
     _bound("cells", grid.cells, MAX_CELLS, "spread them over several stores")
 
 

@@ -43,6 +43,7 @@ from negmaml.sweeps.session import (
     SharedError,
     StorePolicy,
     at_level,
+    in_chunks_of,
     last_level,
     open_or_create,
     positions_of,
@@ -90,7 +91,8 @@ def run(runner: Runner, store: SweepStore, shard: Shard) -> Iterator[int]:
             yield from _written(pending)
             pending = []
             if block is not None:
-                pending = [(int(block[1].sum()), writer.submit(write, block[0], block[1], values))]
+                region, wanted = block
+                pending = [(int(wanted.sum()), writer.submit(write, region, wanted, values))]
         yield from _written(pending)
 
 
@@ -205,6 +207,7 @@ def run_exclusive(sweep: ValidatedSweep, url: str, options: ExecutionOptions, po
     with locked(url) as lock:
         # Workers hold no lock while they compute, so they are looked for under this one.
         crashed = require_exclusive(url) or lock.previous_owner_crashed
+        asked = sweep = in_chunks_of(url, sweep)
         started, grid = time.perf_counter(), sweep.grid
         programs = ProgramCache(sweep, policy.code_version)
         sweep, store, runner = open_or_create(sweep, url, crashed, options, policy, programs)
@@ -231,7 +234,7 @@ def run_exclusive(sweep: ValidatedSweep, url: str, options: ExecutionOptions, po
                 with contextlib.suppress(OSError, StoreError):
                     lock.check()
                     store.describe({"wall_seconds": before + time.perf_counter() - started})
-        return to_dataset(store, grid, requested)
+        return to_dataset(store, asked, requested)
 
 
 def _run_level(
@@ -325,8 +328,10 @@ def _run_member(
     policy: StorePolicy, programs: ProgramCache,
 ):  # fmt: skip
     """Join the workers, compute claimed blocks until all are complete, and leave."""
-    started, grid = time.perf_counter(), sweep.grid
+    started = time.perf_counter()
     with locked(url, opening=True) as lock:
+        asked = sweep = in_chunks_of(url, sweep)
+        grid = sweep.grid
         exclusive = not membership.others()
         crashed = lock.previous_owner_crashed and exclusive
         sweep, store, runner = open_or_create(
@@ -367,7 +372,7 @@ def _run_member(
                 runner = None  # it was made for this level
         finally:
             _leave(url, membership, time.perf_counter() - started)
-    return to_dataset(store, grid, requested)
+    return to_dataset(store, asked, requested)
 
 
 def _leave(url: str, membership: Membership, seconds: float) -> None:
