@@ -87,8 +87,8 @@ def sweep(
             vectorized axes always do.
         output_dims: names of the dims of outputs, if they do not lead with all vectorized axes.
         reduce: {"seed": ["mean", "sem", ...]} returns statistics over the seeds in place of single
-            cells, as `test_loss_mean`: some of mean, var, std, sem, count, min, max. They are
-            accumulated on the devices, so that memory and store do not grow with the seeds.
+            cells, each as a variable such as `test_loss_mean`: some of mean, var, std, sem, count,
+            min and max. Devices accumulate them, so memory and store do not grow with the seeds.
         memory: bytes that one batch of cells may take; by default 256 MiB on CPU, and a quarter of
             the memory of an accelerator.
         block: cells computed and stored at once; by default about two seconds of work.
@@ -108,12 +108,20 @@ def sweep(
         progress: True shows a bar (needs rich: pip install "negmaml[cli]"); a function is called as
             progress(cells completed, cells in all) after every block.
 
+    Statistics over seeds (`reduce`) are those of the finite values at each position. `count` is the
+    number of these, and `finite` is False at points where any value is not finite. Without a finite
+    value a statistic is NaN. `var` divides by count - 1, and `sem` is std / sqrt(count). Integers
+    and truth values count as floats. The order of all sums follows from the seeds, so that blocks,
+    batches, devices and workers change at most the last digit. A store holds the moments of chunks
+    of seeds, in which progress is counted: it serves all statistics, takes more seeds with
+    `extend`, and can be merged. Quantiles need every value and raise ValueError.
+
     If a store holds more than this call asks for, the result is the part that was asked for.
 
-    Returns an `xarray.Dataset`, read lazily if there is a store. Dims are named by the grid, then
-    `seed`, then those of the output; coordinates are the values. `finite` is False at cells with
-    a NaN or infinity, which are kept. Attributes record how the dataset was made. Outputs that have
-    no NumPy dtype get the smallest one that holds all their values: float32 for bfloat16 and
+    Returns an `xarray.Dataset`, which is read lazily if there is a store and no `reduce`. Dims are
+    named by the grid, then `seed`, then those of the output; coordinates are the values. `finite`
+    is False at cells with a NaN or infinity, which are kept. Attributes record how the dataset was
+    made. Outputs that have no NumPy dtype get the smallest one that holds all their values: float32 for bfloat16 and
     float8, int8 and uint8 for integers of fewer bits.
 
     Axes, outputs and their dims share one namespace. Values of an axis must differ in JAX's current

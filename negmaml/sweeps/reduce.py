@@ -13,7 +13,9 @@ LeVeque 1979)
 
 A chunk is computed in tiles of `TILE` seeds. A tile is summed along a tree whose shape depends only
 on the number of its seeds, and tiles are merged in order. So the order of all sums follows from the
-seeds, and not from blocks, batches, devices or workers.
+seeds, and not from blocks, batches, devices or workers. Counts, minima and maxima never depend on
+these. Means and deviations may differ in the last digit between batches of different shapes, since
+a compiler may contract a product and a sum in one and not in the other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +62,7 @@ class Reduction:
         return [progressions.compact(self.seeds[a:b]) for a, b in pairwise(self.bounds)]
 
     def with_seeds(self, seeds: Sequence[int]) -> "Reduction":
-        """These chunks, and new ones of the seeds that they lack."""
+        """These chunks, and new ones of the seeds that are in none of them."""
         added = progressions.missing_from(self.seeds, seeds)
         return self.joined(reduction_of(added)) if added else self
 
@@ -266,7 +268,8 @@ def _merged(moments, names: Sequence[str]):
 
 def _statistics(count, mean, m2, least, most):
     """The arrays of `STATISTICS`, from the moments of chunks along the dim `seed`."""
-    total, center, spread = (array.isel(seed=0, drop=True) * 0.0 for array in (count, mean, m2))
+    zero = (0 * count.isel(seed=0, drop=True)).astype(float)
+    total, center, spread = zero, zero, zero
     # One chunk after the other, so that the order of the sums is always the same.
     for i in range(count.sizes["seed"]):
         n, center_i, spread_i = (
@@ -276,8 +279,9 @@ def _statistics(count, mean, m2, least, most):
         share = n / np.maximum(total + n, 1)
         spread = spread + spread_i.where(n > 0, 0) + d * d * total * share
         center, total = center + d * share, total + n
-    none = total > 0
     variance = (spread / np.maximum(total - 1, 1)).where(total > 1)
     deviation = np.sqrt(variance)
-    bounds = least.min("seed").where(none), most.max("seed").where(none)
-    return center.where(none), variance, deviation, deviation / np.sqrt(total), total, *bounds
+    some = total > 0
+    least, most = (array.where(count > 0) for array in (least, most))
+    bounds = least.min("seed").where(some), most.max("seed").where(some)
+    return center.where(some), variance, deviation, deviation / np.sqrt(total), total, *bounds

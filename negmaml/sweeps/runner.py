@@ -136,7 +136,7 @@ class Runner:
         # The first cell, repeated: time and memory depend on shapes, not on values.
         positions = np.zeros(program.batch, np.int32)
         corner = np.array([[0] * len(self.grid.dims), self.grid.shape], np.int32)
-        # Of a chunk of seeds, only the first tile.
+        # A chunk of seeds is long, so only its first tile is timed.
         short, tiles = self.compiler.first_tile()
         before = _peak_memory(self.devices[0])
         with ONE_AT_A_TIME:

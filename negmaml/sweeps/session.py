@@ -256,7 +256,7 @@ def in_chunks_of(url: str, sweep: ValidatedSweep) -> ValidatedSweep:
     if sweep.reduction is None or (held := read_description(url, storage_at(url))) is None:
         return sweep
     stored, seeds = held.manifest.reduction, sweep.reduction.seeds
-    # A sweep that lacks seeds of the store keeps its own chunks, which may be some of the store's.
+    # A sweep of fewer seeds keeps its own chunks, which may be some of the store's.
     if stored is None or missing_from(seeds, stored.seeds):
         return sweep
     reduction = stored.with_seeds(seeds)

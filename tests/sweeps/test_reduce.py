@@ -31,10 +31,13 @@ def swept(seeds, grid=GRID, reduce=ALL, **options):
     return nm.sweep(function, grid, seeds, **OPTIONS, reduce=reduce, **options)
 
 
-def assert_same(one, other):
+def assert_same(one, other, rounding=0.0):
+    """Compare all variables; counts and bounds have to be equal even where sums may be rounded."""
     assert set(one.data_vars) == set(other.data_vars)
     for name in other.data_vars:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        summed = name.endswith(("mean", "var", "std", "sem"))
+        rtol = rounding if summed else 0
+        np.testing.assert_allclose(one[name], other[name], rtol=rtol, atol=0, err_msg=name)
 
 
 def expected(cells, name):
@@ -105,9 +108,10 @@ def test_float32_is_accurate_far_from_zero(center, spread):
 def test_results_do_not_depend_on_blocks_batches_or_memory():
     whole = swept(700)
     for given in ({"block": 1}, {"memory": 60_000}, {"memory": 2_000}):
-        assert_same(swept(700, **given), whole)
-    # A point alone has the same numbers as in the grid.
-    assert_same(swept(700, GRID | {"sigma": [0.5]}), whole.isel(sigma=[1]))
+        # A compiler may contract products and sums in one batch and not in another.
+        assert_same(swept(700, **given), whole, rounding=5e-7)
+    # A grid of a single point has the same numbers.
+    assert_same(swept(700, GRID | {"sigma": [0.5]}), whole.isel(sigma=[1]), rounding=5e-7)
 
 
 class Small(SweepFunction):
