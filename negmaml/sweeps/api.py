@@ -121,8 +121,8 @@ def sweep(
     Returns an `xarray.Dataset`, which is read lazily if there is a store and no `reduce`. Dims are
     named by the grid, then `seed`, then those of the output; coordinates are the values. `finite`
     is False at cells with a NaN or infinity, which are kept. Attributes record how the dataset was
-    made. Outputs that have no NumPy dtype get the smallest one that holds all their values: float32 for bfloat16 and
-    float8, int8 and uint8 for integers of fewer bits.
+    made. Outputs that have no NumPy dtype get the smallest one that holds all their values: float32
+    for bfloat16 and float8, int8 and uint8 for integers of fewer bits.
 
     Axes, outputs and their dims share one namespace. Values of an axis must differ in JAX's current
     dtype: float32, or float64 with 64 bits enabled.
