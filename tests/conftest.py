@@ -23,19 +23,27 @@ PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 LARGEST = 2**30  # bytes of them; what the code of last week compiled to is never asked for again
 
 
+# Without optimisation, by the older code generator, and in one thread, for which nothing is split.
+# The last two XLA may not know.
+BASE_FLAGS = "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"
+MORE_FLAGS = "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"
+
+
 def quick_flags() -> str:
-    """Flags with which XLA compiles for the CPU in less than half the time.
+    """Flags with which XLA compiles for the CPU in a third of the time.
 
     Tests run most programs once, so compilation costs more than what the optimiser saves. Values
-    agree to rounding. Programs that the package compiles with options of its own keep these. XLA
-    aborts at an unknown flag, so the code generator is chosen only if the library knows its flag.
+    agree to rounding. XLA aborts at an unknown flag, so its library is searched for the names.
     """
-    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    flags = list(BASE_FLAGS)
     library = Path(jaxlib.__file__).with_name("libjax_common.so")
     if library.exists():
         with library.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-            if content.find(b"xla_cpu_use_fusion_emitters") >= 0:
-                flags.append("--xla_cpu_use_fusion_emitters=false")
+            flags += [
+                flag
+                for flag in MORE_FLAGS
+                if content.find(flag.strip("-").split("=")[0].encode()) >= 0
+            ]
     return " ".join(flags)
 
 
@@ -59,6 +67,26 @@ def pytest_configure(config):
         shutil.rmtree(folder, ignore_errors=True)
     os.environ[PROGRAMS] = str(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def light_profile():
+    """The package's options for light programs; tests compile them without optimisation, too."""
+    from tests.internals import jit_profiles
+
+    light, jit_profiles["light"] = jit_profiles["light"], jit_profiles["trivial"]
+    return light
+
+
+@pytest.fixture
+def shipped_options(light_profile, monkeypatch):
+    """Compile with the package's options, in tests about them."""
+    from tests.internals import compiler_options, jit_profiles
+
+    monkeypatch.setitem(jit_profiles, "light", light_profile)
+    compiler_options.cache_clear()
+    yield
+    compiler_options.cache_clear()
 
 
 @pytest.fixture

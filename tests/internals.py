@@ -18,6 +18,7 @@ from negmaml._core.display import (
 )
 from negmaml._core.factorisations import SAFE_WORK, cpu_safe_vmap, eigh, inverse, linear_solve
 from negmaml._core.fingerprint import Identity, UnidentifiedError, difference, identify
+from negmaml._core.jit import _PROFILES as jit_profiles
 from negmaml._core.jit import FastCompileJit, compiler_options, is_concrete, jit_fast_compile
 from negmaml._core.jit import registered as jit_registered
 from negmaml._core.keys import COUNTER_BASED, check_key, counter_based

@@ -8,15 +8,8 @@ from tests.internals import compiler_options, jit_fast_compile
 from tests.internals import jit as compilation
 
 
-@pytest.fixture
-def fresh_cache():
-    compiler_options.cache_clear()
-    yield
-    compiler_options.cache_clear()
-
-
 @pytest.mark.parametrize("work", ["heavy", "light"])
-def test_options_that_this_version_does_not_know_are_left_out(monkeypatch, fresh_cache, work):
+def test_options_that_this_version_does_not_know_are_left_out(monkeypatch, shipped_options, work):
     monkeypatch.setitem(compilation._OPTIONS, "xla_cpu_no_such_option", True)
     options = compiler_options("cpu", work)
     assert options["xla_backend_optimization_level"] == 1
