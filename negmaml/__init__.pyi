@@ -16,6 +16,7 @@ from negmaml.meta import (
     MetaSGDParams,
     Stateful,
     Tasks,
+    Variables,
     adapt,
     anil,
     fomaml,
@@ -26,6 +27,7 @@ from negmaml.meta import (
     meta_sgd,
     per_step_state,
     reptile,
+    variables,
 )
 from negmaml.paper.cross_check import Verification, verify
 from negmaml.problem import MixedLinearRegression
@@ -60,6 +62,7 @@ __all__ = [
     "Simulation",
     "Stateful",
     "Tasks",
+    "Variables",
     "Verification",
     "adapt",
     "advise",
@@ -84,5 +87,6 @@ __all__ = [
     "sweeps",
     "tasks",
     "theory",
+    "variables",
     "verify",
 ]

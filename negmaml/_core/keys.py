@@ -22,14 +22,14 @@ def check_key(name: str, key):
     key: typed, or an array of raw uint32 for the default generator. It is returned unchanged if its
     generator is in `COUNTER_BASED`.
     """
-    if not (_is_typed(key) or _is_raw(key)):
+    if not (is_typed_key(key) or _is_raw(key)):
         # An integer was probably meant as a seed: the message shows the call.
         whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
         raise TypeError(
             f"{name} must be a random key, got {short_repr(key)}; write "
             f"{name}=jax.random.key({key if whole else 0})"
         )
-    if key.ndim != (0 if _is_typed(key) else 1):
+    if key.ndim != (0 if is_typed_key(key) else 1):
         raise ValueError(
             f"{name} must be one random key, got an array of shape {key.shape}; "
             "use jax.vmap for several keys"
@@ -50,7 +50,7 @@ def check_key(name: str, key):
 
 def as_typed(key):
     """Return a typed or raw key as a typed key."""
-    return key if _is_typed(key) else jax.random.wrap_key_data(jnp.asarray(key))
+    return key if is_typed_key(key) else jax.random.wrap_key_data(jnp.asarray(key))
 
 
 def counter_based(keys):
@@ -60,7 +60,7 @@ def counter_based(keys):
 
 def with_counter_based_keys(tree):
     """The pytree with its typed keys as those of a generator in `COUNTER_BASED`."""
-    return jax.tree.map(lambda leaf: counter_based(leaf) if _is_typed(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: counter_based(leaf) if is_typed_key(leaf) else leaf, tree)
 
 
 def key_of(seed):
@@ -110,7 +110,8 @@ def _is_program(value) -> bool:
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
-def _is_typed(leaf) -> bool:
+def is_typed_key(leaf) -> bool:
+    """True for an array of typed keys."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 

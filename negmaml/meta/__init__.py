@@ -12,14 +12,15 @@ from negmaml.meta.algorithms import (
 )
 from negmaml.meta.batching import Tasks
 from negmaml.meta.convolution import im2col_convolution
-from negmaml.meta.gradients import MetaSGDParams
 from negmaml.meta.inner import adapt
-from negmaml.meta.stateful import Stateful, per_step_state
+from negmaml.meta.stateful import per_step_state
+from negmaml.meta.variables import MetaSGDParams, Stateful, Variables, variables
 
 __all__ = [
     "MetaSGDParams",
     "Stateful",
     "Tasks",
+    "Variables",
     "adapt",
     "anil",
     "fomaml",
@@ -30,6 +31,7 @@ __all__ = [
     "meta_sgd",
     "per_step_state",
     "reptile",
+    "variables",
 ]
 
 __getattr__ = renamed_exports(

@@ -84,27 +84,29 @@ def leading_axis(name: str, tree) -> int:
     return counts.pop()
 
 
-def mean_over_tasks(block: Callable, tasks: Tasks, batch_size: int | None):
+def mean_over_tasks(block: Callable, tasks: tuple, batch_size: int | None):
     """Return the mean over tasks and a stack of aux, computed `batch_size` tasks at a time.
 
-    block(tasks, weight) -> (sums over tasks, aux). The weight is one over the number of all tasks
-    and multiplies each loss before differentiation. A derivative rule that is not linear, such as
-    one that clips, then gets the cotangents of the gradient of the mean.
+    tasks: support, query and anything else that leads with the task axis. block(tasks, weight) ->
+    (sums over tasks, aux). The weight is one over the number of all tasks and multiplies each loss
+    before differentiation. A derivative rule that is not linear, such as one that clips, then gets
+    the cotangents of the gradient of the mean.
     """
     try:
         return _mean(block, tasks, batch_size)
     except (TypeError, ValueError) as error:
         # (x, y) of equal shapes passes the check above, and only the loss can fail on it.
-        if _bare(tasks):
+        support, query, *_ = tasks
+        if _bare(Tasks(support, query)):
             error.add_note(
-                f"tasks has the arrays {tree_text(tasks.support)} as support and "
-                f"{tree_text(tasks.query)} as query. {_PAIRS}"
+                f"tasks has the arrays {tree_text(support)} as support and {tree_text(query)} as "
+                f"query. {_PAIRS}"
             )
         raise
 
 
-def _mean(block: Callable, tasks: Tasks, batch_size: int | None):
-    count = leading_axis("tasks.support and tasks.query", tuple(tasks))
+def _mean(block: Callable, tasks: tuple, batch_size: int | None):
+    count = leading_axis("tasks.support and tasks.query", tasks)
     size = count if batch_size is None else min(batch_size, count)
     whole = count // size * size  # tasks in blocks of full size
     # One block needs no loop, and `jax.grad` of it no stored carry.

@@ -41,7 +41,6 @@ def choose(losses: LossPair, rule: InnerRule, params, state, tasks) -> tuple[str
     # First the cases that need no trace of the losses, which takes time.
     method = losses.method
     if rule.implicit:
-        check_no_state(rule, state)
         if method not in (None, "reverse"):
             raise ValueError(
                 f"method {method!r} follows the updates of a rule, and {type(rule).__name__} has a "
@@ -85,12 +84,6 @@ def _check_follows_updates(method: str, rule: InnerRule, state) -> None:
         )
     if method == "low-rank" and not isinstance(rule, GradientDescent):
         raise ValueError(f"method 'low-rank' needs GradientDescent as the rule, got {rule!r}")
-
-
-def check_no_state(rule: InnerRule, state) -> None:
-    """Raise where the model has a state and the rule no steps that could update it."""
-    if jax.tree.leaves(state):
-        raise TypeError(f"a model with state needs a rule that steps, got {rule!r}")
 
 
 def has_symmetric_hessian(losses: LossPair, params, state, tasks) -> bool:

@@ -6,7 +6,8 @@ Every algorithm is a function
 
 The first result holds sums over tasks of the loss times the weight, one over the number of all
 tasks. `per task` is (aux, new state, convergence), stacked over tasks. The losses take and return a
-state of the model; a model without one has the state `()` (`negmaml.meta.stateful`).
+state of the model; a model without one has the state `()` (`negmaml.meta.stateful`). Tasks are
+(support, query, keys), where `keys` replace the random keys in the state.
 
 The inner steps are in `negmaml.meta.inner`. Derivatives through them are in this module by reverse
 mode, in `negmaml.meta.forward_over_reverse`, and in `negmaml.meta.lowrank` for wide dense layers.
@@ -21,11 +22,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from negmaml._core.convergence import warn_unless
+from negmaml._core.display import tree_text
 from negmaml._core.settings import own_transfers
-from negmaml.meta.batching import as_tasks, mean_over_tasks
+from negmaml.meta.batching import as_tasks, leading_axis, mean_over_tasks
 from negmaml.meta.choice import LossPair, choose, has_symmetric_hessian, leaf_rates
 from negmaml.meta.forward_over_reverse import backward_recursion
-from negmaml.meta.inner import adapt_leaves, inner_gradient
+from negmaml.meta.inner import adapt_leaves, inner_gradient, state_at
 from negmaml.meta.lowrank import LowRankPlan, factored_loss
 from negmaml.meta.partition import (
     Loss,
@@ -33,23 +35,18 @@ from negmaml.meta.partition import (
     check_params,
     combine,
     partition,
-    partition_floating,
     thaw_mask,
 )
 from negmaml.meta.shape_errors import explain_while_loops
-from negmaml.meta.stateful import Stateful, StatefulRule, as_stateful, lift_loss, mean_state
+from negmaml.meta.stateful import StatefulRule, lift_loss, mean_state
+from negmaml.meta.variables import (
+    MetaSGDForm,
+    MetaSGDParams,
+    Variables,
+    keys_of_tasks,
+    variables,
+)
 from negmaml.rules import UNSOLVED, GradientDescent, run
-
-
-class MetaSGDParams(NamedTuple):
-    """Meta-parameters of `meta_sgd`: initial parameters and inner learning rates.
-
-    `rate` is a number, or a pytree like `params` or a prefix of it. The rates are trained without
-    a constraint, so they may become zero or negative.
-    """
-
-    params: Any
-    rate: Any
 
 
 class Algorithm(NamedTuple):
@@ -72,46 +69,70 @@ class Algorithm(NamedTuple):
         warn_unless(converged, UNSOLVED)
         return result
 
-    def with_convergence(self, rule, params, tasks):
-        """Return (result, convergence of each task); True for a rule that takes steps."""
-        stateful = isinstance(params, Stateful)
-        if stateful and self.gradient is meta_sgd:
-            raise TypeError(
-                "params must be MetaSGDParams(params, rate) for meta_sgd, got Stateful parameters; "
-                "to learn rates of a model with state, make them a part of its params, as "
-                "negmaml.examples.maml_plus_plus does"
-            )
+    def with_convergence(self, rule, params, tasks, first=0):
+        """Return (result, convergence of each task); True for a rule that takes steps.
+
+        first: the number of the first task in the meta-batch, of which `tasks` may be a part.
+        """
         # From here on the parameters are floating point leaves, and every loss has a state.
-        params, state = as_stateful(params)
-        floats, static = partition_floating(params)
-        with explain_while_loops():
-            block = partial(self.gradient, self.losses(static, stateful), rule, floats, state)
-            sums, (aux, states, converged) = mean_over_tasks(
-                block, as_tasks(tasks), self.batch_size
+        floats, state, form = variables(params)
+        if self.gradient is meta_sgd and not isinstance(form, MetaSGDForm):
+            raise TypeError(
+                "params must be MetaSGDParams(params, rate) for meta_sgd, got "
+                f"{type(params).__name__}"
             )
+        tasks = as_tasks(tasks)
+        count = leading_axis("tasks.support and tasks.query", tuple(tasks))
+        keys = keys_of_tasks(state, first + jnp.arange(count))
+        with explain_while_loops():
+            block = partial(self.gradient, self.losses(form), rule, floats, state)
+            sums, (aux, states, converged) = mean_over_tasks(block, (*tasks, keys), self.batch_size)
         value, *gradient = sums
         result = (value, aux) if self.has_aux else value
         # `objective` returns the value only.
         if gradient:
-            own = Stateful(gradient[0], mean_state(states)) if stateful else gradient[0]
-            result = result, own
+            own = gradient[0], mean_state(state, states)
+            known = isinstance(params, Variables)
+            result = result, own if known else form.gradient(params, *own)
         return result, True if converged is None else converged
 
-    def losses(self, static, stateful: bool) -> LossPair:
+    def losses(self, form) -> LossPair:
         """Return the losses as functions of the floating point leaves and the state."""
         # The loss takes the parameters of Meta-SGD without the rates.
-        static = static.params if isinstance(static, MetaSGDParams) else static
-        outer = lift_loss(self.loss, static, stateful, self.has_aux)
-        inner = outer if self.inner_loss is None else lift_loss(self.inner_loss, static, stateful)
+        form = form.inner if self.gradient is meta_sgd else form
+        outer = lift_loss(self.loss, form, self.has_aux)
+        inner = outer if self.inner_loss is None else lift_loss(self.inner_loss, form)
         return LossPair(inner, outer, thaw_mask(self.hashable_mask), self.method)
 
 
-def reporting_convergence(value_and_grad: Any) -> Callable:
-    """Return (params, tasks) -> (result, convergence of each task), True where it is not known."""
+def of_variables(value_and_grad: Any) -> Callable:
+    """Return a function of (variables, tasks, number of the first task) for any `value_and_grad`.
+
+    It returns (value, (gradient, new state)) and the convergence of each task, True where it is not
+    known.
+    """
     function = getattr(value_and_grad, "func", None)
     if isinstance(function, Algorithm):  # a `Partial` of the algorithm and its rule
         return partial(function.with_convergence, *value_and_grad.args)
-    return lambda params, tasks: (value_and_grad(params, tasks), True)
+
+    def of_model(parts, tasks, first):
+        model = parts.model
+        result = value_and_grad(model, tasks)
+        check_pair(result)
+        value, gradient = result
+        return (value, parts.form.parts_of_gradient(model, gradient)), True
+
+    return of_model
+
+
+def check_pair(result) -> None:
+    """Raise TypeError unless the result of a `value_and_grad` is (value, gradient)."""
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            f"value_and_grad must return (value, gradient), got {tree_text(result)}; for the "
+            "objective maml(loss, rule) pass maml_value_and_grad(loss, rule), for another one "
+            "jax.value_and_grad(objective)"
+        )
 
 
 def objective(losses: LossPair, rule, params, state, tasks, weight, remat: bool = False):
@@ -120,9 +141,10 @@ def objective(losses: LossPair, rule, params, state, tasks, weight, remat: bool 
     moving, frozen = partition(params, losses.mask)
 
     # The query loss starts from the state that the inner steps ended with.
-    def one_task(support, query):
+    def one_task(support, query, keys):
+        start = combine(keys, state)
         (theta, adapted_state), info = adapt_leaves(
-            losses.inner, rule, (moving, frozen), state, support, remat
+            losses.inner, rule, (moving, frozen), start, support, remat
         )
         value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
         return value, (aux, new, _known(info))
@@ -159,9 +181,10 @@ def first_order(losses: LossPair, rule, params, state, tasks, weight):
     # Here d theta_i / d params = I: the gradient is that of the query loss at theta_i.
     moving, frozen = partition(params, losses.mask)
 
-    def one_task(support, query):
+    def one_task(support, query, keys):
+        start = combine(keys, state)
         (theta, adapted_state), info = adapt_leaves(
-            losses.inner, rule, (moving, frozen), state, support
+            losses.inner, rule, (moving, frozen), start, support
         )
         at = combine(theta, frozen)
         (value, (aux, new)), gradient = _at_query(losses, at, adapted_state, query, weight)
@@ -174,14 +197,15 @@ def _with_constant_gradients(losses: LossPair, rule, params, state, tasks, weigh
     """Return the sum of the query losses, whose inner gradients are constants for jax.grad."""
     moving, frozen = partition(params, losses.mask)
 
-    def one_task(support, query):
+    def one_task(support, query, keys):
         # Frozen leaves enter the inner steps by gradients only, which are constants.
         gradient = inner_gradient(losses.inner, lax.stop_gradient(frozen), support)
 
         def constant_gradient(point):
             return lax.stop_gradient(gradient(lax.stop_gradient(point)))
 
-        (theta, adapted_state), _ = run(StatefulRule(rule), constant_gradient, (moving, state))
+        start = combine(keys, state)
+        (theta, adapted_state), _ = run(StatefulRule(rule), constant_gradient, (moving, start))
         value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
         return value, (aux, new, None)
 
@@ -196,9 +220,10 @@ def reptile(losses: LossPair, rule, params, state, tasks, weight):
         raise TypeError(f"reptile needs a rule that steps, got {rule!r}")
     moving, frozen = partition(params, losses.mask)
 
-    def one_task(support, query):
+    def one_task(support, query, keys):
         gradient = inner_gradient(losses.inner, frozen, support)
-        (theta, adapted_state), (visited, _) = run(StatefulRule(rule), gradient, (moving, state))
+        start = combine(keys, state)
+        (theta, adapted_state), (visited, _) = run(StatefulRule(rule), gradient, (moving, start))
         if rule.sums_gradients:
             # One step comes without an axis for the steps.
             visited = visited if rule.steps > 1 else jax.tree.map(lambda x: x[None], visited)
@@ -218,11 +243,9 @@ def reptile(losses: LossPair, rule, params, state, tasks, weight):
 
 def meta_sgd(losses: LossPair, rule, meta, state, tasks, weight):
     """Return value, and gradients in the parameters and in the rates."""
-    if not isinstance(meta, MetaSGDParams):
-        raise TypeError(f"params must be MetaSGDParams(params, rate), got {type(meta).__name__}")
     meta = MetaSGDParams(check_params(meta.params), check_params(meta.rate))
-    # The recursion also returns the gradient in the rates.
-    if has_symmetric_hessian(losses, meta.params, state, tasks):
+    # The recursion also returns the gradient in the rates. A state changes the loss on the way.
+    if not jax.tree.leaves(state) and has_symmetric_hessian(losses, meta.params, state, tasks):
         own = GradientDescent(meta.rate, rule.steps)
         (value, gradient, of_rule), per_task = _mixed(
             losses, own, meta.params, state, tasks, weight
@@ -241,15 +264,22 @@ def _implicit(losses: LossPair, rule, params, state, tasks, weight):
     """Return value and gradient of a rule that solves, by the implicit function theorem."""
     moving, frozen = partition(params, losses.mask)
 
-    def one_task(support, query):
+    def one_task(support, query, keys):
+        start = combine(keys, state)
+
         def inner(theta, frozen):
-            return losses.inner(combine(theta, frozen), state, support)[0]
+            return losses.inner(combine(theta, frozen), start, support)[0]
+
+        # The state of the query is that at the solution, and so depends on it.
+        def outer(theta, state, query):
+            return losses.outer(theta, state_at(losses.inner, theta, state, support), query)
 
         # With H the Hessian of the inner loss, pull_back maps a cotangent v of theta to
         # (I + H/strength)^{-1} v in the start, and to its effect through the frozen leaves.
         solution, pull_back = rule.solve_and_pull_back(inner, moving, frozen)
         at = combine(solution.params, frozen)
-        (value, (aux, new)), slope = _at_query(losses, at, state, query, weight)
+        at_solution = losses._replace(outer=outer)
+        (value, (aux, new)), slope = _at_query(at_solution, at, start, query, weight)
         # Frozen leaves act directly on the query loss, and through the solution.
         of_theta, direct = partition(slope, losses.mask)
         of_start, of_frozen, accurate = pull_back(of_theta)
@@ -264,7 +294,7 @@ def _mixed(losses: LossPair, rule, params, state, tasks, weight):
     rule, params = check_inputs(rule, params)
     moving, frozen = partition(params, losses.mask)
 
-    def one_task(support, query):
+    def one_task(support, query, keys):
         def inner(full):
             return losses.inner(full, state, support)[0]
 
@@ -298,7 +328,7 @@ def _factored(losses: LossPair, rule, wide, params, state, tasks, weight):
 
     plan = LowRankPlan(rate, rule.steps, wide, [r is not None for r in rates])
 
-    def one_task(support, query):
+    def one_task(support, query, keys):
         return factored_loss((inner, outer), params, plan, support, query)
 
     values, per_task = jax.vmap(one_task)(*tasks)

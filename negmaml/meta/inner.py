@@ -8,17 +8,10 @@ import jax
 from negmaml._core.checks import check_flag
 from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_transfers
-from negmaml.meta.choice import check_no_state
-from negmaml.meta.partition import (
-    Loss,
-    check_inputs,
-    check_loss,
-    combine,
-    partition,
-    partition_floating,
-)
+from negmaml.meta.partition import Loss, check_inputs, check_loss, combine, partition
 from negmaml.meta.shape_errors import explain_while_loops
-from negmaml.meta.stateful import Stateful, StatefulRule, as_stateful, lift_loss
+from negmaml.meta.stateful import StatefulRule, lift_loss
+from negmaml.meta.variables import variables
 from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution, run
 
 
@@ -40,8 +33,9 @@ def adapt(
     Arguments:
         loss: scalar function of (params, data).
         params: any pytree. Its floating point arrays and Python floats are the parameters; other
-            leaves, integers, functions and settings of a module, are returned unchanged. Or
-            `Stateful(params, state)`, whose loss also takes and returns a state.
+            leaves, integers, functions and settings of a module, are returned unchanged. Or a
+            model with a state: a Flax NNX module, variables of linen, or `Stateful(params, state)`,
+            each with the loss that `nm.variables` lists for it.
         support: the task's data, as `loss` takes it.
         rule: any rule that moves a general model (`negmaml.rules`), of any sign:
             `GradientDescent`, whose rate is a number or a pytree like `params` or a prefix of it,
@@ -68,21 +62,18 @@ def adapt(
     -0.5
     """
     remat, return_info = check_flag("remat", remat), check_flag("return_info", return_info)
-    # Static leaves of a module are set aside: derivatives are taken of the others.
-    stateful = isinstance(params, Stateful)
-    start, state = as_stateful(params)
-    floats, static = partition_floating(start)
-    loss = check_loss("loss", loss, "(params, state, data)" if stateful else "(params, data)")
+    # Leaves that do not train are set aside: derivatives are taken of the others.
+    floats, state, form = variables(params)
+    loss = check_loss("loss", loss)
     rule, floats = check_inputs(rule, floats)
     moving, frozen = partition(floats, mask)
     # Reverse mode through a `lax.while_loop` in the loss fails with a message of JAX only.
     with explain_while_loops():
         (theta, state), info = adapt_leaves(
-            lift_loss(loss, static, stateful), rule, (moving, frozen), state, support, remat
+            lift_loss(loss, form), rule, (moving, frozen), state, support, remat
         )
     # The result has the form of the argument, whatever was taken out of it.
-    adapted = combine(combine(theta, frozen), static)
-    adapted = Stateful(adapted, state) if stateful else adapted
+    adapted = form.model(combine(theta, frozen), state)
     if return_info:
         return adapted, info
     warn_unless(info.converged, UNSOLVED)
@@ -99,14 +90,18 @@ def adapt_leaves(loss: Callable, rule: InnerRule, leaves, state, support, remat=
     if not rule.implicit:
         gradient = inner_gradient(loss, frozen, support)
         return as_solution(run(StatefulRule(rule), gradient, (moving, state), remat)[0], rule.steps)
-    check_no_state(rule, state)
 
-    # A solver calls the loss any number of times, which has no meaning for a state.
+    # A solver calls the loss any number of times, so the state is fixed while it does.
     def objective(theta):
         return loss(combine(theta, frozen), state, support)[0]
 
     theta, info = as_solution(rule.solve(objective, moving, remat=remat), rule.steps)
-    return Solution((theta, state), info)
+    return Solution((theta, state_at(loss, combine(theta, frozen), state, support)), info)
+
+
+def state_at(loss: Callable, params, state, support):
+    """Return the state after an evaluation on the support; the loss of most models has none."""
+    return loss(params, state, support)[1] if jax.tree.leaves(state) else state
 
 
 def inner_gradient(loss: Callable, frozen, support) -> Callable:

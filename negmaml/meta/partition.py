@@ -51,9 +51,14 @@ def as_float_arrays(params):
 
 
 def partition(tree, mask):
-    """Return (leaves that adapt, frozen leaves) by a mask like the tree or a prefix of it."""
+    """Return (leaves that adapt, frozen leaves) by a mask like the tree or a prefix of it.
+
+    A mask may also be a function of the path of a leaf, as a tuple of names, and of the leaf.
+    """
     if mask is None:
         return tree, jax.tree.map(lambda _: None, tree)
+    if callable(mask):
+        mask = jax.tree_util.tree_map_with_path(lambda path, x: bool(mask(_names(path), x)), tree)
     # A flag of a prefix applies to all leaves below it.
     try:
         flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, tree)
@@ -75,8 +80,13 @@ def combine(first, second):
     )
 
 
-def freeze_mask(name: str, mask) -> tuple[Any, tuple]:
-    """Return a mask as (structure, flags), which can be hashed; raise unless some flag is True."""
+def freeze_mask(name: str, mask) -> Any:
+    """Return a mask as (structure, flags), which can be hashed; raise unless some flag is True.
+
+    A function is returned as it is.
+    """
+    if callable(mask):
+        return mask
     flags, structure = jax.tree.flatten(mask)
     if not flags or not all(isinstance(flag, bool | np.bool_) for flag in flags):
         raise ValueError(
@@ -94,7 +104,15 @@ def freeze_mask(name: str, mask) -> tuple[Any, tuple]:
 
 def thaw_mask(frozen) -> Any:
     """Return the mask that `freeze_mask` made hashable; None if there was no mask."""
-    return frozen and frozen[0].unflatten(frozen[1])
+    return frozen if frozen is None or callable(frozen) else frozen[0].unflatten(frozen[1])
+
+
+def _names(path) -> tuple:
+    """Return the path of a leaf as keys, indices and names of attributes."""
+    return tuple(
+        getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))
+        for entry in path
+    )
 
 
 @jax.tree_util.register_pytree_node_class
@@ -113,6 +131,11 @@ class StaticTree:
                     f"params{jax.tree_util.keystr(path)} is neither an array nor hashable, got "
                     f"{type(leaf).__name__}; keep it out of the parameters and close over it"
                 )
+
+    def combined(self, floats):
+        """Return the tree of these leaves and the floating point leaves."""
+        # Most models have no static leaves, and then the tree is not rebuilt.
+        return combine(floats, self.tree) if jax.tree.leaves(self.tree) else floats
 
     def tree_flatten(self):
         """Return the arrays, and all other leaves with the structure."""

@@ -1,95 +1,42 @@
 r"""Models with a state besides their parameters: running statistics, counters, random keys.
 
-The parameters are `Stateful(params, state)` and a loss is a function
+Every task starts from the common state, with random keys of its own. Each inner step replaces the
+state by the new one of the loss, and the loss on the query starts from the last. The common state
+is then the mean over tasks of the final states. Counters and other integers are those of the first
+task. For a separate state at every inner step, as in
+MAML++, see `per_step_state`.
 
-    loss(params, state, data) -> (value, new state)           or (value, new state, aux)
+A rule that solves an inner problem, such as `Proximal`, holds the state fixed while it solves. The
+new state is then that of one evaluation at the solution.
 
-Every task starts from the common state. Each inner step replaces it by the new state of the loss,
-and the loss on the query starts from the last. The common state is then the mean over tasks of the
-final states. Leaves that are not floating point, such as counters and keys, are those of the first
-task. For a separate state at every inner step, as in MAML++, see `per_step_state`.
-
-Everything below the public functions works on `lift_loss`, one form for losses with and without a
-state. A loss without one has the state `()`, which has no leaves and so costs nothing.
+Everything below the public functions works on `lift_loss`, one form for losses of all models.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from negmaml._core.checks import check_callable, check_count
+from negmaml._core.keys import is_typed_key
 from negmaml._core.pytree import pytree
-from negmaml.meta.partition import Loss, check_scalar, combine
+from negmaml.meta.partition import Loss
+from negmaml.meta.variables import Form, next_common_key
 from negmaml.rules import InnerRule
 
 
-class Stateful(NamedTuple):
-    """Parameters that train, and the state of the model that its loss updates.
-
-    Pass it as `params` to `adapt`, `fit`, `evaluate` or an algorithm. The loss is then a function
-    of (params, state, data) that returns (value, new state) or (value, new state, aux).
-    """
-
-    params: Any
-    state: Any
-
-
-def as_stateful(params) -> Stateful:
-    """Return `params` with the state as arrays; `()` is the state of a model without one."""
-    if not isinstance(params, Stateful):
-        return Stateful(params, ())
-    return Stateful(params.params, jax.tree.map(jnp.asarray, params.state))
-
-
-def lift_loss(loss: Loss, static, stateful: bool, has_aux: bool = False) -> Callable:
+def lift_loss(loss: Loss, form: Form, has_aux: bool = False) -> Callable:
     """Return the loss as (floating point leaves, state, data) -> (value, new state, aux).
 
-    Arguments:
-        static: the leaves of the parameters that are not floating point.
-        stateful: whether `loss` is a function of (params, state, data).
-        has_aux: whether a loss without state returns (value, aux).
+    has_aux: whether a loss that returns no state returns (value, aux).
     """
-    # Most models have no static leaves, and then the tree is not rebuilt.
-    has_static = bool(jax.tree.leaves(static))
 
     def lifted(floats, state, data):
-        params = combine(floats, static) if has_static else floats
-        if not stateful:
-            value, aux = check_scalar(loss(params, data), has_aux)
-            return value, state, aux
-        value, new, aux = _unpack(loss(params, state, data))
-        return value, _cast_like(new, state), aux
+        arguments = form.arguments(floats, state)
+        return form.outcome(arguments, state, loss(*arguments, data), has_aux)
 
     return lifted
-
-
-def _unpack(result) -> tuple[Any, Any, Any]:
-    """Return (value, new state, aux) of a loss with state; aux is None when it has none."""
-    if not (isinstance(result, tuple) and len(result) in (2, 3)):
-        raise TypeError(
-            "the loss of Stateful parameters must return (value, new state) or (value, new state, "
-            f"aux), got {type(result).__name__}"
-        )
-    # The aux of a loss with state needs no has_aux: it is the third of three.
-    value, new, *aux = result
-    check_scalar(value, False)
-    return value, new, aux[0] if aux else None
-
-
-def _cast_like(new, state):
-    """Return the new state in the dtypes of the old one; raise where its structure differs.
-
-    A scan over inner steps needs the same types before and after a step.
-    """
-    try:
-        return jax.tree.map(lambda n, old: jnp.asarray(n, jnp.result_type(old)), new, state)
-    except ValueError as mismatch:
-        raise ValueError(
-            f"the loss must return a state like the one it is given, "
-            f"{jax.tree.structure(state)}, got {jax.tree.structure(new)}"
-        ) from mismatch
 
 
 @pytree
@@ -121,15 +68,17 @@ class _Step:
     number: Any
 
 
-def mean_state(states):
-    """Return the common state after a meta-step, from the states of all tasks, stacked."""
+def mean_state(start, states):
+    """Return the common state after a meta-step, from that before it and those of all tasks."""
 
-    def common(leaf):
+    def common(before, leaf):
         if isinstance(leaf, _Step):  # the next tasks start from the state of the first step
             return _Step(jnp.zeros_like(leaf.number[0]))
+        if is_typed_key(leaf):
+            return next_common_key(before)
         return jnp.mean(leaf, 0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[0]
 
-    return jax.tree.map(common, states, is_leaf=lambda node: isinstance(node, _Step))
+    return jax.tree.map(common, start, states, is_leaf=lambda node: isinstance(node, _Step))
 
 
 def per_step_state(loss: Callable, steps: int) -> tuple[Callable, Callable]:

@@ -215,7 +215,7 @@ def identity_of(setup: TrainSetup, state: TrainState, batch, *, trace: bool) -> 
     """
     # The parameters of the first step, by content: another start is another run.
     now = state.now
-    start = now.params, setup.static_leaves, now.model_state, now.step
+    start = now.params, setup.form, now.model_state, now.step
     identity: dict[str, Any] = {
         "format": FORMAT,
         "key": _digest(setup.key),

@@ -20,18 +20,16 @@ from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.inner import adapt_leaves, inner_gradient
 from negmaml.meta.partition import (
-    StaticTree,
-    as_float_arrays,
     check_inputs,
     check_loss,
     check_scalar,
     combine,
     freeze_mask,
     partition,
-    partition_floating,
     thaw_mask,
 )
-from negmaml.meta.stateful import Stateful, StatefulRule, as_stateful, lift_loss
+from negmaml.meta.stateful import StatefulRule, lift_loss
+from negmaml.meta.variables import Variables, keys_of_tasks, variables
 from negmaml.rules import UNSOLVED, InnerRule, as_rule, run
 
 NORMAL_95 = 1.959964  # half width of the 95% interval of a normal variable with variance 1
@@ -101,15 +99,15 @@ def evaluate(
 
     Arguments:
         key: jax.random key for the tasks.
-        params: as in `fit`: any pytree, or `Stateful(params, state)`.
+        params: as in `fit`: any pytree, or a model with a state.
         loss: the loss of the inner steps, a function of (params, data).
         rule: the inner rule of the test, as in `adapt`. It may take more steps than in training: a
             `Schedule` repeats its last value.
         tasks: key -> tasks, called for one draw after another until there are `episodes` tasks, so
             that memory is that of one draw. Or `Tasks`, all of which are used; `episodes` is not
             read then.
-        metric: (params, query) -> one number, such as accuracy; `loss` by default. With `Stateful`
-            parameters (params, state, query) -> number.
+        metric: (params, query) -> one number, such as accuracy; `loss` by default. It takes
+            the model as the loss does, with `Stateful` parameters (params, state, query).
         episodes: number of tasks. Few-shot papers report 600.
         per_step: whether to return the metric after every inner step, 0 included.
         mask: as in `adapt`.
@@ -133,12 +131,12 @@ def evaluate(
     # From here on functions are hashable, and so static arguments of the compiled programs.
     loss, metric = check_loss("loss", loss), check_optional(check_loss, "metric", metric)
     test = _Test(loss, metric, check_optional(freeze_mask, "mask", mask), per_step)
-    params = StaticTree(as_float_arrays(params))
+    model = variables(params)
     if callable(tasks):
         sample = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)
-        found = _on_draws(test, key, params, rule, sample, episodes=episodes)
+        found = _on_draws(test, key, model, rule, sample, episodes=episodes)
     else:
-        found = _on_tasks(test, params, rule, as_tasks(tasks))
+        found = _on_tasks(test, model, rule, as_tasks(tasks), 0)
     values, converged = found
     if converged is None:
         return Evaluation(values)
@@ -156,17 +154,16 @@ class _Test(NamedTuple):
     hashable_mask: Any
     per_step: bool
 
-    def of_task(self, params, rule, support, query):
-        """Return (metric, convergence) of one task.
+    def of_task(self, model: Variables, rule, support, query, keys):
+        """Return (metric, convergence) of one task, whose random keys replace those of the state.
 
         The metric has shape () or (steps + 1,). The convergence is None for a rule of steps.
         """
-        stateful = isinstance(params, Stateful)
-        params, state = as_stateful(params)
-        floats, static = partition_floating(params)
+        floats, state, form = model
+        state = combine(keys, state)
         rule, floats = check_inputs(rule, floats)
         moving, frozen = partition(floats, thaw_mask(self.hashable_mask))
-        loss = lift_loss(self.loss, static, stateful)
+        loss = lift_loss(self.loss, form)
 
         def value(point):
             theta, state = point
@@ -174,9 +171,8 @@ class _Test(NamedTuple):
             # The state that the loss returns is not needed after the last step.
             if self.metric is None:
                 return loss(adapted, state, query)[0]
-            adapted = combine(adapted, static)
-            data = (adapted, state, query) if stateful else (adapted, query)
-            return check_scalar(self.metric(*data), False, "metric")[0]
+            found = self.metric(*form.arguments(adapted, state), query)
+            return check_scalar(found, False, "metric")[0]
 
         if not self.per_step:
             point, info = adapt_leaves(loss, rule, (moving, frozen), state, support)
@@ -190,15 +186,16 @@ class _Test(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _on_tasks(test: _Test, params: StaticTree, rule, tasks):
-    """Return (values, convergence) of the tasks, the task axis last."""
-    leading_axis("tasks.support and tasks.query", tuple(tasks))
-    found = jax.vmap(lambda support, query: test.of_task(params.tree, rule, support, query))(*tasks)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
+def _on_tasks(test: _Test, model: Variables, rule, tasks, first):
+    """Return (values, convergence) of the tasks from number `first` on, the task axis last."""
+    count = leading_axis("tasks.support and tasks.query", tuple(tasks))
+    keys = keys_of_tasks(model.state, first + jnp.arange(count))
+    of_task = partial(test.of_task, model, rule)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), jax.vmap(of_task)(*tasks, keys))
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="episodes")
-def _on_draws(test: _Test, key, params: StaticTree, rule, sample, *, episodes: int):
+def _on_draws(test: _Test, key, model: Variables, rule, sample, *, episodes: int):
     """Return (values, convergence) of `episodes` tasks, drawn one batch after another."""
 
     def draw(i):
@@ -207,7 +204,7 @@ def _on_draws(test: _Test, key, params: StaticTree, rule, sample, *, episodes: i
     # The last draw may have tasks beyond `episodes`, which are dropped.
     count = leading_axis("tasks.support and tasks.query", tuple(jax.eval_shape(draw, 0)))
     draws = -(-episodes // count)
-    found = lax.map(lambda i: _on_tasks(test, params, rule, draw(i)), jnp.arange(draws))
+    found = lax.map(lambda i: _on_tasks(test, model, rule, draw(i), i * count), jnp.arange(draws))
 
     def join(x):
         x = jnp.moveaxis(x, 0, -2)  # the axis of draws before the axis of their tasks

@@ -27,8 +27,7 @@ from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
-from negmaml.meta.partition import StaticTree, partition_floating
-from negmaml.meta.stateful import Stateful
+from negmaml.meta.variables import Form, variables
 from negmaml.rules import UNSOLVED
 from negmaml.training.batches import Batches, check_sampler, number_of_steps, task_source
 from negmaml.training.host_loop import Segment, run_segments
@@ -78,9 +77,10 @@ def fit(
         key: jax.random key. The keys of the tasks of each step and evaluation are functions of it
             and of the number of the step.
         params: the meta-parameters, any pytree. Its floating point leaves train; integers,
-            functions and settings of a module are returned unchanged. Or `Stateful(params, state)`,
-            for models with running statistics: the optimizer moves the parameters, and
-            `value_and_grad` returns the new state.
+            functions and settings of a module are returned unchanged. Or a model with running
+            statistics or random streams: a Flax NNX module, variables of linen, or
+            `Stateful(params, state)`. The optimizer moves its parameters only, the state follows
+            the loss (`nm.variables`), and the result is a model of the same kind.
         value_and_grad: (params, tasks) -> (value, gradient), from `maml_value_and_grad`, `fomaml`,
             ... or your own.
         sample_tasks: key -> tasks, a pure function such as those of `negmaml.tasks`; or an
@@ -158,11 +158,11 @@ def fit(
         checkpoint, checkpoint_every, resume, callback, callback_every, progress
     ).checked()
     sharding = task_sharding(mesh, task_axis)
-    point, static_leaves = _init_point(params, state)
+    point, form = _init_point(params, state)
     setup = TrainSetup(
         key, function_of_tasks("value_and_grad", value_and_grad), sample,
         _optimizer_maker(optimizer, point.params), evaluation.function, evaluation.tasks,
-        static_leaves, evaluation.every, evaluation.patience, sharding,
+        form, evaluation.every, evaluation.patience, sharding,
     )  # fmt: skip
     bound_programs(setup)
     _check_samplers(setup)
@@ -224,21 +224,16 @@ class _Constant(NamedTuple):
         return self.value
 
 
-def _init_point(params, state: FitResult | None) -> tuple[TrainPoint, StaticTree]:
-    """Return the point where a run starts, and the leaves of the parameters that do not train."""
+def _init_point(params, state: FitResult | None) -> tuple[TrainPoint, Form]:
+    """Return the point where a run starts, and the form of the model."""
     if state is not None and not isinstance(state, FitResult):
         raise TypeError(f"state must be a result of fit, got {type(state).__name__}")
-    params = params if state is None else state.params
-    model_state = None
-    if isinstance(params, Stateful):
-        model_state = jax.tree.map(jnp.asarray, params.state)
-        params = params.params
     # The optimizer sees floating point leaves only.
-    floats, static_leaves = partition_floating(params)
+    floats, model_state, form = variables(params if state is None else state.params)
     floats = jax.tree.map(jnp.asarray, floats)
     # The optimizer state is made by `init_state`, within its compiled program.
     before = (None, jnp.asarray(0)) if state is None else (state.optimizer_state, state.step)
-    return TrainPoint(floats, before[0], model_state, before[1]), StaticTree(static_leaves)
+    return TrainPoint(floats, before[0], model_state, before[1]), form
 
 
 def _check_samplers(setup: TrainSetup) -> None:

@@ -17,8 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from negmaml._core.display import tree_text
 from negmaml.meta.batching import leading_axis
-from negmaml.meta.gradients import reporting_convergence
-from negmaml.meta.partition import StaticTree
+from negmaml.meta.gradients import check_pair, of_variables
 
 AXIS = "task"  # the axis of a mesh that is made from a list of devices
 
@@ -45,7 +44,7 @@ class TaskSharding(NamedTuple):
     def shard_gradient(self, value_and_grad: Callable) -> Callable:
         """Return `with_unconverged_fraction` of all tasks, each device computing its own part."""
 
-        def sharded(params, tasks):
+        def sharded(model, tasks):
             count = leading_axis("tasks", tasks)
             if count % self.size:
                 raise ValueError(
@@ -60,15 +59,16 @@ class TaskSharding(NamedTuple):
                 axis_names=set(self.axes),
                 check_vma=False,
             )
-            # StaticTree lets parameters with static leaves pass through `shard_map`.
-            (loss, gradient, unconverged), aux = run(value_and_grad, StaticTree(params), tasks)
+            (loss, gradient, unconverged), aux = run(value_and_grad, model, tasks)
             return ((loss, aux), gradient), unconverged
 
         return sharded
 
-    def _mean_gradient(self, value_and_grad, params, tasks):
+    def _mean_gradient(self, value_and_grad, model, tasks):
         """Return ((loss, gradient, unconverged) of all tasks, aux of the tasks of this device)."""
-        result, unconverged = with_unconverged_fraction(value_and_grad)(params.tree, tasks)
+        # Random keys are those of the number of a task among all.
+        first = lax.axis_index(self.axes) * leading_axis("tasks", tasks)
+        result, unconverged = with_unconverged_fraction(value_and_grad)(model, tasks, first)
         loss, aux, gradient = unpack_result(result)
         return self._all_reduce((loss, gradient, unconverged)), aux
 
@@ -124,11 +124,11 @@ class TaskSharding(NamedTuple):
 
 
 def with_unconverged_fraction(value_and_grad: Callable) -> Callable:
-    """Return (params, tasks) -> (result, fraction of tasks that did not converge, or None)."""
-    function = reporting_convergence(value_and_grad)
+    """Return (variables, tasks) -> (result, fraction of tasks that did not converge, or None)."""
+    function = of_variables(value_and_grad)
 
-    def with_fraction(params, tasks):
-        result, converged = function(params, tasks)
+    def with_fraction(model, tasks, first=0):
+        result, converged = function(model, tasks, first)
         return result, None if converged is True else jnp.mean(~converged, dtype=float)
 
     return with_fraction
@@ -136,12 +136,7 @@ def with_unconverged_fraction(value_and_grad: Callable) -> Callable:
 
 def unpack_result(result) -> tuple[Any, Any, Any]:
     """Return (loss, aux, gradient) of a `value_and_grad`; raise unless it is such a pair."""
-    if not (isinstance(result, tuple) and len(result) == 2):
-        raise TypeError(
-            f"value_and_grad must return (value, gradient), got {tree_text(result)}; for the "
-            "objective maml(loss, rule) pass maml_value_and_grad(loss, rule), for another one "
-            "jax.value_and_grad(objective)"
-        )
+    check_pair(result)
     value, gradient = result
     loss, aux = value if isinstance(value, tuple) else (value, None)
     if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):

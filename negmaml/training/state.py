@@ -13,9 +13,8 @@ from jax.tree_util import Partial
 
 from negmaml._core.display import tree_text
 from negmaml._core.pytree import pytree, static
-from negmaml.meta.partition import StaticTree, combine
 from negmaml.meta.shape_errors import WithShapeErrors
-from negmaml.meta.stateful import Stateful
+from negmaml.meta.variables import Form, Variables, like_state
 from negmaml.training.sharding import TaskSharding, unpack_result, with_unconverged_fraction
 
 MAX_STRIDE = 64  # steps between two branches on whether a run has ended
@@ -26,7 +25,7 @@ TRAINING, EVALUATION = 0, 1  # folded into the key, for tasks of steps and of ev
 class TrainPoint(NamedTuple):
     """Parameters from which training can continue.
 
-    model_state: that of `Stateful` parameters, otherwise None. step: number of updates so far.
+    model_state: `()` for a model without a state. step: number of updates so far.
     """
 
     params: Any
@@ -70,8 +69,8 @@ class TrainSetup:
     """The functions and options of a run, which stay the same from step to step.
 
     The functions are `Partial`s or other pytrees, so that this is a pytree too. `sample_tasks` is
-    None where batches are given. `static_leaves` are the leaves of the parameters that do not
-    train. `program` identifies the functions for a checkpoint; another value is traced again.
+    None where batches are given. `form` makes the model of its parameters and its state. `program`
+    identifies the functions for a checkpoint; another value is traced again.
     """
 
     key: Any
@@ -80,7 +79,7 @@ class TrainSetup:
     optimizer: Any
     evaluate: Any
     evaluation_tasks: Any
-    static_leaves: StaticTree
+    form: Form
     evaluate_every: int | None = static()
     patience: int | None = static()
     sharding: TaskSharding | None = static()
@@ -196,22 +195,16 @@ def _gradient(setup: TrainSetup, point: TrainPoint, tasks):
     """Return ((loss, aux), gradient, model state, unconverged fraction) at a point."""
     shard = with_unconverged_fraction if setup.sharding is None else setup.sharding.shard_gradient
     function = WithShapeErrors(shard(setup.value_and_grad), "value_and_grad")
-    result, unconverged = function(recombine(setup, point), tasks)
-    loss, aux, gradient = unpack_result(result)
-    # With `Stateful` parameters the gradient is Stateful(gradient, new state).
-    model_state = None
-    if point.model_state is not None:  # it comes in the place of a gradient
-        gradient, model_state = gradient
-        model_state = jax.tree.map(
-            lambda new, old: jnp.asarray(new, old.dtype), model_state, point.model_state
-        )
+    model = Variables(point.params, point.model_state, setup.form)
+    result, unconverged = function(model, tasks)
+    loss, aux, (gradient, model_state) = unpack_result(result)
+    model_state = like_state(model_state, point.model_state)
     return (loss, aux), _check_gradient(point.params, gradient), model_state, unconverged
 
 
 def recombine(setup: TrainSetup, point: TrainPoint):
-    """Return the parameters in the user's form, with static leaves and model state."""
-    params = combine(point.params, setup.static_leaves.tree)
-    return params if point.model_state is None else Stateful(params, point.model_state)
+    """Return the model in the user's form."""
+    return setup.form.model(point.params, point.model_state)
 
 
 def _check_gradient(params, gradient):

@@ -204,7 +204,7 @@ def test_every_exact_method_is_nested_autodiff(name, steps, x64):
 
 def method_of(loss, rule, inner_loss=None):
     """The method that is chosen, and the weights that it keeps factored."""
-    losses = Algorithm(second_order, loss, inner_loss).losses(static=None, stateful=False)
+    losses = Algorithm(second_order, loss, inner_loss).losses(nm.variables(params()).form)
     return choose(losses, rule, params(), (), TASKS)
 
 

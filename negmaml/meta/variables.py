@@ -1,0 +1,376 @@
+r"""Models of any library, taken apart into parameters that train and a state, and made again.
+
+| model | trained | state | result of the loss |
+|---|---|---|---|
+| any pytree | floating point leaves | `()` | value |
+| `Stateful(params, state)` | `params` | `state` | (value, new state) |
+| Flax NNX module | `nnx.Param` | other variables | value |
+| Flax linen variables | "params" | other collections | value, or (value, new collections) |
+| `MetaSGDParams(model, rate)` | model and rate | of the model | as of the model |
+
+A loss is a function of (model, data), that of `Stateful` of (params, state, data). The loss of an
+NNX module updates statistics and random streams in place. It gets a copy, so that no traced array
+ends up in the module of the user.
+
+Everything else in the package works on `Variables`. A model without a state has the state `()`,
+which has no leaves and costs nothing.
+"""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from negmaml._core.keys import is_typed_key, with_counter_based_keys
+from negmaml._core.pytree import pytree, static
+from negmaml.meta.partition import StaticTree, check_scalar, partition_floating
+
+# Collections that layers of linen update. A dict with other names beside "params" is a plain
+# pytree, all of which trains.
+LINEN_STATE = {"batch_stats", "cache", "intermediates", "spectral_stats"}
+
+
+class Stateful(NamedTuple):
+    """Parameters that train, and the state of the model that its loss updates.
+
+    Pass it as `params` to `adapt`, `fit`, `evaluate` or an algorithm. The loss is then a function
+    of (params, state, data) that returns (value, new state) or (value, new state, aux). A typed key
+    in the state is another one for each task and each call of the loss.
+    """
+
+    params: Any
+    state: Any
+
+
+class MetaSGDParams(NamedTuple):
+    """Meta-parameters of `meta_sgd`: a model and its inner learning rates.
+
+    `rate` is a number, or a pytree like the trained leaves of the model or a prefix of it. The
+    rates are trained without a constraint, so they may become zero or negative.
+    """
+
+    params: Any
+    rate: Any
+
+
+class Form:
+    """The form of a model: how it is made of its parts, and how its loss is called.
+
+    A form is a pytree, so that it can be an argument of a compiled program.
+    """
+
+    @abstractmethod
+    def model(self, params, state) -> Any:
+        """Return the model in the user's form, from its trained leaves and its state."""
+
+    def arguments(self, params, state) -> tuple:
+        """Return the arguments of a loss or metric that come before the data."""
+        return (self.model(params, state),)
+
+    @abstractmethod
+    def outcome(self, arguments: tuple, state, result, has_aux: bool) -> tuple[Any, Any, Any]:
+        """Return (value, new state, aux) of a loss, after a call with these arguments."""
+
+    def gradient(self, model, gradient, state) -> Any:
+        """Return the gradient in the user's form; the new state takes the place it has there."""
+        return gradient
+
+    def parts_of_gradient(self, model, gradient) -> tuple[Any, Any]:
+        """Return (gradient, new state) from the result of a function of the user's."""
+        return gradient, ()
+
+
+class Variables(NamedTuple):
+    """A model in parts: its trained leaves, its state, and the form that joins them.
+
+    params: a pytree with None in place of leaves that do not train. state: running statistics,
+    counters and random keys; `()` if there are none.
+    """
+
+    params: Any
+    state: Any
+    form: Form
+
+    @property
+    def model(self):
+        """The model in the user's form."""
+        return self.form.model(self.params, self.state)
+
+
+@pytree
+class PytreeForm(Form):
+    """A pytree without a state. static: its leaves that do not train."""
+
+    static: StaticTree
+
+    def model(self, params, state):
+        """The pytree."""
+        return self.static.combined(params)
+
+    def outcome(self, arguments, state, result, has_aux):
+        """A value, or (value, aux)."""
+        value, aux = check_scalar(result, has_aux)
+        return value, state, aux
+
+
+@pytree
+class StatefulForm(Form):
+    """`Stateful` parameters. static: the leaves of the parameters that do not train."""
+
+    static: StaticTree
+
+    def model(self, params, state):
+        """The pair."""
+        return Stateful(self.static.combined(params), state)
+
+    def arguments(self, params, state):
+        """Parameters and state."""
+        return tuple(self.model(params, state))
+
+    def outcome(self, arguments, state, result, has_aux):
+        """(value, new state) or (value, new state, aux)."""
+        if not (isinstance(result, tuple) and len(result) in (2, 3)):
+            raise TypeError(
+                "the loss of Stateful parameters must return (value, new state) or (value, new "
+                f"state, aux), got {type(result).__name__}"
+            )
+        # The aux of a loss with state needs no has_aux: it is the third of three.
+        value, new, *aux = result
+        check_scalar(value, False)
+        # A loss may return its key as it was; the next call must not draw the same numbers.
+        return value, _next_keys(like_state(new, state)), aux[0] if aux else None
+
+    def gradient(self, model, gradient, state):
+        """The new state in place of the gradient of the state."""
+        return Stateful(gradient, state)
+
+    def parts_of_gradient(self, model, gradient):
+        """Both parts of the pair."""
+        return tuple(gradient)
+
+
+@pytree
+class LinenForm(Form):
+    """Variables of Flax linen. static: the leaves of its parameters that do not train."""
+
+    static: StaticTree
+
+    def model(self, params, state):
+        """The dict of collections."""
+        return {**state, "params": self.static.combined(params)}
+
+    def outcome(self, arguments, state, result, has_aux):
+        """A value, or (value, new collections) as `apply` returns them, or with aux."""
+        value, new, *aux = result if isinstance(result, tuple) else (result, {})
+        check_scalar(value, False)
+        # `apply` returns the collections that it was asked for.
+        return value, like_state({**state, **new}, state), aux[0] if aux else None
+
+    def gradient(self, model, gradient, state):
+        """The new collections beside the gradient of the parameters."""
+        return {**state, "params": gradient}
+
+    def parts_of_gradient(self, model, gradient):
+        """The gradient of the parameters, and the other collections."""
+        others = {name: gradient.get(name, model[name]) for name in model if name != "params"}
+        return gradient["params"], others
+
+
+@pytree
+class NNXForm(Form):
+    """A Flax NNX module. frozen: its parameters that do not train."""
+
+    frozen: Any
+    graph: Any = static()
+
+    def model(self, params, state):
+        """A new module."""
+        return _nnx().merge(self.graph, params, self.frozen, state, copy=True)
+
+    def outcome(self, arguments, state, result, has_aux):
+        """A value, or (value, aux); the state is that of the module after the call."""
+        value, aux = check_scalar(result, has_aux)
+        return value, like_state(self._state_of(arguments[0]), state), aux
+
+    def gradient(self, model, gradient, state):
+        """The gradient as `nnx.grad` returns it; the module gets the new state."""
+        _nnx().update(model, state)
+        return gradient
+
+    def parts_of_gradient(self, model, gradient):
+        """The gradient, and the state of the module after the call."""
+        return gradient, self._state_of(model)
+
+    def _state_of(self, module):
+        nnx = _nnx()
+        return nnx.state(module, nnx.Not(nnx.Param))
+
+
+@pytree
+class MetaSGDForm(Form):
+    """The parameters of `meta_sgd`. inner: the form of its model. static: of its rates."""
+
+    inner: Form
+    static: StaticTree
+
+    def model(self, params, state):
+        """Model and rates."""
+        return MetaSGDParams(
+            self.inner.model(params.params, state), self.static.combined(params.rate)
+        )
+
+    def arguments(self, params, state):
+        """The arguments of the model, with the rates beside its parameters."""
+        first, *others = self.inner.arguments(params.params, state)
+        return (MetaSGDParams(first, self.static.combined(params.rate)), *others)
+
+    def outcome(self, arguments, state, result, has_aux):
+        """That of the model."""
+        (first, _), *others = arguments
+        return self.inner.outcome((first, *others), state, result, has_aux)
+
+    def gradient(self, model, gradient, state):
+        """The gradients of the model, in its form, and of the rates."""
+        return MetaSGDParams(
+            self.inner.gradient(model.params, gradient.params, state), gradient.rate
+        )
+
+    def parts_of_gradient(self, model, gradient):
+        """The gradients of model and rates, and the new state of the model."""
+        of_params, state = self.inner.parts_of_gradient(model.params, gradient.params)
+        return MetaSGDParams(of_params, gradient.rate), state
+
+
+def variables(model: Any, trained: Any = None) -> Variables:
+    """Return the parts of a model: the parameters that train, its state, and its form.
+
+    Arguments:
+        model: any pytree, a Flax NNX module, variables of Flax linen, `Stateful` or
+            `MetaSGDParams`. Modules of Equinox are pytrees; with an `eqx.nn.State` they are
+            `Stateful(module, state)`.
+        trained: for an NNX module, the filter of the variables that train, `nnx.Param` by default;
+            other parameters keep their values.
+
+    The result can be passed as `params` wherever the model can. Its attribute `model` is the model
+    again. Raises TypeError if no leaf is floating point, for complex leaves, for `trained` of
+    another kind of model, and for an `nnx.State` that holds more than parameters.
+
+    >>> found = variables({"w": 1.0, "name": "linear"})
+    >>> found.params, found.model
+    ({'name': None, 'w': Array(1., dtype=float32, weak_type=True)}, {'name': 'linear', 'w': ...})
+    """
+    if isinstance(model, Variables):
+        return model
+    if _holds_module(model):
+        return _of_module(model, trained)
+    if trained is not None:
+        raise TypeError(
+            f"trained is a filter of a Flax NNX module, got a {type(model).__name__}; for other "
+            "models choose what trains by optax.masked or what adapts by mask"
+        )
+    if isinstance(model, MetaSGDParams):
+        inner = variables(model.params)
+        rate, static_leaves = partition_floating(model.rate)
+        params = MetaSGDParams(inner.params, rate)
+        return Variables(params, inner.state, MetaSGDForm(inner.form, StaticTree(static_leaves)))
+    if isinstance(model, Stateful):
+        floats, static_leaves = partition_floating(model.params)
+        state = with_counter_based_keys(jax.tree.map(jnp.asarray, model.state))
+        return Variables(floats, state, StatefulForm(StaticTree(static_leaves)))
+    if isinstance(model, Mapping) and "params" in model and len(model) > 1 and set(model) <= {
+        "params", *LINEN_STATE
+    }:  # fmt: skip
+        floats, static_leaves = partition_floating(model["params"])
+        state = {k: jax.tree.map(jnp.asarray, v) for k, v in model.items() if k != "params"}
+        return Variables(floats, state, LinenForm(StaticTree(static_leaves)))
+    floats, static_leaves = partition_floating(model)
+    return Variables(floats, (), PytreeForm(StaticTree(static_leaves)))
+
+
+def _holds_module(model) -> bool:
+    """True for an NNX module, also in a container; raise for a state that would train silently."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:  # then no object of it can exist
+        return False
+    if isinstance(model, nnx.Module):
+        return True
+
+    def is_node(x):
+        return isinstance(x, nnx.Module | nnx.Variable)
+
+    leaves = [x for x in jax.tree.leaves(model, is_leaf=is_node) if is_node(x)]
+    if any(isinstance(x, nnx.Module) for x in leaves):
+        return not isinstance(model, Stateful | MetaSGDParams)
+    others = sorted({type(x).__name__ for x in leaves if not isinstance(x, nnx.Param)})
+    if others and not isinstance(model, Stateful):
+        raise TypeError(
+            f"params hold {', '.join(others)} of Flax NNX, which must not train; pass the module "
+            "itself, or split it with nnx.split(module, nnx.Param, ...) and pass "
+            "Stateful(params, rest)"
+        )
+    return False
+
+
+def _of_module(module, trained) -> Variables:
+    nnx = _nnx()
+    trained = nnx.Param if trained is None else trained
+    graph, params, frozen, state = nnx.split(module, trained, nnx.Param, ...)
+    floats, static_leaves = partition_floating(params)
+    if jax.tree.leaves(static_leaves):
+        raise TypeError("variables of an NNX module that train must hold floating point arrays")
+    return Variables(floats, with_counter_based_keys(state), NNXForm(frozen, graph))
+
+
+def _nnx() -> Any:
+    return sys.modules["flax.nnx"]
+
+
+def like_state(new, state):
+    """Return the new state in the dtypes of the old one; raise where its structure differs.
+
+    A scan over inner steps needs the same types before and after a step.
+    """
+
+    def cast(n, old):
+        return n if is_typed_key(old) else jnp.asarray(n, jnp.result_type(old))
+
+    try:
+        return jax.tree.map(cast, new, state)
+    except ValueError as mismatch:
+        raise ValueError(
+            f"the loss must return a state like the one it is given, "
+            f"{jax.tree.structure(state)}, got {jax.tree.structure(new)}"
+        ) from mismatch
+
+
+# Random keys in a state. Each task has its own, addressed by its number in the meta-batch, so that
+# results do not depend on blocks or devices.
+NO_TASK = 2**32 - 1
+
+
+def keys_of_tasks(state, numbers):
+    """Return the keys in a state for each of these tasks, stacked, and None for other leaves."""
+
+    def of_tasks(keys):
+        return jax.vmap(lambda number: _fold(keys, number))(numbers)
+
+    return jax.tree.map(lambda leaf: of_tasks(leaf) if is_typed_key(leaf) else None, state)
+
+
+def next_common_key(keys):
+    """Return the keys of the meta-step after one with these."""
+    return _fold(keys, NO_TASK)
+
+
+def _next_keys(state):
+    """Return the state with other keys, for the next call of a loss."""
+    return jax.tree.map(lambda leaf: _fold(leaf, 0) if is_typed_key(leaf) else leaf, state)
+
+
+def _fold(keys, number):
+    """Fold a number into keys of any shape."""
+    flat = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.ravel())
+    return flat.reshape(keys.shape)
