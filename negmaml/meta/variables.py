@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from negmaml._core.display import Table, add_table_repr, tree_text
 from negmaml._core.keys import is_typed_key, with_counter_based_keys
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.partition import StaticTree, check_scalar, partition_floating
@@ -83,6 +84,7 @@ class Form:
         return gradient, ()
 
 
+@add_table_repr
 class Variables(NamedTuple):
     """A model in parts: its trained leaves, its state, and the form that joins them.
 
@@ -98,6 +100,11 @@ class Variables(NamedTuple):
     def model(self):
         """The model in the user's form."""
         return self.form.model(self.params, self.state)
+
+    def _summary(self) -> Table:
+        kind = type(self.form).__name__.removesuffix("Form")
+        rows = [("trained", tree_text(self.params)), ("state", tree_text(self.state))]
+        return Table(f"Variables of a model of kind {kind}", rows)
 
 
 @pytree
@@ -258,9 +265,13 @@ def variables(model: Any, trained: Any = None) -> Variables:
     again. Raises TypeError if no leaf is floating point, for complex leaves, for `trained` of
     another kind of model, and for an `nnx.State` that holds more than parameters.
 
-    >>> found = variables({"w": 1.0, "name": "linear"})
-    >>> found.params, found.model
-    ({'name': None, 'w': Array(1., dtype=float32, weak_type=True)}, {'name': 'linear', 'w': ...})
+    >>> found = variables({"w": jnp.ones(2), "name": "linear"})
+    >>> found
+    Variables of a model of kind Pytree
+      trained  ['w'] float32[2]
+      state    nothing
+    >>> found.model["name"]
+    'linear'
     """
     if isinstance(model, Variables):
         return model

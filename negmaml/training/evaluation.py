@@ -190,7 +190,7 @@ def _on_tasks(test: _Test, model: Variables, rule, tasks, first):
     """Return (values, convergence) of the tasks from number `first` on, the task axis last."""
     count = leading_axis("tasks.support and tasks.query", tuple(tasks))
     keys = keys_of_tasks(model.state, first + jnp.arange(count))
-    of_task = partial(test.of_task, model, rule)
+    of_task: Any = partial(test.of_task, model, rule)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), jax.vmap(of_task)(*tasks, keys))
 
 
