@@ -13,8 +13,8 @@ from negmaml.meta.algorithms import (
 from negmaml.meta.batching import Tasks
 from negmaml.meta.convolution import im2col_convolution
 from negmaml.meta.inner import adapt
+from negmaml.meta.model_variables import MetaSGDParams, Stateful, Variables, variables
 from negmaml.meta.stateful import per_step_state
-from negmaml.meta.variables import MetaSGDParams, Stateful, Variables, variables
 
 __all__ = [
     "MetaSGDParams",

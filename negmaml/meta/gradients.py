@@ -29,6 +29,13 @@ from negmaml.meta.choice import LossPair, choose, has_symmetric_hessian, leaf_ra
 from negmaml.meta.forward_over_reverse import backward_recursion
 from negmaml.meta.inner import adapt_leaves, inner_gradient, state_at
 from negmaml.meta.lowrank import LowRankPlan, factored_loss
+from negmaml.meta.model_variables import (
+    MetaSGDForm,
+    MetaSGDParams,
+    Variables,
+    keys_of_tasks,
+    variables,
+)
 from negmaml.meta.partition import (
     Loss,
     check_inputs,
@@ -39,13 +46,6 @@ from negmaml.meta.partition import (
 )
 from negmaml.meta.shape_errors import explain_while_loops
 from negmaml.meta.stateful import StatefulRule, lift_loss, mean_state
-from negmaml.meta.variables import (
-    MetaSGDForm,
-    MetaSGDParams,
-    Variables,
-    keys_of_tasks,
-    variables,
-)
 from negmaml.rules import UNSOLVED, GradientDescent, run
 
 

@@ -8,10 +8,10 @@ import jax
 from negmaml._core.checks import check_flag
 from negmaml._core.convergence import warn_unless
 from negmaml._core.settings import own_transfers
+from negmaml.meta.model_variables import variables
 from negmaml.meta.partition import Loss, check_inputs, check_loss, combine, partition
 from negmaml.meta.shape_errors import explain_while_loops
 from negmaml.meta.stateful import StatefulRule, lift_loss
-from negmaml.meta.variables import variables
 from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution, run
 
 

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from negmaml._core.checks import check_callable, check_count
 from negmaml._core.keys import is_typed_key
 from negmaml._core.pytree import pytree
+from negmaml.meta.model_variables import Form, next_common_key
 from negmaml.meta.partition import Loss
-from negmaml.meta.variables import Form, next_common_key
 from negmaml.rules import InnerRule
 
 

@@ -19,6 +19,7 @@ from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.inner import adapt_leaves, inner_gradient
+from negmaml.meta.model_variables import Variables, keys_of_tasks, variables
 from negmaml.meta.partition import (
     check_inputs,
     check_loss,
@@ -29,7 +30,6 @@ from negmaml.meta.partition import (
     thaw_mask,
 )
 from negmaml.meta.stateful import StatefulRule, lift_loss
-from negmaml.meta.variables import Variables, keys_of_tasks, variables
 from negmaml.rules import UNSOLVED, InnerRule, as_rule, run
 
 NORMAL_95 = 1.959964  # half width of the 95% interval of a normal variable with variance 1

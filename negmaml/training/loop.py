@@ -27,7 +27,7 @@ from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
-from negmaml.meta.variables import Form, variables
+from negmaml.meta.model_variables import Form, variables
 from negmaml.rules import UNSOLVED
 from negmaml.training.batches import Batches, check_sampler, number_of_steps, task_source
 from negmaml.training.host_loop import Segment, run_segments

@@ -13,8 +13,8 @@ from jax.tree_util import Partial
 
 from negmaml._core.display import tree_text
 from negmaml._core.pytree import pytree, static
+from negmaml.meta.model_variables import Form, Variables, like_state
 from negmaml.meta.shape_errors import WithShapeErrors
-from negmaml.meta.variables import Form, Variables, like_state
 from negmaml.training.sharding import TaskSharding, unpack_result, with_unconverged_fraction
 
 MAX_STRIDE = 64  # steps between two branches on whether a run has ended
