@@ -37,7 +37,7 @@ def cells_of(problem):
         reference = reference or distance
         runs = nm.simulate(
             jax.random.key(0), problem, chosen, nm.GradientDescent(0.0), runs=RUNS
-        ).distance
+        ).weight_error
         error = float(runs.std() / RUNS**0.5)
         simulated = f"{float(runs.mean()) / reference:.3f} ± {error / reference:.3f}"
         cells.append(f"{float(best):.3g}: {distance / reference:.3f} ({simulated})")

@@ -118,11 +118,11 @@ def predicted(problem, rule, ridge):
     found = evaluate(problem, rule, ridge, "auto")
     spread = nm.theory.standard_deviation(
         problem, rule, nm.GradientDescent(0.0), meta_ridge=ridge
-    ).distance
+    ).weight_error
     theorem = np.nan
     if isinstance(rule, nm.GradientDescent) and rule.steps == 1 and ridge == 0:
         theorem = nm.theory.weight_error(problem, rule, method="expansion")
-    return tuple(float(x) for x in (found.distance, found.limit, spread, theorem))
+    return tuple(float(x) for x in (found.weight_error, found.limit, spread, theorem))
 
 
 def summary(errors):

@@ -64,7 +64,7 @@ from negmaml.kernels import solve as kernels_solve
 from negmaml.linear import evaluate, simulation
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
 from negmaml.linear.evaluate import TEST_POINTS, TEST_TASKS
-from negmaml.linear.simulation import Experiment
+from negmaml.linear.simulation import Experiment, Simulation
 from negmaml.linear.solve import one_step_corrections, one_step_distances
 from negmaml.linear.system import one_step_system
 from negmaml.meta.choice import choose
@@ -167,6 +167,7 @@ from negmaml.theory.phases import Phase, best_rates_over, phase_diagram
 from negmaml.theory.search import ROUNDS, minimise
 from negmaml.theory.sensitivity import sensitivity_by_parts
 from negmaml.theory.theorems import _g_coefficients, _polynomial, weight_error
+from negmaml.theory.variance import StandardDeviation
 from negmaml.training import programs
 from negmaml.training.batches import Batches
 from negmaml.training.sharding import task_sharding

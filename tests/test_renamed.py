@@ -6,7 +6,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.training import FitResult
-from tests.internals import ByMethod, Difference
+from tests.internals import ByMethod, Difference, Phase, Simulation, StandardDeviation
 
 EXPORTS = [
     ("negmaml", "Fit", "FitResult"),
@@ -24,12 +24,17 @@ EXPORTS = [
 ARGUMENTS = [
     (nm.evaluate, "by_step", "per_step"),
     (nm.fit, "checkpoint_of", "resume"),
+    (nm.theory.expected_test_loss, "distance", "weight_error"),
 ]
 ATTRIBUTES = [
     (FitResult(*range(9)), "stopped", "stopped_early"),
     (Difference(1.0, 0.1, 0.8, 1.2, 0.5), "told", "significant"),
     (Difference(1.0, 0.1, 0.8, 1.2, 0.5), "positive", "significantly_better"),
     (nm.Verification(()), "roads", "methods"),
+    *(
+        (result(*range(len(result._fields))), "distance", "weight_error")
+        for result in (Simulation, Phase, StandardDeviation)
+    ),
 ]
 # Names of baselines in `Advice.gain` and `Advice.loss`.
 BASELINES = [

@@ -47,14 +47,14 @@ class Simulation(NamedTuple):
     """The results of `simulate`; the last axis is the run.
 
     test_loss: train shape + adapt shape + (runs,).
-    distance: |omega* - w0|^2, train shape + (runs,).
+    weight_error: |omega* - w0|^2, train shape + (runs,).
     well_conditioned: train shape + (runs,), False where a run is not finite, its system is
         singular to working precision, or Phi has lost more than half its digits to cancellation.
         No run is removed: mask with it, or use float64.
     """
 
     test_loss: Float[Array, "*shape runs"]
-    distance: Float[Array, "*train runs"]
+    weight_error: Float[Array, "*train runs"]
     well_conditioned: Bool[Array, "*train runs"]
 
     def _summary(self) -> Table:
@@ -62,12 +62,15 @@ class Simulation(NamedTuple):
             f"Simulation of {shape_text(self.test_loss)}: train, adapt, runs",
             [
                 ("test_loss", mean_range_text(self.test_loss, "runs")),
-                ("distance", mean_range_text(self.distance, "runs")),
+                ("weight_error", mean_range_text(self.weight_error, "runs")),
                 ("well_conditioned", _share_text(self.well_conditioned)),
             ],
         )
 
 
+Simulation.distance = renamed_attribute(  # type: ignore[attr-defined]
+    "Simulation.distance", "weight_error"
+)
 Simulation.reliable = renamed_attribute(  # type: ignore[attr-defined]
     "Simulation.reliable", "well_conditioned"
 )
@@ -243,21 +246,21 @@ def _simulate_in_blocks(experiment: Experiment, sizes: DeviceSizes) -> Simulatio
     )
     indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
     results = lax.map(block, indices)
-    losses, distance, well_conditioned = jax.tree.map(
+    losses, weight_error, well_conditioned = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], indices.size)[..., :runs], results
     )
     if evaluation == "expected":
         forms = None if losses is None else jnp.moveaxis(losses, -2, -1)
         # The expectation is linear in these forms, so it is taken once for all runs.
-        losses = expected(problem, distance, forms, adapt, constants)
+        losses = expected(problem, weight_error, forms, adapt, constants)
         losses = jnp.moveaxis(losses, len(train.batch_shape), -1)
-    return Simulation(losses, distance + experiment.null_space_offset, well_conditioned)
+    return Simulation(losses, weight_error + experiment.null_space_offset, well_conditioned)
 
 
-def expected(problem, distance, forms, adapt: InnerRule, constants):
-    """The expected test loss, of the shape of distance + adapt shape; forms have one axis more."""
+def expected(problem, weight_error, forms, adapt: InnerRule, constants):
+    """Return the expected test loss, of weight error + adapt shape; forms have one axis more."""
     if constants.adapted is None:
-        return expected_test_loss(problem, distance, adapt)
+        return expected_test_loss(problem, weight_error, adapt)
     return constants.adapted.test_loss(forms)
 
 
@@ -282,7 +285,7 @@ def precompute(
     problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, sizes: DeviceSizes
 ) -> RunConstants:
     """Compute the constants of all runs once, outside the loop over runs."""
-    # Without covariances the expected loss depends on omega only through the distance.
+    # Without covariances the expected loss depends on omega only through the weight error.
     if problem.isotropic or evaluation == "sampled":
         return RunConstants(covariance_roots(problem), None, sizes)
     return RunConstants(covariance_roots(problem), adapted(problem, adapt), sizes)
@@ -291,9 +294,9 @@ def precompute(
 def evaluate_run(
     test_key, data: Data, problem, train, adapt, ridge, evaluation, constants: RunConstants
 ):
-    """(test loss, distance, well_conditioned) of one run.
+    """(test loss, weight_error, well_conditioned) of one run.
 
-    For the expected loss the first is None if it follows from the distance, else the quadratic
+    For the expected loss the first is None if it follows from the weight error, else the quadratic
     forms of `constants.adapted`.
     """
     # The weights themselves are not needed, and a wide system need not form them.
@@ -301,11 +304,11 @@ def evaluate_run(
         return None, *meta_train_distance(data, problem, train, ridge, constants.sizes)
     omega, well_conditioned = meta_train(data, problem, train, ridge, constants.sizes)
     error = omega - problem.w0
-    distance = jnp.sum(error**2, -1)
+    weight_error = jnp.sum(error**2, -1)
     if constants.adapted is not None:
-        return constants.adapted.forms(error), distance, well_conditioned
+        return constants.adapted.forms(error), weight_error, well_conditioned
     loss = sampled_test_loss(test_key, problem, omega, adapt, sqrt_cov=constants.sqrt_cov)
-    return loss, distance, well_conditioned
+    return loss, weight_error, well_conditioned
 
 
 def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:

@@ -54,7 +54,7 @@ class LinearModel:
     run of `nm.simulate` at that key:
 
         test_loss: train_rate.shape + adapt_rate.shape
-        distance, well_conditioned: train_rate.shape
+        weight_error, well_conditioned: train_rate.shape
 
     Sizes and steps are static, both rate axes are vectorized: one pass over the data of a cell
     serves all of them, and all rates share their random numbers. It is a `sweeps.SweepFunction`.
@@ -73,7 +73,9 @@ class LinearModel:
     requires = (*SIZES, "sigma", "nu", *RATES)
     static_axes = STATIC
     vectorized_axes = RATES
-    output_dims = {"test_loss": RATES, "distance": RATES[:1], "well_conditioned": RATES[:1]}  # noqa: RUF012
+    output_dims = {  # noqa: RUF012
+        "test_loss": RATES, "weight_error": RATES[:1], "well_conditioned": RATES[:1]
+    }  # fmt: skip
 
     @own_settings
     def __call__(self, key, **point) -> dict[str, jax.Array]:
@@ -163,12 +165,16 @@ class LinearModel:
         # Addresses 0 and 1 of the cell's key, as in run 0 of `simulate`.
         data, test_key = assemble(normals, problem, shared.sqrt_cov), jax.random.fold_in(key, 1)
         ridge = point["meta_ridge"]
-        loss, distance, well_conditioned = evaluate_run(
+        loss, weight_error, well_conditioned = evaluate_run(
             test_key, data, problem, train, adapt, ridge, self.evaluation, shared
         )
         if self.evaluation == "expected":
-            loss = expected(problem, distance, loss, adapt, shared)
-        return {"test_loss": loss, "distance": distance, "well_conditioned": well_conditioned}
+            loss = expected(problem, weight_error, loss, adapt, shared)
+        return {
+            "test_loss": loss,
+            "weight_error": weight_error,
+            "well_conditioned": well_conditioned,
+        }
 
 
 def _problem(point: dict[str, Any]) -> MixedLinearRegression:

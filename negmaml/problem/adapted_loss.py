@@ -33,6 +33,7 @@ import numpy as np
 
 from negmaml._core.arrays import contract, namespace, outer, stop_gradient, working_dtype
 from negmaml._core.checks import as_array, check_array, check_count
+from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.jit import is_concrete, on_host
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
@@ -206,21 +207,22 @@ def adapted(problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
     return Adapted(floor, weights, coefficients, V)
 
 
+@renamed_arguments(distance="weight_error")
 @own_settings
 def expected_test_loss(
-    problem: MixedLinearRegression, distance: ArrayLike, adapt: InnerRule
+    problem: MixedLinearRegression, weight_error: ArrayLike, adapt: InnerRule
 ) -> Float[Array, "..."]:
-    r"""E L_test given |omega - w0|^2 = `distance`: the equation at the head of this module.
+    r"""E L_test given |omega - w0|^2 = `weight_error`: the equation at the head of this module.
 
     Arguments:
         problem: only p, n_r, sigma and nu matter.
-        distance: squared distance of the meta-trained weights from w0, any shape. For a problem
+        weight_error: squared distance of the meta-trained weights from w0, any shape. For a problem
             with covariances the quadratic forms of omega - w0 along a last axis: three, of Sigma,
             Sigma^2 and Sigma^3, for one gradient step; for other rules those of `adapted`.
         adapt: the rule used on a new task.
 
-    Returns an array of shape distance.shape (less the axis of forms) + rule shape: the exact mean
-    over test tasks, adaptation data and test points. Source: negmaml; for one step it is the
+    Returns an array of shape weight_error.shape (less the axis of forms) + rule shape: the exact
+    mean over test tasks, adaptation data and test points. Source: negmaml; for one step it is the
     conditional mean behind Bernacchia 2021, Theorems 1 and 2.
 
     >>> from negmaml import GradientDescent
@@ -230,30 +232,30 @@ def expected_test_loss(
     """
     check_problem(problem)
     adapt = check_filters("adapt", adapt)
-    distance = _check_distance(distance)
+    weight_error = _check_weight_error(weight_error)
     if not problem.isotropic:
-        return adapted(problem, adapt).test_loss(jnp.asarray(distance))
-    return expected_isotropic_loss(problem, distance, adapt)
+        return adapted(problem, adapt).test_loss(jnp.asarray(weight_error))
+    return expected_isotropic_loss(problem, weight_error, adapt)
 
 
-def _check_distance(distance):
-    """Return the checked distance; infinity is allowed, as the theory returns infinite means."""
-    distance = as_array("distance", distance)
-    known = not isinstance(distance, jax.core.Tracer) and jax.tree_util.all_leaves([distance])
-    if known and np.asarray(distance).dtype.kind == "f":
+def _check_weight_error(value):
+    """Return the checked weight error; infinity is allowed, as the theory has infinite means."""
+    value = as_array("weight_error", value)
+    known = not isinstance(value, jax.core.Tracer) and jax.tree_util.all_leaves([value])
+    if known and np.asarray(value).dtype.kind == "f":
         # The finite rest is checked, and infinity stays.
-        finite = np.where(np.isposinf(distance), 0.0, distance)
-        check_array("distance", finite, "a squared distance", 0)
-        return distance
-    return check_array("distance", distance, "a squared distance", 0)
+        finite = np.where(np.isposinf(value), 0.0, value)
+        check_array("weight_error", finite, "a squared distance", 0)
+        return value
+    return check_array("weight_error", value, "a squared distance", 0)
 
 
 @on_host
-def expected_isotropic_loss(problem: MixedLinearRegression, distance, adapt: InnerRule):
+def expected_isotropic_loss(problem: MixedLinearRegression, weight_error, adapt: InnerRule):
     """Return `expected_test_loss` without covariances, on NumPy's or JAX's arrays."""
-    xp = namespace(problem, distance, adapt)
+    xp = namespace(problem, weight_error, adapt)
     b, q, exists = rms_filters(adapt, problem.n_r, problem.p)
-    error, b = outer(problem.nu**2 + distance, b)
+    error, b = outer(problem.nu**2 + weight_error, b)
     noise = problem.sigma * q * (problem.p / problem.n_r) ** 0.5
     floor = (problem.sigma**2 + noise * noise) / 2
     # One of the factors `error` and b^2 may be infinite where the other is zero.

@@ -11,6 +11,7 @@ from jax import lax
 
 from negmaml._core.arrays import cast, namespace
 from negmaml._core.checks import check_array, check_broadcast, short_repr
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.platform import DeviceSizes, with_sizes
 from negmaml._core.settings import own_settings
@@ -34,14 +35,17 @@ MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
 class Phase(NamedTuple):
     """The best parameter of every cell, with arrays of the shape of the grid.
 
-    best: the parameter with the lowest weight error. distance: the weight error there.
-    at_zero: the weight error with parameter 0. Both are infinite at p = n_v m without ridge, unless
-    nothing is noisy.
+    best: the parameter with the lowest weight error. weight_error: that error.
+    at_zero: the weight error with parameter 0. Both errors are infinite at p = n_v m without ridge,
+    unless nothing is noisy.
     """
 
     best: Float[Array, "..."]
-    distance: Float[Array, "..."]
+    weight_error: Float[Array, "..."]
     at_zero: Float[Array, "..."]
+
+
+Phase.distance = renamed_attribute("Phase.distance", "weight_error")  # type: ignore[attr-defined]
 
 
 @named_options
@@ -92,7 +96,7 @@ def phase_diagram(
     else:
         spectrum = _spectrum(input_covariance, weight_covariance)
         found = _phases(*cast((cells, spectrum, train), jnp.result_type(float)))
-    warn_if_unsolved(found.distance)
+    warn_if_unsolved(found.weight_error)
     return jax.tree.map(lambda x: x.reshape(shape), found)
 
 

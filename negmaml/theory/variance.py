@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from negmaml._core.checks import check_array, check_flag
+from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.model import MixedLinearRegression
@@ -25,12 +26,17 @@ from negmaml.theory.options import named_options
 class StandardDeviation(NamedTuple):
     """Standard deviations over runs.
 
-    distance: that of |omega* - w0|^2, of train shape.
+    weight_error: that of |omega* - w0|^2, of train shape.
     test_loss: that of the expected test loss, of train shape + adapt shape.
     """
 
-    distance: Float[Array, "..."]
+    weight_error: Float[Array, "..."]
     test_loss: Float[Array, "..."]
+
+
+StandardDeviation.distance = renamed_attribute(  # type: ignore[attr-defined]
+    "StandardDeviation.distance", "weight_error"
+)
 
 
 @named_options
@@ -52,7 +58,7 @@ def standard_deviation(
     >>> from negmaml import GradientDescent
     >>> problem = MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
     >>> scatter = standard_deviation(problem, GradientDescent(-0.2), GradientDescent(0.2))
-    >>> round(float(scatter.distance), 3)
+    >>> round(float(scatter.weight_error), 3)
     0.067
     """
     meta_ridge, train, adapt = check_arguments(problem, meta_ridge, train=train, adapt=adapt)

@@ -29,7 +29,7 @@ def truth(m, p=4, sigma=1.0, nu=1.0):
         problem = nm.MixedLinearRegression(p=p, m=m, sigma=sigma, nu=nu, w0=1.0, **SIZES)
         distance = nm.simulate(
             jax.random.key(0), problem, nm.GradientDescent(GRID), nm.GradientDescent(0.0), runs=4000
-        ).distance.mean(-1)
+        ).weight_error.mean(-1)
         distance = np.asarray(distance)
     rate = np.linspace(0, 1, 501)
     h = (1 - rate) ** 2 + rate**2 * (p + 1) / 8

@@ -43,7 +43,7 @@ WRONG = [
     *wrong(problems.shrinkage, {"rate": 0.1, "n": 3, "p": 3}, n=(0, -3, "a", np.nan, None),
            p=(0, -3, "a", np.nan, None), rate=(np.nan, "a", None, [], {}, 1j)),
     *wrong(problems.filter_means, {"rule": ONE, "n": 2, "p": 2}, rule=RULES, n=COUNTS, p=COUNTS),
-    *wrong(problems.expected_test_loss, {"problem": PROBLEM, "distance": 1.0, "adapt": ONE},
+    *wrong(problems.expected_test_loss, {"problem": PROBLEM, "weight_error": 1.0, "adapt": ONE},
            problem=PROBLEMS, adapt=RULES, distance=(-1.0, np.nan, "a", None, 1j)),
     *wrong(problems.adapted, {"problem": PROBLEM, "adapt": ONE}, problem=PROBLEMS, adapt=RULES),
     *wrong(problems.named_spectrum, {"name": "power", "p": 3}, p=COUNTS, exponent=(np.nan, "a"),
@@ -115,7 +115,7 @@ GIVEN_AS = [
 
 def simulated(**changes):
     """The distances of four runs."""
-    return nm.simulate(**SIMULATED | {"runs": 4} | changes).distance
+    return nm.simulate(**SIMULATED | {"runs": 4} | changes).weight_error
 
 
 RIGHT = [

@@ -108,7 +108,7 @@ WRONG = [
            meta_ridge=(-1.0, np.nan, "a", [0.1]), task_cost=(-1.0, np.nan, "a", None),
            point_cost=(0.0, -1.0, np.nan, "a", None), split=(0.0, 1.0, 1.5, np.nan, "a", -0.5),
            tune=FLAGS),
-    *wrong(theory.expected_test_loss, {"problem": PROBLEM, "distance": 1.0, "adapt": ONE},
+    *wrong(theory.expected_test_loss, {"problem": PROBLEM, "weight_error": 1.0, "adapt": ONE},
            adapt=(0.1,), problem=(None,)),
     Wrong(theory.best_train_rate, {"problem": nm.MixedLinearRegression(**GIVEN | {"p": 8})},
           "p = n_v m = 8: without meta_ridge every mean is infinite there; give a"),

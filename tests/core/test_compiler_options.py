@@ -286,5 +286,5 @@ def test_options_of_sweeps_of_the_linear_model_change_nothing(few, monkeypatch, 
     ours = nm.sweep(nm.sweeps.linear, grid, 3)
     monkeypatch.setattr(type(nm.sweeps.linear), "compiler_options", lambda *_, **__: xla_defaults())
     expected = nm.sweep(nm.sweeps.linear, grid, 3)
-    for name in ("test_loss", "distance"):
+    for name in ("test_loss", "weight_error"):
         np.testing.assert_allclose(ours[name], expected[name], rtol=1e-4)

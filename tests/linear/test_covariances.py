@@ -76,7 +76,7 @@ def test_a_run_is_the_dense_solution_and_its_loss_the_quadratic_form(changes, sh
             else (np.linalg.pinv(Phi) @ gap)
         )
         error = start + step - problem.w0
-        assert float(found.distance[i, 0]) == pytest.approx(error @ error, rel=1e-8)
+        assert float(found.weight_error[i, 0]) == pytest.approx(error @ error, rel=1e-8)
         for j, a in enumerate((-0.1, 0.3)):
             square = sigma @ sigma
             H = sigma - 2 * a * square + a**2 / 5 * (6 * square @ sigma + np.trace(square) * sigma)
@@ -103,7 +103,7 @@ def test_sampled_minus_expected_loss_is_zero_on_average(train, adapt, x64):
         nm.simulate(KEY, problem, train, adapt, runs=60, meta_ridge=0.2, evaluation=evaluation)
         for evaluation in ("expected", "sampled")
     )
-    np.testing.assert_allclose(expected.distance, sampled.distance)
+    np.testing.assert_allclose(expected.weight_error, sampled.weight_error)
     gaps = np.asarray(sampled.test_loss - expected.test_loss).reshape(-1, 60)
     assert max(abs(z_score(gap, 0.0)) for gap in gaps) < 4
 
@@ -136,7 +136,7 @@ def test_directions_without_variance_are_never_left(shape, x64):
         assert float(unmoved) == pytest.approx(np.sum((0.2 - diagonal.w0[5:]) ** 2))
         found = nm.simulate(KEY, problem, train, adapt, runs=300)
         assert bool(found.well_conditioned.all())
-        assert float(found.distance.min()) > float(unmoved)
+        assert float(found.weight_error.min()) > float(unmoved)
         means = found.test_loss.mean(-1), found.test_loss.std(-1, ddof=1) / 300**0.5
         if problem is diagonal:
             first = means
@@ -167,4 +167,6 @@ def test_a_spectrum_of_condition_1e8_is_solved_reliably(x64):
     Phi, r = dense_system(data, nm.GradientDescent(float(RATES[0])))
     exact = np.full(P, 0.2) + np.linalg.lstsq(Phi, r - Phi @ np.full(P, 0.2), rcond=1e-15)[0]
     assert bool(found.well_conditioned.all())
-    assert float(found.distance[0, 0]) == pytest.approx(np.sum((exact - problem.w0) ** 2), rel=1e-5)
+    assert float(found.weight_error[0, 0]) == pytest.approx(
+        np.sum((exact - problem.w0) ** 2), rel=1e-5
+    )

@@ -87,7 +87,7 @@ class TestAgainstDense:
             KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3, meta_ridge=ridge
         )
         distances = dense_distances(problem, nm.GradientDescent, 3, ridge)
-        np.testing.assert_allclose(result.distance, distances, rtol=1e-8)
+        np.testing.assert_allclose(result.weight_error, distances, rtol=1e-8)
         np.testing.assert_allclose(result.test_loss, dense_losses(problem, distances), rtol=1e-8)
         assert result.well_conditioned.all()
 
@@ -102,14 +102,14 @@ class TestAgainstDense:
         problem = PROBLEMS["under"]
         result = nm.simulate(KEY, problem, rule_of(RATES), ADAPT, runs=3)
         distances = dense_distances(problem, rule_of, 3)
-        np.testing.assert_allclose(result.distance, distances, rtol=1e-8)
+        np.testing.assert_allclose(result.weight_error, distances, rtol=1e-8)
 
     def test_outer_loss_on_training_points_is_that_of_dense_algebra(self, x64):
         problem = PROBLEMS["under"]
         train = nm.GradientDescent(RATES)
         result = nm.simulate(KEY, problem, train, ADAPT, runs=3, split="train-train")
         distances = dense_distances(problem, nm.GradientDescent, 3, train_train=True)
-        np.testing.assert_allclose(result.distance, distances, rtol=1e-8)
+        np.testing.assert_allclose(result.weight_error, distances, rtol=1e-8)
 
     def test_adaptation_by_another_rule_is_its_expected_loss(self, x64):
         problem, adapt = PROBLEMS["over"], nm.GradientFlow(-0.4)
@@ -129,7 +129,7 @@ def test_shapes_are_train_then_adapt_then_runs(train_shape, adapt_shape, evaluat
         KEY,
     )
     chex.assert_shape(result.test_loss, (*train_shape, *adapt_shape, 5))
-    chex.assert_shape(result.distance, (*train_shape, 5))
+    chex.assert_shape(result.weight_error, (*train_shape, 5))
     chex.assert_shape(result.well_conditioned, (*train_shape, 5))
     chex.assert_type(list(result), [jnp.float32, jnp.float32, bool])
 
@@ -148,7 +148,7 @@ class TestSharedRandomness:
         long = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, runs=7)
         for here, there in zip(short[:2], long[:2], strict=True):
             np.testing.assert_allclose(here, there[..., :3], rtol=1e-10)
-        assert np.unique(long.distance[0]).size == 7
+        assert np.unique(long.weight_error[0]).size == 7
 
     @pytest.mark.slow
     def test_block_size_does_not_change_sampled_evaluation(self, x64, set_sizes):
@@ -193,7 +193,7 @@ class TestSharedRandomness:
             )
             for seed in (0, 1)
         ]
-        assert np.abs(results[0].distance - results[1].distance).min() > 1e-4
+        assert np.abs(results[0].weight_error - results[1].weight_error).min() > 1e-4
 
 
 class TestOuterLossOnTrainingPoints:
@@ -203,14 +203,16 @@ class TestOuterLossOnTrainingPoints:
         result = nm.simulate(
             KEY, problem, nm.GradientDescent(RATES), ADAPT, runs=3, split="train-train"
         )
-        expected = np.broadcast_to(result.distance[1], (3, 3))
-        np.testing.assert_allclose(result.distance, expected, rtol=1e-6)
+        expected = np.broadcast_to(result.weight_error[1], (3, 3))
+        np.testing.assert_allclose(result.weight_error, expected, rtol=1e-6)
 
     def test_rows_are_those_of_the_training_points(self):
         # (1 - n_t m / p) of the starting offset remains without noise and spread.
         problem = dataclasses.replace(PROBLEMS["over"], n_t=3, sigma=0.0, nu=0.0)
         train = nm.GradientDescent(0.0)
-        distance = nm.simulate(KEY, problem, train, ADAPT, runs=1000, split="train-train").distance
+        distance = nm.simulate(
+            KEY, problem, train, ADAPT, runs=1000, split="train-train"
+        ).weight_error
         exact = float(problem.offset_squared) * (1 - 6 / 8)
         assert abs(z_score(np.asarray(distance, float), exact)) < 4
 
@@ -245,12 +247,12 @@ class TestNearThreshold:
                 for rate in RATES
                 for i in range(50)
             ]
-        np.testing.assert_allclose(single.distance.ravel(), double, rtol=1e-2)
+        np.testing.assert_allclose(single.weight_error.ravel(), double, rtol=1e-2)
 
     def test_at_the_threshold_every_run_that_is_not_finite_is_flagged(self):
         result = nm.simulate(KEY, self.SQUARE, nm.GradientDescent(RATES), ADAPT, runs=50)
         chex.assert_shape(result.test_loss, (3, 2, 50))
-        assert not (result.well_conditioned & ~np.isfinite(result.distance)).any()
+        assert not (result.well_conditioned & ~np.isfinite(result.weight_error)).any()
         assert result.well_conditioned.mean() > 0.9
 
     def test_a_system_without_data_is_flagged(self, x64):
@@ -430,7 +432,7 @@ class TestAgainstTheory:
 def test_starting_point_keeps_the_exact_share_of_its_offset(rate):
     # E|omega* - w0|^2 = (1 - N/p) |omega0 - w0|^2 without noise and spread, for every rule.
     problem = dataclasses.replace(PROBLEMS["over"], sigma=0.0, nu=0.0)
-    distances = nm.simulate(KEY, problem, nm.GradientDescent(rate), ADAPT, runs=2000).distance
+    distances = nm.simulate(KEY, problem, nm.GradientDescent(rate), ADAPT, runs=2000).weight_error
     exact = (1 - 4 / 8) * float(problem.offset_squared)
     assert abs(z_score(np.asarray(distances, float), exact)) < 4
 
@@ -442,5 +444,5 @@ def test_starting_point_keeps_the_exact_share_of_its_offset(rate):
 )
 def test_label_noise_without_adaptation_has_the_inverse_wishart_mean(p, n_v, exact):
     problem = nm.MixedLinearRegression(p=p, m=2, n_t=1, n_v=n_v, n_r=3, sigma=1.0, nu=0.0)
-    distances = nm.simulate(KEY, problem, nm.GradientDescent(0.0), ADAPT, runs=4000).distance
+    distances = nm.simulate(KEY, problem, nm.GradientDescent(0.0), ADAPT, runs=4000).weight_error
     assert abs(z_score(np.asarray(distances, float), exact)) < 4

@@ -26,7 +26,7 @@ def test_a_cell_with_every_field_is_a_run_of_simulate(more, x64):
     problem = nm.MixedLinearRegression(**SIZES, **numbers)
     run = nm.simulate(key, problem, train, adapt, runs=1, meta_ridge=point["meta_ridge"])
     np.testing.assert_allclose(cell["test_loss"], run.test_loss[..., 0], rtol=1e-9)
-    np.testing.assert_allclose(cell["distance"], run.distance[..., 0], rtol=1e-9)
+    np.testing.assert_allclose(cell["weight_error"], run.weight_error[..., 0], rtol=1e-9)
 
 
 def test_a_sweep_over_starts_and_means_depends_on_how_far_apart_they_are():
@@ -35,8 +35,8 @@ def test_a_sweep_over_starts_and_means_depends_on_how_far_apart_they_are():
                     "train_rate": [-0.3], "adapt_rate": [0.2]}  # fmt: skip
     result = nm.sweep(nm.sweeps.linear, grid, seeds=3, common_random_numbers=["omega0", "w0"])
     squared = (result["omega0"] - result["w0"]) ** 2
-    unit = result["distance"].sel(omega0=2.0, w0=0.0) / 4
-    expected = (unit * squared).transpose(*result["distance"].dims)
-    np.testing.assert_allclose(result["distance"], expected, rtol=1e-4, atol=1e-6)
+    unit = result["weight_error"].sel(omega0=2.0, w0=0.0) / 4
+    expected = (unit * squared).transpose(*result["weight_error"].dims)
+    np.testing.assert_allclose(result["weight_error"], expected, rtol=1e-4, atol=1e-6)
     share = float(unit.mean()) / SIZES["p"]
     assert 0.3 < share < 0.7  # 6 of 12 directions

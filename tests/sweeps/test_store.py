@@ -472,7 +472,7 @@ nm.sweep(nm.sweeps.linear, LINEAR, 13, store={paths[1]!r})
     assert_same(xr.open_zarr(paths[0]).drop_vars("completed"), undisturbed)
     expected = nm.sweep(nm.sweeps.linear, LINEAR, 13)
     stored = xr.open_zarr(paths[1])
-    np.testing.assert_allclose(stored["distance"], expected["distance"], rtol=2e-4)
+    np.testing.assert_allclose(stored["weight_error"], expected["weight_error"], rtol=2e-4)
     assert stored.attrs["devices"].lower().count("cpu") == 4
 
 

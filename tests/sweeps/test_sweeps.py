@@ -114,7 +114,7 @@ def test_the_linear_function_is_a_run_of_simulate(evaluation, x64):
         tolerance = 1e-10 if x64 else 2e-4
         assert out["test_loss"].dtype == (jnp.float64 if x64 else jnp.float32)
         np.testing.assert_allclose(out["test_loss"], run.test_loss[..., 0], rtol=tolerance)
-        np.testing.assert_allclose(out["distance"], run.distance[..., 0], rtol=tolerance)
+        np.testing.assert_allclose(out["weight_error"], run.weight_error[..., 0], rtol=tolerance)
 
 
 def test_the_linear_sweep_covers_fields_and_rates_and_meets_the_theory():
@@ -124,7 +124,7 @@ def test_the_linear_sweep_covers_fields_and_rates_and_meets_the_theory():
     assert result["test_loss"].dims == (
         "p", "sigma", "omega0", "seed", "train_rate", "adapt_rate"
     )  # fmt: skip
-    assert result["distance"].dims == ("p", "sigma", "omega0", "seed", "train_rate")
+    assert result["weight_error"].dims == ("p", "sigma", "omega0", "seed", "train_rate")
     small = grid | {"p": 20, "sigma": 1.0, "omega0": 0.2, "train_rate": [0.2, -0.3]}
     again = nm.sweep(nm.sweeps.linear, small, seeds=7, block=5)
     np.testing.assert_allclose(
@@ -132,10 +132,10 @@ def test_the_linear_sweep_covers_fields_and_rates_and_meets_the_theory():
         result["test_loss"].sel(p=20, sigma=1.0, omega0=0.2, seed=range(7), train_rate=[0.2, -0.3]),
         rtol=2e-4,
     )
-    floor = result["sigma"] ** 2 / 2 + 0.5 * (POINT["nu"] ** 2 + result["distance"])
+    floor = result["sigma"] ** 2 / 2 + 0.5 * (POINT["nu"] ** 2 + result["weight_error"])
     np.testing.assert_allclose(  # no adaptation: the loss is a constant of the distance
         result["test_loss"].sel(adapt_rate=0.0),
-        floor.transpose(*result["distance"].dims),
+        floor.transpose(*result["weight_error"].dims),
         rtol=1e-4,
     )
 

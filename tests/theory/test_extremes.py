@@ -184,9 +184,9 @@ def test_scatter_with_many_rows_is_as_good_in_single_precision(rows):
         p=9000, m=300, n_t=3000, n_v=rows, n_r=1, sigma=0.01, nu=0.01
     )
     rule, still = nm.GradientDescent(-1.8), nm.GradientDescent(0.0)
-    found = jax.jit(lambda rule: standard_deviation(problem, rule, still).distance)(rule)
+    found = jax.jit(lambda rule: standard_deviation(problem, rule, still).weight_error)(rule)
     assert found.dtype == np.float32
-    expected = standard_deviation(problem, rule, still).distance  # on the host, in double
+    expected = standard_deviation(problem, rule, still).weight_error  # on the host, in double
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 

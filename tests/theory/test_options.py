@@ -35,7 +35,7 @@ def test_the_default_of_an_option_asks_for_nothing():
 def test_a_phase_diagram_takes_covariances_in_every_form():
     found = nm.theory.phase_diagram(*CELL, input_covariance=np.array([1.0, 2.0]))
     # The limit of the theory at p = 60 with 30 eigenvalues of each, at the same rate.
-    assert float(found.distance) == pytest.approx(1.7590, rel=1e-4)
+    assert float(found.weight_error) == pytest.approx(1.7590, rel=1e-4)
     assert float(found.at_zero) == pytest.approx(1.7763, rel=1e-4)
     for same in ([1, 2], np.diag([1.0, 2.0])):
         np.testing.assert_allclose(

@@ -106,7 +106,7 @@ def test_a_phase_diagram_has_the_best_rates_of_its_cells(x64):
     n_t, n_v = np.array([500.0, 2000.0]), np.array([30.0, 400.0])
     found = phase_diagram(1000.0, 10.0, n_t[:, None], n_v, 0.5, 1.0)
     assert found.best.shape == (2, 2)
-    assert (found.distance <= found.at_zero).all()
+    assert (found.weight_error <= found.at_zero).all()
     for i, j in np.ndindex(2, 2):
         problem = nm.MixedLinearRegression(
             p=1000, m=10, n_t=int(n_t[i]), n_v=int(n_v[j]), n_r=5, sigma=0.5, nu=1.0
@@ -118,9 +118,9 @@ def test_losses_of_a_phase_diagram_are_infinite_at_the_threshold():
     """At p = n_v m without ridge, unless nothing is noisy; the best rate has a limit there."""
     n_v, sigma = np.array([4.999, 5.0, 5.001]), np.array([[0.5], [0.0]])
     found = phase_diagram(10.0, 2.0, 10.0, n_v, sigma, 2 * sigma)
-    assert np.isinf(found.distance[0]).tolist() == [False, True, False]
+    assert np.isinf(found.weight_error[0]).tolist() == [False, True, False]
     assert np.isinf(found.at_zero[0]).tolist() == [False, True, False]
-    assert not found.distance[1].any() and not found.at_zero[1].any()
+    assert not found.weight_error[1].any() and not found.at_zero[1].any()
     np.testing.assert_allclose(found.best[0], found.best[0, 1], rtol=0.02)
 
 
@@ -131,7 +131,7 @@ def test_a_phase_diagram_of_a_spectrum(x64):
     cells = 1000.0, 10.0, n_t[:, None], n_v, 0.5, 1.0
     plain, same = phase_diagram(*cells), phase_diagram(*cells, input_covariance=np.ones(4))
     np.testing.assert_allclose(same.best, plain.best, rtol=0.05)
-    np.testing.assert_allclose(same.distance, plain.distance, rtol=1e-3)
+    np.testing.assert_allclose(same.weight_error, plain.weight_error, rtol=1e-3)
     s = np.repeat([4.0, 0.5], 500)
     found = phase_diagram(*cells, input_covariance=s[[0, -1]])
     adapt = nm.GradientDescent(0.0)

@@ -66,7 +66,7 @@ def test_against_simulation(problem, ridge, rule):
     runs = nm.simulate(jax.random.key(0), problem, rule, ADAPT, runs=1000, **options)
     for found, seen in (
         (nm.theory.test_loss(problem, rule, ADAPT, **options), runs.test_loss),
-        (nm.theory.weight_error(problem, rule, **options), runs.distance),
+        (nm.theory.weight_error(problem, rule, **options), runs.weight_error),
     ):
         error = seen.std(-1) / 1000**0.5
         assert jnp.all(jnp.abs(found - seen.mean(-1)) < 4 * error)

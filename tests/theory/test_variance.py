@@ -28,20 +28,20 @@ def test_variances_and_covariance_are_those_of_simulation(problem, ridge, x64):
     train = nm.GradientDescent(RATES)
     runs = nm.simulate(jax.random.key(1), problem, train, ADAPT, runs=2500, meta_ridge=ridge)
     spread = standard_deviation(problem, train, ADAPT, meta_ridge=ridge)
-    np.testing.assert_allclose(spread.distance, runs.distance.std(-1), rtol=0.1)
+    np.testing.assert_allclose(spread.weight_error, runs.weight_error.std(-1), rtol=0.1)
     np.testing.assert_allclose(spread.test_loss, runs.test_loss.std(-1), rtol=0.1)
     first, second = (nm.GradientDescent(rate) for rate in RATES)
     *_, both = theory_model(problem, ridge).loss_covariance(first, second, None)
     cross = both.values * jnp.exp(2 * sum(both.log_units))
-    error = np.prod(runs.distance.std(-1)) / 2500**0.5
-    assert abs(float(cross) - np.cov(runs.distance)[0, 1]) < 4 * error
+    error = np.prod(runs.weight_error.std(-1)) / 2500**0.5
+    assert abs(float(cross) - np.cov(runs.weight_error)[0, 1]) < 4 * error
 
 
 def test_the_noise_alone_has_the_exact_inverse_wishart_variance(x64):
     # At alpha_t = 0: 2 N (p - 1)/((g - 1)^2 (g - 3)) sigma^4, g = p - N.
     problem = dataclasses.replace(START_OFF, nu=0.0, omega0=0.0, sigma=1.0, m=1, n_v=24, p=40)
     exact = 2 * 24 * 39 / (15**2 * 13)
-    found = standard_deviation(problem, nm.GradientDescent(0.0), ADAPT).distance
+    found = standard_deviation(problem, nm.GradientDescent(0.0), ADAPT).weight_error
     assert float(found) ** 2 == pytest.approx(exact, rel=0.04)
 
 
@@ -60,8 +60,8 @@ def test_required_runs_give_the_standard_error_asked_for(x64):
 
 def test_beyond_three_of_the_threshold_the_variance_is_finite_and_within_it_is_not(x64):
     close = dataclasses.replace(START_OFF, m=19, n_v=2)
-    assert standard_deviation(close, nm.GradientDescent(0.0), ADAPT).distance == jnp.inf
-    assert jnp.isfinite(standard_deviation(UNDER, nm.GradientDescent(0.0), ADAPT).distance)
+    assert standard_deviation(close, nm.GradientDescent(0.0), ADAPT).weight_error == jnp.inf
+    assert jnp.isfinite(standard_deviation(UNDER, nm.GradientDescent(0.0), ADAPT).weight_error)
 
 
 def test_only_scalar_rules_are_compared():

@@ -26,7 +26,7 @@ def test_with_identity_it_is_the_isotropic_one(n_v):
     for ridge in (0.0, 3.0)[: 2 if n_v == 4 else 1]:
         ridge = jnp.array(ridge)  # one program for both
         one, two = (standard_deviation(x, TRAIN, ADAPT, meta_ridge=ridge) for x in (plain, same))
-        np.testing.assert_allclose(two.distance, one.distance, rtol=0.01)
+        np.testing.assert_allclose(two.weight_error, one.weight_error, rtol=0.01)
         np.testing.assert_allclose(two.test_loss, one.test_loss, rtol=0.01)
 
 
@@ -34,7 +34,7 @@ def test_deviations_agree_with_simulation():
     ridge = jnp.array(3.0)
     runs = nm.simulate(jax.random.key(1), BENT, TRAIN, ADAPT, runs=1500, meta_ridge=ridge)
     found = standard_deviation(BENT, TRAIN, ADAPT, meta_ridge=ridge)
-    np.testing.assert_allclose(found.distance, runs.distance.std(-1), rtol=0.07)
+    np.testing.assert_allclose(found.weight_error, runs.weight_error.std(-1), rtol=0.07)
     np.testing.assert_allclose(found.test_loss, runs.test_loss.std(-1), rtol=0.07)
 
 
@@ -66,7 +66,8 @@ def test_two_rules_of_different_families():
     cross, *_ = covariances(at, first, second)
     key = jax.random.key(1)
     one, two = (
-        nm.simulate(key, BENT, rule, ADAPT, runs=1500, meta_ridge=ridge).distance for rule in rules
+        nm.simulate(key, BENT, rule, ADAPT, runs=1500, meta_ridge=ridge).weight_error
+        for rule in rules
     )
     error = float(one.std() * two.std()) / 1500**0.5
     assert abs(float(cross[0, 0]) - np.cov(one, two)[0, 1]) < 4 * error

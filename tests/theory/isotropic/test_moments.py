@@ -141,7 +141,7 @@ def test_simulation_is_met_with_one_per_cent_to_spare(problem, rule, ridge, runs
     adapt = nm.GradientDescent(0.1)
     result = nm.simulate(jax.random.key(5), problem, rule, adapt, runs=runs, meta_ridge=ridge)
     for values, predicted in (
-        (result.distance, weight_error(problem, rule, meta_ridge=ridge)),
+        (result.weight_error, weight_error(problem, rule, meta_ridge=ridge)),
         (result.test_loss, nm.theory.test_loss(problem, rule, adapt, meta_ridge=ridge)),
     ):
         mean, error = values.mean(-1), values.std(-1, ddof=1) / runs**0.5
