@@ -1,6 +1,6 @@
-"""Sweeps: speed compared with other methods, overhead, memory, workers, a million cells.
+"""Sweeps: speed compared with other methods, overhead, memory, workers, a million cells, resuming.
 
-python benchmarks/sweep.py rates|peers|overhead|memory|workers|million|engine
+python benchmarks/sweep.py rates|peers|overhead|memory|workers|million|engine|resume
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import harness
 import jax
@@ -300,8 +301,67 @@ def _cpu_seconds(thousands: float, store: str | None = None, **options) -> float
     return harness.cpu_seconds() - start
 
 
-COMMANDS = {f.__name__: f for f in (rates, peers, overhead, memory, workers, million, engine)}
-WORKERS = {"_memory": _memory, "_pinned": _pinned}  # run by the commands in fresh processes
+def resume(report) -> None:
+    """CPU time to open an unfinished store: a sweep until it computes, and `status`."""
+    head = "to resume, s", "status, s", "status --check, s", "files", "peak above start, MiB"
+    report.table("blocks", "cells of a block that are done", *head)
+    for points in (10, 100, 1000):
+        for half in (0, 1):
+            found = harness.in_process("sweep.py", "_resume", points, half)
+            done = "half of each" if half else "all of every second one"
+            report.row(f"{100 * points:,}", done, *found.get("row", [found.get("skipped")]))
+
+
+def scaled(key, x):
+    """Quick to compile."""
+    return {"y": x * jax.random.normal(key)}
+
+
+def _resume(points: int, half: int) -> None:
+    """Make a store of 100 blocks of 100 cells at each of some points, half done, and open it."""
+    from negmaml.sweeps.store import create
+
+    work = nm.sweeps.prepare(scaled, {"x": list(np.arange(points) / 4)}, 10_000)
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"{folder}/x.zarr"
+        made = create(url, replace(work.manifest(), block=(1, 100)), work.attributes())
+        wanted = np.ones((1, 100), bool)
+        wanted[:, 50 if half else 100 :] = False
+        rows = {"y": np.zeros(wanted.sum(), np.float32), "finite": np.ones(wanted.sum(), bool)}
+        made.write((slice(0, 1), slice(0, 100)), 0, wanted, rows)
+        for name in ("y", "finite", "completed"):
+            key = made.layouts[name].key
+            content = Path(url, key((0, 0))).read_bytes()
+            for at in range(2 - half, 100 * points, 2 - half):
+                path = Path(url, key(divmod(at, 100)))
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+        nm.sweep(scaled, {"x": [0.5]}, 2)  # compiles what all sweeps share
+        before, taken = harness.peak_mib(), []
+
+        def stop(done, cells):
+            assert done == cells // 2
+            raise KeyboardInterrupt
+
+        def resumed():
+            try:
+                nm.sweep(scaled, {"x": list(np.arange(points) / 4)}, 10_000, url, progress=stop)
+            except KeyboardInterrupt:
+                return
+
+        for call in (
+            resumed, lambda: nm.sweeps.status(url), lambda: nm.sweeps.status(url, check=True)
+        ):  # fmt: skip
+            start = time.process_time()
+            call()
+            taken.append(f"{time.process_time() - start:.2f}")
+        files = sum(path.is_file() for path in Path(url).rglob("*"))
+        increase = harness.peak_mib() - before
+    print(json.dumps({"row": [*taken, f"{files:,}", f"{increase:.0f}"]}))
+
+
+COMMANDS = {f.__name__: f for f in (rates, peers, overhead, memory, workers, million, engine, resume)}
+WORKERS = {"_memory": _memory, "_pinned": _pinned, "_resume": _resume}  # run by the commands in fresh processes
 
 
 def main(options, report) -> None:
