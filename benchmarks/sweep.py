@@ -160,8 +160,8 @@ def overhead(report) -> None:
                 made = create(f"{folder}/x.zarr", replace(work.manifest(), block=block), {})
                 todo = regions(work.grid, block)
                 start = time.perf_counter()
-                blocks = [(r, made.completed(r) == 0) for r in todo]
-                count = sum(1 for _ in run(runner, made, ListedShard(0, blocks)))
+                shard = ListedShard(0, todo, lambda r: made.completed(r) == 0)  # noqa: B023
+                count = sum(1 for _ in run(runner, made, shard))
                 swept = time.perf_counter() - start
             start = time.perf_counter()
             kernel()
@@ -360,8 +360,14 @@ def _resume(points: int, half: int) -> None:
     print(json.dumps({"row": [*taken, f"{files:,}", f"{increase:.0f}"]}))
 
 
-COMMANDS = {f.__name__: f for f in (rates, peers, overhead, memory, workers, million, engine, resume)}
-WORKERS = {"_memory": _memory, "_pinned": _pinned, "_resume": _resume}  # run by the commands in fresh processes
+COMMANDS = {
+    f.__name__: f for f in (rates, peers, overhead, memory, workers, million, engine, resume)
+}
+WORKERS = {
+    "_memory": _memory,
+    "_pinned": _pinned,
+    "_resume": _resume,
+}  # run by the commands in fresh processes
 
 
 def main(options, report) -> None:

@@ -102,7 +102,9 @@ from negmaml.rules.pencil import (
     proximal_pencil,
 )
 from negmaml.sweeps import (
+    chunks,
     compiler,
+    layout,
     lease,
     lost,
     members,

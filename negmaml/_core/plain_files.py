@@ -54,9 +54,14 @@ def read_plain(path: Path, most: int | None = None) -> bytes | None:
         return opened.read(-1 if most is None else most + 1)
 
 
-def plain_sizes(folder: Path) -> Iterator[tuple[str, int]]:
-    """Every file below a folder as its path from there and its bytes; LinkedError for a link."""
-    left = [("", str(folder))]
+def plain_sizes(folder: Path, under: str = "") -> Iterator[tuple[str, int]]:
+    """Every file below a folder as its path from there and its bytes; LinkedError for a link.
+
+    under: a folder in it, to which the files are limited.
+    """
+    if under and os.path.islink(folder / under):
+        raise LinkedError(folder / under)
+    left = [(f"{under}/" if under else "", str(folder / under))]
     while left:
         prefix, path = left.pop()
         try:

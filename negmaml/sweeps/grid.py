@@ -125,9 +125,17 @@ class SweepGrid:
         for axis in self.axes:
             rows, row_of = self._static_rows[axis.names]
             # A region is a box, so its groups are all combinations of the rows on each of its axes.
-            here = np.unique(row_of[parts[axis.dim]] if axis.dim else row_of)
-            found = [group * len(rows) + int(row) for group in found for row in here]
+            part = parts[axis.dim] if axis.dim else slice(0, 1)
+            key = axis.names, part.start, part.stop
+            if key not in self._rows_within:
+                self._rows_within[key] = np.unique(row_of[part]).tolist()
+            found = [group * len(rows) + row for group in found for row in self._rows_within[key]]
         return found
+
+    @cached_property
+    def _rows_within(self) -> dict[tuple, list[int]]:
+        """The static rows in each part of an axis that was asked for: blocks share few parts."""
+        return {}
 
     @cached_property
     def tables(self) -> list["AxisTable"]:

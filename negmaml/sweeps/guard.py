@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any
 
 from negmaml._core.extras import require
+from negmaml.sweeps.chunks import damaged, fault, inner_fault, shard_index
 from negmaml.sweeps.layout import Layout
-from negmaml.sweeps.storage import StoreError, local_path
+from negmaml.sweeps.storage import local_path
 
 ROOT = "zarr.json"
 
@@ -35,43 +36,30 @@ def group_metadata(arrays: Mapping[str, Any], attributes: Mapping[str, Any]) -> 
     }  # fmt: skip
 
 
-def damaged(url: str, key: str, fault: str) -> StoreError:
-    """The error of a chunk that cannot be used."""
-    return StoreError(
-        f"store {url!r}: {key} {fault}; `negmaml status --check` names everything that is lost, "
-        "and the same call of nm.sweep computes it again"
-    )
-
-
 def guarded(
     url: str,
     arrays: Mapping[str, Layout],
     attributes: Mapping[str, Any] | None = None,
-    write: bool = False,
     complete: bool = False,
 ):
-    """The store at `url` for zarr and xarray.
+    """The store at `url` for zarr and xarray, to be read.
 
-    write: whether it can be written. complete: whether all cells are, so that a missing chunk is an
-    error.
+    complete: whether all cells are, so that a missing chunk is an error.
     """
     zarr = require("zarr", "sweep")
     path = local_path(url)
     if path is None:
-        held = zarr.storage.FsspecStore.from_url(url.rstrip("/"), read_only=not write)
+        held = zarr.storage.FsspecStore.from_url(url.rstrip("/"), read_only=True)
     else:
-        held = zarr.storage.LocalStore(path, read_only=not write)
+        held = zarr.storage.LocalStore(path, read_only=True)
     return _class()(held, url, dict(arrays), dict(attributes or {}), complete)
 
 
-def zarr_arrays(store, write: bool = False) -> dict[str, Any]:
-    """The arrays of an opened store; chunks of fill values are written like all others."""
+def zarr_arrays(store) -> dict[str, Any]:
+    """The arrays of an opened store."""
     zarr = require("zarr", "sweep")
-    # zarr reads this setting when an array is opened, not when a chunk is written.
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        mode = "r+" if write else "r"
-        group = zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=True)
-        return {name: group[name] for name in store.arrays}
+    group = zarr.open_group(store, mode="r", zarr_format=3, use_consolidated=True)
+    return {name: group[name] for name in store.arrays}
 
 
 @cache
@@ -109,22 +97,24 @@ def _class():
             if key == ROOT or key.endswith(f"/{ROOT}"):
                 held = self._metadata(key)
                 return None if held is None else prototype.buffer.from_bytes(text_of(held))
-            # `byte_range` is ignored: only sharded arrays ask for parts, and a checksum needs the
-            # whole chunk.
             layout = self.arrays.get(key.partition("/")[0])
             at = layout.position(key) if layout else None
             if layout is None or at is None:
                 return None
-            # One byte more than allowed is enough to see that the file is too long.
-            most = ranges.RangeByteRequest(0, layout.most_bytes(at) + 1)
-            data = await self._store.get(key, prototype, most)
+            # A checksum needs the whole chunk, or the whole inner chunk of a shard. One byte more
+            # than allowed is enough to see that the file is too long.
+            part = byte_range if layout.inner is not None else None
+            asked = part or ranges.RangeByteRequest(0, layout.most_bytes(at) + 1)
+            data = await self._store.get(key, prototype, asked)
             if data is None:
                 # Old stores, which have no checksums, left out chunks of fill values.
                 if self.complete and layout.checksum:
                     raise damaged(self.url, key, "is missing")
                 return None
-            if fault := layout.fault(at, data.to_bytes()):
-                raise damaged(self.url, key, fault)
+            content = data.to_bytes()
+            wrong = _part_fault(layout, part, content) if part else fault(layout, at, content)
+            if wrong:
+                raise damaged(self.url, key, wrong)
             return data
 
         # Every way in which zarr reads has to pass through `get`, or its chunks escape the check.
@@ -139,6 +129,19 @@ def _class():
             if key == ROOT or key.endswith(f"/{ROOT}"):
                 return self._metadata(key) is not None
             return await self._store.exists(key)
+
+    def _part_fault(layout, part, content: bytes) -> str:
+        """The fault of a part of a shard: of its index, or of whole inner chunks."""
+        # zarr reads the index from the end, and then the inner chunks that it lists.
+        if isinstance(part, ranges.SuffixByteRequest):
+            index = shard_index(layout)
+            right = part.suffix == len(index) and content == index
+            return "" if right else "was altered: its index is another"
+        size = layout.inner_bytes
+        whole = isinstance(part, ranges.RangeByteRequest) and not part.start % size
+        if not whole or len(content) != part.end - part.start:
+            return "does not have the inner chunks that were asked for"
+        return inner_fault(layout, content)
 
     return Guarded
 

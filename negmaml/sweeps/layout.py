@@ -5,10 +5,10 @@ used, so the author of a store cannot choose a codec, a shape or a fill value.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from operator import lt
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from negmaml.sweeps.manifest import Manifest
 
 LABELS = 1024  # values of a coordinate in a chunk: most extensions fit into the first one
 MAX_LABELS = 2**20  # the same for long axes, which would otherwise make many files
-ZSTD = b"\x28\xb5\x2f\xfd"
 CHECKSUM = {"name": "crc32c"}
 CHECKSUM_BYTES = 4
+INDEX_BYTES = 16  # of an inner chunk in the index of its shard
+# Bytes of an inner chunk, at most, unless one cell has more; part of the format, like `LABELS`.
+INNER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Layout:
     """One array of a store. All chunks have the same shape, also at the far edges.
 
     label: whether it is a coordinate. texts: the values of a coordinate of strings; the size of its
-    chunks depends on them.
+    chunks depends on them. inner: the shape of the inner chunks, if a chunk is a shard of them.
     """
 
     name: str
@@ -40,13 +42,14 @@ class Layout:
     checksum: bool
     label: bool = False
     texts: tuple[str, ...] | None = None
+    inner: tuple[int, ...] | None = None
 
     @property
     def floating(self) -> bool:
         """True if its fill value is NaN."""
         return self.dtype.kind in "fc"
 
-    @property
+    @cached_property
     def chunks(self) -> tuple[int, ...]:
         """Number of chunks along each dim."""
         return tuple(-(-n // size) for n, size in zip(self.shape, self.chunk, strict=True))
@@ -56,30 +59,52 @@ class Layout:
         """Bytes of a chunk of numbers in memory."""
         return math.prod(self.chunk) * self.dtype.itemsize
 
-    def blocks(self) -> Iterator[Region]:
-        """Every chunk as slices."""
-        for at in product(*map(range, self.chunks)):
-            yield tuple(
-                slice(i * size, min((i + 1) * size, n))
-                for i, size, n in zip(at, self.chunk, self.shape, strict=True)
-            )
+    @property
+    def inner_grid(self) -> tuple[int, ...]:
+        """Number of inner chunks of a shard along each dim."""
+        return tuple(
+            n // size for n, size in zip(self.chunk, self.inner or self.chunk, strict=True)
+        )
+
+    @cached_property
+    def num_inner(self) -> int:
+        """Number of inner chunks of a shard."""
+        return math.prod(self.inner_grid)
+
+    @cached_property
+    def inner_bytes(self) -> int:
+        """Bytes of an inner chunk in a shard, with its checksum."""
+        return self.chunk_bytes // self.num_inner + CHECKSUM_BYTES
+
+    def region(self, at: Sequence[int]) -> Region:
+        """The part of the array that a chunk holds, as slices."""
+        return tuple(
+            slice(i * size, min((i + 1) * size, n))
+            for i, size, n in zip(at, self.chunk, self.shape, strict=True)
+        )
+
+    @cached_property
+    def folder(self) -> str:
+        """The folder of the chunks."""
+        return f"{self.name}/c"
 
     def key(self, at: Sequence[int]) -> str:
         """The file of a chunk."""
-        return "/".join([self.name, "c", *map(str, at)])
+        return "/".join([self.folder, *map(str, at)])
 
     def position(self, key: str) -> tuple[int, ...] | None:
         """The position of the chunk in a file; None if the file is not a chunk of this array."""
-        name, _, rest = key.partition("/")
-        parts = rest.split("/")
-        if name != self.name or parts[0] != "c" or len(parts) != 1 + len(self.shape):
+        if not key.startswith(self.folder):
             return None
+        digits = key[len(self.folder) :].replace("/", "")
         # int() also reads digits of other scripts, and huge numbers slowly.
-        if not all(part.isdecimal() and part.isascii() and len(part) < 12 for part in parts[1:]):
+        if len(digits) > 11 * len(self.shape) or not (digits + "0").isdecimal():
             return None
-        at = tuple(map(int, parts[1:]))
-        inside = all(i < n for i, n in zip(at, self.chunks, strict=True))
-        return at if inside and key == self.key(at) else None
+        parts = key.split("/")[2:]
+        if not digits.isascii() or len(parts) != len(self.shape) or "" in parts:
+            return None
+        at = tuple(map(int, parts))
+        return at if all(map(lt, at, self.chunks)) and key == self.key(at) else None
 
     def raw_bytes(self, at: Sequence[int]) -> int:
         """Bytes of a chunk before it is compressed."""
@@ -94,6 +119,8 @@ class Layout:
     def most_bytes(self, at: Sequence[int]) -> int:
         """The largest possible size of the file of a chunk, in bytes."""
         # zstd adds at most raw / 256 bytes and a header to data that do not compress.
+        if self.inner is not None:
+            return self.num_inner * (self.inner_bytes + INDEX_BYTES) + CHECKSUM_BYTES
         raw = self.raw_bytes(at) + CHECKSUM_BYTES * self.checksum
         return raw + raw // 64 + 1024 if self.compressed else raw
 
@@ -105,22 +132,6 @@ class Layout:
             return not CHECKSUM_BYTES * self.checksum < size <= most
         return size != most
 
-    def fault(self, at: Sequence[int], data: bytes) -> str:
-        """The fault of the file of a chunk as text; empty if none can be detected."""
-        if self.wrong_size(at, len(data)):
-            return f"has {len(data):,} bytes"
-        body = data
-        if self.checksum:
-            import google_crc32c  # comes with zarr
-
-            body = data[:-CHECKSUM_BYTES]
-            if google_crc32c.value(body) != int.from_bytes(data[-CHECKSUM_BYTES:], "little"):
-                return "was altered: its checksum is another"
-        # A small file could unpack to any size: the header says which, before any memory is used.
-        if self.compressed and _unpacked_bytes(body) != self.raw_bytes(at):
-            return "does not unpack to the bytes of a chunk"
-        return ""
-
     def metadata(self) -> dict[str, Any]:
         """The `zarr.json` of the array."""
         serializer: dict[str, Any] = {"name": "bytes"}
@@ -130,6 +141,11 @@ class Layout:
             serializer = {"name": "bytes", "configuration": {"endian": "little"}}
         packed = {"name": "zstd", "configuration": {"level": 0, "checksum": False}}
         codecs = [serializer, *[packed] * self.compressed, *[CHECKSUM] * self.checksum]
+        if self.inner is not None:
+            index = [{"name": "bytes", "configuration": {"endian": "little"}}, CHECKSUM]
+            parts = {"chunk_shape": list(self.inner), "codecs": codecs, "index_codecs": index,
+                     "index_location": "end"}  # fmt: skip
+            codecs = [{"name": "sharding_indexed", "configuration": parts}]
         return {
             "shape": list(self.shape),
             "data_type": "string" if self.texts is not None else self.dtype.name,
@@ -153,20 +169,6 @@ def _fill_value(layout: Layout) -> Any:
     return {"b": False, **numbers}.get(layout.dtype.kind, 0)
 
 
-def _unpacked_bytes(data: bytes) -> int | None:
-    """The size that the header of a zstd frame gives (RFC 8878, 3.1.1.1); None without one."""
-    if len(data) < 5 or data[:4] != ZSTD:
-        return None
-    # Byte 4 says how many bytes the content size has, and whether a window size comes first.
-    descriptor = data[4]
-    flag, single = descriptor >> 6, bool(descriptor & 32)
-    width = (1 if single else 0, 2, 4, 8)[flag]
-    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
-    if not width or len(data) < start + width:
-        return None
-    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)
-
-
 def layouts(manifest: Manifest) -> dict[str, Layout]:
     """Every array of a new store of this manifest; each chunk has a checksum."""
     return cell_layouts(manifest) | coordinate_layouts(manifest.grid, manifest.label_chunks)
@@ -181,15 +183,35 @@ def cell_layouts(manifest: Manifest) -> dict[str, Layout]:
         dtype = np.dtype(output.dtype)
         # Chunks keep the size that the axes had first, so an extension adds chunks beside them.
         own = (first.get(d, n) for d, n in zip(output.dims, output.shape, strict=True))
+        chunk = (*block, *(max(1, n) for n in own))
+        compressed = dtype.kind not in "fc"  # random digits do not compress
+        sharded = manifest.format > 4 and not compressed
         found[output.name] = Layout(
-            output.name, (*grid.dims, *output.dims), (*grid.shape, *output.shape),
-            (*block, *(max(1, n) for n in own)), dtype,
-            dtype.kind not in "fc",  # random digits do not compress
-            True,
+            output.name, (*grid.dims, *output.dims), (*grid.shape, *output.shape), chunk, dtype,
+            compressed, True, inner=_inner_chunk(chunk, dtype, len(block)) if sharded else None,
         )  # fmt: skip
     for name, kind in (("finite", "bool"), (manifest.completed, "uint8")):
         found[name] = Layout(name, grid.dims, grid.shape, block, np.dtype(kind), True, True)
     return found
+
+
+def _inner_chunk(chunk: Sequence[int], dtype: np.dtype, cell_dims: int) -> tuple[int, ...] | None:
+    """The shape of the inner chunks of a shard; None if the chunk is small, or cannot be divided.
+
+    Divides the dims over the cells only, the last ones last, as blocks do.
+    """
+    own = chunk[cell_dims:]
+    left = max(1, INNER_BYTES // (math.prod(own) * dtype.itemsize))
+    found: list[int] = []
+    for size in reversed(chunk[:cell_dims]):
+        fewest = -(-size // left)
+        pieces = (n for n in range(fewest, 16 * fewest + 1) if size % n == 0)
+        found.append(size // next(pieces, size))
+        left = left // found[-1] if found[-1] == size else 1
+    inner = (*reversed(found), *own)
+    # Few cells in an inner chunk would make a long index and many small reads.
+    small = math.prod(inner) * dtype.itemsize < INNER_BYTES // 16
+    return None if small or inner == tuple(chunk) else inner
 
 
 def sizes_at(manifest: Manifest, level: int) -> dict[str, int]:
@@ -239,10 +261,13 @@ def match_metadata(layout: Layout, held: Mapping[str, Any]) -> Layout:
     """
     if not isinstance(held, Mapping):
         raise ValueError(f"{layout.name} has no metadata")
-    names = [_codec_name(layout.name, codec) for codec in _tables(held.get("codecs"))]
     wanted = layout.metadata()
     expected = [codec["name"] for codec in wanted["codecs"]]
-    if names not in (expected, expected[:-1]):
+    if layout.inner is not None and held.get("codecs") == wanted["codecs"]:
+        names = expected
+    else:
+        names = [_codec_name(layout.name, codec) for codec in _tables(held.get("codecs"))]
+    if names != expected and (layout.inner or names != expected[:-1]):
         raise ValueError(
             f"{layout.name} has the codecs {names}, and a sweep writes {expected}; others could "
             "alter values or use up memory"
@@ -256,7 +281,7 @@ def match_metadata(layout: Layout, held: Mapping[str, Any]) -> Layout:
                 f"{layout.name} has {str(field)!r} {_short(value)}, and the sweep of this store "
                 f"has {_short(wanted.get(field))}"
             )
-    return replace(layout, checksum=names == expected)
+    return layout if layout.inner else replace(layout, checksum=names == expected)
 
 
 def _tables(held: Any) -> list[Mapping[str, Any]]:

@@ -7,23 +7,23 @@ also finds altered ones by their checksums.
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from negmaml.sweeps.chunks import decode, encoded, fault, read_chunk
 from negmaml.sweeps.description import StoreDescription
-from negmaml.sweeps.guard import guarded, zarr_arrays
+from negmaml.sweeps.flags import BlockFlags, flags_of
 from negmaml.sweeps.layout import Layout, cell_layouts, coordinates, sizes_at
 from negmaml.sweeps.manifest import Manifest
-from negmaml.sweeps.storage import StoreError, storage_at, storage_beside
-from negmaml.sweeps.store import SweepStore, encoded, flags, write_blocks
+from negmaml.sweeps.storage import Storage, StoreError, in_batches, storage_at, storage_beside
+from negmaml.sweeps.store import SweepStore
 from negmaml.sweeps.untrusted import MAX_TEXT, parsed
 
 MAX_VERIFIED = 2**30  # bytes that a sweep verifies before it starts: about a second
-READERS = 16
+FILE = 2**14  # bytes that take as long as opening a file
 MISSING = "is missing"
 NOTE, NOTES = "damaged", "chunks"  # the folder and file beside a store that list damaged chunks
 
@@ -32,15 +32,24 @@ NOTE, NOTES = "damaged", "chunks"  # the folder and file beside a store that lis
 class Found:
     """The levels that the cells of a store have, and the chunks that it lost.
 
-    flagged: the levels of each cell by its flag. levels: the levels whose chunks exist. lost: the
-    fault of each missing or altered chunk of a flagged cell, by its file. damaged: the same for all
-    altered files, also of cells that are not complete.
+    flags: the levels of cells by their flags. possible: the highest level of each block whose
+    chunks exist; a cell has the lower one of both. lost: the fault of each missing or altered chunk
+    of a flagged cell, by its file. damaged: the same for all altered files, also of cells that are
+    not complete.
     """
 
-    flagged: np.ndarray
-    levels: np.ndarray
+    flags: BlockFlags
+    possible: np.ndarray
     lost: Mapping[str, str]
     damaged: Mapping[str, str] = field(default_factory=dict)
+
+    def levels(self) -> np.ndarray:
+        """The level of every cell of the grid."""
+        layout = self.flags.layout
+        found = np.empty(layout.shape, np.uint8)
+        for at in np.ndindex(*layout.chunks):
+            found[layout.region(at)] = np.minimum(self.flags.cells(at), self.possible[at])
+        return found
 
 
 def found_in(
@@ -50,88 +59,84 @@ def found_in(
 
     check: whether to read every chunk and verify its checksum; `only` limits this to some files.
     """
-    manifest = held.manifest
+    manifest, files = held.manifest, storage_at(url)
     cells = {name: held.layouts[name] for name in cell_layouts(manifest)}
-    arrays = zarr_arrays(guarded(url, cells))
-    raw = flags(arrays[manifest.completed], cells[manifest.completed])
-    # The files are listed after the flags: a writer writes them first, so none can be missed.
-    sizes = storage_at(url).sizes()
-    faults = _wrong_sizes(held.layouts, sizes)
+    # Flags are read before the other files are listed: a writer writes them last, so none of those
+    # files can be missed.
+    layout = cells[manifest.completed]
+    flags = flags_of(files, layout)
+    sizes = files.sizes()
+    there, faults = _existing(held.layouts, sizes)
     if check:
         keys = [key for key in (sizes if only is None else only) if key in sizes]
-        faults |= _altered(url, held.layouts, [key for key in keys if key not in faults])
-        faults |= _other_labels(url, held, faults) if only is None else {}
-    there = {name: _there(layout, sizes, faults) for name, layout in cells.items()}
-    _accept_fill_values(manifest, cells, arrays, raw, there)
-    possible = _possible_levels(manifest, cells, there)
+        faults |= _altered(files, held.layouts, [key for key in keys if key not in faults])
+        faults |= _other_labels(files, held, faults) if only is None else {}
+        for key in faults:
+            name = key.partition("/")[0]
+            if name in there and (at := held.layouts[name].position(key)) is not None:
+                there[name][at] = False
+    _accept_fill_values(url, manifest, cells, flags, there)
     # A flag may claim more than the files hold, and files may exist before their flag.
-    levels = np.minimum(raw, _over_cells(possible, cells[manifest.completed]))
-    lost = _lost_chunks(manifest, cells, raw, there, faults)
+    possible = _possible_levels(manifest, cells, there)
+    lost = _lost_chunks(manifest, cells, flags, there, faults)
     # Coordinates have no flags: every chunk of them has to exist.
     for name in held.layouts.keys() - cells.keys():
         layout = held.layouts[name]
-        for at in np.ndindex(*layout.chunks):
-            if (key := layout.key(at)) not in sizes or key in faults:
-                lost[key] = faults.get(key, MISSING)
-    return Found(raw, levels, dict(sorted(lost.items())), faults)
+        for at in map(tuple, np.argwhere(~there[name]).tolist()):
+            key = layout.key(at)
+            lost[key] = faults.get(key, MISSING)
+    return Found(flags, possible, dict(sorted(lost.items())), faults)
 
 
-def _wrong_sizes(arrays: Mapping[str, Layout], sizes: Mapping[str, int]) -> dict[str, str]:
-    """The faults of chunks whose files have an impossible size."""
-    found = {}
+def _existing(
+    arrays: Mapping[str, Layout], sizes: Mapping[str, int]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(masks of the chunks that exist without a fault, faults of files of impossible sizes)."""
+    there = {name: np.zeros(layout.chunks, bool) for name, layout in arrays.items()}
+    faults = {}
     for key, size in sizes.items():
         layout = arrays.get(key.partition("/")[0])
         at = layout.position(key) if layout else None
-        if layout and at is not None and layout.wrong_size(at, size):
-            found[key] = f"has {size:,} bytes"
-    return found
+        if layout is None or at is None:
+            continue
+        if layout.wrong_size(at, size):
+            faults[key] = f"has {size:,} bytes"
+        else:
+            there[layout.name][at] = True
+    return there, faults
 
 
-def _altered(url: str, arrays: Mapping[str, Layout], keys: Iterable[str]) -> dict[str, str]:
+def _altered(files: Storage, arrays: Mapping[str, Layout], keys: Sequence[str]) -> dict[str, str]:
     """Read these chunks and return the faults of missing and altered ones."""
-    files = storage_at(url)
 
-    def fault(key: str) -> tuple[str, str]:
+    def found(key: str) -> str:
         layout = arrays.get(key.partition("/")[0])
         at = layout.position(key) if layout else None
         if layout is None or at is None:
-            return key, ""
-        data = files.read(key)
-        return key, MISSING if data is None else layout.fault(at, data)
+            return ""
+        data = files.read(key, layout.most_bytes(at))
+        return MISSING if data is None else fault(layout, at, data)
 
-    # Reading in parallel hides the latency of a disk or an object store.
-    with ThreadPoolExecutor(READERS) as readers:
-        return {key: wrong for key, wrong in readers.map(fault, keys, chunksize=64) if wrong}
+    return {k: wrong for k, wrong in zip(keys, in_batches(found, keys), strict=True) if wrong}
 
 
-def _other_labels(url: str, held: StoreDescription, faults: Mapping[str, str]) -> dict[str, str]:
+def _other_labels(files: Storage, held: StoreDescription, faults: Mapping[str, str]):
     """The faults of coordinates whose values differ from the grid."""
-    labels = coordinates(held.manifest.grid)
-    arrays = zarr_arrays(guarded(url, {name: held.layouts[name] for name in labels}))
     found: dict[str, str] = {}
-    for name, (_, values) in labels.items():
-        with contextlib.suppress(StoreError):  # its fault is in `faults` already
-            if not np.array_equal(np.asarray(arrays[name][...]).astype(values.dtype), values):
-                keys = map(held.layouts[name].key, np.ndindex(*held.layouts[name].chunks))
-                found |= {key: "has other values" for key in keys if key not in faults}
+    for name, (_, values) in coordinates(held.manifest.grid).items():
+        layout = held.layouts[name]
+        for at in np.ndindex(*layout.chunks):
+            key, part = layout.key(at), values[layout.region(at)]
+            data = files.read(key, layout.most_bytes(at))
+            if key in faults or data is None or fault(layout, at, data):
+                continue
+            stored = decode(layout, data)[tuple(map(slice, part.shape))]
+            if not np.array_equal(stored.astype(values.dtype), part):
+                found[key] = "has other values"
     return found
 
 
-def _there(
-    layout: Layout, sizes: Mapping[str, int], faults: Mapping[str, str]
-) -> np.ndarray:  # fmt: skip
-    """A mask of the chunks of an array that exist without a fault."""
-    found = np.zeros(layout.chunks, bool)
-    prefix = f"{layout.name}/c/"
-    for key in sizes:
-        if key.startswith(prefix) and key not in faults:
-            at = layout.position(key)
-            if at is not None:
-                found[at] = True
-    return found
-
-
-def _accept_fill_values(manifest: Manifest, cells, arrays, raw, there) -> None:
+def _accept_fill_values(url: str, manifest: Manifest, cells, flags: BlockFlags, there) -> None:
     """Accept missing chunks of fill values in old stores, which did not write them.
 
     Old stores have no checksums. A chunk of floats may be missing only if none of its cells is
@@ -139,26 +144,16 @@ def _accept_fill_values(manifest: Manifest, cells, arrays, raw, there) -> None:
     """
     if cells[manifest.completed].checksum:
         return
-    finite = np.asarray(arrays["finite"][...]) & (raw > 0)
-    some = _over_blocks(finite.astype(np.uint8), cells[manifest.completed]) > 0
+    layout = cells["finite"]
+    some = np.zeros(layout.chunks, bool)
+    for at in map(tuple, np.argwhere((flags.high > 0) & there["finite"]).tolist()):
+        finite = read_chunk(url, flags.files, layout, at)
+        levels = flags.cells(at)
+        some[at] = finite is not None and (finite[tuple(map(slice, levels.shape))] & levels).any()
     for name, layout in cells.items():
         if name != manifest.completed:
             kept = some.reshape(*some.shape, *[1] * (there[name].ndim - some.ndim))
             there[name] |= ~kept if layout.floating else True
-
-
-def _over_blocks(values: np.ndarray, layout: Layout) -> np.ndarray:
-    """The largest value in each block."""
-    for axis, (n, size) in enumerate(zip(layout.shape, layout.chunk, strict=True)):
-        # reduceat includes the last block, which may be smaller than the others.
-        values = np.maximum.reduceat(values, np.arange(0, n, size), axis)
-    return values
-
-
-def _over_cells(values: np.ndarray, layout: Layout) -> np.ndarray:
-    """The value of each cell's block, at the cell."""
-    at = (np.arange(n) // size for n, size in zip(layout.shape, layout.chunk, strict=True))
-    return values[np.ix_(*at)]
 
 
 def _needed(manifest: Manifest, layout: Layout, level: int) -> tuple[slice, ...]:
@@ -184,11 +179,11 @@ def _possible_levels(manifest: Manifest, cells: Mapping[str, Layout], there) -> 
     return found
 
 
-def _lost_chunks(manifest: Manifest, cells, raw, there, faults) -> dict[str, str]:
+def _lost_chunks(manifest: Manifest, cells, flags: BlockFlags, there, faults) -> dict[str, str]:
     """The missing or altered chunks that flagged cells need."""
     # The most complete cell of a block decides which chunks it needs. A copy made during an
     # extension can have flags beyond the levels of its manifest.
-    claimed = np.minimum(_over_blocks(raw, cells[manifest.completed]), manifest.num_levels)
+    claimed = np.minimum(flags.high, manifest.num_levels)
     # A damaged chunk of flags does not show which cells it held, so it always counts as lost.
     lost = {key: text for key, text in faults.items() if key.startswith(f"{manifest.completed}/c/")}
     for level in np.unique(claimed[claimed > 0]):
@@ -211,8 +206,9 @@ def clear_lost(store: SweepStore, check: bool) -> list[str]:
     noted, notes = _noted(store.url)
     only: Iterable[str] | None = noted
     # A larger store is verified by `status --check`, whose list of damaged chunks is read above.
-    if check and sum(store.storage.sizes().values()) <= MAX_VERIFIED:
-        only = None
+    if check:
+        sizes = store.storage.sizes().values()
+        only = None if sum(max(size, FILE) for size in sizes) <= MAX_VERIFIED else noted
     found = found_in(store.url, held, check or bool(noted), only)
     # A damaged chunk could not be read when other cells of its block are written.
     for key in found.damaged:
@@ -223,9 +219,8 @@ def clear_lost(store: SweepStore, check: bool) -> list[str]:
             for key, data in encoded(store.layouts[name], values).items():
                 store.storage.write(key, data)
     # A kill before this line does no harm: the removed chunks are found missing again.
-    write_blocks(
-        store.arrays[store.manifest.completed], found.levels, found.flagged != found.levels
-    )
+    for at in map(tuple, np.argwhere(found.flags.high > found.possible).tolist()):
+        store.write_flags(at, np.minimum(found.flags.cells(at), found.possible[at]))
     # The note goes last, so that after a kill the next sweep still verifies its chunks.
     if noted:
         notes.discard(NOTES)

@@ -223,7 +223,7 @@ def _vectorized_sizes(grid: SweepGrid) -> dict[str, int]:
     return {axis.dim: len(axis) for axis in grid.vectorized if axis.dim}
 
 
-def _added(what: str, old: Sequence, new: Sequence) -> str:
+def _added(what: str, old: progressions.Values, new: progressions.Values) -> str:
     """A description of the values that the request adds; empty if it adds none."""
     added = progressions.missing_from(old, new)
     few = [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in added[:4]]

@@ -28,7 +28,7 @@ from negmaml.sweeps.manifest import (
 from negmaml.sweeps.members import require_exclusive
 from negmaml.sweeps.planning import MAX_BLOCK_BYTES, describe, regions
 from negmaml.sweeps.progress import ProgressCallback, progress_reporter
-from negmaml.sweeps.progressions import compact, positions
+from negmaml.sweeps.progressions import Values, compact, positions
 from negmaml.sweeps.reduce import statistics_of
 from negmaml.sweeps.runner import empty
 from negmaml.sweeps.storage import StoreError, check_url, check_writable
@@ -146,14 +146,14 @@ def merge(
             clear_lost(out, check=True)
         _copy(out, [_placed(source, out.manifest.grid) for source in sources], lock.check, tell)
     held = description_of(url)
-    return statistics_of(dataset_of(url, held, found_in(url, held).levels), held.manifest)
+    return statistics_of(dataset_of(url, held, found_in(url, held).levels()), held.manifest)
 
 
 def _source(url: str) -> _Source:
     held = description_of(url)
     cells = {name: held.layouts[name] for name in cell_layouts(held.manifest)}
     arrays = zarr_arrays(guarded(url, cells))
-    return _Source(url, held.manifest, held.attributes, arrays, found_in(url, held).levels)
+    return _Source(url, held.manifest, held.attributes, arrays, found_in(url, held).levels())
 
 
 def _block(parts: Sequence[Manifest], merged: Manifest) -> tuple[int, ...]:
@@ -246,7 +246,7 @@ def _placed(source: _Source, merged: SweepGrid) -> _Source:
     own = source.manifest.grid
     held = {axis.names: axis for axis in (*own.axes, *own.vectorized)}
 
-    def places(new: Sequence, old: Sequence) -> np.ndarray:
+    def places(new: Values, old: Values) -> np.ndarray:
         return np.asarray(positions(old, new))
 
     found = [places(axis.values, held[axis.names].values) for axis in merged.axes if axis.dim]

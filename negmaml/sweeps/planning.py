@@ -289,7 +289,6 @@ def chunk_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
 
 def regions(grid: SweepGrid, block: Sequence[int]) -> list[Region]:
     """Every block as slices over the dims of the grid, sorted by group."""
-    # Sorted by group, so that a program is compiled once and used for all its blocks.
     starts = (range(0, size, chunk) for size, chunk in zip(grid.shape, block, strict=True))
     found = [
         tuple(
@@ -298,7 +297,12 @@ def regions(grid: SweepGrid, block: Sequence[int]) -> list[Region]:
         )
         for corner in product(*starts)
     ]
-    return sorted(found, key=grid.region_groups)
+    return sorted_by_group(grid, found)
+
+
+def sorted_by_group(grid: SweepGrid, blocks: Sequence[Region]) -> list[Region]:
+    """Blocks in the order of their groups, so that a program is compiled once for all of them."""
+    return sorted(blocks, key=grid.region_groups)
 
 
 def _size(group: dict) -> float:

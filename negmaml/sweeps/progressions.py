@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+Values = range | tuple
+
 
 def compact(values: Sequence[int]) -> range | tuple[int, ...]:
     """Distinct integers as a range if they are an arithmetic progression, else as a tuple."""
@@ -22,14 +24,14 @@ def compact(values: Sequence[int]) -> range | tuple[int, ...]:
     return found if values[-1] == found[-1] and tuple(found) == tuple(values) else tuple(values)
 
 
-def includes(old: Sequence, new: Sequence) -> bool:
+def includes(old: Values, new: Values) -> bool:
     """True if two ranges show without listing values that `old` has all values of `new`."""
     if not (isinstance(old, range) and isinstance(new, range)):
         return False
     return new[0] in old and new[-1] in old and (len(new) == 1 or new.step % old.step == 0)
 
 
-def missing_from(old: Sequence, new: Sequence) -> Sequence:
+def missing_from(old: Values, new: Values) -> Values:
     """The values of `new` that `old` lacks, in order."""
     if includes(old, new):
         return ()
@@ -39,7 +41,7 @@ def missing_from(old: Sequence, new: Sequence) -> Sequence:
     return tuple(value for value in new if value not in held)
 
 
-def joined(old: Sequence, new: Sequence) -> Any:
+def joined(old: Values, new: Values) -> Any:
     """The values of `old`, and then those of `new` that `old` lacks."""
     # Appended and never sorted: the positions of stored cells must not change.
     added = missing_from(old, new)
@@ -53,7 +55,7 @@ def joined(old: Sequence, new: Sequence) -> Any:
     return (*old, *added)
 
 
-def positions(held: Sequence, asked: Sequence) -> range | np.ndarray:
+def positions(held: Values, asked: Values) -> range | np.ndarray:
     """The position in `held` of each value of `asked`, -1 for a missing one."""
     if held == asked:
         return range(len(held))

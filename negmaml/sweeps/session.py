@@ -26,6 +26,7 @@ from negmaml.sweeps.planning import ValidatedSweep, describe, planned
 from negmaml.sweeps.progressions import missing_from, positions
 from negmaml.sweeps.reduce import statistics_of
 from negmaml.sweeps.runner import Runner
+from negmaml.sweeps.selection import Selection, selected
 from negmaml.sweeps.storage import StoreError, storage_at
 from negmaml.sweeps.store import SweepStore, create, open_store
 from negmaml.sweeps.untrusted import MAX_EXTENSIONS
@@ -113,14 +114,6 @@ def last_level(store: SweepStore, requested: SweepGrid) -> int:
 
     # Values that only the store has need no computing.
     return max(i for i, box in enumerate(store.levels) if needed(box))
-
-
-def positions_of(stored: SweepGrid, requested: SweepGrid) -> tuple[np.ndarray, ...]:
-    """Positions of the requested cells, as an open index (`np.ix_`) over the dims of the store."""
-    by_names = {axis.names: axis for axis in requested.axes}
-    pairs = [(a.values, by_names[a.names].values) for a in stored.axes if a.dim]
-    seeds = stored.seeds, requested.seeds
-    return np.ix_(*(np.asarray(positions(*pair)) for pair in (*pairs, seeds)))
 
 
 def open_or_create(
@@ -243,10 +236,11 @@ def read_finished(sweep: ValidatedSweep, url: str, policy: StorePolicy):
     if wrong or added or other_programs(stored, programs(sweep.grid.groups())):
         return None
     _check_outputs(sweep, url, stored, requested)
-    cells, store = positions_of(stored.grid, sweep.grid), SweepStore(url, described)
+    cells, store = selected(stored.grid, sweep.grid), SweepStore(url, described)
     # Every chunk is verified: on a read-only disk a lost one cannot be computed again.
-    levels = found_in(url, described, check=True).levels[cells]
-    if (levels <= last_level(store, sweep.grid)).any():
+    found = found_in(url, described, check=True)
+    least = 1 + last_level(store, sweep.grid)
+    if found.flags.count(least, cells, found.possible) < cells.size:
         return None
     return to_dataset(store, sweep, cells)
 
@@ -263,7 +257,12 @@ def in_chunks_of(url: str, sweep: ValidatedSweep) -> ValidatedSweep:
     return replace(sweep, grid=replace(sweep.grid, seeds=reduction.firsts), reduction=reduction)
 
 
-def to_dataset(store: SweepStore, sweep: ValidatedSweep, cells):
+def _everything(at: range | np.ndarray, size: int) -> bool:
+    """True for all positions in order."""
+    return at == range(size) if isinstance(at, range) else np.array_equal(at, np.arange(size))
+
+
+def to_dataset(store: SweepStore, sweep: ValidatedSweep, cells: Selection):
     """The requested cells of a store as a lazy dataset, in the order of the requested grid.
 
     Statistics over seeds are computed, not lazy.
@@ -273,14 +272,14 @@ def to_dataset(store: SweepStore, sweep: ValidatedSweep, cells):
         store.url, StoreDescription(store.attributes, store.manifest, store.layouts)
     )
     stored = store.manifest.grid
-    at = {dim: index.ravel() for dim, index in zip(stored.dims, cells, strict=True)}
+    at = dict(zip(stored.dims, cells.positions, strict=True))
     by_names = {axis.names: axis for axis in requested.vectorized}
     for axis in stored.vectorized:
         if axis.dim:
-            at[axis.dim] = np.asarray(positions(axis.values, by_names[axis.names].values))
+            at[axis.dim] = positions(axis.values, by_names[axis.names].values)
     sizes = dataset.sizes
     # Selecting all positions in order would make a lazy array slower for nothing.
-    chosen = {d: i for d, i in at.items() if not np.array_equal(i, np.arange(sizes[d]))}
+    chosen = {d: np.asarray(i) for d, i in at.items() if not _everything(i, sizes[d])}
     dataset = dataset.isel(chosen) if chosen else dataset
     if stored.dims != requested.dims:
         dataset = dataset.transpose(*requested.dims, ...)

@@ -6,7 +6,10 @@ import os
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 from negmaml._core.extras import MissingExtraError, require
 from negmaml._core.paths import expanded
@@ -14,6 +17,8 @@ from negmaml._core.plain_files import LinkedError, open_plain, plain_sizes, read
 
 PARTIAL = ".partial"  # the suffix of files that are being written, by us or by zarr
 LONGEST = 200  # bytes of a store's name: names of its lease folders are longer
+READERS = 16  # threads that read files
+BATCH = 256  # files that a thread reads in turn
 MAX_NOTE = 2**16  # bytes of a lease or note: no worker writes a longer one
 
 
@@ -144,6 +149,22 @@ def storage_beside(url: str, purpose: str) -> "Storage":
     return LocalStorage(folder)
 
 
+T = TypeVar("T")
+
+
+def in_batches(function: Callable[[Any], T], keys: Sequence) -> list[T]:
+    """function(key) of every key, in threads: they hide the latency of a disk or object store."""
+
+    def several(start: int) -> list[T]:
+        return [function(key) for key in keys[start : start + BATCH]]
+
+    if len(keys) <= READERS:
+        return [function(key) for key in keys]
+    # A task for each file would cost more than reading it from a local disk.
+    with ThreadPoolExecutor(READERS) as readers:
+        return [one for found in readers.map(several, range(0, len(keys), BATCH)) for one in found]
+
+
 class Storage(ABC):
     """Named files below a folder or a URL. A key is the path of a file from there.
 
@@ -160,8 +181,11 @@ class Storage(ABC):
         """The sorted names of files and folders at the top level; empty without a folder."""
 
     @abstractmethod
-    def sizes(self) -> dict[str, int]:
-        """The size in bytes of every file at any depth; StoreError for a symbolic link."""
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """The size in bytes of every file at any depth; StoreError for a symbolic link.
+
+        under: a folder; only files in it are listed.
+        """
 
     @abstractmethod
     def read(self, key: str, most: int | None = None) -> bytes | None:
@@ -220,9 +244,9 @@ class LocalStorage(Storage):
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, under: str = "") -> dict[str, int]:
         try:
-            return dict(plain_sizes(self.folder))
+            return dict(plain_sizes(self.folder, under))
         except LinkedError as error:
             raise StoreError(f"store {str(self.folder)!r}: {error}") from error
 
@@ -311,9 +335,9 @@ class RemoteStorage(Storage):
             return []
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, under: str = "") -> dict[str, int]:
         self.files.invalidate_cache()
-        found = self.files.find(self.folder, detail=True)
+        found = self.files.find(f"{self.folder}/{under}".rstrip("/"), detail=True)
         return {
             path.removeprefix(self.folder).lstrip("/"): int(held["size"] or 0)
             for path, held in found.items()

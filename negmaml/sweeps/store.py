@@ -14,23 +14,28 @@ metadata) and the attribute `negmaml_sweep`, the manifest of the sweep:
   one more for each extension of a vectorized axis. Stores of format 3 call it `done`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from negmaml._core.extras import require
+from negmaml.sweeps.chunks import empty_chunk, encode, encoded, read_chunk
 from negmaml.sweeps.description import MANIFEST, REMEDY, StoreDescription, read_description
+from negmaml.sweeps.flags import BlockFlags, flags_of, read_flags
 from negmaml.sweeps.grid import Region, SweepGrid
-from negmaml.sweeps.guard import ROOT, group_metadata, guarded, text_of, zarr_arrays
+from negmaml.sweeps.guard import ROOT, group_metadata, text_of
 from negmaml.sweeps.layout import Layout, coordinates, label_chunks, layouts
 from negmaml.sweeps.manifest import Box, Manifest
 from negmaml.sweeps.storage import PARTIAL, StoreError, storage_at
 from negmaml.sweeps.untrusted import MAX_TEXT, check_manifest
 
 CREATING = ".negmaml-creating"  # exists until the store is complete
+WRITERS = 4  # threads that write the arrays of a block
+SMALL = 2**20  # bytes of a block that one thread writes faster
 
 
 class SweepStore:
@@ -45,42 +50,60 @@ class SweepStore:
 
     def _take(self, held: StoreDescription) -> None:
         self.attributes, self.manifest, self.layouts = held.attributes, held.manifest, held.layouts
-        # Arrays that were opened before an extension have the old shapes.
-        self.__dict__.pop("arrays", None)
-
-    @cached_property
-    def arrays(self) -> Mapping[str, Any]:
-        """The arrays, writable."""
-        return zarr_arrays(guarded(self.url, self.layouts, write=True), write=True)
 
     @property
     def levels(self) -> list[Box]:
         """The box of vectorized axes that each level adds; level 0 computes everything."""
         return [{}, *self.manifest.extensions]
 
-    def completed(self, region: Region | None = None) -> np.ndarray:
-        """The number of levels that each cell has: 0, or all of them if none was added since."""
-        return flags(
-            self.arrays[self.manifest.completed], self.layouts[self.manifest.completed], region
+    def completed(self, region: Region) -> np.ndarray:
+        """The number of levels that each cell of a block has."""
+        return read_flags(self.storage, self._flags, self._block(region))
+
+    def flags(self) -> BlockFlags:
+        """The completion counts of all blocks."""
+        return flags_of(self.storage, self._flags)
+
+    @property
+    def _flags(self) -> Layout:
+        return self.layouts[self.manifest.completed]
+
+    def _block(self, region: Region) -> tuple[int, ...]:
+        """The position of the block of a region."""
+        return tuple(
+            part.start // size for part, size in zip(region, self.manifest.block, strict=True)
         )
 
     def write(
         self, region: Region, part: int, wanted: np.ndarray, values: Mapping[str, np.ndarray]
     ) -> None:
-        """Store a level of the cells of a region where `wanted` holds, and their flag last."""
-        box, finite = self.levels[part], values["finite"]
+        """Store a level of the cells of a block where `wanted` holds, and their flag last.
+
+        values: rows of the wanted cells, by array. Arrays are written by several threads.
+        """
+        box, finite, at = self.levels[part], values["finite"], self._block(region)
         level = part + 1 if part else len(self.levels)  # level 0 computes everything
+        jobs: list[Callable[[], None]] = []
+        for output in self.manifest.outputs:
+            inside = tuple(slice(*box.get(dim, (None,))) for dim in output.dims)
+            layout, rows = self.layouts[output.name], values[output.name]
+            jobs += [
+                partial(self._put, layout, (*at, *own), wanted, rows[(slice(None), *outer)], inner)
+                for own, inner, outer in _chunks_of(layout, len(at), inside)
+            ]
         try:
-            for output in self.manifest.outputs:
-                inside = tuple(slice(*box.get(dim, (None,))) for dim in output.dims)
-                self._put(output.name, (*region, *inside), wanted, values[output.name])
+            if sum(rows.nbytes for rows in values.values()) > SMALL:
+                with ThreadPoolExecutor(WRITERS) as writers:
+                    list(writers.map(_call, jobs))
+            else:
+                for job in jobs:
+                    job()
             if part:
                 # A cell is finite only if it is in all levels.
-                finite &= np.asarray(self.arrays["finite"][region])[wanted]
-            self._put("finite", region, wanted, finite)
-            self._put(
-                self.manifest.completed, region, wanted, np.full(len(finite), level, np.uint8)
-            )
+                held = self._held(self.layouts["finite"], at)
+                finite = finite & held[tuple(map(slice, wanted.shape))][wanted]
+            self._put(self.layouts["finite"], at, wanted, finite)
+            self._put(self._flags, at, wanted, np.full(len(finite), level, np.uint8))
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -88,16 +111,35 @@ class SweepStore:
                 "holds is valid, and the same call resumes once this is fixed",
             ) from error
 
-    def _put(self, name: str, region: Region, wanted: np.ndarray, values: np.ndarray) -> None:
-        """Set the wanted cells of a region, which may be sliced along dims of the output, too."""
-        array = self.arrays[name]
-        if wanted.all():
-            array[region] = values.reshape(*wanted.shape, *values.shape[1:])
+    def write_flags(self, at: tuple[int, ...], levels: np.ndarray) -> None:
+        """Write the completion counts of a block."""
+        self.storage.write(self._flags.key(at), encode(self._flags, levels))
+
+    def _held(self, layout: Layout, at: tuple[int, ...]) -> np.ndarray:
+        """The values of a chunk; fill values if it is missing."""
+        held = read_chunk(self.url, self.storage, layout, at)
+        return empty_chunk(layout) if held is None else held
+
+    def _put(
+        self, layout: Layout, at: tuple[int, ...], wanted: np.ndarray, rows: np.ndarray,
+        inner: tuple[slice, ...] = (),
+    ) -> None:  # fmt: skip
+        """Set the wanted cells of a chunk, at `inner` along the dims of the output."""
+        cells = tuple(map(slice, wanted.shape))
+        own = layout.region(at)[wanted.ndim :]
+        full = all(s == slice(0, p.stop - p.start) for s, p in zip(inner, own, strict=True))
+        if full and wanted.all():
+            values = rows.reshape(*wanted.shape, *rows.shape[1:])
         else:
             # A chunk is written as a whole, so read the cells that stay.
-            block = np.asarray(array[region])
-            block[wanted] = values
-            array[region] = block
+            if layout is self._flags:
+                values = empty_chunk(layout)
+                values[cells] = read_flags(self.storage, layout, at)
+            else:
+                values = self._held(layout, at)
+            view = values[(*cells, *inner)]
+            view[wanted] = rows
+        self.storage.write(layout.key(at), encode(layout, values))
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes of the dataset."""
@@ -132,14 +174,22 @@ class SweepStore:
 
     def _forget_beyond(self, longer: Layout) -> None:
         """Clear flags beyond the grid, which a copy made during an extension can have."""
-        array = zarr_arrays(guarded(self.url, {longer.name: longer}, write=True), write=True)[
-            longer.name
-        ]
-        done = flags(array, longer)
-        right = np.zeros_like(done)
-        known = tuple(map(slice, self.layouts[longer.name].shape))
-        right[known] = np.minimum(done[known], len(self.levels))
-        write_blocks(array, right, done != right)
+        flags, known = flags_of(self.storage, longer), self._flags.shape
+        beyond = flags.high > len(self.levels)
+        for axis, (n, size) in enumerate(zip(known, longer.chunk, strict=True)):
+            # Blocks that are not wholly within the known shape.
+            edge = np.arange(beyond.shape[axis]) >= n // size
+            beyond |= edge.reshape([-1 if i == axis else 1 for i in range(beyond.ndim)])
+        for at in map(tuple, np.argwhere(beyond & (flags.high > 0)).tolist()):
+            levels = flags.cells(at)
+            right = np.zeros_like(levels)
+            inside = tuple(
+                slice(max(0, n - part.start))
+                for n, part in zip(known, longer.region(at), strict=True)
+            )
+            right[inside] = np.minimum(levels[inside], len(self.levels))
+            if (right != levels).any():
+                self.storage.write(longer.key(at), encode(longer, right))
 
     def update_array_metadata(self) -> None:
         """Rewrite outdated metadata of single arrays; their copies in the group change first."""
@@ -154,30 +204,30 @@ class SweepStore:
         self.describe({**attributes, MANIFEST: manifest.to_json()})
 
 
-def flags(array, layout: Layout, region: Region | None = None) -> np.ndarray:
-    """The completion counts of a region, or of all cells; zeros in chunks that cannot be read."""
-    try:
-        return np.asarray(array[... if region is None else region])
-    except StoreError:
-        # A damaged chunk of counts: count its cells as missing.
-        if region is not None:
-            return np.zeros([part.stop - part.start for part in region], np.uint8)
-    found = np.zeros(layout.shape, np.uint8)
-    for part in layout.blocks():
-        found[part] = flags(array, layout, part)
-    return found
+def _chunks_of(
+    layout: Layout, cell_dims: int, inside: Sequence[slice]
+) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
+    """The chunks along the dims of an output that hold a part of it.
+
+    Yields their positions, and the slices of their common part in a chunk and in the given part.
+    """
+    triples: list[list[tuple[int, slice, slice]]] = []
+    for part, n, size in zip(
+        inside, layout.shape[cell_dims:], layout.chunk[cell_dims:], strict=True
+    ):
+        start, stop, _ = part.indices(n)
+        found = []
+        for i in range(start // size, -(-stop // size)):
+            a, b = max(start, i * size), min(stop, (i + 1) * size)
+            found.append((i, slice(a - i * size, b - i * size), slice(a - start, b - start)))
+        triples.append(found)
+    for chosen in product(*triples):
+        at, inner, outer = zip(*chosen, strict=True) if chosen else ((), (), ())
+        yield tuple(at), tuple(inner), tuple(outer)
 
 
-def write_blocks(array, values: np.ndarray, where: np.ndarray) -> None:
-    """Write the blocks of an array in which `where` holds anywhere."""
-    # Every chunk once, however many of its cells changed.
-    corners = np.argwhere(where) // np.array(array.chunks)
-    for corner in np.unique(corners, axis=0):
-        region = tuple(
-            slice(i * size, min((i + 1) * size, n))
-            for i, size, n in zip(corner.tolist(), array.chunks, array.shape, strict=True)
-        )
-        array[region] = values[region]
+def _call(job: Callable[[], None]) -> None:
+    job()
 
 
 def open_store(url: str, tidy: bool = False, listed: bool = True) -> SweepStore | None:
@@ -255,20 +305,6 @@ def _checked(url: str, metadata: Mapping[str, Any]) -> bytes:
             f"{MAX_TEXT:,} are the most; sweep fewer of them into one store"
         )
     return text
-
-
-def encoded(layout: Layout, values: np.ndarray) -> dict[str, bytes]:
-    """The encoded chunks of a coordinate with these values, by file."""
-    zarr, held = require("zarr", "sweep"), {}
-    metadata = {layout.name: layout.metadata()}
-    buffer = zarr.core.buffer.default_buffer_prototype().buffer
-    held[ROOT] = buffer.from_bytes(text_of(group_metadata(metadata, {})))
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        # zarr encodes the chunks in memory; they are then written one by one.
-        store = zarr.storage.MemoryStore(held)
-        group = zarr.open_group(store, mode="r+", zarr_format=3, use_consolidated=True)
-        group[layout.name][...] = values
-    return {key: data.to_bytes() for key, data in held.items() if key != ROOT}
 
 
 def _check_types(url: str, old: SweepGrid, new: SweepGrid) -> None:

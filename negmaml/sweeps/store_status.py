@@ -1,14 +1,16 @@
 """Progress of a running or finished sweep, and the chunks that its store has lost."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from negmaml._core.display import printable
 from negmaml.sweeps.description import description_of
 from negmaml.sweeps.lost import found_in, note
 from negmaml.sweeps.members import WorkerRecord, workers_of
+from negmaml.sweeps.selection import selected
 from negmaml.sweeps.storage import check_url
 
 SHOWN = 20  # lost chunks that are listed; the rest is counted
@@ -86,10 +88,10 @@ def status(store: str | os.PathLike[str], *, check: bool = False) -> Status:
     # Writing also clears an old note, if nothing is damaged any more.
     if check:
         note(url, found.damaged)
-    done = found.levels == held.manifest.num_levels
-    blocks = [bool(done[part].all()) for part in held.layouts[held.manifest.completed].blocks()]
+    levels, grid = held.manifest.num_levels, held.manifest.grid
+    done = found.flags.count(levels, selected(grid, grid), found.possible)
+    blocks = np.minimum(found.flags.low, found.possible) >= levels
     workers, claimed = workers_of(url)
     return Status(
-        math.prod(done.shape), int(done.sum()), len(blocks), sum(blocks), claimed, tuple(workers),
-        found.lost, check,
-    )  # fmt: skip
+        grid.cells, done, blocks.size, int(blocks.sum()), claimed, tuple(workers), found.lost, check
+    )

@@ -22,7 +22,7 @@ def load(url: str):
     """The dataset of a store with `completed`; works while a sweep writes it."""
     url = check_url(url)
     held = description_of(url)
-    return statistics_of(dataset_of(url, held, found_in(url, held).levels), held.manifest)
+    return statistics_of(dataset_of(url, held, found_in(url, held).levels()), held.manifest)
 
 
 def select(dataset, chosen: Mapping[str, str]):

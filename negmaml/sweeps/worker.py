@@ -11,7 +11,6 @@ surviving worker computes the blocks of all that died.
 """
 
 import contextlib
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,8 +34,9 @@ from negmaml.sweeps.members import (
     monitor_of,
     require_exclusive,
 )
-from negmaml.sweeps.planning import ValidatedSweep, regions
+from negmaml.sweeps.planning import ValidatedSweep, sorted_by_group
 from negmaml.sweeps.runner import Runner
+from negmaml.sweeps.selection import Selection, selected
 from negmaml.sweeps.session import (
     ExecutionOptions,
     ProgramCache,
@@ -46,7 +46,6 @@ from negmaml.sweeps.session import (
     in_chunks_of,
     last_level,
     open_or_create,
-    positions_of,
     to_dataset,
 )
 from negmaml.sweeps.storage import StoreError
@@ -104,15 +103,20 @@ def _written(pending: Sequence[tuple[int, Future]]) -> Iterator[int]:
 
 
 class ListedShard:
-    """A fixed list of blocks that no other process computes."""
+    """A fixed list of blocks that no other process computes.
 
-    def __init__(self, level: int, blocks: Sequence[Block]):
-        self.level, self.listed = level, blocks
-        self.regions = [region for region, _ in blocks]
+    wanted: which cells of a block are computed; asked once for each block, just before.
+    """
+
+    def __init__(
+        self, level: int, listed: Sequence[Region], wanted: Callable[[Region], np.ndarray]
+    ):
+        self.level, self.regions, self.wanted = level, list(listed), wanted
 
     def blocks(self) -> Iterator[Block]:
         """Every block."""
-        yield from self.listed
+        for region in self.regions:
+            yield region, self.wanted(region)
 
     def holds(self, region: Region) -> bool:
         """True: the process holds the whole store."""
@@ -191,12 +195,9 @@ def in_order(blocks: Sequence[Region], index: WorkerIndex) -> list[Region]:
     return own + [region for share in others for region in reversed(share)]
 
 
-def _missing_blocks(store: SweepStore, requested, level: int) -> tuple[list[Region], np.ndarray]:
-    """The blocks with requested cells that miss a level, and which cells these are."""
-    grid = store.manifest.grid
-    missing = np.zeros(grid.shape, bool)
-    missing[requested] = store.completed()[requested] == level
-    return [r for r in regions(grid, store.manifest.block) if missing[r].any()], missing
+def corner_of(region: Region) -> tuple[int, ...]:
+    """The first position of a block along each dim, which identifies it."""
+    return tuple(part.start for part in region)
 
 
 def run_exclusive(sweep: ValidatedSweep, url: str, options: ExecutionOptions, policy: StorePolicy):
@@ -212,8 +213,8 @@ def run_exclusive(sweep: ValidatedSweep, url: str, options: ExecutionOptions, po
         programs = ProgramCache(sweep, policy.code_version)
         sweep, store, runner = open_or_create(sweep, url, crashed, options, policy, programs)
         before, last = float(store.attributes.get("wall_seconds", 0.0)), last_level(store, grid)
-        requested = positions_of(store.manifest.grid, grid)
-        complete = int((store.completed()[requested] > last).sum())
+        requested = selected(store.manifest.grid, grid)
+        complete = store.flags().count(last + 1, requested)
         options.report(complete, grid.cells)
         computed = False
         try:
@@ -238,23 +239,29 @@ def run_exclusive(sweep: ValidatedSweep, url: str, options: ExecutionOptions, po
 
 
 def _run_level(
-    sweep: ValidatedSweep, store: SweepStore, level: int, requested, options: ExecutionOptions,
-    runner: Runner | None, programs: ProgramCache,
+    sweep: ValidatedSweep, store: SweepStore, level: int, requested: Selection,
+    options: ExecutionOptions, runner: Runner | None, programs: ProgramCache,
 ) -> Iterator[int]:  # fmt: skip
     """Compute a level of the cells that miss it, here or on a Dask cluster; yield their numbers."""
-    listed, missing = _missing_blocks(store, requested, level)
-    if not listed:
+    flags = store.flags()
+    missing = [region for region, _ in flags.regions_at(level, requested)]
+    if not missing:
         return
-    blocks = [(region, missing[region]) for region in listed]
+
+    def wanted(region: Region) -> np.ndarray:
+        return flags.wanted(region, level, requested)
+
+    listed = sorted_by_group(store.manifest.grid, missing)
     own = at_level(sweep, store, level)
     if options.client is None:
         runner = runner or own.runner(store.manifest.block, options.memory, options.devices)
         runner.compiler.check = programs.check
-        yield from run(runner, store, ListedShard(level, blocks))
+        yield from run(runner, store, ListedShard(level, listed, wanted))
     else:
         name = f"negmaml-{uuid.uuid4().hex[:8]}"
         job = Job(name, own, store.manifest.block, options.memory, result_settings(), store.url,
                   level)  # fmt: skip
+        blocks = [(region, wanted(region)) for region in listed]
         yield from cluster.submit(options.client, name, store.url, run_block, job, blocks)
 
 
@@ -297,7 +304,7 @@ def run_block(job: Job, region: Region, missing: np.ndarray) -> int:
         # The block may have been stored by a worker that died before it returned.
         wanted = missing & (store.completed(region) == job.level)
         if wanted.any():
-            list(run(runner, store, ListedShard(job.level, [(region, wanted)])))
+            list(run(runner, store, ListedShard(job.level, [region], lambda _: wanted)))
         return int(missing.sum())
 
 
@@ -341,24 +348,22 @@ def _run_member(
         membership.register()
     with heartbeats(membership.beat):
         try:
-            requested = positions_of(store.manifest.grid, grid)
+            requested = selected(store.manifest.grid, grid)
             last = last_level(store, grid)
-            incomplete = np.zeros(sweep.grid.shape, bool)
-            incomplete[requested] = store.completed()[requested] <= last
-
-            def report() -> None:
-                cells = math.prod(part.size for part in requested)
-                options.report(cells - int(incomplete.sum()), cells)
-
-            report()
+            complete = store.flags().count(last + 1, requested)
+            options.report(complete, requested.size)
             for level in range(last + 1):
-                listed, missing = _missing_blocks(store, requested, level)
+                counted = list(store.flags().regions_at(level, requested))
+                listed = sorted_by_group(store.manifest.grid, [region for region, _ in counted])
+                missing = {corner_of(region): count for region, count in counted}
 
                 def still_missing(region: Region, level=level, missing=missing) -> np.ndarray:
-                    wanted = missing[region] & (store.completed(region) == level)
+                    nonlocal complete
+                    wanted = requested.within(region) & (store.completed(region) == level)
                     if not wanted.any() and level in (0, last):
-                        incomplete[region] &= ~missing[region]
-                        report()
+                        # Counted once, when it is first seen to be complete.
+                        complete += missing.pop(corner_of(region), 0)
+                        options.report(complete, requested.size)
                     return wanted
 
                 if listed:
