@@ -61,7 +61,7 @@ class Reduction:
         """The seeds of each chunk."""
         return [progressions.compact(self.seeds[a:b]) for a, b in pairwise(self.bounds)]
 
-    def with_seeds(self, seeds: Sequence[int]) -> "Reduction":
+    def with_seeds(self, seeds: progressions.Values) -> "Reduction":
         """These chunks, and new ones of the seeds that are in none of them."""
         added = progressions.missing_from(self.seeds, seeds)
         return self.joined(reduction_of(added)) if added else self
