@@ -164,5 +164,5 @@ def encoded(layout: Layout, values: np.ndarray) -> dict[str, bytes]:
     """The files of an array with these values."""
     found = {}
     for at in np.ndindex(*layout.chunks):
-        found[layout.key(at)] = encode(layout, values[(*layout.region(at), ...)])
+        found[layout.key(at)] = encode(layout, np.asarray(values[layout.region(at)]))
     return found

@@ -126,11 +126,11 @@ def _other_labels(files: Storage, held: StoreDescription, faults: Mapping[str, s
     for name, (_, values) in coordinates(held.manifest.grid).items():
         layout = held.layouts[name]
         for at in np.ndindex(*layout.chunks):
-            key, part = layout.key(at), values[(*layout.region(at), ...)]
+            key, part = layout.key(at), np.asarray(values[layout.region(at)])
             data = files.read(key, layout.most_bytes(at))
             if key in faults or data is None or fault(layout, at, data):
                 continue
-            stored = decode(layout, data)[(*map(slice, part.shape), ...)]
+            stored = np.asarray(decode(layout, data)[tuple(map(slice, part.shape))])
             if not np.array_equal(stored.astype(values.dtype), part):
                 found[key] = "has other values"
     return found
