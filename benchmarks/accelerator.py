@@ -1,7 +1,7 @@
 """Speed on a GPU or TPU, each row beside what the device allows.
 
     python benchmarks/accelerator.py                     all rows, under ten minutes on one GPU
-    python benchmarks/accelerator.py --rows fit,sweep    rows whose name begins so
+    python benchmarks/accelerator.py --rows fit,sweep    rows whose names begin so
     python benchmarks/accelerator.py --size 0.01         a hundredth of the work, as for a CPU
     python benchmarks/accelerator.py --compile-only h100 no device: launches, bytes, memory
 
@@ -10,8 +10,8 @@ The limit of a row is the largest of three times: its random numbers at the rate
 arguments and results at that of a copy. All three rates are measured first, on the same device.
 The work is counted in the traced program, where loops of known length count as often as they run.
 
-Sweeps report cells per second, and the share of the time in which the device computed: the time of
-the program of all cells alone, over that of the sweep.
+Sweeps report the time of a further cell, and the share of it in which the device computed: the time
+of a run of `simulate` alone over that of the cell.
 
 --compile-only needs the compilers named in `hlo.py`, and compiles the same programs.
 """
@@ -268,6 +268,21 @@ def compile_only(report, rows: dict[str, Callable[[], Row]], kind: str) -> None:
                    f"{found.bytes / 1e9:.3g}", f"{held:.0f}")  # fmt: skip
 
 
+def sweeps(report, cells: int) -> None:
+    """Add the time of a sweep of the linear model at 25 rates, with and without `reduce`."""
+    row = simulation(OVER, cells)
+    program = jax.jit(row.function)
+    (alone,) = harness.best_seconds(lambda: program(*row.arguments), repeats=1)
+    grid = OVER | {"sigma": 0.5, "nu": 0.5, "train_rate": RATES, "adapt_rate": 0.2}
+    report.table("sweep", "cells", "s, with compilation", "s per cell more", "busy")
+    for name, reduce in (("cells", None), ("mean and sem", {"seed": ["mean", "sem"]})):
+        sweep = partial(nm.sweep, nm.sweeps.linear, grid, reduce=reduce)
+        first, second = (harness.timed(partial(sweep, seeds=n)) for n in (cells, 2 * cells))
+        # The difference has no compilation, planning or probe in it.
+        more = (second - first) / cells
+        report.row(name, cells, f"{first:.3g}", f"{more:.3g}", f"{alone / cells / more:.0%}")
+
+
 def main(options, report):
     begun = time.perf_counter()
     begins = tuple(options.rows.split(","))
@@ -281,6 +296,8 @@ def main(options, report):
         f"of products, {rates.bytes:.3g} bytes copied per second"
     )
     measure(report, rows, rates)
+    if "sweep".startswith(begins):
+        sweeps(report, max(100, round(10**7 * options.size)))
     report.note(f"{time.perf_counter() - begun:.0f} s in all")
 
 
