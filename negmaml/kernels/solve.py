@@ -273,7 +273,9 @@ def _limit(P, p, Q, q):
     e = contract("ivk,ik,iwk,iwo->ivo", W, inverse, W, p)
     U = W * ~inside[:, None, :]
     # The identity on columns that U does not use keeps the system regular.
-    inner = contract("ivk,ivw,iwl->ikl", U, Q, U) + inside[:, None, :] * jnp.eye(x.shape[-1])
+    inner = contract("ivk,ivw,iwl->ikl", U, Q, U) + inside[:, None, :] * jnp.eye(
+        x.shape[-1], dtype=x.dtype
+    )
     rest = contract("ivk,ivo->iko", U, q - contract("ivw,iwo->ivo", Q, e))
     solved = jax.vmap(linear_solve)(inner, rest)
     return e + contract("ivk,iko->ivo", U, solved)

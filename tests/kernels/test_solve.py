@@ -140,3 +140,18 @@ def test_no_batch_of_factorisations_waits_for_another(batch):
         return model.loss(tasks, rule), left.losses(rule)
 
     assert_no_call_waits(jax.vmap(both) if batch else both, tasks)
+
+
+@pytest.mark.usefixtures("x64")
+def test_single_precision_stays_while_double_is_enabled():
+    """An identity of the default dtype would promote one side of the system only."""
+    tasks = nm.tasks.Quadratic(3, 3, 3, 2, 0.3, 1.0)(jax.random.key(0))
+    tasks = jax.tree.map(lambda x: np.asarray(x, np.float32), tasks)
+
+    def total(rate):
+        rule = nm.GradientDescent(rate)
+        left = leave_one_task_out(lambda a, b: rate * a @ b.T, tasks, rule, meta_ridge=0.1)
+        return left.losses(nm.GradientDescent(np.float32(0.1))).sum()
+
+    value, slope = jax.value_and_grad(total)(jnp.float32(0.3))
+    assert value.dtype == slope.dtype == jnp.float32 and np.isfinite(slope)
