@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from negmaml._core.arrays import working_dtype
-from negmaml._core.platform import platform_of
+from negmaml._core.platform import is_tracing, platform_of
 from negmaml._core.settings import own_settings
 
 # LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
@@ -86,36 +86,40 @@ class FastCompileJit:
         self.function = own_settings(function)
         self.static_argnames, self.profile = static_argnames, profile
         self.by_platform = by_platform
-        self.programs: dict[str | None, Any] = {}
-        self.plain = self._program(None)
+        self.programs: dict[tuple[str | None, bool], Any] = {}
+        self.plain = self._program(None, with_options=False)
         # The attributes of a function may be those of another `FastCompileJit`, as jax.grad copies
         # them from the function that it differentiates.
         update_wrapper(self, function, updated=())
         registered.append(self)
 
     def __call__(self, *arguments, **keywords):
-        return self._program(platform_of(arguments, keywords))(*arguments, **keywords)
+        return self._for(arguments, keywords)(*arguments, **keywords)
 
     def lower(self, *arguments, **keywords):
         """Lower as `jax.jit` does, with the options."""
-        return self._program(platform_of(arguments, keywords)).lower(*arguments, **keywords)
+        return self._for(arguments, keywords).lower(*arguments, **keywords)
 
     def clear_cache(self) -> None:
         """Clear the caches as `jax.jit` does: the next call traces again."""
         for program in self.programs.values():
             program.clear_cache()
 
-    def _program(self, platform: str | None):
+    def _for(self, *arguments):
+        return self._program(platform_of(arguments), with_options=not is_tracing(arguments))
+
+    def _program(self, platform: str | None, with_options: bool):
         # Options depend on the platform, which the user may choose after the import.
-        if platform not in self.programs:
-            function = self.function
+        if (platform, with_options) not in self.programs:
+            function, options = self.function, None
             if self.by_platform:
                 function = update_wrapper(partial(function, platform=platform), function)
-            options = None if platform is None else compiler_options(platform, self.profile)
-            self.programs[platform] = jax.jit(
+            if with_options and platform is not None:
+                options = compiler_options(platform, self.profile)
+            self.programs[platform, with_options] = jax.jit(
                 function, static_argnames=self.static_argnames, compiler_options=options
             )
-        return self.programs[platform]
+        return self.programs[platform, with_options]
 
 
 def is_concrete(tree) -> bool:

@@ -4,7 +4,9 @@ A CPU wants blocks that stay in its caches. An accelerator wants few launches, e
 it: its blocks are as large as a few GiB of memory allow.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -66,18 +68,40 @@ def sizes_for(platform: str) -> DeviceSizes:
     return TABLE.get(platform, GPU)
 
 
-def platform_of(*trees: Any) -> str | None:
-    """The platform that a program with these arguments will run on; None while JAX traces."""
-    leaves = jax.tree.leaves(trees)
-    # Without traced arguments too: a call within `jax.jit` makes tracers.
-    if any(isinstance(x, jax.core.Tracer) for x in (jnp.zeros(()), *leaves)):
-        return None
-    for leaf in leaves:
+def is_tracing(*trees: Any) -> bool:
+    """True while JAX traces: some leaf is traced, or a call without arguments would be."""
+    return any(isinstance(x, jax.core.Tracer) for x in (jnp.zeros(()), *jax.tree.leaves(trees)))
+
+
+def device_platform(*trees: Any) -> str:
+    """The platform of the device on which a program with these arguments runs."""
+    for leaf in jax.tree.leaves(trees):
         if isinstance(leaf, jax.Array) and leaf.committed:
             return next(iter(leaf.devices())).platform
     # Outside of arrays the user's default decides, a device or the name of a platform.
     default = getattr(jax.config, "jax_default_device", None)
     return getattr(default, "platform", default) or jax.default_backend()
+
+
+_LOWERED_FOR: ContextVar[str | None] = ContextVar("lowered_for", default=None)
+
+
+@contextmanager
+def lowered_for(platform: str) -> Iterator[None]:
+    """Trace programs for one platform only, which takes less time than for all.
+
+    Use it where the package itself traces and compiles a program for known devices.
+    """
+    token = _LOWERED_FOR.set(platform)
+    try:
+        yield
+    finally:
+        _LOWERED_FOR.reset(token)
+
+
+def platform_of(*trees: Any) -> str | None:
+    """The platform of a program with these arguments; None in a trace for unknown devices."""
+    return _LOWERED_FOR.get() if is_tracing(*trees) else device_platform(*trees)
 
 
 def with_sizes(platform: str | None, function: Callable[[DeviceSizes], Any]) -> Any:
