@@ -24,7 +24,16 @@ from negmaml._core.jit import registered as jit_registered
 from negmaml._core.keys import COUNTER_BASED, check_key, counter_based
 from negmaml._core.lazy import lazily
 from negmaml._core.paths import expanded
-from negmaml._core.platform import CPU, GPU, TPU, platform_of, sizes_for, with_sizes
+from negmaml._core.platform import (
+    CPU,
+    GPU,
+    TPU,
+    device_platform,
+    lowered_for,
+    platform_of,
+    sizes_for,
+    with_plan,
+)
 from negmaml._core.pytree import as_pytree
 from negmaml._core.registry import maker, register
 from negmaml._core.registry import registered as registry_registered
@@ -62,9 +71,9 @@ from negmaml.cli.cache import keep_programs
 from negmaml.kernels import iterative, points, tangent
 from negmaml.kernels import solve as kernels_solve
 from negmaml.linear import evaluate, simulation
-from negmaml.linear.cholesky import cholesky_solve, quadratic_form
+from negmaml.linear.cholesky import cholesky_solve, panel_width, quadratic_form
 from negmaml.linear.evaluate import TEST_POINTS, TEST_TASKS
-from negmaml.linear.simulation import Experiment, Simulation
+from negmaml.linear.simulation import Experiment, Plan, Simulation
 from negmaml.linear.solve import one_step_corrections, one_step_distances
 from negmaml.linear.system import one_step_system
 from negmaml.meta.choice import choose

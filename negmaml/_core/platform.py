@@ -7,6 +7,7 @@ it: its blocks are as large as a few GiB of memory allow.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,6 @@ class DeviceSizes(NamedTuple):
     draws: pieces in which a step draws its numbers.
     lanes: a step takes a multiple of as many runs, if there are several steps.
     unrolled: the largest linear system whose solution is written out entry by entry.
-    unrolled_few: the same where a few systems do not repay the time to compile it.
     paneled: the largest whose solution is written out by panels of columns.
     phase_cells, phase_pencils: cells of a phase diagram at once, without and with a covariance.
     rules, pencils: rules at once in a prediction, without and with a covariance.
@@ -35,16 +35,11 @@ class DeviceSizes(NamedTuple):
     draws: int
     lanes: int
     unrolled: int
-    unrolled_few: int
     paneled: int
     phase_cells: int
     phase_pencils: int
     rules: int
     pencils: int
-
-    def for_few(self) -> "DeviceSizes":
-        """The sizes for a few linear systems: programs that compile fast."""
-        return self._replace(unrolled=self.unrolled_few, paneled=0)
 
 
 # 2^19 numbers use vector units and threads of a CPU and stay in its cache: 2^16 and 2^21 are both
@@ -53,11 +48,11 @@ class DeviceSizes(NamedTuple):
 # the memory, and reshapes by programs that compile for 40 s unless blocks are multiples of lanes.
 CPU = DeviceSizes(
     block_numbers=2**19, systems_kept=0, steps_in_call=16, draws=2, lanes=1, unrolled=8,
-    unrolled_few=0, paneled=0, phase_cells=64, phase_pencils=16, rules=256, pencils=64,
+    paneled=0, phase_cells=64, phase_pencils=16, rules=256, pencils=64,
 )  # fmt: skip
 GPU = DeviceSizes(
     block_numbers=2**30, systems_kept=3, steps_in_call=1, draws=1, lanes=128, unrolled=12,
-    unrolled_few=8, paneled=32, phase_cells=2**16, phase_pencils=2**12, rules=2**16, pencils=2**12,
+    paneled=32, phase_cells=2**16, phase_pencils=2**12, rules=2**16, pencils=2**12,
 )  # fmt: skip
 TPU = GPU._replace(block_numbers=2**26)
 TABLE = {"cpu": CPU, "tpu": TPU}
@@ -104,10 +99,19 @@ def platform_of(*trees: Any) -> str | None:
     return _LOWERED_FOR.get() if is_tracing(*trees) else device_platform(*trees)
 
 
-def with_sizes(platform: str | None, function: Callable[[DeviceSizes], Any]) -> Any:
-    """Return function(sizes) with those of a platform; if None, of the one it is compiled for."""
+def with_plan(
+    platform: str | None, plan: Callable[[DeviceSizes], Any], function: Callable[[Any], Any]
+) -> Any:
+    """Return function(plan(sizes)) with the sizes of a platform.
+
+    If the platform is None, the program has a branch for every different plan, and is compiled with
+    the one of its platform.
+    """
     if platform is not None:
-        return function(sizes_for(platform))
-    return lax.platform_dependent(
-        cpu=lambda: function(CPU), tpu=lambda: function(TPU), default=lambda: function(GPU)
-    )
+        return function(plan(sizes_for(platform)))
+    default = plan(GPU)
+    others = {name: plan(sizes) for name, sizes in TABLE.items()}
+    branches = {name: partial(function, x) for name, x in others.items() if x != default}
+    if not branches:
+        return function(default)
+    return lax.platform_dependent(**branches, default=partial(function, default))

@@ -13,36 +13,43 @@ from jax import lax
 
 from negmaml._core.arrays import contract
 from negmaml._core.factorisations import cpu_safe_vmap
-from negmaml._core.platform import CPU, DeviceSizes
+from negmaml._core.platform import DeviceSizes
 
 # Columns of a panel at most. The program grows with their cube, and the traffic falls with their
 # number: for 20 x 20 systems on a GPU, 4, 8 and 20 columns compile in 1.7, 2.2 and 6.9 CPU seconds.
 PANEL = 6
 
 
-def cholesky_solve(G, b, sizes: DeviceSizes = CPU):
+def panel_width(k: int, sizes: DeviceSizes, few: bool = False) -> int:
+    """The columns of a panel for systems of size k, 0 for the library.
+
+    few: whether the systems are too few to repay a longer program.
+    """
+    if few or k > max(sizes.unrolled, sizes.paneled):
+        return 0
+    # Panels of equal width, or nearly so.
+    return k if k <= sizes.unrolled else -(-k // -(-k // PANEL))
+
+
+def cholesky_solve(G, b, panel: int = 0):
     """Solve G z = b for symmetric positive definite G, by G = L L^T.
 
     Arguments:
         G: shape (batch, k, k), of which the lower triangle is read.
         b: shape (batch, k).
-        sizes: the largest systems that are written out.
+        panel: columns of a panel of a program that is written out, from `panel_width`; 0 for the
+            linear algebra library.
 
     Returns z of the shape of b, and the pivots, the squared diagonal of L. A pivot is NaN or not
     positive if G is not positive definite. Pivots from the library have no derivative.
     """
-    k = G.shape[-1]
-    if k <= sizes.unrolled:
-        return _written_out(G, b, k)
-    # Panels of equal width, or nearly so.
-    width = -(-k // -(-k // PANEL))
-    return _written_out(G, b, width) if k <= sizes.paneled else _by_library(G, b)
+    return _written_out(G, b, panel) if panel else _by_library(G, b)
 
 
-def quadratic_form(G, z, sizes: DeviceSizes = CPU):
-    """z^T G z for G of shape (batch, k, k) and z of shape (batch, k)."""
+def quadratic_form(G, z, panel: int = 0):
+    """z^T G z for G of shape (batch, k, k) and z of shape (batch, k); panel of `panel_width`."""
     k = G.shape[-1]
-    if k > sizes.unrolled:
+    if panel < k:
         return jnp.sum(z * jnp.sum(G * z[:, :, None], 1), 1)
     rows = [sum(G[:, i, j] * z[:, j] for j in range(k)) for i in range(k)]
     return sum(z[:, i] * rows[i] for i in range(k))
@@ -78,15 +85,15 @@ def _solve_factored(L, b):
     return lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)[:, 0]
 
 
-def _written_out(G, b, width: int):
-    """Solve by panels of `width` columns of L, with vector operations over the batch.
+def _written_out(G, b, panel: int):
+    """Solve by panels of `panel` columns of L, with vector operations over the batch.
 
     The square block of a panel is computed entry by entry, the rows below it as whole columns.
     """
     # A library call for every small system takes ten times as long.
     k, panels = G.shape[-1], []
-    for start in range(0, k, width):
-        w = min(width, k - start)
+    for start in range(0, k, panel):
+        w = min(panel, k - start)
         square = _factor([[G[:, i, j] for j in range(i + 1)] for i in range(w)])
         below: list = []
         if start + w < k:

@@ -15,10 +15,11 @@ from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, add_table_repr, mean_range_text, shape_text
 from negmaml._core.jit import FastCompileJit, jit_fast_compile, one_thread
 from negmaml._core.keys import check_key
-from negmaml._core.platform import DeviceSizes, platform_of, with_sizes
+from negmaml._core.platform import DeviceSizes, platform_of, with_plan
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
+from negmaml.linear.cholesky import panel_width
 from negmaml.linear.data import (
     CovarianceRoots,
     Data,
@@ -205,20 +206,36 @@ class Experiment:
         return _simulate_few if light else _simulate_many
 
 
+class Plan(NamedTuple):
+    """How runs are computed.
+
+    shape: (blocks, pieces, runs in a piece). A block is computed at once and drawn piece by piece.
+    panel: of the program that solves small systems (`cholesky_solve`).
+    """
+
+    shape: tuple[int, int, int]
+    panel: int
+
+
 def _simulate(experiment: Experiment, platform: str | None) -> Simulation:
-    return with_sizes(platform, lambda sizes: _simulate_in_blocks(experiment, sizes))
+    problem, runs = experiment.problem, experiment.runs
+    rates = math.prod(experiment.train.batch_shape)
+    rows = problem.m * problem.n_t if experiment.split == "train-train" else problem.rows
+
+    def plan(sizes: DeviceSizes) -> Plan:
+        k, normals = min(rows, problem.p), normals_of(problem, experiment.evaluation)
+        return plan_runs(runs, normals, rates, k, sizes, few=runs * rates < MANY_SYSTEMS)
+
+    return with_plan(platform, plan, lambda plan: _simulate_in_blocks(experiment, plan))
 
 
-def _simulate_in_blocks(experiment: Experiment, sizes: DeviceSizes) -> Simulation:
+def _simulate_in_blocks(experiment: Experiment, plan: Plan) -> Simulation:
     key, problem, train, adapt = (
         experiment.key, experiment.problem, experiment.train, experiment.adapt,
     )  # fmt: skip
     ridge, evaluation, runs = experiment.meta_ridge, experiment.evaluation, experiment.runs
     key = key if experiment.index is None else jax.random.fold_in(key, experiment.index)
-    rates = math.prod(train.batch_shape)
-    if runs * rates < MANY_SYSTEMS:
-        sizes = sizes.for_few()
-    constants = precompute(problem, adapt, evaluation, sizes)
+    constants = precompute(problem, adapt, evaluation, plan.panel)
 
     def one_run(index, normals):
         data = assemble(normals, problem, constants.sqrt_cov)
@@ -241,10 +258,7 @@ def _simulate_in_blocks(experiment: Experiment, sizes: DeviceSizes) -> Simulatio
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
 
     # Surplus runs fill the last block and are dropped below.
-    blocks, pieces, size = loop_shape(
-        runs, numbers_of_run(problem, rates, evaluation, sizes), sizes
-    )
-    indices = jnp.arange(blocks * pieces * size).reshape(blocks, pieces, size)
+    indices = jnp.arange(math.prod(plan.shape)).reshape(plan.shape)
     results = lax.map(block, indices)
     losses, weight_error, well_conditioned = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], indices.size)[..., :runs], results
@@ -273,22 +287,22 @@ class RunConstants(NamedTuple):
 
     sqrt_cov: square roots of its covariances.
     adapted: the expected loss as quadratic forms, for inputs with a covariance, else None.
-    sizes: of the programs that solve small systems (`cholesky_solve`).
+    panel: of the program that solves small systems (`cholesky_solve`).
     """
 
     sqrt_cov: CovarianceRoots
     adapted: Adapted | None
-    sizes: DeviceSizes
+    panel: int
 
 
 def precompute(
-    problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, sizes: DeviceSizes
+    problem: MixedLinearRegression, adapt: InnerRule, evaluation: str, panel: int
 ) -> RunConstants:
     """Compute the constants of all runs once, outside the loop over runs."""
     # Without covariances the expected loss depends on omega only through the weight error.
     if problem.isotropic or evaluation == "sampled":
-        return RunConstants(covariance_roots(problem), None, sizes)
-    return RunConstants(covariance_roots(problem), adapted(problem, adapt), sizes)
+        return RunConstants(covariance_roots(problem), None, panel)
+    return RunConstants(covariance_roots(problem), adapted(problem, adapt), panel)
 
 
 def evaluate_run(
@@ -301,8 +315,8 @@ def evaluate_run(
     """
     # The weights themselves are not needed, and a wide system need not form them.
     if evaluation == "expected" and constants.adapted is None:
-        return None, *meta_train_distance(data, problem, train, ridge, constants.sizes)
-    omega, well_conditioned = meta_train(data, problem, train, ridge, constants.sizes)
+        return None, *meta_train_distance(data, problem, train, ridge, constants.panel)
+    omega, well_conditioned = meta_train(data, problem, train, ridge, constants.panel)
     error = omega - problem.w0
     weight_error = jnp.sum(error**2, -1)
     if constants.adapted is not None:
@@ -317,37 +331,33 @@ def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:
     return normals_per_run(problem) + tested
 
 
-def numbers_of_run(
-    problem: MixedLinearRegression, rates: int, evaluation: str, sizes: DeviceSizes
-) -> int:
-    """The numbers that a step of the loop over runs draws and keeps for a run."""
-    systems = rates * min(problem.rows, problem.p) ** 2
-    return normals_of(problem, evaluation) + sizes.systems_kept * systems
+def plan_runs(
+    runs: int, normals: int, rates: int, k: int, sizes: DeviceSizes, few: bool = False
+) -> Plan:
+    """Plan the runs, and less than a block more, for a device.
 
-
-def loop_shape(runs: int, numbers: int, sizes: DeviceSizes) -> tuple[int, int, int]:
-    """Return (blocks, pieces, runs in a piece), whose product is `runs` or less than a block more.
-
-    A block is computed at once and drawn in one or two pieces.
+    normals: of a run. rates, k: each run solves a k x k system for each rate. few: whether the
+    systems are too few to repay a longer program.
     """
+    numbers = normals + sizes.systems_kept * rates * k**2
     blocks = -(-runs // max(1, sizes.block_numbers // numbers))
     # Equal blocks, so that the surplus is smallest.
     in_block = -(-runs // blocks)
     pieces = min(sizes.draws, in_block)
     size = -(-in_block // pieces)
-    if blocks == 1 or size < sizes.lanes:
-        return blocks, pieces, size
-    size = -(-size // sizes.lanes) * sizes.lanes
-    return -(-runs // (pieces * size)), pieces, size
+    if blocks > 1 and size >= sizes.lanes:
+        size = -(-size // sizes.lanes) * sizes.lanes
+        blocks = -(-runs // (pieces * size))
+    return Plan((blocks, pieces, size), panel_width(k, sizes, few))
 
 
 def meta_train(
-    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, sizes: DeviceSizes
+    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, panel: int
 ) -> MetaSolution:
     """omega* of one run at every rate, from one Gram matrix for all rates if that is accurate."""
     if _use_shared_gram(data, train):
         start, system, rates = _one_step(data, problem, train)
-        delta, well_conditioned = one_step_corrections(system, rates.ravel(), ridge, sizes)
+        delta, well_conditioned = one_step_corrections(system, rates.ravel(), ridge, panel)
         return MetaSolution(
             (start + delta).reshape(*rates.shape, -1), well_conditioned.reshape(rates.shape)
         )
@@ -361,14 +371,14 @@ def meta_train(
 
 
 def meta_train_distance(
-    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, sizes: DeviceSizes
+    data: Data, problem: MixedLinearRegression, train: InnerRule, ridge, panel: int
 ):
     """|omega* - w0|^2 of one run at every rate, and its flag; cheaper than `meta_train`."""
     if _use_shared_gram(data, train):
         start, system, rates = _one_step(data, problem, train)
-        found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0, sizes)
+        found = one_step_distances(system, rates.ravel(), ridge, start - problem.w0, panel)
         return jax.tree.map(lambda x: x.reshape(rates.shape), found)
-    omega, well_conditioned = meta_train(data, problem, train, ridge, sizes)
+    omega, well_conditioned = meta_train(data, problem, train, ridge, panel)
     return jnp.sum((omega - problem.w0) ** 2, -1), well_conditioned
 
 

@@ -18,7 +18,6 @@ from negmaml._core.arrays import contract
 from negmaml._core.checks import check_array, check_nonnegative
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.factorisations import cpu_safe_vmap
-from negmaml._core.platform import CPU, DeviceSizes
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
 from negmaml.linear.cholesky import cholesky_solve, quadratic_form
@@ -142,23 +141,21 @@ def _solve_factored(R, b):
     return lax.linalg.triangular_solve(R, y, left_side=True)[:, 0]
 
 
-def one_step_corrections(
-    system: OneStepSystem, rates, ridge, sizes: DeviceSizes = CPU
-) -> MetaSolution:
+def one_step_corrections(system: OneStepSystem, rates, ridge, panel: int = 0) -> MetaSolution:
     r"""omega* - omega_0 at every rate of one gradient step, from one pass over the data.
 
     Labels in `system` are relative to omega_0. The Gram matrix squares the condition number, which
     is harmless for systems that are far from square; use `minimiser` for others.
 
-    Arguments: rates of shape (R,); sizes as in `cholesky_solve`. Returns a `MetaSolution` of
+    Arguments: rates of shape (R,); panel as in `cholesky_solve`. Returns a `MetaSolution` of
     shapes (R, p) and (R,).
     """
-    solved = _normal_equations(system, rates, ridge, sizes)
+    solved = _normal_equations(system, rates, ridge, panel)
     delta = _weights(system, rates, solved)
     return MetaSolution(delta, solved.well & jnp.all(jnp.isfinite(delta), -1))
 
 
-def one_step_distances(system: OneStepSystem, rates, ridge, offset, sizes: DeviceSizes = CPU):
+def one_step_distances(system: OneStepSystem, rates, ridge, offset, panel: int = 0):
     r"""|omega* - w0|^2 at every rate, where offset = omega_0 - w0, without forming omega*.
 
     A wide system needs no weights, only the solution z of its Gram matrix: delta = Phi^T z gives
@@ -171,11 +168,11 @@ def one_step_distances(system: OneStepSystem, rates, ridge, offset, sizes: Devic
     Returns (distances, well_conditioned), each of shape (R,).
     """
     A, B, _, _ = system
-    solved = _normal_equations(system, rates, ridge, sizes)
+    solved = _normal_equations(system, rates, ridge, panel)
     # |offset + Phi^T z|^2 expanded, with Phi = A - alpha B.
     if _is_wide(system):
         across = contract("np,p->n", A, offset) - rates[:, None] * contract("np,p->n", B, offset)
-        spread = quadratic_form(solved.gram, solved.z, sizes)
+        spread = quadratic_form(solved.gram, solved.z, panel)
         distance = jnp.sum(offset**2) + 2 * contract("rn,rn->r", solved.z, across) + spread
     else:
         distance = jnp.sum((offset + solved.z) ** 2, -1)
@@ -202,7 +199,7 @@ def _weights(system: OneStepSystem, rates, solved: _GramSolution):
     return contract("rn,np->rp", solved.z, A) - rates[:, None] * contract("rn,np->rp", solved.z, B)
 
 
-def _normal_equations(system: OneStepSystem, rates, ridge, sizes: DeviceSizes) -> _GramSolution:
+def _normal_equations(system: OneStepSystem, rates, ridge, panel: int) -> _GramSolution:
     r"""The smaller Gram matrix and its solution, at every rate.
 
     Phi = A - alpha B and r = a - alpha c make the Gram matrix and the right-hand side quadratics
@@ -225,7 +222,7 @@ def _normal_equations(system: OneStepSystem, rates, ridge, sizes: DeviceSizes) -
     # G(alpha) and b(alpha) of all rates at once, by Horner's rule in -alpha.
     gram = _polynomial(G, -rates[:, None, None])
     b = _polynomial(b, -rates[:, None])
-    z, pivots = cholesky_solve(gram + ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), b, sizes)
+    z, pivots = cholesky_solve(gram + ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), b, panel)
     # A pivot over its diagonal entry, which inputs of unequal variance do not change.
     kept = pivots / (jnp.diagonal(gram, axis1=-2, axis2=-1) + ridge)
     return _GramSolution(gram, z, kept.min(-1) > max(A.shape) * jnp.finfo(gram.dtype).eps)

@@ -13,16 +13,17 @@ from negmaml._core.arrays import working_dtype
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.jit import compiler_options
 from negmaml._core.keys import as_typed, check_key, counter_based
-from negmaml._core.platform import DeviceSizes, platform_of, sizes_for, with_sizes
+from negmaml._core.platform import DeviceSizes, platform_of, sizes_for, with_plan
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.linear.data import assemble, draw
 from negmaml.linear.simulation import (
     EVALUATIONS,
+    Plan,
     evaluate_run,
     expected,
-    loop_shape,
-    numbers_of_run,
+    normals_of,
+    plan_runs,
     precompute,
 )
 from negmaml.problem.model import MixedLinearRegression
@@ -101,8 +102,8 @@ class LinearModel:
         """The number of cells that one call of the program should compute."""
         problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
         device = sizes_for(platform_of() or "cpu")
-        numbers = numbers_of_run(problem, 1, self.evaluation, device)
-        return max(2, device.steps_in_call * device.block_numbers // numbers)
+        most = device.steps_in_call * device.block_numbers
+        return max(2, most // normals_of(problem, self.evaluation))
 
     def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
         """Options to compile a program that will compute `cells` cells."""
@@ -129,15 +130,17 @@ class LinearModel:
             for n, v in point.items()
             if self._is_number(n)
         }
-        sizes = {name: point[name] for name in (*SIZES, "spectrum")}
+        fixed = {name: point[name] for name in (*SIZES, "spectrum")}
         # Only the sizes matter to its draws; the numbers differ from cell to cell.
-        problem = _problem(sizes | {"sigma": 0.0, "nu": 0.0})
+        problem = _problem(fixed | {"sigma": 0.0, "nu": 0.0})
         rates = math.prod(rules[0].batch_shape)
 
-        def on_device(device: DeviceSizes):
-            shape = loop_shape(
-                len(keys), numbers_of_run(problem, rates, self.evaluation, device), device
-            )
+        def plan(sizes: DeviceSizes) -> Plan:
+            normals, k = normals_of(problem, self.evaluation), min(problem.rows, problem.p)
+            return plan_runs(len(keys), normals, rates, k, sizes)
+
+        def planned(plan: Plan):
+            shape = plan.shape
 
             # Pad with copies of the last cell to full pieces, which compile once.
             def fold(x):
@@ -150,18 +153,18 @@ class LinearModel:
                     jax.vmap(lambda key: draw(jax.random.fold_in(key, 0), problem, dtype)), keys
                 )
                 flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (keys, normals, numbers))
-                one = partial(self._one, train=rules[0], adapt=rules[1], device=device)
-                return jax.vmap(lambda k, z, n: one(k, z, sizes | n))(*flat)
+                one = partial(self._one, train=rules[0], adapt=rules[1], panel=plan.panel)
+                return jax.vmap(lambda k, z, n: one(k, z, fixed | n))(*flat)
 
             out = lax.map(piece, jax.tree.map(fold, (keys, numbers)))
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(keys)], out)
 
-        return with_sizes(platform_of(keys, numbers, shared), on_device)
+        return with_plan(platform_of(keys, numbers, shared), plan, planned)
 
-    def _one(self, key, normals, point, train, adapt, device: DeviceSizes) -> dict[str, jax.Array]:
+    def _one(self, key, normals, point, train, adapt, panel: int) -> dict[str, jax.Array]:
         """One cell from its normals, as `nm.simulate` does a run."""
         problem = _problem(point)
-        shared = precompute(problem, adapt, self.evaluation, device)
+        shared = precompute(problem, adapt, self.evaluation, panel)
         # Addresses 0 and 1 of the cell's key, as in run 0 of `simulate`.
         data, test_key = assemble(normals, problem, shared.sqrt_cov), jax.random.fold_in(key, 1)
         ridge = point["meta_ridge"]

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from negmaml._core.platform import lowered_for
 from negmaml._core.settings import other_settings, result_settings
 from negmaml.sweeps.cells import cells_at, fold, seeds_at, tables_of
 from negmaml.sweeps.functions import SweepFunction
@@ -213,7 +214,8 @@ class Compiler:
             )
         given = (batch,), (2, len(grid.dims))
         shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in given]
-        return jax.jit(cells).trace(*shapes, *self.constants)
+        with lowered_for(self.devices[0].platform):
+            return jax.jit(cells).trace(*shapes, *self.constants)
 
     def _evaluate(self, group: int, points, seeds, numbers, vectorized) -> dict[str, jax.Array]:
         """The outputs of cells, from the keys of their points and their seeds."""

@@ -13,7 +13,7 @@ from negmaml._core.arrays import cast, namespace
 from negmaml._core.checks import check_array, check_broadcast, short_repr
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.jit import jit_fast_compile
-from negmaml._core.platform import DeviceSizes, with_sizes
+from negmaml._core.platform import DeviceSizes, with_plan
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
 from negmaml.problem.covariance import check_covariance, modes
@@ -158,11 +158,11 @@ def _phases(
         return Phase(best, *jnp.where(_mean_is_infinite(cell), jnp.inf, at(_beside_zero(best))))
 
     # Blocks of cells fill vector units and stay in cache; pencils need more memory a cell.
-    def in_blocks(sizes: DeviceSizes):
-        size = sizes.phase_cells if spectrum is None else sizes.phase_pencils
-        return lax.map(one, cells, batch_size=size)
+    def size(sizes: DeviceSizes) -> int:
+        most = sizes.phase_cells if spectrum is None else sizes.phase_pencils
+        return min(most, len(cells.p))
 
-    return with_sizes(platform, in_blocks)
+    return with_plan(platform, size, lambda size: lax.map(one, cells, batch_size=size))
 
 
 def _objective(cell: IsotropicInputs, spectrum: Eigenvalues | None):

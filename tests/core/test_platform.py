@@ -9,7 +9,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import theory
-from tests.internals import CPU, GPU, TPU, platform_of, sizes_for, with_sizes
+from tests.internals import CPU, GPU, TPU, platform_of, sizes_for, with_plan
 
 
 def lowered(function, platform: str, *arguments) -> str:
@@ -42,7 +42,7 @@ def test_the_platform_is_that_of_the_arguments_and_unknown_in_a_trace():
 @pytest.mark.parametrize(("platform", "sizes"), [("cpu", CPU), ("cuda", GPU), ("tpu", TPU)])
 def test_a_program_has_the_sizes_of_the_platform_it_is_lowered_for(platform, sizes):
     program = lowered(
-        lambda x: with_sizes(None, lambda sizes: x + sizes.block_numbers), platform, 1
+        lambda x: with_plan(None, lambda sizes: sizes.block_numbers, lambda n: x + n), platform, 1
     )
     assert f"dense<{sizes.block_numbers}>" in program
 

@@ -12,7 +12,7 @@ import pytest
 import negmaml as nm
 from negmaml import linear, theory
 from tests.helpers import OVER, UNDER, mostly_slow, z_score
-from tests.internals import CPU, GPU, expected_test_loss
+from tests.internals import Plan, expected_test_loss
 from tests.internals import evaluate as evaluation
 from tests.internals import simulation as module
 from tests.linear.dense import dense_system
@@ -67,11 +67,11 @@ def dense_losses(problem, distances):
 
 
 @pytest.fixture
-def set_sizes(monkeypatch):
-    """Simulate with other sizes than those of the platform."""
+def set_plan(monkeypatch):
+    """Simulate by another plan than that of the platform."""
 
-    def replace(sizes):
-        program = jax.jit(lambda experiment: module._simulate_in_blocks(experiment, sizes))
+    def replace(plan):
+        program = jax.jit(lambda experiment: module._simulate_in_blocks(experiment, plan))
         monkeypatch.setattr(module, "_simulate_few", program)
 
     return replace
@@ -136,25 +136,21 @@ def test_shapes_are_train_then_adapt_then_runs(train_shape, adapt_shape, evaluat
 
 class TestSharedRandomness:
     # One and two runs at a time, and as accelerators do; all by default.
-    @pytest.mark.parametrize(
-        "sizes",
-        [CPU._replace(block_numbers=1), CPU._replace(block_numbers=300), GPU._replace(lanes=2,
-         block_numbers=600)],
-    )  # fmt: skip
-    def test_first_runs_of_a_longer_simulation_are_those_of_a_shorter(self, x64, set_sizes, sizes):
+    @pytest.mark.parametrize("plan", [Plan((7, 1, 1), 0), Plan((4, 2, 1), 4), Plan((2, 1, 4), 2)])
+    def test_first_runs_of_a_longer_simulation_are_those_of_a_shorter(self, x64, set_plan, plan):
         train = nm.GradientDescent(RATES)
         short = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, runs=3)
-        set_sizes(sizes)
+        set_plan(plan)
         long = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, runs=7)
         for here, there in zip(short[:2], long[:2], strict=True):
             np.testing.assert_allclose(here, there[..., :3], rtol=1e-10)
         assert np.unique(long.weight_error[0]).size == 7
 
     @pytest.mark.slow
-    def test_block_size_does_not_change_sampled_evaluation(self, x64, set_sizes):
+    def test_block_size_does_not_change_sampled_evaluation(self, x64, set_plan):
         problem, train = PROBLEMS["over"], nm.GradientDescent(0.1)
         one = nm.simulate(KEY, problem, train, ADAPT, runs=5, evaluation="sampled")
-        set_sizes(CPU._replace(block_numbers=300))
+        set_plan(Plan((5, 1, 1), 0))
         other = nm.simulate(KEY, problem, train, ADAPT, runs=5, evaluation="sampled")
         np.testing.assert_allclose(one.test_loss, other.test_loss, rtol=1e-10)
 
