@@ -73,7 +73,7 @@ from negmaml.kernels import solve as kernels_solve
 from negmaml.linear import evaluate, simulation
 from negmaml.linear.cholesky import cholesky_solve, panel_width, quadratic_form
 from negmaml.linear.evaluate import TEST_POINTS, TEST_TASKS
-from negmaml.linear.simulation import Experiment, Plan, Simulation
+from negmaml.linear.simulation import Experiment, RunPlan, Simulation
 from negmaml.linear.solve import one_step_corrections, one_step_distances
 from negmaml.linear.system import one_step_system
 from negmaml.meta.choice import choose

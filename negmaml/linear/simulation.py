@@ -206,7 +206,7 @@ class Experiment:
         return _simulate_few if light else _simulate_many
 
 
-class Plan(NamedTuple):
+class RunPlan(NamedTuple):
     """How runs are computed.
 
     shape: (blocks, pieces, runs in a piece). A block is computed at once and drawn piece by piece.
@@ -222,14 +222,14 @@ def _simulate(experiment: Experiment, platform: str | None) -> Simulation:
     rates = math.prod(experiment.train.batch_shape)
     rows = problem.m * problem.n_t if experiment.split == "train-train" else problem.rows
 
-    def plan(sizes: DeviceSizes) -> Plan:
+    def plan(sizes: DeviceSizes) -> RunPlan:
         k, normals = min(rows, problem.p), normals_of(problem, experiment.evaluation)
         return plan_runs(runs, normals, rates, k, sizes, few=runs * rates < MANY_SYSTEMS)
 
     return with_plan(platform, plan, lambda plan: _simulate_in_blocks(experiment, plan))
 
 
-def _simulate_in_blocks(experiment: Experiment, plan: Plan) -> Simulation:
+def _simulate_in_blocks(experiment: Experiment, plan: RunPlan) -> Simulation:
     key, problem, train, adapt = (
         experiment.key, experiment.problem, experiment.train, experiment.adapt,
     )  # fmt: skip
@@ -333,7 +333,7 @@ def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:
 
 def plan_runs(
     runs: int, normals: int, rates: int, k: int, sizes: DeviceSizes, few: bool = False
-) -> Plan:
+) -> RunPlan:
     """Plan the runs, and less than a block more, for a device.
 
     normals: of a run. rates, k: each run solves a k x k system for each rate. few: whether the
@@ -348,7 +348,7 @@ def plan_runs(
     if blocks > 1 and size >= sizes.lanes:
         size = -(-size // sizes.lanes) * sizes.lanes
         blocks = -(-runs // (pieces * size))
-    return Plan((blocks, pieces, size), panel_width(k, sizes, few))
+    return RunPlan((blocks, pieces, size), panel_width(k, sizes, few))
 
 
 def meta_train(

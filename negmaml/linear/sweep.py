@@ -19,7 +19,7 @@ from negmaml._core.settings import own_settings
 from negmaml.linear.data import assemble, draw
 from negmaml.linear.simulation import (
     EVALUATIONS,
-    Plan,
+    RunPlan,
     evaluate_run,
     expected,
     normals_of,
@@ -135,11 +135,11 @@ class LinearModel:
         problem = _problem(fixed | {"sigma": 0.0, "nu": 0.0})
         rates = math.prod(rules[0].batch_shape)
 
-        def plan(sizes: DeviceSizes) -> Plan:
+        def plan(sizes: DeviceSizes) -> RunPlan:
             normals, k = normals_of(problem, self.evaluation), min(problem.rows, problem.p)
             return plan_runs(len(keys), normals, rates, k, sizes)
 
-        def planned(plan: Plan):
+        def planned(plan: RunPlan):
             shape = plan.shape
 
             # Pad with copies of the last cell to full pieces, which compile once.

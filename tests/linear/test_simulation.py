@@ -12,7 +12,7 @@ import pytest
 import negmaml as nm
 from negmaml import linear, theory
 from tests.helpers import OVER, UNDER, mostly_slow, z_score
-from tests.internals import Plan, expected_test_loss
+from tests.internals import RunPlan, expected_test_loss
 from tests.internals import evaluate as evaluation
 from tests.internals import simulation as module
 from tests.linear.dense import dense_system
@@ -136,7 +136,9 @@ def test_shapes_are_train_then_adapt_then_runs(train_shape, adapt_shape, evaluat
 
 class TestSharedRandomness:
     # One and two runs at a time, and as accelerators do; all by default.
-    @pytest.mark.parametrize("plan", [Plan((7, 1, 1), 0), Plan((4, 2, 1), 4), Plan((2, 1, 4), 2)])
+    @pytest.mark.parametrize(
+        "plan", [RunPlan((7, 1, 1), 0), RunPlan((4, 2, 1), 4), RunPlan((2, 1, 4), 2)]
+    )
     def test_first_runs_of_a_longer_simulation_are_those_of_a_shorter(self, x64, set_plan, plan):
         train = nm.GradientDescent(RATES)
         short = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, runs=3)
@@ -150,7 +152,7 @@ class TestSharedRandomness:
     def test_block_size_does_not_change_sampled_evaluation(self, x64, set_plan):
         problem, train = PROBLEMS["over"], nm.GradientDescent(0.1)
         one = nm.simulate(KEY, problem, train, ADAPT, runs=5, evaluation="sampled")
-        set_plan(Plan((5, 1, 1), 0))
+        set_plan(RunPlan((5, 1, 1), 0))
         other = nm.simulate(KEY, problem, train, ADAPT, runs=5, evaluation="sampled")
         np.testing.assert_allclose(one.test_loss, other.test_loss, rtol=1e-10)
 
