@@ -14,7 +14,7 @@ from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.extras import require
 from negmaml._core.fingerprint import check_code_version
 from negmaml._core.settings import own_transfers
-from negmaml.sweeps.cluster import connected
+from negmaml.sweeps.cluster import EXPECTED_WORKERS, connected
 from negmaml.sweeps.layout import coordinates
 from negmaml.sweeps.members import parse_worker
 from negmaml.sweeps.planning import (
@@ -91,7 +91,8 @@ def sweep(
             min and max. Devices accumulate them, so memory and store do not grow with the seeds.
         memory: bytes that one batch of cells may take; by default 256 MiB on CPU, and a quarter of
             the memory of an accelerator.
-        block: cells computed and stored at once; by default about two seconds of work.
+        block: cells computed and stored at once; by default 2 to 60 seconds of work, so that a
+            long sweep has few files.
         devices: local devices to shard cells over; by default all.
         client: a Dask client, or the address of a scheduler, whose workers compute the blocks.
             Needs a store that all of them can access.
@@ -168,7 +169,8 @@ def sweep(
             return found
         # Connected after all checks: a scheduler that does not answer takes seconds to find out.
         with connected(client) as workers, _add_resume_hint(url):
-            options = ExecutionOptions(memory, block, devices, workers, report)
+            count = EXPECTED_WORKERS if workers is not None else index[1] if index else 1
+            options = ExecutionOptions(memory, block, devices, workers, report, count)
             if index is not None:
                 return run_shared(prepared, url, index, options, policy)
             return run_exclusive(prepared, url, options, policy)

@@ -10,6 +10,7 @@ from negmaml._core.extras import require
 
 WORKERS_WITHIN = 60  # seconds to wait for the first worker
 RETRIES = 10  # of a block whose workers die
+EXPECTED_WORKERS = 64  # when the blocks are planned; clusters grow and shrink
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from negmaml.sweeps.grid import Region, SweepGrid
 from negmaml.sweeps.manifest import Manifest
 
+ROUND = 1024  # large blocks are a multiple of it along a dim
 LABELS = 1024  # values of a coordinate in a chunk: most extensions fit into the first one
 MAX_LABELS = 2**20  # the same for long axes, which would otherwise make many files
 CHECKSUM = {"name": "crc32c"}

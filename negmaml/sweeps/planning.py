@@ -18,15 +18,20 @@ from negmaml._core.settings import own_transfers
 from negmaml._core.version import __version__
 from negmaml.sweeps.functions import Output, Plain, SweepFunction, outputs, roles
 from negmaml.sweeps.grid import Axis, Region, SweepGrid
+from negmaml.sweeps.layout import ROUND
 from negmaml.sweeps.manifest import Manifest
 from negmaml.sweeps.names import check_outputs, check_portable
 from negmaml.sweeps.parse import name_tuple, parse_grid, parse_seeds
 from negmaml.sweeps.reduce import Reduction, moment_outputs, parse_reduce, reduction_of
 from negmaml.sweeps.runner import Runner
 
-BLOCK_SECONDS = 2.0  # a kill loses this much work; a write takes milliseconds
+# A kill loses at most three blocks, and a block is a file for every array: short sweeps have small
+# blocks, and long sweeps few of them.
+BLOCK_SECONDS, MAX_BLOCK_SECONDS = 2.0, 60.0
+BLOCKS = 128  # of a long sweep
+BLOCKS_PER_WORKER = 16  # so that all workers end at about the same time
 MAX_BLOCK_BYTES = 2**28
-OWN_BYTES = 100  # bytes of a cell for its position, numbers and key
+OWN_BYTES = 16  # bytes of a cell for its position
 
 
 @dataclass(frozen=True)
@@ -234,8 +239,8 @@ def plan(
     return planned(sweep, memory, block, devices)[0]
 
 
-def planned(sweep: ValidatedSweep, memory, cells, devices) -> tuple[Plan, Runner]:
-    """The plan of a sweep, and a runner with its blocks: of two seconds, or of `cells`.
+def planned(sweep: ValidatedSweep, memory, cells, devices, workers: int = 1) -> tuple[Plan, Runner]:
+    """The plan of a sweep, and a runner with its blocks: of 2 to 60 seconds, or of `cells`.
 
     A probe runs the group of the largest sizes.
     """
@@ -254,8 +259,11 @@ def planned(sweep: ValidatedSweep, memory, cells, devices) -> tuple[Plan, Runner
     else:
         runner.block = chunk_shape(runner.grid.shape, max(1, cells // runner.compiler.longest))
     seconds = runner.probe(group)
-    if cells is None and seconds * math.prod(runner.block) > BLOCK_SECONDS:
-        runner.block = chunk_shape(runner.grid.shape, max(1, int(BLOCK_SECONDS / seconds)))
+    if cells is None:
+        even = seconds * runner.grid.cells / max(BLOCKS, BLOCKS_PER_WORKER * workers)
+        limit = min(max(BLOCK_SECONDS, even), MAX_BLOCK_SECONDS) / seconds
+        if math.prod(runner.block) > limit:
+            runner.block = chunk_shape(runner.grid.shape, max(1, int(limit)))
     program = runner.compiler.program(group)
     found = Plan(
         runner.grid, runner.outputs, runner.block, len(groups), program.batch, program.nbytes,
@@ -281,7 +289,9 @@ def chunk_shape(shape: Sequence[int], cells: int) -> tuple[int, ...]:
     block, left = [], max(1, cells)
     for size in reversed(shape):
         chunk = min(size, left)
-        block.append(math.ceil(size / math.ceil(size / chunk)))  # chunks of even size
+        even = math.ceil(size / math.ceil(size / chunk))  # chunks of even size
+        # A round size can be divided into the inner chunks of a shard.
+        block.append(even if even < 16 * ROUND else math.ceil(even / ROUND) * ROUND)
         left //= block[-1]
         left = max(1, left)
     return tuple(reversed(block))

@@ -37,7 +37,7 @@ class ExecutionOptions:
     """The options for executing a sweep: limits, devices and the progress callback.
 
     memory: bytes of a batch. block: cells of a block. client: a Dask client, or None. report:
-    called as report(cells complete, cells in all).
+    called as report(cells complete, cells in all). workers: the expected number of workers.
     """
 
     memory: int | None
@@ -45,6 +45,7 @@ class ExecutionOptions:
     devices: Any
     client: Any
     report: Callable[[int, int], Any]
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def open_or_create(
         # Only for a new store: an existing one has its names already.
         sweep.check_portable()
         now = programs(sweep.grid.groups())
-        _, runner = planned(sweep, options.memory, options.block, options.devices)
+        _, runner = planned(sweep, options.memory, options.block, options.devices, options.workers)
         # The identities are traced before the store exists, so every store has them.
         manifest = with_programs(replace(requested, block=runner.block), requested.function, now)
         return sweep, create(url, manifest, sweep.attributes()), runner

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from negmaml.sweeps.layout import LABELS, MAX_LABELS, Layout, layouts
+from negmaml.sweeps.layout import LABELS, MAX_LABELS, ROUND, Layout, layouts
 from negmaml.sweeps.manifest import COMPLETED, Manifest
 from negmaml.sweeps.reduce import MOMENTS
 
@@ -211,8 +211,7 @@ def _check_label_chunks(manifest: Manifest) -> None:
 def _check_block(manifest: Manifest) -> None:
     shape, block = manifest.grid.shape, manifest.block
     right = len(block) == len(shape) and all(
-        _whole_number(size, max(n, LABELS) + 1, least=1)
-        for size, n in zip(block, shape, strict=True)
+        _whole_number(size, n + ROUND + 1, least=1) for size, n in zip(block, shape, strict=True)
     )
     _require(right, f"block of cells of the shape {shape}", block)
     blocks = math.prod(-(-n // size) for n, size in zip(shape, block, strict=True))

@@ -243,6 +243,18 @@ def test_a_dry_run_says_what_a_sweep_would_be(renamed):
         nm.sweeps.plan(renamed, {"sise": 2}, 4)
 
 
+@pytest.mark.parametrize(("seconds", "of_block"), [(1e-5, 2.0), (1e-3, 10**3 / 128), (1e-1, 60.0)])
+def test_blocks_of_a_long_sweep_are_longer(seconds, of_block, monkeypatch):
+    from tests.internals import Runner
+
+    monkeypatch.setattr(Runner, "probe", lambda self, group: seconds)
+    found = nm.sweeps.plan(lambda key, x: {"y": x}, {"x": [1.0, 2.0]}, 500_000)
+    cells = found.block[0] * found.block[1]
+    # Large blocks are round, and as large as memory allows.
+    assert cells in (600, found.block[1]) or cells % 1024 == 0
+    assert cells * seconds < 1.2 * of_block
+
+
 class Powers(SweepFunction):
     """Says some of what a sweep asks, and leaves the rest to the defaults."""
 
