@@ -23,14 +23,14 @@ from negmaml.sweeps.manifest import Manifest
 from negmaml.sweeps.names import check_outputs, check_portable
 from negmaml.sweeps.parse import name_tuple, parse_grid, parse_seeds
 from negmaml.sweeps.reduce import Reduction, moment_outputs, parse_reduce, reduction_of
-from negmaml.sweeps.runner import Runner
+from negmaml.sweeps.runner import Runner, block_memory
 
 # A kill loses at most three blocks, and a block is a file for every array: short sweeps have small
 # blocks, and long sweeps few of them.
 BLOCK_SECONDS, MAX_BLOCK_SECONDS = 2.0, 60.0
 BLOCKS = 128  # of a long sweep
 BLOCKS_PER_WORKER = 16  # so that all workers end at about the same time
-MAX_BLOCK_BYTES = 2**28
+MAX_BLOCK_BYTES = 2**28  # of a merged store
 OWN_BYTES = 16  # bytes of a cell for its position
 
 
@@ -254,7 +254,7 @@ def planned(sweep: ValidatedSweep, memory, cells, devices, workers: int = 1) -> 
     if cells is None:
         # A block is held in memory while the next one is computed.
         of_cell = OWN_BYTES + sum(output.nbytes for output in runner.outputs)
-        in_memory = min(runner.memory // 16, MAX_BLOCK_BYTES) // of_cell
+        in_memory = block_memory(runner.devices[0], runner.memory) // of_cell
         runner.block = chunk_shape(runner.grid.shape, max(1, in_memory))
     else:
         runner.block = chunk_shape(runner.grid.shape, max(1, cells // runner.compiler.longest))

@@ -1,5 +1,6 @@
 """Computing blocks of cells on local devices, in batches that the devices do not wait for."""
 
+import os
 import sys
 import threading
 import time
@@ -181,6 +182,21 @@ def default_memory(device) -> int:
     """A quarter of an accelerator's memory; 256 MiB on CPU, where caches want small batches."""
     statistics = device.memory_stats() if device.platform != "cpu" else None
     return (statistics or {}).get("bytes_limit", 2**30) // 4
+
+
+def block_memory(device, memory: int) -> int:
+    """Bytes of the results of a block on the host, where up to three blocks are at once.
+
+    memory: bytes of a batch. Results of an accelerator leave its memory, so only the memory of the
+    host limits them. On CPU small blocks are faster, because their buffers are used again.
+    """
+    return memory // 16 if device.platform == "cpu" else host_memory() // 64
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine."""
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # not on Windows
+    return pages * os.sysconf("SC_PAGE_SIZE") if pages else 2**34
 
 
 def _peak_memory(device) -> int:

@@ -2,7 +2,6 @@
 
 import ast
 import operator
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from negmaml.sweeps.description import description_of
 from negmaml.sweeps.lost import found_in
 from negmaml.sweeps.parse import did_you_mean
 from negmaml.sweeps.reduce import statistics_of
+from negmaml.sweeps.runner import host_memory
 from negmaml.sweeps.storage import check_url
 
 OPERATORS = {ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -98,11 +98,9 @@ def mean(dataset, name: str, keep: Sequence[str]):
 
 def _check_fits(array) -> None:
     """Raise for a variable that would take more than half of this machine's memory."""
-    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0  # not on Windows
-    memory = pages * os.sysconf("SC_PAGE_SIZE") if pages else 2**34
     # The values in float64, and once more for the mask.
     needed = 2 * 8 * array.size
-    if needed > memory / 2:
+    if needed > host_memory() / 2:
         raise ValueError(
             f"{array.name} has {array.size:,} values, which take {needed / 2**30:,.0f} GiB; choose "
             "a part of them with --select"
