@@ -3,6 +3,7 @@
     python benchmarks/training.py hooks      sinusoid, a callback every 100 steps
     python benchmarks/training.py batches    conv4, epochs of NumPy batches, and a function
     python benchmarks/training.py devices    one core, and two devices that share the tasks
+    python benchmarks/training.py memory     peak memory with Adam, in units of the parameters
 
 Variants are timed in turn over several rounds; ratios are those of medians. CPU seconds (user and
 system) are less affected than wall seconds by other work on the machine.
@@ -173,12 +174,56 @@ def _devices(count: int, name: str) -> None:
     print(json.dumps({"seconds": np.min(times, 0).tolist()}))
 
 
-PARTS = {"hooks": hooks, "batches": batches, "devices": devices}
+MEMORY = {
+    "loop by hand, donated": None,
+    "fit": {},
+    "fit, callback": {"callback": lambda *args: None, "callback_every": 2},
+    "fit, patience": {"evaluate": lambda p, tasks: jnp.mean(p), "evaluate_every": 2, "patience": 9},
+}
+NUMBERS = 2 * 10**7
+
+
+def memory(report):
+    """Peak memory of six steps, the parameters that the caller holds included."""
+    report.table("variant", "peak / parameters")
+    for name in MEMORY:
+        report.row(name, f"{harness.in_process('training.py', '_memory', name)['peak']:.1f}")
+
+
+def _memory(name: str) -> None:
+    """Print the increase of peak memory by training, in a fresh process."""
+    value_and_grad = jax.value_and_grad(lambda p, tasks: jnp.mean((p - jnp.mean(tasks[1])) ** 2))
+    tasks, optimizer = nm.Tasks(jnp.zeros(2), jnp.zeros(2)), optax.adam(1e-3)
+    options = MEMORY[name]
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        updates, state = optimizer.update(value_and_grad(params, tasks)[1], state, params)
+        return optax.apply_updates(params, updates), state
+
+    def train(params):
+        if options is not None:
+            key = jax.random.key(0)
+            return nm.fit(key, params, value_and_grad, tasks, optimizer, 6, **options).params
+        state = optimizer.init(params)
+        for _ in range(6):
+            params, state = jax.block_until_ready(step(params, state))
+        return params
+
+    train(jnp.ones(10))  # compilers and libraries take memory, too
+    before = harness.peak_mib()
+    jax.block_until_ready(train(jnp.ones(NUMBERS)))
+    print(json.dumps({"peak": (harness.peak_mib() - before) / (4 * NUMBERS / 2**20)}))
+
+
+PARTS = {"hooks": hooks, "batches": batches, "devices": devices, "memory": memory}
 
 
 def main(options, report):
     if options.part == "_devices":
         _devices(int(options.arguments[0]), options.arguments[1])
+    elif options.part == "_memory":
+        _memory(*options.arguments)
     else:
         PARTS[options.part](report)
 
@@ -187,6 +232,6 @@ if __name__ == "__main__":
     harness.run(
         main,
         __doc__,
-        harness.option("part", choices=[*PARTS, "_devices"], metavar="|".join(PARTS)),
+        harness.option("part", choices=[*PARTS, "_devices", "_memory"], metavar="|".join(PARTS)),
         harness.option("arguments", nargs="*", help=argparse.SUPPRESS),
     )

@@ -182,4 +182,4 @@ from negmaml.theory.variance import StandardDeviation
 from negmaml.training import programs
 from negmaml.training.batches import Batches
 from negmaml.training.sharding import task_sharding
-from negmaml.training.state import advance
+from negmaml.training.state import advance_in_place

@@ -26,7 +26,7 @@ from negmaml.training.precision import convert_like, kind, written_templates
 from negmaml.training.programs import update_with_extra_args
 from negmaml.training.state import TrainSetup, TrainState, recombine
 
-FORMAT = "negmaml.fit 2"  # another number for files that this module could not read
+FORMAT = "negmaml.fit 3"  # another number for files that this module could not read
 MAX_TO_KEEP = 2  # checkpoints: a damaged one leaves another
 
 

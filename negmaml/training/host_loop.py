@@ -16,7 +16,14 @@ from negmaml._core.settings import unusual_settings
 from negmaml.training import checkpoint
 from negmaml.training.batches import Batches
 from negmaml.training.options import HostOptions
-from negmaml.training.state import TrainSetup, TrainState, advance, recombine, stride_of
+from negmaml.training.state import (
+    TrainSetup,
+    TrainState,
+    advance_in_place,
+    good_point,
+    recombine,
+    stride_of,
+)
 
 IN_FLIGHT = 2  # groups of batches that the device may still be computing
 MAX_PARTS = 512  # parts of a history, before they are joined to one
@@ -41,7 +48,7 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
     length = min([steps, *periods.values()])
     length = batches.group_size(length) if batches else length
     stride = stride_of(length, steps, *periods.values())
-    forward = partial(advance, length=length, stride=stride)
+    forward = partial(advance_in_place, length=length, stride=stride)
 
     def num_next(done: int) -> int:
         return min([length, *(p - done % p for p in periods.values()), steps - done])
@@ -53,11 +60,11 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
         )
         move_bar = stack.enter_context(_bar(steps)) if options.progress else None
         history = History(rows, setup.evaluate_every, options.callback is not None)
-        # The host waits for an earlier state than the last to see if the run has stopped, so that
+        # The host waits for an earlier flag than the last to see if the run has stopped, so that
         # the device always has a group to compute.
-        states = deque([state])
+        running = deque([state.running])
         traced: set = set()
-        while done < steps and _is_running(states[0]):
+        while done < steps and bool(running[0]):
             taken, start, group = num_next(done), offset + done, None
             if batches:
                 group, taken = batches.take(taken, length)
@@ -75,17 +82,19 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
             if batches and done < steps:
                 batches.prefetch(num_next(done), length)
             if "callback" in due:
-                params = recombine(setup, state.now)
+                # A copy, which a callback may keep: the next segment overwrites the state.
+                good = good_point(setup, state)._replace(optimizer_state=None)
+                params = recombine(setup, jax.tree.map(jnp.copy, good))
                 answer = options.callback(offset + done, history.metrics(), params)  # type: ignore[misc]
                 if _asks_to_stop(answer):
                     state = state._replace(stopped=jnp.asarray(True))
             if store and "checkpoint" in due:
                 store.save(done, state, history.on_host(), place)
             if move_bar and "bar" in due:
-                move_bar(done, part[0][taken - 1], _is_running(state))
-            states.append(state)
-            while len(states) > (1 if due or not batches else IN_FLIGHT):
-                states.popleft()
+                move_bar(done, part[0][taken - 1], bool(state.running))
+            running.append(state.running)
+            while len(running) > (1 if due or not batches else IN_FLIGHT):
+                running.popleft()
     return state, jax.tree.map(partial(_pad, steps), history.on_host())
 
 
@@ -115,7 +124,7 @@ def _resume(setup: TrainSetup, state: TrainState, segment, options: HostOptions,
 
 
 def _traced_form(group) -> tuple[str, str]:
-    """Return the shapes of batches and the settings, for another of which `advance` is traced."""
+    """Return the shapes of batches and the settings, for another of which a segment is traced."""
     return str(jax.tree.map(lambda x: (x.shape, x.dtype), group)), str(unusual_settings())
 
 
@@ -130,11 +139,6 @@ def _asks_to_stop(answer) -> bool:
             f"{shape_text(answer)}; use .any() or .all()"
         )
     return bool(answer)
-
-
-def _is_running(state: TrainState) -> bool:
-    """True if there may be another step; waits for the state."""
-    return bool(state.finite) and not bool(state.stopped)
 
 
 class History:

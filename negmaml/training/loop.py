@@ -40,6 +40,8 @@ from negmaml.training.state import (
     TrainSetup,
     TrainState,
     advance,
+    advance_in_place,
+    good_point,
     init_state,
     recombine,
     stride_of,
@@ -187,9 +189,11 @@ def _train(setup: TrainSetup, point: TrainPoint, segment: Segment, options: Host
     if options.idle and segment.batches is None:
         start, steps = segment.offset, segment.steps
         last = start + steps
-        # Errors of the user's functions are raised by this trace, which `advance` uses again, and
-        # so before the first compilation.
-        forward = partial(advance, length=steps, stride=stride_of(steps))
+        # Errors of the user's functions are raised by this trace, which the call uses again, and so
+        # before the first compilation.
+        concrete = is_concrete((setup, point)) and not isinstance(jnp.zeros(()), jax.core.Tracer)
+        program = advance_in_place if concrete else advance
+        forward = partial(program, length=steps, stride=stride_of(steps))
         jax.eval_shape(forward, setup, jax.eval_shape(init, point), start, last)
         return _result(setup, start, *forward(setup, init(point), start, last))
     first = init(point)
@@ -255,7 +259,8 @@ def _result(setup: TrainSetup, offset, state: TrainState, history) -> FitResult:
         count = -(-(steps - int(first)) // every) if is_concrete(offset) else steps // every
         rows = first + every * np.arange(count)
         evaluation = jax.tree.map(lambda x: x[rows], evaluation)
-    point = state.now if state.best is None else _best_or_last(state.best, state.now)
+    point = good_point(setup, state)
+    point = point if state.best is None else _best_or_last(state.best, point)
     return FitResult(
         recombine(setup, point), point.optimizer_state, loss, aux, evaluation, point.step,
         state.finite, state.stopped, unconverged,
@@ -263,9 +268,12 @@ def _result(setup: TrainSetup, offset, state: TrainState, history) -> FitResult:
 
 
 def _best_or_last(best, last: TrainPoint) -> TrainPoint:
-    """Return the best point, or the last one if no evaluation was finite."""
+    """Return the best parameters, or the last ones if no evaluation was finite."""
+    found = last._replace(**best.point._asdict())
     evaluated = best.value < jnp.inf
-    return jax.tree.map(lambda b, n: jnp.where(evaluated, b, n), best.point, last)
+    if is_concrete(evaluated):  # then nothing is copied
+        return found if bool(evaluated) else last
+    return jax.tree.map(partial(jnp.where, evaluated), found, last)
 
 
 def _warn_of_result(result: FitResult) -> None:

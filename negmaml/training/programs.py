@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from negmaml._core.fingerprint import identify
-from negmaml.training.state import TrainSetup, advance, init_state
+from negmaml.training.state import TrainSetup, advance, advance_in_place, init_state
 
 MAX_PROGRAMS = 64  # about 9 MB each for a small model
 
@@ -61,6 +61,7 @@ def bound_programs(setup: TrainSetup) -> None:
     structure = jax.tree.structure(setup)
     if structure not in _structures and len(_structures) == MAX_PROGRAMS:
         advance.clear_cache()  # type: ignore[attr-defined]
+        advance_in_place.clear_cache()  # type: ignore[attr-defined]
         init_state.clear_cache()  # type: ignore[attr-defined]
         _structures.clear()
     _structures[structure] = None

@@ -16,7 +16,8 @@ class FitResult(NamedTuple):
     Attributes:
         params: parameters after `step` updates; those of the last step with a finite loss if
             `finite` is False, and those of the best evaluation with `patience`.
-        optimizer_state: the state of the optimizer at `params`.
+        optimizer_state: the state of the optimizer at the last step. With `patience`, `params` may
+            be those of an earlier one; if `finite` is False, it is a first state at `params`.
         loss: value at the parameters before each step, shape (steps,); NaN for steps not taken.
         aux: auxiliary output of each step, stacked; None when the loss has none.
         evaluation: result of `evaluate` after each `evaluate_every` steps, stacked; None without

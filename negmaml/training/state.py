@@ -12,6 +12,7 @@ from jax.extend.core import jaxpr_as_fun
 from jax.tree_util import Partial
 
 from negmaml._core.display import tree_text
+from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.model_variables import Form, Variables, like_state
 from negmaml.meta.shape_errors import WithShapeErrors
@@ -34,13 +35,21 @@ class TrainPoint(NamedTuple):
     step: Any
 
 
-class BestPoint(NamedTuple):
-    """The point of the lowest evaluation, and the number of evaluations since.
+class Held(NamedTuple):
+    """Parameters that a run may return in place of its last ones; the optimizer has one state."""
 
-    It is kept only with `patience`.
+    params: Any
+    model_state: Any
+    step: Any
+
+
+class BestPoint(NamedTuple):
+    """The parameters of the lowest evaluation, and the number of evaluations since.
+
+    They are kept only with `patience`.
     """
 
-    point: TrainPoint
+    point: Held
     value: Any
     misses: Any
 
@@ -48,12 +57,12 @@ class BestPoint(NamedTuple):
 class TrainState(NamedTuple):
     """The state of a run between two steps.
 
-    last_finite: the last point at which the loss is known to be finite. best: None without
+    last_finite: the last parameters at which the loss is known to be finite. best: None without
     `patience`.
     """
 
     now: TrainPoint
-    last_finite: TrainPoint
+    last_finite: Held
     finite: Any
     best: BestPoint | None
     stopped: Any
@@ -92,12 +101,18 @@ def init_state(optimizer: Partial, point: TrainPoint, *, patience: int | None) -
     # None is part of the structure, so this branch is decided while tracing.
     if point.optimizer_state is None:
         point = point._replace(optimizer_state=optimizer().init(point.params))
-    best = BestPoint(point, jnp.asarray(jnp.inf), jnp.asarray(0)) if patience else None
-    return TrainState(point, point, jnp.asarray(True), best, jnp.asarray(False))
+    best = BestPoint(held(point), jnp.asarray(jnp.inf), jnp.asarray(0)) if patience else None
+    state = TrainState(point, held(point), jnp.asarray(True), best, jnp.asarray(False))
+    # Copies, since `advance_in_place` writes its results in place of the arrays that it gets.
+    return jax.tree.map(jnp.copy, state)
 
 
-@partial(jax.jit, static_argnames=("length", "stride"))
-def advance(
+def held(point: TrainPoint) -> Held:
+    """Return the part of a point that a run may return later."""
+    return Held(point.params, point.model_state, point.step)
+
+
+def _advance(
     setup: TrainSetup, state: TrainState, start, limit, batches=None, *, length: int, stride=1
 ):
     """Return (state, history) after `length` steps from step `start` on, none from `limit` on.
@@ -147,6 +162,12 @@ def advance(
     return lax.platform_dependent(state, numbers, cpu=branch_on_each, default=branch_once)
 
 
+advance = jax.jit(_advance, static_argnames=("length", "stride"))
+# The results of a program that is not part of another take the place of its state, so that a run
+# holds each array once.
+advance_in_place = jax.jit(_advance, static_argnames=("length", "stride"), donate_argnames="state")
+
+
 def stride_of(*counts: int) -> int:
     """Return the largest stride that divides all numbers of steps: no step is computed in vain."""
     common = math.gcd(*counts)
@@ -177,11 +198,11 @@ def _take_step(setup: TrainSetup, number, take, state: TrainState):
     # A finite loss makes the point before the update good, finite parameters the one after it.
     loss_is_finite = jnp.isfinite(loss)
     finite = loss_is_finite & _all_finite(params)
-    last_finite = _where(loss_is_finite, now, state.last_finite)
+    last_finite = _where(loss_is_finite, held(now), state.last_finite)
+    # No selection between the old and the new point, which would hold both: `good_point` knows
+    # which of them a run returns.
     updated = TrainPoint(params, optimizer_state, model_state, now.step + 1)
-    # After a step that is not finite the run continues to hold the last good point.
-    updated = _where(finite, updated, last_finite)
-    evaluation = _evaluation(setup, i, take, updated)
+    evaluation = _evaluation(setup, i, take & finite, updated)
     best, stopped = state.best, state.stopped
     if best is not None:
         due = (i + 1) % setup.evaluate_every == 0
@@ -200,6 +221,21 @@ def _gradient(setup: TrainSetup, point: TrainPoint, tasks):
     loss, aux, (gradient, model_state) = unpack_result(result)
     model_state = like_state(model_state, point.model_state)
     return (loss, aux), _check_gradient(point.params, gradient), model_state, unconverged
+
+
+def good_point(setup: TrainSetup, state: TrainState) -> TrainPoint:
+    """Return the last point; after a step that is not finite the last good one.
+
+    The optimizer starts again there, since its own state may not be finite.
+    """
+
+    def last_good(state):
+        good = TrainPoint(optimizer_state=None, **state.last_finite._asdict())
+        return good._replace(optimizer_state=setup.optimizer().init(good.params))
+
+    if is_concrete(state.finite):  # then nothing is copied
+        return state.now if bool(state.finite) else last_good(state)
+    return lax.cond(state.finite, lambda state: state.now, last_good, state)
 
 
 def recombine(setup: TrainSetup, point: TrainPoint):
@@ -266,7 +302,7 @@ def _better(best: BestPoint, point: TrainPoint, value) -> BestPoint:
     """Return the better of the two; a value of NaN is never better."""
     # Comparisons with NaN are False.
     improved = value < best.value
-    new = BestPoint(point, jnp.asarray(value, best.value.dtype), jnp.zeros_like(best.misses))
+    new = BestPoint(held(point), jnp.asarray(value, best.value.dtype), jnp.zeros_like(best.misses))
     return _where(improved, new, best._replace(misses=best.misses + 1))
 
 

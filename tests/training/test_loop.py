@@ -9,8 +9,8 @@ from jax.tree_util import Partial
 
 import negmaml as nm
 from tests.helpers import mostly_slow, z_score
-from tests.internals import advance
-from tests.training.tiny import ALGORITHM, PARAMS, loss, same
+from tests.internals import advance_in_place
+from tests.training.tiny import ALGORITHM, BATCH, KEY, PARAMS, loss, same
 from tests.training.tiny import tasks as TASKS
 
 ADAM = optax.adam(1e-2)
@@ -140,6 +140,29 @@ def test_a_gradient_that_is_not_finite_stops_too():
     assert float(result.params) == -2.0 and int(result.step) == 2 and not bool(result.finite)
 
 
+def test_after_a_run_that_is_not_finite_the_optimizer_state_is_a_first_one():
+    optimizer = optax.sgd(1.0, momentum=0.9)
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        stopped = nm.fit(jax.random.key(0), 0.0, exploding, nothing, optimizer, 9)
+    assert float(stopped.params) == 3.0 and jax.tree.leaves(stopped.optimizer_state) == [0]
+
+
+def test_arrays_of_the_caller_survive_although_a_run_reuses_its_own():
+    seen = []
+
+    def keep(step, metrics, params):
+        seen.append(params)
+
+    options = {"callback": keep, "callback_every": 1}
+    result = nm.fit(KEY, PARAMS, ALGORITHM, BATCH, optax.adam(0.1), 3, **options)
+    again = [
+        nm.fit(KEY, None, ALGORITHM, BATCH, optax.adam(0.1), 2, state=result) for _ in range(2)
+    ]
+    same(again[0].params, again[1].params, 0)
+    same(seen[-1], result.params, 0)
+    assert len({float(params["w"]) for params in [PARAMS, *seen]}) == 4
+
+
 def test_a_run_that_starts_badly_returns_the_start():
     with pytest.warns(RuntimeWarning, match="no loss was finite"):
         result = nm.fit(jax.random.key(0), 9.0, exploding, nothing, optax.sgd(1.0), 2)
@@ -174,11 +197,11 @@ def test_the_program_of_an_accelerator_computes_the_same(monkeypatch):
 
     expected = [case() for case in cases()]
     assert not bool(expected[2].finite) and bool(expected[3].stopped_early)
-    advance.clear_cache()
+    advance_in_place.clear_cache()
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, cpu, default: default(*a))
     for case, result in zip(cases(), expected, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, case(), result)
-    advance.clear_cache()
+        same(case(), result, 1e-6)
+    advance_in_place.clear_cache()
 
 
 def test_one_seed_that_diverges_stops_no_other():

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import negmaml as nm
-from tests.internals import advance, programs
+from tests.internals import advance_in_place, programs
 
 TARGETS = jnp.arange(1.0, 5.0)
 DECAY = 0.5
@@ -29,12 +29,12 @@ def train(optimizer):
 def no_programs():
     programs._optimizers.clear()
     programs._structures.clear()
-    advance.clear_cache()
+    advance_in_place.clear_cache()
 
 
 def test_equal_optimizers_compile_once():
     results = [train(optax.adam(1e-2)) for _ in range(3)]
-    assert advance._cache_size() == 1
+    assert advance_in_place._cache_size() == 1
     assert len({float(result.params) for result in results}) == 1
 
 
@@ -45,7 +45,7 @@ def test_other_numbers_and_other_structures_are_other_optimizers():
                           optax.chain(optax.adam(1e-2), optax.scale(0.5)),
                           optax.adam(lambda step: 1e-2 / (1 + step)))
     }  # fmt: skip
-    assert len(found) == advance._cache_size() == 5
+    assert len(found) == advance_in_place._cache_size() == 5
 
 
 def test_globals_of_an_optimizer_are_part_of_its_identity(monkeypatch):
@@ -76,6 +76,6 @@ def test_programs_are_bounded(monkeypatch):
     monkeypatch.setattr(programs, "MAX_PROGRAMS", 2)
     for rate in (0.1, 0.2, 0.3):
         train(optax.sgd(rate))
-    assert advance._cache_size() == 1
+    assert advance_in_place._cache_size() == 1
     train(optax.sgd(0.3))
-    assert advance._cache_size() == 1
+    assert advance_in_place._cache_size() == 1
