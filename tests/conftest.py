@@ -80,13 +80,18 @@ def light_profile():
 
 @pytest.fixture
 def shipped_options(light_profile, monkeypatch):
-    """Compile with the package's options, in tests about them."""
-    from tests.internals import compiler_options, jit_profiles
+    """Compile with the package's options, in tests about them and about published numbers."""
+    from tests.internals import compiler_options, jit_profiles, jit_registered
+
+    def forget():
+        compiler_options.cache_clear()
+        for program in jit_registered:
+            program.programs.clear()
 
     monkeypatch.setitem(jit_profiles, "light", light_profile)
-    compiler_options.cache_clear()
+    forget()
     yield
-    compiler_options.cache_clear()
+    forget()
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_double_descent_of_the_phases(x64):
     np.testing.assert_allclose(short_repr("phases")["descent_theory"], curve, rtol=1e-4)
 
 
-def test_map_of_the_best_rates(x64):
+def test_map_of_the_best_rates(shipped_options, x64):
     """Every eighth cell along each axis; the minimum is flat, and known to 2%."""
     data = short_repr("phases")
     ratios = phases.RATIOS[:: figures.MAP_STEP]

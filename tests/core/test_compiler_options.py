@@ -6,6 +6,7 @@ interface that runs it.
 
 import importlib
 import pkgutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -258,10 +259,12 @@ def test_options_of_the_compiler_change_nothing(
     with monkeypatch.context() as patch, pytest.raises(Reached) as reached:
         patch.setattr(FastCompileJit, "__call__", recording)
         call()
-    fast, arguments, keywords = reached.value.args
-    program, plain = (
-        jax.jit(fast.function, static_argnames=fast.static_argnames, compiler_options=options)
-        for options in (compiler_options("cpu", work), xla_defaults())
+    program, arguments, keywords = reached.value.args
+    function = program.function
+    if program.by_platform:
+        function = partial(function, platform="cpu")
+    plain = jax.jit(
+        function, static_argnames=program.static_argnames, compiler_options=xla_defaults()
     )
     for seed in range(3):
         inputs = varied(arguments, seed) if seed else arguments
