@@ -116,13 +116,14 @@ print(*sys.modules)
 @pytest.mark.parametrize(
     ("command", "old", "new"),
     [
-        pytest.param(
-            "predict --exponent 2 --spectrum power",
-            "--exponent",
-            "--spectrum.exponent",
-            marks=pytest.mark.slow,
+        ("predict --level=3", "--level", "--spectrum.level"),  # of isotropic inputs: no program
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("predict --exponent 2 --spectrum power", "--exponent", "--spectrum.exponent"),
+                ("predict --level=3 --spectrum spikes", "--level", "--spectrum.level"),
+            )
         ),
-        ("predict --level=3 --spectrum spikes", "--level", "--spectrum.level"),
         ("sweep phase_map --dry-run --set grid.q=1", "--set", "--override"),
         ("sweep phase_map --part x --store y", "--part", "--worker"),
         ("sweep none --accept-changes", "--accept-changes", "--allow-code-change"),

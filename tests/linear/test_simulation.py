@@ -386,7 +386,7 @@ THEORY_ADAPT = nm.GradientDescent(np.array([-0.4, 0.2], np.float32))
 @pytest.fixture(scope="module", params=[OVER, UNDER], ids=["over", "under"])
 def simulated(request):
     """A problem of the paper, mean test losses and their standard errors."""
-    result = nm.simulate(KEY, request.param, THEORY_RATES, THEORY_ADAPT, runs=1000)
+    result = nm.simulate(KEY, request.param, THEORY_RATES, THEORY_ADAPT, runs=400)
     assert result.well_conditioned.all()
     return request.param, *mean_and_error(result.test_loss)
 

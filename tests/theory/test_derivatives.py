@@ -46,6 +46,7 @@ def coloured(p, m, exponent, sigma):
     )  # fmt: skip
 
 
+@slow  # by default `known_step` below has these slopes
 @pytest.mark.parametrize(
     ("problem", "expected"),
     ((coloured(30, 4, 1.0, 0.5), -8.990), (coloured(24, 6, 0.5, 1.0), -1.2404)),
