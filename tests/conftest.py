@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.metadata import entry_points
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -53,8 +54,9 @@ def pytest_configure(config):
     JAX names what it keeps by a hash of the program, the flags, the versions and the machine.
     Workers and processes inherit the variable; `pytest --cache-clear` begins anew.
     """
-    # XLA reads them with its first program. `XLA_FLAGS= pytest` keeps the defaults.
-    if "XLA_FLAGS" not in os.environ:
+    # XLA reads them with its first program. `XLA_FLAGS= pytest` keeps the defaults, and so do
+    # accelerators, whose plugins would obey some of them.
+    if "XLA_FLAGS" not in os.environ and not entry_points(group="jax_plugins"):
         os.environ["XLA_FLAGS"] = quick_flags()
     if PROGRAMS in os.environ:
         return

@@ -166,8 +166,12 @@ from negmaml.theory.isotropic.logarithms import (
     times_exp_2log,
 )
 from negmaml.theory.isotropic.model import IsotropicModel
-from negmaml.theory.isotropic.moments import evaluate_filters, leading, means
-from negmaml.theory.isotropic.moments import moments as moments_moments
+from negmaml.theory.isotropic.moments import (
+    corrected_moments,
+    evaluate_filters,
+    leading,
+    rule_moments,
+)
 from negmaml.theory.isotropic.saddle_point import solve as saddle_point_solve
 from negmaml.theory.isotropic.saddle_point import training_set
 from negmaml.theory.isotropic.scaling import rescale, saddle_derivatives, solve_saddle

@@ -22,7 +22,7 @@ from negmaml.linear.system import one_step_system
 from negmaml.problem.model import MixedLinearRegression
 from negmaml.rules import GradientDescent
 from negmaml.theory.isotropic.inputs import isotropic_inputs
-from negmaml.theory.isotropic.moments import means
+from negmaml.theory.isotropic.moments import rule_moments
 from negmaml.theory.phases import best_rates_over
 
 CELLS = 200
@@ -158,7 +158,7 @@ def _ridge() -> dict[str, tuple]:
 def _over_ridges(problem: MixedLinearRegression, train: GradientDescent, ridges) -> np.ndarray:
     """The weight error at each ridge and rate, in one evaluation on the host."""
     inputs, (rule,) = isotropic_inputs(problem, (train,), 0.0, "auto")
-    return np.asarray(on_host(means)(inputs.with_ridge(ridges[:, None]), rule).weight_error)
+    return np.asarray(on_host(rule_moments)(inputs.with_ridge(ridges[:, None]), rule).weight_error)
 
 
 def _finite(values):

@@ -333,8 +333,8 @@ def _search_expansion(problem: MixedLinearRegression, _):
     curvature = grad(slope)
 
     def polish(_, rate):
-        bend = curvature(rate)
-        return jnp.where(bend > 0, rate - slope(rate) / jnp.where(bend > 0, bend, 1.0), rate)
+        second = curvature(rate)
+        return jnp.where(second > 0, rate - slope(rate) / jnp.where(second > 0, second, 1.0), rate)
 
     return lax.fori_loop(0, 6, polish, candidates[jnp.argmin(objective(candidates))])
 

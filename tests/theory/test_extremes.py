@@ -22,7 +22,7 @@ from negmaml.theory import (
     test_loss as loss_of,
 )
 from tests.helpers import mostly_slow
-from tests.internals import canonicalize, isotropic_inputs, means
+from tests.internals import canonicalize, isotropic_inputs, rule_moments
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALL = nm.MixedLinearRegression(p=40, m=4, n_t=20, n_v=4, n_r=20, sigma=0.5, nu=1.0, omega0=0.2)
@@ -72,7 +72,7 @@ def test_single_precision_is_within_one_per_cent(problem, train, ridge):
         inputs, (rule,) = isotropic_inputs(problem, (train,), ridge, "auto")
         inputs, rule = canonicalize(inputs, dtype), canonicalize(rule, dtype)
         with np.errstate(all="ignore"):
-            found.append(means(inputs, rule).weight_error)
+            found.append(rule_moments(inputs, rule).weight_error)
     double, single = found
     assert single.dtype == np.float32
     if double < LARGEST:

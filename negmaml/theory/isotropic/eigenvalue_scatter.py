@@ -25,10 +25,10 @@ from negmaml.theory.isotropic.scaling import SaddleDerivatives, ScaledSystem
 from negmaml.theory.isotropic.spectral_density import INTERVALS
 
 
-def log_scatter_factor(system: ScaledSystem, at: SaddleDerivatives, task_error, bend):
+def log_scatter_factor(system: ScaledSystem, at: SaddleDerivatives, task_error, inverse_power):
     """Return the logarithm of the factor in (18), by which the mean of tau^2 rises.
 
-    task_error: the limit of tau^2 in units of kappa. bend: 1/(2 K) or zero.
+    task_error: the limit of tau^2 in units of kappa. inverse_power: 1/(2 K) or zero.
 
     Zero unless the nodes are those of the Marchenko-Pastur law.
     """
@@ -44,7 +44,7 @@ def log_scatter_factor(system: ScaledSystem, at: SaddleDerivatives, task_error, 
     # Coefficients a_j of f in cos(j theta), by the trapezoidal rule on the nodes.
     coefficients = contract("...k,jk->...j", f, cosines)
     v = xp.sum(waves.astype(f.dtype) * coefficients**2, -1) / 2
-    h = v * bend
+    h = v * inverse_power
     return v / (2 + 2 * h) - xp.log1p(h) / 2
 
 

@@ -20,8 +20,10 @@ FOR_WEIGHT_ERROR = ("", "e", "k", "ek", "kk")
 FOR_BOTH = (*FOR_WEIGHT_ERROR, "r", "er", "kr")
 
 
-def first_order(system: ScaledSystem, at: SaddleDerivatives, with_error: bool):
-    r"""Return the terms of relative order 1/p of weight error and, if `with_error`, task error.
+def first_order(system: ScaledSystem, at: SaddleDerivatives, with_task_error: bool):
+    r"""Return the terms of relative order 1/p of the weight error and of the task error.
+
+    with_task_error: False to return None for the task error.
 
     Equations (9) and (10): with psi = dF/deta along the saddle point at fixed ridge,
     chi = dF/dkappa / (tK)' and X = dF/drho - n_v K chi,
@@ -32,7 +34,7 @@ def first_order(system: ScaledSystem, at: SaddleDerivatives, with_error: bool):
     A suffix _e is a derivative in eta, _r one in rho, and 1 one in kappa.
     """
     p, m, n_v, D2 = system.p, system.m, system.n_v, system.offset
-    F = exponent(system, at, FOR_BOTH if with_error else FOR_WEIGHT_ERROR)
+    F = exponent(system, at, FOR_BOTH if with_task_error else FOR_WEIGHT_ERROR)
     slope, slope1 = at.slope, at.slope1
     t_e, t_e1 = -at.left, at.u2
     scale = (m - 1) / (p * at.g**2)
@@ -48,7 +50,7 @@ def first_order(system: ScaledSystem, at: SaddleDerivatives, with_error: bool):
     chi = F["k"] / slope
     chi1 = (F["kk"] - chi * slope1) / slope
     weight_error = (at.t1 * psi + at.t * psi1 - D2 / p * (at.t * at.K) ** 2 * chi1) / slope
-    if not with_error:
+    if not with_task_error:
         return weight_error, None
 
     rho_er = -(t_e * at.K1 - at.t1 * K_e) / slope  # rho_eta is zero at rho = 0

@@ -25,7 +25,7 @@ from negmaml.theory.isotropic.moments import (
     Moments,
     compiled_filters,
     compiled_mean,
-    means,
+    rule_moments,
 )
 from negmaml.theory.isotropic.objective import (
     IsotropicAdaptation,
@@ -98,7 +98,7 @@ class IsotropicModel(IsotropicMeans):
     def moments(self, train: InnerRule) -> Moments:
         """Return the weight error, its limit and the corrections, without the task error."""
         inputs, train = self.inputs(train)
-        return _moments(inputs, train, with_error=False)
+        return _moments(inputs, train, with_task_error=False)
 
     def weight_error(self, train: InnerRule):
         """Return E|omega* - w0|^2, of the rule's shape."""
@@ -176,16 +176,16 @@ def _mean(name: str, inputs: IsotropicInputs, train: InnerRule):
     return compiled_mean(compiled_filters(inputs, train), inputs.ridged, name)
 
 
-def _moments(inputs: IsotropicInputs, train: InnerRule, with_error: bool) -> Moments:
+def _moments(inputs: IsotropicInputs, train: InnerRule, with_task_error: bool) -> Moments:
     # NumPy is done with this many rates before a program would be compiled.
     if math.prod(train.batch_shape) <= ON_HOST and is_concrete((inputs, train)):
-        return on_host(means)(inputs, train, with_error=with_error)
-    return _compiled(inputs, train, with_error=with_error)
+        return on_host(rule_moments)(inputs, train, with_task_error=with_task_error)
+    return _compiled(inputs, train, with_task_error=with_task_error)
 
 
-@partial(jit_fast_compile, static_argnames="with_error")
-def _compiled(inputs: IsotropicInputs, rule: InnerRule, with_error: bool) -> Moments:
+@partial(jit_fast_compile, static_argnames="with_task_error")
+def _compiled(inputs: IsotropicInputs, rule: InnerRule, with_task_error: bool) -> Moments:
     """Return the moments of a long batch. Sizes are traced: one program serves every problem."""
-    one = partial(means, inputs, with_error=with_error)
+    one = partial(rule_moments, inputs, with_task_error=with_task_error)
     results = lax.map(one, flat_batch(rule), batch_size=BLOCK)
     return jax.tree.map(lambda x: x.reshape(rule.batch_shape), results)

@@ -52,13 +52,13 @@ class EvaluatedRule(NamedTuple):
     adapted_exists: True where means over adapted weights exist.
     diverges: True where the weight error is infinite because a filter vanishes within the spectrum
         of a single task without ridge.
-    bend: as in `negmaml.theory.isotropic.eigenvalue_scatter`, for the task error.
+    inverse_power: as in `negmaml.theory.isotropic.eigenvalue_scatter`, for the task error.
     """
 
     training: TrainingSet
     adapted_exists: Any
     diverges: Any
-    bend: Any
+    inverse_power: Any
 
 
 def evaluate_filters(inputs: IsotropicInputs, rule: InnerRule) -> EvaluatedRule:
@@ -73,9 +73,9 @@ def evaluate_filters(inputs: IsotropicInputs, rule: InnerRule) -> EvaluatedRule:
         crossing = xp.asarray(rule.spectral().zero_indicator(nodes))
         diverges = single_task & (crossing.min(-1) < 0) & (crossing.max(-1) > 0)
     degree = rule.spectral().degree
-    bend = 1 / (2 * degree) if degree else 0.0
+    inverse_power = 1 / (2 * degree) if degree else 0.0
     exist = means_exist(rule, nodes, inputs.n_t)
-    return EvaluatedRule(training_set(inputs, rule), exist, diverges, bend)
+    return EvaluatedRule(training_set(inputs, rule), exist, diverges, inverse_power)
 
 
 class Moments(NamedTuple):
@@ -93,26 +93,30 @@ class Moments(NamedTuple):
     correction_factor: Any
 
 
-def means(inputs: IsotropicInputs, rule: InnerRule, with_error: bool = False) -> Moments:
+def rule_moments(
+    inputs: IsotropicInputs, rule: InnerRule, with_task_error: bool = False
+) -> Moments:
     """Return the moments for a rule or a batch of rules, of its shape."""
-    return means_at(evaluate_filters(inputs, rule), inputs.ridged, with_error)
+    return solve_moments(evaluate_filters(inputs, rule), inputs.ridged, with_task_error)
 
 
-def means_at(evaluated: EvaluatedRule, ridged: bool, with_error: bool = False) -> Moments:
+def solve_moments(evaluated: EvaluatedRule, ridged: bool, with_task_error: bool = False) -> Moments:
     """Return the moments for an `EvaluatedRule`."""
-    return moments_of(evaluated, solve_saddle(evaluated.training, ridged), with_error)
+    return moments_at(evaluated, solve_saddle(evaluated.training, ridged), with_task_error)
 
 
-def moments_of(evaluated: EvaluatedRule, found: SaddlePoint, with_error: bool = False) -> Moments:
-    """Return `moments`, infinite also where the `EvaluatedRule` says so."""
-    values = moments(found, with_error, evaluated.bend)
+def moments_at(
+    evaluated: EvaluatedRule, saddle: SaddlePoint, with_task_error: bool = False
+) -> Moments:
+    """Return the corrected moments, infinite also where the `EvaluatedRule` says so."""
+    values = corrected_moments(saddle, with_task_error, evaluated.inverse_power)
     where, inf = namespace(values.limit).where, float("inf")
 
     def or_infinite(value):
         return where(evaluated.diverges & (value > 0), inf, value)
 
     error = values.train_task_error
-    if with_error:
+    if with_task_error:
         # Where b(S) has an inverse in nearly every run, b(S) omega* does not depend on b.
         error = where(evaluated.adapted_exists | (error == 0), error, inf)
     return values._replace(
@@ -124,7 +128,7 @@ def moments_of(evaluated: EvaluatedRule, found: SaddlePoint, with_error: bool = 
 
 # In a trace there are two programs: one for each rule class, and one that all rules share.
 compiled_filters = jax.jit(evaluate_filters)
-_means_at = jax.jit(means_at, static_argnames=("ridged", "with_error"))
+_solve_moments = jax.jit(solve_moments, static_argnames=("ridged", "with_task_error"))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -135,7 +139,7 @@ def compiled_mean(evaluated: EvaluatedRule, ridged: bool, name: str):
     all operations float32 would overflow. So the derivatives of the mean itself are computed, which
     are moderate numbers, and multiplied with the tangents.
     """
-    return getattr(_means_at(evaluated, ridged, name == "train_task_error"), name)
+    return getattr(_solve_moments(evaluated, ridged, name == "train_task_error"), name)
 
 
 @own_settings
@@ -150,7 +154,7 @@ def _along(ridged: bool, name: str, primals, tangents):
 
     def mean(parts):
         replaced = evaluated._replace(training=training._replace(**parts))
-        return getattr(_means_at(replaced, ridged, name == "train_task_error"), name)
+        return getattr(_solve_moments(replaced, ridged, name == "train_task_error"), name)
 
     parts = {field: x for field, x in training._asdict().items() if x is not None}
     value, back = jax.vjp(mean, {field: for_every_rule(field, x) for field, x in parts.items()})
@@ -166,15 +170,17 @@ def _along(ridged: bool, name: str, primals, tangents):
 compiled_mean.defjvp(_along, symbolic_zeros=True)
 
 
-def moments(found: SaddlePoint, with_error: bool = True, bend=0.0) -> Moments:
+def corrected_moments(
+    saddle: SaddlePoint, with_task_error: bool = True, inverse_power=0.0
+) -> Moments:
     """Return the means with finite-size corrections; infinite where they do not exist.
 
-    with_error: True to compute the task error, which is None otherwise.
-    bend: as in `negmaml.theory.isotropic.eigenvalue_scatter.log_scatter_factor`.
+    with_task_error: True to compute the task error, which is None otherwise.
+    inverse_power: as in `negmaml.theory.isotropic.eigenvalue_scatter.log_scatter_factor`.
     """
-    training, root, system, at = found
+    training, root, system, at = saddle
     limit, error, balance = leading(system, at)
-    weight_error_1, error_1 = first_order(system, at, with_error)
+    weight_error_1, error_1 = first_order(system, at, with_task_error)
     ridge = training.ridge > 0
     where, inf = namespace(limit).where, float("inf")
     noisy = (training.sigma > 0) | ((training.task_std > 0) & (training.m > 1))
@@ -184,7 +190,7 @@ def moments(found: SaddlePoint, with_error: bool = True, bend=0.0) -> Moments:
     factor = where(at_threshold, inf, factor)
     limit = times_exp_2log(limit, system.log_amplitude)
     weight_error = apply_correction(limit, factor)
-    if not with_error:
+    if not with_task_error:
         return Moments(weight_error, None, limit, pole, factor)
     # Equation (14): the pole of the weight error, at most 1/|p - N|.
     x, minimum = _ratio(error_1, error), namespace(limit).minimum
@@ -192,7 +198,7 @@ def moments(found: SaddlePoint, with_error: bool = True, bend=0.0) -> Moments:
     error_pole = where(x > 0, minimum(pole, nearest), x)
     error_factor = where(at_threshold, inf, pade_resum(1.0, x, error_pole))
     log_unit = system.log_amplitude + root.log_kappa / 2
-    log_unit = log_unit + log_scatter_factor(system, at, error, bend) / 2
+    log_unit = log_unit + log_scatter_factor(system, at, error, inverse_power) / 2
     error = apply_correction(times_exp_2log(error, log_unit), error_factor)
     return Moments(weight_error, error, limit, pole, factor)
 

@@ -16,8 +16,8 @@ from negmaml.theory.isotropic.moments import (
     EvaluatedRule,
     Moments,
     limiting_weight_error,
-    means,
-    means_at,
+    rule_moments,
+    solve_moments,
 )
 from negmaml.theory.isotropic.saddle_point import TrainingSet, training_set
 
@@ -40,7 +40,9 @@ class IsotropicParts:
         """Return the weight error, with JAX or on the host."""
         # Whether a mean exists has no derivative, so the parts do not carry it.
         exists, diverges = np.True_, np.False_
-        return _ordered(means_at(EvaluatedRule(self.training, exists, diverges, 0.0), self.ridged))
+        return _ordered(
+            solve_moments(EvaluatedRule(self.training, exists, diverges, 0.0), self.ridged)
+        )
 
 
 @pytree
@@ -57,7 +59,7 @@ class IsotropicObjective:
 
     def loss(self, train: InnerRule):
         """Return the weight error, of the rule's shape."""
-        return _ordered(means(self.inputs, train))
+        return _ordered(rule_moments(self.inputs, train))
 
     def limit(self, train: InnerRule):
         """Return the weight error to leading order, of the rule's shape."""
@@ -66,7 +68,7 @@ class IsotropicObjective:
     def losses_over_ridges(self, train: InnerRule, ridges):
         """Return the weight error at each ridge."""
         # Ridges broadcast like a batch of rules, so one evaluation serves all.
-        return _ordered(means(self.inputs.with_ridge(ridges), train))
+        return _ordered(rule_moments(self.inputs.with_ridge(ridges), train))
 
     def parts(self, train: InnerRule) -> IsotropicParts:
         """Return the arrays that the objective depends on."""
@@ -115,15 +117,15 @@ class IsotropicObjective:
         return IsotropicObjective(dataclasses.replace(self.inputs, **variables))
 
 
-def _ordered(found: Moments):
+def _ordered(moments: Moments):
     """Return the weight error; where finite sizes make it infinite, a number above all others.
 
     These numbers are in the order of the limit, so that a search can leave the region.
     """
-    xp = namespace(found.weight_error)
+    xp = namespace(moments.weight_error)
     # Large enough to exceed every finite error, and times the limit still a number.
-    beyond = float(xp.finfo(found.limit.dtype).max) ** 0.5
-    return xp.where(xp.isfinite(found.weight_error), found.weight_error, beyond * found.limit)
+    beyond = float(xp.finfo(moments.limit.dtype).max) ** 0.5
+    return xp.where(xp.isfinite(moments.weight_error), moments.weight_error, beyond * moments.limit)
 
 
 @pytree

@@ -184,8 +184,8 @@ def _search(training: TrainingSet, ridged: bool) -> KappaRoot:
         return ridgeless
     positive = training.ridge > 0
     # A ridge of one stands in for zero, whose root `ridgeless` has; both are evaluated in a batch.
-    found = _ridged(training._replace(ridge=xp.where(positive, training.ridge, 1.0)), start)
-    pairs = zip(found, ridgeless, strict=True)
+    ridged_root = _ridged(training._replace(ridge=xp.where(positive, training.ridge, 1.0)), start)
+    pairs = zip(ridged_root, ridgeless, strict=True)
     return KappaRoot(*(xp.where(positive, one, other) for one, other in pairs))
 
 
@@ -302,11 +302,11 @@ def _ridged(training: TrainingSet, start: KappaRoot) -> KappaRoot:
     high = xp.logaddexp(xp.log(2 * (m - 1 + p / n_v)) + log_mean, log_ridge + xp.log(4 / n_v))
     low = xp.minimum(y_0, high) + 3 * np.log(xp.finfo(log_b.dtype).eps)
     f, w = mean(free_0), mean(free_0 * fitted_0)
-    bend = (f * k_0 + (m - 1) * w) / f**2
+    K_slope = (f * k_0 + (m - 1) * w) / f**2
     # The guess is the smaller of two solutions: t K is linear in kappa - start just above the
     # ridgeless root, and quadratic where its linear term vanishes (near p = n_v m).
-    linear = log_ridge - log_at_least_tiny(p * w * k_0 / f + t_0 * bend)
-    square = (log_ridge + y_0 - log_at_least_tiny(p * w * bend)) / 2
+    linear = log_ridge - log_at_least_tiny(p * w * k_0 / f + t_0 * K_slope)
+    square = (log_ridge + y_0 - log_at_least_tiny(p * w * K_slope)) / 2
     z = find_root(residual, low, high, xp.minimum(linear, square))
     y, _, t, k, _, _ = at(z)
     return KappaRoot(y, *(xp.where(xp.isnan(y), xp.nan, part) for part in (t, k)))

@@ -29,7 +29,7 @@ from negmaml.theory.isotropic.moments import (
     compiled_filters,
     evaluate_filters,
     leading,
-    moments_of,
+    moments_at,
 )
 from negmaml.theory.isotropic.scaling import (
     SaddleDerivatives,
@@ -211,12 +211,12 @@ def _of_rules(inputs: IsotropicInputs, rules: tuple[InnerRule, ...]) -> Covarian
 
 def _of_filters(evaluated: tuple[EvaluatedRule, ...], ridged: bool) -> Covariance:
     """Return the `Covariance` of one evaluated rule with itself, or of two."""
-    found = [solve_saddle(one.training, ridged) for one in evaluated]
-    values = [moments_of(*pair) for pair in zip(evaluated, found, strict=True)]
+    saddles = [solve_saddle(one.training, ridged) for one in evaluated]
+    values = [moments_at(*pair) for pair in zip(evaluated, saddles, strict=True)]
     has_ridge = evaluated[0].training.ridge > 0
     factors = [deviation_growth(x.correction_factor, x.pole, has_ridge) for x in values]
     # One rule with itself is the pair of its first and last.
-    (one, factor_1), (two, factor_2) = ((found[k], factors[k]) for k in (0, -1))
+    (one, factor_1), (two, factor_2) = ((saddles[k], factors[k]) for k in (0, -1))
     (system_1, size_1), (system_2, size_2) = (_balanced(each) for each in (one, two))
     mixed = covariance_of_loss([system_1, system_2], [one.at, two.at])
     # d/dridge is d/dkappa over the slope (t K)' of the ridge.
@@ -230,15 +230,15 @@ def _of_filters(evaluated: tuple[EvaluatedRule, ...], ridged: bool) -> Covarianc
 _traced = jax.jit(_of_filters, static_argnames="ridged")
 
 
-def _balanced(found: SaddlePoint) -> tuple[ScaledSystem, Any]:
+def _balanced(saddle: SaddlePoint) -> tuple[ScaledSystem, Any]:
     """Return the system with smaller amplitudes, and the root of the weight error in their units.
 
     The unit lies between the largest amplitude and the root of the weight error, so that squares of
     both are numbers. The covariance is then taken relative to the weight errors; the root is one
     where the weight error is zero.
     """
-    system = found.system
-    limit = stop_gradient(leading(system, found.at)[0])
+    system = saddle.system
+    limit = stop_gradient(leading(system, saddle.at)[0])
     xp = namespace(limit)
     unit = xp.sqrt(xp.sqrt(xp.where(limit > 0, limit, 1.0)))
     scaled = system._replace(

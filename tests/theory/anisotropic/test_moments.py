@@ -19,7 +19,7 @@ from tests.internals import (
     isotropic_inputs,
     leading,
     marchenko_pastur,
-    means,
+    rule_moments,
     solve_and_linearize,
     solve_saddle,
     training_set,
@@ -75,7 +75,7 @@ def test_limit_with_identity_is_the_isotropic_one(rule, n_v):
     inputs, (rule,) = isotropic_inputs(problem, (rule,), 0.0, "auto")
     far = 1e12  # the same ratio p/n_t, no 1/p term in the spectrum
     plain = marchenko_pastur(far * problem.n_t, far * problem.p, jnp.float64)
-    limit = means(dataclasses.replace(inputs, quadrature=plain), rule).limit
+    limit = rule_moments(dataclasses.replace(inputs, quadrature=plain), rule).limit
     found = structured.finite_size_means(host_system(problem, rule), False)
     np.testing.assert_allclose(found.limit[0], limit, rtol=1e-11)
 

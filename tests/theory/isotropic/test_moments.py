@@ -13,6 +13,7 @@ import negmaml as nm
 from negmaml.theory import train_task_error, weight_error
 from tests.helpers import OVER, UNDER, mostly_slow
 from tests.internals import (
+    corrected_moments,
     first_order,
     isotropic_inputs,
     leading,
@@ -27,7 +28,6 @@ from tests.internals import (
     training_set,
 )
 from tests.internals import isotropic_moments as moments_module
-from tests.internals import moments_moments as moments
 from tests.internals import saddle_point_solve as solve
 
 NEAR = nm.MixedLinearRegression(p=30, m=4, n_t=20, n_v=6, n_r=20, sigma=0.5, nu=1.0, omega0=0.1)
@@ -372,8 +372,8 @@ def test_the_pole_fades_as_the_ridge_takes_the_place_of_the_gap(ridge, x64):
     log_t, log_K = np.log(t_1 / t_0), np.log(K_1 / K_0)
     s = ((log_t - log_K) / (log_t + log_K)) ** 2
     assert 0 < s < 0.9
-    assert float(moments(found, False).pole) == pytest.approx(float(x * s), rel=1e-5)
-    assert float(moments(found, False).correction_factor) == pytest.approx(
+    assert float(corrected_moments(found, False).pole) == pytest.approx(float(x * s), rel=1e-5)
+    assert float(corrected_moments(found, False).correction_factor) == pytest.approx(
         float(1 + x / (1 - x * s)), rel=1e-5
     )
 
@@ -393,11 +393,11 @@ def test_means_are_nan_where_the_saddle_point_is_not_found(n_v, ridge, monkeypat
 
 def test_traced_means_are_nan_where_the_saddle_point_is_not_found(monkeypatch):
     monkeypatch.setattr(logarithms, "MAX_STEPS", 1)
-    moments_module._means_at.clear_cache()
+    moments_module._solve_moments.clear_cache()
 
     def loss(rate):
         return weight_error(NEAR, nm.GradientDescent(rate, steps=2), meta_ridge=0.5)
 
     found = jax.jit(jax.value_and_grad(loss))(0.3)
-    moments_module._means_at.clear_cache()
+    moments_module._solve_moments.clear_cache()
     assert np.isnan(found).all()
