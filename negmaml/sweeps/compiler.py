@@ -196,7 +196,8 @@ class Compiler:
 
             def evaluate(j):
                 # Every seed of the tile with every chunk, as cells one after the other.
-                seeds = seeds_at(reduction.seeds, tables, tables["starts"][at][:, None] + j)
+                first = tables["starts"][at][:, None]
+                seeds = seeds_at(reduction.seeds, tables, first + j.astype(jnp.uint32)[None])
                 each = jax.tree.map(lambda x: jnp.repeat(x, len(j), 0), (points, numbers))
                 out = self._evaluate(group, each[0], seeds.ravel(), each[1], vectorized)
                 return jax.tree.map(lambda x: x.reshape(*seeds.shape, *x.shape[1:]), out)

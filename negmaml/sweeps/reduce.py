@@ -156,7 +156,7 @@ def chunk_moments(evaluate: Callable[[jax.Array], dict], counts, longest: int) -
 
     def tile(i):
         at = i * TILE + jnp.arange(width, dtype=jnp.int32)
-        return _tile_moments(evaluate(at), at < counts[:, None])
+        return _tile_moments(evaluate(at), at[None] < counts[:, None])
 
     if longest <= TILE:
         moments, finite = tile(jnp.int32(0))

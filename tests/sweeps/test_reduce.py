@@ -114,6 +114,25 @@ def test_results_do_not_depend_on_blocks_batches_or_memory():
     assert_same(swept(700, GRID | {"sigma": [0.5]}), whole.isel(sigma=[1]), rounding=5e-7)
 
 
+def test_settings_of_jax_do_not_matter():
+    """Strict settings of a user are for the user's function."""
+
+    def cheap(key, x):
+        return {"y": x + jax.random.uniform(key)}
+
+    seeds = range(2**32 - 1, 2**32 - 800, -7)
+    whole = nm.sweep(cheap, {"x": [0.5, 1.0]}, seeds, reduce=ALL)
+    cells = nm.sweep(cheap, {"x": [0.5, 1.0]}, seeds)
+    np.testing.assert_array_equal(whole["y_max"], cells["y"].max("seed"))
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        assert_same(nm.sweep(cheap, {"x": [0.5, 1.0]}, seeds, reduce=ALL), whole)
+    with jax.enable_x64(True):
+        double = nm.sweep(cheap, {"x": [0.5, 1.0]}, seeds, reduce=ALL)
+        right = nm.sweep(cheap, {"x": [0.5, 1.0]}, seeds)["y"]
+        np.testing.assert_allclose(double["y_std"], right.std("seed", ddof=1), 1e-12)
+        assert double["y_mean"].dtype == np.float64
+
+
 class Small(SweepFunction):
     """Computes at most three cells at once."""
 
