@@ -23,7 +23,7 @@ CHECKSUM = {"name": "crc32c"}
 CHECKSUM_BYTES = 4
 INDEX_BYTES = 16  # of an inner chunk in the index of its shard
 # Bytes of an inner chunk, at most, unless one cell has more; part of the format, like `LABELS`.
-INNER_BYTES = 2**20
+INNER_BYTES = 2**23
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _accept_fill_values(url: str, manifest: Manifest, cells, flags: BlockFlags, 
     layout = cells["finite"]
     some = np.zeros(layout.chunks, bool)
     for at in map(tuple, np.argwhere((flags.high > 0) & there["finite"]).tolist()):
-        finite = read_chunk(url, flags.files, layout, at)
+        finite = read_chunk(url, storage_at(url), layout, at)
         levels = flags.cells(at)
         some[at] = finite is not None and (finite[tuple(map(slice, levels.shape))] & levels).any()
     for name, layout in cells.items():

@@ -39,6 +39,11 @@ class Selection:
             found.append(mask)
         return found
 
+    @property
+    def whole(self) -> bool:
+        """True for all cells of the grid."""
+        return self.size == prod(self.shape)
+
     def within(self, region: Region) -> np.ndarray:
         """A mask of the selected cells of a region."""
         parts = [
