@@ -96,6 +96,7 @@ def program(folder, name, text):
     path.chmod(0o755)
 
 
+@pytest.mark.filterwarnings("ignore:Port 8787")  # of a dashboard: other tests may have it
 def test_the_lines_for_slurm_run_workers_as_its_jobs(tmp_path, monkeypatch):
     """Stand-ins for the programs of SLURM start the jobs that they are given, here."""
     (tmp_path / "bin").mkdir()

@@ -285,7 +285,7 @@ def test_one_task_whose_filter_vanishes_within_the_spectrum_has_no_mean(x64):
 def test_other_sizes_and_values_do_not_recompile(x64, monkeypatch):
     rates = np.linspace(-2, 2, model.ON_HOST + 1)
     weight_error(NEAR, nm.GradientDescent(rates))
-    monkeypatch.setattr(model, "means", chex.assert_max_traces(model.means, n=0))
+    monkeypatch.setattr(model, "rule_moments", chex.assert_max_traces(model.rule_moments, n=0))
     weight_error(resized(p=47, m=9, n_t=33, n_v=11, sigma=2.0), nm.GradientDescent(-rates))
     with pytest.raises(AssertionError, match="traced"):
         weight_error(NEAR, nm.GradientDescent(rates[:-1]).with_tunable(jnp.append(rates, 0.0)))
