@@ -222,7 +222,10 @@ class Compiler:
         """The outputs of cells, from the keys of their points and their seeds."""
         shared = {**self.groups[group], **vectorized}
         # Without the barrier, XLA may derive a key again for each of its uses.
-        cells = lax.optimization_barrier((fold(points, seeds), numbers))
+        # JAX's check of the reuse of keys knows no barrier of keys, hence one of their words.
+        keys = fold(points, seeds)
+        words, numbers = lax.optimization_barrier((jax.random.key_data(keys), numbers))
+        cells = jax.random.wrap_key_data(words, impl=jax.random.key_impl(keys)), numbers
         count, limit = len(seeds), self.limits.get(group)
         if limit is None or limit >= count:
             return self.function.batched(cells[0], cells[1], shared)
