@@ -2,6 +2,9 @@
 
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -42,3 +45,11 @@ def assert_no_call_waits(function, *arguments):
         work = math.prod(shape) if "trsm" in call else math.prod(shape) * shape[-1] / 3
         work *= 60 if "syevd" in call else 1
         assert math.prod(shape[:-2]) == 1 or work <= SAFE_WORK, call
+
+
+def python(code, *arguments):
+    """A process that runs Python code at the root of the repository, with its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip

@@ -183,7 +183,7 @@ from negmaml.theory.search import ROUNDS, minimise
 from negmaml.theory.sensitivity import sensitivity_by_parts
 from negmaml.theory.theorems import _g_coefficients, _polynomial, weight_error
 from negmaml.theory.variance import StandardDeviation
-from negmaml.training import programs
+from negmaml.training import programs, seeds
 from negmaml.training.batches import Batches
 from negmaml.training.sharding import task_sharding
 from negmaml.training.state import advance_in_place

@@ -9,6 +9,7 @@ from jax import lax
 from negmaml._core.checks import check_optional
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.jit import jit_fast_compile
+from negmaml._core.meshes import any_mesh
 from negmaml._core.pytree import pytree
 from negmaml._core.settings import own_settings
 from negmaml.kernels.points import as_kernel, as_start, check_ridges, gram, stack
@@ -37,6 +38,7 @@ class LeftOut:
     reliable = renamed_attribute("LeftOut.reliable", "well_conditioned")
 
     @own_settings
+    @any_mesh
     def losses(self, rule: InnerRule):
         """Half the mean squared error on the query of each task after adapting to its support.
 
@@ -48,6 +50,7 @@ class LeftOut:
 
 
 @own_settings
+@any_mesh
 def leave_one_task_out(
     kernel: Callable, tasks: Tasks, rule: InnerRule, *, meta_ridge=0.0, f0: Callable | None = None
 ) -> LeftOut:

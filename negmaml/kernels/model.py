@@ -13,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_choice, check_optional
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.jit import jit_fast_compile
+from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.kernels.iterative import train_iteratively
@@ -75,11 +77,13 @@ class KernelModel:
     reliable = renamed_attribute("KernelModel.reliable", "well_conditioned")
 
     @own_settings
+    @any_mesh
     def __call__(self, x):
         """Values at points x: batch + (points,) or batch + (points, outputs), like the labels."""
         return _shaped(self._values(jnp.asarray(x)), self.has_outputs)
 
     @own_settings
+    @any_mesh
     def adapt(self, support, rule: InnerRule):
         """The function after adapting to one task by the rule: x -> values as from the model.
 
@@ -97,6 +101,7 @@ class KernelModel:
         return AdaptedModel(self, x, moved, len(rule.batch_shape))
 
     @own_settings
+    @any_mesh
     def loss(self, tasks: Tasks, rule: InnerRule):
         """Half the mean squared error on the queries after adapting: batch + the rule's shape."""
         rule = check_spectral(rule)
@@ -129,6 +134,7 @@ class AdaptedModel:
     rule_axes: int = static()
 
     @own_settings
+    @any_mesh
     def __call__(self, x):
         """Values at points x, batch + the rule's shape + (points,) or (points, outputs)."""
         x = jnp.asarray(x)
@@ -173,6 +179,7 @@ def _left(points: Points, values):
 
 
 @own_settings
+@any_mesh
 def meta_train(
     kernel: Callable,
     tasks: Tasks,
@@ -181,6 +188,7 @@ def meta_train(
     meta_ridge=0.0,
     f0: Callable | None = None,
     method: str | None = None,
+    mesh: Any = None,
 ) -> KernelModel:
     r"""The exact minimiser of the meta-loss of a kernel model, for every rate and ridge at once.
 
@@ -204,6 +212,8 @@ def meta_train(
         method: "direct"; "iterative", preconditioned conjugate gradients on kernel matrices that
             are never stored, for a kernel that JAX can trace. The default is iterative from
             10,000 points on.
+        mesh: a `jax.sharding.Mesh` or a list of devices that share the rules of the batch, of any
+            number, for the direct method. Each of them holds the kernel matrix.
 
     Returns a `KernelModel`. Memory for M points: direct, the kernel matrix and at most 6 M^2 more
     numbers, or 6 * 2^23 on an accelerator if that is more; iterative, 1024 M for each rate and
@@ -228,11 +238,16 @@ def meta_train(
     ridges = check_ridges(meta_ridge)
     if method is not None:
         check_choice("method", method, METHODS)
+    mesh = as_mesh(mesh)
     points, has_outputs = stack(tasks, f0)
     x, *labels = points
     # Below 10,000 points the kernel matrix fits in memory and one decomposition is faster.
     if (method or METHODS[len(x) >= MANY_POINTS]) == "direct":
-        weights, well_conditioned = _train(gram(kernel, x), *labels, rule, jnp.ravel(ridges))
+        arguments = gram(kernel, x), *labels, rule, jnp.ravel(ridges)
+        if mesh is not None:
+            arguments = place(arguments, mesh)
+        with within(mesh, arguments):
+            weights, well_conditioned = _train(*arguments, mesh=mesh)
     else:
         gram(kernel, x[:TILE])  # checks the kernel
         weights, well_conditioned = train_iteratively(kernel, x, *labels, rule, jnp.ravel(ridges))
@@ -241,7 +256,7 @@ def meta_train(
     return KernelModel(kernel, f0, x, weights, well_conditioned.reshape(batch), has_outputs)
 
 
-def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
+def _train_all(K, y_t, y_v, rule: InnerRule, ridges, mesh: Mesh | None = None):
     """(weights (rules, ridges, M, o), well_conditioned (rules, ridges)), one rule after another."""
     blocks = task_blocks(K, y_t.shape[0], y_t.shape[1])
     at, entries = systems(K, blocks, rule)
@@ -258,16 +273,20 @@ def _train_all(K, y_t, y_v, rule: InnerRule, ridges):
         flat = (part.reshape(len(c), -1, part.shape[-1]) for part in (on_support, c))
         return jnp.concatenate([*flat], 1), well_conditioned
 
-    def one_by_one(entries):
-        return lax.map(one, entries)
-
+    one_by_one = partial(lax.map, one)
     # On a CPU one rule at a time, so that one matrix G is in memory.
     fitting = max(1, BLOCK_NUMBERS // len(blocks.vt[..., 0].ravel()) ** 2)
-    size = max(s for s in range(1, fitting + 1) if len(entries) % s == 0)
-    if size == 1:
-        return one_by_one(entries)
-    together = partial(lax.map, one, batch_size=size)
-    return lax.platform_dependent(entries, cpu=one_by_one, default=together)
+
+    def solve_all(_, entries):
+        size = max(s for s in range(1, fitting + 1) if len(entries) % s == 0)
+        if size == 1:
+            return one_by_one(entries)
+        together = partial(lax.map, one, batch_size=size)
+        return lax.platform_dependent(entries, cpu=one_by_one, default=together)
+
+    if mesh is None:
+        return solve_all((), entries)
+    return gathered(share(solve_all, (), entries, mesh), mesh)
 
 
-_train = jit_fast_compile(_train_all, profile="heavy")
+_train = jit_fast_compile(_train_all, static_argnames="mesh", profile="heavy")

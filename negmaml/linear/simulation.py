@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from negmaml._core.arrays import cast, contract, working_dtype
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
@@ -15,6 +16,7 @@ from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, add_table_repr, mean_range_text, shape_text
 from negmaml._core.jit import FastCompileJit, jit_fast_compile, one_thread
 from negmaml._core.keys import check_key
+from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
 from negmaml._core.platform import DeviceSizes, platform_of, with_plan
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
@@ -85,6 +87,7 @@ def _share_text(flags) -> str:
 
 
 @own_settings
+@any_mesh
 def simulate(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
@@ -95,6 +98,7 @@ def simulate(
     meta_ridge: ScalarLike = 0.0,
     evaluation: str = "expected",
     split: str = "train-validation",
+    mesh: Any = None,
 ) -> Simulation:
     r"""Meta-train exactly on random data, `runs` times, and evaluate on new tasks.
 
@@ -114,6 +118,9 @@ def simulate(
             "sampled", the paper's protocol of 100 fresh tasks of 50 points.
         split: "train-validation", or "train-train": the outer loss on the training points
             themselves (n_v is then unused).
+        mesh: a `jax.sharding.Mesh` or a list of devices that share the runs, of any number; those
+            of all processes of `jax.distributed`, too. The results are gathered on every device,
+            and are those of one device up to rounding.
 
     Returns a `Simulation`. Differentiable in rates, sigma, nu, w0, omega0 and meta_ridge; works
     under jit and vmap. dtype follows the problem's and rules' numbers.
@@ -129,11 +136,15 @@ def simulate(
     >>> result.test_loss.shape
     (3, 1000)
     """
-    experiment = Experiment.checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
-    return experiment.program()(experiment)
+    experiment = Experiment.checked(
+        key, problem, train, adapt, runs, meta_ridge, evaluation, split, mesh
+    )
+    with within(experiment.mesh, experiment):
+        return experiment.program()(experiment)
 
 
 @own_settings
+@any_mesh
 def compile_simulation(
     key: PRNGKeyArray,
     problem: MixedLinearRegression,
@@ -144,6 +155,7 @@ def compile_simulation(
     meta_ridge: ScalarLike = 0.0,
     evaluation: str = "expected",
     split: str = "train-validation",
+    mesh: Any = None,
     index: int | None = None,
 ) -> Callable[[], Simulation]:
     """`simulate` in two stages: compile now, run when the returned function is called.
@@ -152,10 +164,14 @@ def compile_simulation(
     Several programs may compile at once in threads; run them one after another, since XLA on CPU
     can deadlock when two threads run batched linear algebra.
     """
-    experiment = Experiment.checked(key, problem, train, adapt, runs, meta_ridge, evaluation, split)
+    experiment = Experiment.checked(
+        key, problem, train, adapt, runs, meta_ridge, evaluation, split, mesh
+    )
     # The program folds the index into the key, so that one program serves all indices.
     experiment = dataclasses.replace(experiment, index=index)
-    executable = experiment.program().lower(experiment).compile(one_thread(platform_of(experiment)))
+    options = one_thread(platform_of(experiment))
+    with within(experiment.mesh):
+        executable = experiment.program().lower(experiment).compile(options)
     return lambda: executable(experiment)
 
 
@@ -165,6 +181,7 @@ class Experiment:
 
     null_space_offset: |omega_0 - w0|^2 in directions in which no input varies; training leaves it.
     index: an integer to fold into the key, or None.
+    mesh: the devices that share the runs, or None.
     """
 
     key: Any
@@ -177,9 +194,10 @@ class Experiment:
     evaluation: str = static()
     split: str = static()
     index: Any = None
+    mesh: Mesh | None = static(default=None)
 
     @classmethod
-    def checked(cls, key, problem, train, adapt, runs, meta_ridge, evaluation, split):
+    def checked(cls, key, problem, train, adapt, runs, meta_ridge, evaluation, split, mesh=None):
         """Return the experiment of valid arguments; raise ValueError or TypeError for others."""
         runs = check_count("runs", runs)
         check_choice("evaluation", evaluation, EVALUATIONS)
@@ -196,9 +214,15 @@ class Experiment:
         problem, train, adapt, meta_ridge, null_space_offset = cast(
             (problem, train, adapt, meta_ridge, null_space_offset), dtype
         )
-        return cls(
-            key, problem, train, adapt, meta_ridge, null_space_offset, runs, evaluation, split
-        )
+        arrays = key, problem, train, adapt, meta_ridge, null_space_offset
+        if (mesh := as_mesh(mesh)) is not None:
+            arrays = place(arrays, mesh)
+        return cls(*arrays, runs, evaluation, split, mesh=mesh)
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that share the runs."""
+        return 1 if self.mesh is None else self.mesh.size
 
     def program(self) -> FastCompileJit:
         """`_simulate`, compiled fast for few runs or compiled to run fast for many."""
@@ -224,7 +248,8 @@ def _simulate(experiment: Experiment, platform: str | None) -> Simulation:
 
     def plan(sizes: DeviceSizes) -> RunPlan:
         k, normals = min(rows, problem.p), normals_of(problem, experiment.evaluation)
-        return plan_runs(runs, normals, rates, k, sizes, few=runs * rates < MANY_SYSTEMS)
+        each = -(-runs // experiment.devices)
+        return plan_runs(each, normals, rates, k, sizes, few=runs * rates < MANY_SYSTEMS)
 
     return with_plan(platform, plan, lambda plan: _simulate_in_blocks(experiment, plan))
 
@@ -258,8 +283,14 @@ def _simulate_in_blocks(experiment: Experiment, plan: RunPlan) -> Simulation:
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
 
     # Surplus runs fill the last block and are dropped below.
-    indices = jnp.arange(math.prod(plan.shape)).reshape(plan.shape)
-    results = lax.map(block, indices)
+    mesh = experiment.mesh
+    _, pieces, size = plan.shape
+    indices = jnp.arange(experiment.devices * math.prod(plan.shape)).reshape(-1, pieces, size)
+    if mesh is None:
+        results = lax.map(block, indices)
+    else:
+        own = share(lambda _, indices: lax.map(block, indices), (), indices, mesh)
+        results = gathered(own, mesh)
     losses, weight_error, well_conditioned = jax.tree.map(
         lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], indices.size)[..., :runs], results
     )

@@ -23,6 +23,7 @@ from jax import lax
 
 from negmaml._core.convergence import warn_unless
 from negmaml._core.display import tree_text
+from negmaml._core.meshes import any_mesh
 from negmaml._core.settings import own_transfers
 from negmaml.meta.batching import as_tasks, leading_axis, mean_over_tasks
 from negmaml.meta.choice import LossPair, choose, has_symmetric_hessian, leaf_rates
@@ -64,6 +65,7 @@ class Algorithm(NamedTuple):
     method: str | None = None
 
     @own_transfers
+    @any_mesh
     def __call__(self, rule, params, tasks):
         result, converged = self.with_convergence(rule, params, tasks)
         warn_unless(converged, UNSOLVED)

@@ -7,6 +7,7 @@ import jax
 
 from negmaml._core.checks import check_flag
 from negmaml._core.convergence import warn_unless
+from negmaml._core.meshes import any_mesh
 from negmaml._core.settings import own_transfers
 from negmaml.meta.model_variables import variables
 from negmaml.meta.partition import Loss, check_inputs, check_loss, combine, partition
@@ -16,6 +17,7 @@ from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution, run
 
 
 @own_transfers
+@any_mesh
 def adapt(
     loss: Loss,
     params: Any,

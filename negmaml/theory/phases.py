@@ -2,17 +2,19 @@
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
 from negmaml._core.arrays import cast, namespace
 from negmaml._core.checks import check_array, check_broadcast, short_repr
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.jit import jit_fast_compile
+from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
 from negmaml._core.platform import DeviceSizes, with_plan
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float
@@ -50,6 +52,7 @@ Phase.distance = renamed_attribute("Phase.distance", "weight_error")  # type: ig
 
 @named_options
 @own_settings
+@any_mesh
 def phase_diagram(
     p: ArrayLike,
     m: ArrayLike,
@@ -63,6 +66,7 @@ def phase_diagram(
     meta_ridge: ArrayLike = 0.0,
     input_covariance: Float[ArrayLike, " k"] | None = None,
     weight_covariance: Float[ArrayLike, " k"] | None = None,
+    mesh: Any = None,
 ) -> Phase:
     """Best training parameters over a grid of problems, in the limit of large sizes.
 
@@ -78,6 +82,7 @@ def phase_diagram(
             None the identity. Both have the same k. With either, the weight error is that of
             predictions, E (omega* - w0)^T Sigma (omega* - w0), and the offset the same in every
             direction.
+        mesh: a `jax.sharding.Mesh` or a list of devices that share the cells, of any number.
 
     The parameter is accurate to about 2%. Where the weight error falls all the way to an end of the
     range of `theory.best_train_rate`, it is that end; NaN where no weight error is finite. For
@@ -91,11 +96,14 @@ def phase_diagram(
     train = check_scalar_rule("train", GradientDescent(0.0) if train is None else train)
     check_spectral("train", train)
     cells, shape = _cells(p, m, n_t, n_v, sigma, nu, offset, meta_ridge)
-    if input_covariance is None and weight_covariance is None:
-        found = _phases(cells, None, cast(train, jnp.float32))
-    else:
-        spectrum = _spectrum(input_covariance, weight_covariance)
-        found = _phases(*cast((cells, spectrum, train), jnp.result_type(float)))
+    spectrum, dtype = None, jnp.float32
+    if not (input_covariance is None and weight_covariance is None):
+        spectrum, dtype = _spectrum(input_covariance, weight_covariance), jnp.result_type(float)
+    arguments = cast((cells, spectrum, train), dtype)
+    if (mesh := as_mesh(mesh)) is not None:
+        arguments = place(arguments, mesh)
+    with within(mesh, arguments):
+        found = _phases(*arguments, mesh=mesh)
     warn_if_unsolved(found.weight_error)
     return jax.tree.map(lambda x: x.reshape(shape), found)
 
@@ -134,12 +142,13 @@ def _cells(*given) -> tuple[IsotropicInputs, tuple[int, ...]]:
     return IsotropicInputs(**flat, ridged=ridged), shape
 
 
-@partial(jit_fast_compile, static_argnames="only_best", by_platform=True)
+@partial(jit_fast_compile, static_argnames=("only_best", "mesh"), by_platform=True)
 def _phases(
     cells: IsotropicInputs,
     spectrum: Eigenvalues | None,
     train: InnerRule,
     only_best: bool = False,
+    mesh: Mesh | None = None,
     platform: str | None = None,
 ):
     """Return the `Phase` of every cell, or only the best parameters; isotropic without spectrum."""
@@ -160,9 +169,15 @@ def _phases(
     # Blocks of cells fill vector units and stay in cache; pencils need more memory a cell.
     def size(sizes: DeviceSizes) -> int:
         most = sizes.phase_cells if spectrum is None else sizes.phase_pencils
-        return min(most, len(cells.p))
+        return min(most, -(-len(cells.p) // (1 if mesh is None else mesh.size)))
 
-    return with_plan(platform, size, lambda size: lax.map(one, cells, batch_size=size))
+    def in_blocks(size: int):
+        if mesh is None:
+            return lax.map(one, cells, batch_size=size)
+        own = share(lambda _, cells: lax.map(one, cells, batch_size=size), (), cells, mesh)
+        return gathered(own, mesh)
+
+    return with_plan(platform, size, in_blocks)
 
 
 def _objective(cell: IsotropicInputs, spectrum: Eigenvalues | None):

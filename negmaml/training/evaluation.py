@@ -1,5 +1,6 @@
 """Evaluation on fresh tasks: the mean after adaptation and its 95% interval, as papers report."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from negmaml._core.convergence import warn_unless
 from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.display import Table, add_table_repr, shape_text
 from negmaml._core.keys import check_key
+from negmaml._core.meshes import any_mesh, gathered, place, share
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import as_tasks, leading_axis
@@ -31,6 +33,7 @@ from negmaml.meta.partition import (
 )
 from negmaml.meta.stateful import StatefulRule, lift_loss
 from negmaml.rules import UNSOLVED, InnerRule, as_rule, run
+from negmaml.training.sharding import TaskSharding, task_sharding
 
 NORMAL_95 = 1.959964  # half width of the 95% interval of a normal variable with variance 1
 
@@ -81,6 +84,7 @@ class Evaluation(NamedTuple):
 
 @renamed_arguments(by_step="per_step")
 @own_transfers
+@any_mesh
 def evaluate(
     key: PRNGKeyArray,
     params: Any,
@@ -92,6 +96,8 @@ def evaluate(
     episodes: int = 600,
     per_step: bool = False,
     mask: Any = None,
+    mesh: Any = None,
+    task_axis: Any = None,
 ) -> Evaluation:
     r"""Return the loss, or another metric, on the query of fresh tasks after adaptation.
 
@@ -111,6 +117,9 @@ def evaluate(
         episodes: number of tasks. Few-shot papers report 600.
         per_step: whether to return the metric after every inner step, 0 included.
         mask: as in `adapt`.
+        mesh, task_axis: as in `fit`: the devices share the draws of tasks, or the given tasks, of
+            any number. Parameters may be sharded as in `fit`. The values are those of one device
+            up to rounding.
 
     Returns `Evaluation`. It compiles once for the same functions and shapes. Warns where a rule
     such as `Proximal` did not solve its inner problem, except inside jit and vmap. Raises as
@@ -131,12 +140,18 @@ def evaluate(
     # From here on functions are hashable, and so static arguments of the compiled programs.
     loss, metric = check_loss("loss", loss), check_optional(check_loss, "metric", metric)
     test = _Test(loss, metric, check_optional(freeze_mask, "mask", mask), per_step)
-    model = variables(params)
+    model, sharding = variables(params), task_sharding(mesh, task_axis)
     if callable(tasks):
         sample = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)
-        found = _on_draws(test, key, model, rule, sample, episodes=episodes)
+        compute = partial(_on_draws, test, episodes=episodes, sharding=sharding)
+        arguments: tuple = (model, rule, key, sample)
     else:
-        found = _on_tasks(test, model, rule, as_tasks(tasks), 0)
+        compute = partial(_on_tasks, test, sharding=sharding)
+        arguments = model, rule, as_tasks(tasks), 0
+    with sharding.context(key) if sharding is not None else contextlib.nullcontext():
+        if sharding is not None:
+            arguments = place(arguments, sharding.mesh)
+        found = compute(*arguments)
     values, converged = found
     if converged is None:
         return Evaluation(values)
@@ -185,29 +200,55 @@ class _Test(NamedTuple):
         return jnp.append(lax.map(value, visited), value(last)), None
 
 
-@partial(jax.jit, static_argnums=0)
-def _on_tasks(test: _Test, model: Variables, rule, tasks, first):
+@partial(jax.jit, static_argnums=0, static_argnames="sharding")
+def _on_tasks(test: _Test, model: Variables, rule, tasks, first, *, sharding: TaskSharding | None):
     """Return (values, convergence) of the tasks from number `first` on, the task axis last."""
     count = leading_axis("tasks.support and tasks.query", tuple(tasks))
     keys = keys_of_tasks(model.state, first + jnp.arange(count))
-    of_task: Any = partial(test.of_task, model, rule)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), jax.vmap(of_task)(*tasks, keys))
+
+    def each(shared, items):
+        of_task: Any = partial(test.of_task, *shared)
+        tasks, keys = items
+        return jax.vmap(of_task)(*tasks, keys)
+
+    found = _shared(each, (model, rule), (tasks, keys), sharding)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), found)
 
 
-@partial(jax.jit, static_argnums=0, static_argnames="episodes")
-def _on_draws(test: _Test, key, model: Variables, rule, sample, *, episodes: int):
+@partial(jax.jit, static_argnums=0, static_argnames=("episodes", "sharding"))
+def _on_draws(
+    test: _Test, model: Variables, rule, key, sample, *, episodes: int,
+    sharding: TaskSharding | None,
+):  # fmt: skip
     """Return (values, convergence) of `episodes` tasks, drawn one batch after another."""
 
-    def draw(i):
+    def draw(key, sample, i):
         return as_tasks(sample(jax.random.fold_in(key, i)))
 
     # The last draw may have tasks beyond `episodes`, which are dropped.
-    count = leading_axis("tasks.support and tasks.query", tuple(jax.eval_shape(draw, 0)))
-    draws = -(-episodes // count)
-    found = lax.map(lambda i: _on_tasks(test, model, rule, draw(i), i * count), jnp.arange(draws))
+    shapes = jax.eval_shape(partial(draw, key, sample), 0)
+    count = leading_axis("tasks.support and tasks.query", tuple(shapes))
+
+    def each(shared, numbers):
+        model, rule, key, sample = shared
+        return lax.map(
+            lambda i: _on_tasks(test, model, rule, draw(key, sample, i), i * count, sharding=None),
+            numbers,
+        )
+
+    numbers = jnp.arange(-(-episodes // count))
+    found = _shared(each, (model, rule, key, sample), numbers, sharding)
 
     def join(x):
         x = jnp.moveaxis(x, 0, -2)  # the axis of draws before the axis of their tasks
         return x.reshape(*x.shape[:-2], -1)[..., :episodes]
 
     return jax.tree.map(join, found)
+
+
+def _shared(each: Callable, shared, items, sharding: TaskSharding | None):
+    """Return each(shared, items), on the devices that share them, if any."""
+    if sharding is None:
+        return each(shared, items)
+    found = share(each, shared, items, sharding.mesh, sharding.axes)
+    return gathered(found, sharding.mesh)

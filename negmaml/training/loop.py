@@ -25,6 +25,7 @@ from negmaml._core.convergence import ConvergenceWarning
 from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key
+from negmaml._core.meshes import place
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.model_variables import Form, variables
@@ -176,7 +177,7 @@ def fit(
     # Within the mesh, functions of the user may constrain shardings by its axes.
     with sharding.context(key) if sharding is not None else contextlib.nullcontext():
         if sharding is not None:
-            setup, point = sharding.place((setup, point))
+            setup, point = place((setup, point), sharding.mesh)
         result = _train(setup, point, segment, options)
     if is_concrete(result):
         _warn_of_result(result)

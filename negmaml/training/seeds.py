@@ -2,30 +2,36 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from negmaml._core.checks import check_callable, check_count, check_optional
+from negmaml._core.jit import is_concrete
 from negmaml._core.keys import mixed_draws, with_counter_based_keys
+from negmaml._core.meshes import any_mesh, as_mesh, place, share, within
 from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_transfers
 from negmaml.meta.batching import leading_axis
 
+MEMORY_SHARE = 0.5  # of the free memory of a device, for the items that it computes at once
+
 
 @own_transfers
-def map_over_devices(function: Callable, items, *, batch_size: int | None = None):
+@any_mesh
+def map_over_devices(function: Callable, items, *, batch_size: int | None = None, mesh: Any = None):
     """Return `function` of every item, computed on all local devices: jax.lax.map over devices.
 
     Arguments:
         function: a pure function of one item, such as key -> fit(key, ...). It is compiled once
             if the same object (or a `jax.tree_util.Partial` of it) is passed again.
         items: pytree whose leaves lead with the item axis, of any length.
-        batch_size: items that a device computes at once by vmap, one by default. On a GPU choose
-            as many as fit into its memory.
+        batch_size: items that a device computes at once by vmap. By default one on a CPU, and on an
+            accelerator as many as fit into half of its free memory.
+        mesh: a `jax.sharding.Mesh` or a list of devices that share the items; all local devices by
+            default.
 
     Returns the results stacked. Each is that of a separate call, up to rounding. Typed keys among
     the items are converted to keys of a generator that is safe under vmap.
@@ -45,22 +51,61 @@ def map_over_devices(function: Callable, items, *, batch_size: int | None = None
     """
     check_callable("function", function, "of one item")
     batch_size = check_optional(check_count, "batch_size", batch_size)
-    leading_axis("items", items)
+    count = leading_axis("items", items)
+    # No more devices than items.
+    chosen = as_mesh(jax.local_devices()[:count] if mesh is None else mesh)
+    assert chosen is not None  # a mesh was given
     # A `Partial` of the function is an argument of one compiled program for all functions.
     function, items = as_pytree(function), with_counter_based_keys(items)
-    if batch_size is not None:
-        _check_generators(function, items, batch_size)
-    return _map_sharded(function, items, batch_size=batch_size)
+    known = is_concrete((function, items))
+    if mesh is not None and known:
+        function, items = place((function, items), chosen)
+    with within(chosen, function, items):
+        if batch_size is not None:
+            _check_generators(function, items, batch_size, chosen)
+        elif known:
+            batch_size = _fitting(function, items, chosen)
+        return _map_sharded(function, items, batch_size=batch_size, mesh=chosen)
 
 
-def _check_generators(function: Callable, items, batch_size: int) -> None:
-    """Raise if the random numbers of an item would depend on the other items of its batch."""
-    batched = _map_sharded.trace(function, items, batch_size=batch_size)
-    if not (found := mixed_draws(batched.jaxpr)):
-        return
+def _fitting(function: Callable, items, mesh: Mesh) -> int | None:
+    """Return the number of items that fit into the memory of a device; None if not more than one.
+
+    A CPU computes one at a time: its caches gain nothing from more.
+    """
+    free = _free_bytes(mesh.devices.flat[0])
+    if free is None:
+        return None
+    one_by_one = _map_sharded.lower(function, items, batch_size=None, mesh=mesh).compile()
+    analysis: Any = one_by_one.memory_analysis()
+    of_one = analysis.temp_size_in_bytes
+    here = -(-leading_axis("items", items) // mesh.size)
+    fitting = min(here, int(MEMORY_SHARE * free // max(of_one, 1)))
+    # A generator that is not safe under vmap draws for one item at a time.
+    if fitting < 2 or _unsafe_draws(function, items, fitting, mesh):
+        return None
+    return fitting
+
+
+def _free_bytes(device) -> int | None:
+    """Return the free memory of an accelerator; None for a CPU, or if it is unknown."""
+    found = device.memory_stats() if device.platform != "cpu" else None
+    return found["bytes_limit"] - found["bytes_in_use"] if found else None
+
+
+def _unsafe_draws(function: Callable, items, batch_size: int, mesh: Mesh) -> list[str]:
+    """Return the generators by which an item of a batch would depend on the others."""
+    found = [
+        mixed_draws(_map_sharded.trace(function, items, batch_size=size, mesh=mesh).jaxpr)
+        for size in (batch_size, None)
+    ]
     # Draws that are mixed in the function itself, whatever the batch, are the user's choice.
-    one_by_one = _map_sharded.trace(function, items, batch_size=None)
-    if found != mixed_draws(one_by_one.jaxpr):
+    return [] if found[0] == found[1] else found[0]
+
+
+def _check_generators(function: Callable, items, batch_size: int, mesh: Mesh) -> None:
+    """Raise if the random numbers of an item would depend on the other items of its batch."""
+    if found := _unsafe_draws(function, items, batch_size, mesh):
         raise ValueError(
             f"batch_size must be None for a function that draws by {found[0]} from raw keys or "
             f"seeds, got {batch_size}: under vmap that generator draws for every item from the key "
@@ -68,20 +113,6 @@ def _check_generators(function: Callable, items, batch_size: int) -> None:
         )
 
 
-@partial(jax.jit, static_argnames="batch_size")
-def _map_sharded(function: Callable, items, *, batch_size: int | None):
-    count = leading_axis("items", items)
-    # No more devices than items.
-    devices = np.array(jax.local_devices()[:count])
-    # Every device gets the same number of items: the first one fills up the last device.
-    missing = -count % len(devices)
-    full = jax.tree.map(lambda x: jnp.concatenate([x, x[:1].repeat(missing, 0)]), items)
-    split, replicated = PartitionSpec("device"), PartitionSpec()
-    run = jax.shard_map(
-        lambda function, part: lax.map(function, part, batch_size=batch_size),
-        mesh=Mesh(devices, ("device",)),
-        in_specs=(replicated, split),
-        out_specs=split,
-        check_vma=False,
-    )
-    return jax.tree.map(lambda x: x[:count], run(function, full))
+@partial(jax.jit, static_argnames=("batch_size", "mesh"))
+def _map_sharded(function: Callable, items, *, batch_size: int | None, mesh: Mesh):
+    return share(partial(lax.map, batch_size=batch_size), function, items, mesh)

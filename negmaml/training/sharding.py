@@ -6,20 +6,19 @@ gradients, which is another algorithm.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from negmaml._core.display import tree_text
+from negmaml._core.meshes import as_mesh
 from negmaml.meta.batching import leading_axis
 from negmaml.meta.gradients import check_pair, of_variables
-
-AXIS = "task"  # the axis of a mesh that is made from a list of devices
 
 
 class TaskSharding(NamedTuple):
@@ -35,11 +34,6 @@ class TaskSharding(NamedTuple):
     def size(self) -> int:
         """The number of parts that the tasks are split into."""
         return int(np.prod([self.mesh.shape[axis] for axis in self.axes]))
-
-    @property
-    def replicated(self) -> NamedSharding:
-        """The placement of an array on all devices."""
-        return NamedSharding(self.mesh, PartitionSpec())
 
     def shard_gradient(self, value_and_grad: Callable) -> Callable:
         """Return `with_unconverged_fraction` of all tasks, each device computing its own part."""
@@ -102,26 +96,6 @@ class TaskSharding(NamedTuple):
             )
         return contextlib.nullcontext()
 
-    def place(self, tree):
-        """Return the arrays on the mesh: as the user sharded them there, else replicated."""
-        return jax.tree.map(self._place_leaf, tree)
-
-    def _place_leaf(self, leaf):
-        if isinstance(leaf, jax.core.Tracer):
-            return leaf
-        # The mesh here has axes of kind Auto; the user's sharding keeps only the names of its axes.
-        own = getattr(leaf, "sharding", None)
-        if isinstance(own, NamedSharding) and np.array_equal(own.mesh.devices, self.mesh.devices):
-            return jax.device_put(leaf, NamedSharding(self.mesh, own.spec))
-        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
-            # The words of a typed key are an array that can be placed.
-            data = self._place_leaf(jax.random.key_data(leaf))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        if self.replicated.is_fully_addressable:
-            return jax.device_put(leaf, self.replicated)
-        host = np.asarray(leaf)  # several processes: each of them has the whole array
-        return jax.make_array_from_callback(host.shape, self.replicated, lambda i: host[i])
-
 
 def with_unconverged_fraction(value_and_grad: Callable) -> Callable:
     """Return (variables, tasks) -> (result, fraction of tasks that did not converge, or None)."""
@@ -155,19 +129,10 @@ def task_sharding(mesh: Any, task_axis: Any) -> TaskSharding | None:
         if task_axis is not None:
             raise ValueError(f"task_axis={task_axis!r} needs a mesh; give mesh=jax.make_mesh(...)")
         return None
-    # A list of devices is a mesh with one axis.
-    if isinstance(mesh, Sequence) and mesh and all(isinstance(d, jax.Device) for d in mesh):
-        mesh = Mesh(np.array(mesh), (AXIS,))
-    if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"mesh must be a jax.sharding.Mesh or a list of devices such as jax.devices(), "
-            f"got {mesh!r}"
-        )
+    mesh = as_mesh(mesh)
     # By default all axes of the mesh share the tasks.
     names = mesh.axis_names if task_axis is None else task_axis
     axes = (names,) if isinstance(names, str) else tuple(names)
     if not axes or not set(axes) <= set(mesh.axis_names):
         raise ValueError(f"task_axis must be among the axes {mesh.axis_names}, got {task_axis!r}")
-    # The kind of an axis matters to the user's program outside, not to `shard_map` within it.
-    auto = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
-    return TaskSharding(auto, axes)
+    return TaskSharding(mesh, axes)

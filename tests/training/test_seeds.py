@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
+from tests.internals import as_pytree, seeds
 
 
 def walk(key):
@@ -64,3 +65,16 @@ def test_the_same_function_compiles_once():
 def test_no_items_raise():
     with pytest.raises(ValueError, match="every leaf of items must lead with the same axis"):
         nm.map_over_devices(walk, jnp.zeros((0, 2)))
+
+
+def test_a_batch_fits_into_half_of_the_free_memory(monkeypatch):
+    def double(x):
+        return 2 * x
+
+    items, alone = jnp.arange(40.0).reshape(20, 2), seeds.as_mesh(jax.devices()[:1])
+    # On a CPU, and where only one fits, one item at a time.
+    assert seeds._fitting(as_pytree(double), items, alone) is None
+    for free, expected in ((1, None), (2**30, 20)):
+        monkeypatch.setattr(seeds, "_free_bytes", lambda device, free=free: free)
+        assert seeds._fitting(as_pytree(double), items, alone) == expected
+    np.testing.assert_array_equal(nm.map_over_devices(double, items), 2 * items)

@@ -1,9 +1,6 @@
 """Training with tasks on several devices or processes is training on one device."""
 
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +9,9 @@ import optax
 import pytest
 
 import negmaml as nm
+from tests.helpers import python
 from tests.training.tiny import tasks as TASKS
 
-ROOT = Path(__file__).parents[2]
 OPTIMIZER = optax.adam(1e-2)
 PARAMS = {"w": jnp.full((1, 4), 0.3), "v": jnp.linspace(-1, 1, 4)[:, None]}
 
@@ -50,13 +47,6 @@ def train(name="maml", steps=3, tasks=TASKS, key=0, **options):
 
 def same(first, second):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), first, second)
-
-
-def python(code, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-    )  # fmt: skip
 
 
 DEVICES = """
