@@ -113,6 +113,7 @@ from negmaml.rules.pencil import (
 from negmaml.sweeps import (
     chunks,
     compiler,
+    flags,
     layout,
     lease,
     lost,
@@ -123,6 +124,7 @@ from negmaml.sweeps import (
     progressions,
     reduce,
     runner,
+    selection,
     session,
     spec,
     storage,
