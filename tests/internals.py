@@ -30,7 +30,6 @@ from negmaml._core.platform import (
     TPU,
     device_platform,
     lowered_for,
-    platform_of,
     sizes_for,
     with_plan,
 )

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from negmaml._core.platform import traced_platform
 from negmaml._core.settings import own_settings
 
 
 def batched_custom_vmap(run: Callable) -> Callable:
     """Decorator for a function of pytrees of arrays whose `vmap` is computed by `run`.
 
-    run(each, stacks, shape): the results for all of `stacks`, a tuple of arrays with one leading
+    run(each, stacks, one): the results for all of `stacks`, a tuple of arrays with one leading
         axis, as jax.vmap(each)(stacks) has them. `each` takes a tuple without that axis; inputs
-        that no `vmap` maps are part of it. shape: of the function's first array.
+        that no `vmap` maps are part of it. one: shapes and dtypes of the function's arguments.
 
     The function then has no derivative under `vmap`. Use it for constants, such as those of the
     solution in a `lax.custom_linear_solve`, or within a `jax.custom_jvp`.
@@ -26,12 +27,12 @@ def batched_custom_vmap(run: Callable) -> Callable:
 
         # The same jitted function in every call: eager calls compile once.
         @lru_cache(maxsize=256)
-        def many(structure, mapped: tuple[bool, ...]):
+        def many(structure, mapped: tuple[bool, ...], platform: str | None):
+            del platform  # a trace is for one platform: see `negmaml._core.platform.lowered_for`
+
             @jax.jit
             @own_settings
             def all_of(*leaves):
-                first = leaves[0].shape[1:] if mapped[0] else leaves[0].shape
-
                 def each(stack):
                     own = iter(stack)
                     full = [next(own) if is_mapped else x for x, is_mapped in pairs]
@@ -39,7 +40,11 @@ def batched_custom_vmap(run: Callable) -> Callable:
 
                 # Inputs that are not mapped are closed over instead of being copied.
                 pairs = list(zip(leaves, mapped, strict=True))
-                return run(each, tuple(x for x, is_mapped in pairs if is_mapped), first)
+                one = structure.unflatten(
+                    jax.ShapeDtypeStruct(x.shape[1:] if is_mapped else x.shape, x.dtype)
+                    for x, is_mapped in pairs
+                )
+                return run(each, tuple(x for x, is_mapped in pairs if is_mapped), one)
 
             nested = custom_vmap(all_of)
 
@@ -57,7 +62,9 @@ def batched_custom_vmap(run: Callable) -> Callable:
                     return jnp.broadcast_to(x, (size, count, *own)).reshape(-1, *own)
 
                 either = tuple(a or b for a, b in zip(mapped, outer, strict=True))
-                found = many(structure, either)(*map(merged, leaves, mapped, outer))
+                found = many(structure, either, traced_platform())(
+                    *map(merged, leaves, mapped, outer)
+                )
                 return _mapped(jax.tree.map(lambda x: x.reshape(size, count, *x.shape[1:]), found))
 
             return nested
@@ -65,7 +72,8 @@ def batched_custom_vmap(run: Callable) -> Callable:
         @one.def_vmap
         def batch(size, batched, *arguments):
             leaves, structure = jax.tree.flatten(arguments)
-            return _mapped(many(structure, tuple(jax.tree.leaves(batched)))(*leaves))
+            mapped = tuple(jax.tree.leaves(batched))
+            return _mapped(many(structure, mapped, traced_platform())(*leaves))
 
         return wraps(function)(lambda *arguments: one(*arguments))
 

@@ -32,8 +32,8 @@ def cpu_safe_vmap(work: Callable[..., float]) -> Callable:
     work: the number of operations as a function of rows and columns.
     """
 
-    def run(each, stacks, shape):
-        safe = int(SAFE_WORK // max(1, work(*shape)))
+    def run(each, stacks, one):
+        safe = int(SAFE_WORK // max(1, work(*one[0].shape)))
 
         def on_cpu(stacks):
             # A batch with little work is not split among threads, so it cannot deadlock.

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import cache, partial, update_wrapper, wraps
+from functools import cache, update_wrapper, wraps
 from typing import Any
 
 import jax
 import numpy as np
 
 from negmaml._core.arrays import working_dtype
-from negmaml._core.platform import is_tracing, platform_of
+from negmaml._core.platform import device_platform, is_tracing, lowered_for, traced_platform
 from negmaml._core.settings import own_settings
 
 # LLVM at its first level takes two thirds of the time of the default, and programs run as fast: the
@@ -76,16 +76,12 @@ class FastCompileJit:
     """`jax.jit` with the `compiler_options` of its profile, which compile fast.
 
     Within a trace it is a plain `jax.jit`. The function is traced with the package's
-    `own_settings`. With `by_platform` it has the keyword `platform`: the platform that the
-    arguments are on, None within a trace (`negmaml._core.platform.with_sizes`).
+    `own_settings`, for the platform that the arguments are on (`negmaml._core.platform.with_plan`).
     """
 
-    def __init__(
-        self, function: Callable, static_argnames=(), profile: str = "light", by_platform=False
-    ):
+    def __init__(self, function: Callable, static_argnames=(), profile: str = "light"):
         self.function = own_settings(function)
         self.static_argnames, self.profile = static_argnames, profile
-        self.by_platform = by_platform
         self.programs: dict[tuple[str | None, bool], Any] = {}
         self.plain = self._program(None, with_options=False)
         # The attributes of a function may be those of another `FastCompileJit`, as jax.grad copies
@@ -106,15 +102,17 @@ class FastCompileJit:
             program.clear_cache()
 
     def _for(self, *arguments):
-        return self._program(platform_of(arguments), with_options=not is_tracing(arguments))
+        if is_tracing(arguments):
+            return self._program(traced_platform(), with_options=False)
+        return self._program(device_platform(arguments), with_options=True)
 
     def _program(self, platform: str | None, with_options: bool):
         # Options depend on the platform, which the user may choose after the import.
         if (platform, with_options) not in self.programs:
             function, options = self.function, None
-            if self.by_platform:
-                function = update_wrapper(partial(function, platform=platform), function)
-            if with_options and platform is not None:
+            if platform is not None:
+                function = lowered_for(platform)(function)
+            if platform is not None and with_options:
                 options = compiler_options(platform, self.profile)
             self.programs[platform, with_options] = jax.jit(
                 function, static_argnames=self.static_argnames, compiler_options=options
@@ -158,7 +156,7 @@ def on_host(function: Callable) -> Callable:
 
 
 def jit_fast_compile(
-    function: Callable, static_argnames=(), profile: str = "light", by_platform: bool = False
+    function: Callable, static_argnames=(), profile: str = "light"
 ) -> FastCompileJit:
     """`function` as a `FastCompileJit`; a decorator."""
-    return FastCompileJit(function, static_argnames, profile, by_platform)
+    return FastCompileJit(function, static_argnames, profile)

@@ -20,26 +20,39 @@ class DeviceSizes(NamedTuple):
 
     block_numbers: numbers that one step of a loop over simulated runs draws or keeps.
     systems_kept: times that the matrices of a run count among them.
+    tests_kept: share of the numbers of simulated test tasks that exist at once.
     steps_in_call: steps of such a loop in one call of a sweep.
     draws: pieces in which a step draws its numbers.
     lanes: a step takes a multiple of as many runs, if there are several steps.
     unrolled: the largest linear system whose solution is written out entry by entry.
+    unrolled_few: the same for a few systems, which repay only programs that compile fast.
     paneled: the largest whose solution is written out by panels of columns.
     phase_cells, phase_pencils: cells of a phase diagram at once, without and with a covariance.
     rules, pencils: rules at once in a prediction, without and with a covariance.
+    variances, pencil_variances: rules at once in a standard deviation, likewise.
+    pencil_numbers: numbers of all pencils at once, one for each eigenvalue, at most.
     """
 
     block_numbers: int
     systems_kept: int
+    tests_kept: float
     steps_in_call: int
     draws: int
     lanes: int
     unrolled: int
+    unrolled_few: int
     paneled: int
     phase_cells: int
     phase_pencils: int
     rules: int
     pencils: int
+    variances: int
+    pencil_variances: int
+    pencil_numbers: int
+
+    def pencils_at_once(self, most: int, numbers: int) -> int:
+        """`most`, or fewer if each has this many numbers."""
+        return max(1, min(most, self.pencil_numbers // numbers))
 
 
 # 2^19 numbers use vector units and threads of a CPU and stay in its cache: 2^16 and 2^21 are both
@@ -47,12 +60,14 @@ class DeviceSizes(NamedTuple):
 # that launches take less time than the memory. A TPU pads short axes, which takes several times
 # the memory, and reshapes by programs that compile for 40 s unless blocks are multiples of lanes.
 CPU = DeviceSizes(
-    block_numbers=2**19, systems_kept=0, steps_in_call=16, draws=2, lanes=1, unrolled=8,
-    paneled=0, phase_cells=64, phase_pencils=16, rules=256, pencils=64,
+    block_numbers=2**19, systems_kept=0, tests_kept=1.0, steps_in_call=16, draws=2, lanes=1,
+    unrolled=8, unrolled_few=0, paneled=0, phase_cells=64, phase_pencils=16, rules=256, pencils=64,
+    variances=64, pencil_variances=16, pencil_numbers=2**62,
 )  # fmt: skip
 GPU = DeviceSizes(
-    block_numbers=2**30, systems_kept=3, steps_in_call=1, draws=1, lanes=128, unrolled=12,
-    paneled=32, phase_cells=2**16, phase_pencils=2**12, rules=2**16, pencils=2**12,
+    block_numbers=2**30, systems_kept=3, tests_kept=0.7, steps_in_call=1, draws=1, lanes=128,
+    unrolled=12, unrolled_few=8, paneled=32, phase_cells=2**16, phase_pencils=2**12, rules=2**16,
+    pencils=2**14, variances=2**14, pencil_variances=2**12, pencil_numbers=2**25,
 )  # fmt: skip
 TPU = GPU._replace(block_numbers=2**26)
 TABLE = {"cpu": CPU, "tpu": TPU}
@@ -85,7 +100,8 @@ _LOWERED_FOR: ContextVar[str | None] = ContextVar("lowered_for", default=None)
 def lowered_for(platform: str) -> Iterator[None]:
     """Trace programs for one platform only, which takes less time than for all.
 
-    Use it where the package itself traces and compiles a program for known devices.
+    Use it where the package itself traces and compiles a program for known devices. Functions that
+    keep traces of programs with `with_plan` keep one for each `traced_platform`.
     """
     token = _LOWERED_FOR.set(platform)
     try:
@@ -94,19 +110,18 @@ def lowered_for(platform: str) -> Iterator[None]:
         _LOWERED_FOR.reset(token)
 
 
-def platform_of(*trees: Any) -> str | None:
-    """The platform of a program with these arguments; None in a trace for unknown devices."""
-    return _LOWERED_FOR.get() if is_tracing(*trees) else device_platform(*trees)
+def traced_platform() -> str | None:
+    """The platform that programs are traced for; None if it is not known."""
+    return _LOWERED_FOR.get()
 
 
-def with_plan(
-    platform: str | None, plan: Callable[[DeviceSizes], Any], function: Callable[[Any], Any]
-) -> Any:
-    """Return function(plan(sizes)) with the sizes of a platform.
+def with_plan(plan: Callable[[DeviceSizes], Any], function: Callable[[Any], Any]) -> Any:
+    """Return function(plan(sizes)) with the sizes of the platform that the program is for.
 
-    If the platform is None, the program has a branch for every different plan, and is compiled with
+    If that is not known, the program has a branch for every different plan, and is compiled with
     the one of its platform.
     """
+    platform = traced_platform() if is_tracing() else device_platform()
     if platform is not None:
         return function(plan(sizes_for(platform)))
     default = plan(GPU)

@@ -25,10 +25,10 @@ def panel_width(k: int, sizes: DeviceSizes, few: bool = False) -> int:
 
     few: whether the systems are too few to repay a longer program.
     """
-    if few or k > max(sizes.unrolled, sizes.paneled):
-        return 0
+    if k <= (sizes.unrolled_few if few else sizes.unrolled):
+        return k
     # Panels of equal width, or nearly so.
-    return k if k <= sizes.unrolled else -(-k // -(-k // PANEL))
+    return -(-k // -(-k // PANEL)) if k <= sizes.paneled and not few else 0
 
 
 def cholesky_solve(G, b, panel: int = 0):

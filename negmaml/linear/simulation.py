@@ -17,7 +17,7 @@ from negmaml._core.display import Table, add_table_repr, mean_range_text, shape_
 from negmaml._core.jit import FastCompileJit, jit_fast_compile, one_thread
 from negmaml._core.keys import check_key
 from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
-from negmaml._core.platform import DeviceSizes, platform_of, with_plan
+from negmaml._core.platform import CPU, DeviceSizes, device_platform, with_plan
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
@@ -169,7 +169,7 @@ def compile_simulation(
     )
     # The program folds the index into the key, so that one program serves all indices.
     experiment = dataclasses.replace(experiment, index=index)
-    options = one_thread(platform_of(experiment))
+    options = one_thread(device_platform(experiment))
     with within(experiment.mesh):
         executable = experiment.program().lower(experiment).compile(options)
     return lambda: executable(experiment)
@@ -241,17 +241,17 @@ class RunPlan(NamedTuple):
     panel: int
 
 
-def _simulate(experiment: Experiment, platform: str | None) -> Simulation:
+def _simulate(experiment: Experiment) -> Simulation:
     problem, runs = experiment.problem, experiment.runs
     rates = math.prod(experiment.train.batch_shape)
     rows = problem.m * problem.n_t if experiment.split == "train-train" else problem.rows
 
     def plan(sizes: DeviceSizes) -> RunPlan:
-        k, normals = min(rows, problem.p), normals_of(problem, experiment.evaluation)
-        each = -(-runs // experiment.devices)
-        return plan_runs(each, normals, rates, k, sizes, few=runs * rates < MANY_SYSTEMS)
+        normals = normals_kept(problem, experiment.evaluation, sizes)
+        each, few = -(-runs // experiment.devices), runs * rates < MANY_SYSTEMS
+        return plan_runs(each, normals, rates, min(rows, problem.p), sizes, few)
 
-    return with_plan(platform, plan, lambda plan: _simulate_in_blocks(experiment, plan))
+    return with_plan(plan, lambda plan: _simulate_in_blocks(experiment, plan))
 
 
 def _simulate_in_blocks(experiment: Experiment, plan: RunPlan) -> Simulation:
@@ -309,8 +309,8 @@ def expected(problem, weight_error, forms, adapt: InnerRule, constants):
     return constants.adapted.test_loss(forms)
 
 
-_simulate_few = jit_fast_compile(_simulate, by_platform=True)
-_simulate_many = jit_fast_compile(_simulate, profile="heavy", by_platform=True)
+_simulate_few = jit_fast_compile(_simulate)
+_simulate_many = jit_fast_compile(_simulate, profile="heavy")
 
 
 class RunConstants(NamedTuple):
@@ -358,8 +358,13 @@ def evaluate_run(
 
 def normals_of(problem: MixedLinearRegression, evaluation: str) -> int:
     """The number of normals that a run draws, including simulated test tasks."""
+    return normals_kept(problem, evaluation, CPU)
+
+
+def normals_kept(problem: MixedLinearRegression, evaluation: str, sizes: DeviceSizes) -> int:
+    """The number of normals of a run that exist at once."""
     tested = normals_per_run(test_tasks(problem)) if evaluation == "sampled" else 0
-    return normals_per_run(problem) + tested
+    return normals_per_run(problem) + int(sizes.tests_kept * tested)
 
 
 def plan_runs(

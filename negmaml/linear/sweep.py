@@ -13,7 +13,7 @@ from negmaml._core.arrays import working_dtype
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.jit import compiler_options
 from negmaml._core.keys import as_typed, check_key, counter_based
-from negmaml._core.platform import DeviceSizes, platform_of, sizes_for, with_plan
+from negmaml._core.platform import DeviceSizes, device_platform, sizes_for, with_plan
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.linear.data import assemble, draw
@@ -22,6 +22,7 @@ from negmaml.linear.simulation import (
     RunPlan,
     evaluate_run,
     expected,
+    normals_kept,
     normals_of,
     plan_runs,
     precompute,
@@ -101,7 +102,7 @@ class LinearModel:
     def batch_cells(self, **sizes) -> int:
         """The number of cells that one call of the program should compute."""
         problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
-        device = sizes_for(platform_of() or "cpu")
+        device = sizes_for(device_platform())
         most = device.steps_in_call * device.block_numbers
         return max(2, most // normals_of(problem, self.evaluation))
 
@@ -136,8 +137,8 @@ class LinearModel:
         rates = math.prod(rules[0].batch_shape)
 
         def plan(sizes: DeviceSizes) -> RunPlan:
-            normals, k = normals_of(problem, self.evaluation), min(problem.rows, problem.p)
-            return plan_runs(len(keys), normals, rates, k, sizes)
+            normals = normals_kept(problem, self.evaluation, sizes)
+            return plan_runs(len(keys), normals, rates, min(problem.rows, problem.p), sizes)
 
         def planned(plan: RunPlan):
             shape = plan.shape
@@ -159,7 +160,7 @@ class LinearModel:
             out = lax.map(piece, jax.tree.map(fold, (keys, numbers)))
             return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(keys)], out)
 
-        return with_plan(platform_of(keys, numbers, shared), plan, planned)
+        return with_plan(plan, planned)
 
     def _one(self, key, normals, point, train, adapt, panel: int) -> dict[str, jax.Array]:
         """One cell from its normals, as `nm.simulate` does a run."""

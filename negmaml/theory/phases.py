@@ -142,14 +142,13 @@ def _cells(*given) -> tuple[IsotropicInputs, tuple[int, ...]]:
     return IsotropicInputs(**flat, ridged=ridged), shape
 
 
-@partial(jit_fast_compile, static_argnames=("only_best", "mesh"), by_platform=True)
+@partial(jit_fast_compile, static_argnames=("only_best", "mesh"))
 def _phases(
     cells: IsotropicInputs,
     spectrum: Eigenvalues | None,
     train: InnerRule,
     only_best: bool = False,
     mesh: Mesh | None = None,
-    platform: str | None = None,
 ):
     """Return the `Phase` of every cell, or only the best parameters; isotropic without spectrum."""
 
@@ -168,7 +167,12 @@ def _phases(
 
     # Blocks of cells fill vector units and stay in cache; pencils need more memory a cell.
     def size(sizes: DeviceSizes) -> int:
-        most = sizes.phase_cells if spectrum is None else sizes.phase_pencils
+        most = sizes.phase_cells
+        if spectrum is not None:
+            # The same number for every cell: the largest pencil of the rule, at every point.
+            pencil = train.spectral().pencil(1.0).constant
+            numbers = (2 * MAP_POINTS + 1) * pencil.size * spectrum.s.size
+            most = sizes.pencils_at_once(sizes.phase_pencils, numbers)
         return min(most, -(-len(cells.p) // (1 if mesh is None else mesh.size)))
 
     def in_blocks(size: int):
@@ -177,7 +181,7 @@ def _phases(
         own = share(lambda _, cells: lax.map(one, cells, batch_size=size), (), cells, mesh)
         return gathered(own, mesh)
 
-    return with_plan(platform, size, in_blocks)
+    return with_plan(size, in_blocks)
 
 
 def _objective(cell: IsotropicInputs, spectrum: Eigenvalues | None):

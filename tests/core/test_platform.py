@@ -9,7 +9,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import theory
-from tests.internals import CPU, GPU, TPU, platform_of, sizes_for, with_plan
+from tests.internals import CPU, GPU, TPU, device_platform, lowered_for, sizes_for, with_plan
 
 
 def lowered(function, platform: str, *arguments) -> str:
@@ -29,20 +29,30 @@ def test_platforms_without_an_entry_have_the_sizes_of_a_gpu():
     assert [sizes_for(name) for name in names] == [CPU, TPU, GPU, GPU, GPU]
 
 
-def test_the_platform_is_that_of_the_arguments_and_unknown_in_a_trace():
+def test_the_platform_is_that_of_the_arguments():
     device = jax.local_devices()[0]
-    assert platform_of(1.0, np.ones(2), jax.device_put(1.0, device)) == device.platform
+    assert device_platform(1.0, np.ones(2), jax.device_put(1.0, device)) == device.platform
     with jax.default_device(device):
-        assert platform_of() == device.platform
-    within = []
-    jax.jit(lambda x: within.append((platform_of(x), platform_of(1.0))))(1.0)
-    assert within == [(None, None)]
+        assert device_platform() == device.platform
+
+
+def test_a_trace_for_one_platform_has_no_other_branch():
+    def cells(x):
+        return with_plan(lambda sizes: sizes.block_numbers, lambda n: x + n)
+
+    with lowered_for("tpu"):
+        program = str(jax.make_jaxpr(cells)(1))
+    assert str(TPU.block_numbers) in program
+    assert str(GPU.block_numbers) not in program
+    # Equal plans need no branch either.
+    same = jax.make_jaxpr(lambda x: with_plan(lambda sizes: 3, lambda n: x + n))(1)
+    assert [str(equation.primitive) for equation in same.eqns] == ["add"]
 
 
 @pytest.mark.parametrize(("platform", "sizes"), [("cpu", CPU), ("cuda", GPU), ("tpu", TPU)])
 def test_a_program_has_the_sizes_of_the_platform_it_is_lowered_for(platform, sizes):
     program = lowered(
-        lambda x: with_plan(None, lambda sizes: sizes.block_numbers, lambda n: x + n), platform, 1
+        lambda x: with_plan(lambda sizes: sizes.block_numbers, lambda n: x + n), platform, 1
     )
     assert f"dense<{sizes.block_numbers}>" in program
 

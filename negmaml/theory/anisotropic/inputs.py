@@ -24,6 +24,7 @@ from negmaml._core.arrays import canonicalize, namespace, working_dtype
 from negmaml._core.batching import batched_custom_vmap, in_blocks
 from negmaml._core.checks import check_nonnegative
 from negmaml._core.jit import is_concrete, jit_fast_compile
+from negmaml._core.platform import DeviceSizes, with_plan
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml.problem import MixedLinearRegression
@@ -37,8 +38,6 @@ from negmaml.theory.resummation import MAX_RIDGED_POLE, pade_resum
 
 # Relative error allowed of a polynomial in place of a filter without a pencil.
 MAX_PENCIL_ERROR = 0.01
-# Rules evaluated at once.
-BLOCK = 64
 
 
 @pytree
@@ -248,9 +247,19 @@ def _predict(at: AnisotropicInputs, rule: InnerRule) -> Prediction:
     return found._replace(converged=found.converged == 1)
 
 
-_predict_in_blocks = batched_custom_vmap(lambda each, stacks, _: in_blocks(each, stacks, BLOCK))(
-    _predict
-)
+def _in_blocks(each, stacks, one):
+    """Predict many rules, as many at once as suit the platform."""
+    at, rule = one
+    pencil = jax.eval_shape(lambda at, rule: at.system(rule).pencil.constant, at, rule)
+    count, numbers = len(stacks[0]), pencil.size * at.spectrum.s.size
+
+    def size(sizes: DeviceSizes) -> int:
+        return min(count, sizes.pencils_at_once(sizes.pencils, numbers))
+
+    return with_plan(size, lambda size: in_blocks(each, stacks, size))
+
+
+_predict_in_blocks = batched_custom_vmap(_in_blocks)(_predict)
 
 
 def finite_size_means(system: PencilSystem, ridged: bool) -> Prediction:

@@ -28,6 +28,7 @@ from jax import lax
 from negmaml._core.arrays import contract
 from negmaml._core.factorisations import inverse
 from negmaml._core.jit import jit_fast_compile
+from negmaml._core.platform import DeviceSizes, with_plan
 from negmaml.rules import InnerRule, flat_batch
 from negmaml.rules.pencil import Pencil
 from negmaml.theory.anisotropic.equations import (
@@ -50,9 +51,6 @@ from negmaml.theory.anisotropic.moments import (
 from negmaml.theory.anisotropic.solver import PencilRoot
 from negmaml.theory.resummation import deviation_growth, pade_resum
 
-# Rules evaluated at once in a program.
-BLOCK = 16
-
 
 @jit_fast_compile
 def covariances(at: AnisotropicInputs, first: InnerRule, second: InnerRule | None):
@@ -71,7 +69,15 @@ def covariances(at: AnisotropicInputs, first: InnerRule, second: InnerRule | Non
         # The first form is the reference of the resummation, not one of those wanted.
         return found[1:, 1:], pair[0].growth * pair[-1].growth, pair[0].means
 
-    found = lax.map(one, rules, batch_size=BLOCK if math.prod(shape) > 1 else None)
+    # Without the axis of a block a single rule compiles in less time.
+    pencil = first.spectral().pencil(1.0).constant
+    count, numbers = math.prod(shape), pencil.size * at.spectrum.s.size
+
+    def size(sizes: DeviceSizes) -> int | None:
+        most = sizes.pencils_at_once(sizes.pencil_variances, numbers)
+        return min(most, count) if count > 1 else None
+
+    found = with_plan(size, lambda size: lax.map(one, rules, batch_size=size))
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
 
 

@@ -12,6 +12,7 @@ from jax import lax
 
 from negmaml._core.arrays import namespace
 from negmaml._core.jit import is_concrete, jit_fast_compile, on_host
+from negmaml._core.platform import with_plan
 from negmaml.problem.adapted_loss import (
     expected_isotropic_loss,
     rms_filters,
@@ -36,8 +37,8 @@ from negmaml.theory.isotropic.objective import (
 from negmaml.theory.isotropic.spectral_density import EXACT_UP_TO
 from negmaml.theory.isotropic.variance import ON_HOST, Covariance, covariance, deviation
 
-# Rates evaluated at once: enough to fill vector units, few enough to stay in cache.
-BLOCK = 256
+# Rates up to which a trace holds them in its own program.
+FEW_RATES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _deviations(variance, unit, adapt: InnerRule, problem: MixedLinearRegression
 def _mean(name: str, inputs: IsotropicInputs, train: InnerRule):
     """Return one field of `Moments`, of the rule's shape."""
     # A long batch is a program of its own even in a trace: its blocks keep memory small.
-    if is_concrete((inputs, train)) or math.prod(train.batch_shape) > BLOCK:
+    if is_concrete((inputs, train)) or math.prod(train.batch_shape) > FEW_RATES:
         return getattr(_moments(inputs, train, name == "train_task_error"), name)
     return compiled_mean(compiled_filters(inputs, train), inputs.ridged, name)
 
@@ -187,5 +188,9 @@ def _moments(inputs: IsotropicInputs, train: InnerRule, with_task_error: bool) -
 def _compiled(inputs: IsotropicInputs, rule: InnerRule, with_task_error: bool) -> Moments:
     """Return the moments of a long batch. Sizes are traced: one program serves every problem."""
     one = partial(rule_moments, inputs, with_task_error=with_task_error)
-    results = lax.map(one, flat_batch(rule), batch_size=BLOCK)
+    count = math.prod(rule.batch_shape)
+    results = with_plan(
+        lambda sizes: min(sizes.rules, count),
+        lambda size: lax.map(one, flat_batch(rule), batch_size=size),
+    )
     return jax.tree.map(lambda x: x.reshape(rule.batch_shape), results)

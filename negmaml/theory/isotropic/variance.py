@@ -20,6 +20,7 @@ from jax import lax
 
 from negmaml._core.arrays import namespace, stop_gradient
 from negmaml._core.jit import is_concrete, jit_fast_compile, on_host
+from negmaml._core.platform import with_plan
 from negmaml._core.taylor import Taylor
 from negmaml.rules import InnerRule, flat_batch
 from negmaml.theory.isotropic.inputs import IsotropicInputs
@@ -40,7 +41,7 @@ from negmaml.theory.isotropic.scaling import (
 from negmaml.theory.resummation import deviation_growth
 
 KEPT = ("", "x", "y", "xy")  # derivatives in kappa_1 (x) and kappa_2 (y)
-BLOCK = 64  # rules at once in a program
+FEW_RULES = 64  # up to which a trace holds them in its own program
 # Rules up to which NumPy is done before a program would be compiled.
 ON_HOST = 4096
 
@@ -192,7 +193,7 @@ def covariance(inputs: IsotropicInputs, rules: tuple[InnerRule, ...]) -> Covaria
     known, count = is_concrete((inputs, rules)), math.prod(rules[0].batch_shape)
     if known and count <= ON_HOST:
         return on_host(_of_rules)(inputs, rules)
-    if not known and count <= BLOCK:
+    if not known and count <= FEW_RULES:
         evaluated = tuple(compiled_filters(inputs, rule) for rule in rules)
         return _traced(evaluated, inputs.ridged)
     return _in_blocks(inputs, rules)
@@ -201,7 +202,11 @@ def covariance(inputs: IsotropicInputs, rules: tuple[InnerRule, ...]) -> Covaria
 @jit_fast_compile
 def _in_blocks(inputs: IsotropicInputs, rules: tuple[InnerRule, ...]) -> Covariance:
     flat = tuple(flat_batch(rule) for rule in rules)
-    results = lax.map(partial(_of_rules, inputs), flat, batch_size=BLOCK)
+    count = math.prod(rules[0].batch_shape)
+    results = with_plan(
+        lambda sizes: min(sizes.variances, count),
+        lambda size: lax.map(partial(_of_rules, inputs), flat, batch_size=size),
+    )
     return jax.tree.map(lambda x: x.reshape(rules[0].batch_shape), results)
 
 

@@ -24,6 +24,7 @@ from tests.internals import (
     solve_saddle,
     training_set,
 )
+from tests.internals import CPU
 from tests.internals import inputs as structured
 from tests.internals import solver_solve as solve
 
@@ -222,7 +223,7 @@ def test_derivatives():
 
 @pytest.mark.slow
 def test_batches_of_rules_in_blocks():
-    rates = np.linspace(-2, 2, structured.BLOCK + 3)
+    rates = np.linspace(-2, 2, CPU.pencils + 3)
     many = nm.theory.weight_error(bent(), nm.GradientDescent(rates))
     few = nm.theory.weight_error(bent(), nm.GradientDescent(rates[[0, -1]]))
     np.testing.assert_allclose(many[jnp.array([0, -1])], few, rtol=1e-12)
