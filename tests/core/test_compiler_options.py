@@ -6,7 +6,6 @@ interface that runs it.
 
 import importlib
 import pkgutil
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import pytest
 
 import negmaml as nm
 from negmaml import theory
-from tests.internals import FastCompileJit, compiler_options, is_concrete
+from tests.internals import FastCompileJit, compiler_options, is_concrete, lowered_for
 from tests.internals import jit_registered as registered
 
 KEY = jax.random.key(3)
@@ -260,11 +259,10 @@ def test_options_of_the_compiler_change_nothing(
         patch.setattr(FastCompileJit, "__call__", recording)
         call()
     program, arguments, keywords = reached.value.args
-    function = program.function
-    if program.by_platform:
-        function = partial(function, platform="cpu")
     plain = jax.jit(
-        function, static_argnames=program.static_argnames, compiler_options=xla_defaults()
+        lowered_for("cpu")(program.function),
+        static_argnames=program.static_argnames,
+        compiler_options=xla_defaults(),
     )
     for seed in range(3):
         inputs = varied(arguments, seed) if seed else arguments

@@ -10,6 +10,7 @@ import pytest
 import negmaml as nm
 from tests.helpers import assert_no_call_waits
 from tests.internals import (
+    CPU,
     MAX_UNCOMPRESSED,
     Pencil,
     PencilSystem,
@@ -24,7 +25,6 @@ from tests.internals import (
     solve_saddle,
     training_set,
 )
-from tests.internals import CPU
 from tests.internals import inputs as structured
 from tests.internals import solver_solve as solve
 
