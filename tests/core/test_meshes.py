@@ -125,7 +125,7 @@ index, port = int(sys.argv[1]), sys.argv[2]
 jax.distributed.initialize(f"localhost:{port}", 2, index)
 from tests.core.test_meshes import *
 assert jax.device_count() == 2 and jax.local_device_count() == 1
-for function in (simulated, evaluated):
+for function in (simulated, evaluated, phases):
     same(function(mesh=jax.devices()), function())
 """
 
