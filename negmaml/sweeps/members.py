@@ -41,17 +41,21 @@ class LostError(StoreError):
 
 
 def parse_worker(worker) -> WorkerIndex:
-    """(k, n) of a pair, or of the environment of a SLURM array job for "slurm"."""
+    """(k, n) of a pair, or of the environment of a SLURM job for "slurm".
+
+    There, a worker is a process of `srun`, a task of an array job, or a process in such a task.
+    """
     if worker == SLURM:
-        try:
-            task, count = (int(os.environ[f"SLURM_ARRAY_TASK_{n}"]) for n in ("ID", "COUNT"))
-        except (KeyError, ValueError) as error:
+        array, step = _of_slurm("ARRAY_TASK_ID", "ARRAY_TASK_COUNT"), _of_slurm("PROCID", "NTASKS")
+        if array is None and step is None:
             raise ValueError(
                 "worker='slurm' reads SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, which an "
-                "array job sets (sbatch --array=1-16); elsewhere pass a pair such as (3, 16)"
-            ) from error
+                "array job sets (sbatch --array=1-16), or SLURM_PROCID and SLURM_NTASKS of srun; "
+                "elsewhere pass a pair such as (3, 16)"
+            )
+        (task, tasks), (process, processes) = array or (0, 1), step or (0, 1)
         # Task ids may start at 0 or 1, or have gaps: the remainder is always valid.
-        return task % count + 1, count
+        return task % tasks * processes + process % processes + 1, tasks * processes
     pair = tuple(worker) if isinstance(worker, Sequence) and not isinstance(worker, str) else ()
     if len(pair) != 2 or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in pair):
         raise TypeError(f"worker must be a pair such as (3, 16), or 'slurm', got {worker!r}")
@@ -60,6 +64,15 @@ def parse_worker(worker) -> WorkerIndex:
             f"worker must be (k, n) with k from 1 to n, at most {MAX_WORKERS:,}, got {worker!r}"
         )
     return int(pair[0]), int(pair[1])
+
+
+def _of_slurm(index: str, count: str) -> tuple[int, int] | None:
+    """Return two variables of SLURM, None if they are not two valid numbers."""
+    try:
+        number, of = (int(os.environ[f"SLURM_{name}"]) for name in (index, count))
+    except (KeyError, ValueError):
+        return None
+    return (number, of) if of > 0 else None
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,8 @@ def test_the_order_of_a_worker_has_every_block_once(blocks, count, data):
     ],
 )
 def test_wrong_workers_are_refused_in_our_words(worker, error, said, tmp_path, monkeypatch):
-    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    for name in ("SLURM_ARRAY_TASK_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(error, match=said):
         work(tmp_path / "x.zarr", worker)
     assert not list(tmp_path.iterdir())
@@ -263,6 +264,22 @@ def test_an_array_job_says_its_part(monkeypatch):
         assert {n for _, n in parts} == {count}
         assert all(1 <= k <= count for k, _ in parts)
         assert count == 3 or len(set(parts)) == count
+
+
+def test_processes_of_srun_are_workers_within_an_array_and_without(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    for array in (False, True):
+        if array:
+            monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+        parts = set()
+        for task in range(1 + array):
+            if array:
+                monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
+            for process in range(8):
+                monkeypatch.setenv("SLURM_PROCID", str(process))
+                parts.add(members.parse_worker("slurm"))
+        count = 16 if array else 8
+        assert parts == {(k, count) for k in range(1, count + 1)}
 
 
 def test_status_of_no_store_is_an_error(tmp_path):
