@@ -34,6 +34,7 @@ from negmaml.problem import MixedLinearRegression
 from negmaml.rules import (
     GradientDescent,
     GradientFlow,
+    Implicit,
     InnerOptimizer,
     InnerRule,
     Momentum,
@@ -51,6 +52,7 @@ __all__ = [
     "FitResult",
     "GradientDescent",
     "GradientFlow",
+    "Implicit",
     "InnerOptimizer",
     "InnerRule",
     "MetaSGDParams",

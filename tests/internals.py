@@ -100,6 +100,7 @@ from negmaml.problem.covariance import input_range, symmetric_sqrt
 from negmaml.problem.filter_moments import filtered_covariance
 from negmaml.problem.wishart import normalized_moment, wishart_quadrature
 from negmaml.rules.krylov import minres, truncated_cg
+from negmaml.rules.linear_solvers import LinearSettings
 from negmaml.rules.pencil import (
     DEGREE,
     Pencil,

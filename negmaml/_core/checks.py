@@ -150,6 +150,16 @@ def check_nonnegative(name: str, value, meaning: str) -> Any:
     return value
 
 
+def check_positive(name: str, value) -> float:
+    """Return a number above zero as a float; else raise."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number above 0, such as 1e-6, got {short_repr(value)}")
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, such as 1e-6, got {value!r}")
+    return number
+
+
 def check_broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Return the shape that named arrays broadcast to; raise ValueError if they do not."""
     try:

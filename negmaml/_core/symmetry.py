@@ -106,7 +106,7 @@ def _rule_of_its_own(equation, flags: list[bool]) -> str:
         return f"a jax.custom_vjp{_named(equation)}"
     if name == "custom_jvp_call" and not (_trusted(equation) or _entrywise(equation, flags)):
         return f"a jax.custom_jvp{_named(equation)}"
-    if name == "custom_linear_solve" and _iterates(equation.params):
+    if name == "custom_linear_solve" and iterates(equation.params):
         return "a linear solve that iterates"
     if name in RULED or "hi_primitive" in name:
         return RULED.get(name, name)
@@ -190,10 +190,10 @@ def _only_entrywise(jaxpr: Jaxpr, carried: set, same) -> bool:
     return True
 
 
-def _iterates(parameters) -> bool:
-    """True if a program holds a loop without a fixed number of rounds."""
+def iterates(parameters) -> bool:
+    """Return whether a program, or one in the parameters of an equation, has a `while` loop."""
     return any(
-        equation.primitive.name == "while" or _iterates(equation.params)
+        equation.primitive.name == "while" or iterates(equation.params)
         for jaxpr in _within(parameters)
         for equation in jaxpr.eqns
     )

@@ -90,7 +90,7 @@ def maml_value_and_grad(
             By default: "low-rank" where the loss has layers whose weights are twice as large as
             their factors, in + out numbers a row and step; else "mixed" for several steps where it
             is exact, which then needs less memory and about the same time; else "reverse". A rule
-            with a `solve` of its own, such as `Proximal`, takes "reverse".
+            with a `solve` of its own, such as `Proximal` or `Implicit`, takes "reverse".
         has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
             with the aux of the query losses, stacked over tasks.
 
@@ -202,14 +202,16 @@ def imaml(
     by trust region steps and one linear solve; memory does not grow with the number of steps. Where
     derivative rules in the loss may make H_i asymmetric, the gradient uses its transpose and other
     solvers (`negmaml.rules.field`). A `negmaml.ConvergenceWarning` is issued where a solver does
-    not reach the tolerance of the rule. Arguments and errors as in `maml_value_and_grad`; TypeError
-    unless `rule` is `Proximal` or has an implicit `solve` of its own. Source: Rajeswaran et al.,
-    NeurIPS 2019.
+    not reach the tolerance of the rule. `Implicit` takes other steps and linear solvers, such as
+    the gradient descent and conjugate gradients of the paper. Arguments and errors as in
+    `maml_value_and_grad`; TypeError unless `rule` is `Proximal`, `Implicit` or has a `solve` of its
+    own. Source: Rajeswaran et al., NeurIPS 2019.
     """
     # Any other rule would be differentiated through its steps, which is `maml`.
     if not check_rule("rule", rule).implicit:
         raise TypeError(
-            f"rule must be Proximal(strength), or another with a solve of its own, got {rule!r}"
+            "rule must be Proximal(strength), Implicit(solver, strength), or another with a solve "
+            f"of its own, got {rule!r}"
         )
     return maml_value_and_grad(
         loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size, has_aux=has_aux
@@ -251,6 +253,13 @@ def _algorithm(gradient, loss, rule, *, mask=None, batch_size=None, **options):
     algorithm = Algorithm(gradient, loss, hashable_mask=mask, batch_size=batch_size, **options)
     rule = as_rule("rule", rule)
     rule.check_meta()
+    # `maml` only returns the value, which may be differentiated in other arguments.
+    if gradient is not gradients.objective and mask is None and rule.ignores_start:
+        raise ValueError(
+            f"rule must depend on the start where all leaves adapt, got {rule!r}, for which every "
+            "meta-gradient would be zero; give a strength of either sign, exclude the leaves that "
+            "the inner loss takes as hyperparameters by mask, or differentiate maml(loss, rule)"
+        )
     # First-order methods do not differentiate the optimizer, so they work without eps_root.
     if gradient in (gradients.objective, gradients.second_order) and not rule.smooth_at_zero:
         warn_caller(

@@ -43,7 +43,8 @@ def adapt(
             `GradientDescent`, whose rate is a number or a pytree like `params` or a prefix of it,
             with a `Schedule` for values by step; `Momentum`; `Preconditioned`; `InnerOptimizer`, or
             an optax transformation for one step of it; `Proximal`, the point where
-            grad loss(theta, support) + strength (theta - params) = 0; or your own.
+            grad loss(theta, support) + strength (theta - params) = 0; `Implicit`, the same point
+            by any solver; or your own.
         mask: the leaves that adapt, a pytree of booleans like `params` or a prefix of it; all by
             default.
         remat: whether reverse-mode derivatives recompute each step instead of storing it.

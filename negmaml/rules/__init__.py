@@ -7,6 +7,7 @@ are allowed everywhere.
 
 from negmaml._core.deprecation import renamed_exports
 from negmaml.rules.base import InnerRule, check_filters, check_rule, check_scalar_rule, flat_batch
+from negmaml.rules.bilevel import Implicit
 from negmaml.rules.descent import GradientDescent, Momentum, Preconditioned
 from negmaml.rules.filters import Filter, PolynomialFilter, UndefinedMethodError
 from negmaml.rules.flow import GradientFlow
@@ -21,6 +22,7 @@ __all__ = [
     "Filter",
     "GradientDescent",
     "GradientFlow",
+    "Implicit",
     "InnerOptimizer",
     "InnerRule",
     "Momentum",

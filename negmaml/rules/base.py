@@ -134,6 +134,11 @@ class InnerRule:
         """Raise if no model can be meta-trained with the rule or its numbers."""
 
     @property
+    def ignores_start(self) -> bool:
+        """True if the adapted parameters are known to have derivative zero in the start."""
+        return False
+
+    @property
     def smooth_at_zero(self) -> bool:
         """True if `update` has a derivative where one entry of the gradient is zero."""
         return True

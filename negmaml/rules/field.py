@@ -36,15 +36,18 @@ def is_field(loss: Callable, params) -> bool:
     return bool(asymmetry(jax.make_jaxpr(loss)(params), len(jax.tree.leaves(params))))
 
 
-def field_point(loss: Callable, params, strength, settings: Settings) -> Solution:
+def field_point(loss: Callable, params, strength, settings: Settings, at=None) -> Solution:
     """Return theta* and information on the search, differentiable in reverse mode.
 
-    Converged means that |F| is at most the tolerance times |F| at `params`.
+    Converged means that |F| is at most the tolerance times |F| at `params`. at: theta* if another
+    search has found it, like `params`.
     """
     start, unravel = ravel_pytree(params)
     program = jax.make_jaxpr(jax.grad(lambda flat: loss(unravel(flat))))(start)
     strength = jnp.asarray(strength, start.dtype)
-    theta, info = _point(program.jaxpr, settings, program.consts, start, strength)
+    # None has no leaves, so that the search in `_point` is a choice of the traced program.
+    at = None if at is None else lax.stop_gradient(ravel_pytree(at)[0])
+    theta, info = _point(program.jaxpr, settings, program.consts, start, strength, at)
     return Solution(unravel(theta), SolveInfo(*lax.stop_gradient(info)))
 
 
@@ -55,7 +58,7 @@ def _field(program, constants, start, strength, theta):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _point(program, settings, constants, start, strength):
+def _point(program, settings, constants, start, strength, at):
     field = partial(_field, program, constants, start, strength)
     rounding = jnp.finfo(start.dtype).eps
     # The step of central differences that balances truncation and rounding.
@@ -85,6 +88,9 @@ def _point(program, settings, constants, start, strength):
     # The tolerance is relative to the residual at the start.
     error = jnp.linalg.norm(field(start))
     least = _tolerance(settings, start.dtype) * error
+    if at is not None:
+        error = jnp.linalg.norm(field(at))
+        return at, (error <= least, error, 0)
     first = (0, start, error, least, jnp.asarray(True))
     steps, theta, error, _, _ = lax.while_loop(unfinished, step, first)
     return theta, (error <= least, error, steps)
@@ -96,8 +102,8 @@ def _tolerance(settings: Settings, dtype) -> float:
     return float(jnp.finfo(dtype).eps) ** 0.75 if own is None else own
 
 
-def _forward(program, settings, constants, start, strength):
-    theta, info = _point(program, settings, constants, start, strength)
+def _forward(program, settings, constants, start, strength, at):
+    theta, info = _point(program, settings, constants, start, strength, at)
     return (theta, info), (constants, start, strength, theta)
 
 
@@ -111,7 +117,7 @@ def _backward(program, settings, saved, cotangents):
     def at_solution(constants, start, strength):
         return _field(program, constants, start, strength, theta)
 
-    return jax.vjp(at_solution, constants, start, strength)[1](-u)
+    return *jax.vjp(at_solution, constants, start, strength)[1](-u), None
 
 
 _point.defvjp(_forward, _backward)

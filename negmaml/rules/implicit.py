@@ -1,4 +1,4 @@
-r"""The proximal inner problem and its implicit derivative (implicit MAML).
+r"""The proximal inner problem and the implicit derivative of a stationary point (implicit MAML).
 
     theta*(params):   F(theta, params) = grad loss(theta) + strength (theta - params) = 0
 
@@ -9,11 +9,14 @@ minimum, and theta* is a point where F = 0.
 By the implicit function theorem d theta* = -(H + strength)^{-1} dF, with H the Hessian of the
 loss at theta*: the derivative needs the solution, not the path to it. H + strength I may be
 indefinite, so its systems are solved by MINRES. Source: Rajeswaran et al., NeurIPS 2019.
+
+`differentiable_root` and `pull_back` attach this derivative to a point that any search has found.
+They serve `Implicit` with other searches and linear solvers.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +24,20 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from negmaml._core.convergence import warn_unless
-from negmaml.rules.krylov import dot, minres, norm
+from negmaml.rules.krylov import LinearSolution, dot, minres, norm
 from negmaml.rules.solution import Solution, SolveInfo
 from negmaml.rules.trust_region import FORCING, ROUNDING, Problem, StationaryPoint, stationary_point
 
 DENSE = 64  # number of parameters up to which the Hessian is formed, in one batched pass
 FARTHEST = 1e3  # radius of the first trust region, in units of 1 + |params|
 INEXACT = (
-    "the implicit derivative of Proximal was not solved to its tolerance on some task, so that "
+    "the implicit derivative of the rule was not solved to its tolerance on some task, so that "
     "meta-gradients there are inexact: H + strength I may be close to singular; try another "
-    "strength, more max_steps or float64"
+    "strength, more steps of the linear solver or float64"
 )
+
+# (rounding, A, its transpose, b) -> the solution of A x = b, for a symmetric A.
+LinearSolver: TypeAlias = Callable[[float, Callable, Callable, Any], LinearSolution]
 
 
 class Settings(NamedTuple):
@@ -40,29 +46,34 @@ class Settings(NamedTuple):
     max_steps: int
     tolerance: float | None
 
+    def solve_linear(self, rounding: float, apply, transposed, right) -> LinearSolution:
+        """Solve a symmetric system by MINRES; a `LinearSolver`."""
+        return minres(
+            apply, transposed, right, tolerance_or_default(self.tolerance, rounding),
+            ROUNDING * rounding, 20 * self.max_steps,
+        )  # fmt: skip
 
-class _Flat(NamedTuple):
-    """The proximal problem of flat vectors of at least single precision."""
+
+class FlatProblem(NamedTuple):
+    """The equation F(theta, start) = 0 for flat vectors of at least single precision."""
 
     loss: Callable
     start: Any
     strength: Any
-    settings: Settings
     rounding: float  # of the coarsest leaf
     unravel: Callable
 
-    @property
-    def tolerance(self) -> float:
-        """The given tolerance, or rounding^(3/4)."""
-        own = self.settings.tolerance
-        return self.rounding**0.75 if own is None else own
+    def flatten(self, params):
+        """A pytree of parameters as a flat vector of the problem."""
+        return ravel_pytree(params)[0].astype(self.start.dtype)
 
     def residual(self, theta):
         """F(theta, start)."""
         return jax.grad(self.loss)(theta) + self.strength * (theta - self.start)
 
 
-def _flat(loss: Callable, params, strength, settings: Settings) -> _Flat:
+def flat_problem(loss: Callable, params, strength) -> FlatProblem:
+    """The `FlatProblem` of a loss of a pytree, with `params` as the start."""
     start, unravel_as = ravel_pytree(params)
     # Half precision would not resolve the residual, so the solver works in at least float32.
     work = jnp.promote_types(start.dtype, jnp.float32)
@@ -74,8 +85,14 @@ def _flat(loss: Callable, params, strength, settings: Settings) -> _Flat:
     def flat_loss(flat):
         return loss(unravel(flat)).astype(work)
 
-    strength = jnp.asarray(strength, work)
-    return _Flat(flat_loss, start.astype(work), strength, settings, rounding, unravel)
+    return FlatProblem(
+        flat_loss, start.astype(work), jnp.asarray(strength, work), rounding, unravel
+    )
+
+
+def tolerance_or_default(own: float | None, rounding: float) -> float:
+    """The given tolerance, or rounding^(3/4)."""
+    return rounding**0.75 if own is None else own
 
 
 def proximal_point(loss: Callable, params, strength, settings: Settings) -> Solution:
@@ -85,47 +102,58 @@ def proximal_point(loss: Callable, params, strength, settings: Settings) -> Solu
     It is differentiable in `params`, `strength` and everything the loss closes over, at the cost of
     one linear solve.
     """
-    flat = _flat(loss, params, strength, settings)
+    problem = flat_problem(loss, params, strength)
+    return differentiable_root(problem, lambda: _solve(problem, settings), settings.solve_linear)
+
+
+def differentiable_root(
+    problem: FlatProblem, search: Callable[[], StationaryPoint], solve_linear: LinearSolver
+) -> Solution:
+    """Return the point that `search` finds, with the derivative of the root of F."""
 
     def solve(_, start):
-        found = _solve(flat)
+        found = search()
         info = found.converged, found.residual, found.steps
         return found.theta, tuple(jnp.asarray(x, start.dtype) for x in info)
 
     def tangent_solve(linear, right):
         def iterate(linear, right):
             # custom_root passes the linearised residual, which is H + strength I and symmetric.
-            found = _symmetric_solve(flat, linear, linear, right)
+            found = solve_linear(problem.rounding, linear, linear, right)
             warn_unless(found.converged, INEXACT)
             return found.x
 
         return lax.custom_linear_solve(linear, right, iterate, symmetric=True)
 
-    theta, info = lax.custom_root(flat.residual, flat.start, solve, tangent_solve, has_aux=True)
+    theta, info = lax.custom_root(
+        problem.residual, problem.start, solve, tangent_solve, has_aux=True
+    )
     # Information on the solver has no derivative.
     converged, residual, steps = map(lax.stop_gradient, info)
-    return Solution(flat.unravel(theta), SolveInfo(converged > 0, residual, steps.astype(int)))
+    return Solution(problem.unravel(theta), SolveInfo(converged > 0, residual, steps.astype(int)))
 
 
-def adjoint(loss: Callable, params, strength, settings: Settings, at, cotangent):
-    """Return (v, whether it is accurate), v = (H + strength I)^{-1} cotangent, with H at `at`."""
-    flat = _flat(loss, params, strength, settings)
-    theta, right = (ravel_pytree(tree)[0].astype(flat.start.dtype) for tree in (at, cotangent))
-    apply, transposed = _linearize(flat.residual, theta)
-    found = _symmetric_solve(flat, apply, transposed, right)
-    return flat.unravel(found.x), found.converged
+def pull_back(loss: Callable, start, frozen, strength, at, solve_linear: LinearSolver) -> Callable:
+    """Return the `pull` of `InnerRule.solve_and_pull_back` at a root `at` of F."""
+    problem = flat_problem(lambda theta: loss(theta, frozen), start, strength)
+
+    def pull(cotangent):
+        apply, transposed = jacobian_products(problem.residual, problem.flatten(at))
+        right = problem.flatten(cotangent)
+        found = solve_linear(problem.rounding, apply, transposed, right)
+        v = problem.unravel(found.x)
+        # The implicit function theorem: d theta* = (H + c)^-1 (c d start - d gradient).
+        of_start = jax.tree.map(lambda x: (strength * x).astype(x.dtype), v)
+        of_gradient = jax.tree.map(jnp.negative, v)
+        (of_frozen,) = jax.vjp(lambda frozen: jax.grad(loss)(at, frozen), frozen)[1](of_gradient)
+        return of_start, of_frozen, found.converged
+
+    return pull
 
 
-def _symmetric_solve(flat: _Flat, apply, transposed, right):
-    return minres(
-        apply, transposed, right, flat.tolerance, ROUNDING * flat.rounding,
-        20 * flat.settings.max_steps,
-    )  # fmt: skip
-
-
-def _solve(flat: _Flat) -> StationaryPoint:
+def _solve(problem: FlatProblem, settings: Settings) -> StationaryPoint:
     """Minimise from the start; for a negative strength solve F = 0, and failing that, maximise."""
-    loss, start, strength, settings, rounding, _ = flat
+    loss, start, strength, rounding, _ = problem
     negative = strength < 0
 
     def attempt(number, found: StationaryPoint) -> StationaryPoint:
@@ -143,13 +171,13 @@ def _solve(flat: _Flat) -> StationaryPoint:
             return jnp.abs(strength) * norm(theta - start)
 
         def linearize(theta):
-            return _linearize(lambda theta: sign * flat.residual(theta), theta)
+            return jacobian_products(lambda theta: sign * problem.residual(theta), theta)
 
-        problem = Problem(evaluate, linearize, ~negative | (number > 0), scale, radius, forcing)
+        model = Problem(evaluate, linearize, ~negative | (number > 0), scale, radius, forcing)
         limit = jnp.where(found.converged, 0, settings.max_steps)
         own = stationary_point(
-            problem, start, limit, inner_steps=20 * settings.max_steps,
-            tolerance=flat.tolerance, rounding=rounding,
+            model, start, limit, inner_steps=20 * settings.max_steps,
+            tolerance=tolerance_or_default(settings.tolerance, rounding), rounding=rounding,
         )  # fmt: skip
         # Keep the attempt with the smaller residual unless the first one converged.
         better = ~found.converged & (own.converged | (own.residual < found.residual))
@@ -168,7 +196,7 @@ def _solve(flat: _Flat) -> StationaryPoint:
     return lax.fori_loop(0, jnp.where(negative, 2, 1), attempt, nothing)
 
 
-def _linearize(function: Callable, theta):
+def jacobian_products(function: Callable, theta):
     """The derivative of a function at a point, and its transpose."""
     apply = jax.linearize(function, theta)[1]
     if theta.size > DENSE:

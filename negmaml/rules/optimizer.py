@@ -1,17 +1,20 @@
 """Any optax optimizer as the inner rule."""
 
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from negmaml._core.checks import check_count
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
+from negmaml._core.symmetry import iterates
 from negmaml.rules.base import InnerRule, check_rule
 
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # results of `_smooth_at_zero`
+_NEEDS: WeakKeyDictionary[Any, "_Needs"] = WeakKeyDictionary()  # results of `_needs`
 
 
 @final
@@ -20,10 +23,14 @@ class InnerOptimizer(InnerRule):
     """`steps` steps of any optax optimizer as the inner rule, from a new state on every task.
 
     Arguments:
-        transformation: an `optax.GradientTransformation` that needs only gradients and parameters.
-            It is static: numbers inside it are constants of the compiled program. Build it inside
-            your jitted function to trace them.
+        transformation: an `optax.GradientTransformation`. It is static: numbers inside it are
+            constants of the compiled program. Build it inside your jitted function to trace them.
         steps: number of steps, a static integer of at least 1.
+
+    A transformation that needs the loss too, such as optax.lbfgs(), gets it. The state of a model
+    is then fixed during the steps, as for `Proximal`. A line search that iterates has no derivative
+    of its steps, so that a meta-gradient through it raises a TypeError; hold such an optimizer in
+    `negmaml.Implicit`, or use `fomaml`.
 
     Second-order meta-gradients differentiate its update, and are NaN where that has no derivative,
     such as Adam's square root at a gradient of zero. Give `eps_root` to avoid this, as in
@@ -57,6 +64,11 @@ class InnerOptimizer(InnerRule):
         """True if the update has a derivative where one entry of the gradient is zero."""
         return _smooth_at_zero(self.transformation)
 
+    @property
+    def implicit(self) -> bool:  # type: ignore[override]
+        """True if the transformation needs the loss, which only `solve` receives."""
+        return _needs(self.transformation).loss
+
     def init(self, params):
         """The optimizer's first state."""
         return self.transformation.init(params)
@@ -67,6 +79,89 @@ class InnerOptimizer(InnerRule):
 
         updates, state = self.transformation.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
+
+    def update_with_loss(self, loss, value, gradient, state, params):
+        """One step of an optimizer that may use the loss, its value and its gradient."""
+        import optax
+
+        update = optax.with_extra_args_support(self.transformation).update
+        updates, state = update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
+        return optax.apply_updates(params, updates), state
+
+    def solve(self, loss, start, *, remat: bool = False):
+        """The parameters after `steps` steps on a loss of the parameters."""
+
+        def step(carry, _):
+            theta, state = carry
+            value, gradient = jax.value_and_grad(loss)(theta)
+            return self.update_with_loss(loss, value, gradient, state, theta), None
+
+        step = jax.checkpoint(step) if remat else step
+        (theta, _), _ = lax.scan(step, (start, self.init(start)), length=self.steps)
+        return _not_differentiable(theta) if _needs(self.transformation).loop else theta
+
+
+def update_on(rule: InnerRule, loss, value, gradient, state, params):
+    """One step of any rule that takes steps, on a loss with this value and gradient at `params`."""
+    if isinstance(rule, InnerOptimizer):
+        return rule.update_with_loss(loss, value, gradient, state, params)
+    return rule.update(gradient, state, params)
+
+
+@jax.custom_jvp
+def _not_differentiable(theta):
+    """Return the argument; its derivative raises."""
+    return theta
+
+
+@_not_differentiable.defjvp
+def _raise(primals, tangents):
+    raise TypeError(
+        "rule must have differentiable steps for this meta-gradient, got an InnerOptimizer whose "
+        "line search iterates; differentiate its solution instead, with "
+        "negmaml.Implicit(transformation, steps=...), or use fomaml"
+    )
+
+
+class _Needs(NamedTuple):
+    """What the update of a transformation needs.
+
+    loss: whether it takes the loss and its value.   loop: whether it then iterates.
+    """
+
+    loss: bool
+    loop: bool
+
+
+@own_settings
+def _needs(transformation) -> _Needs:
+    if transformation.update in _NEEDS:
+        return _NEEDS[transformation.update]
+    import optax
+
+    start = jnp.zeros(2)
+
+    def loss(params):
+        return jnp.sum(params**2)
+
+    def plain(params):
+        return transformation.update(params, transformation.init(params), params)
+
+    def with_loss(params):
+        update = optax.with_extra_args_support(transformation).update
+        given = {"value": loss(params), "grad": params, "value_fn": loss}
+        return update(params, transformation.init(params), params, **given)
+
+    try:
+        jax.eval_shape(plain, start)
+        found = _Needs(False, False)
+    except Exception as error:
+        # Any other error comes from parameters that do not suit the transformation.
+        if not (isinstance(error, TypeError) and "keyword-only argument" in str(error)):
+            return _Needs(False, False)
+        found = _Needs(True, iterates(jax.make_jaxpr(with_loss)(start)))
+    _NEEDS[transformation.update] = found
+    return found
 
 
 @own_settings

@@ -1,20 +1,24 @@
 """Proximal adaptation, implicit MAML."""
 
 import dataclasses
-from numbers import Real
 from typing import Any, ClassVar, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.arrays import namespace, outer, stop_gradient
-from negmaml._core.checks import check_count, check_finite, check_optional, short_repr
+from negmaml._core.checks import (
+    check_count,
+    check_finite,
+    check_optional,
+    check_positive,
+    short_repr,
+)
 from negmaml._core.pytree import pytree, static
 from negmaml.rules.base import InnerRule
 from negmaml.rules.field import field_point, is_field
 from negmaml.rules.filters import Filter, LogForm, log_size
-from negmaml.rules.implicit import Settings, adjoint, proximal_point
+from negmaml.rules.implicit import Settings, proximal_point, pull_back
 from negmaml.rules.pencil import Pencil, proximal_pencil
 from negmaml.rules.solution import Solution
 
@@ -61,7 +65,7 @@ class Proximal(InnerRule):
         object.__setattr__(self, "strength", strength)
         object.__setattr__(self, "max_steps", check_count("max_steps", self.max_steps))
         # None stands for a tolerance by the dtype of the parameters, which is not known here.
-        tolerance = check_optional(_positive, "tolerance", self.tolerance)
+        tolerance = check_optional(check_positive, "tolerance", self.tolerance)
         object.__setattr__(self, "tolerance", tolerance)
 
     def spectral(self) -> Filter:
@@ -101,21 +105,9 @@ class Proximal(InnerRule):
         if is_field(lambda theta: loss(theta, frozen), start):
             return super().solve_and_pull_back(loss, start, frozen)
         solution = self.solve(lambda theta: loss(theta, frozen), start)
-        at = solution.params
-
-        def pull(cotangent):
-            v, accurate = adjoint(
-                lambda theta: loss(theta, frozen), start, self.strength, self._settings,
-                at, cotangent,
-            )  # fmt: skip
-            # The implicit function theorem: d theta* = (H + c)^-1 (c d start - d gradient).
-            of_start = jax.tree.map(lambda x: (self.strength * x).astype(x.dtype), v)
-            of_gradient = jax.tree.map(jnp.negative, v)
-            (of_frozen,) = jax.vjp(lambda frozen: jax.grad(loss)(at, frozen), frozen)[1](
-                of_gradient
-            )
-            return of_start, of_frozen, accurate
-
+        pull = pull_back(
+            loss, start, frozen, self.strength, solution.params, self._settings.solve_linear
+        )
         return solution, pull
 
     @property
@@ -170,13 +162,3 @@ class ProximalFilter(Filter):
     def pencil(self, largest) -> Pencil:
         """S theta + strength (theta - omega) = 0."""
         return proximal_pencil(self.strength)
-
-
-def _positive(name: str, value) -> float:
-    """Return a number above zero as a float; else raise."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number above 0, such as 1e-6, got {short_repr(value)}")
-    number = float(value)
-    if not 0 < number < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0, such as 1e-6, got {value!r}")
-    return number

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 UNSOLVED = (
     "the inner problem was not solved on some task: values and meta-gradients there are not those "
-    "of the rule; raise max_steps or tolerance of Proximal, or try another strength, and see "
+    "of the rule; give it more steps, a larger tolerance or another strength, and see "
     "nm.adapt(..., return_info=True) for which tasks"
 )
 
@@ -16,7 +16,7 @@ class SolveInfo(NamedTuple):
         converged: whether the parameters are those that the rule defines, to its tolerance; True
             for a rule that takes steps.
         residual: the norm of the equation that the parameters solve, zero for a rule that takes
-            steps; for `Proximal` |grad loss(theta) + strength (theta - params)|.
+            steps; for `Proximal` and `Implicit` |grad loss(theta) + strength (theta - params)|.
         steps: number of steps that were taken.
     """
 

@@ -1,0 +1,111 @@
+r"""Linear solvers of the implicit derivative by name, for a symmetric system A x = b.
+
+| name | method | A |
+|---|---|---|
+| "minres" | minimal residuals, `negmaml.rules.krylov` | any |
+| "cg" | conjugate gradients | positive or negative definite |
+| "neumann" | x = sum_k a (I - a A)^k b, with a the inverse of the largest eigenvalue | definite |
+| "dense" | forms A in one batched pass and factorises it | any, for few parameters |
+
+Sources: "cg" as in implicit MAML, Rajeswaran et al., NeurIPS 2019; "neumann" as in Lorraine,
+Vicol and Duvenaud, "Optimizing millions of hyperparameters by implicit differentiation",
+AISTATS 2020.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from negmaml.rules.implicit import tolerance_or_default
+from negmaml.rules.krylov import LinearSolution, dot, minres, norm
+from negmaml.rules.trust_region import ROUNDING
+
+POWER_STEPS = 12  # of the power iteration for the size of A; half of the true size suffices
+
+
+class LinearSettings(NamedTuple):
+    """A solver by name, or a function (matvec, b) -> x, with its options as in `Implicit`."""
+
+    solver: Any
+    max_steps: int
+    tolerance: float | None
+
+    def solve_linear(self, rounding: float, apply, transposed, right) -> LinearSolution:
+        """Solve a symmetric system; a `negmaml.rules.implicit.LinearSolver`."""
+        tolerance = tolerance_or_default(self.tolerance, rounding)
+        slack = ROUNDING * rounding
+        if self.solver == "minres":
+            return minres(apply, transposed, right, tolerance, slack, self.max_steps)
+        if callable(self.solver):
+            x, size = jnp.asarray(self.solver(apply, right), right.dtype), 0.0
+        else:
+            solve = NAMED[self.solver]
+            x, size = solve(apply, right, tolerance / 2 * norm(right), self.max_steps)
+        # As in `minres`, the transpose in the check reveals an A that is not symmetric.
+        error = norm(right - transposed(x))
+        allowed = tolerance * norm(right) + slack * size * norm(x)
+        return LinearSolution(x, error, error <= allowed)
+
+
+def conjugate_gradients(apply: Callable, b, least, max_steps: int):
+    """Return (x, an estimate of |A|) by conjugate gradients, until |b - A x| <= `least`."""
+
+    def unfinished(carry):
+        k, _, _, _, rr, bend, _ = carry
+        return (k < max_steps) & (rr > least**2) & (bend != 0)
+
+    def step(carry):
+        k, x, r, d, rr, _, largest = carry
+        image = apply(d)
+        # Either sign of d.A d is a stationary point along d, so a negative definite A works too.
+        bend = dot(d, image)
+        length = jnp.where(bend != 0, rr / bend, 0)
+        r = r - length * image
+        new = dot(r, r)
+        largest = jnp.maximum(largest, jnp.abs(bend) / dot(d, d))
+        return k + 1, x + length * d, r, r + new / rr * d, new, bend, largest
+
+    rr = dot(b, b)
+    first = (0, jnp.zeros_like(b), b, b, rr, jnp.ones_like(rr), jnp.zeros_like(rr))
+    out = lax.while_loop(unfinished, step, first)
+    return out[1], out[6]
+
+
+def neumann(apply: Callable, b, least, max_steps: int):
+    """Return (x, an estimate of |A|) by the Neumann series, until |b - A x| <= `least`."""
+    tiny = jnp.finfo(b.dtype).tiny
+
+    def power(_, carry):
+        v, _ = carry
+        image = apply(v)
+        return image / jnp.maximum(norm(image), tiny), dot(v, image)
+
+    # The series converges for a between 0 and twice the inverse, for either sign of A.
+    v = b / jnp.maximum(norm(b), tiny)
+    _, largest = lax.fori_loop(0, POWER_STEPS, power, (v, jnp.zeros_like(b[0])))
+    a = jnp.where(largest != 0, 1 / largest, 0)
+
+    def unfinished(carry):
+        k, _, r = carry
+        return (k < max_steps) & (norm(r) > least)
+
+    # The residual b - A x is (I - a A)^k b, so adding a r adds the next term.
+    def step(carry):
+        k, x, r = carry
+        return k + 1, x + a * r, r - a * apply(r)
+
+    _, x, _ = lax.while_loop(unfinished, step, (0, jnp.zeros_like(b), b))
+    return x, jnp.abs(largest)
+
+
+def dense(apply: Callable, b, least, max_steps: int):
+    """Return (x, |A|) by factorising A, whose columns come from one batched pass."""
+    matrix = jax.vmap(apply, out_axes=1)(jnp.eye(b.size, dtype=b.dtype))
+    return jnp.linalg.solve(matrix, b), norm(matrix.ravel())
+
+
+NAMED = {"cg": conjugate_gradients, "neumann": neumann, "dense": dense}
+NAMES = ("minres", *NAMED)
