@@ -77,6 +77,9 @@ META = {
     "reptile": lambda: nm.reptile(tree_loss, STEPS)(PARAMS, TASKS),
     "imaml": lambda: nm.imaml(square, nm.Proximal(5.0))(START, TASKS),
     "adapt": lambda: nm.adapt(tree_loss, PARAMS, ONE, STEPS),
+    "imaml, gradient descent": lambda: nm.imaml(
+        square, nm.Implicit(nm.GradientDescent(0.1, steps=200), 5.0)
+    )(START, TASKS),
     "adapt, proximal": lambda: nm.adapt(square, START, ONE, nm.Proximal(1.0)),
 }
 OTHERS = {

@@ -109,3 +109,13 @@ def test_a_wide_network_ends_where_its_kernel_says():
 def test_a_learning_network_ends_elsewhere():
     learning = example("lazy_network").main(width=512, steps=150, output=0.1)
     assert np.abs(learning.network / learning.kernel - 1).max() > 0.1
+
+
+@pytest.mark.slow
+def test_hypergradients_are_those_of_other_methods_and_lower_the_outer_loss():
+    result = example("bilevel").main()
+    assert all(one.gradient_error < 1e-4 and one.after < one.before for one in result.values())
+    decay = result["decays"].hyperparameters  # of four relevant inputs, and sixteen others
+    assert decay[:4].max() < decay[4:].mean()
+    weights = result["reweighting"].hyperparameters  # random labels, then true ones
+    assert weights[:50].mean() + 2 < weights[50:].mean()

@@ -269,6 +269,7 @@ META = {
     "fomaml": (nm.fomaml, TWO_STEPS),
     "reptile": (nm.reptile, TWO_STEPS),
     "imaml": (nm.imaml, nm.Proximal(5.0)),
+    "imaml, conjugate gradients": (nm.imaml, nm.Implicit(TWO_STEPS, 5.0, linear_solver="cg")),
     "anil": (lambda loss, rule: nm.anil(loss, rule, {"a": False, "b": True}), TWO_STEPS),
 }  # fmt: skip
 SAMPLERS = {

@@ -130,7 +130,10 @@ WRONG = [
     *wrong(nm.per_step_state, {"loss": loss, "steps": 2}, loss=FUNCTIONS, steps=COUNTS),
     *(Wrong(make, {"loss": loss, "rule": nm.Proximal(zero)}, "strength must not be 0")
       for make in (nm.maml, nm.maml_value_and_grad, nm.imaml, nm.fomaml) for zero in (0.0, 0)),
-    Wrong(nm.adapt, ADAPTED | {"rule": nm.Proximal(jnp.ones(2))}, "strength"),
+    *(Wrong(make, {"loss": loss, "rule": nm.Implicit(RULE)}, "rule must depend on the start")
+      for make in (nm.maml_value_and_grad, nm.imaml, nm.fomaml)),
+    *(Wrong(nm.adapt, ADAPTED | {"rule": rule}, "strength")
+      for rule in (nm.Proximal(jnp.ones(2)), nm.Implicit(RULE, jnp.ones(2)))),
     *wrong(nm.map_over_devices, SPREAD, batch_size=COUNTS, function=FUNCTIONS,
            items=(3, [], None, np.ones(0), {"a": np.ones(2), "b": np.ones(3)}, "ab")),
     *wrong(nm.im2col_convolution, IMAGES, stride=COUNTS, padding=("same", None, 1),

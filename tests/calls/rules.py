@@ -12,6 +12,7 @@ from tests.calls.form import Right, wrong
 COUNTS = (0, -1, 1.5, True, "3", np.nan, [2])
 NUMBERS = (np.nan, -np.inf, "0.1", 1j, None, [], (), {}, np.zeros(0), np.array(["a"]), b"x", [None],
            [0.1, np.nan], {"w": "a"}, np.array([1j]), jnp.zeros((2, 0)), object())  # fmt: skip
+TOLERANCES = (0, -1e-3, np.nan, np.inf, "x", True, [1e-3])
 FLAGS = (1, 0, "yes", None, np.array(True))
 
 WRONG = [
@@ -22,7 +23,12 @@ WRONG = [
            preconditioner=NUMBERS, steps=COUNTS),
     *wrong(nm.GradientFlow, {"time": 1.0}, time=NUMBERS),
     *wrong(nm.Proximal, {"strength": 1.0}, strength=NUMBERS, max_steps=COUNTS,
-           tolerance=(0, -1e-3, np.nan, np.inf, "x", True, [1e-3])),
+           tolerance=TOLERANCES),
+    *wrong(nm.Implicit, {"inner": optax.sgd(0.1)}, strength=NUMBERS, steps=COUNTS,
+           linear_steps=COUNTS, linear_solver=("lu", "", None, 3, True),
+           inner=(0.1, None, "sgd", [optax.sgd(0.1)], {}, nm.Proximal(1.0)),
+           **dict.fromkeys(("tolerance", "linear_tolerance"), TOLERANCES)),
+    *wrong(nm.Implicit, {"inner": nm.GradientDescent(0.1)}, steps=(1, 100)),
     *wrong(nm.Schedule, {}, values=(0.1, [], (), {}, None, "ab", [np.nan], ["a"], [1j], [[]],
                                     np.zeros((0, 2)), [0.1, None], jnp.array(1.0))),
     *wrong(nm.InnerOptimizer, {"transformation": optax.sgd(0.1)},
