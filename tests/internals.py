@@ -135,6 +135,7 @@ from negmaml.sweeps import (
 from negmaml.sweeps.description import MANIFEST as description_MANIFEST
 from negmaml.sweeps.description import description_of
 from negmaml.sweeps.guard import guarded, zarr_arrays
+from negmaml.sweeps.local_device import use_local_device
 from negmaml.sweeps.members import WorkerRecord
 from negmaml.sweeps.parse import parse_grid, parse_seeds
 from negmaml.sweeps.planning import ValidatedSweep, chunk_shape, prepare, regions

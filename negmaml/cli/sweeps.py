@@ -3,7 +3,7 @@
 import inspect
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import tyro
@@ -16,6 +16,7 @@ from negmaml.paper import figures
 from negmaml.sweeps import spec as specs
 from negmaml.sweeps import summary
 from negmaml.sweeps.cluster import connected
+from negmaml.sweeps.local_device import use_local_device
 from negmaml.sweeps.members import SLURM
 from negmaml.sweeps.storage import local_path
 
@@ -31,6 +32,7 @@ def sweep(
     dry_run: bool = False,
     scheduler: str | None = None,
     worker: str | None = None,
+    device: Literal["all", "local"] = "all",
     memory: int | None = None,
     block: int | None = None,
     extend: bool = False,
@@ -46,11 +48,15 @@ def sweep(
         scheduler: address of a Dask scheduler whose workers compute the blocks.
         worker: 3/16 in the third of 16 processes that run the same command and share the store, or
             slurm in an array job. Workers may join or leave at any time.
+        device: local for one GPU of the node, by the number of the process in it, as srun sets it;
+            all for all that JAX sees.
         memory: maximal bytes of a batch of cells.
         block: cells computed and stored at once.
         extend: add new seeds and new values of axes to the store.
         allow_code_change: resume even if the function computes something else than before.
     """
+    if device == "local":
+        use_local_device()  # before JAX starts
     fields = specs.read(spec, overrides, warn=print_renamed)
     # An option of the command takes precedence over the field of the spec.
     memory = fields.get("memory") if memory is None else memory
