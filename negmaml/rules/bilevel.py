@@ -82,7 +82,8 @@ class Implicit(InnerRule):
     Where derivative rules in the loss may make H asymmetric, GMRES replaces the linear solver.
 
     `negmaml.adapt(..., return_info=True)` returns whether the residual is within the tolerance;
-    otherwise a warning is issued if it is not. A linear system beyond its tolerance warns too.
+    otherwise a warning is issued if it is not. A linear system beyond its tolerance warns too, and
+    so does "cg" where H + strength I is indefinite.
     Raises ValueError or TypeError for invalid arguments.
 
     >>> import negmaml as nm

@@ -1,11 +1,9 @@
 r"""Linear solvers of the implicit derivative by name, for a symmetric system A x = b.
 
-| name | method | A |
-|---|---|---|
-| "minres" | minimal residuals, `negmaml.rules.krylov` | any |
-| "cg" | conjugate gradients | positive or negative definite |
-| "neumann" | x = sum_k a (I - a A)^k b, with a the inverse of the largest eigenvalue | definite |
-| "dense" | forms A in one batched pass and factorises it | any, for few parameters |
+- "minres": minimal residuals (`negmaml.rules.krylov`), for any A.
+- "cg": conjugate gradients, for A positive or negative definite; warns if it is neither.
+- "neumann": x = sum_k a (I - a A)^k b with a = 1 / (largest eigenvalue), for the same A.
+- "dense": forms A in one batched pass and factorises it, for any A of few rows.
 
 Sources: "cg" as in implicit MAML, Rajeswaran et al., NeurIPS 2019; "neumann" as in Lorraine,
 Vicol and Duvenaud, "Optimizing millions of hyperparameters by implicit differentiation",
@@ -19,11 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.convergence import warn_unless
 from negmaml.rules.implicit import tolerance_or_default
 from negmaml.rules.krylov import LinearSolution, dot, minres, norm
 from negmaml.rules.trust_region import ROUNDING
 
 POWER_STEPS = 12  # of the power iteration for the size of A; half of the true size suffices
+INDEFINITE = (
+    "conjugate gradients met curvatures of both signs on some task: H + strength I is indefinite, "
+    "so that the adapted parameters are no minimum; use linear_solver='minres' if that is meant"
+)
 
 
 class LinearSettings(NamedTuple):
@@ -54,24 +57,30 @@ def conjugate_gradients(apply: Callable, b, least, max_steps: int):
     """Return (x, an estimate of |A|) by conjugate gradients, until |b - A x| <= `least`."""
 
     def unfinished(carry):
-        k, _, _, _, rr, bend, _ = carry
+        k, _, _, _, rr, bend, _, _ = carry
         return (k < max_steps) & (rr > least**2) & (bend != 0)
 
     def step(carry):
-        k, x, r, d, rr, _, largest = carry
+        k, x, r, d, rr, _, smallest, largest = carry
         image = apply(d)
         # Either sign of d.A d is a stationary point along d, so a negative definite A works too.
         bend = dot(d, image)
         length = jnp.where(bend != 0, rr / bend, 0)
         r = r - length * image
         new = dot(r, r)
-        largest = jnp.maximum(largest, jnp.abs(bend) / dot(d, d))
-        return k + 1, x + length * d, r, r + new / rr * d, new, bend, largest
+        curvature = bend / dot(d, d)
+        smallest, largest = jnp.minimum(smallest, curvature), jnp.maximum(largest, curvature)
+        return k + 1, x + length * d, r, r + new / rr * d, new, bend, smallest, largest
 
     rr = dot(b, b)
-    first = (0, jnp.zeros_like(b), b, b, rr, jnp.ones_like(rr), jnp.zeros_like(rr))
-    out = lax.while_loop(unfinished, step, first)
-    return out[1], out[6]
+    nought = jnp.zeros_like(rr)
+    first = (0, jnp.zeros_like(b), b, b, rr, jnp.ones_like(rr), nought, nought)
+    _, x, _, _, _, _, smallest, largest = lax.while_loop(unfinished, step, first)
+    # A singular matrix may have curvatures of the other sign by rounding.
+    size = jnp.maximum(largest, -smallest)
+    slack = ROUNDING * jnp.finfo(b.dtype).eps * size
+    warn_unless((smallest >= -slack) | (largest <= slack), INDEFINITE)
+    return x, size
 
 
 def neumann(apply: Callable, b, least, max_steps: int):

@@ -124,7 +124,7 @@ def _raise(primals, tangents):
 
 
 class _Needs(NamedTuple):
-    """What the update of a transformation needs.
+    """Requirements of the update of a transformation.
 
     loss: whether it takes the loss and its value.   loop: whether it then iterates.
     """

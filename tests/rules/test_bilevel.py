@@ -143,6 +143,15 @@ def test_an_unsolved_linear_system_warns():
     assert count == 1 and float(result.unconverged.min()) == 1
 
 
+def test_conjugate_gradients_warn_of_an_indefinite_system():
+    rule = nm.Implicit(newton, -0.9, linear_solver="cg")
+    assert np.linalg.eigvalsh(S)[0] < 0.9 < np.linalg.eigvalsh(S)[-1]
+    gradient = jax.jit(jax.grad(lambda w: ridge(nm.adapt(ridge, w, (X, Y), rule), QUERY)))
+    with pytest.warns(nm.ConvergenceWarning, match="curvatures of both signs"):
+        jax.block_until_ready(gradient(START))
+        jax.effects_barrier()
+
+
 def test_hyperparameters_that_the_loss_closes_over_have_finite_differences(x64):
     start, support, query = double((START, (X, Y), QUERY))
     rule = nm.Implicit(many_newton_steps)
