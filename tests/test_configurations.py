@@ -68,7 +68,7 @@ META = {
         PARAMS, TASKS
     ),
     "maml, optimizer": lambda: nm.maml_value_and_grad(
-        tree_loss, nm.InnerOptimizer(optax.adam(0.1), 2)
+        tree_loss, nm.InnerOptimizer(optax.adam(0.1, eps_root=1e-8), 2)
     )(PARAMS, TASKS),
     "maml, schedule": lambda: nm.maml_value_and_grad(
         tree_loss, nm.GradientDescent(nm.Schedule([0.1, -0.1]), 2)

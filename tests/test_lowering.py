@@ -18,7 +18,7 @@ SIZES = dict(p=6, m=3, n_t=8, n_v=4, n_r=5)
 FEW = dict(p=14, m=3, n_t=8, n_v=4, n_r=5)  # p > n_v m
 RATE, ADAPT = nm.GradientDescent(-0.2), nm.GradientDescent(0.1)
 ROTATION = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
-MATRIX = (ROTATION * SPECTRUM) @ ROTATION.T
+MATRIX = ((ROTATION * SPECTRUM) @ ROTATION.T).astype(np.float32)
 X, Y = (np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in ((4, 6, 3), (4, 6)))
 TASKS = nm.Tasks((X[:, :4], Y[:, :4]), (X[:, 4:], Y[:, 4:]))
 
