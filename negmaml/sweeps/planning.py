@@ -22,7 +22,7 @@ from negmaml.sweeps.layout import ROUND
 from negmaml.sweeps.manifest import Manifest
 from negmaml.sweeps.names import check_outputs, check_portable
 from negmaml.sweeps.parse import name_tuple, parse_grid, parse_seeds
-from negmaml.sweeps.reduce import Reduction, moment_outputs, parse_reduce, reduction_of
+from negmaml.sweeps.reduce import STATISTICS, Reduction, moment_outputs, parse_reduce, reduction_of
 from negmaml.sweeps.runner import Runner, block_memory
 
 # A kill loses at most three blocks, and a block is a file for every array: short sweeps have small
@@ -128,8 +128,15 @@ def prepare(
     )  # fmt: skip
     found, declared = outputs(said, parsed), frozenset(said.output_dims)
     if reduction is not None:
+        # Outputs are named by moments in a store, and by statistics in the result.
+        statistic_dims = {
+            f"{o.name}_{statistic}": dict(zip(o.dims, o.shape, strict=True))
+            for o in found
+            for statistic in STATISTICS
+        }
         found = moment_outputs(found)
         check_outputs({o.name: dict(zip(o.dims, o.shape, strict=True)) for o in found}, parsed)
+        check_outputs(statistic_dims, parsed)
     return ValidatedSweep(said.function, parsed, found, int(root_seed), declared, reduction, names)
 
 

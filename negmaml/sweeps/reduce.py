@@ -2,9 +2,11 @@
 
 The seeds are divided into chunks. A cell of the grid is then a point and a chunk, and its outputs
 are the moments of the chunk: for each value of an output the number of its finite values, their
-mean, the sum of their squared deviations from it (m2), their minimum and their maximum. Stores
-hold these moments, so they resume, extend and merge like all others. The moments of all chunks
-are merged in float64 on the host, in ascending order of their first seeds.
+mean, the part of it that rounding left out (rest), the sum of their squared deviations from
+it (m2), their minimum and their maximum. Far from zero the rounding errors of the means of chunks
+can exceed their differences, so that the variance needs both parts. Stores hold these moments, so
+they resume, extend and merge like all others. The moments of all chunks are merged in float64 on
+the host, in ascending order of their first seeds.
 
 Sets A and B with n = n_A + n_B values and d = mean_B - mean_A have together (Chan, Golub and
 LeVeque 1979)
@@ -35,7 +37,7 @@ from negmaml.sweeps.parse import did_you_mean
 
 TILE = 64  # seeds of a point that are computed at once
 CHUNKS = 32  # chunks of the seeds of one call: units of resuming and of parallel work
-MOMENTS = ("count", "mean", "m2", "min", "max")
+MOMENTS = ("count", "mean", "rest", "m2", "min", "max")
 STATISTICS = ("mean", "var", "std", "sem", "count", "min", "max")
 QUANTILES = ("median", "quantile", "percentile")
 
@@ -169,13 +171,13 @@ def chunk_moments(evaluate: Callable[[jax.Array], dict], counts, longest: int) -
 
         shapes = jax.eval_shape(tile, jnp.int32(0))
         start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        none = {name: (*m[:3], m[3] + jnp.inf, m[4] - jnp.inf) for name, m in start[0].items()}
+        none = {name: (*m[:4], m[4] + jnp.inf, m[5] - jnp.inf) for name, m in start[0].items()}
         moments, finite = lax.fori_loop(0, tiles, step, (none, ~start[1]))
-    named = {
-        f"{name}_{moment}": values
-        for name, held in moments.items()
-        for moment, values in zip(MOMENTS, held, strict=True)
-    }
+    named: dict[str, jax.Array] = {}
+    for name, (count, anchor, rest, *others) in moments.items():
+        mean = anchor + rest
+        parts = count, mean, (anchor - mean) + rest, *others
+        named |= {f"{name}_{moment}": x for moment, x in zip(MOMENTS, parts, strict=True)}
     return named | {"finite": finite}
 
 
@@ -193,15 +195,15 @@ def _tile_moments(out: Mapping[str, jax.Array], there) -> tuple[dict[str, tuple]
         # Missing values enter sums as zeros, which change nothing.
         count = _tree(jnp.add, use.astype(jnp.int32))
         n = jnp.maximum(count, 1).astype(x.dtype)
-        mean = _tree(jnp.add, jnp.where(use, x, 0)) / n
+        # Sums of scaled values do not overflow; a power of two scales without rounding.
+        mean = _tree(jnp.add, jnp.where(use, x / TILE, 0)) / (n / TILE)
         d = jnp.where(use, x - jnp.expand_dims(mean, 1), 0)
         # The mean of the deviations is the rounding error of the mean; it corrects both moments.
         error = _tree(jnp.add, d) / n
-        mean = mean + error
         m2 = _tree(jnp.add, jnp.where(use, d - jnp.expand_dims(error, 1), 0) ** 2)
         least = _tree(jnp.minimum, jnp.where(use, x, jnp.inf))
         most = _tree(jnp.maximum, jnp.where(use, x, -jnp.inf))
-        found[name] = count, mean, m2, least, most
+        found[name] = count, mean, error, m2, least, most
         whole = count == cells.reshape(-1, *[1] * (count.ndim - 1))
         finite &= jnp.all(whole, range(1, count.ndim))
     return found, finite
@@ -223,18 +225,20 @@ def _tree(combine, x):
 
 
 def _merge(a: tuple, b: tuple) -> tuple:
-    """The moments of two disjoint sets together."""
+    """The moments of two disjoint sets together; the mean is the sum of the second and third."""
     count = a[0] + b[0]
     share = b[0] / jnp.maximum(count, 1).astype(a[1].dtype)
     # Zero where a set is empty: the squares of large means would give inf * 0.
-    d = jnp.where(b[0] > 0, b[1] - a[1], 0)
+    d = jnp.where(b[0] > 0, (b[1] - a[1]) + (b[2] - a[2]), 0)
     between = jnp.where(a[0] > 0, d, 0)
     return (
         count,
-        a[1] + d * share,
-        a[2] + b[2] + between * between * (a[0].astype(share.dtype) * share),
-        jnp.minimum(a[3], b[3]),
-        jnp.maximum(a[4], b[4]),
+        # The first part stays, so that the second collects differences with little rounding.
+        jnp.where(a[0] > 0, a[1], b[1]),
+        jnp.where(a[0] > 0, a[2] + d * share, b[2]),
+        a[3] + b[3] + between * between * (a[0].astype(share.dtype) * share),
+        jnp.minimum(a[4], b[4]),
+        jnp.maximum(a[5], b[5]),
     )
 
 
@@ -266,16 +270,16 @@ def _merged(moments, names: Sequence[str]):
     return moments.drop_vars([*held, *(set(moments.coords) - left)]).assign(found)
 
 
-def _statistics(count, mean, m2, least, most):
+def _statistics(count, mean, rest, m2, least, most):
     """The arrays of `STATISTICS`, from the moments of chunks along the dim `seed`."""
     zero = (0 * count.isel(seed=0, drop=True)).astype(float)
     total, center, spread = zero, zero, zero
     # One chunk after the other, so that the order of the sums is always the same.
     for i in range(count.sizes["seed"]):
-        n, center_i, spread_i = (
-            array.isel(seed=i, drop=True).astype(float) for array in (count, mean, m2)
+        n, center_i, rest_i, spread_i = (
+            array.isel(seed=i, drop=True).astype(float) for array in (count, mean, rest, m2)
         )
-        d = (center_i - center).where(n > 0, 0)
+        d = (center_i + rest_i - center).where(n > 0, 0)
         share = n / np.maximum(total + n, 1)
         spread = spread + spread_i.where(n > 0, 0) + d * d * total * share
         center, total = center + d * share, total + n

@@ -105,6 +105,28 @@ def test_float32_is_accurate_far_from_zero(center, spread):
     assert found["y_std"] >= 0
 
 
+@pytest.mark.parametrize("seeds", [300, 5000])
+def test_rounding_of_means_does_not_enter_the_variance(seeds):
+    # Numbers near 1e6 are 0.06 apart in float32, as far as most values are from each other.
+    def shifted(key, x):
+        return {"y": 1e6 + 0.1 * jax.random.normal(key, (4,)) + x}
+
+    cells = nm.sweep(shifted, {"x": 0.0}, seeds)["y"].astype(float)
+    found = nm.sweep(shifted, {"x": 0.0}, seeds, reduce=ALL)
+    np.testing.assert_allclose(found["y_var"], cells.var("seed", ddof=1), 1e-5)
+    assert np.array_equal(found["y_mean"], cells.mean("seed").astype(np.float32))
+
+
+def test_sums_do_not_overflow():
+    def large(key, x):
+        return {"y": 1e38 * (2 + jax.random.uniform(key)) + x}
+
+    cells = nm.sweep(large, {"x": 0.0}, 300)["y"].astype(float)
+    found = nm.sweep(large, {"x": 0.0}, 300, reduce=ALL)
+    np.testing.assert_allclose(found["y_mean"], cells.mean(), 1e-6)
+    assert found["y_std"] == np.inf
+
+
 def test_results_do_not_depend_on_blocks_batches_or_memory():
     whole = swept(700)
     for given in ({"block": 1}, {"memory": 60_000}, {"memory": 2_000}):
@@ -295,6 +317,9 @@ def test_outputs_without_order_or_with_taken_names_are_refused():
         nm.sweep(lambda key, x: {"z": x + 1j}, {"x": [1.0]}, 2, reduce=ALL)
     with pytest.raises(ValueError, match="names that the grid or the store uses"):
         nm.sweep(lambda key, y_mean: {"y": y_mean}, {"y_mean": [1.0]}, 2, reduce=ALL)
+    # No moment has this name, but a statistic of the result.
+    with pytest.raises(ValueError, match="names that the grid or the store uses"):
+        nm.sweep(lambda key, y_sem: {"y": y_sem}, {"y_sem": [1.0]}, 2, reduce=ALL)
 
 
 def test_a_plan_counts_seeds_and_a_billion_cells_are_planned():
