@@ -45,8 +45,9 @@ def adapt(
             an optax transformation for one step of it; `Proximal`, the point where
             grad loss(theta, support) + strength (theta - params) = 0; `Implicit`, the same point
             by any solver; or your own.
-        mask: the leaves that adapt, a pytree of booleans like `params` or a prefix of it; all by
-            default.
+        mask: the leaves that adapt, a pytree of booleans like `params` or a prefix of it, or a
+            function of (path, leaf); all by default. For a Flax NNX module a filter such as
+            `nnx.PathContains("head")`, or an `nnx.State` of booleans.
         remat: whether reverse-mode derivatives recompute each step instead of storing it.
         return_info: whether to return (params, info). info.converged is False if a rule that
             solves a problem, such as `Proximal`, did not: see `negmaml.rules.SolveInfo`. Without

@@ -161,24 +161,29 @@ class StatefulForm(Form):
 
 @pytree
 class LinenForm(Form):
-    """Variables of Flax linen. static: the leaves of its parameters that do not train."""
+    """Variables of Flax linen.
+
+    static: the leaves of its parameters that do not train. kind: dict, or FrozenDict.
+    """
 
     static: StaticTree
+    kind: Any = static(default=dict)
 
     def model(self, params, state):
         """The dict of collections."""
-        return {**state, "params": self.static.combined(params)}
+        return self.kind({**state, "params": self.static.combined(params)})
 
     def outcome(self, arguments, state, result, has_aux):
         """A value, or (value, new collections) as `apply` returns them, or with aux."""
         value, new, *aux = result if isinstance(result, tuple) else (result, {})
         check_scalar(value, False)
-        # `apply` returns the collections that it was asked for.
-        return value, like_state({**state, **new}, state), aux[0] if aux else None
+        # `apply` returns the collections that it was asked for, as dicts even of a FrozenDict.
+        new = _in_containers_of(state, {**state, **new})
+        return value, like_state(new, state), aux[0] if aux else None
 
     def gradient(self, model, gradient, state):
         """The new collections beside the gradient of the parameters."""
-        return {**state, "params": gradient}
+        return self.kind({**state, "params": gradient})
 
     def parts_of_gradient(self, model, gradient):
         """The gradient of the parameters, and the other collections."""
@@ -188,10 +193,15 @@ class LinenForm(Form):
 
 @pytree
 class NNXForm(Form):
-    """A Flax NNX module. frozen: its parameters that do not train."""
+    """A Flax NNX module.
+
+    frozen: its parameters that do not train. trained: the filter of the variables that do, which
+    need not be parameters.
+    """
 
     frozen: Any
     graph: Any = static()
+    trained: Any = static()
 
     def model(self, params, state):
         """A new module."""
@@ -213,7 +223,7 @@ class NNXForm(Form):
 
     def _state_of(self, module):
         nnx = _nnx()
-        return nnx.state(module, nnx.Not(nnx.Param))
+        return nnx.split(module, self.trained, nnx.Param, ...)[-1]
 
 
 @pytree
@@ -262,8 +272,11 @@ def variables(model: Any, trained: Any = None) -> Variables:
             other parameters keep their values.
 
     The result can be passed as `params` wherever the model can. Its attribute `model` is the model
-    again. Raises TypeError if no leaf is floating point, for complex leaves, for `trained` of
-    another kind of model, and for an `nnx.State` that holds more than parameters.
+    again. An algorithm returns (value, (gradient, new state)) for it and changes no module. Then
+    update the module by `optimizer.update(module, gradient)` and `nnx.update(module, state)`.
+
+    Raises TypeError if no leaf is floating point, for complex leaves, for `trained` of another kind
+    of model, and for an `nnx.State` that holds more than parameters.
 
     >>> found = variables({"w": jnp.ones(2), "name": "linear"})
     >>> found
@@ -296,7 +309,8 @@ def variables(model: Any, trained: Any = None) -> Variables:
     }:  # fmt: skip
         floats, static_leaves = partition_floating(model["params"])
         state = {k: jax.tree.map(jnp.asarray, v) for k, v in model.items() if k != "params"}
-        return Variables(floats, state, LinenForm(StaticTree(static_leaves)))
+        kind = dict if isinstance(model, dict) else type(model)
+        return Variables(floats, state, LinenForm(StaticTree(static_leaves), kind))
     floats, static_leaves = partition_floating(model)
     return Variables(floats, (), PytreeForm(StaticTree(static_leaves)))
 
@@ -327,16 +341,26 @@ def _holds_module(model) -> bool:
 
 def _of_module(module, trained) -> Variables:
     nnx = _nnx()
-    trained = nnx.Param if trained is None else trained
+    # A predicate can be hashed, a list of filters cannot.
+    trained = nnx.filterlib.to_predicate(nnx.Param if trained is None else trained)
     graph, params, frozen, state = nnx.split(module, trained, nnx.Param, ...)
     floats, static_leaves = partition_floating(params)
     if jax.tree.leaves(static_leaves):
         raise TypeError("variables of an NNX module that train must hold floating point arrays")
-    return Variables(floats, with_counter_based_keys(state), NNXForm(frozen, graph))
+    return Variables(floats, with_counter_based_keys(state), NNXForm(frozen, graph, trained))
 
 
 def _nnx() -> Any:
     return sys.modules["flax.nnx"]
+
+
+def _in_containers_of(state, new):
+    """Return a tree in the containers of the state if both have the same paths."""
+    leaves, structure = jax.tree_util.tree_leaves_with_path(new), jax.tree.structure(state)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    if [path for path, _ in leaves] != paths:
+        return new
+    return jax.tree.unflatten(structure, [leaf for _, leaf in leaves])
 
 
 def like_state(new, state):

@@ -9,6 +9,7 @@ import pytest
 import negmaml as nm
 
 linen, nnx = pytest.importorskip("flax.linen"), pytest.importorskip("flax.nnx")
+flax_core = pytest.importorskip("flax.core")
 
 KEY = jax.random.key(0)
 TASKS = nm.tasks.Sinusoid(m=3, n_t=4, n_v=4)
@@ -147,6 +148,59 @@ def test_variables_of_a_module_and_a_filter_of_what_trains():
     assert not np.allclose(trained.last.kernel[...], module.last.kernel[...])
 
 
+class Scale(nnx.Variable):
+    """A variable that is no `nnx.Param`."""
+
+
+class Scaled(Module):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.scale = Scale(jnp.ones(()))
+
+    def __call__(self, x):
+        return self.scale[...] * super().__call__(x)
+
+
+@pytest.mark.parametrize("trained", [Scale, [nnx.Param, Scale]])
+def test_variables_that_train_need_not_be_parameters(trained):
+    module = Scaled(nnx.Rngs(0))
+    graph, params, rest = nnx.split(module, trained, ...)
+
+    def loss(params, rest, data):
+        whole = nnx.merge(graph, params, rest, copy=True)
+        return module_loss(whole, data), nnx.split(whole, trained, ...)[-1]
+
+    value, rest = by_hand(loss, params, rest)
+    parts = nm.variables(module, trained=trained)
+    value_and_grad = nm.maml_value_and_grad(module_loss, RULE)
+    found, (gradient, state) = value_and_grad(parts, BATCH)
+    same(found, value)
+    same(state["norm"]["mean"][...], rest["norm"]["mean"][...])
+    assert jax.tree.structure(gradient) == jax.tree.structure(params)
+    fitted = nm.fit(KEY, parts, value_and_grad, BATCH, optax.sgd(0.1), 1).params
+    same(nnx.state(fitted, trained), jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient))
+
+
+def test_a_filter_of_what_trains_in_a_loop_of_nnx():
+    module, trained = Module(nnx.Rngs(0)), nnx.PathContains("last")
+    optimizer = nnx.Optimizer(module, optax.sgd(0.1), wrt=trained)
+    value_and_grad = nm.maml_value_and_grad(module_loss, RULE)
+
+    @nnx.jit
+    def step(module, optimizer):
+        parts = nm.variables(module, trained=trained)
+        _, (gradient, state) = value_and_grad(parts, BATCH)
+        optimizer.update(module, gradient)
+        nnx.update(module, state)
+
+    parts = nm.variables(Module(nnx.Rngs(0)), trained=trained)
+    step(module, optimizer)
+    step(module, optimizer)
+    fitted = nm.fit(KEY, parts, value_and_grad, BATCH, optax.sgd(0.1), 2).params
+    same(nnx.state(module, nnx.Param), nnx.state(fitted, nnx.Param))
+    same(statistics(module), statistics(fitted))
+
+
 def test_a_filter_of_nnx_is_a_mask():
     module = Module(nnx.Rngs(0))
     mask = nnx.PathContains("last")
@@ -182,6 +236,23 @@ def test_linen_variables_train_their_parameters_and_keep_their_statistics():
     _, own = value_and_grad(start, BATCH)
     same(own["batch_stats"], state["batch_stats"])
     assert set(own) == set(start)
+
+
+def test_a_frozen_dict_of_linen_is_as_a_dict():
+    variables = Linen().init(KEY, BATCH.support[0][0])
+    frozen = flax_core.freeze(variables)
+    value_and_grad = nm.maml_value_and_grad(linen_loss, RULE)
+    value, gradient = value_and_grad(frozen, BATCH)
+    same((value, gradient.unfreeze()), value_and_grad(variables, BATCH))
+    fitted = nm.fit(KEY, frozen, value_and_grad, BATCH, optax.sgd(0.1), 2).params
+    assert jax.tree.structure(fitted) == jax.tree.structure(frozen)
+    same(
+        fitted.unfreeze(),
+        nm.fit(KEY, variables, value_and_grad, BATCH, optax.sgd(0.1), 2).params,
+    )
+    support = jax.tree.map(lambda x: x[0], BATCH.support)
+    adapted = nm.adapt(linen_loss, frozen, support, RULE)
+    same(adapted.unfreeze(), nm.adapt(linen_loss, variables, support, RULE))
 
 
 def test_a_loss_of_linen_that_returns_a_value_only_leaves_the_statistics():
