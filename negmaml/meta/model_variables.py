@@ -163,15 +163,15 @@ class StatefulForm(Form):
 class LinenForm(Form):
     """Variables of Flax linen.
 
-    static: the leaves of its parameters that do not train. kind: dict, or FrozenDict.
+    fixed: the leaves of its parameters that do not train. kind: dict, or FrozenDict.
     """
 
-    static: StaticTree
-    kind: Any = static(default=dict)
+    fixed: StaticTree
+    kind: Any = static()
 
     def model(self, params, state):
         """The dict of collections."""
-        return self.kind({**state, "params": self.static.combined(params)})
+        return self.kind({**state, "params": self.fixed.combined(params)})
 
     def outcome(self, arguments, state, result, has_aux):
         """A value, or (value, new collections) as `apply` returns them, or with aux."""
