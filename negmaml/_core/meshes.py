@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from negmaml._core.jit import is_concrete
 
+F = TypeVar("F", bound=Callable[..., Any])
 AXIS = "task"  # the axis of a mesh that is made from a list of devices
 
 
@@ -100,7 +101,7 @@ def _place_leaf(leaf, mesh: Mesh):
     return jax.make_array_from_callback(host.shape, whole, lambda i: host[i])
 
 
-def any_mesh(function: Callable) -> Callable:
+def any_mesh(function: F) -> F:
     """Decorator: arrays on axes of kind Explicit, or such a mesh in the context, work as with Auto.
 
     Arrays are seen as sharded by the same names on axes of kind Auto, which moves nothing, and
@@ -121,7 +122,7 @@ def any_mesh(function: Callable) -> Callable:
             found = function(*arguments, **keywords)
         return _on_kind(lambda x: _mesh_of(x) == _auto(mesh), mesh, found)
 
-    return call
+    return call  # type: ignore[return-value]
 
 
 def _mesh_of(leaf):

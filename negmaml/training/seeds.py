@@ -46,6 +46,7 @@ def map_over_devices(function: Callable, items, *, batch_size: int | None = None
     `batch_size` for a function that makes keys of rbg from raw keys or seeds, since that generator
     is not safe under vmap.
 
+    >>> import jax.numpy as jnp
     >>> map_over_devices(lambda x: x**2, jnp.arange(3.0)).tolist()
     [0.0, 1.0, 4.0]
     """

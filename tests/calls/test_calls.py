@@ -186,7 +186,7 @@ def test_whatever_is_given_to_a_simulation_is_checked_before_it_runs(value, name
 @given(ANYTHING, st.sampled_from(["p", "m", "n_t", "n_v", "sigma", "nu", "offset", "meta_ridge"]))
 def test_whatever_is_given_to_a_phase_diagram_is_checked(value, name):
     compiled.clear()
-    with mock.patch.object(phases, "_phases", lambda settings, *_: Phase(*[settings.p] * 3)):
+    with mock.patch.object(phases, "_phases", lambda settings, *_, mesh: Phase(*[settings.p] * 3)):
         found = taken(lambda v: phase_diagram(**theory.PHASE | {name: v}), name, value)
     assert found is None or is_finite(found)
     assert not programs()

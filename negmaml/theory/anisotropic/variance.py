@@ -70,7 +70,8 @@ def covariances(at: AnisotropicInputs, first: InnerRule, second: InnerRule | Non
         return found[1:, 1:], pair[0].growth * pair[-1].growth, pair[0].means
 
     # Without the axis of a block a single rule compiles in less time.
-    pencil = first.spectral().pencil(1.0).constant
+    first_rule = jax.tree.map(lambda x: x[0], rules[0])
+    pencil = first_rule.spectral().pencil(1.0).constant
     count, numbers = math.prod(shape), pencil.size * at.spectrum.s.size
 
     def size(sizes: DeviceSizes) -> int | None:
