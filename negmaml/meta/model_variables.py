@@ -315,6 +315,12 @@ def variables(model: Any, trained: Any = None) -> Variables:
     return Variables(floats, (), PytreeForm(StaticTree(static_leaves)))
 
 
+def again(model: Any, before: Any) -> Variables:
+    """Return the parts of a trained model, with the filter of what trains in those before it."""
+    chosen = isinstance(before, Variables) and isinstance(before.form, NNXForm)
+    return variables(model, before.form.trained if chosen else None)
+
+
 def _holds_module(model) -> bool:
     """True for an NNX module, also in a container; raise for a state that would train silently."""
     nnx = sys.modules.get("flax.nnx")

@@ -28,7 +28,7 @@ from negmaml._core.keys import check_key
 from negmaml._core.meshes import place
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
-from negmaml.meta.model_variables import Form, variables
+from negmaml.meta.model_variables import Form, again, variables
 from negmaml.rules import UNSOLVED
 from negmaml.training.batches import Batches, check_sampler, number_of_steps, task_source
 from negmaml.training.host_loop import Segment, run_segments
@@ -102,9 +102,9 @@ def fit(
         callback: (step, metrics, params) -> any result, on the host every `callback_every` steps (1
             by default). metrics["loss"] is the mean since the last call, "evaluation" and "aux" are
             the latest. The run stops if it returns True, of Python, NumPy, JAX or torch.
-        state: a result of `fit` to continue from, with its optimizer state. `params` is not read
-            then, and the numbers of the steps continue: fit(...100), then fit(..., 100,
-            state=first), is fit(..., 200).
+        state: a result of `fit` to continue from, with its optimizer state. `params` is read
+            for a filter of what trains only (`nm.variables`). The numbers of the steps continue:
+            fit(...100), then fit(..., 100, state=first), is fit(..., 200).
         mesh: a `jax.sharding.Mesh` or a list of devices that share the tasks of every step. Each
             computes the gradient of its tasks, and one all-reduce averages them. The result is that
             of one device up to rounding. Parameters are replicated, or sharded on the mesh as you
@@ -234,7 +234,7 @@ def _init_point(params, state: FitResult | None) -> tuple[TrainPoint, Form]:
     if state is not None and not isinstance(state, FitResult):
         raise TypeError(f"state must be a result of fit, got {type(state).__name__}")
     # The optimizer sees floating point leaves only.
-    floats, model_state, form = variables(params if state is None else state.params)
+    floats, model_state, form = variables(params) if state is None else again(state.params, params)
     floats = jax.tree.map(jnp.asarray, floats)
     # The optimizer state is made by `init_state`, within its compiled program.
     before = (None, jnp.asarray(0)) if state is None else (state.optimizer_state, state.step)

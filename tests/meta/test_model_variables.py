@@ -199,6 +199,9 @@ def test_a_filter_of_what_trains_in_a_loop_of_nnx():
     fitted = nm.fit(KEY, parts, value_and_grad, BATCH, optax.sgd(0.1), 2).params
     same(nnx.state(module, nnx.Param), nnx.state(fitted, nnx.Param))
     same(statistics(module), statistics(fitted))
+    first = nm.fit(KEY, parts, value_and_grad, BATCH, optax.sgd(0.1), 1)
+    more = nm.fit(KEY, parts, value_and_grad, BATCH, optax.sgd(0.1), 1, state=first).params
+    same(nnx.state(more, nnx.Param), nnx.state(fitted, nnx.Param))
 
 
 def test_a_filter_of_nnx_is_a_mask():
