@@ -1,6 +1,6 @@
 """Speed on a GPU or TPU, each row beside what the device allows.
 
-    python benchmarks/accelerator.py                     all rows, under ten minutes on one GPU
+    python benchmarks/accelerator.py                     all rows, sized for ten minutes on one GPU
     python benchmarks/accelerator.py --rows fit,sweep    rows whose names begin so
     python benchmarks/accelerator.py --size 0.01         a hundredth of the work, as for a CPU
     python benchmarks/accelerator.py --compile-only h100 no device: launches, bytes, memory
