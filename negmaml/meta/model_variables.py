@@ -350,6 +350,11 @@ def _of_module(module, trained) -> Variables:
     # A predicate can be hashed, a list of filters cannot.
     trained = nnx.filterlib.to_predicate(nnx.Param if trained is None else trained)
     graph, params, frozen, state = nnx.split(module, trained, nnx.Param, ...)
+    if not jax.tree.leaves(params):
+        raise TypeError(
+            f"trained must select variables of {type(module).__name__}, got a filter that selects "
+            "none; nnx.Param selects all parameters, nnx.PathContains('head') those of one part"
+        )
     floats, static_leaves = partition_floating(params)
     if jax.tree.leaves(static_leaves):
         raise TypeError("variables of an NNX module that train must hold floating point arrays")

@@ -65,7 +65,8 @@ def partition(tree, mask):
     except ValueError as mismatch:
         raise ValueError(
             f"mask must be a pytree of booleans like the parameters or a prefix of them "
-            f"({jax.tree.structure(tree)}), got {mask!r}"
+            f"({tree_text(tree)}), got {short_repr(mask)}; or a function (path, leaf) -> bool, "
+            "such as nnx.PathContains('head')"
         ) from mismatch
     freeze_mask("mask", mask)
     moving = jax.tree.map(lambda flag, leaf: leaf if flag else None, flags, tree)

@@ -377,6 +377,10 @@ def test_implicit_maml_of_a_model_with_state_is_the_gradient_through_the_solutio
     [
         (lambda: nm.variables({"w": 1.0}, trained=nnx.Param), "trained is a filter of a Flax NNX"),
         (
+            lambda: nm.variables(Module(nnx.Rngs(0)), trained=nnx.PathContains("none")),
+            "trained must select variables of Module, got a filter that selects none",
+        ),
+        (
             lambda: nm.variables(nnx.state(Module(nnx.Rngs(0)))),
             "params hold BatchStat, RngCount, RngKey of Flax NNX, which must not train",
         ),
