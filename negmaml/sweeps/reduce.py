@@ -115,7 +115,10 @@ def parse_reduce(reduce: Any) -> tuple[str, ...]:
             f"reduce must be a dict such as {{'seed': ['mean', 'sem']}}, got {reduce!r}"
         )
     if list(reduce) != ["seed"]:
-        raise ValueError(f"reduce has only the key 'seed', the dim of seeds, got {list(reduce)}")
+        raise ValueError(
+            f"reduce has only the key 'seed', the dim of seeds, got {list(reduce)}; leave it out to "
+            "keep every cell"
+        )
     given = [reduce["seed"]] if isinstance(reduce["seed"], str) else reduce["seed"]
     if not isinstance(given, Sequence) or not given:
         raise TypeError(f"reduce['seed'] must list some of {', '.join(STATISTICS)}, got {given!r}")
