@@ -116,8 +116,8 @@ def parse_reduce(reduce: Any) -> tuple[str, ...]:
         )
     if list(reduce) != ["seed"]:
         raise ValueError(
-            f"reduce has only the key 'seed', the dim of seeds, got {list(reduce)}; leave it out to "
-            "keep every cell"
+            f"reduce has only the key 'seed', the dim of seeds, got {list(reduce)}; leave it out "
+            "to keep every cell"
         )
     given = [reduce["seed"]] if isinstance(reduce["seed"], str) else reduce["seed"]
     if not isinstance(given, Sequence) or not given:
