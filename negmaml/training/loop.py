@@ -9,6 +9,7 @@ vmap over keys, rates and initial parameters.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -196,7 +197,11 @@ def _train(setup: TrainSetup, point: TrainPoint, segment: Segment, options: Host
         program = advance_in_place if concrete else advance
         forward = partial(program, length=steps, stride=stride_of(steps))
         jax.eval_shape(forward, setup, jax.eval_shape(init, point), start, last)
-        return _result(setup, start, *forward(setup, init(point), start, last))
+        with warnings.catch_warnings():
+            # Under a vmap that only the user's functions see, arrays of the state cannot be reused.
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+            found = forward(setup, init(point), start, last)
+        return _result(setup, start, *found)
     first = init(point)
     # Under vmap a checkpoint or a callback would be of many runs at once.
     if not is_concrete((setup, first)):

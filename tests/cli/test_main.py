@@ -53,7 +53,7 @@ def test_verify_fails_where_they_do_not(monkeypatch, capsys):
     right = theory.weight_error
     monkeypatch.setattr(theory, "weight_error", lambda *a, **k: right(*a, **k) * 3)
     assert cli.run(["verify", "--runs", "60"]) == 1  # the paper's problem: a good expansion
-    assert "DISAGREE" in capsys.readouterr().out
+    assert "methods disagree" in capsys.readouterr().out
 
 
 def test_unwritable_folder_is_refused_before_the_work(tmp_path, capsys, monkeypatch):

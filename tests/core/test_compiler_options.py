@@ -283,7 +283,7 @@ def test_options_of_sweeps_of_the_linear_model_change_nothing(few, monkeypatch, 
         "sigma": rng.uniform(0.1, 1, 3), "nu": 0.7, "train_rate": rng.uniform(-0.5, 0.5, 5),
     }  # fmt: skip
     if not few:
-        monkeypatch.setattr("negmaml.linear.sweep.BATCH_BLOCKS", 0)
+        monkeypatch.setattr(type(nm.sweeps.linear), "batch_cells", lambda *_, **__: 2)
     ours = nm.sweep(nm.sweeps.linear, grid, 3)
     monkeypatch.setattr(type(nm.sweeps.linear), "compiler_options", lambda *_, **__: xla_defaults())
     expected = nm.sweep(nm.sweeps.linear, grid, 3)
