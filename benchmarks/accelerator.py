@@ -11,7 +11,7 @@ arguments and results at that of a copy. All three rates are measured first, on 
 The work is counted in the traced program, where loops of known length count as often as they run.
 
 Sweeps report the time of a further cell, and the share of it in which the device computed: the time
-of a run of `simulate` alone over that of the cell.
+of one run in a `simulate` over that of the cell.
 
 --compile-only needs the compilers named in `hlo.py`, and compiles the same programs.
 """
@@ -60,7 +60,7 @@ class Work(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What the device does per second, as in `Work`."""
+    """The amounts of `Work` that the device does per second."""
 
     draws: float
     flops: float

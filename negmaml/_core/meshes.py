@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from negmaml._core.jit import is_concrete
+from negmaml._core.platform import is_tracing
 
 F = TypeVar("F", bound=Callable[..., Any])
 AXIS = "task"  # the axis of a mesh that is made from a list of devices
@@ -114,7 +115,7 @@ def any_mesh(function: F) -> F:
         context = jax.sharding.get_abstract_mesh()
         if not meshes and AxisType.Explicit not in context.axis_types:
             return function(*arguments, **keywords)
-        if isinstance(jnp.zeros(()), jax.core.Tracer):
+        if is_tracing():
             return function(*arguments, **keywords)
         mesh = meshes[0] if meshes else jax.sharding.get_mesh()
         arguments, keywords = _on_kind(_explicit, _auto(mesh), (arguments, keywords))

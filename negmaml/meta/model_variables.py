@@ -1,5 +1,7 @@
 r"""Models of any library, taken apart into parameters that train and a state, and made again.
 
+The parts of each kind of model, and the result of its loss:
+
 | model | trained | state | result of the loss |
 |---|---|---|---|
 | any pytree | floating point leaves | `()` | value |
@@ -315,8 +317,8 @@ def variables(model: Any, trained: Any = None) -> Variables:
     return Variables(floats, (), PytreeForm(StaticTree(static_leaves)))
 
 
-def again(model: Any, before: Any) -> Variables:
-    """Return the parts of a trained model, with the filter of what trains in those before it."""
+def variables_as_before(model: Any, before: Any) -> Variables:
+    """Return the parts of a trained model, split by the filter of those it was trained from."""
     chosen = isinstance(before, Variables) and isinstance(before.form, NNXForm)
     return variables(model, before.form.trained if chosen else None)
 

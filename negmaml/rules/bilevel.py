@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,10 @@ from negmaml.rules.base import InnerRule
 from negmaml.rules.field import field_point, is_field
 from negmaml.rules.implicit import (
     FlatProblem,
+    LinearSolver,
     Settings,
     differentiable_root,
     flat_problem,
-    pull_back,
     tolerance_or_default,
 )
 from negmaml.rules.krylov import norm
@@ -36,6 +36,7 @@ from negmaml.rules.optimizer import InnerOptimizer, update_on
 from negmaml.rules.proximal import Proximal
 from negmaml.rules.schedule import combine, separate
 from negmaml.rules.solution import Solution, as_solution
+from negmaml.rules.stationary import StationaryRule
 from negmaml.rules.trust_region import ROUNDING, StationaryPoint
 
 OPTIMIZER_STEPS = 1000  # of an optax transformation by default; most stop at the tolerance before
@@ -43,7 +44,7 @@ OPTIMIZER_STEPS = 1000  # of an optax transformation by default; most stop at th
 
 @final
 @pytree
-class Implicit(InnerRule):
+class Implicit(StationaryRule):
     r"""The solution of an inner problem by any solver, with its implicit derivative.
 
         theta:    grad loss(theta) + strength (theta - start) = 0
@@ -103,9 +104,6 @@ class Implicit(InnerRule):
     linear_steps: int = static(default=1000)
     linear_tolerance: float | None = static(default=None)
 
-    tunable: ClassVar[str] = "strength"
-    implicit: ClassVar[bool] = True
-
     def __post_init__(self):
         steps = check_optional(check_count, "steps", self.steps)
         checked = {
@@ -122,11 +120,7 @@ class Implicit(InnerRule):
             object.__setattr__(self, name, value)
 
     def check(self, params) -> None:
-        if np.shape(self.strength) != ():
-            raise ValueError(
-                f"strength must be one number on a general model, got {short_repr(self.strength)}; "
-                "for a batch of rules use jax.vmap"
-            )
+        super().check(params)
         if isinstance(self.inner, InnerRule):
             self.inner.check(params)
 
@@ -143,15 +137,9 @@ class Implicit(InnerRule):
         search = partial(self._search, problem, loss, start)
         return differentiable_root(problem, search, self._linear.solve_linear)
 
-    def solve_and_pull_back(self, loss, start, frozen):
-        """The solution and its pull-back by one linear system, whose accuracy is checked."""
-        if is_field(lambda theta: loss(theta, frozen), start):
-            return super().solve_and_pull_back(loss, start, frozen)
-        solution = self.solve(lambda theta: loss(theta, frozen), start)
-        pull = pull_back(
-            loss, start, frozen, self.strength, solution.params, self._linear.solve_linear
-        )
-        return solution, pull
+    @property
+    def _solve_linear(self) -> LinearSolver:
+        return self._linear.solve_linear
 
     @property
     def _linear(self) -> LinearSettings:

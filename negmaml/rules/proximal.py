@@ -1,7 +1,7 @@
 """Proximal adaptation, implicit MAML."""
 
 import dataclasses
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import jax
 import numpy as np
@@ -12,20 +12,19 @@ from negmaml._core.checks import (
     check_finite,
     check_optional,
     check_positive,
-    short_repr,
 )
 from negmaml._core.pytree import pytree, static
-from negmaml.rules.base import InnerRule
 from negmaml.rules.field import field_point, is_field
 from negmaml.rules.filters import Filter, LogForm, log_size
-from negmaml.rules.implicit import Settings, proximal_point, pull_back
+from negmaml.rules.implicit import LinearSolver, Settings, proximal_point
 from negmaml.rules.pencil import Pencil, proximal_pencil
 from negmaml.rules.solution import Solution
+from negmaml.rules.stationary import StationaryRule
 
 
 @final
 @pytree
-class Proximal(InnerRule):
+class Proximal(StationaryRule):
     r"""Proximal adaptation, implicit MAML: label_filter(x) = 1 / (x + strength).
 
     theta minimises |X theta - y|^2 / n + strength |theta - omega|^2, or is the stationary point for
@@ -57,9 +56,6 @@ class Proximal(InnerRule):
     max_steps: int = static(default=200)
     tolerance: float | None = static(default=None)
 
-    tunable: ClassVar[str] = "strength"
-    implicit: ClassVar[bool] = True
-
     def __post_init__(self):
         strength = check_finite("strength", self.strength, "a proximal strength")
         object.__setattr__(self, "strength", strength)
@@ -74,14 +70,6 @@ class Proximal(InnerRule):
     def search_range(self, largest):
         """(smallest, largest) strength to try, in units of the largest eigenvalue."""
         return 1e-3 * largest, 1e3 * largest
-
-    def check(self, params) -> None:
-        # On a general model one problem is solved, so an array would have no meaning.
-        if np.shape(self.strength) != ():
-            raise ValueError(
-                f"strength must be one number on a general model, got {short_repr(self.strength)}; "
-                "for a batch of rules use jax.vmap"
-            )
 
     def check_meta(self) -> None:
         """Raise for strength zero, which does not depend on the start and has no meta-gradient."""
@@ -99,16 +87,9 @@ class Proximal(InnerRule):
             return field_point(loss, start, self.strength, self._settings)
         return proximal_point(loss, start, self.strength, self._settings)
 
-    def solve_and_pull_back(self, loss, start, frozen):
-        """The solution and its pull-back by one linear system, whose accuracy is checked."""
-        # The symmetric solver needs a symmetric Hessian; a field is differentiated in reverse mode.
-        if is_field(lambda theta: loss(theta, frozen), start):
-            return super().solve_and_pull_back(loss, start, frozen)
-        solution = self.solve(lambda theta: loss(theta, frozen), start)
-        pull = pull_back(
-            loss, start, frozen, self.strength, solution.params, self._settings.solve_linear
-        )
-        return solution, pull
+    @property
+    def _solve_linear(self) -> LinearSolver:
+        return self._settings.solve_linear
 
     @property
     def _settings(self) -> Settings:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.extras import require
 from negmaml._core.fingerprint import check_code_version
+from negmaml._core.platform import is_tracing
 from negmaml._core.settings import own_transfers
 from negmaml.sweeps.cluster import EXPECTED_WORKERS, connected
 from negmaml.sweeps.layout import coordinates
@@ -179,7 +178,7 @@ def sweep(
 def _check_options(store, client, worker, extend, allow_code_change) -> Address | None:
     """The address of the store; raises unless the options about it are valid and go together."""
     # Under jit this would store tracers, or run once and then never again.
-    if isinstance(jnp.zeros(()), jax.core.Tracer):
+    if is_tracing():
         raise TypeError(
             "sweep computes and stores when it is called; call it outside of jit, and put what "
             "should be compiled into its function, which always is"

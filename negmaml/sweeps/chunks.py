@@ -2,8 +2,8 @@
 
 A chunk of floating-point numbers can be a shard of zarr's sharding codec: inner chunks one after
 another, each with its checksum, and an index of their places. Inner chunks are not compressed, so
-the layout determines the index. It is compared and never used, so that no store chooses what is
-read. A reader of a few cells reads the inner chunks with these cells only.
+the layout determines the index. It is compared and never used, so that no store determines the
+bytes that are read. A reader of a few cells reads the inner chunks with these cells only.
 """
 
 import math

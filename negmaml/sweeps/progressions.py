@@ -32,7 +32,7 @@ def includes(old: Values, new: Values) -> bool:
 
 
 def missing_from(old: Values, new: Values) -> Values:
-    """The values of `new` that `old` lacks, in order."""
+    """The values of `new` that are not in `old`, in order."""
     if includes(old, new):
         return ()
     if new[: len(old)] == old:
@@ -42,7 +42,7 @@ def missing_from(old: Values, new: Values) -> Values:
 
 
 def joined(old: Values, new: Values) -> Any:
-    """The values of `old`, and then those of `new` that `old` lacks."""
+    """The values of `old`, and then those of `new` that are not in it."""
     # Appended and never sorted: the positions of stored cells must not change.
     added = missing_from(old, new)
     if not added:

@@ -27,9 +27,10 @@ from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key
 from negmaml._core.meshes import place
+from negmaml._core.platform import is_tracing
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
-from negmaml.meta.model_variables import Form, again, variables
+from negmaml.meta.model_variables import Form, variables, variables_as_before
 from negmaml.rules import UNSOLVED
 from negmaml.training.batches import Batches, check_sampler, number_of_steps, task_source
 from negmaml.training.host_loop import Segment, run_segments
@@ -103,8 +104,8 @@ def fit(
         callback: (step, metrics, params) -> any result, on the host every `callback_every` steps (1
             by default). metrics["loss"] is the mean since the last call, "evaluation" and "aux" are
             the latest. The run stops if it returns True, of Python, NumPy, JAX or torch.
-        state: a result of `fit` to continue from, with its optimizer state. `params` is read
-            for a filter of what trains only (`nm.variables`). The numbers of the steps continue:
+        state: a result of `fit` to continue from, with its optimizer state. Of `params`, only
+            the filter `trained` is read (`nm.variables`). The numbers of the steps continue:
             fit(...100), then fit(..., 100, state=first), is fit(..., 200).
         mesh: a `jax.sharding.Mesh` or a list of devices that share the tasks of every step. Each
             computes the gradient of its tasks, and one all-reduce averages them. The result is that
@@ -193,8 +194,7 @@ def _train(setup: TrainSetup, point: TrainPoint, segment: Segment, options: Host
         last = start + steps
         # Errors of the user's functions are raised by this trace, which the call uses again, and so
         # before the first compilation.
-        concrete = is_concrete((setup, point)) and not isinstance(jnp.zeros(()), jax.core.Tracer)
-        program = advance_in_place if concrete else advance
+        program = advance if is_tracing(setup, point) else advance_in_place
         forward = partial(program, length=steps, stride=stride_of(steps))
         jax.eval_shape(forward, setup, jax.eval_shape(init, point), start, last)
         with warnings.catch_warnings():
@@ -239,7 +239,9 @@ def _init_point(params, state: FitResult | None) -> tuple[TrainPoint, Form]:
     if state is not None and not isinstance(state, FitResult):
         raise TypeError(f"state must be a result of fit, got {type(state).__name__}")
     # The optimizer sees floating point leaves only.
-    floats, model_state, form = variables(params) if state is None else again(state.params, params)
+    floats, model_state, form = (
+        variables(params) if state is None else variables_as_before(state.params, params)
+    )
     floats = jax.tree.map(jnp.asarray, floats)
     # The optimizer state is made by `init_state`, within its compiled program.
     before = (None, jnp.asarray(0)) if state is None else (state.optimizer_state, state.step)

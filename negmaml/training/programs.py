@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from negmaml._core.fingerprint import identify
+from negmaml._core.platform import is_tracing
 from negmaml.training.state import TrainSetup, advance, advance_in_place, init_state
 
 MAX_PROGRAMS = 64  # about 9 MB each for a small model
@@ -24,7 +25,7 @@ def known_optimizer(optimizer, params):
     """Return an earlier optimizer with the same program on these parameters, else `optimizer`."""
     if any(optimizer is known for known in _optimizers.values()):
         return optimizer
-    if isinstance(jnp.zeros(()), jax.core.Tracer):
+    if is_tracing():
         return optimizer
     structures = []
 

@@ -1,4 +1,4 @@
-"""Chunks and shards: what zarr reads is what was written, in parts and as a whole."""
+"""Chunks and shards: zarr reads the numbers that were written, in parts and as a whole."""
 
 import shutil
 

@@ -8,7 +8,7 @@ from tests.internals import use_local_device
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """What JAX is restricted to."""
+    """The settings by which JAX is restricted to some devices."""
     found = {}
     monkeypatch.setattr(jax.config, "update", found.__setitem__)
     return found

@@ -13,7 +13,7 @@ import xarray as xr
 import negmaml as nm
 from negmaml.sweeps import StoreError, merge
 from tests.helpers import mostly_slow
-from tests.internals import Runner, description_of, lost, open_store, summary
+from tests.internals import description_of, lost, open_store, summary
 from tests.internals import main as cli
 from tests.sweeps.test_store import LONGER, SHORT, WHOLE, products
 
@@ -43,20 +43,6 @@ def made(tmp_path_factory):
 @pytest.fixture
 def store(made, tmp_path):
     return shutil.copytree(made[0], tmp_path / "x.zarr")
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """Counts the cells that are computed."""
-    counted, right = [], Runner.compute
-
-    def compute(self, blocks):
-        for block, values in right(self, blocks):
-            counted.append(0 if block is None else int(block[1].sum()))
-            yield block, values
-
-    monkeypatch.setattr(Runner, "compute", compute)
-    return counted
 
 
 def chunks(store, name):

@@ -15,7 +15,7 @@ import xarray as xr
 import negmaml as nm
 from negmaml import cli
 from negmaml.sweeps import StoreError, SweepFunction
-from tests.internals import Runner, load, reduce, summary
+from tests.internals import load, reduce, summary
 
 ALL = {"seed": ["mean", "var", "std", "sem", "count", "min", "max"]}
 GRID = {"sigma": [0.1, 0.5], "rates": [0.1, 0.2, -0.3]}
@@ -190,20 +190,6 @@ def test_several_devices_give_the_same_numbers(tmp_path):
     call = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "x.zarr")]
     subprocess.run(call, check=True, env=os.environ | {"XLA_FLAGS": flags})
     assert_same(swept(700, store=tmp_path / "x.zarr"), swept(700))
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """Counts the chunks that are computed."""
-    counted, right = [], Runner.compute
-
-    def compute(self, blocks):
-        for block, values in right(self, blocks):
-            counted.append(0 if block is None else int(block[1].sum()))
-            yield block, values
-
-    monkeypatch.setattr(Runner, "compute", compute)
-    return counted
 
 
 def test_a_store_resumes_and_serves_other_statistics(tmp_path, computed, monkeypatch):

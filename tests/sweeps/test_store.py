@@ -17,7 +17,7 @@ import xarray as xr
 
 import negmaml as nm
 from negmaml.sweeps import StoreError
-from tests.internals import Runner, load, planning
+from tests.internals import load, planning
 from tests.internals import store as stores
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 
@@ -39,21 +39,6 @@ def run_script(store, **more):
 @pytest.fixture(scope="module")
 def undisturbed():
     return nm.sweep(function, GRID, SEEDS)
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """Counts the cells that are computed."""
-    counted = []
-    right = Runner.compute
-
-    def compute(self, blocks):
-        for block, values in right(self, blocks):
-            counted.append(0 if block is None else int(block[1].sum()))
-            yield block, values
-
-    monkeypatch.setattr(Runner, "compute", compute)
-    return counted
 
 
 def assert_same(result, expected):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import negmaml as nm
 from negmaml.sweeps import StoreError
-from tests.internals import Runner, lease, members, storage_beside
+from tests.internals import lease, members, storage_beside
 from tests.internals import worker as shared
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
 from tests.sweeps.test_store import run_script
@@ -76,16 +76,10 @@ def together(calls):
     return raised
 
 
-def test_workers_that_start_at_once_on_no_store_compute_each_block_once(url, alone, monkeypatch):
+def test_workers_that_start_at_once_on_no_store_compute_each_block_once(
+    url, alone, computed, monkeypatch
+):
     monkeypatch.setattr(lease, "HEARTBEAT_S", 2.0)
-    cells, right = [], Runner.compute
-
-    def compute(self, blocks):
-        for block, values in right(self, blocks):
-            cells.append(0 if block is None else int(block[1].sum()))
-            yield block, values
-
-    monkeypatch.setattr(Runner, "compute", compute)
     told = []
     calls = [
         lambda k=k: work(url, (k, 3), progress=lambda *counts: told.append(counts))
@@ -93,7 +87,7 @@ def test_workers_that_start_at_once_on_no_store_compute_each_block_once(url, alo
     ]
     assert not together(calls)
     assert_whole(url, alone)
-    assert sum(cells) == alone["finite"].size
+    assert sum(computed) == alone["finite"].size
     assert max(told) == (48, 48)
     assert xr.open_zarr(url).attrs["wall_seconds"] > 0
 

@@ -1,0 +1,43 @@
+"""The parts that all rules share whose adapted parameters solve one equation."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from negmaml._core.checks import short_repr
+from negmaml.rules.base import InnerRule
+from negmaml.rules.field import is_field
+from negmaml.rules.implicit import LinearSolver, pull_back
+
+
+class StationaryRule(InnerRule):
+    """A rule with grad loss(theta) + strength (theta - start) = 0 at the adapted parameters.
+
+    A rule defines `solve`, and the solver of the linear system of the derivative.
+    """
+
+    strength: Any
+
+    tunable: ClassVar[str] = "strength"
+    implicit: ClassVar[bool] = True
+
+    @property
+    def _solve_linear(self) -> LinearSolver:
+        raise NotImplementedError
+
+    def check(self, params) -> None:
+        # On a general model one problem is solved, so an array would have no meaning.
+        if np.shape(self.strength) != ():
+            raise ValueError(
+                f"strength must be one number on a general model, got {short_repr(self.strength)}; "
+                "for a batch of rules use jax.vmap"
+            )
+
+    def solve_and_pull_back(self, loss, start, frozen):
+        """The solution and its pull-back by one linear system, whose accuracy is checked."""
+        # The symmetric solver needs a symmetric Hessian; a field is differentiated in reverse mode.
+        if is_field(lambda theta: loss(theta, frozen), start):
+            return super().solve_and_pull_back(loss, start, frozen)
+        solution = self.solve(lambda theta: loss(theta, frozen), start)
+        at = solution.params
+        return solution, pull_back(loss, start, frozen, self.strength, at, self._solve_linear)
