@@ -98,6 +98,7 @@ def shipped_options(light_profile, monkeypatch):
 
 @pytest.fixture
 def x64():
-    """Run a test in float64."""
-    with jax.enable_x64(True):
-        yield
+    """Run a test in float64, in all threads: callbacks on the host have their own."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

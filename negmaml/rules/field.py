@@ -47,7 +47,9 @@ def field_point(loss: Callable, params, strength, settings: Settings, at=None) -
     strength = jnp.asarray(strength, start.dtype)
     # None has no leaves, so that the search in `_point` is a choice of the traced program.
     at = None if at is None else lax.stop_gradient(ravel_pytree(at)[0])
-    theta, info = _point(program.jaxpr, settings, program.consts, start, strength, at)
+    # Copies are arrays of JAX, also where a vmap is over NumPy arrays: custom_vjp takes no others.
+    constants = jax.tree.map(jnp.copy, program.consts)
+    theta, info = _point(program.jaxpr, settings, constants, start, strength, at)
     return Solution(unravel(theta), SolveInfo(*lax.stop_gradient(info)))
 
 

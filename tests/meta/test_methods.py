@@ -461,7 +461,8 @@ def test_implicit_gradients_of_a_field_solve_with_the_transpose(strength, x64):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ("reversal as documented", "odeint", "in scan"))
 def test_implicit_gradients_need_no_forward_mode(name, x64):
-    loss, rule = loss_with(FUNCTIONS[name][0]), nm.Proximal(3.0)
+    # A strength at which the reversed field has a root, too.
+    loss, rule = loss_with(FUNCTIONS[name][0]), nm.Proximal(30.0)
 
     @jax.jit
     def both(params):
@@ -472,8 +473,8 @@ def test_implicit_gradients_need_no_forward_mode(name, x64):
 
         def one(support, query):
             at = nm.adapt(of_flat, flat, support, rule)
-            F, J = field(of_flat, support, 3.0, at, flat)
-            return F, 3 * jnp.linalg.solve(J.T, jax.grad(of_flat)(at, query))
+            F, J = field(of_flat, support, 30.0, at, flat)
+            return F, 30 * jnp.linalg.solve(J.T, jax.grad(of_flat)(at, query))
 
         gradient = nm.imaml(loss, rule)(params, TASKS)[1]
         return flatten_util.ravel_pytree(gradient)[0], jax.vmap(one)(*TASKS)
