@@ -21,6 +21,7 @@ from negmaml.meta import gradients
 from negmaml.meta.gradients import Algorithm
 from negmaml.meta.partition import Loss, check_loss, freeze_mask
 from negmaml.rules import GradientDescent, InnerRule, as_rule, check_rule
+from negmaml.rules.unroll import check_unroll
 
 # In the order of `maml_value_and_grad`, which explains them.
 METHODS = ("mixed", "reverse", "remat", "low-rank")
@@ -37,6 +38,8 @@ def maml(
     inner_loss: Loss | None = None,
     mask: Any = None,
     batch_size: int | None = None,
+    segment: int | str | None = None,
+    truncate: int | None = None,
     has_aux: bool = False,
 ) -> Callable[[Any, Any], Any]:
     r"""Return the objective of model-agnostic meta-learning, (params, tasks) -> value.
@@ -44,13 +47,13 @@ def maml(
         L_meta(params) = mean_i loss(adapt(params; support_i), query_i)
 
     jax.grad of it is the meta-gradient. It is differentiable in parameters, rates and data.
-    `maml_value_and_grad` has the same arguments and returns the gradient faster. With the rule of
+    `maml_value_and_grad` has these arguments too and returns the gradient faster. With the rule of
     the test and fresh tasks the objective is the test loss. Source: Finn, Abbeel and Levine, ICML
     2017.
     """
     return _algorithm(
         gradients.objective, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
-        has_aux=has_aux,
+        has_aux=has_aux, segment=segment, truncate=truncate,
     )  # fmt: skip
 
 
@@ -62,6 +65,8 @@ def maml_value_and_grad(
     mask: Any = None,
     batch_size: int | None = None,
     method: str | None = None,
+    segment: int | str | None = None,
+    truncate: int | None = None,
     has_aux: bool = False,
 ) -> ValueAndGrad:
     r"""Return (params, tasks) -> (value, gradient), the exact, second-order gradient of `maml`.
@@ -91,6 +96,17 @@ def maml_value_and_grad(
             their factors, in + out numbers a row and step; else "mixed" for several steps where it
             is exact, which then needs less memory and about the same time; else "reverse". A rule
             with a `solve` of its own, such as `Proximal` or `Implicit`, takes "reverse".
+        segment: number of inner steps in a segment. The parameters before each segment are then
+            stored, and the steps of one segment are taken again when the derivative reaches them.
+            "sqrt" for the square root of the number of steps K, which stores about 2 sqrt(K)
+            parameters in place of K. "reverse" also stores the intermediate results of the steps
+            of one segment, "remat" and "mixed" those of one step. The gradient is the same up to
+            rounding.
+        truncate: number k of last inner steps that derivatives pass through, all by default. The
+            gradient is that of `maml` with theta_{K-k} replaced by its value plus params -
+            stop_gradient(params). So d theta_{K-k} / d params = I, as in `fomaml`, and zero in
+            frozen leaves and in numbers of the rule. Time and memory are those of k steps, beside
+            a forward pass of the others.
         has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
             with the aux of the query losses, stacked over tasks.
 
@@ -102,14 +118,15 @@ def maml_value_and_grad(
     empty batch, for support and query of different numbers of tasks, and for a `lax.while_loop`
     that has to be differentiated in reverse. Raises as `adapt` does. Sources: Finn, Abbeel and
     Levine, ICML 2017; for "mixed", Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
-    Differentiation", ICML 2025.
+    Differentiation", ICML 2025; for `truncate`, Shaban et al., "Truncated Back-propagation for
+    Bilevel Optimization", AISTATS 2019.
     """
     # None lets `negmaml.meta.choice` decide for each loss and rule.
     if method is not None:
         check_choice("method", method, METHODS)
     return _algorithm(
         gradients.second_order, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
-        has_aux=has_aux, method=method,
+        has_aux=has_aux, method=method, segment=segment, truncate=truncate,
     )  # fmt: skip
 
 
@@ -241,7 +258,9 @@ def meta_sgd(
     )  # fmt: skip
 
 
-def _algorithm(gradient, loss, rule, *, mask=None, batch_size=None, **options):
+def _algorithm(
+    gradient, loss, rule, *, mask=None, batch_size=None, segment=None, truncate=None, **options
+):
     """Return the algorithm as a pytree whose leaves are the numbers of the rule."""
     # All arguments are checked here, at the call of the user, and not in the first training step.
     loss = check_loss("loss", loss)
@@ -250,9 +269,13 @@ def _algorithm(gradient, loss, rule, *, mask=None, batch_size=None, **options):
     batch_size = check_optional(check_count, "batch_size", batch_size)
     # A mask may be a list or a dict, which jit could not compare.
     mask = check_optional(freeze_mask, "mask", mask)
-    algorithm = Algorithm(gradient, loss, hashable_mask=mask, batch_size=batch_size, **options)
+    unroll = check_unroll(False, segment, truncate)
+    algorithm = Algorithm(
+        gradient, loss, hashable_mask=mask, batch_size=batch_size, unroll=unroll, **options
+    )
     rule = as_rule("rule", rule)
     rule.check_meta()
+    unroll.check_rule(rule)
     # `maml` only returns the value, which may be differentiated in other arguments.
     if gradient is not gradients.objective and mask is None and rule.ignores_start:
         raise ValueError(

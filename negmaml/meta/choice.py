@@ -17,19 +17,22 @@ from negmaml._core.symmetry import asymmetry
 from negmaml.meta.lowrank import wide_inputs
 from negmaml.meta.partition import partition
 from negmaml.rules import GradientDescent, InnerRule, Schedule
+from negmaml.rules.unroll import PLAIN, Unroll
 
 
 class LossPair(NamedTuple):
     """The two losses of an algorithm in the form of `lift_loss`, and how to differentiate them.
 
     inner: the loss on the support, for the inner steps. outer: the loss on the query.
-    mask: the leaves that adapt. method: as in `maml_value_and_grad`.
+    mask: the leaves that adapt. method: as in `maml_value_and_grad`. unroll: how derivatives pass
+    through the inner steps.
     """
 
     inner: Callable
     outer: Callable
     mask: Any
     method: str | None
+    unroll: Unroll = PLAIN
 
 
 def choose(losses: LossPair, rule: InnerRule, params, state, tasks) -> tuple[str, frozenset[int]]:
@@ -48,14 +51,16 @@ def choose(losses: LossPair, rule: InnerRule, params, state, tasks) -> tuple[str
             )
         return "implicit", frozenset()
     if method in ("mixed", "low-rank"):
-        _check_follows_updates(method, rule, state)
+        _check_follows_updates(method, rule, state, losses.unroll)
     if method in ("reverse", "remat"):
         return method, frozenset()
     if jax.tree.leaves(state):
         return "reverse", frozenset()
     # Factored updates save most where they apply, so they come first.
     inner = _trace(losses.inner, params, state, tasks[0])
-    if method != "mixed" and isinstance(rule, GradientDescent):
+    # They are compiled step by step, for few steps.
+    few_steps = losses.unroll.segment is None
+    if method != "mixed" and few_steps and isinstance(rule, GradientDescent):
         query = _trace(losses.outer, params, state, tasks[1])
         wide = _wide_weights(rule, params, losses.mask, (inner, query))
         if wide or method:
@@ -75,7 +80,7 @@ def choose(losses: LossPair, rule: InnerRule, params, state, tasks) -> tuple[str
     return "mixed", frozenset()
 
 
-def _check_follows_updates(method: str, rule: InnerRule, state) -> None:
+def _check_follows_updates(method: str, rule: InnerRule, state, unroll: Unroll) -> None:
     """Raise where "mixed" or "low-rank" cannot follow the inner steps."""
     if jax.tree.leaves(state):
         raise TypeError(
@@ -84,6 +89,11 @@ def _check_follows_updates(method: str, rule: InnerRule, state) -> None:
         )
     if method == "low-rank" and not isinstance(rule, GradientDescent):
         raise ValueError(f"method 'low-rank' needs GradientDescent as the rule, got {rule!r}")
+    if method == "low-rank" and unroll.segment is not None:
+        raise ValueError(
+            "method 'low-rank' stores factors of all steps, so that segment must be None, got "
+            f"{unroll.segment!r}; use method 'mixed', 'reverse' or 'remat'"
+        )
 
 
 def has_symmetric_hessian(losses: LossPair, params, state, tasks) -> bool:

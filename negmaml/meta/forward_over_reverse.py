@@ -20,17 +20,30 @@ from jax import lax
 from negmaml.meta.partition import combine, partition
 from negmaml.rules import InnerRule, separate
 from negmaml.rules import combine as combine_rule
+from negmaml.rules.unroll import (
+    PLAIN,
+    Segments,
+    Unroll,
+    join_steps,
+    loop_of,
+    scan_segments,
+    split_steps,
+)
 
 
-def backward_recursion(rule: InnerRule, gradient, frozen, visited, slope, mask):
+def backward_recursion(
+    rule: InnerRule, gradients, frozen, visited, slope, mask, unroll: Unroll = PLAIN
+):
     """Return the gradient in the parameters, and a list of those in the floats of the rule.
 
     Arguments:
-        gradient: of the loss on the support, a function of all parameters.
+        gradients: those of the loss on the support, functions of all parameters, and of those that
+            adapt.
         frozen: parameters that do not adapt; they enter through `gradient` only.
-        visited: (parameters, optimizer state) that each step started from.
+        visited: (parameters, optimizer state) before each step or segment, as from `visit`.
         slope: the gradient of the query loss at the adapted parameters, of all parameters.
         mask: the leaves that adapt.
+        unroll: which steps are differentiated.
 
     This is the recursion above for any update (theta', s') = u(rule, g, s, theta), g =
     gradient(theta). A step maps the cotangents of (theta', s') to those of its arguments by the
@@ -38,12 +51,17 @@ def backward_recursion(rule: InnerRule, gradient, frozen, visited, slope, mask):
     forward derivative of `gradient` serves. The cotangents of numbers of the rule that differ from
     step to step are stored by step; those of numbers shared by all steps are added up.
     """
+    gradient, on_moving = gradients
     no_frozen = jax.tree.map(jnp.zeros_like, frozen)
     numbers, rebuild_rule = _floats(rule)
     # Python floats of the rule become arrays, of which a cotangent can be taken.
     numbers = [jnp.asarray(x, jnp.result_type(float, x)) for x in numbers]
     rule = rebuild_rule(numbers)
     stepped, fixed = separate(rule)
+    kept = unroll.differentiated(rule.steps)
+    skipped = rule.steps - kept
+    if skipped:
+        stepped = jax.tree.map(lambda x: x[skipped:], stepped)
     fixed, rebuild_fixed = _floats(fixed)
 
     def back(carry, step):
@@ -72,6 +90,13 @@ def backward_recursion(rule: InnerRule, gradient, frozen, visited, slope, mask):
         )  # fmt: skip
         return carry, of_own
 
+    def back_segment(carry, segment, steps):
+        """Take the steps of a segment again, then go back through them."""
+        first, own = segment
+        loop = loop_of(rule, on_moving)._replace(own=own, steps=steps)
+        visited = loop.visit(first)[1]
+        return lax.scan(back, carry, (visited, own), reverse=True)
+
     # At the last step the cotangent of theta is v_K, and nothing depends on the optimizer state.
     of_theta, of_frozen = partition(slope, mask)
     state = jax.eval_shape(rule.init, of_theta)
@@ -81,13 +106,24 @@ def backward_recursion(rule: InnerRule, gradient, frozen, visited, slope, mask):
         first, of_own = back(last, (visited, jax.tree.map(lambda x: x[0], stepped)))
         of_own = jax.tree.map(lambda x: x[None], of_own)
         start = visited[0]
+    elif isinstance(visited, Segments):
+        own = split_steps(stepped, kept, visited.size)
+        pairs = Segments((visited.whole, own.whole), (visited.rest, own.rest), visited.size)
+        first, of_own = scan_segments(back_segment, last, pairs, kept, reverse=True)
+        of_own = join_steps(of_own)
+        start = jax.tree.map(lambda x: x[0], visited.whole[0])
     else:
         first, of_own = lax.scan(back, last, (visited, stepped), reverse=True)
         start = jax.tree.map(lambda x: x[0], visited[0])
     of_theta, of_state, of_frozen, of_fixed = first
-    if of_state:  # the first optimizer state is a function of the parameters
+    if of_state and not skipped:  # the first optimizer state is a function of the parameters
         pull_back = jax.vjp(lambda theta: _floats(rule.init(theta))[0], start)[1]
         of_theta = jax.tree.map(jnp.add, of_theta, pull_back(of_state)[0])
+
+    if skipped:  # numbers of the first steps have no effect on a truncated derivative
+        of_own = jax.tree.map(
+            lambda x: jnp.concatenate([jnp.zeros((skipped, *x.shape[1:]), x.dtype), x]), of_own
+        )
 
     def split_numbers(numbers):
         return tuple(_floats(part)[0] for part in separate(rebuild_rule(numbers)))

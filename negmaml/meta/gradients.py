@@ -48,6 +48,7 @@ from negmaml.meta.partition import (
 from negmaml.meta.shape_errors import explain_while_loops
 from negmaml.meta.stateful import StatefulRule, lift_loss, mean_state
 from negmaml.rules import UNSOLVED, GradientDescent, run
+from negmaml.rules.unroll import PLAIN, Unroll, visit
 
 
 class Algorithm(NamedTuple):
@@ -63,6 +64,7 @@ class Algorithm(NamedTuple):
     batch_size: int | None = None
     has_aux: bool = False
     method: str | None = None
+    unroll: Unroll = PLAIN
 
     @own_transfers
     @any_mesh
@@ -104,7 +106,8 @@ class Algorithm(NamedTuple):
         form = form.inner if self.gradient is meta_sgd else form
         outer = lift_loss(self.loss, form, self.has_aux)
         inner = outer if self.inner_loss is None else lift_loss(self.inner_loss, form)
-        return LossPair(inner, outer, thaw_mask(self.hashable_mask), self.method)
+        mask = thaw_mask(self.hashable_mask)
+        return LossPair(inner, outer, mask, self.method, self.unroll)
 
 
 def of_variables(value_and_grad: Any) -> Callable:
@@ -137,7 +140,7 @@ def check_pair(result) -> None:
         )
 
 
-def objective(losses: LossPair, rule, params, state, tasks, weight, remat: bool = False):
+def objective(losses: LossPair, rule, params, state, tasks, weight):
     """Return the sum of the query losses after adaptation."""
     rule, params = check_inputs(rule, params)
     moving, frozen = partition(params, losses.mask)
@@ -146,7 +149,7 @@ def objective(losses: LossPair, rule, params, state, tasks, weight, remat: bool 
     def one_task(support, query, keys):
         start = combine(keys, state)
         (theta, adapted_state), info = adapt_leaves(
-            losses.inner, rule, (moving, frozen), start, support, remat
+            losses.inner, rule, (moving, frozen), start, support, losses.unroll
         )
         value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
         return value, (aux, new, _known(info))
@@ -167,7 +170,8 @@ def second_order(losses: LossPair, rule, params, state, tasks, weight):
     if method == "low-rank":
         total = partial(_factored, losses, rule, wide)
     else:
-        total = partial(objective, losses, rule, remat=method == "remat")
+        unroll = losses.unroll._replace(remat=method == "remat")
+        total = partial(objective, losses._replace(unroll=unroll), rule)
     return _differentiate(lambda params: total(params, state, tasks, weight), params)
 
 
@@ -301,11 +305,11 @@ def _mixed(losses: LossPair, rule, params, state, tasks, weight):
             return losses.inner(full, state, support)[0]
 
         on_moving = jax.grad(lambda theta: inner(combine(theta, frozen)))
-        theta, visited = run(rule, on_moving, moving)
+        theta, visited = visit(rule, on_moving, moving, losses.unroll)
         at = combine(theta, frozen)
         (value, (aux, new)), slope = _at_query(losses, at, state, query, weight)
         gradient, of_rule = backward_recursion(
-            rule, jax.grad(inner), frozen, visited, slope, losses.mask
+            rule, (jax.grad(inner), on_moving), frozen, visited, slope, losses.mask, losses.unroll
         )
         return (value, gradient, of_rule), (aux, new, None)
 
@@ -328,7 +332,8 @@ def _factored(losses: LossPair, rule, wide, params, state, tasks, weight):
         value, new, aux = losses.outer(params, state, data)
         return value, (aux, new, None)
 
-    plan = LowRankPlan(rate, rule.steps, wide, [r is not None for r in rates])
+    moves = [r is not None for r in rates]
+    plan = LowRankPlan(rate, rule.steps, wide, moves, losses.unroll.differentiated(rule.steps))
 
     def one_task(support, query, keys):
         return factored_loss((inner, outer), params, plan, support, query)

@@ -13,7 +13,8 @@ from negmaml.meta.model_variables import variables
 from negmaml.meta.partition import Loss, check_inputs, check_loss, combine, partition
 from negmaml.meta.shape_errors import explain_while_loops
 from negmaml.meta.stateful import StatefulRule, lift_loss
-from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution, run
+from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution
+from negmaml.rules.unroll import PLAIN, Unroll, check_unroll, last_point
 
 
 @own_transfers
@@ -26,6 +27,8 @@ def adapt(
     *,
     mask: Any = None,
     remat: bool = False,
+    segment: int | str | None = None,
+    truncate: int | None = None,
     return_info: bool = False,
 ) -> Any:
     r"""Return the parameters after adaptation to the data of one task.
@@ -49,6 +52,11 @@ def adapt(
             function of (path, leaf); all by default. For a Flax NNX module a filter such as
             `nnx.PathContains("head")`, or an `nnx.State` of booleans.
         remat: whether reverse-mode derivatives recompute each step instead of storing it.
+        segment: number of steps in a segment. Reverse-mode derivatives then store the parameters
+            before each segment only, and take the steps of one segment again at a time. "sqrt" for
+            the square root of the number of steps, which stores the fewest parameters.
+        truncate: number of last steps that derivatives pass through. To earlier steps they are
+            those of the identity in `params`, and zero in anything else.
         return_info: whether to return (params, info). info.converged is False if a rule that
             solves a problem, such as `Proximal`, did not: see `negmaml.rules.SolveInfo`. Without
             it a `negmaml.ConvergenceWarning` is issued then.
@@ -58,23 +66,26 @@ def adapt(
     Returns a pytree like `params`. It is differentiable: jax.grad through it is the meta-gradient.
     Use jax.vmap for many tasks. Raises TypeError for an invalid rule and where no parameter is
     floating point. Raises ValueError for a rate or mask unlike `params`, a mask without a leaf that
-    adapts, a loss that is not scalar, and parameters whose shapes do not fit it, by name.
+    adapts, a loss that is not scalar, and parameters whose shapes do not fit it, by name. Raises
+    ValueError for `segment` or `truncate` of a rule with a `solve` of its own.
 
     >>> import negmaml as nm
     >>> square = lambda w, target: (w - target) ** 2 / 2
     >>> float(adapt(square, 0.0, 1.0, nm.GradientDescent(-0.5)))  # away from the target
     -0.5
     """
-    remat, return_info = check_flag("remat", remat), check_flag("return_info", return_info)
+    return_info = check_flag("return_info", return_info)
+    unroll = check_unroll(remat, segment, truncate)
     # Leaves that do not train are set aside: derivatives are taken of the others.
     floats, state, form = variables(params)
     loss = check_loss("loss", loss)
     rule, floats = check_inputs(rule, floats)
+    unroll.check_rule(rule)
     moving, frozen = partition(floats, mask)
     # Reverse mode through a `lax.while_loop` in the loss fails with a message of JAX only.
     with explain_while_loops():
         (theta, state), info = adapt_leaves(
-            lift_loss(loss, form), rule, (moving, frozen), state, support, remat
+            lift_loss(loss, form), rule, (moving, frozen), state, support, unroll
         )
     # The result has the form of the argument, whatever was taken out of it.
     adapted = form.model(combine(theta, frozen), state)
@@ -84,7 +95,9 @@ def adapt(
     return adapted
 
 
-def adapt_leaves(loss: Callable, rule: InnerRule, leaves, state, support, remat=False) -> Solution:
+def adapt_leaves(
+    loss: Callable, rule: InnerRule, leaves, state, support, unroll: Unroll = PLAIN
+) -> Solution:
     """Return the `Solution` ((adapted leaves, state of the model), info) for one task.
 
     loss: as `lift_loss` returns it. leaves: (leaves that adapt, frozen leaves).
@@ -93,13 +106,14 @@ def adapt_leaves(loss: Callable, rule: InnerRule, leaves, state, support, remat=
     # The state of the model changes with every step, so it is part of the point that steps.
     if not rule.implicit:
         gradient = inner_gradient(loss, frozen, support)
-        return as_solution(run(StatefulRule(rule), gradient, (moving, state), remat)[0], rule.steps)
+        point = last_point(StatefulRule(rule), gradient, (moving, state), unroll)
+        return as_solution(point, rule.steps)
 
     # A solver calls the loss any number of times, so the state is fixed while it does.
     def objective(theta):
         return loss(combine(theta, frozen), state, support)[0]
 
-    theta, info = as_solution(rule.solve(objective, moving, remat=remat), rule.steps)
+    theta, info = as_solution(rule.solve(objective, moving, remat=unroll.remat), rule.steps)
     return Solution((theta, state_at(loss, combine(theta, frozen), state, support)), info)
 
 

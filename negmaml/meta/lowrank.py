@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from negmaml.rules.unroll import identity_at
+
 # The factored update is chosen where the dense one takes at least this many times its work. On CPU
 # the two are equally fast at a ratio of 1 to 1.5 (benchmarks/modes.py).
 MIN_WORK_RATIO = 2
@@ -79,12 +81,14 @@ class LowRankPlan(NamedTuple):
     rates: function (leaf, step) -> rate, a scalar for a wide leaf.
     wide: leaves that stay factored.
     moving: for each leaf whether it adapts.
+    differentiated: the number of last steps that derivatives pass through.
     """
 
     rates: Callable
     steps: int
     wide: frozenset[int]
     moving: list[bool]
+    differentiated: int
 
 
 def factored_loss(losses: tuple[Callable, Callable], params, plan: LowRankPlan, support, query):
@@ -92,9 +96,9 @@ def factored_loss(losses: tuple[Callable, Callable], params, plan: LowRankPlan, 
 
     losses: the inner and the outer loss, functions of (params, data) that return (scalar, aux).
     """
-    rates, steps, wide, moving = plan
+    rates, steps, wide, moving, differentiated = plan
     inner_loss, loss = losses
-    theta = jax.tree.leaves(params)
+    theta = leaves = jax.tree.leaves(params)
     dense = [i for i, moves in enumerate(moving) if moves and i not in wide]
     factors: dict[int, list] = {i: [] for i in wide}
     # The loss is traced once and evaluated once a step.
@@ -123,6 +127,9 @@ def factored_loss(losses: tuple[Callable, Callable], params, plan: LowRankPlan, 
         for (weight, h), d in zip(inputs, slopes, strict=True):
             left, right = (d, h) if weight.transposed else (h, d)
             factors[weight.leaf].append((-rates(weight.leaf, k) * left, right))
+        if k + 1 == steps - differentiated:  # a constant but for the start
+            moved = [*map(identity_at, (leaves[i] for i in dense), moved)]
+            factors = lax.stop_gradient(factors)
         theta = _replace(theta, dense, moved)
     return _Traced(loss, params, query, wide)(theta, query, _Recorder(factors, theta, ()))
 

@@ -20,6 +20,7 @@ PARAMS = jnp.ones(1)
 RULES = (0.1, "sgd", None, optax.sgd, 1, [RULE], nm.GradientDescent)
 FUNCTIONS = (3, "loss", np.ones(2), None, {}, [])
 OPTIONAL_FUNCTIONS = (3, "loss", np.ones(2), {}, [])
+SEGMENTS = (*COUNTS, "half", "")
 TREES = (np.ones((2, 3)), {"w": np.ones(2)}, (np.ones(2), np.ones(3)), None, 3, "tasks", [])
 MASKS = (False, {}, 1, "all", {"w": True}, [True, True], 0.0, np.array([1.0]))
 
@@ -103,6 +104,7 @@ WRONG = [
     *(Wrong(function, {"params": params}, said)
       for function in (adapt_of, gradient_of, evaluate_of, fit_of) for params, said in MISFITS),
     *wrong(nm.adapt, ADAPTED, rule=RULES, mask=MASKS, remat=FLAGS, return_info=FLAGS,
+           segment=SEGMENTS, truncate=COUNTS,
            params=(3, 1j, np.arange(2), None, {}, [], "w", jnp.array(True)),
            loss=(*FUNCTIONS, lambda w, d: w * d[0], lambda w, d: (loss(w, d), 0), lambda w, d: 1j,
                  lambda w, d: None, lambda w, d: 3)),
@@ -124,7 +126,9 @@ WRONG = [
            batch_size=COUNTS, has_aux=FLAGS),
     *wrong(nm.anil, MADE | {"head": {"w": True}}, head=(None, False, 1, "head"), rule=RULES,
            loss=FUNCTIONS, has_aux=FLAGS, batch_size=COUNTS),
-    *wrong(nm.maml_value_and_grad, MADE, method=("forward", 3, True, "")),
+    *wrong(nm.maml_value_and_grad, MADE, method=("forward", 3, True, ""), segment=SEGMENTS,
+           truncate=COUNTS),
+    *wrong(nm.maml, MADE | {"rule": nm.Proximal(1.0)}, segment=(2,), truncate=(2,)),
     *wrong(nm.meta_sgd, {"loss": loss}, loss=FUNCTIONS, steps=COUNTS, has_aux=FLAGS,
            batch_size=COUNTS, inner_loss=OPTIONAL_FUNCTIONS),
     *wrong(nm.per_step_state, {"loss": loss, "steps": 2}, loss=FUNCTIONS, steps=COUNTS),
