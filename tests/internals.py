@@ -38,10 +38,11 @@ from negmaml._core.registry import maker, register
 from negmaml._core.registry import registered as registry_registered
 from negmaml._core.settings import DEFAULTS, result_settings, settings_of
 from negmaml._core.symmetry import asymmetry
-from negmaml.advice import predicted, splits, statistics
+from negmaml.advice import columns, predicted, splits, statistics
 from negmaml.advice.baselines import per_group_ridge
 from negmaml.advice.cv import CVLosses, cv_losses
 from negmaml.advice.data import group_rows
+from negmaml.advice.labels import unique_labels
 from negmaml.advice.moments import RandomCoefficients, initial_shrinkage, updated_shrinkage
 from negmaml.advice.result import _loss_curves, _replicated_losses, summarise
 from negmaml.advice.selection import (
@@ -65,7 +66,7 @@ from negmaml.advice.selection import (
 from negmaml.advice.solve import MAX_VECTORIZED, ridge_path
 from negmaml.advice.splits import Splits, bootstrap, cross_validation, max_training_groups
 from negmaml.advice.statistics import quadratic_forms
-from negmaml.cli import advise, main, output, paper
+from negmaml.cli import main, output, paper
 from negmaml.cli.cache import keep_programs
 from negmaml.kernels import iterative, points, tangent
 from negmaml.kernels import solve as kernels_solve

@@ -3,6 +3,7 @@
 from typing import Any
 
 from negmaml.advice.api import advise
+from negmaml.advice.files import GroupedTable, read_table
 from negmaml.advice.moments import RandomCoefficients, random_coefficients
 from negmaml.advice.result import Advice
 from negmaml.advice.selection import Difference
@@ -10,11 +11,13 @@ from negmaml.advice.selection import Difference
 __all__ = [
     "Advice",
     "Difference",
+    "GroupedTable",
     "MetaRegressor",
     "MetaRegressorCV",
     "RandomCoefficients",
     "advise",
     "random_coefficients",
+    "read_table",
 ]
 
 

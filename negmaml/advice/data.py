@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from negmaml._core.checks import check_count, short_repr
+from negmaml.advice.labels import unique_labels
 
 UNITS = ("scaled", "raw")  # of a rate
 MAX_DEFAULT_SIZE = 10  # rows: enough to estimate curvature, few enough that most groups have them
@@ -117,18 +118,14 @@ def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = Fals
             f"and {y.shape}; reshape a single feature with x[:, None]"
         )
     y = y.reshape(len(y), -1)
-    labels = np.asarray(groups)
-    if labels.ndim != 1 or not len(x) == len(y) == len(labels):
-        raise ValueError(
-            f"x, y and groups must have the same number of rows, got {len(x)}, {len(y)} and shape "
-            f"{labels.shape}"
-        )
+    if len(x) != len(y):
+        raise ValueError(f"x and y must have the same number of rows, got {len(x)} and {len(y)}")
+    labels, _, codes = unique_labels(groups, len(x))
     width = np.ptp(y, axis=0)
     if not np.all(width > 1e-12 * np.abs(y).max(0)):  # a constant up to rounding
         raise ValueError(
             f"y must vary, got the constant {y[0, int(np.argmin(width))]:g}; nothing can be learned"
         )
-    labels, codes = unique_labels(labels)
     order = np.argsort(codes, kind="stable")  # rows of a group keep their order
     x, kept, names, notes = _usable_features(x, names, intercept)
     scales = standard_scales(x, y, standardise)
@@ -141,20 +138,6 @@ def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = Fals
         x[order], y[order], np.cumsum(counts) - counts, counts, labels, names, intercept, scales,
         kept, notes,
     )  # fmt: skip
-
-
-def unique_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct labels and each row's index among them; missing labels raise."""
-    missing = np.array([item is None or item != item for item in labels.tolist()])
-    if missing.any():
-        raise ValueError(
-            f"groups must name a group for every row, got a missing label in row "
-            f"{int(np.argmax(missing))} and {missing.sum() - 1} more; drop such rows first"
-        )
-    if labels.dtype.kind == "O":  # mixed types have no order
-        labels = labels.astype(str)
-    distinct, codes = np.unique(labels, return_inverse=True)
-    return distinct, codes
 
 
 def _usable_features(x, names, intercept):

@@ -1,6 +1,7 @@
 """Meta-trained linear and kernel models with the conventions of scikit-learn."""
 
 import copy
+import warnings
 from numbers import Integral
 from typing import Any
 
@@ -17,8 +18,9 @@ from negmaml._core.checks import (
 from negmaml._core.extras import require
 from negmaml._core.keys import key_of
 from negmaml.advice import advise
-from negmaml.advice.data import UNITS, rate_unit, standard_scales, unique_labels
+from negmaml.advice.data import UNITS, rate_unit, standard_scales
 from negmaml.advice.features import kernel_features
+from negmaml.advice.labels import listed, unique_labels
 
 require("sklearn", "advice")
 from sklearn.base import BaseEstimator, RegressorMixin  # noqa: E402
@@ -51,17 +53,18 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         features = self._features(validate_data(self, X, reset=False, dtype=np.float64))
         out = features @ self.weights_
         if groups is not None:
-            labels = np.asarray(groups)
-            if labels.shape != (len(out),):
-                raise ValueError(
-                    f"groups must have a label for each of {len(out)} rows, got {labels.shape}"
+            _, names, codes = unique_labels(groups, len(out))
+            new = [name for name in names if name not in self._adapted]
+            if new:
+                warnings.warn(
+                    f"{len(new)} of {len(names)} groups were not in training ({listed(new)}): the "
+                    "model before adaptation predicts them; see `adapt`",
+                    stacklevel=2,
                 )
-            distinct, codes = unique_labels(labels)
-            # tolist() gives Python's own numbers and strings, the keys that `_meta_train` stored.
-            for i, label in enumerate(distinct.tolist()):
-                if label in self._adapted:
+            for i, name in enumerate(names):
+                if name in self._adapted:
                     rows = codes == i
-                    out[rows] = features[rows] @ self._adapted[label]
+                    out[rows] = features[rows] @ self._adapted[name]
         return self._unscaled_y(out)
 
     def adapt(self, X, y):
@@ -133,7 +136,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         # After scaling and the kernel, since the inner step acts on these features.
         self.unit_size_ = rate_unit(features) if self.unit == "scaled" else 1.0
         self._raw_adapt_rate = adapt_rate * self.unit_size_
-        rows, self.groups_ = _rows_of_groups(groups, len(X))
+        rows, names, self.groups_ = _rows_of_groups(groups, len(X))
         # With defaults a group is cut in halves, for which two rows are enough.
         needed = (n_t or 1) + (n_v or 1)
         large = [r for r in rows if len(r) >= needed]
@@ -152,8 +155,8 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         )
         # Small groups did not train, but their rows adapt the model.
         self._adapted = {
-            label: self._one_step(features[r], target[r])
-            for label, r in zip(self.groups_.tolist(), rows, strict=True)
+            name: self._one_step(features[r], target[r])
+            for name, r in zip(names, rows, strict=True)
         }
 
 
@@ -305,15 +308,12 @@ def check_parameters(estimator: Any) -> None:
 
 
 def _rows_of_groups(groups, size: int):
-    """Return the row indices of every group, and the labels."""
+    """Return the row indices of every group, its name as a text, and the labels."""
     if groups is None:
-        return [np.arange(size)], np.zeros(1, int)
-    labels = np.asarray(groups)
-    if labels.shape != (size,):
-        raise ValueError(f"groups must have a label for each of {size} rows, got {labels.shape}")
-    distinct, codes = unique_labels(labels)
+        return [np.arange(size)], ["0"], np.zeros(1, int)
+    labels, names, codes = unique_labels(groups, size)
     order = np.argsort(codes, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(codes))[:-1]), distinct
+    return np.split(order, np.cumsum(np.bincount(codes))[:-1]), names, labels
 
 
 def _reduced_meta_system(features, y, groups, rate, n_t, n_v, repeats, random):

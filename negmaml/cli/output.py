@@ -2,7 +2,8 @@
 
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -67,6 +68,21 @@ def check_writable(folder: Path, extra: str = "figures") -> Path:
             f"({error.strerror}); choose another with --out"
         ) from error
     return folder
+
+
+@contextmanager
+def writable_folder(folder: Path, extra: str = "figures") -> Iterator[Path]:
+    """Yield the folder of `check_writable`; after an error, remove it and the parents it made."""
+    made = [path for path in (expanded("--out", folder), *expanded("--out", folder).parents)
+            if not path.exists()]  # fmt: skip
+    try:
+        yield check_writable(folder, extra)
+    except BaseException:
+        for path in made:
+            # A file of another program keeps its folder.
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def provenance() -> dict[str, str]:

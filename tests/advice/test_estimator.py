@@ -72,7 +72,8 @@ def test_predictions_before_adaptation_after_it_and_for_known_groups(rows):
     known = model.predict(x, groups=groups)
     np.testing.assert_allclose(known[third], adapted.predict(x[third]))
     assert not np.allclose(known[third], model.predict(x[third]))
-    stranger = model.predict(x[:5], groups=np.full(5, 999))
+    with pytest.warns(UserWarning, match=r"1 of 1 groups were not in training \('999'\)"):
+        stranger = model.predict(x[:5], groups=np.full(5, 999))
     np.testing.assert_allclose(stranger, model.predict(x[:5]))
     assert model.score(x, y) < np.corrcoef(known, y)[0, 1] ** 2
 

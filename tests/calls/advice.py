@@ -1,6 +1,7 @@
 """Calls of `negmaml.advice`."""
 
 import numpy as np
+import pandas as pd
 
 import negmaml as nm
 from negmaml import advice
@@ -15,6 +16,7 @@ ROWS = (X[:, 0], X[:4], X * np.nan, np.full(X.shape, "a"), None, 3, "x", np.zero
 TARGETS = (Y[:4], Y * np.nan, np.full(48, "a"), None, 3, np.ones(48), np.full(48, np.inf))
 LABELS = (GROUPS[:4], np.zeros(48), GROUPS[:, None], None, 3, [None] * 48, np.arange(48))
 GRAM = np.stack([np.eye(3)] * 3)
+FRAME = pd.DataFrame({"g": GROUPS, "x": Y, "y": Y, "t": ["a", "b"] * 24})
 FIT = {"X": X, "y": Y, "groups": GROUPS}
 
 
@@ -82,4 +84,8 @@ WRONG = [
     Wrong(estimator, {"n_t": 6}, "at least 7 samples"),
     Wrong(predicted, {"X": X, "groups": GROUPS[:3]}, "groups"),
 ]  # fmt: skip
+WRONG += wrong(advice.read_table, {"data": FRAME, "group": "g", "target": "y"},
+               group=("h", "y", 3), target=("z", "t", None), features=("x", ["u"], [3], []),
+               drop=("x", ["g"]), numeric=("x", ["u"]), categorical=("x", ["u"]), na=("x", [1]),
+               missing=("none", None), decimal=(";", "", 3), data=("nothing.csv", 3))  # fmt: skip
 RIGHT = []

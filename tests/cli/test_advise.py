@@ -1,12 +1,13 @@
 """The command advise: a table in, files and a report out; bad tables are one clear line."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
 from tests.advice.conftest import grouped_rows
-from tests.internals import advise as command
 from tests.internals import main as cli
 
 
@@ -36,22 +37,31 @@ def test_report_figure_and_data_are_written(table, tmp_path, capsys):
     assert "Text column 'sex': a 0/1 column for each value but 'boy'." in said
     assert "Use training rate" in said
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"advice.png", "advice.svg", "advice.nc", "advice.txt"}
+    assert names == {"advice.png", "advice.svg", "advice.nc", "advice.txt", "advice.json"}
     stored = xr.open_dataset(tmp_path / "out" / "advice.nc", engine="scipy")
     assert stored.attrs["features"] == "ses, size, sex_girl"
     assert stored.attrs["groups"] == 16
 
 
-def test_parquet_gives_what_csv_gives_and_missing_values_are_counted(table, tmp_path):
-    holes = table.copy()
-    holes.loc[[3, 5], "ses"] = np.nan
-    holes.loc[5, "size"] = np.inf
-    for name in ("data.csv", "data.parquet"):
-        path = tmp_path / name
-        saved(holes, tmp_path, name)
-        x, y, groups, notes = command.read(path, "school", "score", "ses,size")
-        assert len(x) == len(y) == len(groups) == 158
-        assert any("dropped: 2 of 160 (ses 2, size 1)" in note for note in notes)
+def test_json_is_all_that_is_printed_for_a_script_and_quiet_leaves_notes_out(
+    table, tmp_path, capsys
+):
+    path = saved(table.assign(big=1e9 * table.ses), tmp_path)
+    assert advise(path, "--quick", "--json", "--features", "ses,big", out=tmp_path / "out") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out" / "advice.json").read_text())
+    assert printed["groups"] == 16 and printed["features"] == ["ses", "big"]
+    assert printed["gain"]["pooled ridge"]["low"] < printed["gain"]["pooled ridge"]["high"]
+    assert 0.1 < printed["unit_size"] < 1  # standardised, so no rate is tiny
+    assert advise(path, "--quick", "--quiet", out=tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "left out" not in said and "Use training rate" in said
+
+
+def test_names_of_columns_may_hold_commas(table, tmp_path):
+    named = table.rename(columns={"ses": "a, b"})
+    options = ["--features", '"a, b",size', "--quick", "--no-standardise", "--json"]
+    assert advise(saved(named, tmp_path), *options, out=tmp_path / "out") == 0
 
 
 @pytest.mark.parametrize(
@@ -67,7 +77,8 @@ def test_parquet_gives_what_csv_gives_and_missing_values_are_counted(table, tmp_
         ({"school": lambda t: 1}, [], "at least 4"),
         ({"school": lambda t: t.index}, [], "at least 4"),
         ({"score": lambda t: 2.0}, [], "y must vary"),
-        ({"ses": lambda t: np.nan}, [], "all have some"),
+        ({"ses": lambda t: np.nan}, ["--missing", "drop", "--drop", "size,sex,row"], "no values"),
+        ({}, ["--drop", "ses,,size"], "--drop must be names separated by commas, got 'ses,,size'"),
         ({"sex": lambda t: t.index.astype(str) + "x"}, ["--features", "sex"], "at most 50"),
         ({}, ["--n-t", "9", "--n-v", "9"], "at least 4 of 18 rows"),
         ({}, ["--m", "99"], "m must be at most"),
@@ -87,7 +98,7 @@ def test_bad_tables_are_one_clear_line(table, tmp_path, capsys, change, options,
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_files_and_closed_folders_are_refused(table, tmp_path, capsys):
@@ -96,17 +107,8 @@ def test_missing_files_and_closed_folders_are_refused(table, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert advise(saved(table, tmp_path), out=tmp_path / "file") == 2
     assert "--out must be a folder that can be written" in capsys.readouterr().err
-    (tmp_path / "empty.csv").write_text("")
-    assert advise(str(tmp_path / "empty.csv"), out=tmp_path / "out") == 2
-
-
-def test_columns_of_one_name_are_refused_and_numbers_name_columns(table, tmp_path, monkeypatch):
-    twice = table.set_axis(["school", "ses", "ses", "sex", "score", "row"], axis=1)
-    monkeypatch.setattr(pd, "read_parquet", lambda path: twice)
-    (tmp_path / "x.parquet").touch()
-    with pytest.raises(ValueError, match="data must have a name for each column, got 'ses' twice"):
-        command.read(tmp_path / "x.parquet", "school", "score", None)
-    numbered = table.set_axis(range(6), axis=1)
-    monkeypatch.setattr(pd, "read_parquet", lambda path: numbered)
-    x, y, _, _ = command.read(tmp_path / "x.parquet", "0", "4", "1,2")
-    assert list(x.columns) == ["1", "2"] and len(y) == 160
+    (tmp_path / "kept").mkdir()
+    for out in ("new/folder", "kept"):
+        (tmp_path / "empty.csv").write_text("")
+        assert advise(str(tmp_path / "empty.csv"), out=tmp_path / out) == 2
+    assert not (tmp_path / "new").exists() and (tmp_path / "kept").exists()

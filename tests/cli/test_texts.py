@@ -124,7 +124,7 @@ def test_a_table_with_columns_of_any_name_is_advised_on(folder, capsys):
     assert cli.run([*command, "[link=a]", "--quick"]) == 0
     out = capsys.readouterr().out
     for text in ("'[/row]' left out", "':cat:': a 0/1 column for each value but '[/b]'",
-                 "160 ([link=a] 1)", "left out: [/one]", "[/]o/advice.png"):  # fmt: skip
+                 "160 ([link=a] 1)", "'[/one]' left out", "[/]o/advice.png"):  # fmt: skip
         assert text in out
     assert "\x1b" not in out
     assert (folder / "[" / "]o" / "advice.txt").read_text().count("\x1b") == 0
