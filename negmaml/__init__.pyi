@@ -14,6 +14,7 @@ from negmaml.advice import MetaRegressorCV as MetaRegressorCV
 from negmaml.linear import Simulation, simulate
 from negmaml.meta import (
     MetaSGDParams,
+    ParamsAndRule,
     Stateful,
     Tasks,
     Variables,
@@ -58,6 +59,7 @@ __all__ = [
     "MetaSGDParams",
     "MixedLinearRegression",
     "Momentum",
+    "ParamsAndRule",
     "Preconditioned",
     "Proximal",
     "Schedule",

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 T = TypeVar("T")
 
@@ -42,6 +44,28 @@ def pytree(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
+
+
+def split_floating(tree) -> tuple[Any, Any]:
+    """Return (floating point leaves, all other leaves), Python floats as arrays."""
+    # None is no leaf, so that `jax.grad` of either part ignores the other.
+    tree = as_float_arrays(tree)
+    floats = jax.tree.map(lambda x: x if _is_floating(x) else None, tree)
+    return floats, jax.tree.map(lambda x: None if _is_floating(x) else x, tree)
+
+
+def as_float_arrays(tree):
+    """Return the tree with its Python floats as arrays, since those train."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, tree)
+
+
+def nothing_like(tree):
+    """Return the tree with None for its leaves."""
+    return jax.tree.map(lambda _: None, tree)
+
+
+def _is_floating(leaf) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.dtype(object)), jnp.floating)
 
 
 def as_pytree(function: Callable):

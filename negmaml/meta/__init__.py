@@ -13,11 +13,18 @@ from negmaml.meta.algorithms import (
 from negmaml.meta.batching import Tasks
 from negmaml.meta.convolution import im2col_convolution
 from negmaml.meta.inner import adapt
-from negmaml.meta.model_variables import MetaSGDParams, Stateful, Variables, variables
+from negmaml.meta.model_variables import (
+    MetaSGDParams,
+    ParamsAndRule,
+    Stateful,
+    Variables,
+    variables,
+)
 from negmaml.meta.stateful import per_step_state
 
 __all__ = [
     "MetaSGDParams",
+    "ParamsAndRule",
     "Stateful",
     "Tasks",
     "Variables",

@@ -7,7 +7,7 @@ r"""The meta-learning algorithms, for any JAX loss and parameter pytree.
 
 and they differ in the gradient (`negmaml.meta.gradients`). The functions returned here are pytrees
 with the rule's rates for leaves. A program that takes one as an argument does not compile again for
-a new rate.
+a new rate. In place of `params` they take `ParamsAndRule(params, rule)`, whose rule is then used.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from negmaml._core.caller import warn_caller
 from negmaml._core.checks import check_choice, check_count, check_flag, check_optional
 from negmaml.meta import gradients
 from negmaml.meta.gradients import Algorithm
+from negmaml.meta.model_variables import TRAINED, check_trainable
 from negmaml.meta.partition import Loss, check_loss, freeze_mask
 from negmaml.rules import GradientDescent, InnerRule, as_rule, check_rule
 from negmaml.rules.unroll import check_unroll
@@ -68,6 +69,7 @@ def maml_value_and_grad(
     segment: int | str | None = None,
     truncate: int | None = None,
     has_aux: bool = False,
+    wrt: str = "params",
 ) -> ValueAndGrad:
     r"""Return (params, tasks) -> (value, gradient), the exact, second-order gradient of `maml`.
 
@@ -109,24 +111,37 @@ def maml_value_and_grad(
             a forward pass of the others.
         has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
             with the aux of the query losses, stacked over tasks.
+        wrt: "params"; "rule", for the gradient in the numbers of the rule, such as rates, a
+            strength or the weights of a learned optimizer; or "both". A gradient in the rule has
+            the structure of the rule, with None in place of leaves that are no floating point
+            numbers. "both" returns `ParamsAndRule` of gradients. To train a rule with `fit`, pass
+            `ParamsAndRule(params, rule)` as the parameters.
 
     The result is the gradient of `maml` by nested autodiff. That holds also where a derivative rule
     is not a derivative: gradient reversal, clipping, straight-through estimators, `stop_gradient`.
     Inner gradients are taken in the leaves that adapt.
 
-    Raises ValueError for an unknown method, for "mixed" or "low-rank" where it is not exact, for an
-    empty batch, for support and query of different numbers of tasks, and for a `lax.while_loop`
-    that has to be differentiated in reverse. Raises as `adapt` does. Sources: Finn, Abbeel and
-    Levine, ICML 2017; for "mixed", Kemaev et al., "Scalable Meta-Learning via Mixed-Mode
-    Differentiation", ICML 2025; for `truncate`, Shaban et al., "Truncated Back-propagation for
-    Bilevel Optimization", AISTATS 2019.
+    Raises ValueError for an unknown method or `wrt`, for "mixed" or "low-rank" where it is not
+    exact, for an empty batch, for support and query of different numbers of tasks, and for a
+    `lax.while_loop` that has to be differentiated in reverse. Raises TypeError for the gradient in
+    a rule without floating point numbers, and as `adapt` does. Sources: Finn, Abbeel and Levine,
+    ICML 2017; for "mixed", Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation",
+    ICML 2025; for `truncate`, Shaban et al., "Truncated Back-propagation for Bilevel Optimization",
+    AISTATS 2019.
+
+    >>> import jax.numpy as jnp, negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> in_the_rate = maml_value_and_grad(square, GradientDescent(0.25), wrt="rule")
+    >>> value, gradient = in_the_rate(0.0, nm.Tasks(jnp.ones(1), jnp.ones(1)))
+    >>> float(value), float(gradient.rate)  # (1 - rate)^2 / 2 and its derivative
+    (0.28125, -0.75)
     """
     # None lets `negmaml.meta.choice` decide for each loss and rule.
     if method is not None:
         check_choice("method", method, METHODS)
     return _algorithm(
         gradients.second_order, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
-        has_aux=has_aux, method=method, segment=segment, truncate=truncate,
+        has_aux=has_aux, method=method, segment=segment, truncate=truncate, wrt=wrt,
     )  # fmt: skip
 
 
@@ -138,6 +153,7 @@ def fomaml(
     mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
+    wrt: str = "params",
 ) -> ValueAndGrad:
     r"""Return (params, tasks) -> (value, gradient) of first-order MAML.
 
@@ -147,12 +163,15 @@ def fomaml(
     jax.lax.stop_gradient around every inner gradient. Then d theta_i / d params = I, unless an
     update uses the parameters in another way, such as weight decay. The states of `Stateful`
     parameters after inner steps are constants too, and so is theta_i - params of a rule with a
-    `solve` of its own. At rate zero the gradient is exact. Arguments and errors as in
-    `maml_value_and_grad`. Source: Finn, Abbeel and Levine, ICML 2017, section 5.2.
+    `solve` of its own. At rate zero the gradient is exact. The gradient in the numbers of the rule
+    is that of the same objective, -mean_i sum_k grad loss(theta_{i,k}, support_i) . grad
+    loss(theta_i, query_i) for one rate of gradient descent. Arguments and errors as in
+    `maml_value_and_grad`; TypeError for the gradient in a rule with a `solve` of its own. Source:
+    Finn, Abbeel and Levine, ICML 2017, section 5.2.
     """
     return _algorithm(
         gradients.first_order, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
-        has_aux=has_aux,
+        has_aux=has_aux, wrt=wrt,
     )  # fmt: skip
 
 
@@ -164,6 +183,7 @@ def anil(
     inner_loss: Loss | None = None,
     batch_size: int | None = None,
     has_aux: bool = False,
+    wrt: str = "params",
 ) -> ValueAndGrad:
     """Return (params, tasks) -> (value, gradient) of ANIL, MAML that adapts only the `head`.
 
@@ -173,8 +193,9 @@ def anil(
     """
     freeze_mask("head", head)  # None, the default of a mask, would adapt all leaves
     return maml_value_and_grad(
-        loss, rule, inner_loss=inner_loss, mask=head, batch_size=batch_size, has_aux=has_aux
-    )
+        loss, rule, inner_loss=inner_loss, mask=head, batch_size=batch_size, has_aux=has_aux,
+        wrt=wrt,
+    )  # fmt: skip
 
 
 def reptile(
@@ -193,6 +214,8 @@ def reptile(
     For one scalar rate it is (params - theta_i)/rate: defined at rate zero, and of the sign that
     descends for a negative rate. For `InnerOptimizer` it is params - theta_i. The value is that of
     the other algorithms, the loss on the query after adaptation, which the gradient does not use.
+    There is no gradient in the rule: the inner gradients that Reptile follows are no derivative of
+    the value in it.
     Arguments and errors as in `maml_value_and_grad`; TypeError for `Proximal`. Source: Nichol,
     Achiam and Schulman 2018.
     """
@@ -210,6 +233,7 @@ def imaml(
     mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
+    wrt: str = "params",
 ) -> ValueAndGrad:
     r"""Return (params, tasks) -> (value, gradient) of implicit MAML, for a proximal inner problem.
 
@@ -231,8 +255,9 @@ def imaml(
             f"of its own, got {rule!r}"
         )
     return maml_value_and_grad(
-        loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size, has_aux=has_aux
-    )
+        loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size, has_aux=has_aux,
+        wrt=wrt,
+    )  # fmt: skip
 
 
 def meta_sgd(
@@ -266,6 +291,8 @@ def _algorithm(
     loss = check_loss("loss", loss)
     options["inner_loss"] = check_optional(check_loss, "inner_loss", options["inner_loss"])
     options["has_aux"] = check_flag("has_aux", options["has_aux"])
+    wrt = options.get("wrt", "params")
+    check_choice("wrt", wrt, TRAINED)
     batch_size = check_optional(check_count, "batch_size", batch_size)
     # A mask may be a list or a dict, which jit could not compare.
     mask = check_optional(freeze_mask, "mask", mask)
@@ -276,8 +303,10 @@ def _algorithm(
     rule = as_rule("rule", rule)
     rule.check_meta()
     unroll.check_rule(rule)
+    check_trainable(rule, wrt)
     # `maml` only returns the value, which may be differentiated in other arguments.
-    if gradient is not gradients.objective and mask is None and rule.ignores_start:
+    in_params = gradient is not gradients.objective and wrt != "rule"
+    if in_params and mask is None and rule.ignores_start:
         raise ValueError(
             f"rule must depend on the start where all leaves adapt, got {rule!r}, for which every "
             "meta-gradient would be zero; give a strength of either sign, exclude the leaves that "

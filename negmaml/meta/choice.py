@@ -24,8 +24,8 @@ class LossPair(NamedTuple):
     """The two losses of an algorithm in the form of `lift_loss`, and how to differentiate them.
 
     inner: the loss on the support, for the inner steps. outer: the loss on the query.
-    mask: the leaves that adapt. method: as in `maml_value_and_grad`. unroll: how derivatives pass
-    through the inner steps.
+    mask: the leaves that adapt. method, wrt: as in `maml_value_and_grad`. unroll: how derivatives
+    pass through the inner steps.
     """
 
     inner: Callable
@@ -33,6 +33,7 @@ class LossPair(NamedTuple):
     mask: Any
     method: str | None
     unroll: Unroll = PLAIN
+    wrt: str = "params"
 
 
 def choose(losses: LossPair, rule: InnerRule, params, state, tasks) -> tuple[str, frozenset[int]]:
@@ -94,12 +95,6 @@ def _check_follows_updates(method: str, rule: InnerRule, state, unroll: Unroll) 
             "method 'low-rank' stores factors of all steps, so that segment must be None, got "
             f"{unroll.segment!r}; use method 'mixed', 'reverse' or 'remat'"
         )
-
-
-def has_symmetric_hessian(losses: LossPair, params, state, tasks) -> bool:
-    """True where the derivative of the inner gradient is known to be symmetric."""
-    inner = _trace(losses.inner, params, state, tasks[0])
-    return not asymmetry(inner, len(jax.tree.leaves(params)))
 
 
 def _trace(loss, params, state, data):

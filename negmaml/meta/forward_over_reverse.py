@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.pytree import split_floating
 from negmaml.meta.partition import combine, partition
 from negmaml.rules import InnerRule, separate
 from negmaml.rules import combine as combine_rule
@@ -34,7 +35,7 @@ from negmaml.rules.unroll import (
 def backward_recursion(
     rule: InnerRule, gradients, frozen, visited, slope, mask, unroll: Unroll = PLAIN
 ):
-    """Return the gradient in the parameters, and a list of those in the floats of the rule.
+    """Return the gradient in the parameters, and that in the rule with None for other leaves.
 
     Arguments:
         gradients: those of the loss on the support, functions of all parameters, and of those that
@@ -116,10 +117,6 @@ def backward_recursion(
         first, of_own = lax.scan(back, last, (visited, stepped), reverse=True)
         start = jax.tree.map(lambda x: x[0], visited[0])
     of_theta, of_state, of_frozen, of_fixed = first
-    if of_state and not skipped:  # the first optimizer state is a function of the parameters
-        pull_back = jax.vjp(lambda theta: _floats(rule.init(theta))[0], start)[1]
-        of_theta = jax.tree.map(jnp.add, of_theta, pull_back(of_state)[0])
-
     if skipped:  # numbers of the first steps have no effect on a truncated derivative
         of_own = jax.tree.map(
             lambda x: jnp.concatenate([jnp.zeros((skipped, *x.shape[1:]), x.dtype), x]), of_own
@@ -130,7 +127,14 @@ def backward_recursion(
 
     # `separate` only moves numbers of the rule, so its transpose puts their cotangents in order.
     (of_rule,) = jax.vjp(split_numbers, numbers)[1]((of_own, of_fixed))
-    return combine(of_theta, of_frozen), of_rule
+    if of_state and not skipped:  # the first optimizer state is a function of both
+
+        def init(theta, numbers):
+            return _floats(rebuild_rule(numbers).init(theta))[0]
+
+        more = jax.vjp(init, start, numbers)[1](of_state)
+        of_theta, of_rule = jax.tree.map(jnp.add, (of_theta, of_rule), more)
+    return combine(of_theta, of_frozen), split_floating(rebuild_rule(of_rule))[0]
 
 
 def _floats(tree):

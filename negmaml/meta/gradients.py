@@ -2,12 +2,13 @@ r"""The meta-gradients of the algorithms, on a block of tasks at a time.
 
 Every algorithm is a function
 
-    (losses, rule, params, state, tasks, weight) -> ((value, gradient, ...), per task)
+    (losses, rule, params, state, tasks, weight) -> ((value, gradient), per task)
 
 The first result holds sums over tasks of the loss times the weight, one over the number of all
-tasks. `per task` is (aux, new state, convergence), stacked over tasks. The losses take and return a
-state of the model; a model without one has the state `()` (`negmaml.meta.stateful`). Tasks are
-(support, query, keys), where `keys` replace the random keys in the state.
+tasks. The gradient is a `ParamsAndRule` with None for what `losses.wrt` leaves out. `per task` is
+(aux, new state, convergence), stacked over tasks. The losses take and return a state of the model;
+a model without one has the state `()` (`negmaml.meta.stateful`). Tasks are (support, query, keys),
+where `keys` replace the random keys in the state.
 
 The inner steps are in `negmaml.meta.inner`. Derivatives through them are in this module by reverse
 mode, in `negmaml.meta.forward_over_reverse`, and in `negmaml.meta.lowrank` for wide dense layers.
@@ -24,18 +25,22 @@ from jax import lax
 from negmaml._core.convergence import warn_unless
 from negmaml._core.display import tree_text
 from negmaml._core.meshes import any_mesh
+from negmaml._core.pytree import nothing_like
 from negmaml._core.settings import own_transfers
 from negmaml.meta.batching import as_tasks, leading_axis, mean_over_tasks
-from negmaml.meta.choice import LossPair, choose, has_symmetric_hessian, leaf_rates
+from negmaml.meta.choice import LossPair, choose, leaf_rates
 from negmaml.meta.forward_over_reverse import backward_recursion
 from negmaml.meta.inner import adapt_leaves, inner_gradient, state_at
 from negmaml.meta.lowrank import LowRankPlan, factored_loss
 from negmaml.meta.model_variables import (
-    MetaSGDForm,
     MetaSGDParams,
+    ParamsAndRule,
     Variables,
+    as_rule_form,
     keys_of_tasks,
+    split_pair,
     variables,
+    variables_as_before,
 )
 from negmaml.meta.partition import (
     Loss,
@@ -65,6 +70,7 @@ class Algorithm(NamedTuple):
     has_aux: bool = False
     method: str | None = None
     unroll: Unroll = PLAIN
+    wrt: str = "params"
 
     @own_transfers
     @any_mesh
@@ -79,12 +85,15 @@ class Algorithm(NamedTuple):
         first: the number of the first task in the meta-batch, of which `tasks` may be a part.
         """
         # From here on the parameters are floating point leaves, and every loss has a state.
-        floats, state, form = variables(params)
-        if self.gradient is meta_sgd and not isinstance(form, MetaSGDForm):
+        floats, state, form = self.variables(params)
+        if self.gradient is meta_sgd and getattr(form, "kind", None) is not MetaSGDParams:
             raise TypeError(
                 "params must be MetaSGDParams(params, rate) for meta_sgd, got "
                 f"{type(params).__name__}"
             )
+        if pair := as_rule_form(form):
+            floats, own = pair.fixed.combined(floats)
+            rule = _of_same_class(own, rule)
         tasks = as_tasks(tasks)
         count = leading_axis("tasks.support and tasks.query", tuple(tasks))
         keys = keys_of_tasks(state, first + jnp.arange(count))
@@ -95,19 +104,73 @@ class Algorithm(NamedTuple):
         result = (value, aux) if self.has_aux else value
         # `objective` returns the value only.
         if gradient:
-            own = gradient[0], mean_state(state, states)
-            known = isinstance(params, Variables)
-            result = result, own if known else form.gradient(params, *own)
+            new = mean_state(state, states)
+            result = result, self._in_form_of(params, form, gradient[0], new)
         return result, True if converged is None else converged
+
+    def variables(self, params, before=None) -> Variables:
+        """Return the parts of meta-parameters, of which those train that `wrt` names.
+
+        before: the meta-parameters of an earlier run, which `params` are the result of.
+        """
+        if not isinstance(params, ParamsAndRule) or isinstance(before, Variables):
+            return variables_as_before(params, before)
+        if self.gradient is objective:
+            return variables(params)
+        if self.wrt == "params":
+            raise TypeError(
+                "params is ParamsAndRule, and this algorithm has no gradient in its rule; build it "
+                "with wrt='rule' or wrt='both' if it takes them, or pass only pair.params"
+            )
+        return variables(params, self.wrt)
+
+    def _in_form_of(self, params, form, gradient, state):
+        """Return the gradient, and the new state of the model, in the form of the parameters."""
+        of_whole = self.gradient is meta_sgd or as_rule_form(form) is not None
+        own = gradient if of_whole else gradient.params
+        if isinstance(params, Variables):
+            if self.wrt != "params" and not of_whole:
+                raise TypeError(
+                    f"params must be ParamsAndRule(params, rule) for fit with wrt={self.wrt!r}, "
+                    "since the rule trains; got only params"
+                )
+            return own, state
+        if self.wrt == "rule" and not of_whole:
+            return gradient.rule
+        own = form.gradient(params, own, state)
+        return ParamsAndRule(own, gradient.rule) if self.wrt == "both" and not of_whole else own
 
     def losses(self, form) -> LossPair:
         """Return the losses as functions of the floating point leaves and the state."""
-        # The loss takes the parameters of Meta-SGD without the rates.
-        form = form.inner if self.gradient is meta_sgd else form
+        pair = as_rule_form(form)
+        wrt = pair.trained if pair else self.wrt
+        # The loss takes the parameters of a pair only.
+        form = form.inner if pair or self.gradient is meta_sgd else form
         outer = lift_loss(self.loss, form, self.has_aux)
         inner = outer if self.inner_loss is None else lift_loss(self.inner_loss, form)
         mask = thaw_mask(self.hashable_mask)
-        return LossPair(inner, outer, mask, self.method, self.unroll)
+        return LossPair(inner, outer, mask, self.method, self.unroll, wrt)
+
+
+def _of_same_class(own, rule):
+    """Return the rule of a `ParamsAndRule`; raise unless it is of the class of the algorithm's."""
+    if type(own) is not type(rule):
+        raise TypeError(
+            f"the rule in ParamsAndRule must be a {type(rule).__name__}, as the rule that the "
+            f"algorithm was built with, got {own!r}"
+        )
+    return own
+
+
+def trained_variables(value_and_grad: Any, params, before=None) -> Variables:
+    """Return the parts of meta-parameters, of which those train that `value_and_grad` trains.
+
+    before: the meta-parameters of an earlier run, which `params` are the result of.
+    """
+    function = getattr(value_and_grad, "func", None)
+    if isinstance(function, Algorithm):
+        return function.variables(params, before)
+    return variables_as_before(params, before)
 
 
 def of_variables(value_and_grad: Any) -> Callable:
@@ -165,25 +228,27 @@ def second_order(losses: LossPair, rule, params, state, tasks, weight):
     if method == "implicit":
         return _implicit(losses, rule, params, state, tasks, weight)
     if method == "mixed":
-        (value, gradient, _), per_task = _mixed(losses, rule, params, state, tasks, weight)
-        return (value, gradient), per_task
+        return _mixed(losses, rule, params, state, tasks, weight)
     if method == "low-rank":
-        total = partial(_factored, losses, rule, wide)
+        total: Callable = partial(_factored, wide=wide)
     else:
         unroll = losses.unroll._replace(remat=method == "remat")
-        total = partial(objective, losses._replace(unroll=unroll), rule)
-    return _differentiate(lambda params: total(params, state, tasks, weight), params)
+        losses, total = losses._replace(unroll=unroll), objective
+    return _differentiate(total, losses, rule, params, state, tasks, weight)
 
 
 def first_order(losses: LossPair, rule, params, state, tasks, weight):
     """Return value and gradient with every inner gradient, and the state after it, constant."""
     # An update such as weight decay uses the parameters too, and must be differentiated in them.
     rule, params = check_inputs(rule, params)
-    if not (isinstance(rule, GradientDescent) or rule.implicit):
-        return _differentiate(
-            lambda params: _with_constant_gradients(losses, rule, params, state, tasks, weight),
-            params,
+    if rule.implicit and losses.wrt != "params":
+        raise TypeError(
+            f"fomaml has no gradient in the numbers of a rule that solves, got {rule!r}; use imaml "
+            "or maml_value_and_grad"
         )
+    constant_shift = isinstance(rule, GradientDescent) and losses.wrt == "params"
+    if not (constant_shift or rule.implicit):
+        return _differentiate(_with_constant_gradients, losses, rule, params, state, tasks, weight)
     # Here d theta_i / d params = I: the gradient is that of the query loss at theta_i.
     moving, frozen = partition(params, losses.mask)
 
@@ -194,7 +259,7 @@ def first_order(losses: LossPair, rule, params, state, tasks, weight):
         )
         at = combine(theta, frozen)
         (value, (aux, new)), gradient = _at_query(losses, at, adapted_state, query, weight)
-        return (value, gradient), (aux, new, _known(info))
+        return (value, ParamsAndRule(gradient, nothing_like(rule))), (aux, new, _known(info))
 
     return _sum_over_tasks(one_task, tasks)
 
@@ -241,7 +306,7 @@ def reptile(losses: LossPair, rule, params, state, tasks, weight):
         # Reptile follows inner gradients, so the query loss is only reported.
         value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
         direction = combine(direction, jax.tree.map(jnp.zeros_like, frozen))
-        return (value, direction), (aux, new, None)
+        return (value, ParamsAndRule(direction, nothing_like(rule))), (aux, new, None)
 
     sums, per_task = _sum_over_tasks(one_task, tasks)
     return jax.tree.map(lambda x: weight * x, sums), per_task
@@ -250,20 +315,9 @@ def reptile(losses: LossPair, rule, params, state, tasks, weight):
 def meta_sgd(losses: LossPair, rule, meta, state, tasks, weight):
     """Return value, and gradients in the parameters and in the rates."""
     meta = MetaSGDParams(check_params(meta.params), check_params(meta.rate))
-    # The recursion also returns the gradient in the rates. A state changes the loss on the way.
-    if not jax.tree.leaves(state) and has_symmetric_hessian(losses, meta.params, state, tasks):
-        own = GradientDescent(meta.rate, rule.steps)
-        (value, gradient, of_rule), per_task = _mixed(
-            losses, own, meta.params, state, tasks, weight
-        )
-        of_rate = jax.tree.unflatten(jax.tree.structure(meta.rate), of_rule)
-        return (value, MetaSGDParams(gradient, of_rate)), per_task
-
-    def total(meta):
-        own = GradientDescent(meta.rate, rule.steps)
-        return objective(losses, own, meta.params, state, tasks, weight)
-
-    return _differentiate(total, meta)
+    own, both = GradientDescent(meta.rate, rule.steps), losses._replace(wrt="both")
+    (value, gradient), per_task = second_order(both, own, meta.params, state, tasks, weight)
+    return (value, MetaSGDParams(gradient.params, gradient.rule.rate)), per_task
 
 
 def _implicit(losses: LossPair, rule, params, state, tasks, weight):
@@ -281,22 +335,24 @@ def _implicit(losses: LossPair, rule, params, state, tasks, weight):
             return losses.outer(theta, state_at(losses.inner, theta, state, support), query)
 
         # With H the Hessian of the inner loss, pull_back maps a cotangent v of theta to
-        # (I + H/strength)^{-1} v in the start, and to its effect through the frozen leaves.
+        # (I + H/strength)^{-1} v in the start, and to its effect through the frozen leaves and
+        # through the numbers of the rule.
         solution, pull_back = rule.solve_and_pull_back(inner, moving, frozen)
         at = combine(solution.params, frozen)
         at_solution = losses._replace(outer=outer)
         (value, (aux, new)), slope = _at_query(at_solution, at, start, query, weight)
         # Frozen leaves act directly on the query loss, and through the solution.
         of_theta, direct = partition(slope, losses.mask)
-        of_start, of_frozen, accurate = pull_back(of_theta)
+        of_start, of_frozen, of_rule, accurate = pull_back(of_theta)
         gradient = combine(of_start, jax.tree.map(jnp.add, direct, of_frozen))
-        return (value, gradient), (aux, new, solution.info.converged & accurate)
+        gradients = _requested(losses.wrt, gradient, of_rule)
+        return (value, gradients), (aux, new, solution.info.converged & accurate)
 
     return _sum_over_tasks(one_task, tasks)
 
 
 def _mixed(losses: LossPair, rule, params, state, tasks, weight):
-    """Return value and gradients, in the parameters and in the rule, by forward over reverse."""
+    """Return value and gradient by forward over reverse."""
     rule, params = check_inputs(rule, params)
     moving, frozen = partition(params, losses.mask)
 
@@ -308,15 +364,15 @@ def _mixed(losses: LossPair, rule, params, state, tasks, weight):
         theta, visited = visit(rule, on_moving, moving, losses.unroll)
         at = combine(theta, frozen)
         (value, (aux, new)), slope = _at_query(losses, at, state, query, weight)
-        gradient, of_rule = backward_recursion(
+        gradients = backward_recursion(
             rule, (jax.grad(inner), on_moving), frozen, visited, slope, losses.mask, losses.unroll
         )
-        return (value, gradient, of_rule), (aux, new, None)
+        return (value, _requested(losses.wrt, *gradients)), (aux, new, None)
 
     return _sum_over_tasks(one_task, tasks)
 
 
-def _factored(losses: LossPair, rule, wide, params, state, tasks, weight):
+def _factored(losses: LossPair, rule, params, state, tasks, weight, wide):
     """Return the sum of the query losses, with wide weights adapted in factored form."""
     rates, leaves = leaf_rates(rule, params, losses.mask), jax.tree.leaves(params)
 
@@ -342,15 +398,25 @@ def _factored(losses: LossPair, rule, wide, params, state, tasks, weight):
     return (weight * jnp.sum(values),), per_task
 
 
-def _differentiate(total: Callable, params):
-    """Return ((value, gradient), per task) of a function params -> ((value,), per task)."""
+def _differentiate(total: Callable, losses: LossPair, rule, params, state, tasks, weight):
+    """Return ((value, gradient), per task) of a function that returns ((value,), per task)."""
+    trained, fixed = split_pair(params, rule, losses.wrt)
 
-    def value_first(params):
-        (value,), per_task = total(params)
+    def value_first(trained):
+        params, rule = combine(trained, fixed)
+        (value,), per_task = total(losses, rule, params, state, tasks, weight)
         return value, per_task
 
-    (value, per_task), gradient = jax.value_and_grad(value_first, has_aux=True)(params)
+    (value, per_task), gradient = jax.value_and_grad(value_first, has_aux=True)(trained)
     return (value, gradient), per_task
+
+
+def _requested(wrt: str, of_params, of_rule) -> ParamsAndRule:
+    """Return the gradients that `wrt` names, the other one as None."""
+    return ParamsAndRule(
+        nothing_like(of_params) if wrt == "rule" else of_params,
+        nothing_like(of_rule) if wrt == "params" else of_rule,
+    )
 
 
 def _at_query(losses: LossPair, theta, state, query, weight):

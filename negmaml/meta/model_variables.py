@@ -9,6 +9,7 @@ The parts of each kind of model, and the result of its loss:
 | Flax NNX module | `nnx.Param` | other variables | value |
 | Flax linen variables | "params" | other collections | value, or (value, new collections) |
 | `MetaSGDParams(model, rate)` | model and rate | of the model | as of the model |
+| `ParamsAndRule(model, rule)` | model, rule, or both | of the model | as of the model |
 
 A loss is a function of (model, data), that of `Stateful` of (params, state, data). The loss of an
 NNX module updates statistics and random streams in place. It gets a copy, so that no traced array
@@ -26,10 +27,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from negmaml._core.checks import check_choice
 from negmaml._core.display import Table, add_table_repr, tree_text
 from negmaml._core.keys import is_typed_key, with_counter_based_keys
-from negmaml._core.pytree import pytree, static
+from negmaml._core.pytree import (
+    as_float_arrays,
+    nothing_like,
+    pytree,
+    split_floating,
+    static,
+)
 from negmaml.meta.partition import StaticTree, check_scalar, partition_floating
+from negmaml.rules import as_rule
 
 # Collections that layers of linen update. A dict with other names beside "params" is a plain
 # pytree, all of which trains.
@@ -57,6 +66,18 @@ class MetaSGDParams(NamedTuple):
 
     params: Any
     rate: Any
+
+
+class ParamsAndRule(NamedTuple):
+    """A model and the rule that adapts it, as the meta-parameters of an algorithm.
+
+    `rule` is then used in place of the rule that the algorithm was built with. `wrt` of the
+    algorithm names the part that trains, and `fit` leaves the other part as it is. Gradients have
+    the same form, with None in place of leaves that do not train.
+    """
+
+    params: Any
+    rule: Any
 
 
 class Form:
@@ -229,22 +250,34 @@ class NNXForm(Form):
 
 
 @pytree
-class MetaSGDForm(Form):
-    """The parameters of `meta_sgd`. inner: the form of its model. static: of its rates."""
+class PairForm(Form):
+    """A model beside numbers of its adaptation: `MetaSGDParams` or `ParamsAndRule`.
+
+    inner: the form of the model. fixed: a pair of all that does not train. kind: its class.
+    trained: the part of a `ParamsAndRule` that trains, one of `TRAINED`.
+    """
 
     inner: Form
-    static: StaticTree
+    fixed: StaticTree
+    kind: Any = static()
+    trained: str = static(default="both")
 
     def model(self, params, state):
-        """Model and rates."""
-        return MetaSGDParams(
-            self.inner.model(params.params, state), self.static.combined(params.rate)
-        )
+        """Both parts in the user's form."""
+        first, second = self.fixed.combined(params)
+        return self.kind(self.inner.model(first, state), second)
 
     def arguments(self, params, state):
         """The arguments of the model, with the rates beside its parameters."""
-        first, *others = self.inner.arguments(params.params, state)
-        return (MetaSGDParams(first, self.static.combined(params.rate)), *others)
+        if self.kind is ParamsAndRule:
+            raise TypeError(
+                "params must be a model here, got ParamsAndRule, which is for maml, "
+                "maml_value_and_grad and other algorithms; pass its parts, pair.params as params "
+                "and pair.rule as rule"
+            )
+        first, second = self.fixed.combined(params)
+        first, *others = self.inner.arguments(first, state)
+        return (self.kind(first, second), *others)
 
     def outcome(self, arguments, state, result, has_aux):
         """That of the model."""
@@ -252,33 +285,51 @@ class MetaSGDForm(Form):
         return self.inner.outcome((first, *others), state, result, has_aux)
 
     def gradient(self, model, gradient, state):
-        """The gradients of the model, in its form, and of the rates."""
-        return MetaSGDParams(
-            self.inner.gradient(model.params, gradient.params, state), gradient.rate
-        )
+        """The gradients of the model, in its form, and of the other part."""
+        first, second = gradient
+        return self.kind(self.inner.gradient(model.params, first, state), second)
 
     def parts_of_gradient(self, model, gradient):
-        """The gradients of model and rates, and the new state of the model."""
-        of_params, state = self.inner.parts_of_gradient(model.params, gradient.params)
-        return MetaSGDParams(of_params, gradient.rate), state
+        """The gradients of both parts, and the new state of the model."""
+        first, second = gradient
+        of_params, state = self.inner.parts_of_gradient(model.params, first)
+        return self.kind(of_params, second), state
+
+
+def as_rule_form(form) -> PairForm | None:
+    """Return the form if it is that of a `ParamsAndRule`, else None."""
+    return form if isinstance(form, PairForm) and form.kind is ParamsAndRule else None
+
+
+TRAINED = ("params", "rule", "both")
+
+
+def split_pair(params, rule, trained: str) -> tuple[Any, Any]:
+    """Return (trained leaves, all others) of parameters and a rule, each a `ParamsAndRule`."""
+    numbers, others = split_floating(rule) if trained != "params" else (nothing_like(rule), rule)
+    if trained == "rule":
+        return ParamsAndRule(nothing_like(params), numbers), ParamsAndRule(params, others)
+    return ParamsAndRule(params, numbers), ParamsAndRule(nothing_like(params), others)
 
 
 def variables(model: Any, trained: Any = None) -> Variables:
     """Return the parts of a model: the parameters that train, its state, and its form.
 
     Arguments:
-        model: any pytree, a Flax NNX module, variables of Flax linen, `Stateful` or
-            `MetaSGDParams`. Modules of Equinox are pytrees; with an `eqx.nn.State` they are
-            `Stateful(module, state)`.
+        model: any pytree, a Flax NNX module, variables of Flax linen, `Stateful`,
+            `MetaSGDParams` or `ParamsAndRule`. Modules of Equinox are pytrees; with an
+            `eqx.nn.State` they are `Stateful(module, state)`.
         trained: for an NNX module, the filter of the variables that train, `nnx.Param` by default;
-            other parameters keep their values.
+            other parameters keep their values. For `ParamsAndRule` "params", "rule" or "both", the
+            default.
 
     The result can be passed as `params` wherever the model can. Its attribute `model` is the model
     again. An algorithm returns (value, (gradient, new state)) for it and changes no module. Then
     update the module by `optimizer.update(module, gradient)` and `nnx.update(module, state)`.
 
     Raises TypeError if no leaf is floating point, for complex leaves, for `trained` of another kind
-    of model, and for an `nnx.State` that holds more than parameters.
+    of model, and for an `nnx.State` that holds more than parameters. Raises ValueError for an
+    unknown part of a pair.
 
     >>> found = variables({"w": jnp.ones(2), "name": "linear"})
     >>> found
@@ -290,18 +341,22 @@ def variables(model: Any, trained: Any = None) -> Variables:
     """
     if isinstance(model, Variables):
         return model
+    if isinstance(model, ParamsAndRule):
+        return _of_pair(model, "both" if trained is None else trained)
     if _holds_module(model):
         return _of_module(model, trained)
     if trained is not None:
         raise TypeError(
-            f"trained is a filter of a Flax NNX module, got a {type(model).__name__}; for other "
-            "models choose what trains by optax.masked or what adapts by mask"
+            f"trained is a filter of a Flax NNX module or a part of ParamsAndRule, got a "
+            f"{type(model).__name__}; for other models choose what trains by optax.masked or what "
+            "adapts by mask"
         )
     if isinstance(model, MetaSGDParams):
         inner = variables(model.params)
         rate, static_leaves = partition_floating(model.rate)
-        params = MetaSGDParams(inner.params, rate)
-        return Variables(params, inner.state, MetaSGDForm(inner.form, StaticTree(static_leaves)))
+        fixed = MetaSGDParams(nothing_like(inner.params), static_leaves)
+        form = PairForm(inner.form, StaticTree(fixed), MetaSGDParams)
+        return Variables(MetaSGDParams(inner.params, rate), inner.state, form)
     if isinstance(model, Stateful):
         floats, static_leaves = partition_floating(model.params)
         state = with_counter_based_keys(jax.tree.map(jnp.asarray, model.state))
@@ -319,8 +374,29 @@ def variables(model: Any, trained: Any = None) -> Variables:
 
 def variables_as_before(model: Any, before: Any) -> Variables:
     """Return the parts of a trained model, split by the filter of those it was trained from."""
-    chosen = isinstance(before, Variables) and isinstance(before.form, NNXForm)
-    return variables(model, before.form.trained if chosen else None)
+    form = before.form if isinstance(before, Variables) else None
+    if not isinstance(form, NNXForm):
+        form = as_rule_form(form)
+    return variables(model, None if form is None else form.trained)
+
+
+def _of_pair(pair: ParamsAndRule, trained: str) -> Variables:
+    check_choice("trained", trained, TRAINED)
+    inner, rule = variables(pair.params), as_float_arrays(as_rule("rule", pair.rule))
+    check_trainable(rule, trained)
+    moving, fixed = split_pair(inner.params, rule, trained)
+    return Variables(
+        moving, inner.state, PairForm(inner.form, StaticTree(fixed), ParamsAndRule, trained)
+    )
+
+
+def check_trainable(rule, trained: str) -> None:
+    """Raise TypeError if a rule has to train and has no number that can."""
+    if trained != "params" and not jax.tree.leaves(split_floating(rule)[0]):
+        raise TypeError(
+            f"rule must hold floating point numbers to have a gradient, got {rule!r}; write 0.0 "
+            "for 0, and hold the numbers of an optax transformation in fields of a rule of your own"
+        )
 
 
 def _holds_module(model) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from negmaml._core.checks import check_callable, short_repr
 from negmaml._core.display import tree_text
+from negmaml._core.pytree import split_floating
 from negmaml.meta.shape_errors import WithShapeErrors
 from negmaml.rules import InnerRule, as_rule
 
@@ -26,10 +27,7 @@ def partition_floating(params) -> tuple[Any, Any]:
 
     Raises TypeError where a leaf is complex or no leaf is floating point.
     """
-    # None is no leaf, so that `jax.grad` of either part ignores the other.
-    params = as_float_arrays(params)
-    floats = jax.tree.map(lambda x: x if _is_floating(x) else None, params)
-    static = jax.tree.map(lambda x: None if _is_floating(x) else x, params)
+    floats, static = split_floating(params)
     # A complex parameter would silently not train, like an integer.
     for path, leaf in jax.tree_util.tree_leaves_with_path(static):
         if isinstance(leaf, complex) or jnp.issubdtype(_dtype(leaf), jnp.complexfloating):
@@ -43,11 +41,6 @@ def partition_floating(params) -> tuple[Any, Any]:
             "trained: write 0.0 for 0, or convert with jnp.asarray(x, float)"
         )
     return floats, static
-
-
-def as_float_arrays(params):
-    """Return the tree with its Python floats as arrays, since those train."""
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, params)
 
 
 def partition(tree, mask):
@@ -202,10 +195,6 @@ def check_scalar(result, has_aux: bool, name: str = "loss"):
 
 def _dtype(leaf):
     return getattr(leaf, "dtype", np.dtype(object))
-
-
-def _is_floating(leaf) -> bool:
-    return jnp.issubdtype(_dtype(leaf), jnp.floating)
 
 
 def _is_array(leaf) -> bool:

@@ -26,6 +26,7 @@ import numpy as np
 
 from negmaml._core.checks import as_array, check_broadcast, short_repr
 from negmaml._core.jit import is_concrete
+from negmaml._core.pytree import split_floating
 from negmaml.rules.deprecated import adopt_old_names, old_attribute
 from negmaml.rules.filters import (
     Filter,
@@ -34,7 +35,7 @@ from negmaml.rules.filters import (
     UndefinedMethodError,
     undefined,
 )
-from negmaml.rules.schedule import is_schedule
+from negmaml.rules.schedule import combine, is_schedule
 from negmaml.rules.solution import Solution, as_solution
 from negmaml.rules.unroll import run
 
@@ -116,15 +117,18 @@ class InnerRule:
     def solve_and_pull_back(self, loss, start, frozen) -> tuple[Solution, Callable]:
         """(solution for loss(theta, frozen), pull), for meta-gradients of rules that solve.
 
-        `pull` takes the cotangent of the adapted parameters and returns those of `start` and of
-        `frozen`, and whether they are accurate.
+        `pull` takes the cotangent of the adapted parameters and returns those of `start`, of
+        `frozen` and of the rule (like it, with None for leaves that are no floating point numbers),
+        and whether they are accurate.
         """
+        numbers, others = split_floating(self)
 
         # The info is not differentiated, so it is an auxiliary output of the vjp.
-        def solved(start, frozen):
-            return as_solution(self.solve(lambda theta: loss(theta, frozen), start), self.steps)
+        def solved(start, frozen, numbers):
+            rule = combine(numbers, others)
+            return as_solution(rule.solve(lambda theta: loss(theta, frozen), start), rule.steps)
 
-        params, pull, info = jax.vjp(solved, start, frozen, has_aux=True)
+        params, pull, info = jax.vjp(solved, start, frozen, numbers, has_aux=True)
         return Solution(params, info), lambda cotangent: (*pull(cotangent), True)
 
     def check(self, params) -> None:

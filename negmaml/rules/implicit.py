@@ -134,7 +134,7 @@ def differentiable_root(
 
 
 def pull_back(loss: Callable, start, frozen, strength, at, solve_linear: LinearSolver) -> Callable:
-    """Return the `pull` of `InnerRule.solve_and_pull_back` at a root `at` of F."""
+    """Return cotangent -> (those of start, frozen and strength, accuracy) at a root `at` of F."""
     problem = flat_problem(lambda theta: loss(theta, frozen), start, strength)
 
     def pull(cotangent):
@@ -142,11 +142,13 @@ def pull_back(loss: Callable, start, frozen, strength, at, solve_linear: LinearS
         right = problem.flatten(cotangent)
         found = solve_linear(problem.rounding, apply, transposed, right)
         v = problem.unravel(found.x)
-        # The implicit function theorem: d theta* = (H + c)^-1 (c d start - d gradient).
+        # The implicit function theorem, c the strength:
+        # d theta* = (H + c)^-1 (c d start - d gradient + (start - theta*) dc).
         of_start = jax.tree.map(lambda x: (strength * x).astype(x.dtype), v)
         of_gradient = jax.tree.map(jnp.negative, v)
         (of_frozen,) = jax.vjp(lambda frozen: jax.grad(loss)(at, frozen), frozen)[1](of_gradient)
-        return of_start, of_frozen, found.converged
+        of_strength = dot(found.x, problem.start - problem.flatten(at))
+        return of_start, of_frozen, of_strength, found.converged
 
     return pull
 

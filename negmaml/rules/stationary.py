@@ -2,12 +2,16 @@
 
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import short_repr
+from negmaml._core.pytree import split_floating
 from negmaml.rules.base import InnerRule
 from negmaml.rules.field import is_field
 from negmaml.rules.implicit import LinearSolver, pull_back
+from negmaml.rules.schedule import combine
 
 
 class StationaryRule(InnerRule):
@@ -39,5 +43,16 @@ class StationaryRule(InnerRule):
         if is_field(lambda theta: loss(theta, frozen), start):
             return super().solve_and_pull_back(loss, start, frozen)
         solution = self.solve(lambda theta: loss(theta, frozen), start)
-        at = solution.params
-        return solution, pull_back(loss, start, frozen, self.strength, at, self._solve_linear)
+        at, (numbers, others) = solution.params, split_floating(self)
+        pull_to_strength = pull_back(loss, start, frozen, self.strength, at, self._solve_linear)
+
+        def pull(cotangent):
+            of_start, of_frozen, of_strength, accurate = pull_to_strength(cotangent)
+
+            # All other numbers belong to the search, which has no effect on the solution.
+            def strength(numbers):
+                return jnp.asarray(combine(numbers, others).strength, of_strength.dtype)
+
+            return of_start, of_frozen, jax.vjp(strength, numbers)[1](of_strength)[0], accurate
+
+        return solution, pull

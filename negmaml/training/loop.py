@@ -30,7 +30,8 @@ from negmaml._core.meshes import place
 from negmaml._core.platform import is_tracing
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
-from negmaml.meta.model_variables import Form, variables, variables_as_before
+from negmaml.meta.gradients import trained_variables
+from negmaml.meta.model_variables import Form
 from negmaml.rules import UNSOLVED
 from negmaml.training.batches import Batches, check_sampler, number_of_steps, task_source
 from negmaml.training.host_loop import Segment, run_segments
@@ -163,7 +164,7 @@ def fit(
         checkpoint, checkpoint_every, resume, callback, callback_every, progress
     ).checked()
     sharding = task_sharding(mesh, task_axis)
-    point, form = _init_point(params, state)
+    point, form = _init_point(value_and_grad, params, state)
     setup = TrainSetup(
         key, function_of_tasks("value_and_grad", value_and_grad), sample,
         _optimizer_maker(optimizer, point.params), evaluation.function, evaluation.tasks,
@@ -234,13 +235,15 @@ class _Constant(NamedTuple):
         return self.value
 
 
-def _init_point(params, state: FitResult | None) -> tuple[TrainPoint, Form]:
+def _init_point(value_and_grad, params, state: FitResult | None) -> tuple[TrainPoint, Form]:
     """Return the point where a run starts, and the form of the model."""
     if state is not None and not isinstance(state, FitResult):
         raise TypeError(f"state must be a result of fit, got {type(state).__name__}")
     # The optimizer sees floating point leaves only.
     floats, model_state, form = (
-        variables(params) if state is None else variables_as_before(state.params, params)
+        trained_variables(value_and_grad, params)
+        if state is None
+        else trained_variables(value_and_grad, state.params, params)
     )
     floats = jax.tree.map(jnp.asarray, floats)
     # The optimizer state is made by `init_state`, within its compiled program.

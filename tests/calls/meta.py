@@ -47,6 +47,8 @@ LABELLED = {"images": np.ones((8, 2)), "labels": np.repeat([0, 1], 4), "ways": 2
 GROUPED = {"data": np.ones(8), "groups": np.repeat([0, 1], 4), "m": 2, "n_t": 1, "n_v": 1}
 SPREAD = {"function": lambda x: x, "items": np.ones(2)}
 IMAGES = {"x": np.ones((1, 4, 4, 1)), "kernel": np.ones((3, 3, 1, 2))}
+PAIR = nm.ParamsAndRule(PARAMS, RULE)
+OF_RULE = nm.maml_value_and_grad(loss, RULE, wrt="rule")
 MAKERS = (nm.maml, nm.maml_value_and_grad, nm.fomaml, nm.reptile)
 
 
@@ -120,7 +122,22 @@ WRONG = [
         *wrong(make, MADE, rule=RULES, loss=FUNCTIONS, inner_loss=OPTIONAL_FUNCTIONS,
                batch_size=COUNTS, has_aux=FLAGS, mask=(False, 1, "all", 0.0)),
         *wrong(gradient(make), {"params": PARAMS, "tasks": DRAWN}, tasks=TREES,
-               params=(3, 1j, None, [], "w", np.arange(2))))),
+               params=(3, 1j, None, [], "w", np.arange(2), nm.ParamsAndRule(3, RULE))))),
+    *(row for make in (nm.maml_value_and_grad, nm.fomaml) for row in wrong(
+        make, MADE, wrt=(None, True, 1, "rate", ("params", "rule")))),
+    *(Wrong(make, MADE | {"rule": nm.GradientDescent(0), "wrt": wrt}, r"rule must hold floating")
+      for make in (nm.maml_value_and_grad, nm.fomaml) for wrt in ("rule", "both")),
+    Wrong(nm.maml_value_and_grad, MADE | {"rule": optax.sgd(0.1), "wrt": "rule"},
+          "rule must hold floating point numbers"),
+    Wrong(gradient(nm.maml_value_and_grad), {"params": PAIR, "tasks": DRAWN}, "no gradient in its"),
+    Wrong(gradient(nm.reptile), {"params": PAIR, "tasks": DRAWN}, "no gradient in its rule"),
+    Wrong(OF_RULE, {"params": nm.ParamsAndRule(PARAMS, nm.Proximal(1.0)), "tasks": DRAWN},
+          "rule in ParamsAndRule must be a GradientDescent"),
+    Wrong(nm.adapt, ADAPTED | {"params": PAIR}, "pass its parts"),
+    Wrong(nm.evaluate, TESTED | {"params": PAIR}, "pass its parts"),
+    Wrong(nm.fit, FITTED | {"value_and_grad": OF_RULE}, r"params must be ParamsAndRule"),
+    Wrong(nm.fit, FITTED | {"params": PAIR}, "no gradient in its rule"),
+    *wrong(nm.variables, {"model": PAIR}, trained=("rules", True, PARAMS)),
     *wrong(nm.imaml, {"loss": loss, "rule": nm.Proximal(1.0)}, loss=FUNCTIONS,
            rule=(*RULES, RULE, nm.GradientFlow(1.0)), inner_loss=OPTIONAL_FUNCTIONS,
            batch_size=COUNTS, has_aux=FLAGS),
