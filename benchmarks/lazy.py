@@ -360,7 +360,7 @@ def lambda_of(case, lazy):
     train, _, sizes, _, layers = CASES[case]
     with jax.ensure_compile_time_eval():
         x = train(40, *sizes[1:])(jax.random.key(99)).support[0].reshape(-1, layers[0])[:400]
-        start = mlp.init(jax.random.key(98), layers)
+        start = mlp.init(jax.random.key(98), layers, gain=2.0)
         kernel = infinite(2) if lazy else nm.kernels.empirical_ntk(values, start)
         return float(jnp.linalg.eigvalsh(kernel(x, x) / len(x))[-1])
 
@@ -380,7 +380,7 @@ def learning(key, case, cross_entropy, rate):
     """Test losses (adapt rates,) of a network of 64 units a layer, trained by Adam."""
     tasks, fresh = drawn(key, case)
     loss, unit = entropy if cross_entropy else squares, 1 / lambda_of(case, False)
-    start = mlp.init(jax.random.fold_in(key, 2), CASES[case][-1])
+    start = mlp.init(jax.random.fold_in(key, 2), CASES[case][-1], gain=2.0)
     algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(rate * unit))
     trained = nm.fit(key, start, algorithm, tasks, optax.adam(1e-3), LEARNING_STEPS).params
 

@@ -1,4 +1,4 @@
-"""The benchmark of accelerators: it runs small on a CPU, and counts work and launches correctly."""
+"""Benchmarks run small on a CPU, and that of accelerators counts work and launches correctly."""
 
 import sys
 from pathlib import Path
@@ -96,3 +96,31 @@ def test_launches_of_a_compiled_program_are_counted():
 
     program = jax.jit(lambda x: jax.lax.map(jnp.sin, x)).lower(np.ones(7, np.float32)).compile()
     assert hlo.counts(program.as_text()).launches >= 7
+
+
+@pytest.mark.parametrize(
+    ("part", "methods"),
+    [
+        ("sinusoid", ["MAML"]),
+        pytest.param("sinusoid", ["Reptile", "Meta-SGD"], marks=pytest.mark.slow),
+        pytest.param("digits", ["ANIL", "iMAML"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_reference_table_has_a_row_for_every_algorithm(part, methods):
+    import harness
+    import reference
+
+    report = harness.Report()
+    sizes = {"steps": 2, "seeds": 2, "episodes": 4, "shots": [5]}
+    options = SimpleNamespace(part=part, methods=methods, **sizes)
+    reference.main(options, report)
+    head, rows = (report.contents["tables"][0][name] for name in ("head", "rows"))
+    found = [dict(zip(head, row, strict=True)) for row in rows]
+    assert list(dict.fromkeys(row["algorithm"] for row in found)) == methods
+    for row in found:
+        steps = [row[f"{k} steps"] for k in reference.TEST_STEPS]
+        # Gradient descent fills the columns of steps, a solution the one behind them.
+        assert all(steps) != bool(row["solved"])
+        low, high = map(float, row["range over seeds"].split(" to "))
+        value = float((row["solved"] or steps[-1]).split(" ± ")[0])
+        assert low - 1e-3 <= value <= high + 1e-3

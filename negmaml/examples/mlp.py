@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 
 
-def init(key, sizes=(1, 40, 40, 1)):
-    """He-normal weights and zero biases."""
+def init(key, sizes=(1, 40, 40, 1), gain=1.0):
+    """Normal weights of variance gain / inputs, and zero biases.
+
+    For ReLU layers He's gain is 2. Gain 1 meta-trains faster on sinusoids, whose inputs reach 5.
+    """
     shapes = list(pairwise(sizes))
     keys = jax.random.split(key, len(shapes))
-    # ReLU halves the second moment of its input, which the factor 2 makes up for.
     return [
-        (jax.random.normal(k, shape) * (2 / shape[0]) ** 0.5, jnp.zeros(shape[1]))
+        (jax.random.normal(k, shape) * (gain / shape[0]) ** 0.5, jnp.zeros(shape[1]))
         for k, shape in zip(keys, shapes, strict=True)
     ]
 
