@@ -9,16 +9,22 @@ from negmaml.advice.result import Advice
 from negmaml.advice.selection import Difference
 
 __all__ = [
+    "AdaptiveGroupKFold",
+    "AdaptiveScorer",
     "Advice",
     "Difference",
     "GroupedTable",
     "MetaRegressor",
     "MetaRegressorCV",
     "RandomCoefficients",
+    "adapted",
     "advise",
     "random_coefficients",
     "read_table",
 ]
+
+
+SCORING = ("AdaptiveGroupKFold", "AdaptiveScorer", "adapted")
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +33,8 @@ def __getattr__(name: str) -> Any:
         from negmaml.advice import estimator
 
         return getattr(estimator, name)
+    if name in SCORING:
+        from negmaml.advice import scoring
+
+        return getattr(scoring, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """Columns of a data frame as features: numbers, days, and 0/1 columns of texts.
 
-`plan_columns` decides on each column from the data, and says what it left out and why.
+`plan_columns` decides on each column from the data, with a note on every column that is left out.
 `encode_columns` then turns these rows, or later ones, into the same features.
 """
 
@@ -271,8 +271,8 @@ def parse(series, decimal: str = ".", kind: str | None = None, start: Any = None
     kind: "number" or "text" instead of what the column looks like.
     start: the day from which dates count; None: their first.
 
-    Raises ValueError or TypeError for a mixture, complex numbers, lists, and dates of which day and
-    month cannot be told apart.
+    Raises ValueError or TypeError for a mixture, complex numbers, lists, and dates whose order of
+    day and month is unclear.
     """
     pandas = require("pandas", "advice")
     if isinstance(series.dtype, pandas.CategoricalDtype):
@@ -354,7 +354,7 @@ def _texts(series) -> np.ndarray:
 
 
 def number_of(value: Any, decimal: str = ".") -> float:
-    """Return the number that a text stands for, NaN if it is none.
+    """Return the number that a text stands for, NaN for other texts.
 
     >>> number_of("1,234.5"), number_of("1.234,5", ","), number_of("1 234"), number_of("12,34")
     (1234.5, 1234.5, 1234.0, nan)
@@ -403,7 +403,7 @@ def _dates_of_texts(pandas, codes, texts: list[str], start: Any) -> Parsed:
 
 
 def _date(pandas, text: str, day_first: bool):
-    """Read one date in this order of day and month; raise ValueError if it is none."""
+    """Read one date in this order of day and month; raise ValueError for other texts."""
     if match := DAY_OR_MONTH.match(text):
         one, mark, two, year = match.groups()
         if mark == "." and not day_first:

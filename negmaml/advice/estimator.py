@@ -3,7 +3,7 @@
 import copy
 import warnings
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,12 +21,14 @@ from negmaml.advice import advise
 from negmaml.advice.data import UNITS, rate_unit, standard_scales
 from negmaml.advice.features import kernel_features
 from negmaml.advice.labels import listed, unique_labels
+from negmaml.advice.meta_system import FOLDS, MetaSystem
 
 require("sklearn", "advice")
 from sklearn.base import BaseEstimator, RegressorMixin  # noqa: E402
+from sklearn.metrics import r2_score  # noqa: E402
 from sklearn.utils.validation import check_is_fitted, validate_data  # noqa: E402
 
-BLOCK = 4096  # rows of the meta-system reduced at once
+AUTO = "auto"
 
 
 class MetaLinearModel(RegressorMixin, BaseEstimator):
@@ -35,6 +37,11 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
     A subclass chooses the rates and the ridge in `fit` and calls `_meta_train`. Private methods
     work in scaled units of features and targets, public ones in the user's.
     """
+
+    # With metadata routing, labels reach these methods without a request by the user.
+    __metadata_request__fit: ClassVar = {"groups": True}
+    __metadata_request__predict: ClassVar = {"groups": True}
+    __metadata_request__score: ClassVar = {"groups": True}
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -58,7 +65,8 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
             if new:
                 warnings.warn(
                     f"{len(new)} of {len(names)} groups were not in training ({listed(new)}): the "
-                    "model before adaptation predicts them; see `adapt`",
+                    "model before adaptation predicts them; use adapt, in cross-validation "
+                    "AdaptiveScorer",
                     stacklevel=2,
                 )
             for i, name in enumerate(names):
@@ -66,6 +74,10 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
                     rows = codes == i
                     out[rows] = features[rows] @ self._adapted[name]
         return self._unscaled_y(out)
+
+    def score(self, X, y, sample_weight=None, groups=None):
+        """Return R^2 of `predict(X, groups)`."""
+        return r2_score(y, self.predict(X, groups), sample_weight=sample_weight)
 
     def adapt(self, X, y):
         """Return this model after one step on the rows of a new group, a fitted predictor.
@@ -122,8 +134,10 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         residual = features @ self.weights_ - y
         return self.weights_ - self._raw_adapt_rate / len(y) * features.T @ residual
 
-    def _meta_train(self, X, y, groups, train_rate, adapt_rate, meta_ridge, n_t, n_v) -> None:
-        """Meta-train exactly on validated rows."""
+    def _meta_train(
+        self, X, y, groups, train_rate, adapt_rate, meta_ridge, n_t, n_v, n_r=None
+    ) -> None:
+        """Meta-train exactly on validated rows; the adaptation rate may be "auto"."""
         # One generator for landmarks and splits, so that `random_state` fixes both.
         random = np.random.default_rng(self.random_state)
         self._single = np.ndim(y) == 1
@@ -135,7 +149,6 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         features, target = self._features(X), self._scaled_y(target)
         # After scaling and the kernel, since the inner step acts on these features.
         self.unit_size_ = rate_unit(features) if self.unit == "scaled" else 1.0
-        self._raw_adapt_rate = adapt_rate * self.unit_size_
         rows, names, self.groups_ = _rows_of_groups(groups, len(X))
         # With defaults a group is cut in halves, for which two rows are enough.
         needed = (n_t or 1) + (n_v or 1)
@@ -146,13 +159,26 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
                 f"got at most n_samples = {max(map(len, rows))}; lower n_t and n_v, or pass larger "
                 "groups"
             )
+        if adapt_rate == AUTO and n_r is not None and max(map(len, large)) <= n_r:
+            raise ValueError(
+                f"n_r must leave rows of a group to measure on, got {n_r} with at most n_samples = "
+                f"{max(map(len, large))} in a group"
+            )
         self.n_groups_left_out_ = len(rows) - len(large)
-        triangle = _reduced_meta_system(
-            features, target, large, train_rate * self.unit_size_, n_t, n_v, self.repeats, random
-        )
-        self.weights_ = _ridge_minimizer(
-            triangle, meta_ridge, target.shape[1], int(self.fit_intercept)
-        )
+        orders = [random.permutation(r) for _ in range(self.repeats) for r in large]
+        system = MetaSystem(
+            features, target, orders, self.repeats, train_rate * self.unit_size_, meta_ridge,
+            n_t, n_v, int(self.fit_intercept),
+        )  # fmt: skip
+        if adapt_rate == AUTO and len(large) > 1:
+            folds = np.random.default_rng(self.random_state).permutation(len(large)) % FOLDS
+            self.weights_, raw = system.with_best_adapt_rate(np.tile(folds, self.repeats), n_r)
+            self.adapt_rate_ = raw / self.unit_size_
+        else:
+            self.weights_ = system.minimizer()
+            # One group shows nothing on how groups differ.
+            self.adapt_rate_ = 0.0 if adapt_rate == AUTO else adapt_rate
+        self._raw_adapt_rate = self.adapt_rate_ * self.unit_size_
         # Small groups did not train, but their rows adapt the model.
         self._adapted = {
             name: self._one_step(features[r], target[r])
@@ -167,10 +193,13 @@ class MetaRegressor(MetaLinearModel):
         theta(omega) = omega - train_rate/n_t X_t^T (X_t omega - y_t)
 
     Arguments:
-        train_rate, adapt_rate: inner rates of meta-training and of `adapt`, of any sign.
+        train_rate: inner rate of meta-training, of any sign.
+        adapt_rate: rate of `adapt` and of predictions for known groups, of any sign; "auto": the
+            rate with the least squared error on groups that did not train, in five folds.
         meta_ridge: at least 0; an intercept is not penalized. Zero gives the least-norm solution.
         kernel: kernel(x1, x2) -> (rows 1, rows 2), for a model in its space.
         n_t, n_v: support and query rows of a group; None: half of its rows, and the others.
+        n_r: rows that a new group will have to adapt on, for which "auto" chooses; None: n_t.
         repeats: number of random splits of every group; the meta-loss is the mean over splits.
         unit: unit of both rates: "scaled", 1 over the largest eigenvalue of the second moments of
             the features, or "raw".
@@ -178,19 +207,30 @@ class MetaRegressor(MetaLinearModel):
         standardise: put features and targets in units of their standard deviations.
         random_state: seed of the splits.
 
-    Attributes after `fit`: coef_ and intercept_ (without a kernel), weights_, unit_size_, groups_,
-    n_groups_left_out_ (too small to be split), n_features_in_.
+    Attributes after `fit`: adapt_rate_, coef_ and intercept_ (without a kernel), weights_,
+    unit_size_, groups_, n_groups_left_out_ (too small to be split), n_features_in_.
+
+    >>> import numpy as np
+    >>> random = np.random.default_rng(0)
+    >>> school = np.repeat(np.arange(50), 20)
+    >>> X = random.normal(size=(1000, 2))
+    >>> slopes = 1 + random.normal(size=(50, 2))
+    >>> y = np.sum(X * slopes[school], axis=1) + random.normal(size=1000)
+    >>> model = MetaRegressor().fit(X, y, groups=school)
+    >>> bool(model.adapt_rate_ > 0), model.adapt(X[:9], y[:9]).predict(X[9:20]).shape
+    (True, (11,))
     """
 
     def __init__(
         self,
         train_rate=0.0,
-        adapt_rate=0.0,
+        adapt_rate=AUTO,
         meta_ridge=0.0,
         *,
         kernel=None,
         n_t=None,
         n_v=None,
+        n_r=None,
         repeats=5,
         unit="scaled",
         fit_intercept=True,
@@ -204,6 +244,7 @@ class MetaRegressor(MetaLinearModel):
         self.kernel = kernel
         self.n_t = n_t
         self.n_v = n_v
+        self.n_r = n_r
         self.repeats = repeats
         self.unit = unit
         self.fit_intercept = fit_intercept
@@ -214,17 +255,30 @@ class MetaRegressor(MetaLinearModel):
         """Meta-train on X (rows, features) and y (rows,) or (rows, targets).
 
         Arguments:
-            groups: a label for each row; None: all rows are one group.
+            groups: a label for each row. None: all rows are one group, with a warning; the rate
+                "auto" is then 0.
 
         Raises TypeError or ValueError for invalid arguments, before any computing.
         """
         check_parameters(self)
-        for name in ("train_rate", "adapt_rate"):
-            check_scalar(name, getattr(self, name), "a rate")
+        check_scalar("train_rate", self.train_rate, "a rate")
+        adapt_rate: float | str = AUTO
+        if isinstance(self.adapt_rate, str):
+            check_choice("adapt_rate", self.adapt_rate, (AUTO,))
+        else:
+            adapt_rate = float(check_scalar("adapt_rate", self.adapt_rate, 'a rate, or "auto"'))
         check_nonnegative("meta_ridge", self.meta_ridge, "a ridge strength")
+        check_optional(check_count, "n_r", self.n_r)
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
-        rates = float(self.train_rate), float(self.adapt_rate), float(self.meta_ridge)
-        self._meta_train(X, y, groups, *rates, self.n_t, self.n_v)
+        if groups is None:
+            warnings.warn(
+                "fit without groups takes all rows as one group, so that nothing can be learned "
+                "about others; pass groups=, in a pipeline metaregressor__groups=, or enable "
+                "metadata routing in scikit-learn",
+                stacklevel=2,
+            )
+        rates = float(self.train_rate), adapt_rate, float(self.meta_ridge)
+        self._meta_train(X, y, groups, *rates, self.n_t, self.n_v, self.n_r)
         return self
 
 
@@ -285,11 +339,10 @@ class MetaRegressorCV(MetaLinearModel):
             X, y, groups, **options, intercept=self.fit_intercept, key=key_of(self.random_state)
         )
         self.train_rate_ = self.advice_.train_rate
-        self.adapt_rate_ = self.advice_.adapt_rate
         self.meta_ridge_ = self.advice_.meta_ridge
         # The advised rates are the best ones for these numbers of support and query rows.
         sizes = self.advice_.sizes
-        rates = self.train_rate_, self.adapt_rate_, self.meta_ridge_
+        rates = self.train_rate_, self.advice_.adapt_rate, self.meta_ridge_
         self._meta_train(X, y, groups, *rates, sizes.n_t, sizes.n_v)
         return self
 
@@ -314,41 +367,3 @@ def _rows_of_groups(groups, size: int):
     labels, names, codes = unique_labels(groups, size)
     order = np.argsort(codes, kind="stable")
     return np.split(order, np.cumsum(np.bincount(codes))[:-1]), names, labels
-
-
-def _reduced_meta_system(features, y, groups, rate, n_t, n_v, repeats, random):
-    """R of the QR decomposition of the meta-system [Phi, r] over all groups and repeats.
-
-    Phi = X_v - rate/n_t X_v X_t^T X_t and r = y_v - rate/n_t X_v X_t^T y_t, each over
-    sqrt(repeats).
-    """
-    z, p = np.hstack([features, y]), features.shape[1]
-    reduced: np.ndarray = np.zeros((0, z.shape[1]))
-    pending: list[np.ndarray] = []
-    for _ in range(repeats):
-        for rows in groups:
-            order = random.permutation(rows)
-            n = n_t or len(rows) // 2
-            support, query = z[order[:n]], z[order[n : n + n_v if n_v else None]]
-            # Labels are the last columns, so one product serves Phi and r. The inner product is a
-            # matrix of n_v x n_t, where second moments of the support would be p x p.
-            step = rate / n * (query[:, :p] @ support[:, :p].T) @ support
-            pending.append((query - step) / np.sqrt(repeats))
-            # Reduced block by block, so that memory does not grow with the number of repeats.
-            if sum(map(len, pending)) >= max(BLOCK, 2 * z.shape[1]):
-                reduced, pending = _triangle([reduced, *pending]), []
-    return _triangle([reduced, *pending])
-
-
-def _ridge_minimizer(triangle, ridge, targets: int, num_unpenalized: int):
-    """Solve least squares, of least norm, with a ridge on all weights but the unpenalized ones."""
-    p = triangle.shape[1] - targets
-    # Rows sqrt(ridge) below the system: normal equations would square its condition number.
-    penalty = np.sqrt(ridge) * np.eye(p)[num_unpenalized:]
-    system = np.vstack([triangle[:, :p], penalty])
-    right = np.vstack([triangle[:, p:], np.zeros((len(penalty), targets))])
-    return np.linalg.lstsq(system, right, rcond=None)[0]
-
-
-def _triangle(parts: list[np.ndarray]) -> np.ndarray:
-    return np.asarray(np.linalg.qr(np.vstack(parts), mode="r"))

@@ -42,7 +42,7 @@ class TextFormat(NamedTuple):
     names: of the columns.
     lines: number of lines up to the first row, the header included.
     has_comments: True if lines start with #.
-    notes: sentences on what is not the usual.
+    notes: sentences on everything unusual.
     """
 
     encoding: str

@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import negmaml as nm
 from negmaml.advice import MetaRegressor, MetaRegressorCV
+from tests.internals import meta_system
 
 # Arrays of other libraries are not taken.
 NOT_APPLICABLE = {"check_array_api_input"}
@@ -23,8 +24,9 @@ NOT_APPLICABLE = {"check_array_api_input"}
 @pytest.mark.parametrize(
     ("estimator", "check"),
     [
-        pytest.param(estimator, check, id=check.func.__name__)
-        for estimator, check in estimator_checks_generator(MetaRegressor(0.2, 0.1))
+        pytest.param(estimator, check, id=f"{model}-{check.func.__name__}")
+        for model in (MetaRegressor(0.2, 0.1), MetaRegressor())
+        for estimator, check in estimator_checks_generator(model)
         if check.func.__name__ not in NOT_APPLICABLE
     ],
 )
@@ -78,6 +80,86 @@ def test_predictions_before_adaptation_after_it_and_for_known_groups(rows):
     assert model.score(x, y) < np.corrcoef(known, y)[0, 1] ** 2
 
 
+def test_the_default_rate_is_the_best_for_groups_that_did_not_train(rows):
+    """Against a loop over five folds and a fine grid of rates."""
+    x, y, groups = (a[:240] for a in rows)
+    parameters = dict(train_rate=-0.2, meta_ridge=1.0, unit="raw", repeats=2, n_t=10, n_v=14)
+    model = MetaRegressor(**parameters, n_r=6).fit(x, y, groups)
+    random = np.random.default_rng(0)
+    orders = [[random.permutation(np.arange(24 * g, 24 * g + 24)) for g in range(10)]
+              for _ in range(2)]  # fmt: skip
+    fold = np.random.default_rng(0).permutation(10) % 5
+    features, rates, loss = np.c_[np.ones(240), x], np.linspace(-1, 2, 3001), 0
+    for k in range(5):
+        systems = []
+        for order in (repeat[g] for repeat in orders for g in range(10) if fold[g] != k):
+            (xt, yt), (xv, yv) = ((features[i], y[i]) for i in (order[:10], order[10:]))
+            inner = -0.2 / 10 * xv @ xt.T
+            systems.append(np.c_[xv - inner @ xt, yv - inner @ yt] / 2**0.5)
+        system = np.vstack(systems)
+        gram = system[:, :5].T @ system[:, :5] + np.diag([0, 1, 1, 1, 1])
+        omega = np.linalg.solve(gram, system[:, :5].T @ system[:, 5])
+        for order in (repeat[g] for repeat in orders for g in np.flatnonzero(fold == k)):
+            (xr, yr), (xe, ye) = ((features[i], y[i]) for i in (order[:6], order[6:]))
+            new = omega[:, None] + rates * (xr.T @ (yr - xr @ omega))[:, None] / 6
+            loss = loss + np.sum((ye[:, None] - xe @ new) ** 2, 0)
+    assert model.adapt_rate_ == pytest.approx(rates[np.argmin(loss)], abs=1e-3)
+    given = MetaRegressor(**parameters, adapt_rate=model.adapt_rate_).fit(x, y, groups)
+    np.testing.assert_allclose(given.weights_, model.weights_)
+    np.testing.assert_allclose(given.predict(x, groups), model.predict(x, groups))
+
+
+@pytest.mark.parametrize("rate", [-0.7, 0.0, 0.4])
+def test_a_given_rate_is_kept(rows, rate):
+    assert MetaRegressor(adapt_rate=rate).fit(*rows).adapt_rate_ == rate
+
+
+def test_fit_without_groups_warns_and_does_not_adapt(rows):
+    x, y, _ = rows
+    with pytest.warns(UserWarning, match="fit without groups takes all rows as one group"):
+        model = MetaRegressor().fit(x, y)
+    assert model.adapt_rate_ == 0
+    with pytest.warns(UserWarning, match="one group"):
+        assert MetaRegressor(adapt_rate=0.3).fit(x, y).adapt_rate_ == 0.3
+    with pytest.raises(ValueError, match="n_r must leave rows of a group to measure on, got 24"):
+        MetaRegressor(n_r=24).fit(*rows)
+
+
+@pytest.mark.parametrize("size", [4, 60])
+def test_the_meta_system_of_many_rows_is_that_of_few(rows, monkeypatch, size):
+    """Blocks of rows, and moments of the support in place of its products with the query."""
+    x, y, groups = rows
+    groups = np.where(np.arange(len(y)) < 800, 0, groups)  # one group with most rows
+    parameters = dict(train_rate=0.4, meta_ridge=1.0, adapt_rate=0.3)
+    whole = MetaRegressor(**parameters).fit(x, y, groups)
+    monkeypatch.setattr(meta_system, "BLOCK", size)
+    blocks = MetaRegressor(**parameters).fit(x, y, groups)
+    np.testing.assert_allclose(blocks.weights_, whole.weights_, rtol=1e-9)
+    wide = np.hstack([x, np.zeros((len(x), 900))])  # more columns than rows: no moments
+    np.testing.assert_allclose(
+        MetaRegressor(**parameters).fit(wide, y, groups).weights_[:5], whole.weights_, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["category", "string", "Int64", object, float])
+def test_labels_of_any_dtype_name_the_same_groups_in_fit_and_predict(rows, kind):
+    x, y, groups = (a[:240] for a in rows)
+    model = MetaRegressor().fit(x, y, groups)
+    labels = pd.Series(groups).astype(kind)
+    np.testing.assert_array_equal(model.predict(x, labels), model.predict(x, groups))
+    other = MetaRegressor().fit(x, y, labels)
+    np.testing.assert_array_equal(other.predict(x, groups), model.predict(x, groups))
+
+
+def test_the_score_with_labels_is_that_of_adapted_predictions(rows):
+    from sklearn.metrics import r2_score
+
+    x, y, groups = rows
+    model = MetaRegressor().fit(x, y, groups)
+    assert model.score(x, y, groups=groups) == r2_score(y, model.predict(x, groups=groups))
+    assert model.score(x, y, groups=groups) > model.score(x, y) == r2_score(y, model.predict(x))
+
+
 def test_the_meta_loss_is_a_mean_over_repeats(rows):
     """Where all rows of a group are the same its splits are, too, and their number is nothing."""
     x, y, groups = rows
@@ -123,9 +205,11 @@ def test_groups_are_routed_through_cross_validation(rows):
 
     x, y, groups = rows
     with sklearn.config_context(enable_metadata_routing=True):
-        model = MetaRegressor(0.1, 0.2).set_fit_request(groups=True)
-        found = cross_validate(model, x, y, cv=GroupKFold(4), params={"groups": groups},
-                               return_estimator=True)  # fmt: skip
+        model = MetaRegressor(0.1, 0.2)
+        # A plain score of groups that are held out is one without adaptation.
+        with pytest.warns(UserWarning, match="10 of 10 groups were not in training"):
+            found = cross_validate(model, x, y, cv=GroupKFold(4), params={"groups": groups},
+                                   return_estimator=True)  # fmt: skip
     assert all(len(fitted.groups_) == 30 for fitted in found["estimator"])
 
 
