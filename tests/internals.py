@@ -39,29 +39,35 @@ from negmaml._core.registry import registered as registry_registered
 from negmaml._core.settings import DEFAULTS, result_settings, settings_of
 from negmaml._core.symmetry import asymmetry
 from negmaml.advice import columns, meta_system, predicted, splits, statistics
-from negmaml.advice.baselines import per_group_ridge
+from negmaml.advice.baselines import mixed_model, per_group_ridge
 from negmaml.advice.cv import CVLosses, cv_losses
 from negmaml.advice.data import group_rows
 from negmaml.advice.labels import unique_labels
-from negmaml.advice.moments import RandomCoefficients, initial_shrinkage, updated_shrinkage
-from negmaml.advice.result import _loss_curves, _replicated_losses, summarise
+from negmaml.advice.moments import (
+    STRUCTURES,
+    RandomCoefficients,
+    initial_shrinkage,
+    updated_shrinkage,
+)
+from negmaml.advice.result import _loss_curves, summarise
 from negmaml.advice.selection import (
     ALL,
     CHOOSE,
     REPORT,
     ByMethod,
     Difference,
+    Evidence,
     RateChoice,
     RateGrid,
     best_adapt_rate,
     best_choices,
     best_rate_interval,
     bootstrap_error,
+    collect_evidence,
+    decide,
     loss_at,
     losses_of,
-    nested_losses,
     t_quantile,
-    with_interval,
 )
 from negmaml.advice.solve import MAX_VECTORIZED, ridge_path
 from negmaml.advice.splits import Splits, bootstrap, cross_validation, max_training_groups

@@ -1,4 +1,4 @@
-"""Learning rates for grouped data: cross-validation over groups, moments and estimators."""
+"""The method and learning rates for grouped data: cross-validation over groups, moments and estimators."""
 
 from typing import Any
 
@@ -16,6 +16,9 @@ __all__ = [
     "GroupedTable",
     "MetaRegressor",
     "MetaRegressorCV",
+    "MixedModel",
+    "PerGroupRidge",
+    "PooledRidge",
     "RandomCoefficients",
     "adapted",
     "advise",
@@ -37,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from negmaml.advice import scoring
 
         return getattr(scoring, name)
+    if name in ("MixedModel", "PerGroupRidge", "PooledRidge"):
+        from negmaml.advice import models
+
+        return getattr(models, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

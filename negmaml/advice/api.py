@@ -1,4 +1,4 @@
-"""`advise`: rates and ridge for grouped data, with their gains over other methods."""
+"""`advise`: the method, rates and ridge for grouped data."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,22 +9,20 @@ import numpy as np
 
 from negmaml._core.checks import check_array, check_callable, check_choice, check_count, check_flag
 from negmaml._core.keys import check_key
-from negmaml.advice.baselines import mixed_model, per_group_ridge
-from negmaml.advice.cv import CVLosses, cv_losses
 from negmaml.advice.data import UNITS, GroupedRows, default_sizes, drop_small_groups, group_rows
+from negmaml.advice.evaluation import CrossEvaluation
 from negmaml.advice.features import kernel_features
 from negmaml.advice.result import Advice, Sizes, summarise
 from negmaml.advice.selection import MIN_SPLITS, RateGrid
 from negmaml.advice.solve import single_blas_thread
-from negmaml.advice.splits import Splits, bootstrap, cross_validation, max_training_groups
-from negmaml.advice.statistics import QuadraticForms, quadratic_forms
+from negmaml.advice.splits import bootstrap, cross_validation, max_training_groups
+from negmaml.advice.statistics import quadratic_forms
 
 POSITIVE = (0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.2, 1.5, 1.9, 2.4, 3.0, 4.0)  # dense where curves bend
 RATES = np.array([*(-rate for rate in reversed(POSITIVE)), 0.0, *POSITIVE])
 RIDGES = np.array([0.0, *np.geomspace(1e-4, 1.0, 9)])  # over rows and mean squared feature
 KERNEL_FEATURES = 100
 CHEAP_FEATURES = 32  # features up to which a solution costs next to nothing
-MIXED_MODEL_FEATURES = 40  # each group of a mixed model costs the cube of their number
 FEW_GROUPS = 15  # below, intervals are rough
 
 
@@ -56,17 +54,19 @@ def advise(
     key,
     progress: Callable[[int, int], None] | None = None,
 ) -> Advice:
-    r"""Choose inner rates and a ridge for grouped data, by exact meta-training on many splits.
+    r"""Recommend a method for grouped data, by cross-validation over groups.
 
-    In every split m groups train: on n_t + n_v rows of each, omega minimises
+    The methods are a pooled ridge, a per-group ridge, joint training (a pooled ridge, then a
+    gradient step), a linear mixed model, and meta-learning. In every split m groups train. Meta-
+    learning takes omega that, on n_t + n_v rows of each, minimises
 
         sum_i |y_v - X_v theta_i(omega)|^2 + meta_ridge |omega|^2,
         theta_i(omega) = omega - train_rate/n_t X_t^T (X_t omega - y_t)
 
-    exactly. Each held-out group then adapts on n_r of its rows at adapt_rate, and half the mean
-    squared error of its other rows is its loss. Each fifth of the groups in turn neither trains nor
-    chooses, so the gain they report is unbiased by the choice. Standard errors come from a
-    bootstrap over groups.
+    exactly. Each held-out group then adapts on n_r of its rows, here at adapt_rate, and half the
+    mean squared error of its other rows is its loss. Each fifth of the groups in turn neither
+    trains nor chooses rates, ridges and structures, so the losses they report are unbiased by these
+    choices. Standard errors come from a bootstrap over groups.
 
     Arguments:
         x: features, (rows, features), an array or a data frame; with a kernel, its inputs.
@@ -102,8 +102,8 @@ def advise(
     >>> w = 1 + random.normal(size=(40, 3))
     >>> y = np.sum(x * w[groups], 1) + random.normal(size=480)
     >>> advice = advise(x, y, groups, n_r=6, key=jax.random.key(0))
-    >>> bool(advice.adapt_rate > 0), advice.gain["pooled ridge"].significant
-    (True, True)
+    >>> advice.recommended, advice.gain["pooled ridge"].significant
+    ('mixed model', True)
     """
     check_choice("unit", unit, UNITS)
     key = check_key("key", key)
@@ -125,41 +125,19 @@ def advise(
         grid = _grid(data, sizes, unit_size, rates, adapt_rates, meta_ridges)
         counts = _split_counts(data, splits)
         forms = quadratic_forms(data, sizes.n_t, sizes.n_v, sizes.n_r, random[1])
-        run = _Evaluation(data, sizes, grid, forms)
+        run = CrossEvaluation(data, sizes, grid, forms)
         advance = _counter(progress, counts.splits + counts.replicates * counts.each)
         size = data.groups, sizes.m, forms.train.shape[1]
         # Gains come from cross-validation, where no group reports on its own choice. Its folds
         # share training groups, so errors need a bootstrap over groups.
         main = cross_validation(*size, counts.splits, random[2])
         again = bootstrap(*size, counts.replicates, counts.each, random[3])
-        losses, replicated = (run.losses(splits, advance) for splits in (main, again))
+        losses = run.losses(main, advance)
+        replicated = run.losses(again, advance, run.best_structure(losses))
     given = (x, y, groups, kernel)
     return summarise(
         data, sizes, grid, unit, unit_size, main, losses, replicated, counts.each, given
     )
-
-
-class _Evaluation(NamedTuple):
-    """The data, grid and quadratic forms that all splits share."""
-
-    data: GroupedRows
-    sizes: Sizes
-    grid: RateGrid
-    forms: QuadraticForms
-
-    def losses(self, splits: Splits, advance) -> CVLosses:
-        """Losses of meta-training and of every baseline."""
-        num_unpenalized, sizes = int(self.data.intercept), self.sizes
-        grid = self.grid.rates, self.grid.ridges
-        found = cv_losses(self.forms, splits, *grid, num_unpenalized, advance)
-        # The same ridge per row: a group has n_r rows, meta-training has m n_v.
-        ridges = self.grid.ridges * sizes.n_r / (sizes.m * sizes.n_v)
-        single = per_group_ridge(self.forms, ridges, num_unpenalized)
-        # It uses no other group, so one loss for each group serves every split.
-        others = {"per-group ridge": splits.weights @ single}
-        if self.data.x.shape[1] <= MIXED_MODEL_FEATURES:
-            others["mixed model"] = mixed_model(self.forms, splits, sizes.n_t + sizes.n_v)
-        return found._replace(others=others)
 
 
 def _generators(key) -> list[np.random.Generator]:

@@ -23,12 +23,18 @@ class CVLosses(NamedTuple):
     meta: (S, K, 3, R, L), coefficients of the quadratic c0 - 2 a c1 + a^2 c2 in the adaptation rate
         a, which is twice the loss.
     pooled: (S, K, 3, 1, L), the same for a ridge regression on all rows of the training groups.
-    others: half the mean squared error of other methods by name, (S, K, L) or (S, K).
+    others: half the mean squared error of other methods by name, (S, K, options): ridges, or
+        structures of the mixed model.
     """
 
     meta: np.ndarray
     pooled: np.ndarray
     others: dict[str, np.ndarray]
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray]) -> "CVLosses":
+        """Apply a function to all arrays, for example a mean over their leading axes."""
+        others = {name: function(values) for name, values in self.others.items()}
+        return CVLosses(function(self.meta), function(self.pooled), others)
 
 
 def cv_losses(

@@ -80,9 +80,9 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         return r2_score(y, self.predict(X, groups), sample_weight=sample_weight)
 
     def adapt(self, X, y):
-        """Return this model after one step on the rows of a new group, a fitted predictor.
+        """Return this model adapted to the rows of a new group, a fitted predictor.
 
-        theta = omega - adapt_rate/n X^T (X omega - y)
+        One step, theta = omega - adapt_rate/n X^T (X omega - y), unless the class says otherwise.
         """
         check_is_fitted(self, "weights_")
         X, y = validate_data(
@@ -91,7 +91,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         # A shallow copy: parameters and scales are shared, and only the weights are replaced.
         adapted = copy.copy(self)
         adapted._adapted = {}  # its weights already belong to one group
-        adapted.weights_ = self._one_step(self._features(X), self._scaled_y(y))
+        adapted.weights_ = self._adapted_weights(self._features(X), self._scaled_y(y))
         return adapted
 
     @property
@@ -130,9 +130,31 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         out = out * self.scales_[3] + self.scales_[2]
         return out[:, 0] if self._single else out
 
-    def _one_step(self, features, y):
+    def _adapted_weights(self, features, y):
+        """The weights after one gradient step on rows of a group."""
         residual = features @ self.weights_ - y
         return self.weights_ - self._raw_adapt_rate / len(y) * features.T @ residual
+
+    def _prepare(self, X, y, groups, random):
+        """Scale validated rows: features, targets, and the rows of each group by its name."""
+        self._single = np.ndim(y) == 1
+        target = np.reshape(np.asarray(y, np.float64), (len(y), -1))
+        self.scales_ = standard_scales(X, target, self.standardise)
+        if self.kernel is not None:
+            inputs = (X - self.scales_[0]) / self.scales_[1]
+            self.features_ = kernel_features(self.kernel, inputs, random)
+        rows, names, self.groups_ = _rows_of_groups(groups, len(X))
+        return self._features(X), self._scaled_y(target), dict(zip(names, rows, strict=True))
+
+    def _set_unit(self, features) -> None:
+        # After scaling and the kernel, since the inner step acts on these features.
+        self.unit_size_ = rate_unit(features) if self.unit == "scaled" else 1.0
+
+    def _remember_groups(self, features, target, rows) -> None:
+        """Adapt to each training group, for predictions with its label."""
+        self._adapted = {
+            name: self._adapted_weights(features[r], target[r]) for name, r in rows.items()
+        }
 
     def _meta_train(
         self, X, y, groups, train_rate, adapt_rate, meta_ridge, n_t, n_v, n_r=None
@@ -140,24 +162,16 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         """Meta-train exactly on validated rows; the adaptation rate may be "auto"."""
         # One generator for landmarks and splits, so that `random_state` fixes both.
         random = np.random.default_rng(self.random_state)
-        self._single = np.ndim(y) == 1
-        target = np.reshape(np.asarray(y, np.float64), (len(y), -1))
-        self.scales_ = standard_scales(X, target, self.standardise)
-        if self.kernel is not None:
-            inputs = (X - self.scales_[0]) / self.scales_[1]
-            self.features_ = kernel_features(self.kernel, inputs, random)
-        features, target = self._features(X), self._scaled_y(target)
-        # After scaling and the kernel, since the inner step acts on these features.
-        self.unit_size_ = rate_unit(features) if self.unit == "scaled" else 1.0
-        rows, names, self.groups_ = _rows_of_groups(groups, len(X))
+        features, target, rows = self._prepare(X, y, groups, random)
+        self._set_unit(features)
         # With defaults a group is cut in halves, for which two rows are enough.
         needed = (n_t or 1) + (n_v or 1)
-        large = [r for r in rows if len(r) >= needed]
+        large = [r for r in rows.values() if len(r) >= needed]
         if not large:
             raise ValueError(
                 f"groups must have at least {needed} samples to be split into support and query, "
-                f"got at most n_samples = {max(map(len, rows))}; lower n_t and n_v, or pass larger "
-                "groups"
+                f"got at most n_samples = {max(map(len, rows.values()))}; lower n_t and n_v, or "
+                "pass larger groups"
             )
         if adapt_rate == AUTO and n_r is not None and max(map(len, large)) <= n_r:
             raise ValueError(
@@ -180,10 +194,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
             self.adapt_rate_ = 0.0 if adapt_rate == AUTO else adapt_rate
         self._raw_adapt_rate = self.adapt_rate_ * self.unit_size_
         # Small groups did not train, but their rows adapt the model.
-        self._adapted = {
-            name: self._one_step(features[r], target[r])
-            for name, r in zip(names, rows, strict=True)
-        }
+        self._remember_groups(features, target, rows)
 
 
 class MetaRegressor(MetaLinearModel):
@@ -348,16 +359,17 @@ class MetaRegressorCV(MetaLinearModel):
 
 
 def check_parameters(estimator: Any) -> None:
-    """Check the parameters of both estimators: at `fit`, as scikit-learn asks for."""
-    check_choice("unit", estimator.unit, UNITS)
-    check_count("repeats", estimator.repeats)
+    """Check parameters that estimators share: at `fit`, as scikit-learn asks for."""
+    given = estimator.get_params(deep=False)
+    check_choice("unit", given.get("unit", UNITS[0]), UNITS)
+    check_count("repeats", given.get("repeats", 1))
     for name in ("fit_intercept", "standardise"):
-        check_flag(name, getattr(estimator, name))
-    seed = estimator.random_state
+        check_flag(name, given[name])
+    seed = given["random_state"]
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"random_state must be an integer of at least 0, got {seed!r}")
     for name in ("n_t", "n_v"):
-        check_optional(check_count, name, getattr(estimator, name))
+        check_optional(check_count, name, given.get(name))
 
 
 def _rows_of_groups(groups, size: int):

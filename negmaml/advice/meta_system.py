@@ -100,13 +100,21 @@ class MetaSystem(NamedTuple):
         return np.hstack([self.features[rows], self.y[rows]])
 
     def _solved(self, parts: list[np.ndarray]) -> np.ndarray:
-        """Solve least squares, of least norm, with the ridge on all but the unpenalized weights."""
-        triangle, p = _triangle(parts), self.features.shape[1]
-        # Rows sqrt(ridge) below the system: normal equations would square its condition number.
-        penalty = np.sqrt(self.ridge) * np.eye(p)[self.num_unpenalized :]
-        system = np.vstack([triangle[:, :p], penalty])
-        right = np.vstack([triangle[:, p:], np.zeros((len(penalty), triangle.shape[1] - p))])
-        return np.linalg.lstsq(system, right, rcond=None)[0]
+        system = _triangle(parts)
+        return ridge_minimizer(system, self.ridge, self.y.shape[1], self.num_unpenalized)
+
+
+def ridge_minimizer(system, ridge: float, targets: int, num_unpenalized: int) -> np.ndarray:
+    """Solve least squares, of least norm, with the ridge on all but the unpenalized weights.
+
+    system: [Phi, r] side by side, (rows, p + targets).
+    """
+    p = system.shape[1] - targets
+    # Rows sqrt(ridge) below the system: normal equations would square its condition number.
+    penalty = np.sqrt(ridge) * np.eye(p)[num_unpenalized:]
+    left = np.vstack([system[:, :p], penalty])
+    right = np.vstack([system[:, p:], np.zeros((len(penalty), targets))])
+    return np.linalg.lstsq(left, right, rcond=None)[0]
 
 
 def _triangle(parts: list[np.ndarray]) -> np.ndarray:

@@ -21,14 +21,19 @@ groups over their degrees of freedom. If groups have too few rows for that, it s
 
 together with (4). With more than `MAX_FULL` coefficients Omega is taken to be diagonal, since its
 p^2/2 entries would need more groups than are usual.
+
+A structure restricts Omega to sum_k t_k S_k, with few parameters t where groups are few. Then (4)
+holds in its products with every S_k, and sigma^2 solves (5): it includes what Omega cannot
+represent.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from negmaml._core.checks import check_array, check_scalar
+from negmaml._core.checks import check_array, check_choice, check_scalar
 
+STRUCTURES = ("intercept", "equal", "full")  # of Omega, from few parameters to many
 MAX_FULL = 8  # coefficients up to which Omega is a full matrix
 MIN_FREEDOM = 0.1  # degrees of freedom a row, from which residuals within groups give sigma^2
 
@@ -57,26 +62,50 @@ class GroupSummaries(NamedTuple):
     pilot: np.ndarray
 
 
-def random_coefficients(gram, counts, tau=None) -> RandomCoefficients:
+def random_coefficients(gram, counts, tau=None, *, structure: str = "full") -> RandomCoefficients:
     """Estimate the moments from the Gram matrices of (x, y) of every group, for one target.
 
     Arguments:
         gram: (G, p + 1, p + 1), sums over the rows of each group, the target last.
         counts: (G,), rows of each group.
         tau: the ridge of the fits; None takes sigma^2 p / tr Omega, found in three iterations.
+        structure: "full": any Omega, diagonal for more than 8 coefficients. "intercept": only the
+            first coefficient varies between groups. "equal": the first one has a variance of its
+            own, the others have equal variances in units of the features' standard deviations.
 
-    Raises TypeError or ValueError for fewer than 2 groups, wrong shapes, NaN and infinity, and for
-    counts or a tau that are not above 0.
+    Raises TypeError or ValueError for fewer than 2 groups, wrong shapes, NaN and infinity, for
+    counts or a tau that are not above 0, and for an unknown structure.
     """
+    check_choice("structure", structure, STRUCTURES)
     gram, counts = _checked(gram, counts)
     if tau is not None:
         check_array("tau", check_scalar("tau", tau, "a shrinkage"), "a shrinkage", 0, strict=True)
-        return estimate_from_sums(summarize_groups(gram, counts, tau, pooled_fit(gram)), None)
+        groups = summarize_groups(gram, counts, tau, pooled_fit(gram))
+        return estimate_from_sums(groups, None, structure_basis(structure, gram, counts))
     tau = initial_shrinkage(gram, counts)
     # The estimates depend weakly on tau, so three rounds are enough.
     for _ in range(3):
-        tau = updated_shrinkage(random_coefficients(gram, counts, tau), gram, counts)
-    return random_coefficients(gram, counts, tau)
+        found = random_coefficients(gram, counts, tau, structure=structure)
+        tau = updated_shrinkage(found, gram, counts)
+    return random_coefficients(gram, counts, tau, structure=structure)
+
+
+def structure_basis(structure: str, gram, counts) -> np.ndarray | None:
+    """The matrices S_k of a structure as columns, (p^2, k) or (p, k); None if it is "full"."""
+    if structure == "full":
+        return None
+    p = gram.shape[-1] - 1
+    diagonals = np.zeros((p, 1 if structure == "intercept" or p == 1 else 2))
+    diagonals[0, 0] = 1.0
+    if diagonals.shape[1] == 2:
+        total = gram.reshape(-1, *gram.shape[-2:]).mean(0) / np.mean(counts)
+        # The first coefficient belongs to the constant, if there is one, which has no deviation.
+        means = total[0, 1:p] if np.isclose(total[0, 0], 1) else 0.0
+        variances = np.diagonal(total)[1:p] - means**2
+        diagonals[1:, 1] = np.where(variances > 0, 1 / np.where(variances > 0, variances, 1), 0)
+    if p > MAX_FULL:
+        return diagonals
+    return (diagonals[:, None] * np.eye(p)[..., None]).reshape(p * p, -1)
 
 
 def _checked(gram, counts):
@@ -169,13 +198,14 @@ def _cross(d, B, p):
     return np.einsum("...i,...kl->...ikl", d, B) if p <= MAX_FULL else d[..., :, None] * B
 
 
-def estimate_from_sums(groups: GroupSummaries, select) -> RandomCoefficients:
+def estimate_from_sums(groups: GroupSummaries, select, basis=None) -> RandomCoefficients:
     """Solve equations (3) to (5) for the moments.
 
     Arguments:
         groups: contributions of G groups, (G, numbers).
         select: (S, G), how often each group counts in each of S estimates; None for one estimate
             from all groups.
+        basis: of `structure_basis`.
     """
     p = len(groups.pilot)
     sums = groups.values.sum(0) if select is None else select @ groups.values
@@ -202,18 +232,26 @@ def estimate_from_sums(groups: GroupSummaries, select) -> RandomCoefficients:
         # Products of different entries of w0 are left out: beside the pilot they are small.
         left_side = left_side + np.einsum("...ij,...j->...i", BB, w0**2)
     correction = count / np.maximum(count - 1, 1)
-    without_noise = _solve(BB, left_side) * correction[..., None]
-    per_noise = _solve(BB, N.reshape(*lead, o))
+    without_noise = _within(basis, BB, left_side) * correction[..., None]
+    per_noise = _within(basis, BB, N.reshape(*lead, o))
     weight = (A if full else np.einsum("...ii->...i", A)).reshape(*lead, o)
     residual = square - 2 * np.sum(c * w0, -1) + np.einsum("...i,...ij,...j->...", w0, A, w0)
     # Equation (5), with Omega = without_noise - sigma^2 per_noise from (4).
     joint = residual - np.sum(weight * without_noise, -1)
     joint = joint / np.maximum(rows - np.sum(weight * per_noise, -1), 1e-9 * rows)
     joint = np.clip(joint, 1e-6 * residual / rows, residual / rows)
-    noise = np.where(freedom >= MIN_FREEDOM * rows, within / np.maximum(freedom, 1), joint)
+    enough = (freedom >= MIN_FREEDOM * rows) & (basis is None)
+    noise = np.where(enough, within / np.maximum(freedom, 1), joint)
     omega = without_noise - noise[..., None] * per_noise  # equation (4)
     omega = omega.reshape(*lead, p, p) if full else omega[..., None] * np.eye(p)
     return RandomCoefficients(groups.pilot + w0, _semidefinite(omega), noise)
+
+
+def _within(basis, matrix, right):
+    """Solve matrix z = right for z = basis t, in the products with the columns of the basis."""
+    if basis is None:
+        return _solve(matrix, right)
+    return _solve(basis.T @ matrix @ basis, right @ basis) @ basis.T
 
 
 def _solve(matrix, right):

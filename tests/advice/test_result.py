@@ -11,8 +11,6 @@ from tests.internals import (
     RateChoice,
     RateGrid,
     _loss_curves,
-    _replicated_losses,
-    best_choices,
     bootstrap_error,
     loss_at,
     summarise,
@@ -27,25 +25,7 @@ def losses(*lead):
     """(..., 3, R, L) coefficients, (..., 3, 1, L) pooled, and those of ridges (..., L)."""
     meta, pooled = (RANDOM.uniform(1, 2, (*lead, 3, rates, 4)) for rates in (3, 1))
     return CVLosses(meta, pooled, {"per-group ridge": RANDOM.uniform(1, 2, (*lead, 4)),
-                                   "mixed model": RANDOM.uniform(1, 2, lead)})  # fmt: skip
-
-
-def test_a_bootstrap_repeats_the_choice_on_all_groups():
-    measured, again = losses(SPLITS, 3), losses(REPLICATES * EACH, 1)
-    chosen = best_choices(
-        measured.meta.mean(0)[ALL], measured.pooled.mean(0)[ALL], RateGrid(RATES, RIDGES, None)
-    )
-    found = _replicated_losses(chosen, measured, again, EACH)
-    assert set(found) == {*chosen, "per-group ridge", "mixed model"}
-    ridge = measured.others["per-group ridge"][:, ALL].mean(0).argmin()
-    expected = {
-        "advised": loss_at(again.meta[:, 0], *chosen["advised"]),
-        "pooled ridge": again.pooled[:, 0, 0, 0, chosen["pooled ridge"].ridge] / 2,
-        "per-group ridge": again.others["per-group ridge"][:, 0, ridge],
-        "mixed model": again.others["mixed model"][:, 0],
-    }
-    for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values.reshape(REPLICATES, EACH))
+                                   "mixed model": RANDOM.uniform(1, 2, (*lead, 3))})  # fmt: skip
 
 
 def test_curves_are_best_losses_with_errors_at_their_own_adaptation_rates():

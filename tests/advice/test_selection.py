@@ -4,20 +4,23 @@ import numpy as np
 import pytest
 
 from tests.internals import (
+    ALL,
     CHOOSE,
     REPORT,
     CVLosses,
+    Difference,
+    Evidence,
     RateGrid,
     Splits,
     best_adapt_rate,
     best_choices,
     best_rate_interval,
     bootstrap_error,
+    collect_evidence,
+    decide,
     loss_at,
     losses_of,
-    nested_losses,
     t_quantile,
-    with_interval,
 )
 
 RATES, RIDGES = np.array([-0.5, 0.0, 0.4, 0.9]), np.array([0.0, 1.0, 3.0])
@@ -57,43 +60,102 @@ def test_every_family_chooses_what_is_best_among_its_own(seed, adapt):
     meta, pooled = quadratics(4, 3, seed=seed), quadratics(1, 3, seed=seed + 10)
     pooled[0] = 1 + pooled[0, :, ::-1]
     grid = RateGrid(RATES, RIDGES, adapt)
-    chosen = best_choices(meta, pooled, grid)
-    losses = {name: float(value) for name, value in losses_of(chosen, meta, pooled).items()}
+    options = np.array([1.4, 1.1, 1.2])
+    means = CVLosses(meta, pooled, {"mixed model": options})
+    chosen = best_choices(means, grid)
+    losses = {name: float(value) for name, value in losses_of(chosen, means).items()}
     any_rate, at_pooled = best_adapt_rate(meta, grid)[1], best_adapt_rate(pooled, grid)[1]
     same = np.stack([by_hand(meta[:, i], RATES[i]) for i in (2, 3)])
     expected = {
-        "advised": any_rate.min(),
+        "meta-learning": any_rate.min(),
         "zero inner rate": any_rate[1].min(),
         "shared rate": same.min(),
         "joint training": at_pooled.min(),
         "pooled ridge": pooled[0].min() / 2,
+        "mixed model": 1.1,
     }
     assert losses == pytest.approx(expected)
     assert chosen["shared rate"].adapt == RATES[chosen["shared rate"].rate] > 0
     assert chosen["pooled ridge"].adapt == 0
-    for name in ("advised", "zero inner rate"):
+    for name in ("meta-learning", "zero inner rate"):
         rate, ridge, own = chosen[name]
         assert loss_at(meta, rate, ridge, own) == pytest.approx(by_hand(meta[:, rate, ridge], own))
 
 
+def folds_of_losses():
+    """Losses of four splits in two folds, and of a bootstrap of 6 replicates of 5 splits."""
+    random = np.random.default_rng(2)
+
+    def losses(*lead, seed):
+        others = {"per-group ridge": random.uniform(1, 2, (*lead, 3))}
+        pooled = quadratics(*lead, 1, 3, seed=seed + 1)
+        return CVLosses(quadratics(*lead, 4, 3, seed=seed), pooled, others)
+
+    splits = Splits(None, np.zeros((4, 3, 9)), None, np.array([0, 1, 0, 1]))
+    return losses(4, 3, seed=0), splits, losses(6, 5, seed=5)
+
+
 def test_a_loss_is_reported_by_groups_that_did_not_choose():
     """Two folds of two splits: each chooses by its own means, and reports others."""
-    meta, pooled = quadratics(4, 3, 4, 3), quadratics(4, 3, 1, 3, seed=1)
-    single = np.random.default_rng(2).uniform(1, 2, (4, 3, 3))
-    measured = CVLosses(meta, pooled, {"single": single, "fixed": single[..., 0]})
-    splits = Splits(None, None, None, np.array([0, 1, 0, 1]))
+    measured, splits, replicated = folds_of_losses()
     grid = RateGrid(RATES, RIDGES, None)
-    found = nested_losses(measured, splits, grid)
-    expected: dict[str, list[float]] = {name: [] for name in found}
-    for mine in ([0, 2], [1, 3]):
-        of_fold, of_pooled = meta[mine].mean(0), pooled[mine].mean(0)
-        chosen = best_choices(of_fold[CHOOSE], of_pooled[CHOOSE], grid)
-        for name, value in losses_of(chosen, of_fold[REPORT], of_pooled[REPORT]).items():
-            expected[name].append(float(value))
-        ridge = single[mine].mean(0)[CHOOSE].argmin()
-        expected["single"].append(single[mine].mean(0)[REPORT, ridge])
-        expected["fixed"].append(single[mine].mean(0)[REPORT, 0])
-    assert found == pytest.approx({name: np.mean(values) for name, values in expected.items()})
+    final = best_choices(measured.map(lambda a: a.mean(0)[ALL]), grid)
+    found = collect_evidence(measured, splits, grid, final, replicated)
+    for fold, mine in enumerate(([0, 2], [1, 3])):
+        choose, report = (
+            measured.map(lambda a, k=k, mine=mine: a[mine].mean(0)[k]) for k in (CHOOSE, REPORT)
+        )
+        for part, chosen in ((found.nested, best_choices(choose, grid)), (found.final, final)):
+            for name, value in losses_of(chosen, report).items():
+                assert part[name][fold] == pytest.approx(float(value))
+    for name, values in losses_of(final, replicated).items():
+        np.testing.assert_array_equal(found.replicates[name], values)
+    assert (found.splits, found.groups) == (4, 9)
+
+
+def test_the_error_of_a_difference_has_parts_of_groups_and_of_the_choice():
+    measured, splits, replicated = folds_of_losses()
+    grid = RateGrid(RATES, RIDGES, None)
+    final = best_choices(measured.map(lambda a: a.mean(0)[ALL]), grid)
+    found = collect_evidence(measured, splits, grid, final, replicated)
+    one, two = "per-group ridge", "joint training"
+    gain = found.difference(one, two)
+    assert gain.value == pytest.approx(found.nested[two].mean() - found.nested[one].mean())
+    moved = [found.nested[n] - found.final[n] for n in (two, one)]
+    choice = moved[0] - moved[1]
+    sampling = bootstrap_error(found.replicates[two] - found.replicates[one], 4)
+    variance = sampling**2 + choice.var(ddof=1) / 2
+    assert gain.error == pytest.approx(variance**0.5)
+    reach = 2.306004135204166 * gain.error  # of Student's t with 8 degrees of freedom
+    assert (gain.low, gain.high) == pytest.approx((gain.value - reach, gain.value + reach))
+    back = found.difference(two, one)
+    assert (back.value, back.low) == pytest.approx((-gain.value, -gain.high))
+    assert found.difference(one, one)[:4] == (0, 0, 0, 0)
+
+
+def evidence_of(losses, error=1e-3):
+    """Evidence in which methods have these losses, and independent errors."""
+    random = np.random.default_rng(0)
+    nested = {name: np.full(5, float(value)) for name, value in losses.items()}
+    replicates = {
+        name: value + error * random.normal(size=(50, 1)) for name, value in losses.items()
+    }
+    replicates = {name: np.repeat(values, 5, 1) for name, values in replicates.items()}
+    return Evidence(nested, nested, replicates, 100, 40)
+
+
+def test_the_simplest_method_within_one_percent_of_the_least_loss_is_recommended():
+    losses = {"pooled ridge": 2.0, "per-group ridge": 1.5, "joint training": 1.0,
+              "mixed model": 0.995, "meta-learning": 1.2, "shared rate": 0.5}  # fmt: skip
+    assert decide(evidence_of(losses)) == "joint training"  # a shared rate is no candidate
+    assert decide(evidence_of(losses | {"mixed model": 0.98})) == "mixed model"
+    assert decide(evidence_of(losses | {"per-group ridge": 0.99})) == "per-group ridge"
+
+
+def test_a_pooled_ridge_is_recommended_unless_another_method_is_significantly_better():
+    losses = {"pooled ridge": 1.0, "per-group ridge": 1.5, "mixed model": 0.9}
+    assert decide(evidence_of(losses, 0.01)) == "mixed model"
+    assert decide(evidence_of(losses, 0.1)) == "pooled ridge"
 
 
 def test_the_error_of_a_mean_has_the_part_of_groups_and_that_of_splits():
@@ -120,25 +182,10 @@ def test_the_interval_of_the_best_rate_ends_where_half_the_quantile_is_reached()
     assert wide == (-1.0, 1.0)  # the ends of the grid
 
 
-def test_the_interval_of_a_gain_is_that_of_student():
-    gain = with_interval(1.0, 0.1, 4.0, 11)
-    reach = 2.2281388519649385 * 0.1  # of Student's t with 10 degrees of freedom, two-sided 95%
-    np.testing.assert_allclose((gain.low, gain.high), (1 - reach, 1 + reach), rtol=1e-9)
-    assert (gain.value, gain.error, gain.relative) == (1.0, 0.1, 0.25)
-
-
 @pytest.mark.parametrize(
     ("value", "significant", "better"),
     [(0.3, True, True), (0.1, False, False), (-0.3, True, False)],
 )
 def test_a_gain_is_significant_where_its_interval_excludes_zero(value, significant, better):
-    gain = with_interval(value, 0.1, 1.0, 11)
+    gain = Difference(value, 0.1, value - 0.22, value + 0.22, value)
     assert (gain.significant, gain.significantly_better) == (significant, better)
-
-
-def test_intervals_of_a_gain_hold_the_truth_as_often_as_stated():
-    random = np.random.default_rng(0)
-    samples = random.normal(0.2, 1.0, size=(4000, 6))
-    gains = [with_interval(s.mean(), s.std(ddof=1) / 6**0.5, 1.0, 6) for s in samples]
-    held = np.mean([g.low < 0.2 < g.high for g in gains])
-    assert held == pytest.approx(0.95, abs=0.015)
