@@ -1,4 +1,4 @@
-"""The method and learning rates for grouped data: cross-validation over groups, moments and estimators."""
+"""The method for grouped data and its rates: cross-validation over groups, moments and models."""
 
 from typing import Any
 

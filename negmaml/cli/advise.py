@@ -147,6 +147,10 @@ def _saved(advice, table: GroupedTable, out: Path, theory: bool) -> tuple[list[P
 def _record(advice, table: GroupedTable, paths: list[Path]) -> dict:
     """The result in plain numbers and texts."""
     return {
+        "recommended": advice.recommended,
+        "settings": advice.settings(),
+        "rmse": dict(advice.rmse),
+        "explained_variance": dict(advice.explained_variance),
         "train_rate": advice.train_rate,
         "train_rate_interval": list(advice.train_rate_interval),
         "adapt_rate": advice.adapt_rate,

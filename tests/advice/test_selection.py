@@ -126,7 +126,7 @@ def test_the_error_of_a_difference_has_parts_of_groups_and_of_the_choice():
     sampling = bootstrap_error(found.replicates[two] - found.replicates[one], 4)
     variance = sampling**2 + choice.var(ddof=1) / 2
     assert gain.error == pytest.approx(variance**0.5)
-    reach = 2.306004135204166 * gain.error  # of Student's t with 8 degrees of freedom
+    reach = 1.1 * 2.306004135204166 * gain.error  # Student's t with 8 degrees of freedom
     assert (gain.low, gain.high) == pytest.approx((gain.value - reach, gain.value + reach))
     back = found.difference(two, one)
     assert (back.value, back.low) == pytest.approx((-gain.value, -gain.high))
