@@ -3,6 +3,8 @@
 All methods see the same splits, so differences between them are paired.
 """
 
+from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -215,19 +217,26 @@ def collect_evidence(
         chosen: the choices of every method on all groups.
         replicated: of a bootstrap, (B, splits of a replicate).
     """
-    nested: dict[str, list] = {name: [] for name in chosen}
-    final: dict[str, list] = {name: [] for name in chosen}
+    nested: dict[str, list[float]] = {name: [] for name in chosen}
+    final: dict[str, list[float]] = {name: [] for name in chosen}
     for fold in np.unique(splits.fold):
-        mine = splits.fold == fold
-        choose, report = (
-            losses.map(lambda a, k=k, mine=mine: a[mine, k].mean(0)) for k in (CHOOSE, REPORT)
-        )
-        for found, choices in ((nested, best_choices(choose, grid)), (final, chosen)):
+        means = losses.map(partial(_mean_of_fold, mine=splits.fold == fold))
+        report = means.map(itemgetter(REPORT))
+        own = best_choices(means.map(itemgetter(CHOOSE)), grid)
+        for found, choices in ((nested, own), (final, chosen)):
             for name, value in losses_of(choices, report).items():
                 found[name].append(float(value))
-    arrays = ({name: np.array(v) for name, v in found.items()} for found in (nested, final))
-    size = len(splits.fold), splits.weights.shape[-1]
-    return Evidence(*arrays, losses_of(chosen, replicated), *size)
+    return Evidence(
+        {name: np.array(values) for name, values in nested.items()},
+        {name: np.array(values) for name, values in final.items()},
+        losses_of(chosen, replicated),
+        splits=len(splits.fold),
+        groups=splits.weights.shape[-1],
+    )
+
+
+def _mean_of_fold(values, mine):
+    return values[mine].mean(0)
 
 
 def bootstrap_error(replicates, splits: int):
