@@ -13,8 +13,11 @@ from negmaml.advice import MetaRegressor as MetaRegressor
 from negmaml.advice import MetaRegressorCV as MetaRegressorCV
 from negmaml.linear import Simulation, simulate
 from negmaml.meta import (
+    LogisticHead,
     MetaSGDParams,
     ParamsAndRule,
+    PrototypeHead,
+    RidgeHead,
     Stateful,
     Tasks,
     Variables,
@@ -56,12 +59,15 @@ __all__ = [
     "Implicit",
     "InnerOptimizer",
     "InnerRule",
+    "LogisticHead",
     "MetaSGDParams",
     "MixedLinearRegression",
     "Momentum",
     "ParamsAndRule",
     "Preconditioned",
+    "PrototypeHead",
     "Proximal",
+    "RidgeHead",
     "Schedule",
     "Simulation",
     "Stateful",

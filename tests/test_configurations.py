@@ -22,11 +22,13 @@ SETTINGS = {
 }
 NUMBER = jnp.float32(0.3)
 TASKS = jax.tree.map(jnp.asarray, TASKS)
+CLASSES = nm.Tasks(*((x, (y > 0).astype(int)) for x, y in TASKS))
 ONE = (TASKS.support[0][0], TASKS.support[1][0])
 RULE, ADAPT = nm.GradientDescent(-0.2), nm.GradientDescent(0.1)
 STEPS = nm.GradientDescent(0.1, steps=2)
 RATES = nm.GradientDescent(jnp.linspace(-0.3, 0.3, 3))
 PARAMS = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 1))}
+WITH_HEAD = {"a": jnp.ones((3, 4)), "head": {"w": jnp.zeros((4, 2)), "b": jnp.zeros(2)}}
 START = jnp.ones(3)
 DATA = np.random.default_rng(0).standard_normal((48, 2)).astype(np.float32)
 TARGETS, GROUPS = np.sin(DATA.sum(1)), np.arange(48) % 6
@@ -42,6 +44,19 @@ def square(w, data):
 
 def tree_loss(w, data):
     return jnp.mean((network(w, data[0])[..., 0] - data[1]) ** 2)
+
+
+def features(w, x):
+    return jnp.tanh(x @ w["a"])
+
+
+def label_loss(w, data):
+    outputs = features(w, data[0]) @ w["head"]["w"] + w["head"]["b"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, data[1]).mean()
+
+
+def headed(make):
+    return nm.maml_value_and_grad(label_loss, make(features))(WITH_HEAD, CLASSES)
 
 
 def drawn(key, x):
@@ -81,6 +96,10 @@ META = {
         square, nm.Implicit(nm.GradientDescent(0.1, steps=200), 5.0)
     )(START, TASKS),
     "adapt, proximal": lambda: nm.adapt(square, START, ONE, nm.Proximal(1.0)),
+}
+META |= {
+    head.__name__: lambda head=head: headed(head)
+    for head in (nm.PrototypeHead, nm.RidgeHead, nm.LogisticHead)
 }
 OTHERS = {
     "simulate": lambda: nm.simulate(key(), isotropic(0.3), RATES, ADAPT, runs=3).test_loss,

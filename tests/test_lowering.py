@@ -288,6 +288,21 @@ def test_products_of_a_loss_keep_their_precision_and_those_around_it_are_full(na
     assert imprecise(users) and len(products(users)) == len(products(full))
 
 
+@pytest.mark.parametrize("make", (nm.PrototypeHead, nm.RidgeHead, nm.LogisticHead))
+def test_heads_suit_every_platform_at_full_precision(make):
+    def features(w, x):
+        return jnp.tanh(jnp.matmul(x, w["a"], precision="highest"))
+
+    def loss(w, data):
+        outputs = jnp.matmul(features(w, data[0]), w["w"], precision="highest") + w["b"]
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, data[1]).mean()
+
+    params = {"a": jnp.ones((3, 16)), "w": jnp.zeros((16, 2)), "b": jnp.zeros(2)}
+    rule = make(features, head=lambda path, _: path[0] != "a")
+    classes = nm.Tasks(*((x, (y > 0).astype(int)) for x, y in TASKS))
+    assert products(check(nm.maml_value_and_grad(loss, rule), params, classes))
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_suit_every_platform(name):
     check(lambda key: SAMPLERS[name](key), key())

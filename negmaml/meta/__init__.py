@@ -12,6 +12,7 @@ from negmaml.meta.algorithms import (
 )
 from negmaml.meta.batching import Tasks
 from negmaml.meta.convolution import im2col_convolution
+from negmaml.meta.heads import LogisticHead, PrototypeHead, RidgeHead
 from negmaml.meta.inner import adapt
 from negmaml.meta.model_variables import (
     MetaSGDParams,
@@ -23,8 +24,11 @@ from negmaml.meta.model_variables import (
 from negmaml.meta.stateful import per_step_state
 
 __all__ = [
+    "LogisticHead",
     "MetaSGDParams",
     "ParamsAndRule",
+    "PrototypeHead",
+    "RidgeHead",
     "Stateful",
     "Tasks",
     "Variables",

@@ -7,7 +7,6 @@ r"""Chooses the method of a meta-gradient: the fastest of those that are exact.
 - A rule with a `solve` of its own has no updates to follow. Its derivative is that of the solution.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,15 +20,15 @@ from negmaml.rules.unroll import PLAIN, Unroll
 
 
 class LossPair(NamedTuple):
-    """The two losses of an algorithm in the form of `lift_loss`, and how to differentiate them.
+    """The two losses of an algorithm as `LiftedLoss`, and how to differentiate them.
 
     inner: the loss on the support, for the inner steps. outer: the loss on the query.
     mask: the leaves that adapt. method, wrt: as in `maml_value_and_grad`. unroll: how derivatives
     pass through the inner steps.
     """
 
-    inner: Callable
-    outer: Callable
+    inner: Any
+    outer: Any
     mask: Any
     method: str | None
     unroll: Unroll = PLAIN

@@ -30,7 +30,7 @@ from negmaml._core.settings import own_transfers
 from negmaml.meta.batching import as_tasks, leading_axis, mean_over_tasks
 from negmaml.meta.choice import LossPair, choose, leaf_rates
 from negmaml.meta.forward_over_reverse import backward_recursion
-from negmaml.meta.inner import adapt_leaves, inner_gradient, state_at
+from negmaml.meta.inner import adapt_leaves, apply_at, inner_gradient, state_at
 from negmaml.meta.lowrank import LowRankPlan, factored_loss
 from negmaml.meta.model_variables import (
     MetaSGDParams,
@@ -51,8 +51,8 @@ from negmaml.meta.partition import (
     thaw_mask,
 )
 from negmaml.meta.shape_errors import explain_while_loops
-from negmaml.meta.stateful import StatefulRule, lift_loss, mean_state
-from negmaml.rules import UNSOLVED, GradientDescent, run
+from negmaml.meta.stateful import LiftedLoss, StatefulRule, mean_state
+from negmaml.rules import UNSOLVED, GradientDescent, accepted, run
 from negmaml.rules.unroll import PLAIN, Unroll, visit
 
 
@@ -146,8 +146,8 @@ class Algorithm(NamedTuple):
         wrt = pair.trained if pair else self.wrt
         # The loss takes the parameters of a pair only.
         form = form.inner if pair or self.gradient is meta_sgd else form
-        outer = lift_loss(self.loss, form, self.has_aux)
-        inner = outer if self.inner_loss is None else lift_loss(self.inner_loss, form)
+        outer = LiftedLoss(self.loss, form, self.has_aux)
+        inner = outer if self.inner_loss is None else LiftedLoss(self.inner_loss, form)
         mask = thaw_mask(self.hashable_mask)
         return LossPair(inner, outer, mask, self.method, self.unroll, wrt)
 
@@ -337,7 +337,9 @@ def _implicit(losses: LossPair, rule, params, state, tasks, weight):
         # With H the Hessian of the inner loss, pull_back maps a cotangent v of theta to
         # (I + H/strength)^{-1} v in the start, and to its effect through the frozen leaves and
         # through the numbers of the rule.
-        solution, pull_back = rule.solve_and_pull_back(inner, moving, frozen)
+        apply = partial(apply_at, losses.inner.form, start)
+        given = accepted(type(rule).solve_and_pull_back, {"support": support, "apply": apply})
+        solution, pull_back = rule.solve_and_pull_back(inner, moving, frozen, **given)
         at = combine(solution.params, frozen)
         at_solution = losses._replace(outer=outer)
         (value, (aux, new)), slope = _at_query(at_solution, at, start, query, weight)

@@ -1,6 +1,7 @@
 r"""Adapting a pytree of parameters to the data of one task."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,8 +13,8 @@ from negmaml._core.settings import own_transfers
 from negmaml.meta.model_variables import variables
 from negmaml.meta.partition import Loss, check_inputs, check_loss, combine, partition
 from negmaml.meta.shape_errors import explain_while_loops
-from negmaml.meta.stateful import StatefulRule, lift_loss
-from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution
+from negmaml.meta.stateful import LiftedLoss, StatefulRule
+from negmaml.rules import UNSOLVED, InnerRule, Solution, as_solution, solve_with
 from negmaml.rules.unroll import PLAIN, Unroll, check_unroll, last_point
 
 
@@ -47,7 +48,8 @@ def adapt(
             with a `Schedule` for values by step; `Momentum`; `Preconditioned`; `InnerOptimizer`, or
             an optax transformation for one step of it; `Proximal`, the point where
             grad loss(theta, support) + strength (theta - params) = 0; `Implicit`, the same point
-            by any solver; or your own.
+            by any solver; `PrototypeHead`, `RidgeHead` or `LogisticHead`, which fit the last layer;
+            or your own.
         mask: the leaves that adapt, a pytree of booleans like `params` or a prefix of it, or a
             function of (path, leaf); all by default. For a Flax NNX module a filter such as
             `nnx.PathContains("head")`, or an `nnx.State` of booleans.
@@ -85,7 +87,7 @@ def adapt(
     # Reverse mode through a `lax.while_loop` in the loss fails with a message of JAX only.
     with explain_while_loops():
         (theta, state), info = adapt_leaves(
-            lift_loss(loss, form), rule, (moving, frozen), state, support, unroll
+            LiftedLoss(loss, form), rule, (moving, frozen), state, support, unroll
         )
     # The result has the form of the argument, whatever was taken out of it.
     adapted = form.model(combine(theta, frozen), state)
@@ -96,11 +98,11 @@ def adapt(
 
 
 def adapt_leaves(
-    loss: Callable, rule: InnerRule, leaves, state, support, unroll: Unroll = PLAIN
+    loss: LiftedLoss, rule: InnerRule, leaves, state, support, unroll: Unroll = PLAIN
 ) -> Solution:
     """Return the `Solution` ((adapted leaves, state of the model), info) for one task.
 
-    loss: as `lift_loss` returns it. leaves: (leaves that adapt, frozen leaves).
+    leaves: (leaves that adapt, frozen leaves).
     """
     moving, frozen = leaves
     # The state of the model changes with every step, so it is part of the point that steps.
@@ -113,8 +115,16 @@ def adapt_leaves(
     def objective(theta):
         return loss(combine(theta, frozen), state, support)[0]
 
-    theta, info = as_solution(rule.solve(objective, moving, remat=unroll.remat), rule.steps)
+    apply = partial(apply_at, loss.form, state, frozen)
+    theta, info = solve_with(
+        rule, objective, moving, remat=unroll.remat, support=support, apply=apply
+    )
     return Solution((theta, state_at(loss, combine(theta, frozen), state, support)), info)
+
+
+def apply_at(form, state, frozen, function: Callable, theta, *data):
+    """Return function(model, *data), of the model with these leaves, called as its loss is."""
+    return function(*form.arguments(combine(theta, frozen), state), *data)
 
 
 def state_at(loss: Callable, params, state, support):

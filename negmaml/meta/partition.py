@@ -51,7 +51,7 @@ def partition(tree, mask):
     if mask is None:
         return tree, jax.tree.map(lambda _: None, tree)
     if callable(mask):
-        mask = jax.tree_util.tree_map_with_path(lambda path, x: bool(mask(_names(path), x)), tree)
+        mask = jax.tree_util.tree_map_with_path(lambda path, x: bool(mask(names_of(path), x)), tree)
     # A flag of a prefix applies to all leaves below it.
     try:
         flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: flag, part), mask, tree)
@@ -101,7 +101,7 @@ def thaw_mask(frozen) -> Any:
     return frozen if frozen is None or callable(frozen) else frozen[0].unflatten(frozen[1])
 
 
-def _names(path) -> tuple:
+def names_of(path) -> tuple:
     """Return the path of a leaf as keys, indices and names of attributes."""
     return tuple(
         getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))

@@ -9,10 +9,11 @@ MAML++, see `per_step_state`.
 A rule that solves an inner problem, such as `Proximal`, holds the state fixed while it solves. The
 new state is then that of one evaluation at the solution.
 
-Everything below the public functions works on `lift_loss`, one form for losses of all models.
+Everything below the public functions works on `LiftedLoss`, one form for losses of all models.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -26,17 +27,20 @@ from negmaml.meta.partition import Loss
 from negmaml.rules import InnerRule
 
 
-def lift_loss(loss: Loss, form: Form, has_aux: bool = False) -> Callable:
-    """Return the loss as (floating point leaves, state, data) -> (value, new state, aux).
+@dataclass(frozen=True)
+class LiftedLoss:
+    """The loss of a model as (floating point leaves, state, data) -> (value, new state, aux).
 
-    has_aux: whether a loss that returns no state returns (value, aux).
+    form: that of the model. has_aux: whether a loss that returns no state returns (value, aux).
     """
 
-    def lifted(floats, state, data):
-        arguments = form.arguments(floats, state)
-        return form.outcome(arguments, state, loss(*arguments, data), has_aux)
+    loss: Loss
+    form: Form
+    has_aux: bool = False
 
-    return lifted
+    def __call__(self, floats, state, data):
+        arguments = self.form.arguments(floats, state)
+        return self.form.outcome(arguments, state, self.loss(*arguments, data), self.has_aux)
 
 
 @pytree

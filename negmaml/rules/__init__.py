@@ -6,7 +6,15 @@ are allowed everywhere.
 """
 
 from negmaml._core.deprecation import renamed_exports
-from negmaml.rules.base import InnerRule, check_filters, check_rule, check_scalar_rule, flat_batch
+from negmaml.rules.base import (
+    InnerRule,
+    accepted,
+    check_filters,
+    check_rule,
+    check_scalar_rule,
+    flat_batch,
+    solve_with,
+)
 from negmaml.rules.bilevel import Implicit
 from negmaml.rules.descent import GradientDescent, Momentum, Preconditioned
 from negmaml.rules.filters import Filter, PolynomialFilter, UndefinedMethodError
@@ -33,6 +41,7 @@ __all__ = [
     "Solution",
     "SolveInfo",
     "UndefinedMethodError",
+    "accepted",
     "as_rule",
     "as_solution",
     "check_filters",
@@ -42,6 +51,7 @@ __all__ = [
     "flat_batch",
     "run",
     "separate",
+    "solve_with",
 ]
 
 __getattr__ = renamed_exports(__name__, {"Rule": "InnerRule"})

@@ -5,7 +5,7 @@ A rule is a pytree whose leaves are numbers, such as a rate. A rule of your own 
 
 - for any model (adapt, maml and relatives) `update(gradient, state, params)`, which returns
   (params, state) after one step, with `steps` and, for a state, `init(params)`. Or, if the rule
-  solves a problem, `implicit = True` and `solve(loss, start)`.
+  solves a problem, `solve(loss, start)`, which may also take the support; nothing else is needed.
 - for the linear model (theory, simulation) `linear = True` if `update` is linear in the parameters
   and the gradient, and moves nothing where the gradient is zero (no weight decay). Or
   `label_filter(x)`. Or `spectral()`, which returns a `Filter` of your own, for filters with zeros,
@@ -17,7 +17,9 @@ to step are a `Schedule`, which no rule has to handle: `update` runs on the rule
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -65,6 +67,7 @@ class InnerRule:
         steps: number of updates.
         linear: whether `update` is linear in parameters and gradient, without weight decay.
         implicit: whether `solve` finds the adapted parameters, instead of a series of updates.
+            True for a class that defines `solve`.
         sums_gradients: whether Reptile follows the sum of the gradients, or params - theta.
         tunable: name of the field that searches for optima vary.
     """
@@ -86,6 +89,9 @@ class InnerRule:
                     "follow a change; derive from negmaml.InnerRule and hold the rule in a field"
                 )
         adopt_old_names(cls)
+        declared = any("implicit" in vars(base) for base in cls.__mro__ if base is not InnerRule)
+        if cls.solve is not InnerRule.solve and not declared:
+            cls.implicit = True
 
     if not TYPE_CHECKING:
 
@@ -109,24 +115,33 @@ class InnerRule:
     def solve(self, loss, start, *, remat: bool = False) -> Any:
         """The adapted parameters, from `start`, for a loss of the parameters only.
 
-        A rule with `implicit = True` returns `negmaml.rules.Solution(params, info)`, which says
-        whether it converged, or only the parameters, which then count as converged.
+        It returns `negmaml.rules.Solution(params, info)`, which says whether it converged, or only
+        the parameters, which then count as converged. It is called with those of the following
+        keywords that its signature has:
+
+            remat: as in `adapt`.
+            support: the data of the task, as the loss takes it.
+            apply: apply(function, theta, *data) calls a function of the model as the loss is
+                called, with `theta`, parameters like `start`, and the frozen ones in their places.
         """
         return run(self, jax.grad(loss), start, remat)[0]
 
-    def solve_and_pull_back(self, loss, start, frozen) -> tuple[Solution, Callable]:
+    def solve_and_pull_back(
+        self, loss, start, frozen, *, support=None, apply=None
+    ) -> tuple[Solution, Callable]:
         """(solution for loss(theta, frozen), pull), for meta-gradients of rules that solve.
 
         `pull` takes the cotangent of the adapted parameters and returns those of `start`, of
         `frozen` and of the rule (like it, with None for leaves that are no floating point numbers),
-        and whether they are accurate.
+        and whether they are accurate. Here `apply` takes (frozen, function, theta, ...).
         """
         numbers, others = split_floating(self)
 
         # The info is not differentiated, so it is an auxiliary output of the vjp.
         def solved(start, frozen, numbers):
+            given = {"support": support, "apply": partial(apply, frozen) if apply else None}
             rule = combine(numbers, others)
-            return as_solution(rule.solve(lambda theta: loss(theta, frozen), start), rule.steps)
+            return solve_with(rule, lambda theta: loss(theta, frozen), start, **given)
 
         params, pull, info = jax.vjp(solved, start, frozen, numbers, has_aux=True)
         return Solution(params, info), lambda cotangent: (*pull(cotangent), True)
@@ -195,6 +210,26 @@ class InnerRule:
     def with_tunable(self, value):
         """The rule with another value of its tunable field."""
         return dataclasses.replace(self, **{self.tunable: value})  # type: ignore[type-var]
+
+
+def solve_with(rule: InnerRule, loss, start, **given) -> Solution:
+    """The `Solution` by the `solve` of a rule, which gets those of the keywords that it takes."""
+    return as_solution(rule.solve(loss, start, **accepted(type(rule).solve, given)), rule.steps)
+
+
+def accepted(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
+    """The keywords that the signature of a function has."""
+    names = _keywords(function)
+    return given if names is None else {k: v for k, v in given.items() if k in names}
+
+
+@cache
+def _keywords(function: Callable) -> frozenset[str] | None:
+    """The names that a function takes by keyword; None if it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY)
 
 
 def flat_batch(rule: InnerRule) -> InnerRule:

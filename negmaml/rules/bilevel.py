@@ -20,7 +20,7 @@ from negmaml._core.checks import (
 )
 from negmaml._core.display import tree_text
 from negmaml._core.pytree import as_pytree, pytree, static
-from negmaml.rules.base import InnerRule
+from negmaml.rules.base import InnerRule, solve_with
 from negmaml.rules.field import field_point, is_field
 from negmaml.rules.implicit import (
     FlatProblem,
@@ -185,7 +185,7 @@ class Implicit(StationaryRule):
             if takes_loss or not self.inner.implicit:
                 tolerance = tolerance_or_default(self.tolerance, rounding)
                 return _descend(self.inner, objective, start, tolerance)
-            found, info = as_solution(self.inner.solve(objective, start), self.inner.steps)
+            found, info = solve_with(self.inner, objective, start)
         else:
             found, info = as_solution(self.inner(objective, start), 0)
         return _like(start, found), info.steps

@@ -49,10 +49,6 @@ def adopt_old_names(cls) -> None:
             members["pencil"] = lambda self, largest: self.rule.pencil
         old_filter = type("OldFilter", (RuleFilter,), members)
         cls.spectral = lambda self: old_filter(self)
-    # In version 0.2 a rule with a solve of its own did not have to say so.
-    if "solve" in own and not cls.implicit:
-        warn_renamed(f"a solve of {cls.__name__} without implicit = True", "implicit = True", 5)
-        cls.implicit = True
 
 
 def _from_rule(old: str) -> property:

@@ -37,7 +37,7 @@ class StationaryRule(InnerRule):
                 "for a batch of rules use jax.vmap"
             )
 
-    def solve_and_pull_back(self, loss, start, frozen):
+    def solve_and_pull_back(self, loss, start, frozen):  # type: ignore[override]
         """The solution and its pull-back by one linear system, whose accuracy is checked."""
         # The symmetric solver needs a symmetric Hessian; a field is differentiated in reverse mode.
         if is_field(lambda theta: loss(theta, frozen), start):

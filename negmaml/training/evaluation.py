@@ -31,7 +31,7 @@ from negmaml.meta.partition import (
     partition,
     thaw_mask,
 )
-from negmaml.meta.stateful import StatefulRule, lift_loss
+from negmaml.meta.stateful import LiftedLoss, StatefulRule
 from negmaml.rules import UNSOLVED, InnerRule, as_rule, run
 from negmaml.training.sharding import TaskSharding, task_sharding
 
@@ -178,7 +178,7 @@ class _Test(NamedTuple):
         state = combine(keys, state)
         rule, floats = check_inputs(rule, floats)
         moving, frozen = partition(floats, thaw_mask(self.hashable_mask))
-        loss = lift_loss(self.loss, form)
+        loss = LiftedLoss(self.loss, form)
 
         def value(point):
             theta, state = point

@@ -10,7 +10,7 @@ import optax
 import negmaml as nm
 from tests.calls.form import Right, Wrong, wrong
 from tests.calls.problem import KEY, KEYS
-from tests.calls.rules import COUNTS, FLAGS
+from tests.calls.rules import COUNTS, FLAGS, NUMBERS, TOLERANCES
 
 RULE = nm.GradientDescent(0.1)
 TASKS = nm.tasks.Sinusoid(m=2, n_t=2, n_v=2)
@@ -155,6 +155,12 @@ WRONG = [
       for make in (nm.maml_value_and_grad, nm.imaml, nm.fomaml)),
     *(Wrong(nm.adapt, ADAPTED | {"rule": rule}, "strength")
       for rule in (nm.Proximal(jnp.ones(2)), nm.Implicit(RULE, jnp.ones(2)))),
+    *(row for make in (nm.PrototypeHead, nm.RidgeHead, nm.LogisticHead)
+      for row in wrong(make, {"features": loss}, features=FUNCTIONS, examples=OPTIONAL_FUNCTIONS,
+                       head=(None, "", 3, ["head"], True), transposed=(1, 0, "yes", [True]))),
+    *(row for make in (nm.RidgeHead, nm.LogisticHead)
+      for row in wrong(make, {"features": loss}, strength=(*NUMBERS, np.ones(2), {"w": 1.0}))),
+    *wrong(nm.LogisticHead, {"features": loss}, max_steps=COUNTS, tolerance=TOLERANCES),
     *wrong(nm.map_over_devices, SPREAD, batch_size=COUNTS, function=FUNCTIONS,
            items=(3, [], None, np.ones(0), {"a": np.ones(2), "b": np.ones(3)}, "ab")),
     *wrong(nm.im2col_convolution, IMAGES, stride=COUNTS, padding=("same", None, 1),

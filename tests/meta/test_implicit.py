@@ -114,17 +114,42 @@ def test_return_info_reports_convergence_without_a_warning():
 class Mine(nm.InnerRule):
     """A solver of a user's own that returns parameters only, or a solution with its info."""
 
-    implicit = True
-
     def __init__(self, info=None):
         self.info = info
 
-    def solve(self, loss, start, *, remat=False):
+    def solve(self, loss, start):
         found = jax.tree.map(lambda w, g: w - 0.1 * g, start, jax.grad(loss)(start))
         return found if self.info is None else nm.rules.Solution(found, self.info)
 
 
 jax.tree_util.register_pytree_node(Mine, lambda rule: ((), rule.info), lambda info, _: Mine(info))
+
+
+@nm.pytree
+class TowardsTheTargets(nm.InnerRule):
+    """A rule whose `solve` sees the support and calls functions of the model."""
+
+    rate: float
+
+    def solve(self, loss, start, *, support, apply, **others):
+        targets = apply(lambda params, x: params + 0 * x, start, support[1]).mean()
+        return start + self.rate * (support[1].mean() - targets)
+
+
+def test_defining_solve_is_enough_and_it_may_take_the_support():
+    def square(w, data):
+        return jnp.mean((data[0] * w - data[1]) ** 2)
+
+    assert TowardsTheTargets(0.5).implicit and Mine().implicit
+    assert nm.GradientDescent(0.1).implicit is False
+    tasks = nm.Tasks((jnp.ones((2, 3)), jnp.full((2, 3), 4.0)), (jnp.ones((2, 1)),) * 2)
+    rule, start = TowardsTheTargets(0.5), jnp.asarray(2.0)
+    assert float(nm.adapt(square, start, jax.tree.map(lambda x: x[0], tasks.support), rule)) == 3
+    assert float(nm.evaluate(jax.random.key(0), start, square, rule, tasks).mean) == 4
+    for make in (nm.maml_value_and_grad, nm.imaml):
+        value, gradient = make(square, rule)(start, tasks)
+        assert (float(value), float(gradient)) == (4.0, 2.0)
+    assert float(nm.fomaml(square, rule)(start, tasks)[1]) == 4
 
 
 @pytest.mark.slow

@@ -370,7 +370,6 @@ class Halfway(nm.InnerRule):
     """Steps of a rule, then back half the way."""
 
     rule: nm.InnerRule
-    implicit = True
 
     def solve(self, loss, start, *, remat=False):
         theta, _ = run(self.rule, jax.grad(loss), start, remat)

@@ -255,8 +255,6 @@ def test_half_precision_and_a_start_at_the_solution_converge():
 class Descends(nm.InnerRule):
     """A user's solver with a `solve` of its own."""
 
-    implicit = True
-
     def solve(self, loss, start, *, remat=False):
         return nm.rules.Solution(newton(loss, start), nm.rules.SolveInfo(True, 0.0, 1))
 

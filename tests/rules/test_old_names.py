@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,16 +76,6 @@ def test_a_rule_with_filters_by_their_old_names_serves():
     problem = nm.MixedLinearRegression(p=6, m=2, n_t=4, n_v=2, n_r=4, sigma=0.6, nu=0.9)
     losses = [nm.theory.test_loss(problem, r, nm.GradientDescent(0.2)) for r in (old, new)]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-5)
-
-
-def test_a_solve_without_a_word_is_that_of_an_implicit_rule():
-    with deprecated("solve"):
-
-        class Old(nm.InnerRule):
-            def solve(self, loss, start, *, remat=False):
-                return jax.tree.map(lambda w: w / 2, start)
-
-    assert Old.implicit
 
 
 def test_a_field_may_have_an_old_name():
