@@ -47,7 +47,14 @@ from negmaml.rules import (
     Schedule,
 )
 from negmaml.sweeps import sweep
-from negmaml.training import Evaluation, FitResult, evaluate, fit, map_over_devices
+from negmaml.training import (
+    Evaluation,
+    FitResult,
+    LossScale,
+    evaluate,
+    fit,
+    map_over_devices,
+)
 
 __all__ = [
     "Advice",
@@ -60,6 +67,7 @@ __all__ = [
     "InnerOptimizer",
     "InnerRule",
     "LogisticHead",
+    "LossScale",
     "MetaSGDParams",
     "MixedLinearRegression",
     "Momentum",

@@ -196,4 +196,4 @@ from negmaml.theory.variance import StandardDeviation
 from negmaml.training import programs, seeds
 from negmaml.training.batches import Batches
 from negmaml.training.sharding import task_sharding
-from negmaml.training.state import advance_in_place
+from negmaml.training.state import address, advance_in_place

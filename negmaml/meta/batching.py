@@ -84,16 +84,17 @@ def leading_axis(name: str, tree) -> int:
     return counts.pop()
 
 
-def mean_over_tasks(block: Callable, tasks: tuple, batch_size: int | None):
+def mean_over_tasks(block: Callable, tasks: tuple, batch_size: int | None, scale=None):
     """Return the mean over tasks and a stack of aux, computed `batch_size` tasks at a time.
 
     tasks: support, query and anything else that leads with the task axis. block(tasks, weight) ->
     (sums over tasks, aux). The weight is one over the number of all tasks and multiplies each loss
     before differentiation. A derivative rule that is not linear, such as one that clips, then gets
-    the cotangents of the gradient of the mean.
+    the cotangents of the gradient of the mean. With a scale the weight and the sums are multiplied
+    by it.
     """
     try:
-        return _mean(block, tasks, batch_size)
+        return _mean(block, tasks, batch_size, scale)
     except (TypeError, ValueError) as error:
         # (x, y) of equal shapes passes the check above, and only the loss can fail on it.
         support, query, *_ = tasks
@@ -105,14 +106,15 @@ def mean_over_tasks(block: Callable, tasks: tuple, batch_size: int | None):
         raise
 
 
-def _mean(block: Callable, tasks: tuple, batch_size: int | None):
+def _mean(block: Callable, tasks: tuple, batch_size: int | None, scale):
     count = leading_axis("tasks.support and tasks.query", tasks)
     size = count if batch_size is None else min(batch_size, count)
     whole = count // size * size  # tasks in blocks of full size
+    weight = 1 / count if scale is None else scale / count
     # One block needs no loop, and `jax.grad` of it no stored carry.
     if size == count:
-        return block(tasks, 1 / count)
-    block = partial(block, weight=1 / count)
+        return block(tasks, weight)
+    block = partial(block, weight=weight)
     blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), tasks)
     shapes = jax.eval_shape(block, jax.tree.map(lambda x: x[0], blocks))[0]
 

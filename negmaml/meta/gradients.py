@@ -79,10 +79,11 @@ class Algorithm(NamedTuple):
         warn_unless(converged, UNSOLVED)
         return result
 
-    def with_convergence(self, rule, params, tasks, first=0):
+    def with_convergence(self, rule, params, tasks, first=0, scale=None):
         """Return (result, convergence of each task); True for a rule that takes steps.
 
         first: the number of the first task in the meta-batch, of which `tasks` may be a part.
+        scale: a factor of the query loss where it is differentiated; the result is without it.
         """
         # From here on the parameters are floating point leaves, and every loss has a state.
         floats, state, form = self.variables(params)
@@ -99,7 +100,9 @@ class Algorithm(NamedTuple):
         keys = keys_of_tasks(state, first + jnp.arange(count))
         with explain_while_loops():
             block = partial(self.gradient, self.losses(form), rule, floats, state)
-            sums, (aux, states, converged) = mean_over_tasks(block, (*tasks, keys), self.batch_size)
+            batches = (*tasks, keys), self.batch_size
+            sums, (aux, states, converged) = mean_over_tasks(block, *batches, scale)
+        sums = sums if scale is None else unscaled(sums, scale)
         value, *gradient = sums
         result = (value, aux) if self.has_aux else value
         # `objective` returns the value only.
@@ -174,23 +177,31 @@ def trained_variables(value_and_grad: Any, params, before=None) -> Variables:
 
 
 def of_variables(value_and_grad: Any) -> Callable:
-    """Return a function of (variables, tasks, number of the first task) for any `value_and_grad`.
+    """Return a function of (variables, tasks, number of the first task, scale of the loss or None).
 
     It returns (value, (gradient, new state)) and the convergence of each task, True where it is not
-    known.
+    known. A function of the user's takes the scale as `loss_scale`, and scales its gradient only.
     """
     function = getattr(value_and_grad, "func", None)
     if isinstance(function, Algorithm):  # a `Partial` of the algorithm and its rule
         return partial(function.with_convergence, *value_and_grad.args)
 
-    def of_model(parts, tasks, first):
+    def of_model(parts, tasks, first, scale=None):
         model = parts.model
-        result = value_and_grad(model, tasks)
+        options = {} if scale is None else {"loss_scale": scale}
+        result = value_and_grad(model, tasks, **options)
         check_pair(result)
         value, gradient = result
-        return (value, parts.form.parts_of_gradient(model, gradient)), True
+        gradient, state = parts.form.parts_of_gradient(model, gradient)
+        gradient = gradient if scale is None else unscaled(gradient, scale)
+        return (value, (gradient, state)), True
 
     return of_model
+
+
+def unscaled(tree, scale):
+    """Return the leaves divided by a scale, in float32 at least, and in their own types."""
+    return jax.tree.map(lambda x: (x / scale).astype(x.dtype), tree)
 
 
 def check_pair(result) -> None:

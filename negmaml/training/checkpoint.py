@@ -9,6 +9,7 @@ does not notice changed bits in the numbers; a digest of the numbers does.
 import contextlib
 import hashlib
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ from negmaml._core.fingerprint import Identity, UnidentifiedError, difference, i
 from negmaml._core.settings import other_settings, unusual_settings
 from negmaml.meta.partition import StaticTree
 from negmaml.training.checkpoint_files import check_arrays, check_files
+from negmaml.training.nonfinite import needs_scale
 from negmaml.training.precision import convert_like, kind, written_templates
 from negmaml.training.programs import update_with_extra_args
 from negmaml.training.state import TrainSetup, TrainState, recombine
 
-FORMAT = "negmaml.fit 3"  # another number for files that this module could not read
+# Another number for files that this module could not read. With `patience` the best parameters are
+# in the place of the last good ones since 4; other runs are as in 3.
+FORMAT, FORMAT_WITH_PATIENCE = "negmaml.fit 3", "negmaml.fit 4"
+# The options of checkpoints that do not record them.
+DEFAULT_OPTIONS = {"monitor": ["min", None], "nonfinite": "stop"}
 MAX_TO_KEEP = 2  # checkpoints: a damaged one leaves another
 
 
@@ -42,7 +48,7 @@ class CheckpointStore:
         self.damaged: list[int] = []
 
     def latest(self, state: TrainState, shapes):
-        """Return (steps done, state, history, place of the loader) of the last intact checkpoint.
+        """Return (steps done, state, history, metadata) of the last intact checkpoint.
 
         shapes: of a history. Without a checkpoint the state is the given one, after 0 steps.
         """
@@ -56,14 +62,14 @@ class CheckpointStore:
                 continue
             if first_damage is not None:
                 warn_caller(f"{first_damage}; resuming from checkpoint {step}")
-            return step, state, jax.tree.map(np.asarray, history), meta.get("place")
+            return step, state, jax.tree.map(np.asarray, history), meta
         if first_damage is not None:
             raise ValueError(
                 f"{first_damage}, and there is no earlier one; nothing was changed; give another "
                 "directory"
             ) from first_damage
         empty = jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
-        return 0, state, empty, None
+        return 0, state, empty, {}
 
     def _read(self, step: int, state: TrainState, shapes):
         """Return (metadata, state, history) of a checkpoint, after all checks of them."""
@@ -81,7 +87,7 @@ class CheckpointStore:
         leaves = list(map(convert_like, leaves, like))
         return meta, *jax.tree.unflatten(jax.tree.structure((state, rows)), leaves)
 
-    def save(self, step: int, state: TrainState, history, place) -> None:
+    def save(self, step: int, state: TrainState, history, place, wall_time: float) -> None:
         """Write a checkpoint, and delete the damaged ones."""
         # Only now, since the run has proceeded without them.
         for bad in self.damaged:
@@ -89,8 +95,9 @@ class CheckpointStore:
         self.damaged = []
         # A list of leaves, since orbax would need classes of the user to restore a tree.
         leaves = jax.tree.leaves((state, history))
-        meta = {"identity": self.identity, "place": place, "digest": _digest(leaves)}
-        meta["arrays"] = [kind(leaf) for leaf in leaves]
+        meta: dict[str, Any] = {"identity": self.identity, "place": place}
+        meta["digest"] = _digest(leaves)
+        meta |= {"arrays": [kind(leaf) for leaf in leaves], "wall_time": wall_time}
         args = _ocp().args
         items = {"meta": args.JsonSave(meta), "leaves": args.StandardSave(leaves)}
         self.manager.save(step, args=args.Composite(**items))
@@ -101,7 +108,7 @@ class CheckpointStore:
         # Checkpoints of older versions have no settings: they were the defaults, but for x64,
         # which the dtypes of the arrays show.
         unrecorded = {k: v for k, v in self.identity["settings"].items() if k == "jax_enable_x64"}
-        stored = {"settings": unrecorded, **stored}
+        stored = {"settings": unrecorded, **DEFAULT_OPTIONS, **stored}
         found = [
             f"{name} ({text})" if text else name
             for name in sorted(self.identity | stored)
@@ -110,7 +117,7 @@ class CheckpointStore:
         if not found:
             return
         text = "; ".join(found)
-        if self.resume_any and stored.get("format") == FORMAT:
+        if self.resume_any and stored.get("format") == self.identity["format"]:
             warn_caller(f"resuming from a checkpoint as asked; possible differences: {text}")
             return
         raise ValueError(
@@ -217,11 +224,13 @@ def identity_of(setup: TrainSetup, state: TrainState, batch, *, trace: bool) -> 
     now = state.now
     start = now.params, setup.form, now.model_state, now.step
     identity: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FORMAT if setup.patience is None else FORMAT_WITH_PATIENCE,
         "key": _digest(setup.key),
         "params": _digest(start),
         "evaluate_every": setup.evaluate_every,
         "patience": setup.patience,
+        "monitor": [setup.monitor_mode, setup.monitor],
+        "nonfinite": "stop" if setup.nonfinite is None else str(setup.nonfinite),
         "settings": unusual_settings(),
     }
     for name, (function, *arguments) in _programs(setup, state, batch).items():
@@ -263,7 +272,10 @@ def _programs(setup: TrainSetup, state: TrainState, batch) -> dict[str, tuple]:
     def update(gradient, state, params):
         return update_with_extra_args(setup.optimizer(), gradient, state, params, jnp.zeros(()))
 
-    programs["value_and_grad"] = of_arrays(setup.value_and_grad), arrays, tasks
+    value_and_grad = setup.value_and_grad
+    if needs_scale(value_and_grad, setup.nonfinite):
+        value_and_grad = partial(value_and_grad, loss_scale=jnp.ones(()))
+    programs["value_and_grad"] = of_arrays(value_and_grad), arrays, tasks
     programs["optimizer"] = update, now.params, now.optimizer_state, now.params
     if setup.evaluate is not None:
         programs["evaluation_tasks"] = setup.evaluation_tasks, setup.key
@@ -292,7 +304,13 @@ def _difference(then, now) -> str | None:
             return ", ".join(other_settings(then, now))
         return difference(Identity.from_json(then), Identity.from_json(now)) or None
     programs = isinstance(then, dict) or isinstance(now, dict)
-    return "" if programs else f"{str(then)[:12]} then, {str(now)[:12]} now"
+    return "" if programs else f"{_short(then)} then, {_short(now)} now"
+
+
+def _short(value) -> str:
+    """Return a value as text, of a digest only the beginning."""
+    text = str(value)
+    return text[:12] if len(text) == hashlib.sha256().digest_size * 2 else text
 
 
 def _digest(tree) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections import deque
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,11 +56,13 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
 
     with contextlib.ExitStack() as stack:
         batch = batches.shapes() if batches else None
-        setup, store, done, state, rows = _resume(
+        began = time.monotonic()
+        setup, store, done, state, rows, earlier = _resume(
             setup, state, segment, options, stack, (forward, batch)
         )
+        began -= earlier
         move_bar = stack.enter_context(_bar(steps)) if options.progress else None
-        history = History(rows, setup.evaluate_every, options.callback is not None)
+        history = History(rows, offset, setup.evaluate_every, periods.get("callback"))
         # The host waits for an earlier flag than the last to see if the run has stopped, so that
         # the device always has a group to compute.
         running = deque([state.running])
@@ -82,29 +85,35 @@ def run_segments(setup: TrainSetup, state: TrainState, segment: Segment, options
             if batches and done < steps:
                 batches.prefetch(num_next(done), length)
             if "callback" in due:
-                # A copy, which a callback may keep: the next segment overwrites the state.
-                good = good_point(setup, state)._replace(optimizer_state=None)
-                params = recombine(setup, jax.tree.map(jnp.copy, good))
-                answer = options.callback(offset + done, history.metrics(), params)  # type: ignore[misc]
-                if _asks_to_stop(answer):
+                assert options.callback is not None
+                # The copy is not held here, so that it takes memory only where a callback keeps it.
+                metrics = history.metrics() | {"wall_time": time.monotonic() - began}
+                if _asks_to_stop(options.callback(offset + done, metrics, _copy(setup, state))):
                     state = state._replace(stopped=jnp.asarray(True))
             if store and "checkpoint" in due:
-                store.save(done, state, history.on_host(), place)
+                store.save(done, state, history.on_host(), place, time.monotonic() - began)
             if move_bar and "bar" in due:
                 move_bar(done, part[0][taken - 1], bool(state.running))
             running.append(state.running)
             while len(running) > (1 if due or not batches else IN_FLIGHT):
                 running.popleft()
-    return state, jax.tree.map(partial(_pad, steps), history.on_host())
+    return state, (*jax.tree.map(partial(_pad, steps), history.on_host()), None)
+
+
+def _copy(setup: TrainSetup, state: TrainState):
+    """Return a copy of the good model, which the next segment does not overwrite."""
+    good = good_point(setup, state)._replace(optimizer_state=None)
+    return recombine(setup, jax.tree.map(jnp.copy, good))
 
 
 def _resume(setup: TrainSetup, state: TrainState, segment, options: HostOptions, stack, group):
-    """Return (setup, checkpoints if any, steps done, state, history) from the latest checkpoint.
+    """Return the start of a run, from its latest checkpoint if there is one.
 
+    It is (setup, checkpoints if any, steps done, state, history, seconds of the run so far).
     group: the function that advances by a group of steps, and the shapes of a batch.
     """
     if options.directory is None:
-        return setup, None, 0, state, None
+        return setup, None, 0, state, None, 0.0
     offset, steps, batches = segment
     forward, batch = group
     length = forward.keywords["length"]
@@ -114,13 +123,13 @@ def _resume(setup: TrainSetup, state: TrainState, segment, options: HostOptions,
     identity = checkpoint.identity_of(setup, state, batch, trace=not resume_any)
     setup = dataclasses.replace(setup, program=checkpoint.program_of(identity))
     store = stack.enter_context(checkpoint.open_store(options.directory, identity, resume_any))
-    shapes = jax.eval_shape(forward, setup, state, offset, steps, group)[1]
-    done, state, history, place = store.latest(state, shapes)
+    *shapes, _ = jax.eval_shape(forward, setup, state, offset, steps, group)[1]
+    done, state, history, meta = store.latest(state, tuple(shapes))
     if done > steps:
         raise ValueError(f"checkpoint holds {done} steps already, more than steps={steps}")
     if batches:
-        batches.restore(place, done)
-    return setup, store, done, state, history
+        batches.restore(meta.get("place"), done)
+    return setup, store, done, state, history, meta.get("wall_time", 0.0)
 
 
 def _traced_form(group) -> tuple[str, str]:
@@ -144,17 +153,29 @@ def _asks_to_stop(answer) -> bool:
 class History:
     """The history of a run as the parts that the segments returned, and metrics for a callback.
 
-    every: steps between two evaluations. for_callback: whether `metrics` will be asked for.
+    offset: number of the first step. every: steps between two evaluations. callback_every: None if
+    `metrics` is not asked for. Norms of gradients are for callbacks, and no part of the history.
     """
 
-    def __init__(self, history, every: int | None, for_callback: bool):
+    def __init__(self, history, offset: int, every: int | None, callback_every: int | None):
         self.parts = [] if history is None else [history]
-        self.every, self.for_callback = every, for_callback
+        self.every, self.callback_every = every, callback_every
         self.since_callback: list = []
         self.last_evaluation: Any = None
+        self.last_norms: tuple = None, 0
+        # A run that resumes between two callbacks reports on all steps since the first of them.
+        done = 0 if history is None else len(history[0])
+        if callback_every and done % callback_every:
+            rows = slice(done - done % callback_every, None)
+            self.since_callback.append(jax.tree.map(lambda x: x[rows], history))
+        if every and done:
+            self._note_evaluation(history, done, offset)
 
     def add(self, part, taken: int, length: int, start: int) -> None:
         """Append the `taken` first rows of a segment of `length` rows from step `start` on."""
+        *part, norms = part
+        part = tuple(part)
+        self.last_norms = norms, taken
         # The rows beyond are blank, from steps that this segment did not take.
         if taken < length:
             part = jax.tree.map(lambda x: x[:taken], part)
@@ -162,12 +183,17 @@ class History:
         # Many small arrays on the device would cost more than one copy to the host.
         if len(self.parts) > MAX_PARTS:
             self.on_host()
-        if self.for_callback:
+        if self.callback_every:
             self.since_callback.append(part)
         if self.every is not None:
-            due = [row for row in range(taken) if (start + row + 1) % self.every == 0]
-            if due:
-                self.last_evaluation = jax.tree.map(lambda x: x[due[-1]], part[2])
+            self._note_evaluation(part, taken, start)
+
+    def _note_evaluation(self, part, taken: int, start: int) -> None:
+        """Keep the last evaluation of `taken` steps from `start` on, if one was due."""
+        assert self.every is not None
+        last = taken - (start + taken) % self.every - 1
+        if last >= 0:
+            self.last_evaluation = jax.tree.map(lambda x: x[last], part[2])
 
     def on_host(self):
         """Return the whole history as NumPy arrays."""
@@ -175,10 +201,12 @@ class History:
         return self.parts[0]
 
     def metrics(self) -> dict[str, Any]:
-        """Return the mean loss since the last call, the latest aux and the latest evaluation."""
+        """Return the mean loss since the last call, and the latest of everything else."""
         loss, aux, _, _ = _join(self.since_callback)
         self.since_callback = []
+        norms, taken = self.last_norms
         metrics: dict[str, Any] = {"loss": float(np.mean(loss))}
+        metrics["gradient_norm"] = float(np.asarray(norms)[taken - 1])
         if aux is not None:
             metrics["aux"] = jax.tree.map(lambda x: x[-1], aux)
         if self.last_evaluation is not None:

@@ -35,17 +35,20 @@ from negmaml.meta.model_variables import Form
 from negmaml.rules import UNSOLVED
 from negmaml.training.batches import Batches, check_sampler, number_of_steps, task_source
 from negmaml.training.host_loop import Segment, run_segments
+from negmaml.training.nonfinite import LossScale, check_policy, first_skips, needs_scale
 from negmaml.training.options import EvaluationOptions, HostOptions, function_of_tasks
 from negmaml.training.programs import bound_programs, known_optimizer
 from negmaml.training.result import FitResult
 from negmaml.training.sharding import task_sharding
 from negmaml.training.state import (
+    Held,
     TrainPoint,
     TrainSetup,
     TrainState,
     advance,
     advance_in_place,
     good_point,
+    held,
     init_state,
     recombine,
     stride_of,
@@ -67,6 +70,9 @@ def fit(
     evaluate_every: int | None = None,
     evaluation_tasks: Any = None,
     patience: int | None = None,
+    monitor: str | None = None,
+    monitor_mode: str = "min",
+    nonfinite: Any = "stop",
     callback: Callable[..., Any] | None = None,
     callback_every: int | None = None,
     state: FitResult | None = None,
@@ -94,17 +100,26 @@ def fit(
             from its start when it ends; or one `Tasks` for every step.
         optimizer: an `optax.GradientTransformation`, or a `jax.tree_util.Partial` that makes one:
             fit(..., Partial(optax.adam, 1e-3), ...) does not recompile for another rate. One with
-            extra arguments gets value, grad and value_fn.
+            extra arguments gets value, grad and value_fn. An `optax.MultiSteps` is taken, too.
         steps: number of updates; or `epochs`, passes over an iterable that has a length.
         evaluate: (params, tasks) -> any result, computed every `evaluate_every` steps, such as
             `maml(loss, another_rule)`.
         evaluation_tasks: key -> tasks for `evaluate`, or `Tasks`; `sample_tasks` by default. No
             training step uses the tasks of an evaluation.
         patience: stop after this number of evaluations without a lower one, and return the
-            parameters of the lowest. `evaluate` must return one number.
+            parameters of the lowest. `evaluate` must return one number, or several with `monitor`.
+        monitor: the number that `patience` follows, such as "accuracy" for {"accuracy": ...}, or
+            "query/accuracy" for a dict within a dict.
+        monitor_mode: "min", or "max" where a higher number is better.
+        nonfinite: after a batch whose loss, gradient or updated parameters are not finite, "stop"
+            the run; or skip the update of up to this number of such batches in a row; or
+            `LossScale(...)`, which also scales the loss. Parameters and states of optimizer and
+            model keep their values when a batch is skipped, and the result counts it in `skipped`.
         callback: (step, metrics, params) -> any result, on the host every `callback_every` steps (1
-            by default). metrics["loss"] is the mean since the last call, "evaluation" and "aux" are
-            the latest. The run stops if it returns True, of Python, NumPy, JAX or torch.
+            by default). metrics["loss"] is the mean since the last call; "evaluation", "aux" and
+            "gradient_norm" are the latest; "wall_time" are seconds since the start, without the
+            time between an interruption and its resumption. The run stops if it returns True, of
+            Python, NumPy, JAX or torch.
         state: a result of `fit` to continue from, with its optimizer state. Of `params`, only
             the filter `trained` is read (`nm.variables`). The numbers of the steps continue:
             fit(...100), then fit(..., 100, state=first), is fit(..., 200).
@@ -124,9 +139,17 @@ def fit(
             and converts float32 to float64 or back. More steps are always fine.
         progress: whether to show a progress bar. Needs rich: pip install "negmaml[cli]".
 
-    Returns `FitResult`. The run stops when a loss, or a parameter after an update, is not finite.
-    It then returns the parameters of the last finite loss and warns, except inside jit and vmap.
-    Another warning reports inner problems that a rule such as `Proximal` did not solve.
+    Returns `FitResult`. A run that stops as not finite returns the parameters of the last finite
+    loss, and warns, except inside jit and vmap. `optax.apply_if_finite` is taken into account: a
+    batch whose update it rejects does not stop the run. Another warning reports inner problems that
+    a rule such as `Proximal` did not solve.
+
+    A run without work on the host holds the parameters and the state of the optimizer once, beside
+    `params`, and is repeated up to the last finite loss where it has to return that. Others hold a
+    copy of good parameters, those of the best evaluation with `patience`.
+
+    Derivatives through `fit` are those of the optimizer. That of optax.adam(1e-3) is NaN where a
+    gradient is exactly zero, by a square root at zero; give it an `eps_root`, such as 1e-10.
 
     Functions are static: pass the same objects, or `Partial`s of them, to compile once. Optimizers
     with equal programs count as the same object, so optax.adam(1e-2) may be built in a loop. The
@@ -149,9 +172,10 @@ def fit(
     key = check_key("key", key)
     sample, batches = task_source("sample_tasks", sample_tasks)
     # All arguments are checked before any program is traced.
-    evaluation = EvaluationOptions(evaluate, evaluate_every, evaluation_tasks, patience).checked(
-        sample
-    )
+    evaluation = EvaluationOptions(
+        evaluate, evaluate_every, evaluation_tasks, patience, monitor, monitor_mode
+    ).checked(sample)
+    policy = check_policy(nonfinite)
     steps = number_of_steps(steps, epochs, batches)
     # A run that continues, or that a later call will continue, may end before an evaluation is due.
     complete = state is None and checkpoint is None
@@ -165,11 +189,14 @@ def fit(
     ).checked()
     sharding = task_sharding(mesh, task_axis)
     point, form = _init_point(value_and_grad, params, state)
+    value_and_grad = function_of_tasks("value_and_grad", value_and_grad)
+    needs_scale(value_and_grad, policy)  # raises where it cannot be given
     setup = TrainSetup(
-        key, function_of_tasks("value_and_grad", value_and_grad), sample,
-        _optimizer_maker(optimizer, point.params), evaluation.function, evaluation.tasks,
-        form, evaluation.every, evaluation.patience, sharding,
+        key, value_and_grad, sample, _optimizer_maker(optimizer, point.params),
+        evaluation.function, evaluation.tasks, form, evaluation.every, evaluation.patience,
+        monitor, monitor_mode, policy, sharding, gradient_norm=callback is not None,
     )  # fmt: skip
+    skips = first_skips(policy, None if state is None else state.skips)
     bound_programs(setup)
     _check_samplers(setup)
     segment = Segment(
@@ -180,30 +207,38 @@ def fit(
     # Within the mesh, functions of the user may constrain shardings by its axes.
     with sharding.context(key) if sharding is not None else contextlib.nullcontext():
         if sharding is not None:
-            setup, point = place((setup, point), sharding.mesh)
-        result = _train(setup, point, segment, options)
+            setup, point, skips = place((setup, point, skips), sharding.mesh)
+        result = _train(setup, point, skips, segment, options)
     if is_concrete(result):
-        _warn_of_result(result)
+        _warn_of_result(result, policy)
     return result
 
 
-def _train(setup: TrainSetup, point: TrainPoint, segment: Segment, options: HostOptions):
+def _train(setup: TrainSetup, point: TrainPoint, skips, segment: Segment, options: HostOptions):
     """Return the result of all steps, in one program where the host has no work in between."""
-    init = partial(init_state, setup.optimizer, patience=setup.patience)
+    init = partial(init_state, setup.optimizer, point, skips, patience=bool(setup.patience))
     if options.idle and segment.batches is None:
         start, steps = segment.offset, segment.steps
         last = start + steps
         # Errors of the user's functions are raised by this trace, which the call uses again, and so
         # before the first compilation.
-        program = advance if is_tracing(setup, point) else advance_in_place
+        keep = is_tracing(setup, point)
+        program = advance if keep else advance_in_place
         forward = partial(program, length=steps, stride=stride_of(steps))
-        jax.eval_shape(forward, setup, jax.eval_shape(init, point), start, last)
+        jax.eval_shape(forward, setup, jax.eval_shape(partial(init, keep=keep)), start, last)
         with warnings.catch_warnings():
             # Under a vmap that only the user's functions see, arrays of the state cannot be reused.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable")
-            found = forward(setup, init(point), start, last)
-        return _result(setup, start, *found)
-    first = init(point)
+            state, history = forward(setup, init(keep=keep), start, last)
+            if state.kept is None and not is_concrete(state):
+                state, history = forward(setup, init(keep=True), start, last)
+        if state.kept is None and not bool(state.finite):
+            run = partial(forward, setup, start=start)
+            state = state._replace(
+                kept=_last_finite(run, partial(init, keep=False), start, history)
+            )
+        return _result(setup, start, state, history)
+    first = init(keep=True)
     # Under vmap a checkpoint or a callback would be of many runs at once.
     if not is_concrete((setup, first)):
         raise TypeError(
@@ -214,10 +249,23 @@ def _train(setup: TrainSetup, point: TrainPoint, segment: Segment, options: Host
     return _result(setup, segment.offset, *run_segments(setup, first, segment, options))
 
 
+def _last_finite(run: Callable, init: Callable, start: int, history) -> Held:
+    """Return the parameters of the last finite loss, by running up to them again."""
+    state, loss = None, history[0]
+    # Once, unless a device adds numbers up in another order each time.
+    while state is None or not bool(state.finite):
+        (good,) = np.nonzero(np.isfinite(np.asarray(loss)))
+        state, (loss, *_) = run(init(), limit=start + (int(good[-1]) if len(good) else 0))
+    return held(state.now)
+
+
 def _optimizer_maker(optimizer, params) -> Partial:
     """Return a `Partial` that makes the optimizer, or an earlier one with the same program."""
     if isinstance(optimizer, Partial):
         return optimizer
+    if isinstance(optimizer, optax.MultiSteps):
+        # Its own `gradient_transformation` would not pass on extra arguments.
+        optimizer = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(
             "optimizer must be an optax.GradientTransformation such as optax.adam(1e-3), or a "
@@ -261,7 +309,7 @@ def _check_samplers(setup: TrainSetup) -> None:
 
 def _result(setup: TrainSetup, offset, state: TrainState, history) -> FitResult:
     """Return the result of the steps from `offset` on, of which the history has one row each."""
-    loss, aux, evaluation, unconverged = history
+    loss, aux, evaluation, unconverged, _ = history
     if every := setup.evaluate_every:
         # An evaluation is due where the number of steps since the very first is a multiple. Within
         # a trace the offset is unknown, and the rows are as many as there are for any offset.
@@ -271,23 +319,24 @@ def _result(setup: TrainSetup, offset, state: TrainState, history) -> FitResult:
         rows = first + every * np.arange(count)
         evaluation = jax.tree.map(lambda x: x[rows], evaluation)
     point = good_point(setup, state)
-    point = point if state.best is None else _best_or_last(state.best, point)
+    point = point if state.best is None else _best_or_last(state, point)
     return FitResult(
         recombine(setup, point), point.optimizer_state, loss, aux, evaluation, point.step,
-        state.finite, state.stopped, unconverged,
+        state.finite, state.stopped, unconverged, state.skips,
     )  # fmt: skip
 
 
-def _best_or_last(best, last: TrainPoint) -> TrainPoint:
+def _best_or_last(state: TrainState, last: TrainPoint) -> TrainPoint:
     """Return the best parameters, or the last ones if no evaluation was finite."""
-    found = last._replace(**best.point._asdict())
-    evaluated = best.value < jnp.inf
+    assert state.best is not None and state.kept is not None
+    found = last._replace(**state.kept._asdict())
+    evaluated = state.best.value < jnp.inf
     if is_concrete(evaluated):  # then nothing is copied
         return found if bool(evaluated) else last
     return jax.tree.map(partial(jnp.where, evaluated), found, last)
 
 
-def _warn_of_result(result: FitResult) -> None:
+def _warn_of_result(result: FitResult, policy) -> None:
     """Warn of inner problems that were not solved, and of a run that stopped as not finite."""
     # Steps that were not taken are NaN.
     if result.unconverged is not None and np.nansum(result.unconverged):
@@ -299,14 +348,22 @@ def _warn_of_result(result: FitResult) -> None:
         )
     if bool(result.finite):
         return
-    finite = np.flatnonzero(np.isfinite(np.asarray(result.loss)))
-    last = "no loss was finite"
-    if len(finite):
-        last = f"the last finite loss was {result.loss[finite[-1]]:.4g}"
+    taken = np.flatnonzero(np.isfinite(np.asarray(result.loss)))
+    last = (
+        f"the last finite loss was {result.loss[taken[-1]]:.4g}"
+        if len(taken)
+        else ("no loss was finite")
+    )
+    limit = policy.limit if isinstance(policy, LossScale) else policy or 0
+    reason = (
+        f"after {len(taken)} of {len(result.loss)} steps: the loss or an update was not finite"
+        if limit == 0
+        else f"since {limit + 1} batches in a row had a loss, gradient or update that is not finite"
+    )
     warn_caller(
-        f"training stopped after {len(finite)} of {len(result.loss)} steps: the loss or an update "
-        f"was not finite; {last}, and the parameters are those of update {int(result.step)}. Try a "
-        "smaller learning rate or inner rate, or optax.clip_by_global_norm before the optimizer; "
-        "look for a square root, logarithm or division at zero in the loss",
+        f"training stopped {reason}; {last}, and the parameters are those of update "
+        f"{int(result.step)}. Try a smaller learning rate or inner rate, or "
+        "optax.clip_by_global_norm before the optimizer; look for a square root, logarithm or "
+        "division at zero in the loss",
         RuntimeWarning,
     )

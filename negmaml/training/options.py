@@ -23,20 +23,24 @@ CHECKPOINTS, BAR_UPDATES = 10, 100  # in a run, where the user gives no period
 class EvaluationOptions(NamedTuple):
     """How a run is evaluated; the fields are arguments of `fit`.
 
-    function: `evaluate`. every: `evaluate_every`. tasks: `evaluation_tasks`.
+    function: `evaluate`. every: `evaluate_every`. tasks: `evaluation_tasks`. The others have the
+    names that they have there.
     """
 
     function: Any
     every: int | None
     tasks: Any
     patience: int | None
+    monitor: str | None
+    monitor_mode: str
 
     def checked(self, sample) -> "EvaluationOptions":
         """Return the options with functions as pytrees; raise where they do not go together.
 
         sample: the function that draws the tasks of the steps, None if these are given as batches.
         """
-        function, every, tasks, patience = self
+        function, every, tasks, patience, monitor, monitor_mode = self
+        check_choice("monitor_mode", monitor_mode, ("min", "max"))
         if (function is None) != (every is None):
             raise ValueError(
                 "evaluate and evaluate_every go together: the function, and the number of steps "
@@ -49,6 +53,17 @@ class EvaluationOptions(NamedTuple):
                         f"{name} needs evaluate and evaluate_every, got {short_repr(value)} "
                         "without them"
                     )
+        if patience is None and (monitor, monitor_mode) != (None, "min"):
+            raise ValueError(
+                f"monitor and monitor_mode need patience, got {short_repr(monitor)} and "
+                f"{monitor_mode!r} without it"
+            )
+        if not (monitor is None or isinstance(monitor, str)):
+            raise TypeError(
+                "monitor must be the name of an entry of the result of evaluate, such as "
+                f"'accuracy' or 'query/accuracy', got {short_repr(monitor)}"
+            )
+        if function is None:
             return self
         # An iterable has no task for an evaluation that a step does not also see.
         if tasks is None and sample is None:
@@ -66,7 +81,10 @@ class EvaluationOptions(NamedTuple):
                 )
         patience = check_optional(check_count, "patience", patience)
         every = check_count("evaluate_every", every)
-        return EvaluationOptions(function_of_tasks("evaluate", function), every, sample, patience)
+        return self._replace(
+            function=function_of_tasks("evaluate", function), every=every, tasks=sample,
+            patience=patience,
+        )  # fmt: skip
 
 
 class HostOptions(NamedTuple):

@@ -7,6 +7,7 @@ import numpy as np
 
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, add_table_repr, shape_text, tree_text
+from negmaml.training.nonfinite import SkipState
 
 
 @add_table_repr
@@ -27,6 +28,8 @@ class FitResult(NamedTuple):
         stopped_early: whether `patience` or a callback ended the run before its last step.
         unconverged: fraction of tasks at each step whose inner problem was not solved, shape
             (steps,); None where no rule solves one, or for a function of your own.
+        skips: the counts of batches that were skipped as not finite, and the scale of a loss with
+            `LossScale`, at the end of the run; None with nonfinite="stop".
     """
 
     params: Any
@@ -38,6 +41,12 @@ class FitResult(NamedTuple):
     finite: Any
     stopped_early: Any
     unconverged: Any = None
+    skips: SkipState | None = None
+
+    @property
+    def skipped(self):
+        """Number of batches whose update was skipped; those of an earlier `state` are included."""
+        return 0 if self.skips is None else self.skips.skipped
 
     def _summary(self) -> Table:
         if any(isinstance(x, jax.core.Tracer) for x in (self.loss, self.step, self.finite)):
@@ -63,6 +72,8 @@ class FitResult(NamedTuple):
         if self.unconverged is not None and np.nansum(self.unconverged):
             fraction = np.nanmean(self.unconverged)
             rows.append(("not converged", f"{fraction:.2%} of the inner problems"))
+        if np.any(self.skipped):
+            rows.append(("skipped", f"{int(np.sum(self.skipped))} batches that were not finite"))
         return Table("FitResult", rows)
 
 

@@ -38,7 +38,7 @@ class TaskSharding(NamedTuple):
     def shard_gradient(self, value_and_grad: Callable) -> Callable:
         """Return `with_unconverged_fraction` of all tasks, each device computing its own part."""
 
-        def sharded(model, tasks):
+        def sharded(model, tasks, scale=None):
             count = leading_axis("tasks", tasks)
             if count % self.size:
                 raise ValueError(
@@ -48,21 +48,26 @@ class TaskSharding(NamedTuple):
             run = jax.shard_map(
                 self._mean_gradient,
                 mesh=self.mesh,
-                in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec(self.axes)),
+                in_specs=(
+                    PartitionSpec(),
+                    PartitionSpec(),
+                    PartitionSpec(self.axes),
+                    PartitionSpec(),
+                ),
                 out_specs=(PartitionSpec(), PartitionSpec(self.axes)),
                 axis_names=set(self.axes),
                 check_vma=False,
             )
-            (loss, gradient, unconverged), aux = run(value_and_grad, model, tasks)
+            (loss, gradient, unconverged), aux = run(value_and_grad, model, tasks, scale)
             return ((loss, aux), gradient), unconverged
 
         return sharded
 
-    def _mean_gradient(self, value_and_grad, model, tasks):
+    def _mean_gradient(self, value_and_grad, model, tasks, scale):
         """Return ((loss, gradient, unconverged) of all tasks, aux of the tasks of this device)."""
         # Random keys are those of the number of a task among all.
         first = lax.axis_index(self.axes) * leading_axis("tasks", tasks)
-        result, unconverged = with_unconverged_fraction(value_and_grad)(model, tasks, first)
+        result, unconverged = with_unconverged_fraction(value_and_grad)(model, tasks, scale, first)
         loss, aux, gradient = unpack_result(result)
         return self._all_reduce((loss, gradient, unconverged)), aux
 
@@ -98,11 +103,14 @@ class TaskSharding(NamedTuple):
 
 
 def with_unconverged_fraction(value_and_grad: Callable) -> Callable:
-    """Return (variables, tasks) -> (result, fraction of tasks that did not converge, or None)."""
+    """Return (variables, tasks) -> (result, fraction of tasks that did not converge, or None).
+
+    The function also takes a scale of the loss and the number of the first task.
+    """
     function = of_variables(value_and_grad)
 
-    def with_fraction(model, tasks, first=0):
-        result, converged = function(model, tasks, first)
+    def with_fraction(model, tasks, scale=None, first=0):
+        result, converged = function(model, tasks, first, scale)
         return result, None if converged is True else jnp.mean(~converged, dtype=float)
 
     return with_fraction

@@ -16,6 +16,12 @@ from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import pytree, static
 from negmaml.meta.model_variables import Form, Variables, like_state
 from negmaml.meta.shape_errors import WithShapeErrors
+from negmaml.training.nonfinite import (
+    LossScale,
+    SkipState,
+    next_skips,
+    rejected_by_optimizer,
+)
 from negmaml.training.sharding import TaskSharding, unpack_result, with_unconverged_fraction
 
 MAX_STRIDE = 64  # steps between two branches on whether a run has ended
@@ -43,13 +49,12 @@ class Held(NamedTuple):
     step: Any
 
 
-class BestPoint(NamedTuple):
-    """The parameters of the lowest evaluation, and the number of evaluations since.
+class Best(NamedTuple):
+    """The lowest evaluation (of -value, where the highest is asked for), and the number since.
 
-    They are kept only with `patience`.
+    Only with `patience`.
     """
 
-    point: Held
     value: Any
     misses: Any
 
@@ -57,15 +62,18 @@ class BestPoint(NamedTuple):
 class TrainState(NamedTuple):
     """The state of a run between two steps.
 
-    last_finite: the last parameters at which the loss is known to be finite. best: None without
-    `patience`.
+    kept: what a run returns that ends at `now` without being finite there: with `patience` the
+    parameters of the best evaluation; before a finite one, or without, the last parameters at which
+    the loss is known to be finite. None where the run can be repeated up to them. skips: None
+    unless batches may be skipped.
     """
 
     now: TrainPoint
-    last_finite: Held
+    kept: Held | None
     finite: Any
-    best: BestPoint | None
+    best: Best | None
     stopped: Any
+    skips: SkipState | None
 
     @property
     def running(self):
@@ -91,18 +99,28 @@ class TrainSetup:
     form: Form
     evaluate_every: int | None = static()
     patience: int | None = static()
+    monitor: str | None = static()
+    monitor_mode: str = static()
+    nonfinite: int | LossScale | None = static()
     sharding: TaskSharding | None = static()
+    gradient_norm: bool = static(default=False)
     program: str = static(default="")
 
 
-@partial(jax.jit, static_argnames="patience")
-def init_state(optimizer: Partial, point: TrainPoint, *, patience: int | None) -> TrainState:
-    """Return the state of a run that starts from a point, with a new optimizer if it has none."""
+@partial(jax.jit, static_argnames=("patience", "keep"))
+def init_state(
+    optimizer: Partial, point: TrainPoint, skips: SkipState | None, *, patience: bool, keep: bool
+) -> TrainState:
+    """Return the state of a run that starts from a point, with a new optimizer if it has none.
+
+    keep: whether to keep good parameters, which `patience` does, too.
+    """
     # None is part of the structure, so this branch is decided while tracing.
     if point.optimizer_state is None:
         point = point._replace(optimizer_state=optimizer().init(point.params))
-    best = BestPoint(held(point), jnp.asarray(jnp.inf), jnp.asarray(0)) if patience else None
-    state = TrainState(point, held(point), jnp.asarray(True), best, jnp.asarray(False))
+    best = Best(jnp.asarray(jnp.inf), jnp.asarray(0)) if patience else None
+    kept = held(point) if keep or patience else None
+    state = TrainState(point, kept, jnp.asarray(True), best, jnp.asarray(False), skips)
     # Copies, since `advance_in_place` writes its results in place of the arrays that it gets.
     return jax.tree.map(jnp.copy, state)
 
@@ -175,19 +193,18 @@ def stride_of(*counts: int) -> int:
 
 
 def _take_step(setup: TrainSetup, number, take, state: TrainState):
-    """Return the state after one update, and its row of the history.
+    """Return (state, history of one step) after step i; no evaluation is due unless `take`.
 
-    number: of the step, and its tasks if they are not sampled. take: whether it counts; if not, it
-    need not evaluate.
+    number: (i, the tasks of the step), with None where they are to be sampled.
     """
-    i, tasks = number
-    now = state.now
+    (i, tasks), now = number, state.now
     if setup.sample_tasks is not None:
         tasks = setup.sample_tasks(address(setup.key, TRAINING, i))
-    (loss, aux), gradient, model_state, unconverged = _gradient(setup, now, tasks)
+    scale = None if state.skips is None else state.skips.scale
+    (loss, aux), gradient, model_state, unconverged = _gradient(setup, now, tasks, scale)
 
     def value_of(params):  # for optimizers with a line search
-        return _gradient(setup, now._replace(params=params), tasks)[0][0]
+        return _gradient(setup, now._replace(params=params), tasks, scale)[0][0]
 
     optimizer = optax.with_extra_args_support(setup.optimizer())
     # Optimizers without extra arguments ignore them.
@@ -195,42 +212,69 @@ def _take_step(setup: TrainSetup, number, take, state: TrainState):
         gradient, now.optimizer_state, now.params, value=loss, grad=gradient, value_fn=value_of
     )
     params = optax.apply_updates(now.params, updates)
-    # A finite loss makes the point before the update good, finite parameters the one after it.
+    updated = TrainPoint(params, optimizer_state, model_state, now.step + 1)
     loss_is_finite = jnp.isfinite(loss)
-    finite = loss_is_finite & _all_finite(params)
-    last_finite = _where(loss_is_finite, held(now), state.last_finite)
+    updated, finite, skips = _accepted(setup, state, updated, loss_is_finite, gradient)
+    evaluation = _evaluation(setup, i, take & finite, updated)
+    # A finite loss makes the point before the update good.
+    kept, best, stopped = state.kept, state.best, state.stopped
+    if kept is not None:
+        unevaluated = best is None or best.value == jnp.inf
+        kept = _where(loss_is_finite & unevaluated, held(now), kept)
+    if best is not None:
+        assert setup.evaluate_every is not None and setup.patience is not None
+        due = finite & ((i + 1) % setup.evaluate_every == 0)
+        value = _monitored(setup, evaluation)
+        improved = due & (value < best.value)  # False for NaN
+        kept = _where(improved, held(updated), kept)
+        misses = jnp.where(improved, 0, best.misses + due)
+        best = Best(jnp.where(improved, value, best.value), misses)
+        stopped = misses >= setup.patience
+    norm = _norm(gradient) if setup.gradient_norm else None
+    history = loss, aux, evaluation, unconverged, norm
+    return TrainState(updated, kept, finite, best, stopped, skips), history
+
+
+def _accepted(setup: TrainSetup, state: TrainState, updated: TrainPoint, loss_is_finite, gradient):
+    """Return (the point after a step, whether the run is still finite, skips)."""
+    now, rejected = state.now, rejected_by_optimizer(updated.optimizer_state)
+    finite = _all_finite(updated.params)
+    if state.skips is not None:
+        finite &= loss_is_finite & _all_finite(gradient)
+        updated = _where(finite, updated, now._replace(step=updated.step))
+        skips, goes_on = next_skips(setup.nonfinite, state.skips, finite)
+        return updated, goes_on, skips
     # No selection between the old and the new point, which would hold both: `good_point` knows
     # which of them a run returns.
-    updated = TrainPoint(params, optimizer_state, model_state, now.step + 1)
-    evaluation = _evaluation(setup, i, take & finite, updated)
-    best, stopped = state.best, state.stopped
-    if best is not None:
-        due = (i + 1) % setup.evaluate_every == 0
-        best = _where(due & finite, _better(best, updated, evaluation), best)
-        stopped = best.misses >= setup.patience
-    history = loss, aux, evaluation, unconverged
-    return TrainState(updated, last_finite, finite, best, stopped), history
+    if rejected is None:
+        return updated, finite & loss_is_finite, None
+    # The optimizer has kept the parameters, so the state of the model stays with them.
+    model_state = _where(rejected, now.model_state, updated.model_state)
+    return updated._replace(model_state=model_state), finite & (loss_is_finite | rejected), None
 
 
-def _gradient(setup: TrainSetup, point: TrainPoint, tasks):
-    """Return ((loss, aux), gradient, model state, unconverged fraction) at a point."""
+def _gradient(setup: TrainSetup, point: TrainPoint, tasks, scale):
+    """Return ((loss, aux), gradient, model state, unconverged fraction) at a point.
+
+    scale: a factor of the loss in its derivatives, or None.
+    """
     shard = with_unconverged_fraction if setup.sharding is None else setup.sharding.shard_gradient
     function = WithShapeErrors(shard(setup.value_and_grad), "value_and_grad")
     model = Variables(point.params, point.model_state, setup.form)
-    result, unconverged = function(model, tasks)
+    result, unconverged = function(model, tasks, scale)
     loss, aux, (gradient, model_state) = unpack_result(result)
     model_state = like_state(model_state, point.model_state)
     return (loss, aux), _check_gradient(point.params, gradient), model_state, unconverged
 
 
 def good_point(setup: TrainSetup, state: TrainState) -> TrainPoint:
-    """Return the last point; after a step that is not finite the last good one.
+    """Return the last point; after a step that is not finite the one that was kept.
 
     The optimizer starts again there, since its own state may not be finite.
     """
 
     def last_good(state):
-        good = TrainPoint(optimizer_state=None, **state.last_finite._asdict())
+        good = TrainPoint(optimizer_state=None, **state.kept._asdict())
         return good._replace(optimizer_state=setup.optimizer().init(good.params))
 
     if is_concrete(state.finite):  # then nothing is copied
@@ -288,22 +332,39 @@ def _evaluation(setup: TrainSetup, i, take, point: TrainPoint):
         return setup.evaluate(recombine(setup, point), tasks)
 
     evaluate, shapes = _traced_once(evaluate, point)
-    if setup.patience is not None and getattr(shapes, "shape", None) != ():
-        raise ValueError(
-            f"evaluate must return one number, lower for better, to stop by patience; got "
-            f"{tree_text(shapes)}"
-        )
+    if setup.patience is not None:
+        _monitored(setup, shapes)  # raises before anything is compiled
     # `cond` computes one branch, except under vmap over runs, whose steps agree anyway.
     due = take & ((i + 1) % setup.evaluate_every == 0)
     return lax.cond(due, evaluate, lambda _: jax.tree.map(_blank, shapes), point)
 
 
-def _better(best: BestPoint, point: TrainPoint, value) -> BestPoint:
-    """Return the better of the two; a value of NaN is never better."""
-    # Comparisons with NaN are False.
-    improved = value < best.value
-    new = BestPoint(held(point), jnp.asarray(value, best.value.dtype), jnp.zeros_like(best.misses))
-    return _where(improved, new, best._replace(misses=best.misses + 1))
+def _monitored(setup: TrainSetup, evaluation):
+    """Return the number of an evaluation that `patience` follows, lower for better.
+
+    Raises ValueError if `monitor` does not name one number.
+    """
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(evaluation)
+    }
+    # A number by itself has no name.
+    value = named.get("" if setup.monitor is None else setup.monitor)
+    if getattr(value, "shape", None) != ():
+        numbers = [name for name, leaf in named.items() if name and leaf.shape == ()]
+        if setup.monitor is None and numbers:
+            raise ValueError(
+                f"patience needs monitor= where evaluate returns several values; one of {numbers}"
+            )
+        raise ValueError(
+            f"evaluate must return one number to stop by patience, or several of which monitor="
+            f"{setup.monitor!r} names one; it returns {tree_text(evaluation)}"
+            + (f" with the numbers {numbers}" if numbers else "")
+        )
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return value
+    value = jnp.asarray(value, jnp.result_type(float))
+    return -value if setup.monitor_mode == "max" else value
 
 
 def address(key, purpose: int, i):
@@ -316,13 +377,23 @@ def _where(condition, first, second):
 
 
 def _all_finite(tree):
+    """Return whether all numbers are finite."""
     leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
     parts = [leaf for leaf in leaves if leaf.size > SMALL]
     # One kernel for all small leaves of a type, while large ones are not copied.
     small = [leaf for leaf in leaves if leaf.size <= SMALL]
     for dtype in dict.fromkeys(leaf.dtype for leaf in small):
         parts.append(jnp.concatenate([leaf for leaf in small if leaf.dtype == dtype]))
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(part)) for part in parts]))
+    # 0 x is NaN for an x that is not finite. XLA adds products up without storing them, while on a
+    # CPU it stores a flag for each number.
+    return jnp.all(jnp.array([jnp.sum(part * 0) == 0 for part in parts]))
+
+
+def _norm(tree):
+    """Return the square root of the sum of all squares, in float32 or the type of the numbers."""
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))))
+               for leaf in jax.tree.leaves(tree)]  # fmt: skip
+    return jnp.sqrt(sum(squares))
 
 
 def _blank(shape):

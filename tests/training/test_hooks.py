@@ -34,6 +34,50 @@ def test_a_callback_gets_the_metrics_since_the_last_call():
     same(result, train(evaluate=TEST, evaluate_every=2))
 
 
+def test_a_callback_gets_the_norm_of_the_last_gradient_and_the_time_so_far():
+    seen = []
+    train(4, callback=lambda *given: seen.append(given), callback_every=2)
+    params = {0: PARAMS} | {step: own for step, _, own in seen}
+    single = []
+    train(4, callback=lambda step, metrics, own: single.append((metrics["gradient_norm"], own)))
+    for (step, metrics, _), (norm, _) in zip(seen, single[1::2], strict=True):
+        assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-6) and step in params
+    key = jax.random.fold_in(jax.random.fold_in(KEY, 0), 3)
+    gradient = gradient_of(single[2][1], TASKS(key))[1]
+    assert seen[1][1]["gradient_norm"] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-5)
+    times = [metrics["wall_time"] for _, metrics, _ in seen]
+    assert 0 < times[0] < times[1] < 600
+
+
+def test_a_resumed_run_reports_as_the_uninterrupted_one(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    logs: dict = {"whole": [], "parts": []}
+
+    def options(name):
+        return dict(
+            callback=lambda step, metrics, _: logs[name].append((step, metrics)), callback_every=4,
+            evaluate=TEST, evaluate_every=3, checkpoint=tmp_path / name, checkpoint_every=1,
+        )  # fmt: skip
+
+    train(8, **options("whole"))
+    train(4, **options("parts"))
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, metrics, _):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(8, **options("parts") | {"callback": kill, "callback_every": 6})
+    train(8, **options("parts"))
+    for (step, whole), (other, parts) in zip(logs["whole"], logs["parts"], strict=True):
+        assert step == other and whole["loss"] == pytest.approx(parts["loss"], rel=1e-6)
+        assert float(whole["evaluation"]) == pytest.approx(float(parts["evaluation"]), rel=1e-6)
+    times = [metrics["wall_time"] for _, metrics in logs["parts"]]
+    assert times[0] < times[1]
+
+
 def test_a_callback_that_returns_true_stops():
     result = train(callback=lambda step, metrics, params: step == 4, callback_every=2)
     assert int(result.step) == 4 and bool(result.stopped_early) and result.loss.shape == (6,)
@@ -77,6 +121,45 @@ def test_patience_stops_and_keeps_the_best(period):
     assert float(result.params) == -3.0 and int(result.step) == 3 and bool(result.stopped_early)
     np.testing.assert_array_equal(result.evaluation[:7], [4, 1, 0, 1, 4, 9, 16])
     assert np.isnan(result.evaluation[7:]).all() and np.isnan(result.loss[7:]).all()
+
+
+def accuracy(params, task):
+    return {"loss": (params + 3) ** 2, "query": {"accuracy": -jnp.abs(params + 2)}, "more": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "best"),
+    (("loss", "min", -3.0), ("query/accuracy", "max", -2.0), ("query/accuracy", "min", -9.0)),
+)
+def test_patience_follows_a_named_number_in_either_direction(monitor, mode, best):
+    result = nm.fit(
+        KEY, 0.0, descending, lambda key: key, optax.sgd(1.0), 9, evaluate=accuracy,
+        evaluate_every=1, patience=3, monitor=monitor, monitor_mode=mode,
+    )  # fmt: skip
+    assert float(result.params) == best
+    assert int(result.step) == -best and bool(result.stopped_early) == (best > -9)
+    assert result.evaluation["query"]["accuracy"].shape == (9,)
+
+
+@pytest.mark.parametrize("monitor", (None, "los", "query", ""))
+def test_a_number_that_is_not_there_raises_with_those_that_are(monitor):
+    calls = []
+    with pytest.raises(ValueError, match=r"monitor.*\['loss', 'more/0'.*'query/accuracy'\]"):
+        nm.fit(
+            KEY, 0.0, descending, lambda key: key, optax.sgd(1.0), 9, evaluate=accuracy,
+            evaluate_every=1, patience=3, monitor=monitor, callback=lambda *_: calls.append(1),
+        )  # fmt: skip
+    assert not calls
+
+
+def test_patience_before_a_finite_evaluation_keeps_the_last_good_parameters():
+    options = dict(evaluate=lambda p, _: p * jnp.nan, evaluate_every=1, patience=9)
+    result = nm.fit(KEY, 0.0, descending, lambda key: key, optax.sgd(1.0), 4, **options)
+    assert float(result.params) == -4 and int(result.step) == 4
+    broken = lambda p, _: (jnp.where(p < -2.5, jnp.nan, p), jnp.ones(()))  # noqa: E731
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        result = nm.fit(KEY, 0.0, broken, lambda key: key, optax.sgd(1.0), 9, **options)
+    assert float(result.params) == -2 and int(result.step) == 2
 
 
 def test_patience_vmaps_and_each_seed_stops_on_its_own():
