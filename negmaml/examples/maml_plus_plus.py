@@ -1,4 +1,4 @@
-r"""MAML++ (Antoniou, Edwards and Storkey, ICLR 2019) on sinusoids, as a custom objective.
+r"""MAML++ (Antoniou, Edwards and Storkey, ICLR 2019) on sinusoids.
 
 It adds to MAML: learned rates for every layer and step, which may become negative; a weighted sum
 of query losses after every inner step, in which the last step gains weight during training; running
@@ -38,48 +38,19 @@ def loss(layers, statistics, data):
 def main(steps: int = 3000, inner_steps: int = 3, rate: float = 0.02, seed: int = 0):
     """Return the test loss per inner step before and after meta-training, and the learned rates."""
     for_params, for_training, for_test = jax.random.split(jax.random.key(seed), 3)
-    # Activations shift as weights adapt, so every inner step has statistics of its own.
-    stepwise_loss, stack_state = nm.per_step_state(loss, inner_steps)
-
-    def objective(meta, state, tasks):
-        """Weighted query losses of all inner steps, and the running statistics of each step."""
-        # `count` is the outer step, on which the weights of the inner steps depend.
-        (statistics, place), count = state
-        last = jnp.minimum(4 * count / steps, 1.0)  # from equal weights to the last step only
-        weights = jnp.full(inner_steps, (1 - last) / inner_steps).at[-1].add(last)
-
-        def one_task(support, query):
-            point, losses = nm.Stateful(meta.params, (statistics, place)), []
-            for k in range(inner_steps):
-                rule = nm.GradientDescent([own.values[k] for own in meta.rate])
-                point = nm.adapt(stepwise_loss, point, support, rule)
-                value, (own, _) = stepwise_loss(point.params, point.state, query)
-                losses.append(value)
-            return jnp.stack(losses) @ weights, own
-
-        values, kept = jax.vmap(one_task)(*tasks)
-        # Tasks run in parallel from the same statistics, and their mean is kept.
-        return values.mean(), ((jax.tree.map(lambda x: x.mean(0), kept), place), count + 1)
-
-    def value_and_grad(meta, tasks):
-        # Only parameters and rates have a gradient; the state is replaced by its new value.
-        of_all = jax.value_and_grad(objective, has_aux=True)
-        (value, state), gradient = of_all(meta.params, meta.state, tasks)
-        return value, nm.Stateful(gradient, state)
-
-    def test(meta):
-        rule = nm.GradientDescent(meta.params.rate, inner_steps)
-        point = nm.Stateful(meta.params.params, meta.state[0])
-        return nm.evaluate(for_test, point, stepwise_loss, rule, tasks, per_step=True)
-
-    # One schedule for each of three layers, a prefix of the parameters.
-    rates = [nm.Schedule(jnp.full(inner_steps, rate)) for _ in range(3)]
-    statistics = stack_state([(jnp.zeros(WIDTH), jnp.ones(WIDTH)) for _ in range(2)])
-    start = nm.Stateful(nm.MetaSGDParams(init(for_params), rates), (statistics, jnp.zeros(())))
+    statistics = [(jnp.zeros(WIDTH), jnp.ones(WIDTH)) for _ in range(2)]
+    model = nm.Stateful(init(for_params), statistics)
+    # A rate for each of three layers, a prefix of the parameters; and each of them for each step.
+    start = nm.maml_plus_plus_params(model, rate=[rate] * 3, steps=inner_steps)
+    gradient = nm.maml_plus_plus(loss, annealing=steps // 4)
     tasks = nm.tasks.Sinusoid(m=25, n_t=10, n_v=10)
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
-    trained = nm.fit(for_training, start, value_and_grad, tasks, optimizer, steps).params
-    return test(start), test(trained), [rate.values for rate in trained.params.rate]
+    trained = nm.fit(for_training, start, gradient, tasks, optimizer, steps).params
+    before, after = (
+        nm.evaluate(for_test, meta.params, loss, meta.rule, tasks, per_step=True)
+        for meta in (start, trained)
+    )
+    return before, after, [rate.values for rate in trained.rate]
 
 
 if __name__ == "__main__":

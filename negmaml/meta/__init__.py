@@ -6,10 +6,12 @@ from negmaml.meta.algorithms import (
     fomaml,
     imaml,
     maml,
+    maml_plus_plus,
     maml_value_and_grad,
     meta_sgd,
     reptile,
 )
+from negmaml.meta.annealing import maml_plus_plus_params
 from negmaml.meta.batching import Tasks
 from negmaml.meta.convolution import im2col_convolution
 from negmaml.meta.heads import LogisticHead, PrototypeHead, RidgeHead
@@ -21,12 +23,13 @@ from negmaml.meta.model_variables import (
     Variables,
     variables,
 )
-from negmaml.meta.stateful import per_step_state
+from negmaml.meta.per_step import PerStepModel, per_step_model, per_step_state
 
 __all__ = [
     "LogisticHead",
     "MetaSGDParams",
     "ParamsAndRule",
+    "PerStepModel",
     "PrototypeHead",
     "RidgeHead",
     "Stateful",
@@ -38,8 +41,11 @@ __all__ = [
     "im2col_convolution",
     "imaml",
     "maml",
+    "maml_plus_plus",
+    "maml_plus_plus_params",
     "maml_value_and_grad",
     "meta_sgd",
+    "per_step_model",
     "per_step_state",
     "reptile",
     "variables",

@@ -17,9 +17,11 @@ from jax.tree_util import Partial
 
 from negmaml._core.caller import warn_caller
 from negmaml._core.checks import check_choice, check_count, check_flag, check_optional
+from negmaml.meta import annealing as annealed
 from negmaml.meta import gradients
 from negmaml.meta.gradients import Algorithm
 from negmaml.meta.model_variables import TRAINED, check_trainable
+from negmaml.meta.multi_step import WeightedSteps
 from negmaml.meta.partition import Loss, check_loss, freeze_mask
 from negmaml.rules import GradientDescent, InnerRule, as_rule, check_rule
 from negmaml.rules.unroll import check_unroll
@@ -42,6 +44,7 @@ def maml(
     segment: int | str | None = None,
     truncate: int | None = None,
     has_aux: bool = False,
+    step_weights: Any = None,
 ) -> Callable[[Any, Any], Any]:
     r"""Return the objective of model-agnostic meta-learning, (params, tasks) -> value.
 
@@ -54,7 +57,7 @@ def maml(
     """
     return _algorithm(
         gradients.objective, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
-        has_aux=has_aux, segment=segment, truncate=truncate,
+        has_aux=has_aux, segment=segment, truncate=truncate, step_weights=step_weights,
     )  # fmt: skip
 
 
@@ -70,6 +73,7 @@ def maml_value_and_grad(
     truncate: int | None = None,
     has_aux: bool = False,
     wrt: str = "params",
+    step_weights: Any = None,
 ) -> ValueAndGrad:
     r"""Return (params, tasks) -> (value, gradient), the exact, second-order gradient of `maml`.
 
@@ -116,6 +120,9 @@ def maml_value_and_grad(
             the structure of the rule, with None in place of leaves that are no floating point
             numbers. "both" returns `ParamsAndRule` of gradients. To train a rule with `fit`, pass
             `ParamsAndRule(params, rule)` as the parameters.
+        step_weights: weights of the query losses after each inner step, one for each step, for the
+            multi-step loss of MAML++ (`negmaml.meta.multi_step`). By default only the loss after
+            the last step counts. The method is then "reverse" or "remat".
 
     The result is the gradient of `maml` by nested autodiff. That holds also where a derivative rule
     is not a derivative: gradient reversal, clipping, straight-through estimators, `stop_gradient`.
@@ -139,9 +146,15 @@ def maml_value_and_grad(
     # None lets `negmaml.meta.choice` decide for each loss and rule.
     if method is not None:
         check_choice("method", method, METHODS)
+    if step_weights is not None and method in ("mixed", "low-rank"):
+        raise ValueError(
+            f"method must be 'reverse' or 'remat' with step_weights, got {method!r}, which follows "
+            "the loss after the last step only; or leave method out"
+        )
     return _algorithm(
         gradients.second_order, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
         has_aux=has_aux, method=method, segment=segment, truncate=truncate, wrt=wrt,
+        step_weights=step_weights,
     )  # fmt: skip
 
 
@@ -154,6 +167,7 @@ def fomaml(
     batch_size: int | None = None,
     has_aux: bool = False,
     wrt: str = "params",
+    step_weights: Any = None,
 ) -> ValueAndGrad:
     r"""Return (params, tasks) -> (value, gradient) of first-order MAML.
 
@@ -171,7 +185,7 @@ def fomaml(
     """
     return _algorithm(
         gradients.first_order, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
-        has_aux=has_aux, wrt=wrt,
+        has_aux=has_aux, wrt=wrt, step_weights=step_weights,
     )  # fmt: skip
 
 
@@ -268,6 +282,7 @@ def meta_sgd(
     mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
+    step_weights: Any = None,
 ) -> ValueAndGrad:
     r"""Return (MetaSGDParams(params, rate), tasks) -> (value, MetaSGDParams of gradients).
 
@@ -279,13 +294,68 @@ def meta_sgd(
     rule = GradientDescent(0.0, steps)  # only its number of steps is used
     return _algorithm(
         gradients.meta_sgd, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
-        has_aux=has_aux,
+        has_aux=has_aux, learns_rates=True, step_weights=step_weights,
     )  # fmt: skip
 
 
+def maml_plus_plus(
+    loss: Loss,
+    *,
+    annealing: Any,
+    second_order_from: int = 0,
+    inner_loss: Loss | None = None,
+    mask: Any = None,
+    batch_size: int | None = None,
+    has_aux: bool = False,
+) -> ValueAndGrad:
+    r"""Return (params, tasks) -> (value, gradient) of MAML++, for `maml_plus_plus_params`.
+
+        value = mean_i sum_k w_k(t) loss(theta_{i,k}, query_i),       k = 1, ..., K
+        w_k(t) = (1 - s) / K + s [k = K],       s = min(t / annealing, 1)
+
+    at outer step t. The rates of each inner step, and of each layer or parameter array, are learned
+    as in `meta_sgd`; the model has running statistics for each inner step (`per_step_model`).
+
+    Arguments:
+        loss: as in `maml_value_and_grad`, a function of the model without rates.
+        annealing: the number of outer steps during which the weights go from equal ones to the
+            last inner step only; 0 for the loss after the last step from the start. Or a function
+            of the outer step that returns the weights, (K,).
+        second_order_from: the outer step from which inner gradients are differentiated too. Before
+            it they are constants, as in `fomaml`. One of the two programs is run at each step;
+            within `vmap` over outer steps that differ, both are.
+        inner_loss, mask, batch_size, has_aux: as in `maml_value_and_grad`. The aux is that of the
+            query loss after the last step.
+
+    The outer step is part of the state of the model, which `fit`, its checkpoints and its resumed
+    runs continue. The paper also uses a cosine schedule for the outer rate:
+    optax.adam(optax.cosine_decay_schedule(1e-3, steps)).
+
+    Raises TypeError for parameters that `maml_plus_plus_params` did not make, and for numbers of
+    outer steps that are not integers; ValueError for negative ones. Raises as `adapt` does. Source:
+    Antoniou, Edwards and Storkey, "How to train your MAML", ICLR 2019.
+
+    >>> import jax, negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> start = nm.maml_plus_plus_params(0.0, rate=-0.5, steps=2)
+    >>> tasks = nm.Tasks(jax.numpy.ones(3), jax.numpy.ones(3))
+    >>> value, gradient = nm.maml_plus_plus(square, annealing=100)(start, tasks)
+    >>> float(value), gradient.rate.values.shape, int(gradient.params.counter.outer)
+    (1.828125, (2,), 1)
+    """
+    plan = annealed.Annealing(annealing, second_order_from)
+    rule = GradientDescent(0.0)  # only checked: the parameters have the rates
+    algorithm = _algorithm(
+        annealed.maml_plus_plus, loss, rule, inner_loss=inner_loss, mask=mask,
+        batch_size=batch_size, has_aux=has_aux, learns_rates=True,
+    )  # fmt: skip
+    return Partial(algorithm.func, plan)
+
+
 def _algorithm(
-    gradient, loss, rule, *, mask=None, batch_size=None, segment=None, truncate=None, **options
-):
+    gradient, loss, rule, *, mask=None, batch_size=None, segment=None, truncate=None,
+    step_weights=None, **options,
+):  # fmt: skip
     """Return the algorithm as a pytree whose leaves are the numbers of the rule."""
     # All arguments are checked here, at the call of the user, and not in the first training step.
     loss = check_loss("loss", loss)
@@ -319,5 +389,7 @@ def _algorithm(
             "unit, a constant input), and the meta-gradient is NaN there; build it with eps_root, "
             "such as optax.adam(1e-2, eps_root=1e-10), or use fomaml or reptile",
         )
+    if step_weights is not None:
+        rule = WeightedSteps(rule, step_weights)
     # The rule is an argument of the `Partial`, so that its numbers are leaves.
     return Partial(algorithm, rule)

@@ -24,7 +24,8 @@ class LossPair(NamedTuple):
 
     inner: the loss on the support, for the inner steps. outer: the loss on the query.
     mask: the leaves that adapt. method, wrt: as in `maml_value_and_grad`. unroll: how derivatives
-    pass through the inner steps.
+    pass through the inner steps. step_weights: weights of the query losses after each step, None if
+    only the last one counts.
     """
 
     inner: Any
@@ -33,6 +34,7 @@ class LossPair(NamedTuple):
     method: str | None
     unroll: Unroll = PLAIN
     wrt: str = "params"
+    step_weights: Any = None
 
 
 def choose(losses: LossPair, rule: InnerRule, params, state, tasks) -> tuple[str, frozenset[int]]:
@@ -50,6 +52,8 @@ def choose(losses: LossPair, rule: InnerRule, params, state, tasks) -> tuple[str
                 "solve of its own; use method='reverse', or leave method out"
             )
         return "implicit", frozenset()
+    if losses.step_weights is not None:
+        return method or "reverse", frozenset()
     if method in ("mixed", "low-rank"):
         _check_follows_updates(method, rule, state, losses.unroll)
     if method in ("reverse", "remat"):

@@ -42,6 +42,7 @@ from negmaml.meta.model_variables import (
     variables,
     variables_as_before,
 )
+from negmaml.meta.multi_step import multi_step_loss, split_weights
 from negmaml.meta.partition import (
     Loss,
     check_inputs,
@@ -60,6 +61,7 @@ class Algorithm(NamedTuple):
     """A gradient function of this module with its losses and options.
 
     It is hashable, so that jit recognises equal algorithms and does not compile again.
+    learns_rates: whether it takes `MetaSGDParams`.
     """
 
     gradient: Callable
@@ -71,6 +73,7 @@ class Algorithm(NamedTuple):
     method: str | None = None
     unroll: Unroll = PLAIN
     wrt: str = "params"
+    learns_rates: bool = False
 
     @own_transfers
     @any_mesh
@@ -86,10 +89,11 @@ class Algorithm(NamedTuple):
         scale: a factor of the query loss where it is differentiated; the result is without it.
         """
         # From here on the parameters are floating point leaves, and every loss has a state.
+        rule, step_weights = split_weights(rule)
         floats, state, form = self.variables(params)
-        if self.gradient is meta_sgd and getattr(form, "kind", None) is not MetaSGDParams:
+        if self.learns_rates and getattr(form, "kind", None) is not MetaSGDParams:
             raise TypeError(
-                "params must be MetaSGDParams(params, rate) for meta_sgd, got "
+                f"params must be MetaSGDParams(params, rate) for {self.gradient.__name__}, got "
                 f"{type(params).__name__}"
             )
         if pair := as_rule_form(form):
@@ -99,7 +103,8 @@ class Algorithm(NamedTuple):
         count = leading_axis("tasks.support and tasks.query", tuple(tasks))
         keys = keys_of_tasks(state, first + jnp.arange(count))
         with explain_while_loops():
-            block = partial(self.gradient, self.losses(form), rule, floats, state)
+            losses = self.losses(form)._replace(step_weights=step_weights)
+            block = partial(self.gradient, losses, rule, floats, state)
             batches = (*tasks, keys), self.batch_size
             sums, (aux, states, converged) = mean_over_tasks(block, *batches, scale)
         sums = sums if scale is None else unscaled(sums, scale)
@@ -129,7 +134,7 @@ class Algorithm(NamedTuple):
 
     def _in_form_of(self, params, form, gradient, state):
         """Return the gradient, and the new state of the model, in the form of the parameters."""
-        of_whole = self.gradient is meta_sgd or as_rule_form(form) is not None
+        of_whole = self.learns_rates or as_rule_form(form) is not None
         own = gradient if of_whole else gradient.params
         if isinstance(params, Variables):
             if self.wrt != "params" and not of_whole:
@@ -148,7 +153,7 @@ class Algorithm(NamedTuple):
         pair = as_rule_form(form)
         wrt = pair.trained if pair else self.wrt
         # The loss takes the parameters of a pair only.
-        form = form.inner if pair or self.gradient is meta_sgd else form
+        form = form.inner if pair or self.learns_rates else form
         outer = LiftedLoss(self.loss, form, self.has_aux)
         inner = outer if self.inner_loss is None else LiftedLoss(self.inner_loss, form)
         mask = thaw_mask(self.hashable_mask)
@@ -222,6 +227,9 @@ def objective(losses: LossPair, rule, params, state, tasks, weight):
     # The query loss starts from the state that the inner steps ended with.
     def one_task(support, query, keys):
         start = combine(keys, state)
+        if losses.step_weights is not None:
+            gradient = inner_gradient(losses.inner, frozen, support)
+            return multi_step_loss(losses, rule, gradient, (moving, start), frozen, query)
         (theta, adapted_state), info = adapt_leaves(
             losses.inner, rule, (moving, frozen), start, support, losses.unroll
         )
@@ -257,7 +265,8 @@ def first_order(losses: LossPair, rule, params, state, tasks, weight):
             f"fomaml has no gradient in the numbers of a rule that solves, got {rule!r}; use imaml "
             "or maml_value_and_grad"
         )
-    constant_shift = isinstance(rule, GradientDescent) and losses.wrt == "params"
+    last_only = losses.wrt == "params" and losses.step_weights is None
+    constant_shift = isinstance(rule, GradientDescent) and last_only
     if not (constant_shift or rule.implicit):
         return _differentiate(_with_constant_gradients, losses, rule, params, state, tasks, weight)
     # Here d theta_i / d params = I: the gradient is that of the query loss at theta_i.
@@ -286,8 +295,10 @@ def _with_constant_gradients(losses: LossPair, rule, params, state, tasks, weigh
         def constant_gradient(point):
             return lax.stop_gradient(gradient(lax.stop_gradient(point)))
 
-        start = combine(keys, state)
-        (theta, adapted_state), _ = run(StatefulRule(rule), constant_gradient, (moving, start))
+        start = moving, combine(keys, state)
+        if losses.step_weights is not None:
+            return multi_step_loss(losses, rule, constant_gradient, start, frozen, query)
+        (theta, adapted_state), _ = run(StatefulRule(rule), constant_gradient, start)
         value, new, aux = losses.outer(combine(theta, frozen), adapted_state, query)
         return value, (aux, new, None)
 
@@ -323,11 +334,11 @@ def reptile(losses: LossPair, rule, params, state, tasks, weight):
     return jax.tree.map(lambda x: weight * x, sums), per_task
 
 
-def meta_sgd(losses: LossPair, rule, meta, state, tasks, weight):
-    """Return value, and gradients in the parameters and in the rates."""
+def meta_sgd(losses: LossPair, rule, meta, state, tasks, weight, of: Callable = second_order):
+    """Return value, and gradients in the parameters and in the rates, by `of`."""
     meta = MetaSGDParams(check_params(meta.params), check_params(meta.rate))
     own, both = GradientDescent(meta.rate, rule.steps), losses._replace(wrt="both")
-    (value, gradient), per_task = second_order(both, own, meta.params, state, tasks, weight)
+    (value, gradient), per_task = of(both, own, meta.params, state, tasks, weight)
     return (value, MetaSGDParams(gradient.params, gradient.rule.rate)), per_task
 
 

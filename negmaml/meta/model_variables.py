@@ -10,6 +10,7 @@ The parts of each kind of model, and the result of its loss:
 | Flax linen variables | "params" | other collections | value, or (value, new collections) |
 | `MetaSGDParams(model, rate)` | model and rate | of the model | as of the model |
 | `ParamsAndRule(model, rule)` | model, rule, or both | of the model | as of the model |
+| `PerStepModel` | those of its model | one for each inner step | as of the model |
 
 A loss is a function of (model, data), that of `Stateful` of (params, state, data). The loss of an
 NNX module updates statistics and random streams in place. It gets a copy, so that no traced array
@@ -38,7 +39,7 @@ from negmaml._core.pytree import (
     static,
 )
 from negmaml.meta.partition import StaticTree, check_scalar, partition_floating
-from negmaml.rules import as_rule
+from negmaml.rules import GradientDescent, Schedule, as_rule
 
 # Collections that layers of linen update. A dict with other names beside "params" is a plain
 # pytree, all of which trains.
@@ -66,6 +67,16 @@ class MetaSGDParams(NamedTuple):
 
     params: Any
     rate: Any
+
+    @property
+    def rule(self) -> GradientDescent:
+        """`GradientDescent` at these rates, for as many steps as a `Schedule` among them has.
+
+        One step without a `Schedule`; then GradientDescent(rate, steps) takes more.
+        """
+        rates = jax.tree.leaves(self.rate, is_leaf=lambda node: isinstance(node, Schedule))
+        counts = [jnp.shape(rate.values)[0] for rate in rates if isinstance(rate, Schedule)]
+        return GradientDescent(self.rate, max(counts, default=1))
 
 
 class ParamsAndRule(NamedTuple):
@@ -128,6 +139,14 @@ class Variables(NamedTuple):
         kind = type(self.form).__name__.removesuffix("Form")
         rows = [("trained", tree_text(self.params)), ("state", tree_text(self.state))]
         return Table(f"Variables of a model of kind {kind}", rows)
+
+
+class OwnVariables:
+    """A model that knows its parts."""
+
+    @abstractmethod
+    def own_variables(self) -> Variables:
+        """Return the parts of the model."""
 
 
 @pytree
@@ -343,6 +362,8 @@ def variables(model: Any, trained: Any = None) -> Variables:
         return model
     if isinstance(model, ParamsAndRule):
         return _of_pair(model, "both" if trained is None else trained)
+    if isinstance(model, OwnVariables):
+        return model.own_variables()
     if _holds_module(model):
         return _of_module(model, trained)
     if trained is not None:

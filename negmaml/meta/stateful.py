@@ -12,14 +12,12 @@ new state is then that of one evaluation at the solution.
 Everything below the public functions works on `LiftedLoss`, one form for losses of all models.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from negmaml._core.checks import check_callable, check_count
 from negmaml._core.keys import is_typed_key
 from negmaml._core.pytree import pytree
 from negmaml.meta.model_variables import Form, next_common_key
@@ -65,55 +63,25 @@ class StatefulRule(InnerRule):
         return (params, model_state), optimizer_state
 
 
-@pytree
-class _Step:
-    """The number of the inner step whose state comes next, within a `per_step_state`."""
+class StepCount(NamedTuple):
+    """Counters in a state: the inner step that comes next, and the meta-steps so far."""
 
-    number: Any
+    inner: Any
+    outer: Any
 
 
 def mean_state(start, states):
     """Return the common state after a meta-step, from that before it and those of all tasks."""
 
     def common(before, leaf):
-        if isinstance(leaf, _Step):  # the next tasks start from the state of the first step
-            return _Step(jnp.zeros_like(leaf.number[0]))
+        if isinstance(leaf, StepCount):  # the next tasks start from the state of the first step
+            return StepCount(jnp.zeros_like(before.inner), before.outer + 1)
         if is_typed_key(leaf):
             return next_common_key(before)
         return jnp.mean(leaf, 0) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf[0]
 
-    return jax.tree.map(common, start, states, is_leaf=lambda node: isinstance(node, _Step))
+    return jax.tree.map(common, start, states, is_leaf=_is_count)
 
 
-def per_step_state(loss: Callable, steps: int) -> tuple[Callable, Callable]:
-    r"""Return (loss, init) with a separate state for each of `steps` inner steps and the query.
-
-    The new state is a stack of steps + 1 states and the number of the step. `init` makes it from
-    one state. Statistics of batch normalisation are then those of one step of adaptation. Steps
-    beyond `steps` share the last state. Source: Antoniou, Edwards and Storkey, "How to train your
-    MAML", ICLR 2019.
-
-    >>> count = lambda w, state, x: ((w - x) ** 2, state + 1)
-    >>> loss, init = per_step_state(count, steps=1)
-    >>> stack, _ = loss(0.0, init(jnp.zeros(())), 1.0)[1]
-    >>> stack.tolist()
-    [1.0, 0.0]
-    """
-    check_callable("loss", loss, "of (params, state, data)")
-    last = check_count("steps", steps)
-
-    # One state for each inner step and one for the query, alike at the start.
-    def init(state):
-        stack = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * (last + 1)), state)
-        return stack, _Step(jnp.asarray(0))
-
-    def stepped(params, state, data):
-        stack, step = state
-        # Evaluation may take more steps than training.
-        place = jnp.minimum(step.number, last)
-        value, new, *aux = loss(params, jax.tree.map(lambda x: x[place], stack), data)
-        # The other states stay those of their steps.
-        stack = jax.tree.map(lambda x, n: x.at[place].set(n), stack, new)
-        return value, (stack, _Step(step.number + 1)), *aux
-
-    return stepped, init
+def _is_count(node) -> bool:
+    return isinstance(node, StepCount)

@@ -76,6 +76,10 @@ def gradient_of(params):
     return nm.maml_value_and_grad(wide, RULE)(params, DRAWN)
 
 
+def of_plus_plus(params):
+    return nm.maml_plus_plus(loss, annealing=3)(params, DRAWN)
+
+
 def evaluate_of(params):
     return nm.evaluate(KEY, params, wide, RULE, TASKS, episodes=2)
 
@@ -153,6 +157,25 @@ WRONG = [
     *wrong(nm.maml, MADE | {"rule": nm.Proximal(1.0)}, segment=(2,), truncate=(2,)),
     *wrong(nm.meta_sgd, {"loss": loss}, loss=FUNCTIONS, steps=COUNTS, has_aux=FLAGS,
            batch_size=COUNTS, inner_loss=OPTIONAL_FUNCTIONS),
+    *wrong(nm.maml_plus_plus, {"loss": loss, "annealing": 3}, loss=FUNCTIONS, has_aux=FLAGS,
+           annealing=(-1, 1.5, "all", None, True, np.ones(2)), batch_size=COUNTS,
+           second_order_from=(-1, 1.5, "all", None, True), inner_loss=OPTIONAL_FUNCTIONS,
+           mask=(False, 1, "all", 0.0)),
+    *(Wrong(make, {"model": model, "steps": 2}, r"\bparams\b")
+      for make in (nm.maml_plus_plus_params, nm.per_step_model)
+      for model in (3, 1j, None, [], "w", np.arange(2))),
+    *wrong(nm.maml_plus_plus_params, {"model": PARAMS}, steps=COUNTS,
+           rate=("fast", np.nan, None, [0.1, 0.2], [], 1j, np.ones(3), nm.Schedule(np.eye(3)))),
+    *(Wrong(of_plus_plus, {"params": params}, said) for params, said in (
+        (PARAMS, r"params must be MetaSGDParams\(params, rate\) for maml_plus_plus"),
+        (nm.MetaSGDParams(PARAMS, 0.1), r"params must be those of maml_plus_plus_params\("))),
+    *(row for make in (nm.maml, nm.maml_value_and_grad) for row in (
+        *wrong(make, MADE, step_weights=([1.0, 2.0], 1.0, "last", np.nan, [np.inf], [], 1j)),
+        Wrong(make, {"loss": loss, "rule": nm.Proximal(1.0), "step_weights": [1.0]},
+              "step_weights needs a rule that takes steps"))),
+    *wrong(nm.maml_value_and_grad, MADE | {"step_weights": [1.0]}, method=("mixed", "low-rank")),
+    *wrong(nm.per_step_model, {"model": PARAMS, "steps": 2}, steps=COUNTS,
+           model=(nm.per_step_model(PARAMS, 2),)),
     *wrong(nm.per_step_state, {"loss": loss, "steps": 2}, loss=FUNCTIONS, steps=COUNTS),
     *(Wrong(make, {"loss": loss, "rule": nm.Proximal(zero)}, "strength must not be 0")
       for make in (nm.maml, nm.maml_value_and_grad, nm.imaml, nm.fomaml) for zero in (0.0, 0)),

@@ -254,10 +254,10 @@ def test_per_step_state_has_a_state_for_each_step():
     stack, step = gradient.state
     support, query = (np.mean(part[0], (0, 1)) for part in TASKS)
     np.testing.assert_allclose(stack, 1.8 + 0.1 * np.stack([support, support, query]), rtol=1e-5)
-    assert int(step.number) == 0
+    assert (int(step.inner), int(step.outer)) == (0, 1)
     one = jax.tree.map(lambda x: x[0], TASKS.support)
     more = jax.jit(lambda start: nm.adapt(stepped, start, one, nm.GradientDescent(-0.1, 5)))(start)
-    assert int(more.state[1].number) == 5  # the last state took the rest
+    assert int(more.state[1].inner) == 5  # the last state took the rest
 
 
 def test_rates_and_optimizers_as_rules():
