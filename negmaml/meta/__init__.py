@@ -16,6 +16,7 @@ from negmaml.meta.batching import Tasks
 from negmaml.meta.convolution import im2col_convolution
 from negmaml.meta.heads import LogisticHead, PrototypeHead, RidgeHead
 from negmaml.meta.inner import adapt
+from negmaml.meta.memory import memory_plan
 from negmaml.meta.model_variables import (
     MetaSGDParams,
     ParamsAndRule,
@@ -44,6 +45,7 @@ __all__ = [
     "maml_plus_plus",
     "maml_plus_plus_params",
     "maml_value_and_grad",
+    "memory_plan",
     "meta_sgd",
     "per_step_model",
     "per_step_state",

@@ -20,6 +20,7 @@ from negmaml._core.checks import check_choice, check_count, check_flag, check_op
 from negmaml.meta import annealing as annealed
 from negmaml.meta import gradients
 from negmaml.meta.gradients import Algorithm
+from negmaml.meta.memory import check_bytes
 from negmaml.meta.model_variables import TRAINED, check_trainable
 from negmaml.meta.multi_step import WeightedSteps
 from negmaml.meta.partition import Loss, check_loss, freeze_mask
@@ -71,6 +72,8 @@ def maml_value_and_grad(
     method: str | None = None,
     segment: int | str | None = None,
     truncate: int | None = None,
+    memory_budget: int | str | None = None,
+    explain: bool = False,
     has_aux: bool = False,
     wrt: str = "params",
     step_weights: Any = None,
@@ -113,6 +116,11 @@ def maml_value_and_grad(
             stop_gradient(params). So d theta_{K-k} / d params = I, as in `fomaml`, and zero in
             frozen leaves and in numbers of the rule. Time and memory are those of k steps, beside
             a forward pass of the others.
+        memory_budget: bytes, or a text such as "2GiB", for memory beside parameters, tasks and
+            results. When the function is traced, those of `method`, `segment` and `batch_size` that
+            are not given are chosen by `memory_plan`: the first within the budget.
+        explain: whether to print that `memory_plan` when the function is traced, before it is
+            compiled. Without a budget nothing is changed.
         has_aux: whether the loss returns (value, aux); then the result is ((value, aux), gradient)
             with the aux of the query losses, stacked over tasks.
         wrt: "params"; "rule", for the gradient in the numbers of the rule, such as rates, a
@@ -129,12 +137,12 @@ def maml_value_and_grad(
     Inner gradients are taken in the leaves that adapt.
 
     Raises ValueError for an unknown method or `wrt`, for "mixed" or "low-rank" where it is not
-    exact, for an empty batch, for support and query of different numbers of tasks, and for a
-    `lax.while_loop` that has to be differentiated in reverse. Raises TypeError for the gradient in
-    a rule without floating point numbers, and as `adapt` does. Sources: Finn, Abbeel and Levine,
-    ICML 2017; for "mixed", Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation",
-    ICML 2025; for `truncate`, Shaban et al., "Truncated Back-propagation for Bilevel Optimization",
-    AISTATS 2019.
+    exact, for an empty batch, and for support and query of different numbers of tasks. So does a
+    `lax.while_loop` that has to be differentiated in reverse, and a `memory_budget` that no option
+    keeps to. Raises TypeError for the gradient in a rule without floating point numbers, and as
+    `adapt` does. Sources: Finn, Abbeel and Levine, ICML 2017; for "mixed", Kemaev et al., "Scalable
+    Meta-Learning via Mixed-Mode Differentiation", ICML 2025; for `truncate`, Shaban et al.,
+    "Truncated Back-propagation for Bilevel Optimization", AISTATS 2019.
 
     >>> import jax.numpy as jnp, negmaml as nm
     >>> square = lambda w, target: (w - target) ** 2 / 2
@@ -151,10 +159,12 @@ def maml_value_and_grad(
             f"method must be 'reverse' or 'remat' with step_weights, got {method!r}, which follows "
             "the loss after the last step only; or leave method out"
         )
+    memory_budget = check_optional(check_bytes, "memory_budget", memory_budget)
     return _algorithm(
         gradients.second_order, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
         has_aux=has_aux, method=method, segment=segment, truncate=truncate, wrt=wrt,
         step_weights=step_weights,
+        memory_budget=memory_budget, explain=check_flag("explain", explain),
     )  # fmt: skip
 
 

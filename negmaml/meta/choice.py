@@ -53,6 +53,11 @@ def choose(losses: LossPair, rule: InnerRule, params, state, tasks) -> tuple[str
             )
         return "implicit", frozenset()
     if losses.step_weights is not None:
+        if method in ("mixed", "low-rank"):
+            raise ValueError(
+                f"method must be 'reverse' or 'remat' with step_weights, got {method!r}, which "
+                "follows the loss after the last step only; or leave method out"
+            )
         return method or "reverse", frozenset()
     if method in ("mixed", "low-rank"):
         _check_follows_updates(method, rule, state, losses.unroll)

@@ -32,6 +32,7 @@ from negmaml.meta.choice import LossPair, choose, leaf_rates
 from negmaml.meta.forward_over_reverse import backward_recursion
 from negmaml.meta.inner import adapt_leaves, apply_at, inner_gradient, state_at
 from negmaml.meta.lowrank import LowRankPlan, factored_loss
+from negmaml.meta.memory import planned
 from negmaml.meta.model_variables import (
     MetaSGDParams,
     ParamsAndRule,
@@ -74,6 +75,8 @@ class Algorithm(NamedTuple):
     unroll: Unroll = PLAIN
     wrt: str = "params"
     learns_rates: bool = False
+    memory_budget: int | None = None
+    explain: bool = False
 
     @own_transfers
     @any_mesh
@@ -88,17 +91,11 @@ class Algorithm(NamedTuple):
         first: the number of the first task in the meta-batch, of which `tasks` may be a part.
         scale: a factor of the query loss where it is differentiated; the result is without it.
         """
-        # From here on the parameters are floating point leaves, and every loss has a state.
+        if self.memory_budget is not None or self.explain:
+            own = planned(self, rule, params, tasks)
+            return own.with_convergence(rule, params, tasks, first, scale)
         rule, step_weights = split_weights(rule)
-        floats, state, form = self.variables(params)
-        if self.learns_rates and getattr(form, "kind", None) is not MetaSGDParams:
-            raise TypeError(
-                f"params must be MetaSGDParams(params, rate) for {self.gradient.__name__}, got "
-                f"{type(params).__name__}"
-            )
-        if pair := as_rule_form(form):
-            floats, own = pair.fixed.combined(floats)
-            rule = _of_same_class(own, rule)
+        rule, (floats, state, form) = self._parts(rule, params)
         tasks = as_tasks(tasks)
         count = leading_axis("tasks.support and tasks.query", tuple(tasks))
         keys = keys_of_tasks(state, first + jnp.arange(count))
@@ -115,6 +112,30 @@ class Algorithm(NamedTuple):
             new = mean_state(state, states)
             result = result, self._in_form_of(params, form, gradient[0], new)
         return result, True if converged is None else converged
+
+    def _parts(self, rule, params) -> tuple[Any, Variables]:
+        """Return the rule, which may be part of `params`, and the parts of the model."""
+        # From here on the parameters are floating point leaves, and every loss has a state.
+        floats, state, form = self.variables(params)
+        if self.learns_rates and getattr(form, "kind", None) is not MetaSGDParams:
+            raise TypeError(
+                f"params must be MetaSGDParams(params, rate) for {self.gradient.__name__}, got "
+                f"{type(params).__name__}"
+            )
+        if pair := as_rule_form(form):
+            floats, own = pair.fixed.combined(floats)
+            rule = _of_same_class(own, rule)
+        return rule, Variables(floats, state, form)
+
+    def default_method(self, rule, params, tasks) -> tuple[str | None, int]:
+        """Return (method as from `choose`, steps); the method is None if there is only one."""
+        rule, step_weights = split_weights(rule)
+        rule, (floats, state, form) = self._parts(rule, params)
+        rule, floats = check_inputs(rule, floats)
+        losses = self.losses(form)._replace(step_weights=step_weights)
+        second = self.gradient is second_order
+        method = choose(losses, rule, floats, state, as_tasks(tasks))[0] if second else None
+        return method, rule.steps
 
     def variables(self, params, before=None) -> Variables:
         """Return the parts of meta-parameters, of which those train that `wrt` names.

@@ -20,6 +20,7 @@ PARAMS = jnp.ones(1)
 RULES = (0.1, "sgd", None, optax.sgd, 1, [RULE], nm.GradientDescent)
 FUNCTIONS = (3, "loss", np.ones(2), None, {}, [])
 OPTIONAL_FUNCTIONS = (3, "loss", np.ones(2), {}, [])
+BUDGETS = (0, -1, 1.5, True, "", "2 apples", "-1MB", "nan", [2])
 SEGMENTS = (*COUNTS, "half", "")
 TREES = (np.ones((2, 3)), {"w": np.ones(2)}, (np.ones(2), np.ones(3)), None, 3, "tasks", [])
 MASKS = (False, {}, 1, "all", {"w": True}, [True, True], 0.0, np.array([1.0]))
@@ -153,7 +154,9 @@ WRONG = [
     *wrong(nm.anil, MADE | {"head": {"w": True}}, head=(None, False, 1, "head"), rule=RULES,
            loss=FUNCTIONS, has_aux=FLAGS, batch_size=COUNTS),
     *wrong(nm.maml_value_and_grad, MADE, method=("forward", 3, True, ""), segment=SEGMENTS,
-           truncate=COUNTS),
+           truncate=COUNTS, explain=FLAGS, memory_budget=BUDGETS),
+    *wrong(nm.memory_plan, {"value_and_grad": MAML, "params": PARAMS, "tasks": DRAWN},
+           value_and_grad=(loss, None, 3), budget=BUDGETS, tasks=(DRAWN[0][0], None)),
     *wrong(nm.maml, MADE | {"rule": nm.Proximal(1.0)}, segment=(2,), truncate=(2,)),
     *wrong(nm.meta_sgd, {"loss": loss}, loss=FUNCTIONS, steps=COUNTS, has_aux=FLAGS,
            batch_size=COUNTS, inner_loss=OPTIONAL_FUNCTIONS),
