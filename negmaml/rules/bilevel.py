@@ -31,7 +31,7 @@ from negmaml.rules.implicit import (
     tolerance_or_default,
 )
 from negmaml.rules.krylov import norm
-from negmaml.rules.linear_solvers import NAMES, LinearSettings
+from negmaml.rules.linear_solvers import NAMES, LinearSettings, is_lineax
 from negmaml.rules.optimizer import InnerOptimizer, update_on
 from negmaml.rules.proximal import Proximal
 from negmaml.rules.schedule import combine, separate
@@ -69,8 +69,8 @@ class Implicit(StationaryRule):
             static. The default is rounding^(3/4) of the dtype, 2e-12 in float64 and 6e-6 in
             float32. A residual within the rounding of theta is allowed too.
         linear_solver: of systems with H + strength I: "minres", for any symmetric matrix; "cg" or
-            "neumann", for definite ones; "dense", for few parameters; or a function (matvec, b) ->
-            x of flat vectors. Static.
+            "neumann", for definite ones; "dense", for few parameters; a solver of lineax, such as
+            lineax.GMRES(1e-6, 1e-6); or a function (matvec, b) -> x of flat vectors. Static.
         linear_steps: the most iterations of a linear solver; "minres" restarts up to 3 times.
         linear_tolerance: of its residual over |b|, by default as for `tolerance`.
 
@@ -82,8 +82,9 @@ class Implicit(StationaryRule):
 
     Where derivative rules in the loss may make H asymmetric, GMRES replaces the linear solver.
 
-    `negmaml.adapt(..., return_info=True)` returns whether the residual is within the tolerance;
-    otherwise a warning is issued if it is not. A linear system beyond its tolerance warns too, and
+    `negmaml.adapt(..., return_info=True)` returns whether the residual is within the tolerance, and
+    whether the solution is no minimum (`negmaml.rules.SolveInfo`); otherwise a warning is issued if
+    the residual is not. A linear system beyond its tolerance warns too, and
     so does "cg" where H + strength I is indefinite.
     Raises ValueError or TypeError for invalid arguments.
 
@@ -114,8 +115,9 @@ class Implicit(StationaryRule):
         }
         for name in ("tolerance", "linear_tolerance"):
             checked[name] = check_optional(check_positive, name, getattr(self, name))
-        if not callable(self.linear_solver):
-            check_choice("linear_solver", self.linear_solver, (*NAMES, "a function (matvec, b)"))
+        if not (callable(self.linear_solver) or is_lineax(self.linear_solver)):
+            options = (*NAMES, "a solver of lineax", "a function (matvec, b)")
+            check_choice("linear_solver", self.linear_solver, options)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -24,11 +24,13 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from negmaml._core.convergence import warn_unless
-from negmaml.rules.krylov import LinearSolution, dot, minres, norm
+from negmaml._core.keys import fixed_key
+from negmaml.rules.krylov import LinearSolution, conjugate_gradients, dot, minres, norm
 from negmaml.rules.solution import Solution, SolveInfo
 from negmaml.rules.trust_region import FORCING, ROUNDING, Problem, StationaryPoint, stationary_point
 
 DENSE = 64  # number of parameters up to which the Hessian is formed, in one batched pass
+CURVATURE_STEPS = 32  # products with H that look for a negative curvature, above that number
 FARTHEST = 1e3  # radius of the first trust region, in units of 1 + |params|
 INEXACT = (
     "the implicit derivative of the rule was not solved to its tolerance on some task, so that "
@@ -113,7 +115,8 @@ def differentiable_root(
 
     def solve(_, start):
         found = search()
-        info = found.converged, found.residual, found.steps
+        curved = curves_down(problem, found.theta)
+        info = found.converged, found.residual, found.steps, curved
         return found.theta, tuple(jnp.asarray(x, start.dtype) for x in info)
 
     def tangent_solve(linear, right):
@@ -129,8 +132,20 @@ def differentiable_root(
         problem.residual, problem.start, solve, tangent_solve, has_aux=True
     )
     # Information on the solver has no derivative.
-    converged, residual, steps = map(lax.stop_gradient, info)
-    return Solution(problem.unravel(theta), SolveInfo(converged > 0, residual, steps.astype(int)))
+    converged, residual, steps, curved = map(lax.stop_gradient, info)
+    solved = SolveInfo(converged > 0, residual, steps.astype(int), curved > 0)
+    return Solution(problem.unravel(theta), solved)
+
+
+def curves_down(problem: FlatProblem, theta):
+    """Return whether conjugate gradients meet a negative curvature of H + strength I at theta."""
+    apply, _ = jacobian_products(problem.residual, theta)
+    right = jax.random.normal(fixed_key(), theta.shape, theta.dtype)
+    steps = theta.size if theta.size <= DENSE else CURVATURE_STEPS
+    least = problem.rounding * norm(right)
+    _, smallest, largest = conjugate_gradients(apply, right, least, steps)
+    # A singular matrix may have a negative curvature by rounding.
+    return smallest < -ROUNDING * problem.rounding * jnp.maximum(largest, -smallest)
 
 
 def pull_back(loss: Callable, start, frozen, strength, at, solve_linear: LinearSolver) -> Callable:

@@ -126,6 +126,36 @@ def minres(apply: Callable, transposed: Callable, b, tolerance, rounding, max_st
     return LinearSolution(x, error, error <= allowed(x, largest))
 
 
+def conjugate_gradients(apply: Callable, b, least, max_steps):
+    """Return (x, smallest curvature or zero, largest or zero) until |b - A x| <= `least`.
+
+    A curvature is d.A d / |d|^2 of a direction d that was taken, so the matrix has eigenvalues that
+    are as small and as large.
+    """
+
+    def unfinished(carry):
+        k, _, _, _, rr, bend, _, _ = carry
+        return (k < max_steps) & (rr > least**2) & (bend != 0)
+
+    def step(carry):
+        k, x, r, d, rr, _, smallest, largest = carry
+        image = apply(d)
+        # Either sign of d.A d is a stationary point along d, so a negative definite A works too.
+        bend = dot(d, image)
+        length = jnp.where(bend != 0, rr / bend, 0)
+        r = r - length * image
+        new = dot(r, r)
+        curvature = bend / dot(d, d)
+        smallest, largest = jnp.minimum(smallest, curvature), jnp.maximum(largest, curvature)
+        return k + 1, x + length * d, r, r + new / rr * d, new, bend, smallest, largest
+
+    rr = dot(b, b)
+    nought = jnp.zeros_like(rr)
+    first = (0, jnp.zeros_like(b), b, b, rr, jnp.ones_like(rr), nought, nought)
+    _, x, _, _, _, _, smallest, largest = lax.while_loop(unfinished, step, first)
+    return x, smallest, largest
+
+
 def _minres(apply: Callable, b, tolerance, max_steps):
     """Run the recurrences once; return x and an estimate of |A| from the Lanczos matrix."""
     size = norm(b)

@@ -5,11 +5,15 @@ r"""Linear solvers of the implicit derivative by name, for a symmetric system A 
 - "neumann": x = sum_k a (I - a A)^k b with a = 1 / (largest eigenvalue), for the same A.
 - "dense": forms A in one batched pass and factorises it, for any A of few rows.
 
+A solver of lineax, such as `lineax.GMRES(rtol, atol)`, stops by its own tolerances; whether the
+solution is accurate is then checked by the tolerance of the rule, as for all others.
+
 Sources: "cg" as in implicit MAML, Rajeswaran et al., NeurIPS 2019; "neumann" as in Lorraine,
 Vicol and Duvenaud, "Optimizing millions of hyperparameters by implicit differentiation",
 AISTATS 2020.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +23,7 @@ from jax import lax
 
 from negmaml._core.convergence import warn_unless
 from negmaml.rules.implicit import tolerance_or_default
-from negmaml.rules.krylov import LinearSolution, dot, minres, norm
+from negmaml.rules.krylov import LinearSolution, conjugate_gradients, dot, minres, norm
 from negmaml.rules.trust_region import ROUNDING
 
 POWER_STEPS = 12  # of the power iteration for the size of A; half of the true size suffices
@@ -30,7 +34,7 @@ INDEFINITE = (
 
 
 class LinearSettings(NamedTuple):
-    """A solver by name, or a function (matvec, b) -> x, with its options as in `Implicit`."""
+    """A solver by name, of lineax, or a function (matvec, b) -> x; options as in `Implicit`."""
 
     solver: Any
     max_steps: int
@@ -42,7 +46,9 @@ class LinearSettings(NamedTuple):
         slack = ROUNDING * rounding
         if self.solver == "minres":
             return minres(apply, transposed, right, tolerance, slack, self.max_steps)
-        if callable(self.solver):
+        if is_lineax(self.solver):
+            x, size = _by_lineax(self.solver, apply, right), 0.0
+        elif callable(self.solver):
             x, size = jnp.asarray(self.solver(apply, right), right.dtype), 0.0
         else:
             solve = NAMED[self.solver]
@@ -53,29 +59,9 @@ class LinearSettings(NamedTuple):
         return LinearSolution(x, error, error <= allowed)
 
 
-def conjugate_gradients(apply: Callable, b, least, max_steps: int):
+def definite_conjugate_gradients(apply: Callable, b, least, max_steps: int):
     """Return (x, an estimate of |A|) by conjugate gradients, until |b - A x| <= `least`."""
-
-    def unfinished(carry):
-        k, _, _, _, rr, bend, _, _ = carry
-        return (k < max_steps) & (rr > least**2) & (bend != 0)
-
-    def step(carry):
-        k, x, r, d, rr, _, smallest, largest = carry
-        image = apply(d)
-        # Either sign of d.A d is a stationary point along d, so a negative definite A works too.
-        bend = dot(d, image)
-        length = jnp.where(bend != 0, rr / bend, 0)
-        r = r - length * image
-        new = dot(r, r)
-        curvature = bend / dot(d, d)
-        smallest, largest = jnp.minimum(smallest, curvature), jnp.maximum(largest, curvature)
-        return k + 1, x + length * d, r, r + new / rr * d, new, bend, smallest, largest
-
-    rr = dot(b, b)
-    nought = jnp.zeros_like(rr)
-    first = (0, jnp.zeros_like(b), b, b, rr, jnp.ones_like(rr), nought, nought)
-    _, x, _, _, _, _, smallest, largest = lax.while_loop(unfinished, step, first)
+    x, smallest, largest = conjugate_gradients(apply, b, least, max_steps)
     # A singular matrix may have curvatures of the other sign by rounding.
     size = jnp.maximum(largest, -smallest)
     slack = ROUNDING * jnp.finfo(b.dtype).eps * size
@@ -116,5 +102,22 @@ def dense(apply: Callable, b, least, max_steps: int):
     return jnp.linalg.solve(matrix, b), norm(matrix.ravel())
 
 
-NAMED = {"cg": conjugate_gradients, "neumann": neumann, "dense": dense}
+def is_lineax(solver) -> bool:
+    """Return whether this is a linear solver of lineax, which is imported if one exists."""
+    lineax = sys.modules.get("lineax")
+    return lineax is not None and isinstance(solver, lineax.AbstractLinearSolver)
+
+
+def _by_lineax(solver, apply: Callable, b):
+    """Return the solution of A x = b by a solver of lineax."""
+    lineax: Any = sys.modules["lineax"]
+    # These two refuse matrices that are not known to be definite; the residual shows a wrong claim.
+    definite = isinstance(solver, lineax.CG | lineax.Cholesky)
+    tags = lineax.positive_semidefinite_tag if definite else lineax.symmetric_tag
+    operator = lineax.FunctionLinearOperator(apply, jax.eval_shape(lambda: b), tags)
+    # A failure is reported by the residual, like that of other solvers.
+    return lineax.linear_solve(operator, b, solver, throw=False).value
+
+
+NAMED = {"cg": definite_conjugate_gradients, "neumann": neumann, "dense": dense}
 NAMES = ("minres", *NAMED)

@@ -45,8 +45,9 @@ class Proximal(StationaryRule):
             static. The default is rounding^(3/4) of the dtype, 2e-12 in float64 and 6e-6 in
             float32. A residual within the rounding of the parameters is allowed too.
 
-    `negmaml.adapt(..., return_info=True)` returns whether the solver converged; otherwise a
-    warning is issued if it did not.
+    `negmaml.adapt(..., return_info=True)` returns whether the solver converged, and whether the
+    solution is no minimum (`negmaml.rules.SolveInfo`); otherwise a warning is issued if it did not
+    converge.
     Raises ValueError or TypeError when the strength is NaN, infinite or not real, and for options
     that are not positive.
     """

@@ -18,11 +18,19 @@ class SolveInfo(NamedTuple):
         residual: the norm of the equation that the parameters solve, zero for a rule that takes
             steps; for `Proximal` and `Implicit` |grad loss(theta) + strength (theta - params)|.
         steps: number of steps that were taken.
+        negative_curvature: for `Proximal` and `Implicit`, whether H + strength I, with H the
+            Hessian of the loss, was found to have a negative eigenvalue at the solution. It is then
+            no minimum of loss(theta) + strength/2 |theta - params|^2, but a saddle point or a
+            maximum; its implicit derivative is still exact. For up to 64 parameters False means
+            that there is none, up to rounding; for more, that 32 steps of conjugate gradients met
+            none. It is False for other rules, and where derivative rules in the loss may make H
+            asymmetric. A compiled program that does not return it does not compute it.
     """
 
     converged: Any
     residual: Any
     steps: Any
+    negative_curvature: Any = False
 
 
 class Solution(NamedTuple):

@@ -152,6 +152,77 @@ def test_conjugate_gradients_warn_of_an_indefinite_system():
         jax.effects_barrier()
 
 
+@pytest.mark.parametrize("name", ("GMRES", "CG", "LU"))
+def test_linear_solvers_of_lineax_give_the_same_derivative(name):
+    lineax = pytest.importorskip("lineax")
+    solver = lineax.LU() if name == "LU" else getattr(lineax, name)(1e-6, 1e-6)
+    options = {"strength": 0.6, "linear_tolerance": 1e-3}
+    rules = [nm.Implicit(newton, linear_solver=s, **options) for s in (solver, "minres")]
+    found, count = warned(lambda: jax.jit(nm.imaml(ridge, rules[0]))(START, TASKS))
+    expected = jax.jit(nm.imaml(ridge, rules[1]))(START, TASKS)
+    assert count == 0
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-4)
+    if name == "CG":  # it stops at its own tolerance, which may be too large for the rule
+        rough = nm.Implicit(newton, linear_solver=lineax.CG(0.9, 0.9), **options)
+        assert warned(lambda: jax.jit(nm.imaml(ridge, rough))(START, TASKS))[1] == 1
+
+
+def test_a_solver_of_optimistix_fits_in_one_line():
+    optimistix = pytest.importorskip("optimistix")
+    bfgs = optimistix.BFGS(rtol=1e-5, atol=1e-5)
+
+    def solve(objective, start):
+        return optimistix.minimise(lambda w, _: objective(w), bfgs, start, throw=False).value
+
+    rules = nm.Implicit(solve, 0.6, tolerance=1e-3), nm.Implicit(newton, 0.6)
+    found, expected = (jax.jit(nm.imaml(ridge, rule))(START, TASKS) for rule in rules)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-3)
+
+
+CURVED = {
+    "minimum": nm.Proximal(0.5), "maximum": nm.Proximal(-2.0),
+    "saddle": nm.Implicit(many_newton_steps, 0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("size", (3, 80))  # with and without the whole Hessian
+def test_information_on_a_solution_says_whether_it_is_a_minimum(name, size, x64):
+    """sum cos w has minima and maxima; from 0 Newton's method stays at the maximum."""
+    rule = CURVED[name]
+    start = jnp.full(size, 2.0).at[0].set(0.0 if name == "saddle" else 2.0)
+
+    def loss(w, shift):
+        return jnp.sum(jnp.cos(w)) + 0.05 * jnp.sum(w**2) + shift * w[0]
+
+    @jax.jit
+    def solved(start):
+        return nm.adapt(loss, start, 0.0, rule, return_info=True)
+
+    adapted, info = solved(start)
+    smallest = float(jnp.min(-jnp.cos(adapted) + 0.1 + rule.strength))  # H is diagonal
+    assert bool(info.converged) and bool(info.negative_curvature) == (smallest < 0)
+    assert (smallest < 0) == (name != "minimum")
+
+
+def test_a_singular_minimum_has_no_negative_curvature_and_programs_without_it_do_not_look():
+    flat = lambda w, data: jnp.sum((w[:2] - data) ** 2)  # noqa: E731  no curvature in two of four
+    info = nm.adapt(flat, START, 1.0, nm.Implicit(newton_of_two), return_info=True)[1]
+    assert bool(info.converged) and not bool(info.negative_curvature)
+
+    def loops(result):
+        adapted = jax.jit(lambda w: result(nm.adapt(flat, w, 1.0, nm.Proximal(1.0),
+                                                    return_info=True)))  # fmt: skip
+        return adapted.lower(START).compile().as_text().count(" while(")
+
+    assert loops(lambda found: (found[0], found[1].converged)) < loops(lambda found: found)
+
+
+def newton_of_two(objective, start):
+    """The minimum in the first two entries of a quadratic objective."""
+    return start.at[:2].add(-jax.grad(objective)(start)[:2] / 2)
+
+
 def test_hyperparameters_that_the_loss_closes_over_have_finite_differences(x64):
     start, support, query = double((START, (X, Y), QUERY))
     rule = nm.Implicit(many_newton_steps)
