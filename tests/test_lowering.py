@@ -324,6 +324,21 @@ def test_meta_sgd_suits_every_platform():
     check(nm.meta_sgd(loss_with("highest")), params, TASKS)
 
 
+def test_gradients_in_a_rule_suit_every_platform():
+    loss, pair = loss_with("highest"), nm.ParamsAndRule(WIDE, TWO_STEPS)
+    objective = nm.maml(loss, TWO_STEPS)
+    estimate = nm.evolution_strategies(objective, sigma=0.1, samples=2, wrt="both")
+    persistent, init = nm.persistent_evolution_strategies(
+        loss, TWO_STEPS, truncation=1, sigma=0.1, samples=2
+    )
+
+    def gradients(key, pair):
+        exact = nm.maml_value_and_grad(loss, TWO_STEPS, wrt="both")(pair, TASKS)
+        return exact, estimate(pair, TASKS, key), persistent(init(pair, TASKS), TASKS, key)
+
+    check(gradients, key(), pair)
+
+
 def test_an_explicit_precision_in_a_network_survives():
     def explicit(w, x):
         return jnp.matmul(jnp.tanh(x @ w["a"]), w["b"], precision="default")

@@ -14,12 +14,14 @@ from negmaml.meta.algorithms import (
 from negmaml.meta.annealing import maml_plus_plus_params
 from negmaml.meta.batching import Tasks
 from negmaml.meta.convolution import im2col_convolution
+from negmaml.meta.evolution import evolution_strategies, persistent_evolution_strategies
 from negmaml.meta.heads import LogisticHead, PrototypeHead, RidgeHead
 from negmaml.meta.inner import adapt
 from negmaml.meta.memory import memory_plan
 from negmaml.meta.model_variables import (
     MetaSGDParams,
     ParamsAndRule,
+    PESParams,
     Stateful,
     Variables,
     variables,
@@ -29,6 +31,7 @@ from negmaml.meta.per_step import PerStepModel, per_step_model, per_step_state
 __all__ = [
     "LogisticHead",
     "MetaSGDParams",
+    "PESParams",
     "ParamsAndRule",
     "PerStepModel",
     "PrototypeHead",
@@ -38,6 +41,7 @@ __all__ = [
     "Variables",
     "adapt",
     "anil",
+    "evolution_strategies",
     "fomaml",
     "im2col_convolution",
     "imaml",
@@ -49,6 +53,7 @@ __all__ = [
     "meta_sgd",
     "per_step_model",
     "per_step_state",
+    "persistent_evolution_strategies",
     "reptile",
     "variables",
 ]

@@ -94,7 +94,7 @@ def mean_over_tasks(block: Callable, tasks: tuple, batch_size: int | None, scale
     by it.
     """
     try:
-        return _mean(block, tasks, batch_size, scale)
+        return mean_in_blocks(block, tasks, batch_size, scale)
     except (TypeError, ValueError) as error:
         # (x, y) of equal shapes passes the check above, and only the loss can fail on it.
         support, query, *_ = tasks
@@ -106,7 +106,8 @@ def mean_over_tasks(block: Callable, tasks: tuple, batch_size: int | None, scale
         raise
 
 
-def _mean(block: Callable, tasks: tuple, batch_size: int | None, scale):
+def mean_in_blocks(block: Callable, tasks, batch_size: int | None, scale=None):
+    """Return `mean_over_tasks` of any pytree of arrays that lead with the same axis."""
     count = leading_axis("tasks.support and tasks.query", tasks)
     size = count if batch_size is None else min(batch_size, count)
     whole = count // size * size  # tasks in blocks of full size

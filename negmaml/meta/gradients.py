@@ -124,7 +124,7 @@ class Algorithm(NamedTuple):
             )
         if pair := as_rule_form(form):
             floats, own = pair.fixed.combined(floats)
-            rule = _of_same_class(own, rule)
+            rule = of_same_class(own, rule)
         return rule, Variables(floats, state, form)
 
     def default_method(self, rule, params, tasks) -> tuple[str | None, int]:
@@ -142,16 +142,7 @@ class Algorithm(NamedTuple):
 
         before: the meta-parameters of an earlier run, which `params` are the result of.
         """
-        if not isinstance(params, ParamsAndRule) or isinstance(before, Variables):
-            return variables_as_before(params, before)
-        if self.gradient is objective:
-            return variables(params)
-        if self.wrt == "params":
-            raise TypeError(
-                "params is ParamsAndRule, and this algorithm has no gradient in its rule; build it "
-                "with wrt='rule' or wrt='both' if it takes them, or pass only pair.params"
-            )
-        return variables(params, self.wrt)
+        return pair_variables("both" if self.gradient is objective else self.wrt, params, before)
 
     def _in_form_of(self, params, form, gradient, state):
         """Return the gradient, and the new state of the model, in the form of the parameters."""
@@ -181,7 +172,7 @@ class Algorithm(NamedTuple):
         return LossPair(inner, outer, mask, self.method, self.unroll, wrt)
 
 
-def _of_same_class(own, rule):
+def of_same_class(own, rule):
     """Return the rule of a `ParamsAndRule`; raise unless it is of the class of the algorithm's."""
     if type(own) is not type(rule):
         raise TypeError(
@@ -191,28 +182,50 @@ def _of_same_class(own, rule):
     return own
 
 
+def pair_variables(wrt: str, params, before=None) -> Variables:
+    """Return the parts of meta-parameters; `wrt` names the part of a pair that trains."""
+    if not isinstance(params, ParamsAndRule) or isinstance(before, Variables):
+        return variables_as_before(params, before)
+    if wrt == "params":
+        raise TypeError(
+            "params is ParamsAndRule, and this algorithm has no gradient in its rule; build it "
+            "with wrt='rule' or wrt='both' if it takes them, or pass only pair.params"
+        )
+    return variables(params, wrt)
+
+
 def trained_variables(value_and_grad: Any, params, before=None) -> Variables:
     """Return the parts of meta-parameters, of which those train that `value_and_grad` trains.
 
     before: the meta-parameters of an earlier run, which `params` are the result of.
     """
-    function = getattr(value_and_grad, "func", None)
-    if isinstance(function, Algorithm):
+    function: Any = getattr(value_and_grad, "func", None)
+    if isinstance(function, Algorithm) or takes_key(value_and_grad):
         return function.variables(params, before)
     return variables_as_before(params, before)
 
 
-def of_variables(value_and_grad: Any) -> Callable:
-    """Return a function of (variables, tasks, number of the first task, scale of the loss or None).
+def takes_key(value_and_grad: Any) -> bool:
+    """Return whether this is a random estimate of a gradient, a function of a key, too."""
+    return getattr(getattr(value_and_grad, "func", None), "takes_key", False) is True
 
-    It returns (value, (gradient, new state)) and the convergence of each task, True where it is not
-    known. A function of the user's takes the scale as `loss_scale`, and scales its gradient only.
+
+def of_variables(value_and_grad: Any) -> Callable:
+    """Return a function of (variables, tasks, first task, scale, key) for any `value_and_grad`.
+
+    first task: its number among all. scale: of the loss, or None; a function of the user's takes it
+    as `loss_scale`, and scales its gradient only. key: for a function that `takes_key`, which needs
+    no scale. It returns (value, (gradient, new state)) and the convergence of each task, True where
+    it is not known.
     """
     function = getattr(value_and_grad, "func", None)
     if isinstance(function, Algorithm):  # a `Partial` of the algorithm and its rule
-        return partial(function.with_convergence, *value_and_grad.args)
+        exact: Any = partial(function.with_convergence, *value_and_grad.args)
+        return lambda parts, tasks, first, scale, key: exact(parts, tasks, first, scale)
+    if takes_key(value_and_grad):
+        return lambda parts, tasks, first, scale, key: (value_and_grad(parts, tasks, key), True)
 
-    def of_model(parts, tasks, first, scale=None):
+    def of_model(parts, tasks, first, scale, key):
         model = parts.model
         options = {} if scale is None else {"loss_scale": scale}
         result = value_and_grad(model, tasks, **options)

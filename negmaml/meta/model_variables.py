@@ -91,6 +91,16 @@ class ParamsAndRule(NamedTuple):
     rule: Any
 
 
+class PESParams(NamedTuple):
+    """Meta-parameters of `persistent_evolution_strategies`, and its unfinished inner problems.
+
+    `params` is a `ParamsAndRule`. `state` follows the calls of the algorithm; it does not train.
+    """
+
+    params: Any
+    state: Any
+
+
 class Form:
     """The form of a model: how it is made of its parts, and how its loss is called.
 
@@ -315,6 +325,25 @@ class PairForm(Form):
         return self.kind(of_params, second), state
 
 
+@pytree
+class PESForm(Form):
+    """`PESParams`. inner: the form of its parameters, whose state comes first of two."""
+
+    inner: Form
+
+    def model(self, params, state):
+        """Parameters and state."""
+        return PESParams(self.inner.model(params, state[0]), state[1])
+
+    def outcome(self, arguments, state, result, has_aux):
+        """None: no loss takes them."""
+        raise TypeError("PESParams go to fit and their value_and_grad only, got them in a loss")
+
+    def gradient(self, model, gradient, state):
+        """The new state in place of the gradient of the state."""
+        return PESParams(self.inner.gradient(model.params, gradient, state[0]), state[1])
+
+
 def as_rule_form(form) -> PairForm | None:
     """Return the form if it is that of a `ParamsAndRule`, else None."""
     return form if isinstance(form, PairForm) and form.kind is ParamsAndRule else None
@@ -360,6 +389,9 @@ def variables(model: Any, trained: Any = None) -> Variables:
     """
     if isinstance(model, Variables):
         return model
+    if isinstance(model, PESParams):
+        inner = variables(model.params, trained)
+        return Variables(inner.params, (inner.state, model.state), PESForm(inner.form))
     if isinstance(model, ParamsAndRule):
         return _of_pair(model, "both" if trained is None else trained)
     if isinstance(model, OwnVariables):

@@ -21,10 +21,11 @@ class SolveInfo(NamedTuple):
         negative_curvature: for `Proximal` and `Implicit`, whether H + strength I, with H the
             Hessian of the loss, was found to have a negative eigenvalue at the solution. It is then
             no minimum of loss(theta) + strength/2 |theta - params|^2, but a saddle point or a
-            maximum; its implicit derivative is still exact. For up to 64 parameters False means
-            that there is none, up to rounding; for more, that 32 steps of conjugate gradients met
-            none. It is False for other rules, and where derivative rules in the loss may make H
-            asymmetric. A compiled program that does not return it does not compute it.
+            maximum; its implicit derivative is still exact. False means for up to 64 parameters
+            that all eigenvalues are at least zero, up to rounding; for more, that 32 steps of
+            conjugate gradients met no negative curvature. It is False for other rules, and where
+            derivative rules in the loss may make H asymmetric. A compiled program that does not
+            return it does not compute it.
     """
 
     converged: Any

@@ -38,36 +38,33 @@ class TaskSharding(NamedTuple):
     def shard_gradient(self, value_and_grad: Callable) -> Callable:
         """Return `with_unconverged_fraction` of all tasks, each device computing its own part."""
 
-        def sharded(model, tasks, scale=None):
+        def sharded(model, tasks, scale=None, key=None):
             count = leading_axis("tasks", tasks)
             if count % self.size:
                 raise ValueError(
                     f"mesh has {self.size} devices for the tasks, which must divide the {count} "
                     "tasks of a meta-batch; choose another number of tasks or devices"
                 )
+            same = PartitionSpec()
             run = jax.shard_map(
                 self._mean_gradient,
                 mesh=self.mesh,
-                in_specs=(
-                    PartitionSpec(),
-                    PartitionSpec(),
-                    PartitionSpec(self.axes),
-                    PartitionSpec(),
-                ),
+                in_specs=(same, same, PartitionSpec(self.axes), same, same),
                 out_specs=(PartitionSpec(), PartitionSpec(self.axes)),
                 axis_names=set(self.axes),
                 check_vma=False,
             )
-            (loss, gradient, unconverged), aux = run(value_and_grad, model, tasks, scale)
+            (loss, gradient, unconverged), aux = run(value_and_grad, model, tasks, scale, key)
             return ((loss, aux), gradient), unconverged
 
         return sharded
 
-    def _mean_gradient(self, value_and_grad, model, tasks, scale):
+    def _mean_gradient(self, value_and_grad, model, tasks, scale, key):
         """Return ((loss, gradient, unconverged) of all tasks, aux of the tasks of this device)."""
         # Random keys are those of the number of a task among all.
         first = lax.axis_index(self.axes) * leading_axis("tasks", tasks)
-        result, unconverged = with_unconverged_fraction(value_and_grad)(model, tasks, scale, first)
+        function = with_unconverged_fraction(value_and_grad)
+        result, unconverged = function(model, tasks, scale, key, first)
         loss, aux, gradient = unpack_result(result)
         return self._all_reduce((loss, gradient, unconverged)), aux
 
@@ -105,12 +102,13 @@ class TaskSharding(NamedTuple):
 def with_unconverged_fraction(value_and_grad: Callable) -> Callable:
     """Return (variables, tasks) -> (result, fraction of tasks that did not converge, or None).
 
-    The function also takes a scale of the loss and the number of the first task.
+    The function also takes a scale of the loss, a key for a random estimate of a gradient, the same
+    on all devices, and the number of the first task.
     """
     function = of_variables(value_and_grad)
 
-    def with_fraction(model, tasks, scale=None, first=0):
-        result, converged = function(model, tasks, first, scale)
+    def with_fraction(model, tasks, scale=None, key=None, first=0):
+        result, converged = function(model, tasks, first, scale, key)
         return result, None if converged is True else jnp.mean(~converged, dtype=float)
 
     return with_fraction

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from negmaml._core.display import tree_text
 from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import pytree, static
+from negmaml.meta.gradients import takes_key
 from negmaml.meta.model_variables import Form, Variables, like_state
 from negmaml.meta.shape_errors import WithShapeErrors
 from negmaml.training.nonfinite import (
@@ -26,7 +27,8 @@ from negmaml.training.sharding import TaskSharding, unpack_result, with_unconver
 
 MAX_STRIDE = 64  # steps between two branches on whether a run has ended
 SMALL = 2**12  # numbers of a leaf that is cheaper to copy than to reduce by itself
-TRAINING, EVALUATION = 0, 1  # folded into the key, for tasks of steps and of evaluations
+# Folded into the key, for tasks of steps and of evaluations, and for random gradients.
+TRAINING, EVALUATION, ESTIMATE = 0, 1, 2
 
 
 class TrainPoint(NamedTuple):
@@ -201,10 +203,12 @@ def _take_step(setup: TrainSetup, number, take, state: TrainState):
     if setup.sample_tasks is not None:
         tasks = setup.sample_tasks(address(setup.key, TRAINING, i))
     scale = None if state.skips is None else state.skips.scale
-    (loss, aux), gradient, model_state, unconverged = _gradient(setup, now, tasks, scale)
+    key = address(setup.key, ESTIMATE, i) if takes_key(setup.value_and_grad) else None
+    options = tasks, scale, key
+    (loss, aux), gradient, model_state, unconverged = _gradient(setup, now, *options)
 
     def value_of(params):  # for optimizers with a line search
-        return _gradient(setup, now._replace(params=params), tasks, scale)[0][0]
+        return _gradient(setup, now._replace(params=params), *options)[0][0]
 
     optimizer = optax.with_extra_args_support(setup.optimizer())
     # Optimizers without extra arguments ignore them.
@@ -253,15 +257,15 @@ def _accepted(setup: TrainSetup, state: TrainState, updated: TrainPoint, loss_is
     return updated._replace(model_state=model_state), finite & (loss_is_finite | rejected), None
 
 
-def _gradient(setup: TrainSetup, point: TrainPoint, tasks, scale):
+def _gradient(setup: TrainSetup, point: TrainPoint, tasks, scale, key):
     """Return ((loss, aux), gradient, model state, unconverged fraction) at a point.
 
-    scale: a factor of the loss in its derivatives, or None.
+    scale: a factor of the loss in its derivatives, or None. key: of a random estimate.
     """
     shard = with_unconverged_fraction if setup.sharding is None else setup.sharding.shard_gradient
     function = WithShapeErrors(shard(setup.value_and_grad), "value_and_grad")
     model = Variables(point.params, point.model_state, setup.form)
-    result, unconverged = function(model, tasks, scale)
+    result, unconverged = function(model, tasks, scale, key)
     loss, aux, (gradient, model_state) = unpack_result(result)
     model_state = like_state(model_state, point.model_state)
     return (loss, aux), _check_gradient(point.params, gradient), model_state, unconverged

@@ -50,7 +50,20 @@ SPREAD = {"function": lambda x: x, "items": np.ones(2)}
 IMAGES = {"x": np.ones((1, 4, 4, 1)), "kernel": np.ones((3, 3, 1, 2))}
 PAIR = nm.ParamsAndRule(PARAMS, RULE)
 OF_RULE = nm.maml_value_and_grad(loss, RULE, wrt="rule")
+ESTIMATE = {"objective": nm.maml(loss, RULE), "sigma": 0.1, "samples": 2}
+SIGMAS = (0, -1.0, np.nan, np.inf, "a", None, 1j, [0.1])
+PES, PES_INIT = nm.persistent_evolution_strategies(loss, RULE, truncation=1, sigma=0.1, samples=2)
 MAKERS = (nm.maml, nm.maml_value_and_grad, nm.fomaml, nm.reptile)
+
+
+def keyed(wrt="params", **changes):
+    """An evolution strategy, with names for its arguments."""
+    estimate = nm.evolution_strategies(**ESTIMATE | {"wrt": wrt} | changes)
+
+    def of_key(params, tasks, key):
+        return estimate(params, tasks, key)
+
+    return of_key
 
 
 def gradient(make, rule=RULE):
@@ -158,6 +171,24 @@ WRONG = [
     *wrong(nm.memory_plan, {"value_and_grad": MAML, "params": PARAMS, "tasks": DRAWN},
            value_and_grad=(loss, None, 3), budget=BUDGETS, tasks=(DRAWN[0][0], None)),
     *wrong(nm.maml, MADE | {"rule": nm.Proximal(1.0)}, segment=(2,), truncate=(2,)),
+    *wrong(nm.evolution_strategies, ESTIMATE, objective=FUNCTIONS, sigma=SIGMAS, antithetic=FLAGS,
+           samples=(*COUNTS, 1, 3), batch_size=COUNTS, wrt=(None, "rates")),
+    Wrong(nm.evolution_strategies, ESTIMATE | {"antithetic": False, "samples": 1}, "samples"),
+    *wrong(keyed(), {"params": PARAMS, "tasks": DRAWN, "key": KEY}, key=KEYS,
+           params=(3, 1j, None, [], "w", PAIR)),
+    Wrong(keyed("rule"), {"params": PARAMS, "tasks": DRAWN, "key": KEY}, "must be ParamsAndRule"),
+    Wrong(keyed(objective=lambda params, tasks: params), {"params": PARAMS, "tasks": DRAWN,
+          "key": KEY}, "objective must return one real number"),
+    *wrong(nm.persistent_evolution_strategies, MADE | {"truncation": 1, "sigma": 0.1, "samples": 2},
+           loss=FUNCTIONS, rule=(*RULES, nm.Proximal(1.0), nm.GradientDescent(0)), sigma=SIGMAS,
+           truncation=(*COUNTS, 2), samples=(*COUNTS, 1, 3), inner_loss=OPTIONAL_FUNCTIONS,
+           mask=(False, 1, "all", 0.0), wrt=("params", None, True)),
+    *wrong(PES_INIT, {"params": PAIR, "tasks": DRAWN}, tasks=(3, None, "tasks"),
+           params=(PARAMS, None, nm.Stateful(PARAMS, 1))),
+    Wrong(PES_INIT, {"params": nm.ParamsAndRule(PARAMS, nm.Momentum(0.1, 0.9, 1)), "tasks": DRAWN},
+          "rule in ParamsAndRule must be a GradientDescent"),
+    *wrong(PES, {"params": PES_INIT(PAIR, DRAWN), "tasks": DRAWN, "key": KEY}, key=KEYS,
+           params=(PARAMS, PAIR, None), tasks=(nm.tasks.Sinusoid(m=3, n_t=2, n_v=2)(KEY), 3)),
     *wrong(nm.meta_sgd, {"loss": loss}, loss=FUNCTIONS, steps=COUNTS, has_aux=FLAGS,
            batch_size=COUNTS, inner_loss=OPTIONAL_FUNCTIONS),
     *wrong(nm.maml_plus_plus, {"loss": loss, "annealing": 3}, loss=FUNCTIONS, has_aux=FLAGS,
