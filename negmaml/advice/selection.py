@@ -19,7 +19,7 @@ WIDENING = (
     1.1  # of intervals of differences: without it they hold 93% (benchmarks/advice_coverage.py)
 )
 MIN_SPLITS = 5  # one for each fold
-TOLERANCE = 0.01  # relative difference of losses below which the simpler method is preferred
+TOLERANCE = 0.005  # relative difference of losses below which the simpler method is preferred
 POOLED_FITS = (JOINT, POOLED)  # methods that train on all rows alike
 CHOOSE, REPORT, ALL = 0, 1, 2  # the means over held-out groups of `splits.cross_validation`
 RENAMED = {
@@ -189,18 +189,15 @@ class Evidence(NamedTuple):
 
 
 def decide(evidence: Evidence) -> str:
-    """The method to recommend.
+    """The method to recommend: the simplest whose loss exceeds the least by 0.5% or less.
 
-    A pooled ridge, unless the method of least loss is significantly better. Else the simplest of
-    the methods whose loss exceeds the least by 1% or less.
+    On real data (benchmarks/real_data.py decide) this is as close to the best method on other
+    groups as the method of least loss. A pooled ridge, unless another method is significantly
+    better, loses far more: with few groups large gains are not significant.
     """
-    loss = {
-        name: float(np.mean(evidence.nested[name])) for name in RANKED if name in evidence.nested
-    }
-    best = min(loss, key=loss.__getitem__)
-    if not evidence.difference(best, POOLED).significantly_better:
-        return POOLED
-    return next(name for name, value in loss.items() if value <= (1 + TOLERANCE) * loss[best])
+    loss = {name: float(evidence.nested[name].mean()) for name in RANKED if name in evidence.nested}
+    least = min(loss.values())
+    return next(name for name, value in loss.items() if value <= (1 + TOLERANCE) * least)
 
 
 def collect_evidence(

@@ -100,7 +100,10 @@ def test_no_gain_is_claimed_where_tasks_are_identical(sigma):
     for name in ("pooled ridge", "joint training"):
         assert sum(a.compare("meta-learning", name).significantly_better for a in advices) <= 1
     assert np.all([abs(a.adapt_rate) < 0.15 for a in advices])
-    assert sum(a.recommended == "pooled ridge" for a in advices) >= 11
+    assert np.all(
+        [a.fitted_loss[a.recommended] > 0.98 * a.fitted_loss["pooled ridge"] for a in advices]
+    )
+    assert sum(a.recommended == "pooled ridge" for a in advices) >= 9
 
 
 def test_permuted_labels_give_no_gain(rows):
@@ -114,7 +117,7 @@ def test_permuted_labels_give_no_gain(rows):
     assert gain.significantly_better and gain.relative > 0.1
     assert not advice.compare("meta-learning", "pooled ridge").significantly_better
     assert not advice.compare("meta-learning", "joint training").significantly_better
-    nothing = "No method is significantly better than a pooled ridge. Use a pooled ridge: "
+    nothing = "No method is better than a pooled ridge. Use a pooled ridge: "
     assert nothing in " ".join(advice.report().split())
     assert nothing not in real.report()
 

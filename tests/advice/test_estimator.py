@@ -290,7 +290,7 @@ def test_cross_validated_estimator_takes_what_advise_advises(rows):
     model = MetaRegressorCV(n_t=8, n_v=8, n_r=8, splits=20).fit(x, y, groups)
     advice = nm.advise(x, y, groups, n_t=8, n_v=8, n_r=8, splits=20, key=jax.random.key(0))
     assert model.adapt_rate_ == advice.adapt_rate
-    np.testing.assert_allclose(model.predict(x), advice.model().predict(x))
+    np.testing.assert_allclose(model.predict(x), advice.model("meta-learning").predict(x))
     assert clone(model).get_params() == model.get_params()
 
 

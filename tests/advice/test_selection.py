@@ -133,29 +133,21 @@ def test_the_error_of_a_difference_has_parts_of_groups_and_of_the_choice():
     assert found.difference(one, one)[:4] == (0, 0, 0, 0)
 
 
-def evidence_of(losses, error=1e-3):
-    """Evidence in which methods have these losses, and independent errors."""
-    random = np.random.default_rng(0)
+def evidence_of(losses):
+    """Evidence in which methods have these losses in every fold."""
     nested = {name: np.full(5, float(value)) for name, value in losses.items()}
-    replicates = {
-        name: value + error * random.normal(size=(50, 1)) for name, value in losses.items()
-    }
-    replicates = {name: np.repeat(values, 5, 1) for name, values in replicates.items()}
-    return Evidence(nested, nested, replicates, 100, 40)
+    return Evidence(nested, nested, {}, 100, 40)
 
 
-def test_the_simplest_method_within_one_percent_of_the_least_loss_is_recommended():
+def test_the_simplest_method_within_half_a_percent_of_the_least_loss_is_recommended():
     losses = {"pooled ridge": 2.0, "per-group ridge": 1.5, "joint training": 1.0,
-              "mixed model": 0.995, "meta-learning": 1.2, "shared rate": 0.5}  # fmt: skip
+              "mixed model": 0.996, "meta-learning": 1.2, "shared rate": 0.5}  # fmt: skip
     assert decide(evidence_of(losses)) == "joint training"  # a shared rate is no candidate
-    assert decide(evidence_of(losses | {"mixed model": 0.98})) == "mixed model"
-    assert decide(evidence_of(losses | {"per-group ridge": 0.99})) == "per-group ridge"
-
-
-def test_a_pooled_ridge_is_recommended_unless_another_method_is_significantly_better():
-    losses = {"pooled ridge": 1.0, "per-group ridge": 1.5, "mixed model": 0.9}
-    assert decide(evidence_of(losses, 0.01)) == "mixed model"
-    assert decide(evidence_of(losses, 0.1)) == "pooled ridge"
+    assert decide(evidence_of(losses | {"mixed model": 0.99})) == "mixed model"
+    assert decide(evidence_of(losses | {"per-group ridge": 1.0})) == "per-group ridge"
+    assert decide(evidence_of(losses | {"pooled ridge": 1.0})) == "pooled ridge"
+    del losses["mixed model"], losses["joint training"]
+    assert decide(evidence_of(losses)) == "meta-learning"
 
 
 def test_the_error_of_a_mean_has_the_part_of_groups_and_that_of_splits():
