@@ -67,12 +67,11 @@ def _curves(axis, advice, theory: bool) -> str:
 
     rates, curves = advice.grid.rates / advice.unit_size, advice.curves
     ridges = len(advice.grid.ridges)
-    others = "other ridges"
-    for i in range(ridges):
-        if i != advice.best.ridge:
-            color = colormaps["Greys"](0.25 + 0.4 * i / ridges)
-            axis.plot(rates, curves.loss[:, i], color=color, lw=0.8, zorder=2, label=others)
-            others = None
+    others = [i for i in range(ridges) if i != advice.best.ridge]
+    for i in others:
+        label = "other ridges" if i == others[0] else None
+        color = colormaps["Greys"](0.25 + 0.4 * i / ridges)
+        axis.plot(rates, curves.loss[:, i], color=color, lw=0.8, zorder=2, label=label)
     best = curves.loss[:, advice.best.ridge]
     band = 2 * curves.excess_error[:, advice.best.ridge]
     axis.plot(rates, best, color=CURVE, lw=1.8, zorder=3, label=f"{META}, best ridge")

@@ -37,11 +37,27 @@ def chosen(**parameters):
     return nm.MetaRegressorCV(**{"n_t": 2, "n_v": 2, "n_r": 2} | parameters).fit(**FIT)
 
 
+def pooled(**parameters):
+    """A fit of a pooled ridge with these parameters."""
+    return advice.PooledRidge(**parameters).fit(**FIT)
+
+
+def per_group(**parameters):
+    """A fit of a per-group ridge with these parameters."""
+    return advice.PerGroupRidge(**parameters).fit(**FIT)
+
+
+def mixed(**parameters):
+    """A fit of a mixed model with these parameters."""
+    return advice.MixedModel(**parameters).fit(**FIT)
+
+
 def predicted(**arguments):
     """Predictions of a fitted estimator."""
     return nm.MetaRegressor().fit(**FIT).predict(**arguments)
 
 
+ADVICE = advice.advise(**ADVISED, splits=10)
 WRONG = [
     *wrong(advice.advise, ADVISED, x=ROWS, y=TARGETS, groups=LABELS, key=KEYS,
            n_t=(*COUNTS, 50), n_v=(*COUNTS, 50), n_r=(*COUNTS, 6), m=(*COUNTS, 8),
@@ -69,7 +85,23 @@ WRONG = [
     *wrong(advice.random_coefficients, {"gram": GRAM, "counts": np.full(3, 4)},
            gram=(GRAM[:1], None, "a", np.eye(3), np.ones((3, 2, 3)), GRAM * np.nan),
            counts=(np.ones(2), None, "a", [4, 4, 0], [4, 4, np.nan]),
-           tau=(0.0, -1.0, np.nan, "a", [1.0])),
+           tau=(0.0, -1.0, np.nan, "a", [1.0]), structure=("none", None, 3)),
+    *wrong(pooled, {},
+           ridge=(-1.0, np.nan, "a", None, [0.1]), adapt_rate=(np.nan, "a", None, [0.1]),
+           unit=("none", None), fit_intercept=("yes", None), random_state=("a", -1, 1.5)),
+    *wrong(per_group, {},
+           ridge=(-1.0, np.nan, "a", None), standardise=("yes", None)),
+    *wrong(mixed, {},
+           structure=("none", None, 3), fit_intercept=("yes", None)),
+    Wrong(mixed, {"structure": "intercept", "fit_intercept": False},
+          "structure must not be 'intercept' without intercept"),
+    Wrong(advice.MixedModel().fit, FIT | {"groups": np.zeros(48)}, "at least 2 labels"),
+    Wrong(ADVICE.report, {"format": "pdf"}, "format must be"),
+    Wrong(ADVICE.report, {"theory": "yes"}, "theory must be"),
+    Wrong(ADVICE.model, {"method": "lasso"}, "method must be"),
+    Wrong(ADVICE.settings, {"method": 3}, "method must be"),
+    Wrong(ADVICE.compare,
+          {"method": "mixed model", "other": "lasso"}, "other must be"),
     *wrong(estimator, {}, train_rate=(np.nan, "a", None, [0.1]),
            adapt_rate=(np.nan, "a", None, "Auto", "", [0.1]),
            meta_ridge=(-1.0, np.nan, "a", None, [0.1]), n_t=(*COUNTS, 50), n_v=(*COUNTS, 50),
