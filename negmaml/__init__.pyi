@@ -15,6 +15,7 @@ from negmaml.linear import Simulation, simulate
 from negmaml.meta import (
     LogisticHead,
     MetaSGDParams,
+    Minibatches,
     ParamsAndRule,
     PerStepModel,
     PESParams,
@@ -40,6 +41,7 @@ from negmaml.meta import (
     persistent_evolution_strategies,
     reptile,
     variables,
+    warm_start,
 )
 from negmaml.paper.cross_check import Verification, verify
 from negmaml.problem import MixedLinearRegression
@@ -77,6 +79,7 @@ __all__ = [
     "LogisticHead",
     "LossScale",
     "MetaSGDParams",
+    "Minibatches",
     "MixedLinearRegression",
     "Momentum",
     "PESParams",
@@ -123,4 +126,5 @@ __all__ = [
     "theory",
     "variables",
     "verify",
+    "warm_start",
 ]

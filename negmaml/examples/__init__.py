@@ -5,6 +5,7 @@
     python -m negmaml.examples.digits            few-shot classification of handwritten digits
     python -m negmaml.examples.flax_model        the same machinery on a Flax module
     python -m negmaml.examples.equinox_model     and on an Equinox module
+    python -m negmaml.examples.distillation      ten images that train a classifier of digits
     python -m negmaml.examples.training_sweep    a random search whose cells are meta-trainings
 
 Every one takes --help, and --steps and --seeds to run small. They need the extra "examples".

@@ -18,6 +18,7 @@ from negmaml.meta.evolution import evolution_strategies, persistent_evolution_st
 from negmaml.meta.heads import LogisticHead, PrototypeHead, RidgeHead
 from negmaml.meta.inner import adapt
 from negmaml.meta.memory import memory_plan
+from negmaml.meta.minibatches import Minibatches
 from negmaml.meta.model_variables import (
     MetaSGDParams,
     ParamsAndRule,
@@ -27,10 +28,12 @@ from negmaml.meta.model_variables import (
     variables,
 )
 from negmaml.meta.per_step import PerStepModel, per_step_model, per_step_state
+from negmaml.meta.warm_starts import warm_start
 
 __all__ = [
     "LogisticHead",
     "MetaSGDParams",
+    "Minibatches",
     "PESParams",
     "ParamsAndRule",
     "PerStepModel",
@@ -56,6 +59,7 @@ __all__ = [
     "persistent_evolution_strategies",
     "reptile",
     "variables",
+    "warm_start",
 ]
 
 __getattr__ = renamed_exports(

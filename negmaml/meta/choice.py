@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from negmaml._core.symmetry import asymmetry
 from negmaml.meta.lowrank import wide_inputs
+from negmaml.meta.minibatches import at_step
 from negmaml.meta.partition import partition
 from negmaml.rules import GradientDescent, InnerRule, Schedule
 from negmaml.rules.unroll import PLAIN, Unroll
@@ -108,7 +109,7 @@ def _check_follows_updates(method: str, rule: InnerRule, state, unroll: Unroll) 
 def _trace(loss, params, state, data):
     """Return the jaxpr of the value of a loss on the data of one task."""
     # Only shapes matter to the trace: the first task stands for all.
-    first = jax.tree.map(lambda x: x[0], data)
+    first = at_step(jax.tree.map(lambda x: x[0], data), 0)
     return jax.make_jaxpr(lambda params, data: loss(params, state, data)[0])(params, first)
 
 

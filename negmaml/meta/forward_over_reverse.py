@@ -27,6 +27,7 @@ from negmaml.rules.unroll import (
     Unroll,
     join_steps,
     loop_of,
+    numbers_of,
     scan_segments,
     split_steps,
 )
@@ -61,17 +62,18 @@ def backward_recursion(
     stepped, fixed = separate(rule)
     kept = unroll.differentiated(rule.steps)
     skipped = rule.steps - kept
+    each = stepped, *numbers_of(gradient, rule.steps)  # what differs from step to step
     if skipped:
-        stepped = jax.tree.map(lambda x: x[skipped:], stepped)
+        each = jax.tree.map(lambda x: x[skipped:], each)
     fixed, rebuild_fixed = _floats(fixed)
 
     def back(carry, step):
         of_theta, of_state, of_frozen, of_fixed = carry
-        (theta, state), own = step
+        (theta, state), (own, *number) = step
         floats, rebuild_state = _floats(state)
         own, rebuild_own = _floats(own)
         # One linearisation gives both the gradient g and its forward derivative H u.
-        g, hessian = jax.linearize(gradient, combine(theta, frozen))
+        g, hessian = jax.linearize(lambda full: gradient(full, *number), combine(theta, frozen))
 
         def update(own, fixed, g, floats, theta):
             one_step = combine_rule(rebuild_own(own), rebuild_fixed(fixed))
@@ -104,17 +106,17 @@ def backward_recursion(
     of_state = [jnp.zeros(x.shape, x.dtype) for x in _floats(state)[0]]
     last = (of_theta, of_state, of_frozen, jax.tree.map(jnp.zeros_like, fixed))
     if rule.steps == 1:  # `run` stacks nothing for a single step
-        first, of_own = back(last, (visited, jax.tree.map(lambda x: x[0], stepped)))
+        first, of_own = back(last, (visited, jax.tree.map(lambda x: x[0], each)))
         of_own = jax.tree.map(lambda x: x[None], of_own)
         start = visited[0]
     elif isinstance(visited, Segments):
-        own = split_steps(stepped, kept, visited.size)
+        own = split_steps(each, kept, visited.size)
         pairs = Segments((visited.whole, own.whole), (visited.rest, own.rest), visited.size)
         first, of_own = scan_segments(back_segment, last, pairs, kept, reverse=True)
         of_own = join_steps(of_own)
         start = jax.tree.map(lambda x: x[0], visited.whole[0])
     else:
-        first, of_own = lax.scan(back, last, (visited, stepped), reverse=True)
+        first, of_own = lax.scan(back, last, (visited, each), reverse=True)
         start = jax.tree.map(lambda x: x[0], visited[0])
     of_theta, of_state, of_frozen, of_fixed = first
     if skipped:  # numbers of the first steps have no effect on a truncated derivative

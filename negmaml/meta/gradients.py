@@ -33,6 +33,7 @@ from negmaml.meta.forward_over_reverse import backward_recursion
 from negmaml.meta.inner import adapt_leaves, apply_at, inner_gradient, state_at
 from negmaml.meta.lowrank import LowRankPlan, factored_loss
 from negmaml.meta.memory import planned
+from negmaml.meta.minibatches import check_whole, on_support
 from negmaml.meta.model_variables import (
     MetaSGDParams,
     ParamsAndRule,
@@ -55,7 +56,7 @@ from negmaml.meta.partition import (
 from negmaml.meta.shape_errors import explain_while_loops
 from negmaml.meta.stateful import LiftedLoss, StatefulRule, mean_state
 from negmaml.rules import UNSOLVED, GradientDescent, accepted, run
-from negmaml.rules.unroll import PLAIN, Unroll, visit
+from negmaml.rules.unroll import PLAIN, Unroll, numbers_of, of_same_kind, visit
 
 
 class Algorithm(NamedTuple):
@@ -326,9 +327,10 @@ def _with_constant_gradients(losses: LossPair, rule, params, state, tasks, weigh
         # Frozen leaves enter the inner steps by gradients only, which are constants.
         gradient = inner_gradient(losses.inner, lax.stop_gradient(frozen), support)
 
-        def constant_gradient(point):
-            return lax.stop_gradient(gradient(lax.stop_gradient(point)))
+        def constant(*at):
+            return lax.stop_gradient(gradient(*lax.stop_gradient(at)))
 
+        constant_gradient = of_same_kind(gradient, constant)
         start = moving, combine(keys, state)
         if losses.step_weights is not None:
             return multi_step_loss(losses, rule, constant_gradient, start, frozen, query)
@@ -355,7 +357,8 @@ def reptile(losses: LossPair, rule, params, state, tasks, weight):
             # One step comes without an axis for the steps.
             visited = visited if rule.steps > 1 else jax.tree.map(lambda x: x[None], visited)
             # Computed again, since `run` returns the points; one at a time, for memory.
-            slopes = lax.map(lambda point: gradient(point)[0], visited)
+            points = visited, *numbers_of(gradient, rule.steps)
+            slopes = lax.map(lambda at: gradient(*at)[0], points)
             direction = jax.tree.map(lambda g: jnp.sum(g, 0), slopes)
         else:
             direction = jax.tree.map(jnp.subtract, moving, theta)
@@ -382,6 +385,7 @@ def _implicit(losses: LossPair, rule, params, state, tasks, weight):
 
     def one_task(support, query, keys):
         start = combine(keys, state)
+        check_whole(support, rule)
 
         def inner(theta, frozen):
             return losses.inner(combine(theta, frozen), start, support)[0]
@@ -415,15 +419,18 @@ def _mixed(losses: LossPair, rule, params, state, tasks, weight):
     moving, frozen = partition(params, losses.mask)
 
     def one_task(support, query, keys):
-        def inner(full):
-            return losses.inner(full, state, support)[0]
+        def inner(full, data):
+            return losses.inner(full, state, data)[0]
 
-        on_moving = jax.grad(lambda theta: inner(combine(theta, frozen)))
+        def of_moving(theta, data):
+            return inner(combine(theta, frozen), data)
+
+        on_all, on_moving = (on_support(jax.grad(f), support) for f in (inner, of_moving))
         theta, visited = visit(rule, on_moving, moving, losses.unroll)
         at = combine(theta, frozen)
         (value, (aux, new)), slope = _at_query(losses, at, state, query, weight)
         gradients = backward_recursion(
-            rule, (jax.grad(inner), on_moving), frozen, visited, slope, losses.mask, losses.unroll
+            rule, (on_all, on_moving), frozen, visited, slope, losses.mask, losses.unroll
         )
         return (value, _requested(losses.wrt, *gradients)), (aux, new, None)
 

@@ -10,6 +10,7 @@ from negmaml._core.checks import check_flag
 from negmaml._core.convergence import warn_unless
 from negmaml._core.meshes import any_mesh
 from negmaml._core.settings import own_transfers
+from negmaml.meta.minibatches import check_whole, on_support
 from negmaml.meta.model_variables import variables
 from negmaml.meta.partition import Loss, check_inputs, check_loss, combine, partition
 from negmaml.meta.shape_errors import explain_while_loops
@@ -42,7 +43,8 @@ def adapt(
             leaves, integers, functions and settings of a module, are returned unchanged. Or a
             model with a state: a Flax NNX module, variables of linen, or `Stateful(params, state)`,
             each with the loss that `nm.variables` lists for it.
-        support: the task's data, as `loss` takes it.
+        support: the task's data, as `loss` takes it; or `Minibatches`, of which each step takes
+            other rows.
         rule: any rule that moves a general model (`negmaml.rules`), of any sign:
             `GradientDescent`, whose rate is a number or a pytree like `params` or a prefix of it,
             with a `Schedule` for values by step; `Momentum`; `Preconditioned`; `InnerOptimizer`, or
@@ -112,6 +114,8 @@ def adapt_leaves(
         return as_solution(point, rule.steps)
 
     # A solver calls the loss any number of times, so the state is fixed while it does.
+    check_whole(support, rule)
+
     def objective(theta):
         return loss(combine(theta, frozen), state, support)[0]
 
@@ -135,14 +139,14 @@ def state_at(loss: Callable, params, state, support):
 def inner_gradient(loss: Callable, frozen, support) -> Callable:
     """Return (adapting leaves, state) -> (gradient of the loss on the support, new state)."""
 
-    def gradient(point):
+    def gradient(point, data):
         theta, state = point
 
         # The new state comes with the gradient: the loss is evaluated once.
         def value(theta):
-            value, new, _ = loss(combine(theta, frozen), state, support)
+            value, new, _ = loss(combine(theta, frozen), state, data)
             return value, new
 
         return jax.grad(value, has_aux=True)(theta)
 
-    return gradient
+    return on_support(gradient, support)

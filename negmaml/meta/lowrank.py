@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from negmaml.meta.minibatches import at_step
 from negmaml.rules.unroll import identity_at
 
 # The factored update is chosen where the dense one takes at least this many times its work. On CPU
@@ -102,21 +103,21 @@ def factored_loss(losses: tuple[Callable, Callable], params, plan: LowRankPlan, 
     dense = [i for i, moves in enumerate(moving) if moves and i not in wide]
     factors: dict[int, list] = {i: [] for i in wide}
     # The loss is traced once and evaluated once a step.
-    on_support = _Traced(inner_loss, params, support, wide)
+    on_support = _Traced(inner_loss, params, at_step(support, 0), wide)
 
-    def inner(dense_weights, shifts, theta, factors):
+    def inner(dense_weights, shifts, theta, factors, data):
         recorder = _Recorder(factors, theta, shifts)
-        value, _ = on_support(_replace(theta, dense, dense_weights), support, recorder)
+        value, _ = on_support(_replace(theta, dense, dense_weights), data, recorder)
         return value, recorder.inputs
 
     for k in range(steps):
-        dense_weights = [theta[i] for i in dense]
+        dense_weights, data = [theta[i] for i in dense], at_step(support, k)
         # A shift of zero is added to the result of each wide product: the derivative in it is d.
         blank = _Recorder(factors, theta, None)
-        jax.eval_shape(lambda theta, r=blank: on_support(theta, support, r), theta)
+        jax.eval_shape(lambda theta, d=data, r=blank: on_support(theta, d, r), theta)
         shifts = [jnp.zeros(shape, dtype) for shape, dtype in blank.shapes]
         (gradients, slopes), inputs = jax.grad(inner, (0, 1), has_aux=True)(
-            dense_weights, shifts, theta, factors
+            dense_weights, shifts, theta, factors, data
         )
         moved = [
             (t - rates(i, k) * g).astype(t.dtype)

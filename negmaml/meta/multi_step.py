@@ -22,7 +22,7 @@ from negmaml.meta.choice import LossPair
 from negmaml.meta.partition import combine
 from negmaml.meta.stateful import StatefulRule
 from negmaml.rules import InnerRule, Schedule
-from negmaml.rules.unroll import last_point
+from negmaml.rules.unroll import last_point, of_same_kind
 
 
 @pytree
@@ -89,9 +89,8 @@ def multi_step_loss(losses: LossPair, rule: InnerRule, gradient: Callable, start
     weights = WeightedSteps(rule, losses.step_weights).weights
     summing = _SummingRule(StatefulRule(rule), Schedule(weights), lambda point: at_query(point)[0])
     none = jnp.zeros((), jax.eval_shape(at_query, start)[0].dtype)
-    last, total = last_point(
-        summing, lambda point: gradient(point[0]), (start, none), losses.unroll
-    )
+    at_point = of_same_kind(gradient, lambda point, *number: gradient(point[0], *number))
+    last, total = last_point(summing, at_point, (start, none), losses.unroll)
     # The loss at this point is in the total. XLA drops here what only the loss needs.
     _, new, aux = at_query(last)
     return total, (aux, new, None)

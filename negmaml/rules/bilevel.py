@@ -68,6 +68,8 @@ class Implicit(StationaryRule):
         tolerance: of |grad loss(theta) + strength (theta - start)| over its size at the start,
             static. The default is rounding^(3/4) of the dtype, 2e-12 in float64 and 6e-6 in
             float32. A residual within the rounding of theta is allowed too.
+        absolute_tolerance: a residual that is allowed in addition, static, zero by default. A start
+            near the solution, as from `negmaml.warm_start`, saves steps only with it.
         linear_solver: of systems with H + strength I: "minres", for any symmetric matrix; "cg" or
             "neumann", for definite ones; "dense", for few parameters; a solver of lineax, such as
             lineax.GMRES(1e-6, 1e-6); or a function (matvec, b) -> x of flat vectors. Static.
@@ -101,6 +103,7 @@ class Implicit(StationaryRule):
     _: dataclasses.KW_ONLY
     steps: int | None = static(default=None)
     tolerance: float | None = static(default=None)
+    absolute_tolerance: float | None = static(default=None)
     linear_solver: Any = static(default="minres")
     linear_steps: int = static(default=1000)
     linear_tolerance: float | None = static(default=None)
@@ -113,7 +116,7 @@ class Implicit(StationaryRule):
             "strength": check_finite("strength", self.strength, "a proximal strength"),
             "linear_steps": check_count("linear_steps", self.linear_steps),
         }
-        for name in ("tolerance", "linear_tolerance"):
+        for name in ("tolerance", "absolute_tolerance", "linear_tolerance"):
             checked[name] = check_optional(check_positive, name, getattr(self, name))
         if not (callable(self.linear_solver) or is_lineax(self.linear_solver)):
             options = (*NAMES, "a solver of lineax", "a function (matvec, b)")
@@ -155,6 +158,8 @@ class Implicit(StationaryRule):
         residual, terms = jax.jvp(problem.residual, (theta,), (theta,))
         tolerance = tolerance_or_default(self.tolerance, problem.rounding)
         allowed = tolerance * first + rounding * (norm(terms) + first)
+        if self.absolute_tolerance is not None:
+            allowed += self.absolute_tolerance
         size = norm(residual)
         return StationaryPoint(theta, size <= allowed, size, steps)
 
@@ -169,6 +174,9 @@ class Implicit(StationaryRule):
         )
         settings = Settings(self.linear_steps, self.tolerance)
         theta, info = field_point(loss, start, self.strength, settings, at=found)
+        if self.absolute_tolerance is not None:
+            converged = info.converged | (info.residual <= self.absolute_tolerance)
+            info = info._replace(converged=converged)
         return Solution(theta, info._replace(steps=steps))
 
     def _run(self, loss, start, rounding: float):
@@ -186,7 +194,7 @@ class Implicit(StationaryRule):
             takes_loss = isinstance(self.inner, InnerOptimizer)
             if takes_loss or not self.inner.implicit:
                 tolerance = tolerance_or_default(self.tolerance, rounding)
-                return _descend(self.inner, objective, start, tolerance)
+                return _descend(self.inner, objective, start, tolerance, self.absolute_tolerance)
             found, info = solve_with(self.inner, objective, start)
         else:
             found, info = as_solution(self.inner(objective, start), 0)
@@ -203,7 +211,7 @@ class _Iterate(NamedTuple):
     gradient: Any
 
 
-def _descend(rule: InnerRule, objective: Callable, start, tolerance: float):
+def _descend(rule: InnerRule, objective: Callable, start, tolerance: float, absolute: float | None):
     """Return (parameters, number of steps) once the gradient is small, or after all steps."""
     stepped, fixed = separate(rule)
     slopes = jax.value_and_grad(objective)
@@ -224,6 +232,8 @@ def _descend(rule: InnerRule, objective: Callable, start, tolerance: float):
 
     first = _Iterate(0, start, rule.init(start), *slopes(start))
     least = tolerance * size(first.gradient)
+    if absolute is not None:
+        least += absolute
     last = lax.while_loop(unfinished, step, first)
     return last.theta, last.k
 

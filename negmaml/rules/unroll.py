@@ -75,10 +75,33 @@ def check_unroll(remat, segment, truncate) -> Unroll:
     return Unroll(check_flag("remat", remat), segment, truncate)
 
 
+class ByStep(NamedTuple):
+    """A gradient that differs from step to step: a function of parameters and number of the step.
+
+    The loops of this module take it in place of a function of the parameters.
+    """
+
+    function: Callable
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+def numbers_of(gradient: Callable, steps: int) -> tuple:
+    """Return (numbers of the steps,) for a gradient that takes them, else ()."""
+    return (jnp.arange(steps),) if isinstance(gradient, ByStep) else ()
+
+
+def of_same_kind(gradient: Callable, function: Callable) -> Any:
+    """Return a function of the arguments of a gradient as a `ByStep` if the gradient is one."""
+    return ByStep(function) if isinstance(gradient, ByStep) else function
+
+
 class Loop(NamedTuple):
     """The steps of a rule as a function of the carry (parameters, state).
 
-    step: (carry, own) -> carry.   own: the numbers of each step, stacked.   steps: their number.
+    step: (carry, own) -> carry.   own: what differs from step to step, stacked: numbers of the
+    rule, and the number of the step for a `ByStep`.   steps: their number.
     """
 
     step: Callable
@@ -131,10 +154,10 @@ def loop_of(rule, gradient: Callable) -> Loop:
     stepped, fixed = separate(rule)
 
     def step(carry, own):
-        theta, state = carry
-        return combine(own, fixed).update(gradient(theta), state, theta)
+        (theta, state), (own, *number) = carry, own
+        return combine(own, fixed).update(gradient(theta, *number), state, theta)
 
-    return Loop(step, stepped, rule.steps)
+    return Loop(step, (stepped, *numbers_of(gradient, rule.steps)), rule.steps)
 
 
 def last_point(rule, gradient: Callable, start, unroll: Unroll):
