@@ -62,7 +62,7 @@ def backward_recursion(
     stepped, fixed = separate(rule)
     kept = unroll.differentiated(rule.steps)
     skipped = rule.steps - kept
-    each = stepped, *numbers_of(gradient, rule.steps)  # what differs from step to step
+    each = stepped, *numbers_of(gradient, rule.steps)  # numbers that differ from step to step
     if skipped:
         each = jax.tree.map(lambda x: x[skipped:], each)
     fixed, rebuild_fixed = _floats(fixed)

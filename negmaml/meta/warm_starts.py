@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, short_repr
 from negmaml.meta.algorithms import maml_value_and_grad
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.model_variables import Stateful
@@ -52,7 +52,11 @@ def warm_start(
     (0.5, 1.0, [1.0])
     """
     loss, count = check_loss("loss", loss), check_count("tasks", tasks)
-    freeze_mask("mask", mask)
+    frozen = freeze_mask("mask", mask)
+    if not callable(frozen) and all(frozen[1]):
+        raise ValueError(
+            f"mask must be False for the hyperparameters, which train, got {short_repr(mask)}"
+        )
     for name in ("has_aux", "batch_size", "wrt"):
         if name in options:
             raise TypeError(f"{name} is no option of warm_start, got {options[name]!r}")

@@ -100,8 +100,8 @@ def of_same_kind(gradient: Callable, function: Callable) -> Any:
 class Loop(NamedTuple):
     """The steps of a rule as a function of the carry (parameters, state).
 
-    step: (carry, own) -> carry.   own: what differs from step to step, stacked: numbers of the
-    rule, and the number of the step for a `ByStep`.   steps: their number.
+    step: (carry, own) -> carry.   own: numbers that differ from step to step, stacked: those of
+    the rule, and the number of the step for a `ByStep`.   steps: their number.
     """
 
     step: Callable
