@@ -212,6 +212,14 @@ def sinusoid(options, report):
         report.row(name, shots, *measure(METHODS[name], task, 0.01, 1e-3, options))
 
 
+def in_all_orientations(images, labels):
+    """Rotate by quarter turns and reflect: eight classes for each digit."""
+    mirrored = images, images[:, :, ::-1]
+    rotated = [np.rot90(x, k, axes=(1, 2)) for x in mirrored for k in range(4)]
+    # Steps of ten keep the labels of the orientations apart.
+    return np.concatenate(rotated), np.concatenate([labels + 10 * i for i in range(8)])
+
+
 def digit_tasks():
     """Return the tasks of the search and of the table."""
     from sklearn.datasets import load_digits
@@ -223,7 +231,7 @@ def digit_tasks():
     def episodes(first, last, m, turned=True):
         keep = (labels >= first) & (labels <= last)
         rows = images[keep], labels[keep]
-        rows = digits.in_all_orientations(*rows) if turned else rows
+        rows = in_all_orientations(*rows) if turned else rows
         return nm.tasks.Episodes(*rows, **sizes, m=m)
 
     head = {"kernel": False, "hidden": False, "bias": False, "head": True}

@@ -32,6 +32,7 @@ WITH_HEAD = {"a": jnp.ones((3, 4)), "head": {"w": jnp.zeros((4, 2)), "b": jnp.ze
 START = jnp.ones(3)
 DATA = np.random.default_rng(0).standard_normal((48, 2)).astype(np.float32)
 TARGETS, GROUPS = np.sin(DATA.sum(1)), np.arange(48) % 6
+PIXELS = np.arange(48 * 9, dtype=np.uint8).reshape(48, 3, 3)
 SGD = optax.sgd(0.1)
 SOURCE = tasks.Linear(nm.MixedLinearRegression(p=3, m=2, n_t=3, n_v=2, n_r=3, sigma=0.5, nu=1.0))
 ITEMS = jnp.arange(3.0)
@@ -57,6 +58,10 @@ def label_loss(w, data):
 
 def headed(make):
     return nm.maml_value_and_grad(label_loss, make(features))(WITH_HEAD, CLASSES)
+
+
+def plain_keys(drawn):
+    return [[*part[:2], jax.random.key_data(part[2])] for part in drawn]
 
 
 def drawn(key, x):
@@ -113,6 +118,13 @@ OTHERS = {
     "Linear": lambda: SOURCE(key()),
     "Grouped": lambda: tasks.Grouped(DATA, GROUPS, m=3, n_t=2, n_v=1)(key()),
     "Episodes": lambda: tasks.Episodes(DATA, GROUPS, m=2, ways=2, shots=1, queries=2)(key()),
+    "Episodes, all options": lambda: plain_keys(tasks.Episodes(
+        PIXELS, GROUPS, m=2, ways=2, shots=1, queries=2, balanced=False, orientations=8, keys=True,
+        augment=lambda key, x: x + jax.random.normal(key), augment_task=lambda key, x: x,
+    )(key())),
+    "HostEpisodes": lambda: tasks.HostEpisodes(
+        PIXELS, GROUPS, m=2, ways=2, shots=1, queries=2, orientations=4
+    )(key()),
     "fit": lambda: trained(),
     "fit, evaluated": lambda: trained(evaluate=VALUE, evaluate_every=1, patience=2),
     "fit, callback": lambda: trained(callback=lambda *_: None),

@@ -37,8 +37,9 @@ def test_learned_rates_change_sign_and_help():
 
 
 @pytest.mark.slow
-def test_digits_are_classified_better_after_adapting():
-    result = example("digits").main(steps=150, test_episodes=60)
+@pytest.mark.parametrize("ridge", (None, 0.1))
+def test_digits_are_classified_better_after_adapting(ridge):
+    result = example("digits").main(steps=150, test_episodes=60, ridge=ridge)
     assert result.after > 0.8 > 0.45 > result.before
     assert result.after > result.untrained
 

@@ -276,6 +276,18 @@ SAMPLERS = {
     "Linear": nm.tasks.Linear(coloured(0.5, input_covariance=MATRIX)),
     "Sinusoid": nm.tasks.Sinusoid(2, 3, 3),
     "Quadratic": nm.tasks.Quadratic(3, 2, 3, 3, 0.1, 0.5),
+    "Grouped": nm.tasks.Grouped(np.ones(8, np.float32), np.arange(8) % 2, m=2, n_t=2, n_v=1),
+    "Episodes": nm.tasks.Episodes(
+        np.ones((8, 2, 2), np.uint8),
+        np.arange(8) % 2,
+        ways=2,
+        shots=1,
+        queries=2,
+        m=2,
+        balanced=False,
+        orientations=8,
+        augment=lambda key, x: x + jax.random.normal(key),
+    ),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from negmaml._core.display import Table, add_table_repr, tree_text
@@ -25,7 +26,8 @@ class Tasks(NamedTuple):
     query: Any
 
     def _summary(self) -> Table:
-        counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tuple(self))}
+        # Printing takes leaves of any kind, which `jnp.shape` does not.
+        counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tuple(self))}
         (count,) = counts if len(counts) == 1 else [()]
         title = f"Tasks, {count[0]} of them" if count else "Tasks"
         return Table(title, [(name, tree_text(part)) for name, part in self._asdict().items()])

@@ -134,7 +134,9 @@ def _resume(setup: TrainSetup, state: TrainState, segment, options: HostOptions,
 
 def _traced_form(group) -> tuple[str, str]:
     """Return the shapes of batches and the settings, for another of which a segment is traced."""
-    return str(jax.tree.map(lambda x: (x.shape, x.dtype), group)), str(unusual_settings())
+    # Tasks print only some of their leaves, so the leaves are listed.
+    leaves, structure = jax.tree.flatten(group)
+    return str([(x.shape, x.dtype) for x in leaves]) + str(structure), str(unusual_settings())
 
 
 def _asks_to_stop(answer) -> bool:

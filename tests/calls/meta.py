@@ -239,12 +239,23 @@ WRONG = [
            groups=([0, 1], None, 3, np.zeros((8, 1)), [None] * 8, [np.nan] * 8),
            data=(3, None, [], (np.ones(8), np.ones(7)), np.array(["a"] * 8),
                  (np.ones(8), np.array(list("abcdefgh"))), [None] * 8)),
-    *wrong(nm.tasks.Episodes, LABELLED, ways=(*COUNTS, 3), shots=(*COUNTS, 4),
-           queries=(*COUNTS, 4), m=COUNTS, labels=([0, 1], None, np.zeros((8, 1))),
-           images=(np.array(["a"] * 8), None, 3)),
+    *(row for make in (nm.tasks.Episodes, nm.tasks.HostEpisodes)
+      for row in wrong(make, LABELLED, ways=(*COUNTS, 3), shots=(*COUNTS, 4),
+                       queries=(*COUNTS, 4), m=COUNTS, labels=([0, 1], None, np.zeros((8, 1))),
+                       images=(np.array(["a"] * 8), None, 3), classes=([], [0, 7], "ab", 3),
+                       orientations=(0, 2, True, None, "4", [4]), balanced=FLAGS, scale=FLAGS,
+                       keys=FLAGS, augment=OPTIONAL_FUNCTIONS, augment_task=OPTIONAL_FUNCTIONS)),
+    *(row for make in (nm.tasks.Episodes, nm.tasks.HostEpisodes)
+      for row in wrong(make(**LABELLED).replace, {}, ways=(*COUNTS, 3), queries=(*COUNTS, 4),
+                       classes=([0],), images=(np.ones(8),))),
+    *wrong(nm.tasks.split_classes, {"labels": [0, 1, 2], "sizes": (2, 1)}, labels=([None, 1], []),
+           sizes=((), (2, 2), (0, 1), (-1, 2), (0.5, 0.7), (1, 0.5), 3, "ab", None, [np.nan]),
+           key=(3, "x")),
+    *wrong(nm.tasks.image_folder, {"path": "."}, path=("nowhere", "no\nwhere"),
+           size=(*COUNTS[:-1], (1, 2, 3), (0, 1)), mode=("CMYK", None, 3)),
     *(row for distribution in (
         TASKS, nm.tasks.Quadratic(p=1, sigma=0.1, nu=0.1, **SIZES), nm.tasks.Grouped(**GROUPED),
-        nm.tasks.Episodes(**LABELLED),
+        nm.tasks.Episodes(**LABELLED), nm.tasks.HostEpisodes(**LABELLED),
         nm.tasks.Linear(nm.MixedLinearRegression(p=2, n_r=2, sigma=0.1, nu=0.1, **SIZES)))
       for row in wrong(distribution.__call__, {"key": KEY}, key=KEYS)),
 ]  # fmt: skip
