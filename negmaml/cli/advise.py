@@ -3,6 +3,7 @@
 import csv
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from negmaml._core.display import printable
+from negmaml._core.extras import require
 from negmaml._core.keys import key_of
 from negmaml.advice import advise as advise_rows
 from negmaml.advice.files import GroupedTable, read_table
@@ -70,7 +72,7 @@ def advise(
         n_r: rows on which a new group adapts.
         m: groups in meta-training; by default half of them.
         standardise: divide features and target by their standard deviations.
-        out: folder for advice.png, .svg, .nc, .txt and .json; made if missing.
+        out: folder for advice.png, .svg, .nc, .txt, .html and .json; made if missing.
         seed: seed of all random numbers.
         splits: number of random splits of the groups.
         quick: 20 splits and no theory.
@@ -98,8 +100,10 @@ def advise(
             for note in table.notes if not (json or quiet) else ():
                 say(note)
             progress.update(bar, description="splitting")
+            series = require("pandas", "advice").Series  # the report names the target
             advice = advise_rows(
-                table.x, table.y, table.groups, n_t=n_t, n_v=n_v, n_r=n_r, m=m,
+                table.x, series(table.y, name=target), table.groups,
+                n_t=n_t, n_v=n_v, n_r=n_r, m=m,
                 standardise=standardise, key=key_of(seed),
                 splits=QUICK if quick and splits is None else splits,
                 progress=lambda done, total: progress.update(bar, completed=done, total=total),
@@ -127,7 +131,9 @@ def _saved(advice, table: GroupedTable, out: Path, theory: bool) -> tuple[list[P
     """Write all files; return their paths, the report, and the record as JSON."""
     report = advice.report(theory=theory)
     paths = figures.save(advice.plot(theory=theory), out, "advice")
-    stored, said, recorded = (out / f"advice.{kind}" for kind in ("nc", "txt", "json"))
+    stored, said, page, recorded = (
+        out / f"advice.{kind}" for kind in ("nc", "txt", "html", "json")
+    )
     with figures.atomic_write(stored) as partial:
         losses = advice.table
         if theory:
@@ -137,7 +143,11 @@ def _saved(advice, table: GroupedTable, out: Path, theory: bool) -> tuple[list[P
     with figures.atomic_write(said) as partial:
         text = printable("\n".join([*table.notes, "", report])).lstrip()
         partial.write_text(text, encoding="utf-8")
-    paths += [stored, said, recorded]
+    with figures.atomic_write(page) as partial:
+        notes = (*(note.rstrip(".") for note in table.notes), *advice.notes)
+        html = replace(advice, notes=notes).report(theory=theory, format="html")
+        partial.write_text(html, encoding="utf-8")
+    paths += [stored, said, page, recorded]
     record = json.dumps(_record(advice, table, paths), indent=2, ensure_ascii=True)
     with figures.atomic_write(recorded) as partial:
         partial.write_text(record + "\n", encoding="utf-8")

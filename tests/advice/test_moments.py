@@ -42,6 +42,42 @@ def test_moments_are_found_whatever_the_size_of_groups(groups, rows, p):
         assert np.all(error < 0.15)
 
 
+@pytest.mark.parametrize(
+    ("structure", "deviations"),
+    [("intercept", (0.8, 0, 0)), ("equal", (0.8, 0.5, 0.5))],
+    ids=["random intercept", "equal slopes"],
+)
+@pytest.mark.parametrize("p", [3, 9])  # with more than 8 coefficients Omega is diagonal
+def test_a_structure_finds_its_own_moments_and_has_its_form(structure, deviations, p):
+    spread = np.diag([*deviations[:1], *[deviations[1]] * (p - 1)])
+    w0, sigma = np.linspace(-1, 1, p), 1.0
+    found = [
+        random_coefficients(*grams(s, 400, 12, p, sigma, spread, w0), structure=structure)
+        for s in range(6)
+    ]
+    omega = np.stack([f.covariance for f in found])
+    assert np.all(omega == omega * np.eye(p))
+    slopes = np.diagonal(omega, axis1=1, axis2=2)[:, 1:]
+    # The features have deviations of nearly one, the unit of equal slopes.
+    np.testing.assert_allclose(slopes, slopes[:, :1] * np.ones(p - 1), rtol=0.1)
+    for values, true in (
+        (omega[:, 0, 0], 0.64),
+        (slopes[:, 0], deviations[1] ** 2),
+        (np.stack([f.noise_variance for f in found]), sigma**2),
+    ):
+        error = values.std(ddof=1) / len(values) ** 0.5
+        assert abs(values.mean() - true) < 5 * error + 0.02
+
+
+def test_noise_includes_what_a_structure_cannot_represent():
+    spread = np.diag([0.0, 0.6, 0.6])
+    gram, counts = grams(1, 800, 12, 3, 1.0, spread, np.ones(3))
+    found = random_coefficients(gram, counts, structure="intercept")
+    # Slopes of variance 0.36 in two directions of unit mean square are noise to this structure.
+    assert found.noise_variance == pytest.approx(1 + 2 * 0.36, rel=0.1)
+    assert found.covariance[0, 0] < 0.1
+
+
 def test_identical_groups_have_no_covariance_and_it_is_never_negative():
     gram, counts = grams(0, 300, 12, 3, 1.0, np.zeros((3, 3)), np.ones(3))
     found = random_coefficients(gram, counts)

@@ -37,7 +37,9 @@ def test_report_figure_and_data_are_written(table, tmp_path, capsys):
     assert "Text column 'sex': a 0/1 column for each value but 'boy'." in said
     assert "Use " in said and "explains" in said
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"advice.png", "advice.svg", "advice.nc", "advice.txt", "advice.json"}
+    kinds = ("png", "svg", "nc", "txt", "html", "json")
+    assert names == {f"advice.{kind}" for kind in kinds}
+    assert "predicts score with an RMSE of" in (tmp_path / "out" / "advice.html").read_text()
     stored = xr.open_dataset(tmp_path / "out" / "advice.nc", engine="scipy")
     assert stored.attrs["features"] == "ses, size, sex_girl"
     assert stored.attrs["groups"] == 16
