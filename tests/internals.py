@@ -38,7 +38,7 @@ from negmaml._core.registry import maker, register
 from negmaml._core.registry import registered as registry_registered
 from negmaml._core.settings import DEFAULTS, result_settings, settings_of
 from negmaml._core.symmetry import asymmetry
-from negmaml.advice import columns, meta_system, predicted, splits, statistics
+from negmaml.advice import columns, data, meta_system, predicted, rowblocks, splits, statistics
 from negmaml.advice.baselines import mixed_model, per_group_ridge
 from negmaml.advice.cv import CVLosses, cv_losses
 from negmaml.advice.data import group_rows

@@ -9,7 +9,14 @@ import numpy as np
 
 from negmaml._core.checks import check_array, check_callable, check_choice, check_count, check_flag
 from negmaml._core.keys import check_key
-from negmaml.advice.data import UNITS, GroupedRows, default_sizes, drop_small_groups, group_rows
+from negmaml.advice.data import (
+    UNITS,
+    GroupedRows,
+    default_sizes,
+    drop_small_groups,
+    group_rows,
+    limit_groups,
+)
 from negmaml.advice.evaluation import CrossEvaluation
 from negmaml.advice.features import kernel_features
 from negmaml.advice.result import Advice, Sizes, summarise
@@ -113,14 +120,14 @@ def advise(
     )
     if progress is not None:
         check_callable("progress", progress, "of (splits done, splits in all)")
-    # One generator per use: kernel landmarks, orders of rows, splits, bootstrap.
+    # One generator per use: kernel landmarks, orders of rows, splits, bootstrap, groups.
     random = _generators(key)
     data = group_rows(x, y, groups, intercept=intercept, standardise=standardise)
     # One BLAS thread for all linear algebra: systems are small.
     with single_blas_thread():
         if kernel is not None:
             data = _in_kernel_space(data, kernel, random[0])
-        sizes, data = _sizes(data, n_t, n_v, n_r, m)
+        sizes, data = _sizes(data, n_t, n_v, n_r, m, random[4])
         unit_size = data.rate_unit if unit == "scaled" else 1.0
         grid = _grid(data, sizes, unit_size, rates, adapt_rates, meta_ridges)
         counts = _split_counts(data, splits)
@@ -141,11 +148,11 @@ def advise(
 
 
 def _generators(key) -> list[np.random.Generator]:
-    """Four independent generators: a change in one use of randomness does not change the others."""
+    """Five independent generators: a change in one use of randomness does not change the others."""
     typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
     # A typed key and a raw one with the same numbers give the same advice.
     seed = np.asarray(jax.random.key_data(key) if typed else key).tolist()
-    return [np.random.default_rng([*seed, stream]) for stream in range(4)]
+    return [np.random.default_rng([*seed, stream]) for stream in range(5)]
 
 
 def _in_kernel_space(data: GroupedRows, kernel, random) -> GroupedRows:
@@ -153,14 +160,14 @@ def _in_kernel_space(data: GroupedRows, kernel, random) -> GroupedRows:
     # The constant stays outside of the kernel: the ridge must not penalize it.
     columns = data.x[:, int(data.intercept) :]
     features = kernel_features(kernel, columns, random, KERNEL_FEATURES)
-    x = np.hstack([data.x[:, : int(data.intercept)], features(columns)])
-    return replace(data, x=x, notes=(*data.notes, features.note))
+    z = np.hstack([data.x[:, : int(data.intercept)], features(columns), data.y])
+    return replace(data, z=z, notes=(*data.notes, features.note))
 
 
-def _sizes(data: GroupedRows, n_t, n_v, n_r, m) -> tuple[Sizes, GroupedRows]:
+def _sizes(data: GroupedRows, n_t, n_v, n_r, m, random) -> tuple[Sizes, GroupedRows]:
     """Complete and check the sizes; drop groups that are too small for them."""
     n_t, n_v, n_r = default_sizes(data.counts, n_t=n_t, n_v=n_v, n_r=n_r)
-    data = drop_small_groups(data, n_t, n_v, n_r)
+    data = limit_groups(drop_small_groups(data, n_t, n_v, n_r), random)
     # Checked after small groups are dropped: only the others can train.
     largest = max_training_groups(data.groups)
     m = min(data.groups // 2, largest) if m is None else check_count("m", m)
@@ -191,8 +198,7 @@ def _grid(
     if meta_ridges is None:
         # The meta-system is a sum over m n_v rows, so its eigenvalues grow with them and with the
         # mean square of a feature. A ridge in these units shrinks alike at all sizes.
-        penalized = data.x[:, int(data.intercept) :]
-        ridges = RIDGES * sizes.m * sizes.n_v * float(np.mean(penalized**2))
+        ridges = RIDGES * sizes.m * sizes.n_v * data.mean_square
     else:
         ridges = np.unique(_axis("meta_ridges", meta_ridges, "a ridge"))
         if ridges[0] < 0:

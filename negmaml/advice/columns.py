@@ -126,7 +126,7 @@ def encode_columns(frame, plan: Sequence[FeatureColumn]):
             f"{sorted(twice)[0]!r} twice; rename, or leave one out with --drop"
         )
     # Filled in place, since lists of columns would double the memory.
-    x = np.empty((len(frame), len(names)), order="F")
+    x: np.ndarray = np.empty((len(frame), len(names)), _precision(frame, plan), order="F")
     at, notes = 0, []
     for column in plan:
         columns, note = column.encode(frame[column.name])
@@ -134,7 +134,14 @@ def encode_columns(frame, plan: Sequence[FeatureColumn]):
         for values in columns:
             x[:, at] = values
             at += 1
-    return pandas.DataFrame(x, frame.index, names), notes
+    return pandas.DataFrame(x, frame.index, names, copy=False), notes
+
+
+def _precision(frame, plan: Sequence[FeatureColumn]) -> type:
+    """Single precision if it holds all columns exactly, which halves the memory."""
+    exact = ("float32", "float16", "int16", "int8", "uint16", "uint8", "bool")
+    single = all(c.kind == "text" or str(frame[c.name].dtype) in exact for c in plan)
+    return np.float32 if single else np.float64
 
 
 def plan_columns(frame, wishes: Wishes, codes: np.ndarray) -> tuple[list[FeatureColumn], list[str]]:
@@ -188,28 +195,29 @@ def _is_wanted(name: str, wishes: Wishes) -> bool:
 def _useless(name: str, parsed: Parsed, codes: np.ndarray, rows: int) -> str | None:
     """The reason to leave out a column that predicts nothing for new groups; None to use it."""
     present = parsed.values[~parsed.missing]
-    distinct = np.unique(present)
-    if len(distinct) <= 1 and len(present) == rows:
-        return f"it is {short_repr(_plain(distinct[0]))} in every row"
+    if len(present) == rows and np.all(present == present[0]):
+        return f"it is {short_repr(_plain(present[0]))} in every row"
     if _names_groups(parsed, codes):
         return "its values name the groups; a new group would have a new one"
     if parsed.kind == "text":
-        if len(distinct) > LEVELS:
-            return (
-                f"text of {len(distinct)} values, such as {short_repr(_plain(present[0]))}; "
-                f"--categorical makes columns of the {LEVELS} most frequent"
-            )
+        if (count := len(set(present))) <= LEVELS:
+            return None
+        return (
+            f"text of {count} values, such as {short_repr(_plain(present[0]))}; --categorical "
+            f"makes columns of the {LEVELS} most frequent"
+        )
+    # Most columns of numbers are no integers, which is quick to see.
+    if parsed.kind == "date" or not len(present) or np.any(present != np.round(present)):
         return None
-    if parsed.kind == "number" and len(present) and np.all(present == np.round(present)):
-        if len(present) > 2 and np.all(np.diff(present) == 1):
-            return "it numbers the rows"
-        width = np.ptp(present) + 1
-        unique = len(distinct) >= NEARLY_UNIQUE * len(present)
-        if len(distinct) > LEVELS and (ID_NAME.search(name) or (unique and width < 1.1 * rows)):
-            return (
-                f"{len(distinct)} whole numbers such as {present[0]:.0f} look like an identifier; "
-                "--numeric uses it as a number"
-            )
+    if len(present) > 2 and np.all(np.diff(present) == 1):
+        return "it numbers the rows"
+    distinct = len(np.unique(present))
+    consecutive = np.ptp(present) + 1 < 1.1 * rows and distinct >= NEARLY_UNIQUE * len(present)
+    if distinct > LEVELS and (consecutive or ID_NAME.search(name)):
+        return (
+            f"{distinct} whole numbers such as {present[0]:.0f} look like an identifier; --numeric "
+            "uses it as a number"
+        )
     return None
 
 

@@ -1,17 +1,31 @@
 """Validates, cleans and sorts grouped rows; dropped rows and columns are reported in `notes`."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 
-from negmaml._core.checks import check_count, short_repr
+from negmaml._core.checks import check_count
 from negmaml.advice.labels import unique_labels
+from negmaml.advice.rowblocks import (
+    LARGE,
+    Scales,
+    as_floats,
+    check_sizes,
+    column_blocks,
+    constant_columns,
+    gram,
+    no_scales,
+    rate_unit,
+    row_blocks,
+    standard_scales,
+)
 
 UNITS = ("scaled", "raw")  # of a rate
 MAX_DEFAULT_SIZE = 10  # rows: enough to estimate curvature, few enough that most groups have them
 MIN_GROUPS = 4
-Scales = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+MAX_NUMBERS = 3.5e8  # in the data, twice, and in the statistics of all groups, 2.8 GB
+MIN_STATISTICS = 5e7
 
 
 @dataclass(frozen=True)
@@ -19,8 +33,9 @@ class GroupedRows:
     """Rows sorted by group: group i has rows starts[i] to starts[i] + counts[i].
 
     Attributes:
-        x: features, (rows, p); the first column is the constant 1 if `intercept`.
-        y: targets, (rows, q).
+        z: features and targets side by side, (rows, p + q); the first feature is the constant 1 if
+            `intercept`.
+        targets: q.
         starts, counts: (groups,).
         labels: the user's labels, (groups,).
         names: names of the features, without the constant.
@@ -29,8 +44,8 @@ class GroupedRows:
         notes: sentences on the rows and columns that were dropped or changed.
     """
 
-    x: np.ndarray
-    y: np.ndarray
+    z: np.ndarray
+    targets: int
     starts: np.ndarray
     counts: np.ndarray
     labels: np.ndarray
@@ -46,63 +61,34 @@ class GroupedRows:
         return len(self.counts)
 
     @property
-    def z(self) -> np.ndarray:
-        """Features and targets side by side, (rows, p + q)."""
-        return np.hstack([self.x, self.y])
+    def x(self) -> np.ndarray:
+        """Features, (rows, p)."""
+        return self.z[:, : -self.targets]
 
     @property
+    def y(self) -> np.ndarray:
+        """Targets, (rows, q)."""
+        return self.z[:, -self.targets :]
+
+    @cached_property
     def rate_unit(self) -> float:
         """1 over the largest eigenvalue of x^T x / rows, the unit of a scaled rate."""
         return rate_unit(self.x)
 
+    @property
+    def second_moments(self) -> np.ndarray:
+        """x^T x / rows, (p, p)."""
+        return gram(self.x) / len(self.x)
+
+    @property
+    def mean_square(self) -> float:
+        """Mean square of a feature, without the constant."""
+        penalized = self.x[:, int(self.intercept) :]
+        return sum(float(np.sum(rows**2)) for rows in row_blocks(penalized)) / penalized.size
+
     def grams(self) -> np.ndarray:
         """z^T z of every group, (groups, p + q, p + q)."""
-        return np.stack([rows.T @ rows for rows in np.split(self.z, self.starts[1:])])
-
-
-def rate_unit(x: np.ndarray) -> float:
-    """Return 1 over the largest eigenvalue of x^T x / rows, and 1 if x is zero."""
-    # x^T x and x x^T have the same largest eigenvalue; the smaller of them is cheaper.
-    narrow = x if x.shape[1] <= x.shape[0] else x.T
-    largest = float(np.linalg.eigvalsh(narrow.T @ narrow)[-1]) / len(x)
-    return 1.0 / largest if largest > 0 else 1.0
-
-
-def as_float64(name: str, value: Any) -> np.ndarray:
-    """Convert to a float64 array; raise with the position of text, NaN or infinity."""
-    # A data frame of mixed dtypes converts to objects, so each column is checked by its own name.
-    for column in getattr(value, "columns", ()):
-        values = np.asarray(value[column])
-        if values.dtype.kind not in "biuf":
-            as_float64(f"{name} column {column!r}", values)
-    raw = np.asarray(value)
-    if raw.ndim == 0:
-        raise TypeError(f"{name} must be an array or a data frame of rows, got {short_repr(value)}")
-    try:
-        # Numbers that are stored as text convert, too; other text raises.
-        array = raw.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name} must hold numbers, got {_first_text(raw)!r}; encode text first, for example "
-            "as a 0/1 column for each value (the command `negmaml advise` does)"
-        ) from error
-    bad = ~np.isfinite(array)
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"{name} must be finite, got {array[where]} in row {where[0]} and {bad.sum() - 1} "
-            "more; drop such rows or fill them in first"
-        )
-    return array
-
-
-def _first_text(raw: np.ndarray) -> Any:
-    for item in raw.ravel():
-        try:
-            float(item)
-        except (TypeError, ValueError):
-            return item
-    return raw
+        return np.stack([gram(rows) for rows in np.split(self.z, self.starts[1:])])
 
 
 def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = False) -> GroupedRows:
@@ -111,7 +97,7 @@ def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = Fals
     Raises TypeError or ValueError for data that cannot be used: see `advise`.
     """
     names = tuple(map(str, getattr(x, "columns", ())))
-    x, y = as_float64("x", x), as_float64("y", y)
+    x, y = as_floats("x", x), as_floats("y", y)
     if x.ndim != 2 or y.ndim not in (1, 2) or not x.size:
         raise ValueError(
             f"x must have shape (rows, features) and y (rows,) or (rows, targets), got {x.shape} "
@@ -121,62 +107,74 @@ def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = Fals
     if len(x) != len(y):
         raise ValueError(f"x and y must have the same number of rows, got {len(x)} and {len(y)}")
     labels, _, codes = unique_labels(groups, len(x))
-    width = np.ptp(y, axis=0)
-    if not np.all(width > 1e-12 * np.abs(y).max(0)):  # a constant up to rounding
-        raise ValueError(
-            f"y must vary, got the constant {y[0, int(np.argmin(width))]:g}; nothing can be learned"
-        )
+    if np.any(constant := constant_columns(y)):
+        value = y[0, int(np.argmax(constant))]
+        raise ValueError(f"y must vary, got the constant {value:g}; nothing can be learned")
+    if not standardise:
+        check_sizes("x", x)
+        check_sizes("y", y)
+    scales = standard_scales(x, y)
+    kept, names, notes = _usable_features(x, names, intercept, scales)
+    scales = (scales[0][kept], scales[1][kept], *scales[2:])
+    if not standardise:
+        scales = no_scales(scales)
     order = np.argsort(codes, kind="stable")  # rows of a group keep their order
-    x, kept, names, notes = _usable_features(x, names, intercept)
-    scales = standard_scales(x, y, standardise)
-    x, y = (x - scales[0]) / scales[1], (y - scales[2]) / scales[3]
-    # After standardising, which would turn the constant into zero.
-    if intercept:
-        x = np.hstack([np.ones((len(x), 1)), x])
     counts = np.bincount(codes, minlength=len(labels))
     return GroupedRows(
-        x[order], y[order], np.cumsum(counts) - counts, counts, labels, names, intercept, scales,
-        kept, notes,
+        _side_by_side(x, y, order, kept, scales, intercept), y.shape[1],
+        np.cumsum(counts) - counts, counts, labels, names, intercept, scales, kept, notes,
     )  # fmt: skip
 
 
-def _usable_features(x, names, intercept):
+def _side_by_side(x, y, order, kept, scales, intercept: bool) -> np.ndarray:
+    """Scaled features and targets with rows in this order, in the precision of x."""
+    first = int(intercept)
+    # By columns if x is: each column is then copied in one piece.
+    by_columns = x.flags.f_contiguous and not x.flags.c_contiguous
+    shape = (len(x), first + len(kept) + y.shape[1])
+    z = np.empty(shape, x.dtype, order="F" if by_columns else "C")
+    # After standardising, which would turn the constant into zero.
+    z[:, :first] = 1.0
+    for columns, values in column_blocks(x):
+        chosen = np.flatnonzero((kept >= columns.start) & (kept < columns.stop))
+        values = values[:, kept[chosen] - columns.start]
+        scaled = (values - scales[0][chosen]) / scales[1][chosen]
+        z[:, first + chosen] = scaled[order]
+    z[:, first + len(kept) :] = ((y - scales[2]) / scales[3])[order]
+    return z
+
+
+def _usable_features(x, names, intercept, scales: Scales):
     """Drop constant columns if there is an intercept, which stands for them; collect notes."""
     names = names or tuple(f"x{i}" for i in range(x.shape[1]))
-    constant = np.ptp(x, axis=0) <= 1e-12 * np.abs(x).max(0)
+    constant = constant_columns(x)
     kept = np.flatnonzero(~constant if intercept else np.ones(x.shape[1], bool))
     notes = []
     if intercept and constant.any():
         dropped = ", ".join(names[i] for i in np.flatnonzero(constant))
         notes.append(f"constant features left out: {dropped}")
-    x, names = x[:, kept], tuple(names[i] for i in kept)
     if not intercept and not np.any(x):
         raise ValueError("x must not be all zero without an intercept; pass intercept=True")
-    if x.shape[1] > len(x):
+    if len(kept) > len(x):
         notes.append(
-            f"more features ({x.shape[1]}) than rows ({len(x)}): the solution is unique only with "
+            f"more features ({len(kept)}) than rows ({len(x)}): the solution is unique only with "
             "a ridge, or as the one of least norm"
         )
-    elif 1 < x.shape[1] <= 500:  # beyond, the rank would cost more than the advice
+    elif 1 < len(kept) <= 500:  # beyond, the rank would cost more than the advice
         # In units of the deviations, so that the tolerance does not depend on the user's units.
-        centred = (x - x.mean(0)) / np.where(constant[kept], 1.0, x.std(0))
-        rank = np.linalg.matrix_rank(centred.T @ centred, tol=1e-9 * len(x), hermitian=True)
+        mean, deviation, *_ = scales
+        centred = sum(
+            c.T @ c for c in ((rows[:, kept] - mean[kept]) / deviation[kept]
+                              for rows in row_blocks(x))
+        )  # fmt: skip
+        rank = np.linalg.matrix_rank(centred, tol=1e-9 * len(x), hermitian=True)
         # Centring turns constant columns to zero, so they cannot count.
-        if rank < x.shape[1] - (0 if intercept else int(constant.sum())):
+        if rank < len(kept) - (0 if intercept else int(constant.sum())):
             notes.append(
-                f"collinear features: {x.shape[1]} columns of rank {rank}; the solution of least "
+                f"collinear features: {len(kept)} columns of rank {rank}; the solution of least "
                 "norm is taken"
             )
-    return x, kept, names, tuple(notes)
-
-
-def standard_scales(x, y, standardise: bool) -> Scales:
-    """Means and standard deviations of features and targets; 0 and 1 unless `standardise`."""
-    scales = []
-    for a in (x, y):
-        varies = standardise & (np.ptp(a, axis=0) > 0)  # a constant column keeps its scale
-        scales += [a.mean(0) * standardise, np.where(varies, a.std(0), 1.0)]
-    return tuple(scales)
+    return kept, tuple(names[i] for i in kept), tuple(notes)
 
 
 def default_sizes(counts, *, n_t=None, n_v=None, n_r=None) -> tuple[int, int, int]:
@@ -205,12 +203,42 @@ def drop_small_groups(data: GroupedRows, n_t: int, n_v: int, n_r: int) -> Groupe
         )
     if enough.all():
         return data
-    rows, counts = np.repeat(enough, data.counts), data.counts[enough]
     note = (
         f"groups with fewer than {needed} rows left out: {int((~enough).sum())} of {data.groups} "
-        f"({int(data.counts[~enough].sum())} of {len(data.x)} rows)"
+        f"({int(data.counts[~enough].sum())} of {len(data.z)} rows)"
     )
+    return _only_groups(data, enough, note)
+
+
+def limit_groups(data: GroupedRows, random: np.random.Generator) -> GroupedRows:
+    """Keep as many groups, drawn at random, as have room for their statistics in memory."""
+    # Nine matrices a group at least: see `statistics.QuadraticForms`.
+    each = 9 * data.z.shape[1] ** 2
+    stored = 2 * data.z.size * data.z.itemsize / 8
+    most = max(MIN_GROUPS, int(max(MIN_STATISTICS, MAX_NUMBERS - stored) // each))
+    if data.groups <= most:
+        return data
+    keep = np.zeros(data.groups, bool)
+    keep[random.permutation(data.groups)[:most]] = True
+    note = (
+        f"{most} of {data.groups} groups drawn at random: statistics of all with "
+        f"{data.z.shape[1]} columns need {8e-9 * each * data.groups:.0f} GB; use fewer features "
+        "for more groups"
+    )
+    return _only_groups(data, keep, note)
+
+
+def _only_groups(data: GroupedRows, keep: np.ndarray, note: str) -> GroupedRows:
+    rows, counts = np.repeat(keep, data.counts), data.counts[keep]
+    size = int(counts.sum())
+    if data.z.size <= LARGE:
+        z = data.z[rows]
+    else:
+        # Moved to the front of the same array, since another copy may not fit the memory.
+        z = data.z[:size]
+        for column in range(data.z.shape[1]):
+            z[:, column] = data.z[rows, column]
     return replace(
-        data, x=data.x[rows], y=data.y[rows], counts=counts, starts=np.cumsum(counts) - counts,
-        labels=data.labels[enough], notes=(*data.notes, note),
+        data, z=z, counts=counts, starts=np.cumsum(counts) - counts, labels=data.labels[keep],
+        notes=(*data.notes, note),
     )  # fmt: skip

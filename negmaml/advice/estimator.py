@@ -18,10 +18,11 @@ from negmaml._core.checks import (
 from negmaml._core.extras import require
 from negmaml._core.keys import key_of
 from negmaml.advice import advise
-from negmaml.advice.data import UNITS, rate_unit, standard_scales
+from negmaml.advice.data import UNITS
 from negmaml.advice.features import kernel_features
 from negmaml.advice.labels import listed, unique_labels
 from negmaml.advice.meta_system import FOLDS, MetaSystem
+from negmaml.advice.rowblocks import check_sizes, no_scales, rate_unit, standard_scales
 
 require("sklearn", "advice")
 from sklearn.base import BaseEstimator, RegressorMixin  # noqa: E402
@@ -139,7 +140,11 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         """Scale validated rows: features, targets, and the rows of each group by its name."""
         self._single = np.ndim(y) == 1
         target = np.reshape(np.asarray(y, np.float64), (len(y), -1))
-        self.scales_ = standard_scales(X, target, self.standardise)
+        if not self.standardise:
+            check_sizes("X", X)
+            check_sizes("y", target)
+        scales = standard_scales(X, target)
+        self.scales_ = scales if self.standardise else no_scales(scales)
         if self.kernel is not None:
             inputs = (X - self.scales_[0]) / self.scales_[1]
             self.features_ = kernel_features(self.kernel, inputs, random)

@@ -137,8 +137,10 @@ def read_table(
             source = _TextSource(pandas, path, group, target, wishes, sep, decimal, encoding)
             wishes = wishes._replace(decimal=source.format.decimal)
     names = _chosen(source.names, group, target, wishes)
-    frame, labels = source.read([*names, target], group, tuple(na), wishes)
-    return _table(frame, labels, names, target, wishes, missing, source.notes)
+    return _table(
+        lambda: source.read([*names, target], group, tuple(na), wishes), names, target, wishes,
+        missing, source.notes,
+    )  # fmt: skip
 
 
 def _is_parquet(path: Path) -> bool:
@@ -192,12 +194,30 @@ class _ParquetSource:
         labels = self.file.read([group]).column(0).combine_chunks().dictionary_encode()
         texts = _label_texts(labels.dictionary.to_pylist(), na)
         codes = labels.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
-        table = self.file.read(names)
-        frame = table.to_pandas(ignore_metadata=True, split_blocks=True, self_destruct=True)
-        frame = frame[names]
-        return frame.replace(list(na), None) if na else frame, np.array([*texts, None], object)[
-            codes
-        ]
+        columns = _ParquetColumns(self.file, names, na, np.arange(len(codes)))
+        return columns, np.array([*texts, None], object)[codes]
+
+
+class _ParquetColumns:
+    """A data frame whose columns are read when they are used, so that it takes no memory.
+
+    index: the rows that are left.
+    """
+
+    def __init__(self, file, names: list[str], na: tuple[str, ...], index: np.ndarray):
+        self.file, self.columns, self.na, self.index = file, names, na, index
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, key):
+        if isinstance(key, list):
+            return _ParquetColumns(self.file, key, self.na, self.index)
+        if not isinstance(key, str):
+            return _ParquetColumns(self.file, self.columns, self.na, self.index[key])
+        series = self.file.read([key]).to_pandas(ignore_metadata=True)[key]
+        series = series if len(series) == len(self) else series.iloc[self.index]
+        return series.replace(list(self.na), None) if self.na else series
 
 
 class _TextSource:
@@ -296,8 +316,10 @@ def _check_column(names: list[str], option: str, name: str) -> None:
     raise ValueError(f"{option} must be a column of the data, got {name!r}; {hint}")
 
 
-def _table(frame, labels, names, target, wishes, missing, notes) -> GroupedTable:
+def _table(read, names, target, wishes, missing, notes) -> GroupedTable:
     """Drop rows that cannot be used, and encode the columns."""
+    # Read here, so that no caller holds the frame: its memory is free once it is encoded.
+    frame, labels = read()
     y = _targets(frame[target], wishes.decimal)
     without = {"no label": np.array([label is None for label in labels]),
                target: ~np.isfinite(y)}  # fmt: skip

@@ -61,7 +61,7 @@ def theory_of(advice) -> Theory:
         # nu = 1: weights then have the covariance weight_covariance / p, which is to be Omega.
         problem = MixedLinearRegression(
             p=p, **sizes._asdict(), sigma=float(moments.noise_variance) ** 0.5, nu=1.0,
-            w0=jnp.asarray(w0), input_covariance=jnp.asarray(data.x.T @ data.x / len(data.x)),
+            w0=jnp.asarray(w0), input_covariance=jnp.asarray(data.second_moments),
             weight_covariance=jnp.asarray(p * moments.covariance),
         )  # fmt: skip
         adapt, loss = _curve(advice, problem)

@@ -53,25 +53,27 @@ def num_draws(groups: int, columns: int) -> int:
 
 def quadratic_forms(data: GroupedRows, n_t: int, n_v: int, n_r: int, random) -> QuadraticForms:
     """Compute the forms of every group for several random orders of its rows."""
-    z, p = data.z, data.x.shape[1]
+    p, columns = data.x.shape[1], data.z.shape[1]
     total = data.grams()
     # With several draws, results depend less on which rows of a group are its support.
     per_draw = []
-    for _ in range(num_draws(data.groups, z.shape[1])):
+    for _ in range(num_draws(data.groups, columns)):
         rows = _random_rows(data, max(n_t + n_v, n_r), random)
-        support, query = z[rows[:, :n_t]], z[rows[:, n_t : n_t + n_v]]
-        adapt = _gram(z[rows[:, :n_r]])
+        z = data.z[rows].astype(np.float64, copy=False)  # (G, rows, p + q)
+        support, query = z[:, :n_t], z[:, n_t : n_t + n_v]
+        adapt = _gram(z[:, :n_r])
         # Subtracting from the total avoids a pass over the rest of the rows for every draw.
         rest = (total - adapt) / (data.counts - n_r)[:, None, None]
         per_draw.append((
             _forms(_gram(query), np.swapaxes(support[..., :p], 1, 2) @ support / n_t),
             _forms(rest, adapt[:, :p] / n_r),
-            _gram(z[rows[:, : n_t + n_v]]),
+            _gram(z[:, : n_t + n_v]),
             adapt,
             rest,
         ))  # fmt: skip
-    train, test, pooled, adapt, rest = (np.stack(part, 1) for part in zip(*per_draw, strict=True))
-    return QuadraticForms(z.shape[1] - p, train, test.mean(1), pooled, adapt, rest)
+    train, test, pooled, adapt, rest = map(_stacked, zip(*per_draw, strict=True))
+    test = test[:, 0] if test.shape[1] == 1 else test.mean(1)
+    return QuadraticForms(columns - p, train, test, pooled, adapt, rest)
 
 
 def _random_rows(data: GroupedRows, size: int, random) -> np.ndarray:
@@ -80,6 +82,11 @@ def _random_rows(data: GroupedRows, size: int, random) -> np.ndarray:
     # One sort by group, and by random numbers within a group, permutes all groups at once.
     order = np.lexsort((random.random(len(owner)), owner))
     return order[data.starts[:, None] + np.arange(size)]
+
+
+def _stacked(draws):
+    # A single draw is that of large data, of which a copy may not fit the memory.
+    return draws[0][:, None] if len(draws) == 1 else np.stack(draws, 1)
 
 
 def _gram(rows):
