@@ -124,3 +124,18 @@ def test_the_reference_table_has_a_row_for_every_algorithm(part, methods):
         low, high = map(float, row["range over seeds"].split(" to "))
         value = float((row["solved"] or steps[-1]).split(" ± ")[0])
         assert low - 1e-3 <= value <= high + 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["adapt", "train"])
+def test_predicted_rates_of_networks_are_compared_with_measured_ones(part):
+    import harness
+    import network_rates
+
+    report = harness.Report()
+    sizes = {"scale": 0.05, "tasks": 50, "n_r": [4], "tasks_of": ["linear"]}
+    network_rates.main(SimpleNamespace(part=part, **sizes), report)
+    head, rows = (report.contents["tables"][0][name] for name in ("head", "rows"))
+    assert [row[0] for row in rows] == ["linear, last layer", "linear, all"]
+    assert all(len(row) == len(head) for row in rows)
+    assert not any("nan" in str(cell) for row in rows for cell in row)

@@ -5,6 +5,7 @@ from typing import Any
 from negmaml.advice.api import advise
 from negmaml.advice.files import GroupedTable, read_table
 from negmaml.advice.moments import RandomCoefficients, random_coefficients
+from negmaml.advice.network import BestRates, NetworkRates, network_rates
 from negmaml.advice.result import Advice
 from negmaml.advice.selection import Difference
 
@@ -12,16 +13,19 @@ __all__ = [
     "AdaptiveGroupKFold",
     "AdaptiveScorer",
     "Advice",
+    "BestRates",
     "Difference",
     "GroupedTable",
     "MetaRegressor",
     "MetaRegressorCV",
     "MixedModel",
+    "NetworkRates",
     "PerGroupRidge",
     "PooledRidge",
     "RandomCoefficients",
     "adapted",
     "advise",
+    "network_rates",
     "random_coefficients",
     "read_table",
 ]

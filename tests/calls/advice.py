@@ -1,5 +1,6 @@
 """Calls of `negmaml.advice`."""
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -18,6 +19,14 @@ LABELS = (GROUPS[:4], np.zeros(48), GROUPS[:, None], None, 3, [None] * 48, np.ar
 GRAM = np.stack([np.eye(3)] * 3)
 FRAME = pd.DataFrame({"g": GROUPS, "x": Y, "y": Y, "t": ["a", "b"] * 24})
 FIT = {"X": X, "y": Y, "groups": GROUPS}
+
+X_TASKS, Y_TASKS = X.reshape(8, 6, 2), Y.reshape(8, 6)
+TASKS = nm.Tasks((X_TASKS[:, :4], Y_TASKS[:, :4]), (X_TASKS[:, 4:], Y_TASKS[:, 4:]))
+
+
+def network(params, x):
+    """A linear model, one output."""
+    return x @ params
 
 
 def changed(array, index, value, dtype=float):
@@ -121,4 +130,19 @@ WRONG += wrong(advice.read_table, {"data": FRAME, "group": "g", "target": "y"},
                group=("h", "y", 3), target=("z", "t", None), features=("x", ["u"], [3], []),
                drop=("x", ["g"]), numeric=("x", ["u"]), categorical=("x", ["u"]), na=("x", [1]),
                missing=("none", None), decimal=(";", "", 3), data=("nothing.csv", 3))  # fmt: skip
+WRONG += [
+    *wrong(advice.network_rates, {"apply": network, "params": np.ones(2), "tasks": TASKS},
+           apply=(None, 3, "net", lambda w, x: x), features=COUNTS,
+           params=(None, 3, "w", np.ones(2) * 1j, {}, np.ones(2, int)),
+           tasks=(None, 3, "tasks", TASKS[0], nm.Tasks(TASKS[0], TASKS[0][0]))),
+    *[
+        Wrong(advice.network_rates, {"apply": network, "params": np.ones(2), "tasks": tasks}, said)
+        for tasks, said in (
+            (jax.tree.map(lambda a: a[:1], TASKS), "tasks must be at least 2"),
+            (nm.Tasks((X_TASKS[:, :1], Y_TASKS[:, :1]), TASKS[1]), "at least 2 support points"),
+            (nm.Tasks(*[(x, np.stack([y, y], -1)) for x, y in TASKS]), "one output"),
+            (nm.Tasks(TASKS[0], (X_TASKS * np.nan, Y_TASKS)), "must be finite"),
+        )
+    ],
+]  # fmt: skip
 RIGHT = []
