@@ -5,7 +5,8 @@ as arrays, NumPy integers as Python integers. Traced values are returned unchang
 """
 
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -214,3 +215,9 @@ def _check_semidefinite(name: str, matrix: np.ndarray, rounding: float) -> None:
 def check_optional(check: Callable[[str, Any], Any], name: str, value) -> Any:
     """Return None for None, else the result of check(name, value)."""
     return None if value is None else check(name, value)
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean ...?" with the nearest valid name, or nothing."""
+    close = get_close_matches(name, list(names), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

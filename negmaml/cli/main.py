@@ -7,25 +7,26 @@ from collections.abc import Callable, Sequence
 import tyro
 
 import negmaml
+from negmaml._core.checks import did_you_mean
 from negmaml._core.display import printable
 from negmaml._core.extras import MissingExtraError
+from negmaml._core.version import __version__
 from negmaml.cli.output import print_renamed, print_table, provenance
 
-# The module and the function of each command. All are imported only for `--help`, or for an
-# unknown command.
+# The module of each command, imported only when it is called, and its line of `negmaml --help`.
 COMMANDS = {
-    "reproduce": "paper",
-    "phases": "paper",
-    "gain-map": "paper",
-    "predict": "problem",
-    "advise": "advise",
-    "sweep": "sweeps",
-    "status": "sweeps",
-    "merge": "sweeps",
-    "heatmap": "sweeps",
-    "curves": "sweeps",
-    "verify": "problem",
-    "info": "main",
+    "predict": ("problem", "predict the test loss of one-step MAML and the best rates"),
+    "advise": ("advise", "choose a method and its rates for a file of grouped rows"),
+    "sweep": ("sweeps", "run or resume the sweep of a spec file"),
+    "status": ("sweeps", "show the progress and the workers of a sweep"),
+    "merge": ("sweeps", "merge stores of the same sweep into one"),
+    "curves": ("sweeps", "plot means over seeds along an axis of a store"),
+    "heatmap": ("sweeps", "plot means over seeds over two axes of a store"),
+    "reproduce": ("paper", "reproduce the figures of the paper"),
+    "phases": ("paper", "draw phase diagrams of the best training rate"),
+    "gain-map": ("paper", "map where negative training rates help"),
+    "verify": ("problem", "compute a test loss by six methods and compare them"),
+    "info": ("main", "print versions, devices, dtype and precision"),
 }
 RENAMED_COMMANDS = {"payoff": "gain-map"}
 SPECTRUM = {f"--{name}": f"--spectrum.{name}" for name in ("exponent", "level", "share", "spikes")}
@@ -58,17 +59,37 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _called(arguments: list[str]) -> int:
-    arguments = _with_new_names(arguments)
+    name, *given = _with_new_names(arguments) or [""]
     # Importing only this command saves seconds.
-    if arguments and arguments[0] in COMMANDS:
-        name, *given = arguments
+    if name in COMMANDS:
         return tyro.cli(_command(name), prog=f"negmaml {name}", args=given)
-    return tyro.extras.subcommand_cli_from_dict(
-        {name: _command(name) for name in COMMANDS},
-        prog="negmaml",
-        args=arguments,
-        description=negmaml.__doc__,
+    if name == "--version":
+        print(f"negmaml {__version__}")
+        return 0
+    if name in ("", "-h", "--help"):
+        print(_help())
+        return 0 if name else 2
+    if name.startswith("--tyro-"):  # completions of shells
+        commands = {name: _command(name) for name in COMMANDS}
+        return tyro.extras.subcommand_cli_from_dict(commands, prog="negmaml", args=arguments)
+    raise ValueError(
+        f"no command {name!r}{did_you_mean(name, COMMANDS)} (negmaml --help lists the commands)"
     )
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:11}{summary}" for name, (_, summary) in COMMANDS.items())
+    return f"""usage: negmaml COMMAND ...
+
+{negmaml.__doc__}
+
+{rows}
+
+  negmaml COMMAND --help   the arguments of a command
+  negmaml --version        the version
+  negmaml --tyro-print-completion bash   completions for a shell: bash, zsh or tcsh
+
+A command returns 0, 1 if a check failed, 2 for wrong input, and 130 if it was interrupted."""
 
 
 def _with_new_names(arguments: list[str]) -> list[str]:
@@ -90,7 +111,7 @@ def _with_new_names(arguments: list[str]) -> list[str]:
 
 
 def _command(name: str) -> Callable[..., int]:
-    module = importlib.import_module(f"negmaml.cli.{COMMANDS[name]}")
+    module = importlib.import_module(f"negmaml.cli.{COMMANDS[name][0]}")
     # Names of functions cannot have the hyphens of commands.
     return getattr(module, name.replace("-", "_"))
 

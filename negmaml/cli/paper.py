@@ -44,9 +44,9 @@ def reproduce(
             the nonlinear problem always uses.
         quick: a tenth of the runs.
     """
+    out = check_writable(out)
     imports = threading.Thread(target=_import_figures, daemon=True)
     imports.start()  # in parallel with compilation
-    out = check_writable(out)
     if figure == "nonlinear":
         return _reproduce_nonlinear(out, seed, runs, quick)
     runs = RUNS if runs is None else runs

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.checks import did_you_mean
 from negmaml._core.deprecation import warn_renamed
 from negmaml._core.fingerprint import Identity, UnidentifiedError, identify
 from negmaml._core.keys import key_of
 from negmaml._core.registry import maker, registered
 from negmaml.sweeps.grid import SweepGrid
 from negmaml.sweeps.names import check_output_dims, check_output_name, check_outputs
-from negmaml.sweeps.parse import did_you_mean, name_tuple
+from negmaml.sweeps.parse import name_tuple
 from negmaml.sweeps.values import numpy_dtype
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from negmaml.sweeps.parse import did_you_mean
+from negmaml._core.checks import did_you_mean
 
 RULES = "negmaml.rules"
 KINDS = ("rule", "callable", "call")

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from itertools import islice, product
 from numbers import Integral, Real
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import short_repr
+from negmaml._core.checks import did_you_mean, short_repr
 from negmaml.sweeps import progressions
 from negmaml.sweeps.grid import Axis, SweepGrid
 from negmaml.sweeps.names import POINT, check_axis_name, check_distinct, check_grid_names
@@ -269,9 +268,3 @@ def name_tuple(argument: str, given) -> tuple[str, ...]:
         raise TypeError(f"{argument} must be a list of names, got {wrong[0]!r} in it")
     check_distinct(argument, names)
     return names
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """ "; did you mean ...?" with the nearest valid name, or nothing."""
-    close = get_close_matches(name, list(names), 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from negmaml._core.checks import did_you_mean
 from negmaml.sweeps.names import check_axis_name
-from negmaml.sweeps.parse import MAX_VALUES, did_you_mean
+from negmaml.sweeps.parse import MAX_VALUES
 
 SCALES = ("linear", "log")
 FIELDS = ("low", "high", "scale", "integer")

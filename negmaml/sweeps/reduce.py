@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from negmaml._core.checks import did_you_mean
 from negmaml.sweeps import progressions
 from negmaml.sweeps.functions import Output
-from negmaml.sweeps.parse import did_you_mean
 
 TILE = 64  # seeds of a point that are computed at once
 CHUNKS = 32  # chunks of the seeds of one call: units of resuming and of parallel work

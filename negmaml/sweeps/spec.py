@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, did_you_mean
 from negmaml._core.deprecation import warn_renamed
 from negmaml._core.paths import expanded
 from negmaml._core.registry import registered
 from negmaml.sweeps.functions import made
 from negmaml.sweeps.objects import imported, resolved
-from negmaml.sweeps.parse import MAX_VALUES, did_you_mean
+from negmaml.sweeps.parse import MAX_VALUES
 from negmaml.sweeps.points import random_points
 
 FIELDS = {

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from negmaml._core.checks import did_you_mean
 from negmaml.sweeps.dataset import dataset_of
 from negmaml.sweeps.description import description_of
 from negmaml.sweeps.lost import found_in
-from negmaml.sweeps.parse import did_you_mean
 from negmaml.sweeps.reduce import statistics_of
 from negmaml.sweeps.runner import host_memory
 from negmaml.sweeps.storage import check_url

@@ -1,10 +1,12 @@
 """The command line: exit status, output, and failures that leave no files."""
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 
+import negmaml as nm
 from tests.internals import main as cli
 from tests.internals import paper
 
@@ -141,3 +143,31 @@ def test_old_commands_and_flags_warn_on_stderr_and_work(command, old, new, capsy
     )
     assert status == (0 if command.startswith("predict") else 2)
     assert len(error) == (1 if command.startswith("predict") else 2)
+
+
+def test_help_lists_every_command_on_one_screen(capsys):
+    assert cli.run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 24 and max(map(len, shown.splitlines())) <= 100
+    for command, (module, summary) in cli.COMMANDS.items():
+        assert f"  {command:11}{summary}\n" in shown
+        functions = importlib.import_module(f"negmaml.cli.{module}")
+        function = getattr(functions, command.replace("-", "_"))
+        assert function.__doc__
+    assert cli.run([]) == 2 and capsys.readouterr().out == shown
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"negmaml {nm.__version__}\n"
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert cli.run(["advize", "x.csv"]) == 2
+    assert "no command 'advize'; did you mean 'advise'?" in capsys.readouterr().err
+
+
+def test_completions_know_the_commands(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(["--tyro-print-completion", "bash"])
+    assert not end.value.code and "gain-map" in capsys.readouterr().out

@@ -191,7 +191,8 @@ def test_errors_of_any_text_are_printed_as_they_are(name, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["[/b]", "\x1b[31m"])
 def test_unknown_options_of_any_name_end_as_others_do(name):
-    for arguments in (["status", "x", f"--{name}", name], [name], ["predict", "--p", name]):
+    assert cli.run([name]) == 2
+    for arguments in (["status", "x", f"--{name}", name], ["predict", "--p", name]):
         with pytest.raises(SystemExit) as stop:
             cli.run(arguments)
         assert stop.value.code == 2
