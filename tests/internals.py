@@ -23,6 +23,7 @@ from negmaml._core.jit import FastCompileJit, compiler_options, is_concrete, jit
 from negmaml._core.jit import registered as jit_registered
 from negmaml._core.keys import COUNTER_BASED, check_key, counter_based
 from negmaml._core.lazy import lazily
+from negmaml._core.memory import peak_bytes
 from negmaml._core.paths import expanded
 from negmaml._core.platform import (
     CPU,
@@ -87,6 +88,7 @@ from negmaml.linear.system import one_step_system
 from negmaml.meta.choice import choose
 from negmaml.meta.gradients import Algorithm, second_order
 from negmaml.meta.lowrank import wide_weights
+from negmaml.meta.memory import check_bytes
 from negmaml.paper import cross_check, figures, gain_map, netcdf, nonlinear, reproduce
 from negmaml.paper import phases as paper_phases
 from negmaml.paper.cross_check import MethodResult, Verification

@@ -3,6 +3,8 @@
 No accelerator is needed, since JAX lowers a program for any platform.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -260,12 +262,17 @@ def loss_with(precision):
 WIDE = {"a": jnp.ones((3, 16)), "b": jnp.ones((16, 1))}
 METRIC = {"a": np.eye(48), "b": np.eye(16)}
 TWO_STEPS = nm.GradientDescent(0.1, steps=2)
+SIX_STEPS = nm.Momentum(0.1, 0.5, steps=6)
 META = {
     "maml": (nm.maml_value_and_grad, TWO_STEPS),
     "maml, momentum": (nm.maml_value_and_grad, nm.Momentum(0.1, 0.5, 2)),
     "maml, preconditioned": (nm.maml_value_and_grad, nm.Preconditioned(0.1, METRIC)),
     "maml, proximal": (nm.maml_value_and_grad, nm.Proximal(5.0)),
     "maml, Adam": (nm.maml_value_and_grad, nm.InnerOptimizer(optax.adam(0.1, eps_root=1e-8), 2)),
+    "maml, segments": (partial(nm.maml_value_and_grad, segment=2, truncate=5), SIX_STEPS),
+    "maml, segments of steps": (
+        partial(nm.maml_value_and_grad, method="remat", segment="sqrt"), SIX_STEPS,
+    ),
     "fomaml": (nm.fomaml, TWO_STEPS),
     "reptile": (nm.reptile, TWO_STEPS),
     "imaml": (nm.imaml, nm.Proximal(5.0)),
@@ -329,6 +336,13 @@ def test_training_and_evaluation_suit_every_platform():
         return nm.evaluate(key, fitted.params, loss, TWO_STEPS, TASKS, episodes=4)
 
     check(trained, key(), WIDE)
+
+
+def test_minibatches_and_warm_starts_suit_every_platform():
+    loss, mask = loss_with("highest"), {"a": False, "b": True}
+    tasks = nm.Tasks(nm.Minibatches(TASKS.support, 3), TASKS.query)
+    value_and_grad, init = nm.warm_start(loss, TWO_STEPS, mask=mask, tasks=len(X))
+    check(lambda params: value_and_grad(init(params), tasks), WIDE)
 
 
 def test_meta_sgd_suits_every_platform():

@@ -62,22 +62,23 @@ class _Program:
     def add(self, jaxpr: Jaxpr, known: dict[Any, int | None]) -> None:
         """Add the operations of a jaxpr; `known` has the numbers of its inputs."""
 
-        def numbers(atoms: Iterable) -> list[int | None]:
-            return [None if isinstance(a, Literal) else known.get(a) for a in atoms]
-
         for equation in jaxpr.eqns:
-            name, reads = equation.primitive.name, numbers(equation.invars)
+            name, reads = equation.primitive.name, _numbers(equation.invars, known)
             body = _body(equation) if name in INLINE else None
             if body is not None:
                 own = dict(zip(body.invars, reads, strict=True))
                 self.add(body, own)
-                results = [None if isinstance(a, Literal) else own.get(a) for a in body.outvars]
-                known.update(zip(equation.outvars, results, strict=True))
+                known.update(zip(equation.outvars, _numbers(body.outvars, own), strict=True))
                 continue
             writes = [self.value(variable) for variable in equation.outvars]
             known.update(zip(equation.outvars, writes, strict=True))
             held = [r for r in reads if r is not None]
             self.operations.append(_Operation(name, held, writes, _inside(equation)))
+
+
+def _numbers(atoms: Iterable, known: dict[Any, int | None]) -> list[int | None]:
+    """Return the numbers of values, None for literals and inputs whose memory does not count."""
+    return [None if isinstance(a, Literal) else known.get(a) for a in atoms]
 
 
 def peak_bytes(program: ClosedJaxpr) -> int:
@@ -97,8 +98,7 @@ def _peak(jaxpr: Jaxpr, held, results_count: bool) -> int:
     inputs = {variable: flat.value(variable) for variable in held}
     known.update(inputs)
     flat.add(jaxpr, known)
-    results = [known.get(a) for a in jaxpr.outvars if not isinstance(a, Literal)]
-    outputs = {result for result in results if result is not None}
+    outputs = {number for number in _numbers(jaxpr.outvars, known) if number is not None}
     joined = _joined(flat, outputs)
     sources = _sources(flat, joined, set(inputs.values()))
 

@@ -118,6 +118,15 @@ def test_truncated_derivative_is_that_of_a_loop_with_constant_first_steps(
     assert_close(value_and_grad(RULES[name], **options), expected)
 
 
+@pytest.mark.parametrize("method", ["mixed", pytest.param("reverse", marks=slow)])
+@pytest.mark.parametrize("last", [3, pytest.param(None, marks=slow)])
+def test_gradient_in_the_rule_passes_through_segments_and_truncation(method, last):
+    rule = nm.Momentum(RATES, jnp.float32(0.4), STEPS)
+    expected = jax.grad(lambda rule: stepwise(PARAMS, rule, truncate=last))(rule)
+    options = {"method": method, "segment": 2, "truncate": last}
+    assert_close(value_and_grad(rule, wrt="rule", **options)[1], expected)
+
+
 def test_truncation_of_maml_and_adapt_ignores_numbers_of_the_first_steps():
     def total(rates):
         rule = nm.GradientDescent(nm.Schedule(rates), STEPS)

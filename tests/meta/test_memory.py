@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import negmaml as nm
-from negmaml.meta.memory import check_bytes
+from tests.internals import check_bytes
 
 RNG = np.random.default_rng(0)
 slow = pytest.mark.slow
