@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from negmaml._core.checks import check_count, check_flag, check_optional
+from negmaml._core.checks import check_count, check_flag, check_optional, short_repr
 from negmaml._core.convergence import warn_unless
 from negmaml._core.deprecation import renamed_arguments
 from negmaml._core.display import Table, add_table_repr, shape_text
@@ -42,6 +42,8 @@ NORMAL_95 = 1.959964  # half width of the 95% interval of a normal variable with
 class Evaluation(NamedTuple):
     """The result of `evaluate`: a value for each task, and their mean with its error.
 
+    With a dict of metrics, `values` and all that follows from them are dicts of the same keys.
+
     Attributes:
         values: the loss or metric on the query of each task, shape (episodes,). With `per_step` it
             has the values after 0, 1, ... steps, shape (steps + 1, episodes).
@@ -54,32 +56,75 @@ class Evaluation(NamedTuple):
 
     @property
     def mean(self):
-        """The mean over tasks, shape () or (steps + 1,)."""
-        return jnp.mean(self.values, -1)
+        """The mean over all tasks, shape () or (steps + 1,); not finite if a task diverged."""
+        return jax.tree.map(lambda x: jnp.mean(x, -1), self.values)
 
     @property
     def standard_error(self):
         """The standard error of the mean: the standard deviation over tasks / sqrt(episodes)."""
-        return jnp.std(self.values, -1, ddof=1) / self.values.shape[-1] ** 0.5
+        return jax.tree.map(lambda x: jnp.std(x, -1, ddof=1) / x.shape[-1] ** 0.5, self.values)
 
     @property
     def interval(self):
         """The half width of the 95% interval of the mean, 1.96 standard errors."""
-        return NORMAL_95 * self.standard_error
+        return jax.tree.map(lambda error: NORMAL_95 * error, self.standard_error)
+
+    @property
+    def median(self):
+        """The median over the tasks with a finite value; NaN if there are none."""
+        return jax.tree.map(
+            lambda x: jnp.nanmedian(jnp.where(jnp.isfinite(x), x, jnp.nan), -1), self.values
+        )
+
+    @property
+    def diverged(self):
+        """The share of tasks whose value is not finite, shape () or (steps + 1,)."""
+        return jax.tree.map(lambda x: jnp.mean(~jnp.isfinite(x), -1, dtype=x.dtype), self.values)
+
+    def plot(self):
+        """Draw the values: against the number of inner steps, or their distribution over tasks.
+
+        With `per_step` a panel has the mean over the tasks with a finite value, its 95% interval,
+        and the range of the middle half of the tasks. Without, it has a histogram and the mean.
+
+        Returns a matplotlib Figure, with a panel for each metric. Needs matplotlib: pip install
+        "negmaml[figures]".
+        """
+        from negmaml.training.figures import draw_evaluation
+
+        return draw_evaluation(self)
 
     def _summary(self) -> Table:
-        title = f"Evaluation on {self.values.shape[-1]} tasks, mean and 95% interval"
-        if isinstance(self.values, jax.core.Tracer) or self.values.ndim > 2:
-            return Table(title, [("values", shape_text(self.values))])
+        named = self.values if isinstance(self.values, dict) else {"value": self.values}
+        first, *_ = named.values()
+        title = f"Evaluation on {first.shape[-1]} tasks, mean and 95% interval"
+        if isinstance(first, jax.core.Tracer) or first.ndim > 2:
+            return Table(title, [(name, shape_text(x)) for name, x in named.items()])
         # One row for each number of steps; a single row without `per_step`.
-        pairs = zip(np.atleast_1d(self.mean), np.atleast_1d(self.interval), strict=True)
-        texts = [f"{mean:.4g} ± {interval:.2g}" for mean, interval in pairs]
-        if self.values.ndim == 1:
-            rows = [("after adapting", texts[0])]
+        texts = {name: [_text(row) for row in np.atleast_2d(x)] for name, x in named.items()}
+        if first.ndim == 1:
+            alone = not isinstance(self.values, dict)
+            rows = [("after adapting" if alone else name, text) for name, (text,) in texts.items()]
             if np.any(self.unconverged):
                 rows.append(("not converged", f"{np.mean(self.unconverged):.2%} of tasks"))
             return Table(title, rows)
-        return Table(title, [(str(k), text) for k, text in enumerate(texts)], ("steps", "value"))
+        rows = [(str(k), *row) for k, row in enumerate(zip(*texts.values(), strict=True))]
+        return Table(title, rows, ("steps", *named))
+
+
+def finite_mean(values: np.ndarray) -> tuple[float, float, float]:
+    """Return (mean, half width of its 95% interval, share left out) of the finite values."""
+    finite = values[np.isfinite(values)].astype(float)
+    mean = finite.mean() if finite.size else np.nan
+    error = finite.std(ddof=1) / finite.size**0.5 if finite.size > 1 else np.nan
+    return float(mean), float(NORMAL_95 * error), 1 - finite.size / values.size
+
+
+def _text(values) -> str:
+    """Return mean and interval of the values of tasks; of the finite ones, labelled as such."""
+    mean, interval, diverged = finite_mean(np.asarray(values))
+    text = f"{mean:.4g} ± {interval:.2g}"
+    return f"{text} without {diverged:.2g} of tasks, which diverged" if diverged else text
 
 
 @renamed_arguments(by_step="per_step")
@@ -92,7 +137,7 @@ def evaluate(
     rule: InnerRule,
     tasks: Any,
     *,
-    metric: Callable[..., Any] | None = None,
+    metric: Callable[..., Any] | dict[str, Callable[..., Any]] | None = None,
     episodes: int = 600,
     per_step: bool = False,
     mask: Any = None,
@@ -113,7 +158,8 @@ def evaluate(
             that memory is that of one draw. Or `Tasks`, all of which are used; `episodes` is not
             read then.
         metric: (params, query) -> one number, such as accuracy; `loss` by default. It takes
-            the model as the loss does, with `Stateful` parameters (params, state, query).
+            the model as the loss does, with `Stateful` parameters (params, state, query). Or a
+            dict of such functions, among which the loss itself may be: all from one adaptation.
         episodes: number of tasks. Few-shot papers report 600.
         per_step: whether to return the metric after every inner step, 0 included.
         mask: as in `adapt`.
@@ -138,8 +184,9 @@ def evaluate(
     if per_step and rule.implicit:
         raise TypeError(f"per_step needs a rule that takes steps, got {rule!r}")
     # From here on functions are hashable, and so static arguments of the compiled programs.
-    loss, metric = check_loss("loss", loss), check_optional(check_loss, "metric", metric)
-    test = _Test(loss, metric, check_optional(freeze_mask, "mask", mask), per_step)
+    metrics = _check_metrics(metric, loss)
+    loss = check_loss("loss", loss)
+    test = _Test(loss, metrics, check_optional(freeze_mask, "mask", mask), per_step)
     model, sharding = variables(params), task_sharding(mesh, task_axis)
     if callable(tasks):
         sample = tasks if not jax.tree_util.all_leaves([tasks]) else Partial(tasks)
@@ -158,21 +205,42 @@ def evaluate(
     # Inside jit and vmap a warning would come from every device; the result has the fraction.
     if not isinstance(converged, jax.core.Tracer):
         warn_unless(converged, UNSOLVED)
-    return Evaluation(values, 1 - jnp.mean(converged, dtype=values.dtype))
+    kind = jnp.result_type(*jax.tree.leaves(values))
+    return Evaluation(values, 1 - jnp.mean(converged, dtype=kind))
+
+
+def _check_metrics(metric, loss) -> tuple[tuple[str, Any], ...] | None:
+    """Return metrics as pairs (name, function), where None stands for the loss.
+
+    A single one has the name "". Returns None for the loss by itself.
+    """
+    if metric is None:
+        return None
+    if not isinstance(metric, dict):
+        return (("", check_loss("metric", metric)),)
+    if not metric or not all(isinstance(name, str) and name for name in metric):
+        raise ValueError(
+            "metric must be a function or a dict of functions by their names, such as "
+            f'{{"accuracy": accuracy}}, got {short_repr(metric)}'
+        )
+    return tuple(
+        (name, None if own is loss else check_loss(f"metric[{name!r}]", own))
+        for name, own in metric.items()
+    )
 
 
 class _Test(NamedTuple):
     """The functions and options of an evaluation; hashable, so that equal ones compile once."""
 
     loss: Callable
-    metric: Callable | None
+    metrics: tuple[tuple[str, Any], ...] | None
     hashable_mask: Any
     per_step: bool
 
     def of_task(self, model: Variables, rule, support, query, keys):
-        """Return (metric, convergence) of one task, whose random keys replace those of the state.
+        """Return (metrics, convergence) of one task, whose random keys replace those of the state.
 
-        The metric has shape () or (steps + 1,). The convergence is None for a rule of steps.
+        A metric has shape () or (steps + 1,). The convergence is None for a rule of steps.
         """
         floats, state, form = model
         state = combine(keys, state)
@@ -184,10 +252,17 @@ class _Test(NamedTuple):
             theta, state = point
             adapted = combine(theta, frozen)
             # The state that the loss returns is not needed after the last step.
-            if self.metric is None:
-                return loss(adapted, state, query)[0]
-            found = self.metric(*form.arguments(adapted, state), query)
-            return check_scalar(found, False, "metric")[0]
+            own = partial(loss, adapted, state, query)
+            if self.metrics is None:
+                return own()[0]
+            arguments = *form.arguments(adapted, state), query
+            found = {
+                name: own()[0]
+                if metric is None
+                else check_scalar(metric(*arguments), False, f"metric {name}".strip())[0]
+                for name, metric in self.metrics
+            }
+            return found.get("", found)
 
         if not self.per_step:
             point, info = adapt_leaves(loss, rule, (moving, frozen), state, support)
@@ -197,7 +272,7 @@ class _Test(NamedTuple):
         last, (visited, _) = run(StatefulRule(rule), gradient, (moving, state))
         if rule.steps == 1:  # it comes without an axis for the steps
             visited = jax.tree.map(lambda x: x[None], visited)
-        return jnp.append(lax.map(value, visited), value(last)), None
+        return jax.tree.map(jnp.append, lax.map(value, visited), value(last)), None
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="sharding")

@@ -309,7 +309,7 @@ def _check_samplers(setup: TrainSetup) -> None:
 
 def _result(setup: TrainSetup, offset, state: TrainState, history) -> FitResult:
     """Return the result of the steps from `offset` on, of which the history has one row each."""
-    loss, aux, evaluation, unconverged, _ = history
+    (loss, aux, evaluation, unconverged, _), evaluated = history, None
     if every := setup.evaluate_every:
         # An evaluation is due where the number of steps since the very first is a multiple. Within
         # a trace the offset is unknown, and the rows are as many as there are for any offset.
@@ -317,12 +317,12 @@ def _result(setup: TrainSetup, offset, state: TrainState, history) -> FitResult:
         steps = len(loss)
         count = -(-(steps - int(first)) // every) if is_concrete(offset) else steps // every
         rows = first + every * np.arange(count)
-        evaluation = jax.tree.map(lambda x: x[rows], evaluation)
+        evaluation, evaluated = jax.tree.map(lambda x: x[rows], evaluation), offset + rows + 1
     point = good_point(setup, state)
     point = point if state.best is None else _best_or_last(state, point)
     return FitResult(
         recombine(setup, point), point.optimizer_state, loss, aux, evaluation, point.step,
-        state.finite, state.stopped, unconverged, state.skips,
+        state.finite, state.stopped, unconverged, state.skips, offset, evaluated,
     )  # fmt: skip
 
 

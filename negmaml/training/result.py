@@ -30,6 +30,8 @@ class FitResult(NamedTuple):
             (steps,); None where no rule solves one, or for a function of your own.
         skips: the counts of batches that were skipped as not finite, and the scale of a loss with
             `LossScale`, at the end of the run; None with nonfinite="stop".
+        first_step: number of steps before this call, in a run that continued from a `state`.
+        evaluated: number of the step after which each evaluation was computed; None without.
     """
 
     params: Any
@@ -42,11 +44,26 @@ class FitResult(NamedTuple):
     stopped_early: Any
     unconverged: Any = None
     skips: SkipState | None = None
+    first_step: Any = 0
+    evaluated: Any = None
 
     @property
     def skipped(self):
         """Number of batches whose update was skipped; those of an earlier `state` are included."""
         return 0 if self.skips is None else self.skips.skipped
+
+    def plot(self):
+        """Draw the loss of each step, its running mean, and the evaluations.
+
+        A run that was vmapped has one line for each run. Values that are not finite leave gaps,
+        and a mark on the axis of the steps shows where a step was not finite.
+
+        Returns a matplotlib Figure, with a panel for the loss and for each number of the
+        evaluations. Needs matplotlib: pip install "negmaml[figures]".
+        """
+        from negmaml.training.figures import draw_fit
+
+        return draw_fit(self)
 
     def _summary(self) -> Table:
         if any(isinstance(x, jax.core.Tracer) for x in (self.loss, self.step, self.finite)):

@@ -108,3 +108,57 @@ def test_invalid_arguments_raise_with_their_names():
         nm.evaluate(KEY, PARAMS, loss, rule, TASKS, metric=lambda p, d: d[1])
     with pytest.raises(TypeError, match="metric must be a function"):
         nm.evaluate(KEY, PARAMS, loss, rule, TASKS, metric="accuracy")
+
+
+BOTH = {"close": is_close, "loss": loss}
+
+
+@pytest.mark.parametrize("per_step", (False, True))
+def test_several_metrics_are_those_of_separate_calls(per_step):
+    rule = nm.GradientDescent(0.02, 2)
+    both = nm.evaluate(KEY, PARAMS, loss, rule, TASKS, episodes=6, metric=BOTH, per_step=per_step)
+    for name, metric in BOTH.items():
+        own = nm.evaluate(
+            KEY, PARAMS, loss, rule, TASKS, episodes=6, metric=metric, per_step=per_step
+        )
+        np.testing.assert_allclose(both.values[name], own.values, rtol=1e-6)
+        for statistic in ("mean", "interval", "median", "diverged"):
+            np.testing.assert_allclose(
+                getattr(both, statistic)[name], getattr(own, statistic), rtol=1e-5
+            )
+    assert all(name in repr(both) for name in BOTH)
+    assert len(repr(both).splitlines()) == (5 if per_step else 3)
+
+
+def test_the_loss_of_a_model_with_state_is_among_the_metrics():
+    def stateful(params, mean, data):
+        return loss(params, data) + mean, mean
+
+    def size(params, mean, data):
+        return params["w"] * mean
+
+    start, rule = nm.Stateful(PARAMS, jnp.asarray(0.5)), nm.GradientDescent(0.0)
+    found = nm.evaluate(
+        KEY, start, stateful, rule, drawn(4), metric={"loss": stateful, "size": size}
+    )
+    alone = nm.evaluate(KEY, start, stateful, rule, drawn(4))
+    np.testing.assert_allclose(found.values["loss"], alone.values, rtol=1e-6)
+    np.testing.assert_allclose(found.values["size"], 0.15, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", (np.nan, np.inf))
+def test_one_diverged_task_leaves_median_and_print_useful(bad):
+    values = np.array([1.0, 2.0, 3.0, 10.0, bad], np.float32)
+    result = nm.training.Evaluation(jnp.asarray(values))
+    assert not np.isfinite(result.mean)
+    assert float(result.median) == 2.5 and float(result.diverged) == pytest.approx(0.2)
+    half = 1.96 * values[:4].std(ddof=1) / 2
+    assert f"4 ± {half:.2g} without 0.2 of tasks, which diverged" in repr(result)
+    nothing = nm.training.Evaluation(jnp.full(3, bad))
+    assert np.isnan(nothing.median) and "nan" in repr(nothing)
+
+
+@pytest.mark.parametrize("metric", ({}, {1: is_close}, {"": is_close}, {"a": 3}, [is_close]))
+def test_metrics_that_are_no_functions_by_name_raise(metric):
+    with pytest.raises((TypeError, ValueError), match="metric"):
+        nm.evaluate(KEY, PARAMS, loss, nm.GradientDescent(0.1), TASKS, metric=metric)
