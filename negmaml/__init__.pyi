@@ -63,6 +63,7 @@ from negmaml.training import (
     LossScale,
     evaluate,
     fit,
+    load,
     map_over_devices,
 )
 
@@ -106,6 +107,7 @@ __all__ = [
     "imaml",
     "kernels",
     "linear",
+    "load",
     "maml",
     "maml_plus_plus",
     "maml_plus_plus_params",

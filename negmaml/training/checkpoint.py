@@ -24,7 +24,7 @@ from negmaml._core.settings import other_settings, unusual_settings
 from negmaml.meta.partition import StaticTree
 from negmaml.training.checkpoint_files import check_arrays, check_files
 from negmaml.training.nonfinite import needs_scale
-from negmaml.training.precision import convert_like, kind, written_templates
+from negmaml.training.precision import convert_like, kind, template, written_templates
 from negmaml.training.programs import update_with_extra_args
 from negmaml.training.state import TrainSetup, TrainState, recombine
 
@@ -39,12 +39,13 @@ MAX_TO_KEEP = 2  # checkpoints: a damaged one leaves another
 class CheckpointStore:
     """The checkpoints of one run in a directory.
 
-    manager: of orbax. identity: as `identity_of` returns it. resume_any: whether a checkpoint of
-    another identity is used, with a warning.
+    manager: of orbax. identity: as `identity_of` returns it. model: the `layout` of the model.
+    resume_any: whether a checkpoint of another identity is used, with a warning.
     """
 
-    def __init__(self, manager, identity: dict[str, Any], resume_any: bool):
+    def __init__(self, manager, identity: dict[str, Any], model: dict[str, Any], resume_any: bool):
         self.manager, self.identity, self.resume_any = manager, identity, resume_any
+        self.model = model
         self.damaged: list[int] = []
 
     def latest(self, state: TrainState, shapes):
@@ -52,24 +53,52 @@ class CheckpointStore:
 
         shapes: of a history. Without a checkpoint the state is the given one, after 0 steps.
         """
+        steps = self.manager.all_steps()
+        if not steps:
+            empty = jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
+            return 0, state, empty, {}
+        step, (meta, state, history) = self._last_intact(
+            steps, lambda step: self._read(step, state, shapes), "resuming from"
+        )
+        return step, state, jax.tree.map(np.asarray, history), meta
+
+    def leaves(self, step: int | None) -> tuple[str, dict[str, Any], list]:
+        """Return (name, metadata, leaves) of a checkpoint, of the last intact one for None."""
+        steps = self.manager.all_steps()
+        if step is not None and step not in steps:
+            raise ValueError(
+                f"step must be one of those in {str(self.manager.directory)!r}, {sorted(steps)}, "
+                f"got {step}"
+            )
+        chosen = steps if step is None else [step]
+        step, (meta, leaves) = self._last_intact(chosen, self._read_leaves, "loading")
+        return self._name(step), meta, leaves
+
+    def _last_intact(self, steps, read, doing: str):
+        """Return (step, result of `read`) for the last of the steps that is not damaged."""
         first_damage = None
-        for step in sorted(self.manager.all_steps(), reverse=True):
+        for step in sorted(steps, reverse=True):
             try:
-                meta, state, history = self._read(step, state, shapes)
+                found = read(step)
             except _DamageError as damage:
                 first_damage = first_damage or damage
                 self.damaged.append(step)
                 continue
             if first_damage is not None:
-                warn_caller(f"{first_damage}; resuming from checkpoint {step}")
-            return step, state, jax.tree.map(np.asarray, history), meta
-        if first_damage is not None:
-            raise ValueError(
-                f"{first_damage}, and there is no earlier one; nothing was changed; give another "
-                "directory"
-            ) from first_damage
-        empty = jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
-        return 0, state, empty, {}
+                warn_caller(f"{first_damage}; {doing} checkpoint {step}")
+            return step, found
+        raise ValueError(
+            f"{first_damage}, and there is no earlier one; nothing was changed; give another "
+            "directory"
+        ) from first_damage
+
+    def _read_leaves(self, step: int) -> tuple[dict[str, Any], list]:
+        """Return (metadata, leaves) of a checkpoint, in the form in which they were written."""
+        meta = self._restored(step, meta=_ocp().args.JsonRestore()).meta
+        kinds = meta.get("arrays") if isinstance(meta, dict) else None
+        if kinds is None:  # then it has no layout either
+            return {}, []
+        return meta, self._checked_leaves(step, meta, [template(own) for own in kinds])
 
     def _read(self, step: int, state: TrainState, shapes):
         """Return (metadata, state, history) of a checkpoint, after all checks of them."""
@@ -80,12 +109,17 @@ class CheckpointStore:
         rows = jax.tree.map(lambda x: _zeros_without_memory((step, *x.shape[1:]), x.dtype), shapes)
         like = jax.tree.leaves((state, rows))
         written = written_templates(self._name(step), like, meta.get("arrays"))
+        leaves = self._checked_leaves(step, meta, written)
+        leaves = list(map(convert_like, leaves, like))
+        return meta, *jax.tree.unflatten(jax.tree.structure((state, rows)), leaves)
+
+    def _checked_leaves(self, step: int, meta, written: list) -> list:
+        """Return the leaves of a checkpoint that are like `written`; raise for other numbers."""
         self._check_arrays(step, written)
         leaves = self._restored(step, leaves=_ocp().args.StandardRestore(written)).leaves
         if meta.get("digest", digest := _digest(leaves)) != digest:
             raise _DamageError(f"{self._name(step)} is damaged (other numbers than written)")
-        leaves = list(map(convert_like, leaves, like))
-        return meta, *jax.tree.unflatten(jax.tree.structure((state, rows)), leaves)
+        return leaves
 
     def save(self, step: int, state: TrainState, history, place, wall_time: float) -> None:
         """Write a checkpoint, and delete the damaged ones."""
@@ -98,6 +132,7 @@ class CheckpointStore:
         meta: dict[str, Any] = {"identity": self.identity, "place": place}
         meta["digest"] = _digest(leaves)
         meta |= {"arrays": [kind(leaf) for leaf in leaves], "wall_time": wall_time}
+        meta["model"] = self.model
         args = _ocp().args
         items = {"meta": args.JsonSave(meta), "leaves": args.StandardSave(leaves)}
         self.manager.save(step, args=args.Composite(**items))
@@ -157,7 +192,29 @@ def _ocp() -> Any:
 
 
 @contextlib.contextmanager
-def open_store(directory: Path, identity: dict[str, Any], resume_any: bool):
+def open_for_reading(directory: Path):
+    """Yield a `CheckpointStore` that is only read, also while a run writes to it."""
+    ocp = _ocp()
+    if not directory.is_dir():
+        raise ValueError(
+            f"path must be a directory with checkpoints of fit, {str(directory)!r} is none"
+        )
+    if not any(entry.name.isdigit() for entry in directory.iterdir()):
+        raise ValueError(
+            f"path must be a directory with checkpoints of fit, {str(directory)!r} holds none; "
+            "give the directory that fit got as checkpoint"
+        )
+    check_files(directory)
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    manager = ocp.CheckpointManager(directory, options=options)
+    try:
+        yield CheckpointStore(manager, {}, {}, False)
+    finally:
+        manager.close()
+
+
+@contextlib.contextmanager
+def open_store(directory: Path, identity: dict[str, Any], model: dict[str, Any], resume_any: bool):
     """Yield the `CheckpointStore` of a run in a directory that is new, empty or of `fit`."""
     ocp = _ocp()
     if directory.exists() and not directory.is_dir():
@@ -181,7 +238,7 @@ def open_store(directory: Path, identity: dict[str, Any], resume_any: bool):
     with _locked(directory):
         manager = ocp.CheckpointManager(directory, options=options)
         try:
-            yield CheckpointStore(manager, identity, resume_any)
+            yield CheckpointStore(manager, identity, model, resume_any)
         finally:
             manager.close()
 

@@ -16,6 +16,7 @@ from negmaml._core.extras import require
 from negmaml._core.settings import unusual_settings
 from negmaml.training import checkpoint
 from negmaml.training.batches import Batches
+from negmaml.training.loading import layout
 from negmaml.training.options import HostOptions
 from negmaml.training.state import (
     TrainSetup,
@@ -122,7 +123,9 @@ def _resume(setup: TrainSetup, state: TrainState, segment, options: HostOptions,
     resume_any = options.resume == "any"
     identity = checkpoint.identity_of(setup, state, batch, trace=not resume_any)
     setup = dataclasses.replace(setup, program=checkpoint.program_of(identity))
-    store = stack.enter_context(checkpoint.open_store(options.directory, identity, resume_any))
+    store = stack.enter_context(
+        checkpoint.open_store(options.directory, identity, layout(setup, state), resume_any)
+    )
     *shapes, _ = jax.eval_shape(forward, setup, state, offset, steps, group)[1]
     done, state, history, meta = store.latest(state, tuple(shapes))
     if done > steps:

@@ -1,6 +1,7 @@
 """Converts the arrays of a checkpoint to the precision of the run that reads it."""
 
 from itertools import zip_longest
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,17 @@ def kind(leaf) -> list:
     """Return the dtype and shape of a leaf in the form of JSON."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return [str(dtype), list(np.shape(leaf))]
+
+
+KEYS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}  # generators, as in dtypes
+
+
+def template(kind: list) -> Any:
+    """Return an array of a `kind` that takes no memory, or keys."""
+    name, shape = kind
+    if name.startswith("key<"):
+        return jnp.broadcast_to(jax.random.key(0, impl=KEYS[name[4:-1]]), shape)
+    return np.broadcast_to(np.zeros((), name), shape)
 
 
 def written_templates(checkpoint: str, like: list, written: list | None) -> list:
