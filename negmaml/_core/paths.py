@@ -3,15 +3,20 @@
 import os
 from pathlib import Path
 
+from negmaml._core.checks import short_repr
+
 
 def expanded(name: str, path: str | os.PathLike[str]) -> Path:
     """A path with `~` and `~user` replaced by the folder of that user.
 
-    name: of the argument, for the ValueError if there is no such user.
+    name: of the argument, for the ValueError if there is no such user, and the TypeError for what
+    is not a path.
 
     >>> expanded("out", "~/runs") == Path.home() / "runs"
     True
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {short_repr(path)}")
     given = os.fspath(path)
     found = os.path.expanduser(given)
     # expanduser returns the path unchanged if it does not know the user.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import check_count, check_flag, check_optional, short_repr
+from negmaml._core.checks import check_count, check_flag, check_optional
 from negmaml._core.display import tree_text
 from negmaml._core.paths import expanded
 from negmaml.meta.model_variables import MetaSGDParams, NNXForm, Stateful, variables
@@ -110,8 +110,6 @@ def load(path, like: Any = None, *, step: int | None = None, best: bool | None =
 
     step = check_optional(check_count, "step", step)
     best = check_optional(check_flag, "best", best)
-    if not isinstance(path, str | Path) or not str(path).strip():
-        raise TypeError(f"path must be the path of a directory, got {short_repr(path)}")
     with open_for_reading(Path(expanded("path", path)).absolute()) as store:
         name, meta, leaves = store.leaves(step)
     found = meta.get("model")
