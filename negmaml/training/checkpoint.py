@@ -205,7 +205,8 @@ def open_for_reading(directory: Path):
             "give the directory that fit got as checkpoint"
         )
     check_files(directory)
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    # Not read_only=True, which logs warnings for each option that follows from it.
+    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
     manager = ocp.CheckpointManager(directory, options=options)
     try:
         yield CheckpointStore(manager, {}, {}, False)

@@ -116,7 +116,7 @@ def first_skips(policy, before: SkipState | None) -> SkipState | None:
     scaled = isinstance(policy, LossScale)
     if before is not None and (before.scale is not None) == scaled:
         return before
-    zero = jnp.asarray(0)
+    zero = jnp.zeros((), jnp.int32)
     return SkipState(zero, zero, *((jnp.float32(policy.initial), zero) if scaled else ()))
 
 
