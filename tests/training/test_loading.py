@@ -20,7 +20,9 @@ def train(path, steps=4, params=PARAMS, algorithm=ALGORITHM, **options):
 
 def test_the_latest_and_a_chosen_checkpoint_are_loaded(tmp_path):
     whole = train(tmp_path / "a")
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     same(nm.load(tmp_path / "a"), whole.params)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     same(nm.load(str(tmp_path / "a"), step=4), whole.params)
     same(nm.load(tmp_path / "a", step=2), train(tmp_path / "b", 2).params)
     same(nm.load(tmp_path / "a", PARAMS), whole.params)
