@@ -9,8 +9,8 @@ from negmaml._core.checks import short_repr
 def expanded(name: str, path: str | os.PathLike[str]) -> Path:
     """A path with `~` and `~user` replaced by the folder of that user.
 
-    name: of the argument, for the ValueError if there is no such user, and the TypeError for what
-    is not a path.
+    name: of the argument, for the ValueError if there is no such user and the TypeError for an
+    object that is not a path.
 
     >>> expanded("out", "~/runs") == Path.home() / "runs"
     True

@@ -3,7 +3,7 @@
     fit(..., callback=CSVLogger("runs/a.csv"), callback_every=100)
 
 Each writes the numbers among the metrics, by their paths: "loss", "gradient_norm", "wall_time",
-"evaluation/accuracy". Of the processes of `jax.distributed` only the first writes.
+"evaluation/accuracy". Only the first process of `jax.distributed` writes.
 """
 
 import csv
@@ -78,7 +78,7 @@ class CSVLogger(MetricLogger):
 class TensorBoardLogger(MetricLogger):
     """Writes scalars for TensorBoard to a directory, by tensorboardX.
 
-    A run that resumes replaces what was written from its first new step on. Needs tensorboardX: pip
+    A run that resumes replaces the values from its first new step on. Needs tensorboardX: pip
     install "negmaml[tensorboard]".
     """
 
