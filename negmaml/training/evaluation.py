@@ -34,8 +34,7 @@ from negmaml.meta.partition import (
 from negmaml.meta.stateful import LiftedLoss, StatefulRule
 from negmaml.rules import UNSOLVED, InnerRule, as_rule, run
 from negmaml.training.sharding import TaskSharding, task_sharding
-
-NORMAL_95 = 1.959964  # half width of the 95% interval of a normal variable with variance 1
+from negmaml.training.statistics import NORMAL_95, finite_mean
 
 
 @add_table_repr
@@ -110,14 +109,6 @@ class Evaluation(NamedTuple):
             return Table(title, rows)
         rows = [(str(k), *row) for k, row in enumerate(zip(*texts.values(), strict=True))]
         return Table(title, rows, ("steps", *named))
-
-
-def finite_mean(values: np.ndarray) -> tuple[float, float, float]:
-    """Return (mean, half width of its 95% interval, share left out) of the finite values."""
-    finite = values[np.isfinite(values)].astype(float)
-    mean = finite.mean() if finite.size else np.nan
-    error = finite.std(ddof=1) / finite.size**0.5 if finite.size > 1 else np.nan
-    return float(mean), float(NORMAL_95 * error), 1 - finite.size / values.size
 
 
 def _text(values) -> str:

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 
 from negmaml._core.extras import require
-from negmaml.training.evaluation import Evaluation, finite_mean
-from negmaml.training.result import FitResult
+from negmaml.training.statistics import finite_mean
 
 INK, MARK = "#222222", "#d1495b"
 WINDOWS = 50  # running means in a plot
@@ -18,8 +17,8 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
          "svg.fonttype": "none", "svg.hashsalt": "negmaml"}  # fmt: skip
 
 
-def draw_fit(result: FitResult):
-    """Draw the losses in the first panel, and each number of the evaluations in one of its own."""
+def draw_fit(result):
+    """Draw a `FitResult`: the losses, and each number of the evaluations in a panel of its own."""
     losses = np.asarray(result.loss, float)
     runs, steps = losses.reshape(-1, losses.shape[-1]), losses.shape[-1]
     series = _evaluations(result, losses.ndim)
@@ -37,8 +36,8 @@ def draw_fit(result: FitResult):
     return figure
 
 
-def draw_evaluation(evaluation: Evaluation):
-    """Draw a panel for each metric."""
+def draw_evaluation(evaluation):
+    """Draw an `Evaluation`, with a panel for each metric."""
     values: Any = evaluation.values
     named = values if isinstance(values, dict) else {"value": values}
     arrays = {name: np.asarray(x, float) for name, x in named.items()}
@@ -99,7 +98,7 @@ def _draw_runs(axis, x, runs, label: str, **style) -> None:
         axis.plot(x, finite, color=f"C{i % 10}", label=label if i == 0 else None, **style)
 
 
-def _evaluations(result: FitResult, dims: int) -> dict[str, np.ndarray]:
+def _evaluations(result, dims: int) -> dict[str, np.ndarray]:
     """Return the numbers of the evaluations by name, each of shape (runs, evaluations)."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(result.evaluation):
