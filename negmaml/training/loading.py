@@ -34,6 +34,7 @@ class _NotPlainError(Exception):
 
 def layout(setup: TrainSetup, state: TrainState) -> dict[str, Any]:
     """Return where the model is in the leaves of a checkpoint, whose first are those of `state`."""
+    structure: Any
     leaves, structure = jax.tree.flatten(state)
     numbered = structure.unflatten(list(map(_Leaf, range(len(leaves)))))
 
@@ -144,6 +145,7 @@ def _like(name: str, like, part: dict[str, Any], leaves: list):
     parts: Any = variables(like)
 
     def filled(tree, numbers):
+        structure: Any
         own, structure = jax.tree.flatten(tree)
         new = [jnp.asarray(leaves[i]) for i in numbers]
         if [x.shape for x in own] != [x.shape for x in new]:
