@@ -251,7 +251,7 @@ class _TextSource:
             try:
                 # With low_memory pandas reads in pieces and may infer another type for each.
                 frame = self.pandas.read_csv(
-                    source, sep=given.separator if not count else ",", decimal=given.decimal,
+                    source, sep=given.separator, decimal=given.decimal,
                     header=None, names=unique, index_col=False, low_memory=False,
                     keep_default_na=False, na_values={n: values.get(n, []) for n in unique},
                     dtype={n: str for n in (group, *wishes.categorical) if n in unique},

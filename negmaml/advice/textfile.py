@@ -245,7 +245,7 @@ def without_comments(text: IO[str], names: list[str], separator: str) -> tuple[I
     A row with as many cells as the header is data.
     """
     kept, dropped = io.StringIO(newline=""), 0
-    writer = csv.writer(kept)
+    writer = csv.writer(kept, delimiter=separator)
     for _, row in _rows(text.read(), separator):
         if _is_comment(row, names):
             dropped += 1

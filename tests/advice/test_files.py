@@ -57,6 +57,8 @@ MESSY = {
     "Windows line ends": (lines().replace("\n", "\r\n"), "utf-8", ""),
     "comment lines": ("# a survey\n# of 2020, in May, and June\n" + lines().replace(
         "01,", "# checked\n01,", 1), "utf-8", "Comment lines skipped: 1"),
+    "comments above the header only": ("# of 2020\n" + lines(s=";", comma=",", ses=with_comma),
+                                       "utf-8", "Lines above the header skipped: 1"),
     "text above the header": ("Export;of;2020\n\nsep=,\n" + lines(), "utf-8",
                               "Lines above the header skipped: 2"),
     "thousands commas": (lines(ses=lambda v: f'"{v:,}"'), "utf-8", ""),
