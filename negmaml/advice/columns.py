@@ -176,7 +176,7 @@ def plan_columns(frame, wishes: Wishes, codes: np.ndarray) -> tuple[list[Feature
     if not plan:
         raise ValueError(
             "--features must name a column: the data have none to use besides group and target; "
-            + " ".join(notes)
+            + (" ".join(notes) or "--drop names all of them")
         )
     return plan, notes
 

@@ -258,8 +258,9 @@ class _TextSource:
                     skipinitialspace=given.separator != "\t",
                 )  # fmt: skip
             except (self.pandas.errors.ParserError, self.pandas.errors.EmptyDataError) as error:
+                said = " ".join(str(error).split())
                 raise ValueError(
-                    f"data must be a table, {str(self.path)!r} is not ({error}, below line "
+                    f"data must be a table, {str(self.path)!r} is not ({said}, below line "
                     f"{given.lines}); a text with a separator needs quotes, or give --sep"
                 ) from error
         if count:
@@ -269,10 +270,10 @@ class _TextSource:
 
 def _label_texts(labels, na: tuple[str, ...]) -> np.ndarray:
     """The text of each label without surrounding blanks, None where it is missing."""
-    codes, distinct = require("pandas", "advice").factorize(np.asarray(labels, object))
-    texts = [label_text(label) for label in distinct]
+    # Not by distinct values, of which True and 1 would be one.
+    texts = [label_text(label) for label in labels]
     stripped = [None if text is None or text in na else text.strip() for text in texts]
-    return np.array([*stripped, None], object)[codes]
+    return np.array(stripped, object)
 
 
 def _chosen(names: list[str], group: str, target: str, wishes: Wishes) -> list[str]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from negmaml._core.checks import short_repr
+
 SAMPLE = 2**18  # bytes from which the format is recognised
 PREAMBLE = 50  # lines above a header that are looked through
 CHUNK = 2**20
@@ -163,7 +165,8 @@ def _separator(text: str, wanted: list[str], given: str | None):
             width, count = widths.most_common(1)[0] if widths else (1, 1)
             score = count / len(rows) + width / 1e6  # of equally regular ones, the finest
             if best is None or score > best[0]:
-                at = next(i for i, (_, row) in enumerate(rows) if len(row) == width or not widths)
+                # With a separator that was given, the first line shows whether it is the right one.
+                at = 0 if given else next(i for i, (_, row) in enumerate(rows) if len(row) == width)
                 best = score, separator, at, rows
     if best is None:
         line = text.strip().splitlines()[0][:80]
@@ -206,8 +209,9 @@ def _complete_names(path: Path, names: list[str], body: list[list[str]], separat
     if wide is not None:
         cells = separator.join(wide)[:100]
         raise ValueError(
-            f"data must have as many cells in a row as in the header, {len(names)}, got "
-            f"{len(wide)} in {cells!r}; a text with a separator needs quotes, or give --sep"
+            f"data must have as many cells in a row as in the header {short_repr(names)}, "
+            f"{len(names)}, got {len(wide)} in {cells!r}; a text with a separator needs quotes, or "
+            "give --sep"
         )
     last = len(names) - 1
     empty = not names[-1] and not any(row[last].strip() for row in body if len(row) > last)
