@@ -106,8 +106,8 @@ def test_row_names_of_r_and_compressed_files_are_read(tmp_path):
         (lines("schol{s}ses{s}score"), {}, "--group must be a column of the data, got 'school'; "
                                            "did you mean 'schol'?"),
         (lines("ses{s}ses{s}score"), {"group": "ses"}, "'ses' twice; rename"),
-        (lines(), {"sep": ";"}, "did you mean 'school,ses,score'?; if that is a whole line, give --sep"),
-        (lines(s=";", comma=",", ses=with_comma), {"sep": ","}, "in the header ['school;ses;score'], 1"),
+        (lines(), {"sep": ";"}, "if that is a whole line, give --sep"),
+        (lines(s=";", comma=",", ses=with_comma), {"sep": ","}, "header ['school;ses;score'], 1"),
         (lines(), {"sep": "semi"}, "--sep must be one character"),
         ("one\ntwo\nthree\n", {}, "--sep must be given: no separator splits the first line 'one'"),
         (lines().encode("cp1252"), {"encoding": "utf-8"}, r"--encoding must be that of the file"),
@@ -118,7 +118,7 @@ def test_row_names_of_r_and_compressed_files_are_read(tmp_path):
         ("school;ses;score\na;1.234;1\nb;2.345;2\n", {}, "--decimal must be given: '1.234' in col"),
         ("school;ses;score\na;1,5;1\nb;2.5;2\n", {}, "'1,5' in column 'ses' and '2.5' in column"),
         (lines(comma=","), {}, "got 4 in '"),
-        (lines() + "a,1,2,3\n", {}, "in a row as in the header ['school', 'ses', 'score'], 3, got 4 in 'a,1,2,3'"),
+        (lines() + "a,1,2,3\n", {}, "['school', 'ses', 'score'], 3, got 4 in 'a,1,2,3'"),
         (lines() + "a,n/k,2\n", {}, "column 'ses' must be numbers or text, got the text 'n/k' "
                                     r"(data row 25) in 1 rows among numbers; --na 'n/k'"),
         (lines() + "a,3,high\n", {}, "--target column 'score' must be numbers"),
