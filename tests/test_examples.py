@@ -113,6 +113,14 @@ def test_a_learning_network_ends_elsewhere():
 
 
 @pytest.mark.slow
+def test_a_learned_optimizer_learns_with_the_gradient_of_reverse_mode_in_less_memory():
+    result = example("learned_optimizer").main(meta_steps=20, steps=200)
+    assert result.learned < 0.5 * result.untrained
+    assert result.gradient_error < 1e-3
+    assert 5 * result.memory["mixed"] < result.memory["reverse"]
+
+
+@pytest.mark.slow
 def test_hypergradients_are_those_of_other_methods_and_lower_the_outer_loss():
     result = example("bilevel").main()
     assert all(one.gradient_error < 1e-4 and one.after < one.before for one in result.values())

@@ -2,6 +2,7 @@
 
     python -m negmaml.examples.sinusoid          negative, zero and positive training rates
     python -m negmaml.examples.learned_rates     rates as meta-parameters, of either sign
+    python -m negmaml.examples.learned_optimizer a network that steps, trained through 500 steps
     python -m negmaml.examples.digits            few-shot classification of handwritten digits
     python -m negmaml.examples.flax_model        the same machinery on a Flax module
     python -m negmaml.examples.equinox_model     and on an Equinox module

@@ -94,7 +94,7 @@ def fit(
             `Stateful(params, state)`. The optimizer moves its parameters only, the state follows
             the loss (`nm.variables`), and the result is a model of the same kind.
         value_and_grad: (params, tasks) -> (value, gradient), from `maml_value_and_grad`, `fomaml`,
-            ... or your own.
+            ... or your own. One of `evolution_strategies` also gets a key, a function of the step.
         sample_tasks: key -> tasks, a pure function such as those of `negmaml.tasks`; or an
             iterable of batches of NumPy, torch or JAX arrays, such as a DataLoader, read again
             from its start when it ends; or one `Tasks` for every step.
