@@ -259,7 +259,7 @@ class RidgeHead(LinearHead):
 
     For classes, multiply the outputs by a trained scale in the loss as in R2-D2, since regression
     to 0 and 1 leaves them too small for a softmax. `PrototypeHead` says how a head is used. Its
-    `info` has the residual of the normal equations. Raises as `PrototypeHead` does.
+    `info` has the residual of the system. Raises as `PrototypeHead` does.
 
     >>> import negmaml as nm
     >>> x, y = jnp.array([[1.0], [2.0]]), jnp.array([1.0, 2.0])
@@ -279,16 +279,14 @@ class RidgeHead(LinearHead):
     def fit(self, phi, targets, strength):
         """Solve the smaller of both systems."""
         n, width = phi.shape
-        strength = jnp.asarray(strength, phi.dtype)
-        if n <= width:
-            gram = jnp.matmul(phi, phi.T, precision=HIGHEST) / n
-            dual = linear_solve(gram + strength * jnp.eye(n, dtype=phi.dtype), targets / n)
-            weight = jnp.matmul(phi.T, dual, precision=HIGHEST)
-        else:
-            S = jnp.matmul(phi.T, phi, precision=HIGHEST) / n
-            right = jnp.matmul(phi.T, targets, precision=HIGHEST) / n
-            weight = linear_solve(S + strength * jnp.eye(width, dtype=phi.dtype), right)
-        return weight, _ridge_info(*map(lax.stop_gradient, (phi, targets, strength, weight)))
+        dual = n <= width
+        first, second = (phi, phi.T) if dual else (phi.T, phi)
+        gram = jnp.matmul(first, second, precision=HIGHEST) / n
+        matrix = gram + jnp.asarray(strength, phi.dtype) * jnp.eye(len(gram), dtype=phi.dtype)
+        right = targets if dual else jnp.matmul(phi.T, targets, precision=HIGHEST)
+        found = linear_solve(matrix, right / n)
+        weight = jnp.matmul(phi.T, found, precision=HIGHEST) if dual else found
+        return weight, _linear_info(*map(lax.stop_gradient, (matrix, found, right / n)))
 
 
 @final
@@ -360,15 +358,11 @@ def _check_strength(strength):
     return check_scalar("strength", strength, "a ridge strength")
 
 
-def _ridge_info(phi, targets, strength, weight) -> SolveInfo:
-    """Return the residual of the normal equations, and whether it is within rounding."""
-    n, eps = len(phi), jnp.finfo(phi.dtype).eps
-    outputs = jnp.matmul(phi, weight, precision=HIGHEST)
-    terms, right = (jnp.matmul(phi.T, y, precision=HIGHEST) / n for y in (outputs, targets))
-    residual = norm((terms + strength * weight - right).ravel())
-    first = norm(right.ravel())
-    allowed = eps**0.75 * first + ROUNDING * eps * (norm(terms.ravel()) + first)
-    return SolveInfo(residual <= allowed, residual, 0)
+def _linear_info(matrix, found, right) -> SolveInfo:
+    """Return the residual of a linear system, and whether it is within rounding."""
+    residual = norm((jnp.matmul(matrix, found, precision=HIGHEST) - right).ravel())
+    size = norm(matrix.ravel()) * norm(found.ravel()) + norm(right.ravel())
+    return SolveInfo(residual <= ROUNDING * jnp.finfo(right.dtype).eps * size, residual, 0)
 
 
 def _check_features(phi):
