@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -71,6 +71,13 @@ def within(mesh: Mesh | None, *trees) -> contextlib.AbstractContextManager:
     if mesh is None or not is_concrete((jnp.zeros(()), trees)):
         return contextlib.nullcontext()
     return jax.set_mesh(mesh)
+
+
+@contextlib.contextmanager
+def only(device) -> Iterator[Any]:
+    """Compute on one device, also within the context of a mesh; yields the device."""
+    with jax.set_mesh(Mesh(np.array(device), ())), jax.default_device(device):
+        yield device
 
 
 def gathered(tree, mesh: Mesh):

@@ -12,6 +12,7 @@ from negmaml._core.checks import short_repr
 from negmaml._core.display import Table, add_table_repr
 from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key
+from negmaml._core.meshes import only
 from negmaml._core.settings import own_settings
 from negmaml.meta.batching import Tasks
 from negmaml.tasks.episodes import COUNTS, Episodes
@@ -100,11 +101,10 @@ class HostEpisodes:
     @own_settings
     def draw(self, key) -> Tasks:
         """Return the rows of all episodes of a draw, on the host."""
-        cpu = _cpu()
         # Drawn on the CPU: an accelerator may be busy for long with the steps before.
-        key = key if cpu is None else jax.device_put(key, cpu)
-        with jax.default_device(cpu):
-            return jax.tree.map(np.asarray, _draw(self.episodes, key))
+        with only(_cpu()) as device:
+            arguments = jax.device_put((self.episodes, key), device)
+            return jax.tree.map(np.asarray, _draw(*arguments))
 
     def read(self, drawn: Tasks) -> Tasks:
         """Return the images of these rows."""
@@ -116,7 +116,8 @@ class HostEpisodes:
     @own_settings
     def finish(self, key, drawn: Tasks, images: Tasks) -> Tasks:
         """Return the tasks of these rows and images."""
-        return _finish(self.episodes, key, drawn, images)
+        with only(jax.local_devices()[0]) as device:
+            return _finish(*jax.device_put((self.episodes, key, drawn, images), device))
 
 
 class EpisodeBatches:
@@ -172,8 +173,8 @@ def _finish(episodes: Episodes, key, drawn: Tasks, images: Tasks) -> Tasks:
 
 
 def _cpu():
-    """Return the CPU as a device of JAX; None if only an accelerator is there."""
+    """Return the CPU as a device of JAX, or the default device where it is none."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
-        return None
+        return jax.local_devices()[0]

@@ -16,6 +16,8 @@ from jax.tree_util import Partial
 from negmaml._core.caller import warn_caller
 from negmaml._core.checks import check_count, short_repr
 from negmaml._core.fingerprint import digest_of
+from negmaml._core.keys import is_typed_key
+from negmaml._core.meshes import only
 from negmaml._core.pytree import as_pytree
 from negmaml.meta.batching import Tasks
 from negmaml.training.sharding import TaskSharding
@@ -217,6 +219,16 @@ class Batches:
 
     def _to_device(self, rows):
         """Return a stack on the device or the mesh, to which each process brings its own part."""
+        if self.sharding is not None and isinstance(rows[0], jax.Array):
+            # Within the mesh, an array on one of its devices cannot be an argument of a program.
+            with only(next(iter(rows[0].devices()))):
+                if is_typed_key(rows[0]):
+                    kind = jax.random.key_impl(rows[0])
+                    data = [np.asarray(jax.random.key_data(row)) for row in rows]
+                else:
+                    kind, data = None, [np.asarray(row) for row in rows]
+            stack = self._to_device(data)
+            return stack if kind is None else jax.random.wrap_key_data(stack, impl=kind)
         # Arrays on the device are stacked there; NumPy arrays are stacked before one transfer.
         some = [row for row in rows if isinstance(row, jax.Array)]
         stack = jnp.stack(rows) if some else np.stack(rows)

@@ -75,6 +75,17 @@ def test_fit_streams_and_resumes_from_a_checkpoint(host, tmp_path):
     same(run(6, checkpoint=tmp_path / "run").params, whole.params)
 
 
+def test_devices_share_a_stream(host):
+    """Its arrays, on one device, reach all devices of the mesh, with the keys of the tasks."""
+    algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(0.1))
+    stream = host.replace(m=2 * jax.device_count()).batches(KEY)
+    one, many = (
+        nm.fit(KEY, jnp.zeros((16, 2)), algorithm, stream, optax.sgd(0.1), 2, mesh=mesh).loss
+        for mesh in (None, jax.devices())
+    )
+    np.testing.assert_allclose(one, many, rtol=1e-5)
+
+
 def test_a_traced_key_says_what_to_pass(host):
     for call in (
         lambda: jax.jit(lambda key: host(key))(KEY),
