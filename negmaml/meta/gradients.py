@@ -29,6 +29,7 @@ from negmaml._core.pytree import nothing_like
 from negmaml._core.settings import own_transfers
 from negmaml.meta.batching import as_tasks, leading_axis, mean_over_tasks
 from negmaml.meta.choice import LossPair, choose, leaf_rates
+from negmaml.meta.flat_products import with_flat_products
 from negmaml.meta.forward_over_reverse import backward_recursion
 from negmaml.meta.inner import adapt_leaves, apply_at, inner_gradient, state_at
 from negmaml.meta.lowrank import LowRankPlan, factored_loss
@@ -472,7 +473,8 @@ def _differentiate(total: Callable, losses: LossPair, rule, params, state, tasks
         (value,), per_task = total(losses, rule, params, state, tasks, weight)
         return value, per_task
 
-    (value, per_task), gradient = jax.value_and_grad(value_first, has_aux=True)(trained)
+    gradient_of = with_flat_products(jax.value_and_grad(value_first, has_aux=True))
+    (value, per_task), gradient = gradient_of(trained)
     return (value, gradient), per_task
 
 

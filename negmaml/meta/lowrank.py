@@ -229,7 +229,7 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
         inputs = [read(atom) for atom in equation.invars]
         weights = [x if isinstance(x, _Weight) else None for x in inputs]
         if not any(weights):
-            results = _evaluate(equation, inputs, jaxpr.debug_info)
+            results = evaluate_equation(equation, inputs, jaxpr.debug_info)
         elif product := _as_product(equation, weights):
             results = [_multiply(equation.params, product, inputs[product.x], recorder)]
         elif flipped := _as_transpose(equation, weights):
@@ -241,7 +241,7 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _evaluate(equation, inputs, debug_info) -> list:
+def evaluate_equation(equation, inputs, debug_info) -> list:
     """Evaluate one equation on arrays, as a jaxpr of its own."""
     # Names of arguments belong to the whole jaxpr, and one equation has others.
     debug_info = debug_info._replace(arg_names=None, result_paths=None)
