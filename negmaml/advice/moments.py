@@ -236,6 +236,8 @@ def estimate_from_sums(groups: GroupSummaries, select, basis=None) -> RandomCoef
     per_noise = _within(basis, BB, N.reshape(*lead, o))
     weight = (A if full else np.einsum("...ii->...i", A)).reshape(*lead, o)
     residual = square - 2 * np.sum(c * w0, -1) + np.einsum("...i,...ij,...j->...", w0, A, w0)
+    # Rounding may leave less than zero where the fit is exact.
+    residual = np.maximum(residual, 1e-12 * np.maximum(square, 0))
     # Equation (5), with Omega = without_noise - sigma^2 per_noise from (4).
     joint = residual - np.sum(weight * without_noise, -1)
     joint = joint / np.maximum(rows - np.sum(weight * per_noise, -1), 1e-9 * rows)

@@ -86,6 +86,22 @@ def test_identical_groups_have_no_covariance_and_it_is_never_negative():
     assert found.noise_variance == pytest.approx(1.0, rel=0.1)
 
 
+@pytest.mark.parametrize("structure", ["intercept", "equal", "full"])
+def test_noise_is_not_negative_where_rows_are_fitted_exactly(structure):
+    """Of 5 groups of 2 rows each, some the same, with 8 coefficients."""
+    random = np.random.default_rng(0)
+    x, y = (
+        random.normal(size=(200, 3, 2, 8)) * [1, 5, 1, 1, 9, 1, 1, 1],
+        random.normal(size=(200, 3, 2, 1)),
+    )
+    z = np.concatenate([x, 30 + y], -1)[:, [0, 0, 0, 1, 2]]
+    gram = np.swapaxes(z, -1, -2) @ z
+    noise = [
+        random_coefficients(g, np.full(5, 2), structure=structure).noise_variance for g in gram
+    ]
+    assert np.all(np.isfinite(noise)) and min(noise) >= 0
+
+
 def test_one_group_is_refused():
     gram, counts = grams(0, 1, 12, 3, 1.0, np.eye(3), np.ones(3))
     with pytest.raises(ValueError, match="at least 2 groups"):
