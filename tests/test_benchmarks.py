@@ -139,3 +139,20 @@ def test_predicted_rates_of_networks_are_compared_with_measured_ones(part):
     assert [row[0] for row in rows] == ["linear, last layer", "linear, all"]
     assert all(len(row) == len(head) for row in rows)
     assert not any("nan" in str(cell) for row in rows for cell in row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["intercepts only", "unlike groups", "ragged groups", "heavy tails", "unequal noise"]
+)
+def test_intervals_of_the_recommended_method_hold_the_truth(name):
+    import advice_coverage as coverage
+
+    population = coverage.POPULATIONS[name]
+    pool = coverage.truth(population)
+    results = [coverage.advised(population, pool, seed, 50) for seed in range(30)]
+    inside = [
+        low <= value <= high for result in results for value, low, high in result.gains.values()
+    ]
+    assert np.mean(inside) >= 0.9
+    assert np.mean([result.regret for result in results]) < 0.01
