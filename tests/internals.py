@@ -52,7 +52,10 @@ from negmaml.advice.moments import (
     initial_shrinkage,
     updated_shrinkage,
 )
+from negmaml.advice.report import _number as report_number
+from negmaml.advice.report import _percent as report_percent
 from negmaml.advice.result import _loss_curves, summarise
+from negmaml.advice.result import _rmse_difference as rmse_difference
 from negmaml.advice.selection import (
     ALL,
     CHOOSE,

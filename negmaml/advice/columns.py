@@ -153,8 +153,15 @@ def plan_columns(frame, wishes: Wishes, codes: np.ndarray) -> tuple[list[Feature
     notes: list[str] = []
     filled: list[str] = []
     for name in frame.columns:
+        kind, series = _wished_kind(name, wishes), frame[name]
+        if kind is None and (code := first_code(_present_texts(series))):
+            kind = "text"
+            notes.append(
+                f"Column {name!r} read as texts, since {code!r} has a leading zero; --numeric "
+                "reads it as numbers."
+            )
         try:
-            parsed = parse(frame[name], wishes.decimal, _wished_kind(name, wishes))
+            parsed = parse(series, wishes.decimal, kind)
         except (TypeError, ValueError) as error:
             raise ValueError(f"column {name!r} {error}") from error
         count = int(parsed.missing.sum())
@@ -179,6 +186,29 @@ def plan_columns(frame, wishes: Wishes, codes: np.ndarray) -> tuple[list[Feature
             + (" ".join(notes) or "--drop names all of them")
         )
     return plan, notes
+
+
+def first_code(values: Sequence[Any]) -> str | None:
+    """Return the first text such as 01, if all values are texts of digits.
+
+    >>> first_code(["2139", "01001"]), first_code(["10", "0"]), first_code(["01", "1.5"])
+    ('01001', None, None)
+    """
+    if not all(isinstance(value, str) and value.strip().isdecimal() for value in values):
+        return None
+    return next((text for text in values if len(text.strip()) > 1 and text.strip()[0] == "0"), None)
+
+
+def _present_texts(series) -> list[Any]:
+    """The distinct values of a column of objects; none of other columns, which have no texts."""
+    pandas = require("pandas", "advice")
+    types = pandas.api.types
+    if not (types.is_object_dtype(series) or types.is_string_dtype(series)):
+        return []
+    try:
+        return list(pandas.factorize(series.to_numpy(object))[1])
+    except TypeError:  # such as lists, which `parse` refuses
+        return []
 
 
 def _wished_kind(name: str, wishes: Wishes) -> str | None:
@@ -321,9 +351,15 @@ def _parsed_objects(pandas, series, decimal: str, kind: str | None, start: Any) 
             f"must hold numbers or texts, got {short_repr(_first(series))}; --drop leaves it out"
         )
     numbers = np.array([number_of(value, decimal) for value in distinct])
+    if np.isnan(numbers).all():  # all of them: next to plain numbers, 5% may be 0.05
+        numbers = np.array([number_of(_without_percent(value), decimal) for value in distinct])
     bad = np.isnan(numbers)
     rows = np.bincount(codes[codes >= 0], minlength=len(distinct))
     if kind == "number" or not bad.any():
+        if bad.all():
+            raise ValueError(
+                f"has no numbers, its first text is {_first(series)!r}; leave out --numeric"
+            )
         values = np.append(numbers, np.nan)[codes]
         return Parsed("number", np.where(np.isfinite(values), values, np.nan))
     share = rows[bad].sum() / rows.sum()
@@ -359,6 +395,10 @@ def _texts(series) -> np.ndarray:
     texts = [label_text(value) for value in distinct]
     stripped = [None if text is None else text.strip() for text in texts]
     return np.array([*stripped, None], object)[codes]
+
+
+def _without_percent(value: Any) -> Any:
+    return value.strip().removesuffix("%") if isinstance(value, str) else value
 
 
 def number_of(value: Any, decimal: str = ".") -> float:

@@ -96,6 +96,7 @@ def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = Fals
 
     Raises TypeError or ValueError for data that cannot be used: see `advise`.
     """
+    _check_order(x=x, y=y, groups=groups)
     names = tuple(map(str, getattr(x, "columns", ())))
     x, y = as_floats("x", x), as_floats("y", y)
     if x.ndim != 2 or y.ndim not in (1, 2) or not x.size:
@@ -124,6 +125,22 @@ def group_rows(x, y, groups, *, intercept: bool = True, standardise: bool = Fals
         _side_by_side(x, y, order, kept, scales, intercept), y.shape[1],
         np.cumsum(counts) - counts, counts, labels, names, intercept, scales, kept, notes,
     )  # fmt: skip
+
+
+def _check_order(**given) -> None:
+    """Raise ValueError for frames of pandas whose rows have the same labels in another order."""
+    # Other differences of indices are usual, since rows are taken by their position.
+    indices = {name: value.index for name, value in given.items() if hasattr(value, "iloc")}
+    for name, index in list(indices.items())[1:]:
+        first = next(iter(indices))
+        other = indices[first]
+        if index.equals(other) or len(index) != len(other):
+            continue
+        if index.isin(other).all() and other.isin(index).all():
+            raise ValueError(
+                f"{first} and {name} must have their rows in the same order, got an index with the "
+                f"same labels in another order; write {name}.loc[{first}.index], or pass arrays"
+            )
 
 
 def _side_by_side(x, y, order, kept, scales, intercept: bool) -> np.ndarray:
@@ -194,6 +211,11 @@ def drop_small_groups(data: GroupedRows, n_t: int, n_v: int, n_r: int) -> Groupe
     """Keep groups with at least n_t + n_v rows and more than n_r; note how many were dropped."""
     needed = max(n_t + n_v, n_r + 1)
     enough = data.counts >= needed
+    if data.groups < MIN_GROUPS:
+        raise ValueError(
+            f"groups must have at least {MIN_GROUPS} labels, to train and to test on different "
+            f"groups, got {data.groups}; add groups, or pass the column of a finer grouping"
+        )
     if enough.sum() < MIN_GROUPS:
         raise ValueError(
             f"groups must be at least {MIN_GROUPS} of {needed} rows each (n_t + n_v = {n_t + n_v}, "

@@ -84,11 +84,19 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         """Return this model adapted to the rows of a new group, a fitted predictor.
 
         One step, theta = omega - adapt_rate/n X^T (X omega - y), unless the class says otherwise.
+
+        Raises ValueError for X and y that do not have the columns of the training data.
         """
         check_is_fitted(self, "weights_")
         X, y = validate_data(
             self, X, y, reset=False, multi_output=True, y_numeric=True, dtype=np.float64
         )
+        targets = self.weights_.shape[1]
+        # Another number would be broadcast to all targets.
+        if y[:1].size != targets:
+            raise ValueError(
+                f"y must have the {targets} target(s) of training in each row, got shape {y.shape}"
+            )
         # A shallow copy: parameters and scales are shared, and only the weights are replaced.
         adapted = copy.copy(self)
         adapted._adapted = {}  # its weights already belong to one group

@@ -2,6 +2,7 @@
 
 import difflib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -23,6 +24,10 @@ MISSING = ("fill", "drop")
 NO_VALUE = (
     "", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-nan", "NULL", "null", "None", "<NA>", ".", "-",
 )  # fmt: skip
+TOTAL = re.compile(
+    r"(grand |sub)?total|sum(me|ma)?|(ins)?gesamt(summe)?|somme|suma|mean|average|mittel(wert)?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def read_table(
     Encoding, separator, decimal mark, thousands separators and comment lines are recognised. Texts
     become 0/1 columns and dates days. Identifiers, row numbers, constants and texts of more than 50
     values are left out, unless an option names them. Labels of groups are texts: 1 and 01 differ,
-    and a group may be called NA. Rows without a label or a target are dropped.
+    and a group may be called NA. A column with a number such as 01 is one of texts. A last row of
+    totals is left out. Rows without a label or a target are dropped.
 
     Arguments:
         data: path of a file, or a data frame.
@@ -237,6 +243,7 @@ class _TextSource:
     def read(self, names: list[str], group: str, na: tuple[str, ...], wishes: Wishes):
         """Return these columns, and the label of each row or None."""
         given, count = self.format, 0
+        texts = (group, *wishes.categorical, *{*given.codes} - {*wishes.numeric, names[-1]})
         values = {name: [*NO_VALUE, *na] for name in self.names} | {group: ["", *na]}
         # Columns that are left out may have names that occur twice, which pandas refuses.
         unique = [n if n in values and self.names.count(n) == 1 else f"{n} ({i})"
@@ -254,7 +261,7 @@ class _TextSource:
                     source, sep=given.separator, decimal=given.decimal,
                     header=None, names=unique, index_col=False, low_memory=False,
                     keep_default_na=False, na_values={n: values.get(n, []) for n in unique},
-                    dtype={n: str for n in (group, *wishes.categorical) if n in unique},
+                    dtype={n: str for n in texts if n in unique},
                     skipinitialspace=given.separator != "\t",
                 )  # fmt: skip
             except (self.pandas.errors.ParserError, self.pandas.errors.EmptyDataError) as error:
@@ -322,6 +329,10 @@ def _table(read, names, target, wishes, missing, notes) -> GroupedTable:
     # Read here, so that no caller holds the frame: its memory is free once it is encoded.
     frame, labels = read()
     y = _targets(frame[target], wishes.decimal)
+    if (total := _total_row(labels, y)) is not None:
+        notes.append(f"Row {labels[total]!r} left out: it sums up the other rows.")
+        keep = np.arange(len(y)) != total
+        frame, labels, y = frame[keep], labels[keep], y[keep]
     without = {"no label": np.array([label is None for label in labels]),
                target: ~np.isfinite(y)}  # fmt: skip
     frame, labels, y = _complete(frame, labels, y, without, "without a label or a target", notes)
@@ -337,6 +348,19 @@ def _table(read, names, target, wishes, missing, notes) -> GroupedTable:
         plan, said = plan_columns(frame[names], wishes, codes)
     x, _ = encode_columns(frame, plan)
     return GroupedTable(x, y, labels, (*notes, *said), tuple(plan))
+
+
+def _total_row(labels: np.ndarray, y: np.ndarray) -> int | None:
+    """The index of a last row that sums up all others, as below an exported table; or None."""
+    if not len(labels):
+        return None
+    *others, label = labels
+    # If all labels differ, so does that of a last row of data.
+    if label is None or label in others or len({*others}) == len(others):
+        return None
+    total = y[:-1][np.isfinite(y[:-1])].sum()
+    is_total = TOTAL.fullmatch(label) or (y[-1] != 0 and np.isclose(y[-1], total, 1e-6, 0))
+    return len(y) - 1 if is_total else None
 
 
 def _targets(series, decimal: str) -> np.ndarray:

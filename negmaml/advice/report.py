@@ -64,14 +64,14 @@ def _accuracy(advice) -> str:
     """What the recommended method reaches, and its gain over the usual choices."""
     best = advice.recommended
     text = (
-        f"On new groups it predicts {advice.target} with an RMSE of {advice.rmse[best]:.4g}"
-        f"{_unit(advice)} and explains {advice.explained_variance[best]:.0%} of the variance."
+        f"On new groups it predicts {advice.target} with an RMSE of {_number(advice.rmse[best], 4)}"
+        f"{_unit(advice)} and explains {_percent(advice.explained_variance[best])} of the variance."
     )
     for name, usual in ((POOLED, ", the usual choice that ignores groups,"), (SINGLE, "")):
         if name != best:
             gain = advice.rmse_gain[name]
             text += (
-                f" {with_article(name).capitalize()}{usual} has {advice.rmse[name]:.4g}: "
+                f" {with_article(name).capitalize()}{usual} has {_number(advice.rmse[name], 4)}: "
                 f"{_more_or_less(gain)}."
             )
     return text
@@ -80,8 +80,26 @@ def _accuracy(advice) -> str:
 def _more_or_less(gain) -> str:
     """The difference of another method's RMSE from that of the recommended one."""
     if gain.value >= 0:
-        return f"{gain.value:.3g} more (95% interval {gain.low:.2g} to {gain.high:.2g})"
-    return f"{-gain.value:.3g} less (95% interval {-gain.high:.2g} to {-gain.low:.2g})"
+        return f"{_number(gain.value, 3)} more (95% interval {_interval(gain.low, gain.high)})"
+    return f"{_number(-gain.value, 3)} less (95% interval {_interval(-gain.high, -gain.low)})"
+
+
+def _number(value: float, digits: int) -> str:
+    """A number of so many digits, or all digits before the point: 236 and not 2.4e+02."""
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < 1e7 else text
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{_number(low, 2)} to {_number(high, 2)}"
+
+
+def _percent(fraction: float) -> str:
+    """A percentage, which is 100% only if it is exactly that."""
+    return next(
+        (text for text in (f"{fraction:.0%}", f"{fraction:.1%}") if float(text[:-1]) < 100),
+        "100%" if fraction == 1 else "more than 99.9%",
+    )
 
 
 def _certainty(advice) -> str:
@@ -187,10 +205,10 @@ def _table(advice) -> Grid:
     for name in sorted(advice.loss, key=advice.loss.__getitem__):
         gain = advice.rmse_gain[name]
         more = ("recommended", "") if name == advice.recommended else (
-            f"{gain.value:.3g}", f"{gain.low:.2g} to {gain.high:.2g}",
+            _number(gain.value, 3), _interval(gain.low, gain.high),
         )  # fmt: skip
         explained = f"{advice.explained_variance[name]:.1%}"
-        rows.append((name, f"{advice.rmse[name]:.4g}", explained, *more))
+        rows.append((name, _number(advice.rmse[name], 4), explained, *more))
     return Grid(("method", "RMSE", "explained variance", "gain", "95% interval"), rows)
 
 

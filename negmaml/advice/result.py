@@ -169,11 +169,14 @@ class Advice:
     def rmse_gain(self) -> dict[str, Difference]:
         """`gain` in units of the target: how much lower the RMSE is than that of each method.
 
-        The interval is that of `gain`, at the estimated error of the other method.
+        The interval is that of `gain`, from a - b = (a^2 - b^2) / (a + b) at the estimated RMSEs.
         """
         scale = self.target_scale or 1.0
         return ByMethod(
-            {name: _rmse_difference(g, self.loss[name], scale) for name, g in self.gain.items()}
+            {
+                name: _rmse_difference(g, self.rmse[name], self.rmse[self.recommended], scale)
+                for name, g in self.gain.items()
+            }
         )
 
     @property
@@ -215,7 +218,7 @@ class Advice:
         """Plot the methods, and the loss of meta-learning over its rates; a matplotlib Figure."""
         from negmaml.advice.figure import figure
 
-        return figure(self, theory)
+        return figure(self, check_flag("theory", theory))
 
     def model(self, method: str | None = None):
         """Return the model of a method, fitted to all groups; None: the recommended method.
@@ -312,17 +315,12 @@ def _target_name(y) -> str:
     return name if isinstance(name, str) else "the target"
 
 
-def _rmse_difference(gain: Difference, loss: float, scale: float) -> Difference:
-    """A difference of losses, from that of a method with this loss, as one of RMSEs."""
-    before = scale * (2 * loss) ** 0.5
-
-    def change(value: float) -> float:
-        return before - scale * max(2 * (loss - value), 0.0) ** 0.5
-
-    value = change(gain.value)
-    # d sqrt(2 L) = dL / sqrt(2 L)
-    error = scale**2 * gain.error / (before - value) if before > value else np.inf
-    return Difference(value, error, change(gain.low), change(gain.high), value / before)
+def _rmse_difference(gain: Difference, other: float, best: float, scale: float) -> Difference:
+    """A difference of losses as one of RMSEs: a - b = (a^2 - b^2) / (a + b)."""
+    # With one of the RMSEs fixed, the interval could contain differences larger than the other.
+    each = 2 * scale**2 / (other + best)
+    value = each * gain.value
+    return Difference(value, each * gain.error, each * gain.low, each * gain.high, value / other)
 
 
 def _by_replicate(values, each: int):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from negmaml._core.checks import short_repr
+from negmaml.advice.columns import first_code
 
 SAMPLE = 2**18  # bytes from which the format is recognised
 PREAMBLE = 50  # lines above a header that are looked through
@@ -44,6 +45,7 @@ class TextFormat(NamedTuple):
     names: of the columns.
     lines: number of lines up to the first row, the header included.
     has_comments: True if lines start with #.
+    codes: columns of digits in which some number has a leading zero, as in postal codes.
     notes: sentences on everything unusual.
     """
 
@@ -53,6 +55,7 @@ class TextFormat(NamedTuple):
     names: list[str]
     lines: int
     has_comments: bool
+    codes: list[str]
     notes: list[str]
 
 
@@ -89,7 +92,9 @@ def recognise(
     if (separator, decimal) != (",", "."):
         kind = SEPARATORS.get(separator, repr(separator))
         notes.append(f"Read with the separator {kind} and the decimal mark {decimal!r}.")
-    return TextFormat(encoding, separator, decimal, names, lines, has_comments, notes)
+    return TextFormat(
+        encoding, separator, decimal, names, lines, has_comments, _codes(names, body), notes
+    )
 
 
 def _encoding(path: Path, given: str | None) -> tuple[str, bool, list[str]]:
@@ -241,6 +246,16 @@ def _decimal(names: list[str], body: list[list[str]], ignored: set[str], separat
             f"--decimal must be given: {seen['']} may have a decimal mark or a thousands separator"
         )
     return "," if "," in seen else "."
+
+
+def _codes(names: list[str], body: list[list[str]]) -> list[str]:
+    """The columns of codes such as 01, of which pandas would make numbers."""
+    cells: dict[str, list[str]] = {name: [] for name in names}
+    for row in body:
+        for name, cell in zip(names, row, strict=False):
+            # Others stand for a missing value, or the column is one of texts anyway.
+            cells[name] += [cell] if re.search(r"\d", cell) else []
+    return [name for name in names if first_code(cells[name])]
 
 
 def without_comments(text: IO[str], names: list[str], separator: str) -> tuple[IO[str], int]:

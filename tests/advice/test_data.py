@@ -1,6 +1,7 @@
 """Rows of groups: units, sizes, precision and memory."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from negmaml.advice import MetaRegressor, advise
@@ -84,3 +85,12 @@ def test_as_many_groups_as_fit_the_memory_are_drawn(monkeypatch):
 def test_values_that_are_no_real_numbers_are_refused(x, message):
     with pytest.raises((TypeError, ValueError), match=message):
         group_rows(x, np.arange(4.0), [0, 0, 1, 1])
+
+
+def test_frames_are_taken_by_position_unless_their_rows_are_in_another_order():
+    x, y, groups = grouped_rows(groups=4, rows=3)
+    frame = pd.DataFrame(x, index=np.arange(12) + 100)
+    np.testing.assert_array_equal(group_rows(frame, pd.Series(y), groups).y[:, 0], y)
+    named = pd.Series(groups, index=frame.index)
+    with pytest.raises(ValueError, match=r"x and groups must .* write groups.loc\[x.index\]"):
+        group_rows(frame, y, named.sample(frac=1, random_state=0))

@@ -288,3 +288,60 @@ def test_later_rows_are_encoded_as_the_first_ones():
     assert x["day"].tolist() == [0, 0]
     with pytest.raises(ValueError, match="frame must be a column of the data, got 'sex'"):
         table.encode(later.drop(columns="sex"))
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "is_total"),
+    [
+        ("Total", 3.0, True),
+        ("gesamt", 3.0, True),
+        ("Σ", SCORE.sum(), True),
+        ("total recall", 3.0, False),
+        ("last", SCORE.mean(), False),
+        ("1", SCORE.sum(), False),  # a group with other rows
+    ],
+)
+def test_a_last_row_of_totals_is_no_group(label, value, is_total, tmp_path):
+    table = read(lines() + f"{label},{SES.sum()},{value}\n", tmp_path)
+    assert len(table.y) == ROWS + (not is_total)
+    assert any(f"Row {label!r} left out" in note for note in table.notes) == is_total
+
+
+def test_a_last_row_of_zeros_or_of_groups_of_one_row_is_kept():
+    frame = pd.DataFrame({"school": list("aabc"), "x": [1.0, 2, 4, 3], "score": [1.0, -1, 0, 0]})
+    assert len(read_table(frame, group="school", target="score").y) == 4
+    frame = pd.DataFrame({"school": list("abc"), "x": [1.0, 2, 4], "score": [1.0, 2, 3]})
+    assert len(read_table(frame, group="school", target="score").y) == 3
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "frame"])
+def test_numbers_with_leading_zeros_are_texts(ending, tmp_path):
+    data = frame = pd.DataFrame({
+        "school": SCHOOLS, "zip": np.tile(["01001", "1001", "2139"], 8), "ses": SES, "score": SCORE,
+    })  # fmt: skip
+    frame.loc[4, "zip"] = None
+    if ending != "frame":
+        data = tmp_path / f"data.{ending}"
+        frame.to_csv(data, index=False, na_rep="NA") if ending == "csv" else frame.to_parquet(data)
+    options = dict(group="school", target="score")
+    table = read_table(data, **options)
+    assert list(table.x.columns) == ["zip_1001", "zip_2139", "zip_missing", "ses"]
+    assert any("'zip' read as texts, since '01001'" in note for note in table.notes)
+    assert list(table.encode(frame.iloc[:2])["zip_1001"]) == [0, 1]
+    numeric = read_table(data, **options, numeric=["zip"])
+    assert list(numeric.x["zip"][:3]) == [1001, 1001, 2139]
+
+
+def test_percentages_are_numbers_unless_plain_numbers_stand_beside_them(tmp_path):
+    text = lines(s=";", comma=",", ses=lambda v: with_comma(v) + " %")
+    table = read(text, tmp_path)
+    np.testing.assert_allclose(table.x["ses"], SES)
+    np.testing.assert_allclose(read(text, tmp_path, target="ses").y, SES)
+    mixed = pd.DataFrame({"g": [0, 1, 0, 1], "x": ["5%", "0.05", "7%", "9%"], "y": [1.0, 2, 4, 5]})
+    assert "x_0.05" not in read_table(mixed, group="g", target="y").x
+    assert "x_5%" in read_table(mixed, group="g", target="y").x
+
+
+def test_numeric_refuses_a_column_without_numbers(tmp_path):
+    with pytest.raises(ValueError, match=r"column 'ses' has no numbers, its first text is '\$"):
+        read(lines(ses=lambda v: f"${v}"), tmp_path, numeric=["ses"])

@@ -104,3 +104,17 @@ def test_units_of_standardised_models_are_the_users(rows):
             clone(one).fit(100 * x - 3, 7 * y + 2, groups).adapt(100 * x[:6] - 3, 7 * y[:6] + 2)
         )
         np.testing.assert_allclose(scaled.predict(100 * x - 3), 7 * predicted + 2, err_msg=name)
+
+
+@pytest.mark.parametrize("model", [*MODELS.values(), nm.MetaRegressor(adapt_rate=0.3)])
+def test_a_group_has_the_targets_of_training(rows, model):
+    x, y, groups = rows
+    both = np.stack([y, -y], 1)
+    for fitted, given in ((y, both), (both, y), (both, both[:, :1])):
+        model = clone(model).fit(x, fitted, groups)
+        with pytest.raises(ValueError, match=r"y must have the \d target\(s\) of training"):
+            model.adapt(x[:6], given[:6])
+    one = clone(model).fit(x, y, groups)
+    np.testing.assert_array_equal(
+        one.adapt(x[:6], y[:6, None]).predict(x), one.adapt(x[:6], y[:6]).predict(x)
+    )

@@ -10,7 +10,16 @@ import pytest
 
 import negmaml as nm
 from tests.advice.conftest import grouped_rows
-from tests.internals import MEANINGS, Grid, Section, render
+from tests.internals import (
+    MEANINGS,
+    Difference,
+    Grid,
+    Section,
+    render,
+    report_number,
+    report_percent,
+    rmse_difference,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,28 @@ def test_rmse_and_explained_variance_are_those_of_predictions_in_the_targets_uni
         gain = advice.rmse_gain[name]
         assert gain.value == pytest.approx(advice.rmse[name] - advice.rmse[advice.recommended])
         assert gain.low <= gain.value <= gain.high
+        other = advice.gain[name]
+        # One factor for all, so that no interval exceeds what the losses can differ by.
+        assert gain.high * other.value == pytest.approx(gain.value * other.high)
+        assert gain.low * other.value == pytest.approx(gain.value * other.low)
+
+
+def test_an_interval_of_a_gain_is_below_the_rmse_of_the_other_method(advice):
+    # The loss of the best is uncertain by more than its size.
+    wide = Difference(0.4, 0.3, 0.1, 0.5, 0.8)
+    gain = rmse_difference(wide, other=1.0, best=0.2**0.5, scale=1.0)
+    assert gain.value == pytest.approx(1 - 0.2**0.5)
+    assert gain.high < 1 - 0.2
+
+
+def test_numbers_of_the_report_have_no_powers_of_ten_below_ten_millions():
+    cases = {(236.4, 2): "236", (99.7, 2): "100", (0.01234, 2): "0.012", (23064.2, 4): "23064",
+             (-236.4, 2): "-236", (3e9, 2): "3e+09", (13.0, 4): "13"}  # fmt: skip
+    for (value, digits), text in cases.items():
+        assert report_number(value, digits) == text
+    assert [report_percent(f) for f in (0.523, 0.9961, 0.99999, 1.0, -0.7)] == [
+        "52%", "99.6%", "more than 99.9%", "100%", "-70%",
+    ]  # fmt: skip
 
 
 def test_less_data_costs_what_advice_with_less_data_loses(advice):
