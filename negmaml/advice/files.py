@@ -136,7 +136,7 @@ def read_table(
     else:
         path = expanded("data", data)
         if not path.is_file():
-            raise ValueError(f"data must be a CSV or Parquet file, found none at {str(path)!r}")
+            raise ValueError(f"data must be a CSV or Parquet file, got no file at {str(path)!r}")
         if _is_parquet(path):
             source = _ParquetSource(path)
         else:
@@ -292,8 +292,10 @@ def _chosen(names: list[str], group: str, target: str, wishes: Wishes) -> list[s
         for name in asked:
             _check_column(names, f"--{option}", name)
     asked = [group, target, *given["features"]]
-    if len(set(asked)) < len(asked):
-        raise ValueError("--group, --target and --features must name different columns, each once")
+    if twice := [name for name in asked if asked.count(name) > 1]:
+        raise ValueError(
+            f"--group, --target and --features must name a column once, got {twice[0]!r} twice"
+        )
     if both := set(wishes.drop) & {*asked, *wishes.numeric, *wishes.categorical}:
         raise ValueError(f"--drop must name columns that no other option does, got {min(both)!r}")
     if both := set(wishes.numeric) & set(wishes.categorical):

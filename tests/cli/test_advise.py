@@ -73,7 +73,7 @@ def test_names_of_columns_may_hold_commas(table, tmp_path):
         ({}, ["--features", "sess"], "got 'sess'; did you mean 'ses'?"),
         ({}, ["--group", "School"], "did you mean 'school'?"),
         ({}, ["--features", "nothing-like-it"], "it has school, ses"),
-        ({}, ["--features", "ses,ses"], "each once"),
+        ({}, ["--features", "ses,ses"], "got 'ses' twice"),
         ({}, ["--target", "sex"], "--target must be a column of numbers"),
         ({"ses": lambda t: np.where(t.index == 4, "n/k", t.ses.astype(str))}, [],
          "got the text 'n/k' (data row 5)"),
@@ -106,7 +106,7 @@ def test_bad_tables_are_one_clear_line(table, tmp_path, capsys, change, options,
 
 def test_missing_files_and_closed_folders_are_refused(table, tmp_path, capsys):
     assert advise(str(tmp_path / "none.csv"), out=tmp_path / "out") == 2
-    assert "found none at" in capsys.readouterr().err
+    assert "got no file at" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert advise(saved(table, tmp_path), out=tmp_path / "file") == 2
     assert "--out must be a folder that can be written" in capsys.readouterr().err

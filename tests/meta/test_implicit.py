@@ -108,7 +108,7 @@ def test_return_info_reports_convergence_without_a_warning():
     assert warned(lambda: nm.adapt(loss, params, support, BAD))[1] == 1
     step = nm.GradientDescent(0.1, steps=3)
     _, info = nm.adapt(loss, params, support, step, return_info=True)
-    assert info == (True, 0.0, 3)
+    assert info == (True, 0.0, 3, False)
 
 
 class Mine(nm.InnerRule):
