@@ -4,6 +4,7 @@ They return the value in the form that the package works with: fractions as floa
 as arrays, NumPy integers as Python integers. Traced values are returned unchanged.
 """
 
+import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -58,6 +59,20 @@ def check_callable(name: str, value, form: str) -> Any:
     """
     if not callable(value):
         raise TypeError(f"{name} must be a function {form}, got {short_repr(value)}")
+    return value
+
+
+def check_takes(name: str, value, form: str, count: int) -> Any:
+    """Return `value`; raise TypeError unless it can be called with `count` positional arguments."""
+    check_callable(name, value, form)
+    try:
+        inspect.signature(value).bind(*range(count))
+    except TypeError as mismatch:
+        raise TypeError(
+            f"{name} must be a function {form}, got {short_repr(value)} ({mismatch})"
+        ) from None
+    except ValueError:  # a function in C without a signature
+        pass
     return value
 
 

@@ -87,7 +87,8 @@ class LinearHead(InnerRule):
         transposed = self._is_transposed(layer.weight, phi.shape[1])
         outputs = 1 if layer.weight.ndim == 1 else layer.weight.shape[0 if transposed else 1]
         strength = getattr(self, "strength", None)
-        strength = apply(strength, start) if callable(strength) else strength
+        if callable(strength):
+            strength = _check_result(apply(strength, start))
         # The head is fitted in at least single precision.
         phi = phi.astype(jnp.promote_types(phi.dtype, jnp.float32))
         targets, valid = _as_columns(targets, len(phi), outputs, phi.dtype)
@@ -358,6 +359,17 @@ def _check_strength(strength):
     return check_scalar("strength", strength, "a ridge strength")
 
 
+def _check_result(strength):
+    """Return the result of the function of the strength; raise unless it is one real number."""
+    leaves = jax.tree.leaves(strength)
+    if len(leaves) != 1 or isinstance(leaves[0], str) or jnp.shape(leaves[0]):
+        raise ValueError(
+            "strength must be a function that returns one number, of shape (), got "
+            f"{short_repr(strength)}; take an entry, such as params['log_strength'][0]"
+        )
+    return leaves[0]
+
+
 def _linear_info(matrix, found, right) -> SolveInfo:
     """Return the residual of a linear system, and whether it is within rounding."""
     residual = norm((jnp.matmul(matrix, found, precision=HIGHEST) - right).ravel())
@@ -372,6 +384,8 @@ def _check_features(phi):
             "features must return an array of shape (rows, features) for the inputs of one task, "
             f"got {tree_text(phi)}; flatten other axes"
         )
+    if not len(phi):
+        raise ValueError(f"the support of a head must have at least one row, got {tree_text(phi)}")
     return phi
 
 

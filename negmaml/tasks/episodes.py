@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import (
-    check_callable,
     check_count,
     check_flag,
+    check_takes,
     short_repr,
 )
 from negmaml._core.display import Table, add_table_repr
@@ -215,6 +215,8 @@ class Episodes:
             if self.augment is not None:
                 keys = jax.random.split(_address(key, OF_IMAGES, number), len(rows.rows))
                 some = jax.vmap(self.augment)(keys, some)
+            if not jax.tree.leaves(some):
+                raise TypeError("augment and augment_task must return an image, got None")
             own = [as_typed(_address(key, OF_DATA, number))] if self.keys else []
             parts.append((some, rows.labels, *own))
         return Tasks(*parts)
@@ -231,7 +233,7 @@ def _check_options(images, options: dict[str, Any]) -> dict[str, Any]:
     checked = options | {name: check(name, options[name]) for name, check in checks.items()}
     for name in ("augment", "augment_task"):
         if options[name] is not None:
-            checked[name] = as_pytree(check_callable(name, options[name], "(key, image) -> image"))
+            checked[name] = as_pytree(check_takes(name, options[name], "(key, image) -> image", 2))
     if isinstance(options["orientations"], bool) or options["orientations"] not in (1, 4, 8):
         raise ValueError(
             f"orientations must be 1, 4 (quarter turns) or 8 (and mirror images), got "

@@ -126,6 +126,14 @@ class EpisodeBatches:
     def __init__(self, source: HostEpisodes, key):
         self.source, self.key = source, key
 
+    @property
+    def stream_identity(self) -> tuple:
+        """The numbers that decide the draws: `fit` resumes a checkpoint only of equal ones."""
+        source = self.source
+        episodes = source.episodes
+        return (self.key, source.order, episodes.starts, episodes.counts, episodes.balanced,
+                episodes.orientations, episodes.scale)  # fmt: skip
+
     def __iter__(self) -> "EpisodeIterator":
         return EpisodeIterator(self.source, self.key)
 

@@ -4,7 +4,6 @@ A batch is a pair, a dict or any pytree of NumPy, torch or JAX arrays. The next 
 and sent to the device while it computes a step.
 """
 
-import inspect
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from negmaml._core.caller import warn_caller
-from negmaml._core.checks import check_count, short_repr
+from negmaml._core.checks import check_count, check_takes, short_repr
 from negmaml._core.fingerprint import digest_of
 from negmaml._core.keys import is_typed_key
 from negmaml._core.meshes import only
@@ -31,7 +30,7 @@ def task_source(name: str, tasks) -> tuple[Any, Iterable | None]:
     name: the argument that `tasks` was given for, for errors.
     """
     if callable(tasks):
-        _check_takes_a_key(name, tasks)
+        check_takes(name, tasks, "of a key and nothing else", 1)
         return as_pytree(tasks), None
     # `Tasks` are a tuple, which would otherwise be read as an iterable of two batches.
     if isinstance(tasks, Tasks):
@@ -46,19 +45,6 @@ def task_source(name: str, tasks) -> tuple[Any, Iterable | None]:
     )
 
 
-def _check_takes_a_key(name: str, sample) -> None:
-    """Raise TypeError unless the function can be called with a key and nothing else."""
-    try:
-        inspect.signature(sample).bind("key")
-    except TypeError as mismatch:
-        raise TypeError(
-            f"{name} must be a function of a key and nothing else, got {short_repr(sample)} "
-            f"({mismatch})"
-        ) from None
-    except ValueError:  # a function in C without a signature
-        return
-
-
 def _fixed_tasks(tasks, key):
     return tasks
 
@@ -71,9 +57,10 @@ def number_of_steps(steps: int | None, epochs: int | None, batches) -> int:
     if steps is not None:
         return check_count("steps", steps)
     if not isinstance(batches, Sized):
+        given = "a function or one Tasks" if batches is None else type(batches).__name__
         raise ValueError(
             f"epochs={epochs!r} needs an iterable of batches with a length as sample_tasks, got "
-            f"{type(batches).__name__}; give steps"
+            f"{given}; give steps"
         )
     return check_count("epochs", epochs) * check_count("len(sample_tasks)", len(batches))
 

@@ -117,7 +117,7 @@ class CheckpointStore:
         """Return the leaves of a checkpoint that are like `written`; raise for other numbers."""
         self._check_arrays(step, written)
         leaves = self._restored(step, leaves=_ocp().args.StandardRestore(written)).leaves
-        if meta.get("digest", digest := _digest(leaves)) != digest:
+        if meta.get("digest", digest := array_digest(leaves)) != digest:
             raise _DamageError(f"{self._name(step)} is damaged (other numbers than written)")
         return leaves
 
@@ -130,7 +130,7 @@ class CheckpointStore:
         # A list of leaves, since orbax would need classes of the user to restore a tree.
         leaves = jax.tree.leaves((state, history))
         meta: dict[str, Any] = {"identity": self.identity, "place": place}
-        meta["digest"] = _digest(leaves)
+        meta["digest"] = array_digest(leaves)
         meta |= {"arrays": [kind(leaf) for leaf in leaves], "wall_time": wall_time}
         meta["model"] = self.model
         args = _ocp().args
@@ -283,8 +283,8 @@ def identity_of(setup: TrainSetup, state: TrainState, batch, *, trace: bool) -> 
     start = now.params, setup.form, now.model_state, now.step
     identity: dict[str, Any] = {
         "format": FORMAT if setup.patience is None else FORMAT_WITH_PATIENCE,
-        "key": _digest(setup.key),
-        "params": _digest(start),
+        "key": array_digest(setup.key),
+        "params": array_digest(start),
         "evaluate_every": setup.evaluate_every,
         "patience": setup.patience,
         "monitor": [setup.monitor_mode, setup.monitor],
@@ -371,7 +371,8 @@ def _short(value) -> str:
     return text[:12] if len(text) == hashlib.sha256().digest_size * 2 else text
 
 
-def _digest(tree) -> str:
+def array_digest(tree) -> str:
+    """Return the hash of the arrays of a tree."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):

@@ -31,7 +31,7 @@ def draw_fit(result):
             _draw_runs(axis, at, values, name, marker=".")
             axis.set_ylabel(name)
         for axis in axes:
-            axis.set_xlabel("step")
+            _count_steps(axis, "step")
             axis.legend()
     return figure
 
@@ -62,6 +62,12 @@ def _panels(count: int, width: float):
 
         figure = Figure(figsize=(1 + width * count, 3.2), dpi=160, layout="constrained")
         return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _count_steps(axis, label: str) -> None:
+    """Label an axis of steps, with ticks at whole numbers only."""
+    axis.set_xlabel(label)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def _draw_losses(axis, x, runs, all_finite) -> None:
@@ -124,7 +130,7 @@ def _draw_steps(axis, name: str, values) -> None:
         at = steps[diverged > 0]
         axis.plot(at, np.zeros(len(at)), "x", color=MARK, ms=5, label=text,
                   transform=axis.get_xaxis_transform(), clip_on=False)  # fmt: skip
-    axis.set_xlabel("inner steps")
+    _count_steps(axis, "inner steps")
     axis.set_ylabel(name)
 
 

@@ -122,6 +122,8 @@ def _resume(setup: TrainSetup, state: TrainState, segment, options: HostOptions,
     group = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), batch)
     resume_any = options.resume == "any"
     identity = checkpoint.identity_of(setup, state, batch, trace=not resume_any)
+    if (stream := getattr(batches and batches.batches, "stream_identity", None)) is not None:
+        identity["sample_tasks"] = checkpoint.array_digest(stream)
     setup = dataclasses.replace(setup, program=checkpoint.program_of(identity))
     store = stack.enter_context(
         checkpoint.open_store(options.directory, identity, layout(setup, state), resume_any)

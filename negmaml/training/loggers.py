@@ -35,11 +35,17 @@ class CSVLogger(MetricLogger):
     """Writes a row for each call to a CSV file, with the column "step" first.
 
     A file that is there is continued: rows from the first new step on are replaced, so that a run
-    that resumes from a checkpoint leaves no row twice. Raises ValueError for another kind of file.
+    that resumes from a checkpoint leaves no row twice. Raises ValueError for another kind of file
+    and for a directory.
     """
 
     def __init__(self, path):
         self.path = Path(expanded("path", path)).absolute()
+        if self.path.is_dir():
+            raise ValueError(
+                f"path must be a file, {str(self.path)!r} is a directory; add a name such as a.csv"
+            )
+        self._rows()  # raises for another kind of file, before the run starts
         self.columns: list[str] = []
         self.last_step = -1
 
@@ -54,16 +60,7 @@ class CSVLogger(MetricLogger):
 
     def _begin(self, step: int, row: dict[str, Any]) -> None:
         """Write the file again, with the rows before a step and the columns of a new row."""
-        earlier: list[dict[str, Any]] = []
-        if self.path.exists() and self.path.stat().st_size:
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                if "step" not in (reader.fieldnames or ()):
-                    raise ValueError(
-                        f"path must be a new file or one of CSVLogger, {str(self.path)!r} has no "
-                        'column "step"; nothing was changed'
-                    )
-                earlier = [old for old in reader if int(old["step"]) < step]
+        earlier = [old for old in self._rows() if int(old["step"]) < step]
         self.columns = list(dict.fromkeys([key for one in (*earlier[:1], row) for key in one]))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # The file is replaced as a whole, so that an interruption loses no row.
@@ -74,6 +71,19 @@ class CSVLogger(MetricLogger):
             writer.writerows(earlier)
         os.replace(new, self.path)
 
+    def _rows(self) -> list[dict[str, Any]]:
+        """Return the rows of the file, none if it does not exist."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return []
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if "step" not in (reader.fieldnames or ()):
+                raise ValueError(
+                    f"path must be a new file or one of CSVLogger, {str(self.path)!r} has no "
+                    'column "step"; nothing was changed'
+                )
+            return list(reader)
+
 
 class TensorBoardLogger(MetricLogger):
     """Writes scalars for TensorBoard to a directory, by tensorboardX.
@@ -83,6 +93,7 @@ class TensorBoardLogger(MetricLogger):
     """
 
     def __init__(self, directory):
+        require("tensorboardX", "tensorboard")  # before the run, which compiles first
         self.directory = str(Path(expanded("directory", directory)).absolute())
         self.writer: Any = None
 
@@ -104,6 +115,7 @@ class WandbLogger(MetricLogger):
     """
 
     def __init__(self, **options):
+        require("wandb", "wandb")  # before the run, which compiles first
         self.options, self.run = options, None
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ from negmaml._core.checks import (
     check_count,
     check_flag,
     check_optional,
+    check_takes,
     short_repr,
 )
 from negmaml._core.paths import expanded
@@ -119,7 +120,7 @@ class HostOptions(NamedTuple):
             )
         check_choice("resume", self.resume, ("strict", "any"))
         if self.callback is not None:
-            check_callable("callback", self.callback, "of (step, metrics, params)")
+            check_takes("callback", self.callback, "of (step, metrics, params)", 3)
         directory = self.directory
         if directory is not None:  # a later change of the working directory must not move it
             directory = Path(os.path.realpath(expanded("checkpoint", directory)))

@@ -199,6 +199,9 @@ def test_a_ridge_head_classifies_new_classes_of_episodes():
         (lambda: nm.tasks.Episodes(np.ones((len(LABELS), 2, 3)), LABELS, orientations=4, **SIZES),
          "needs square images"),
         (lambda: episodes(augment="flip"), "augment must be a function"),
+        (lambda: episodes(augment_task=lambda image: image), r"augment_task must be a function "
+         r"\(key, image\) -> image, got .*too many positional"),
+        (lambda: drawn(episodes(augment=lambda key, image: None)), "must return an image"),
         (lambda: episodes(queries=5), r"fewer than shots \+ queries = 7 rows: a \(6\), e \(6\)"),
         (lambda: episodes(queries=6, balanced=False), "queries must leave ways"),
         (lambda: episodes().replace(queries=5), "fewer than shots"),

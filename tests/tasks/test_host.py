@@ -73,6 +73,10 @@ def test_fit_streams_and_resumes_from_a_checkpoint(host, tmp_path):
     assert np.isfinite(whole.loss).all()
     run(3, checkpoint=tmp_path / "run")
     same(run(6, checkpoint=tmp_path / "run").params, whole.params)
+    # A stream of other draws is another run.
+    other = host.batches(jax.random.fold_in(KEY, 1))
+    with pytest.raises(ValueError, match="differs in sample_tasks"):
+        nm.fit(*run.args[:3], other, optax.sgd(0.1), 6, checkpoint=tmp_path / "run")
 
 
 def test_devices_share_a_stream(host):

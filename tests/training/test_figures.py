@@ -22,6 +22,8 @@ def legends(figure):
     figure.draw_without_rendering()
     for axis in figure.axes:
         assert axis.get_xlabel() and axis.get_ylabel()
+        if "step" in axis.get_xlabel():
+            assert all(tick == round(tick) for tick in axis.get_xticks())
     return [[text.get_text() for text in axis.get_legend().get_texts()] for axis in figure.axes]
 
 

@@ -64,8 +64,13 @@ def test_another_file_is_not_overwritten(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"data\.csv' has no column"):
-        loggers.CSVLogger(path)(1, {"loss": 1.0}, None)
+        loggers.CSVLogger(path)
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_a_directory_is_no_csv_file(tmp_path):
+    with pytest.raises(ValueError, match=r"is a directory; add a name such as a\.csv"):
+        loggers.CSVLogger(tmp_path)
 
 
 @pytest.mark.parametrize("path", (3, None))
@@ -112,8 +117,7 @@ def test_wandb_gets_the_options_and_the_metrics(monkeypatch):
     ("make", "package"),
     ((lambda: loggers.TensorBoardLogger("x"), "tensorboardX"), (loggers.WandbLogger, "wandb")),
 )
-def test_a_package_that_is_not_installed_is_named_when_it_is_used(make, package, monkeypatch):
+def test_a_package_that_is_not_installed_is_named_before_the_run(make, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    log = make()
     with pytest.raises(ImportError, match=rf"{package}.*pip install"):
-        log(1, {"loss": 1.0}, None)
+        make()
