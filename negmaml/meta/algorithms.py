@@ -130,7 +130,7 @@ def maml_value_and_grad(
             `ParamsAndRule(params, rule)` as the parameters.
         step_weights: weights of the query losses after each inner step, one for each step, for the
             multi-step loss of MAML++ (`negmaml.meta.multi_step`). By default only the loss after
-            the last step counts. The method is then "reverse" or "remat".
+            the last step counts. The method is then "reverse" or "remat", and `truncate` is None.
 
     The result is the gradient of `maml` by nested autodiff. That holds also where a derivative rule
     is not a derivative: gradient reversal, clipping, straight-through estimators, `stop_gradient`.
@@ -400,6 +400,11 @@ def _algorithm(
             "such as optax.adam(1e-2, eps_root=1e-10), or use fomaml or reptile",
         )
     if step_weights is not None:
+        if truncate is not None:
+            raise ValueError(
+                f"truncate must be None with step_weights, got {truncate}: the losses after the "
+                "steps before the last would have no gradient; use segment= for memory, or fomaml"
+            )
         rule = WeightedSteps(rule, step_weights)
     # The rule is an argument of the `Partial`, so that its numbers are leaves.
     return Partial(algorithm, rule)

@@ -42,6 +42,7 @@ from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_transfers
 from negmaml.meta.batching import Tasks, as_tasks, leading_axis, mean_in_blocks
 from negmaml.meta.gradients import of_same_class, pair_variables
+from negmaml.meta.minibatches import at_step
 from negmaml.meta.model_variables import (
     TRAINED,
     ParamsAndRule,
@@ -283,7 +284,7 @@ class Persistent(NamedTuple):
 
         def point(floats):
             start, own = form.fixed.combined(floats)
-            own, start = check_inputs(of_same_class(own, rule), start)
+            own, start = check_inputs(_of_same_steps(own, rule), start)
             moving = partition(start, thaw_mask(self.hashable_mask))[0]
             return moving, own.init(moving)
 
@@ -309,25 +310,28 @@ class Persistent(NamedTuple):
 
         def unroll(own, frozen, moving, point, support, query):
             """Take the steps of a truncation; return the loss on the query and the new point."""
-            gradient = jax.grad(lambda theta: inner(combine(theta, frozen), (), support)[0])
+            gradient = jax.grad(
+                lambda theta, k: inner(combine(theta, frozen), (), at_step(support, k))[0]
+            )
             stepped, fixed = separate(own)
             first = state.truncations * self.truncation
             stepped = jax.tree.map(
                 lambda x: lax.dynamic_slice_in_dim(x, first, self.truncation), stepped
             )
 
-            def step(carry, numbers):
+            def step(carry, at):
                 theta, optimizer_state = carry
+                numbers, k = at
                 one_step = combine_rule(numbers, fixed)
-                return one_step.update(gradient(theta), optimizer_state, theta), None
+                return one_step.update(gradient(theta, k), optimizer_state, theta), None
 
             point = _where(state.truncations == 0, (moving, own.init(moving)), point)
-            point, _ = lax.scan(step, point, stepped, length=self.truncation)
+            point, _ = lax.scan(step, point, (stepped, first + jnp.arange(self.truncation)))
             return outer(combine(point[0], frozen), (), query)[0], point
 
         def particle(noise, sign, points):
             start, own = form.inner.fixed.combined(_shifted(floats, sign * sigma, noise))
-            own, start = check_inputs(of_same_class(own, rule), start)
+            own, start = check_inputs(_of_same_steps(own, rule), start)
             moving, frozen = partition(start, thaw_mask(self.hashable_mask))
             values, points = jax.vmap(partial(unroll, own, frozen, moving))(points, *tasks)
             return jnp.mean(values), points
@@ -381,6 +385,16 @@ class Persistent(NamedTuple):
         return outer if self.inner_loss is None else LiftedLoss(self.inner_loss, form), outer
 
 
+def _of_same_steps(own, rule):
+    """Return the rule of a `ParamsAndRule`; raise unless truncations are the same parts of it."""
+    if of_same_class(own, rule).steps != rule.steps:
+        raise ValueError(
+            f"the rule in ParamsAndRule must take {rule.steps} steps, as the rule that the "
+            f"algorithm was built with, got {own.steps}"
+        )
+    return own
+
+
 def _check_sigma(sigma):
     """Return the standard deviation; raise unless it is traced or a number above zero."""
     return sigma if isinstance(sigma, jax.core.Tracer) else check_positive("sigma", sigma)
@@ -389,8 +403,8 @@ def _check_sigma(sigma):
 def _check_samples(samples, antithetic: bool) -> int:
     samples = check_count("samples", samples)
     if samples < 2 or (antithetic and samples % 2):
-        allowed = "even, in antithetic pairs," if antithetic else "at least 2"
-        raise ValueError(f"samples must be {allowed} got {samples}")
+        allowed = "even, in antithetic pairs" if antithetic else "at least 2"
+        raise ValueError(f"samples must be {allowed}, got {samples}")
     return samples
 
 

@@ -43,6 +43,8 @@ class Minibatches:
     size: int | None = static(default=None)
 
     def __post_init__(self):
+        if isinstance(self.data, Minibatches):
+            raise TypeError("data must be the rows of a support, got Minibatches")
         object.__setattr__(self, "size", check_optional(check_count, "size", self.size))
 
     def at(self, k):

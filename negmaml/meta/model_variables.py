@@ -297,21 +297,14 @@ class PairForm(Form):
         return self.kind(self.inner.model(first, state), second)
 
     def arguments(self, params, state):
-        """The arguments of the model, with the rates beside its parameters."""
+        """Raise TypeError: a loss takes a model."""
+        user = "meta_sgd and maml_plus_plus"
         if self.kind is ParamsAndRule:
-            raise TypeError(
-                "params must be a model here, got ParamsAndRule, which is for maml, "
-                "maml_value_and_grad and other algorithms; pass its parts, pair.params as params "
-                "and pair.rule as rule"
-            )
-        first, second = self.fixed.combined(params)
-        first, *others = self.inner.arguments(first, state)
-        return (self.kind(first, second), *others)
-
-    def outcome(self, arguments, state, result, has_aux):
-        """That of the model."""
-        (first, _), *others = arguments
-        return self.inner.outcome((first, *others), state, result, has_aux)
+            user = "maml, maml_value_and_grad and other algorithms"
+        raise TypeError(
+            f"params must be a model here, got {self.kind.__name__}, which is for {user}; pass its "
+            "parts, .params as params and .rule as rule"
+        )
 
     def gradient(self, model, gradient, state):
         """The gradients of the model, in its form, and of the other part."""

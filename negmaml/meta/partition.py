@@ -185,10 +185,11 @@ def check_scalar(result, has_aux: bool, name: str = "loss"):
     # A pair (value, aux) has two leaves; it needs has_aux=True.
     one_leaf = jax.tree_util.all_leaves([value])
     if not (one_leaf and types.shape == () and jnp.issubdtype(types.dtype, jnp.floating)):
+        data = "all tasks" if name == "objective" else "the data of one task"
+        aux = "set has_aux=True if it returns (value, aux)" if name == "loss" else "return no aux"
         raise ValueError(
-            f"{name} must return one real number for the data of one task, got "
-            f"{types}; average over points with jnp.mean, and set "
-            "has_aux=True if it returns (value, aux)"
+            f"{name} must return one real number for {data}, got {types}; average over points with "
+            f"jnp.mean, and {aux}"
         )
     return value, aux
 

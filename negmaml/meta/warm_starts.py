@@ -73,13 +73,17 @@ def warm_start(
         return Stateful(hyper, start)
 
     def value_and_grad(model: Stateful, tasks):
+        if not isinstance(model, Stateful):
+            raise TypeError(
+                f"params must be the model that init(params) returns, got {type(model).__name__}"
+            )
         hyper, inner = model
         tasks = as_tasks(tasks)
         given = leading_axis("tasks.support and tasks.query", tuple(tasks))
         if given != count:
             raise ValueError(
-                f"tasks must hold {count} tasks, as warm_start was told, got {given}; each of them "
-                "keeps inner parameters of its own"
+                f"tasks must hold {count} tasks, as tasks= of warm_start, got {given}; each "
+                "keeps inner parameters of its own, and a mesh cannot share them"
             )
 
         def solve(inner, task):

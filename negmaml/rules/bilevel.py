@@ -118,6 +118,11 @@ class Implicit(StationaryRule):
         }
         for name in ("tolerance", "absolute_tolerance", "linear_tolerance"):
             checked[name] = check_optional(check_positive, name, getattr(self, name))
+        if isinstance(self.linear_solver, type):
+            raise TypeError(
+                f"linear_solver must be a solver, got the class {self.linear_solver.__name__}; "
+                "make a solver of it, such as lineax.CG(1e-6, 1e-6)"
+            )
         if not (callable(self.linear_solver) or is_lineax(self.linear_solver)):
             options = (*NAMES, "a solver of lineax", "a function (matvec, b)")
             check_choice("linear_solver", self.linear_solver, options)

@@ -50,6 +50,10 @@ class LinearSettings(NamedTuple):
             x, size = _by_lineax(self.solver, apply, right), 0.0
         elif callable(self.solver):
             x, size = jnp.asarray(self.solver(apply, right), right.dtype), 0.0
+            if x.shape != right.shape:
+                raise ValueError(
+                    f"linear_solver must return a vector like b, {right.shape}, got {x.shape}"
+                )
         else:
             solve = NAMED[self.solver]
             x, size = solve(apply, right, tolerance / 2 * norm(right), self.max_steps)

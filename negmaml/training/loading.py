@@ -14,7 +14,8 @@ import numpy as np
 from negmaml._core.checks import check_count, check_flag, check_optional
 from negmaml._core.display import tree_text
 from negmaml._core.paths import expanded
-from negmaml.meta.model_variables import MetaSGDParams, NNXForm, Stateful, variables
+from negmaml.meta.model_variables import MetaSGDParams, NNXForm, PairForm, Stateful, variables
+from negmaml.meta.per_step import PerStepForm
 from negmaml.training.state import TrainSetup, TrainState
 
 MAX_INLINE = 10_000  # numbers of an array that does not train, in a layout
@@ -42,8 +43,7 @@ def layout(setup: TrainSetup, state: TrainState) -> dict[str, Any]:
         own = {name: [leaf.number for leaf in jax.tree.leaves(getattr(point, name))]
                for name in ("params", "model_state")}  # fmt: skip
         try:
-            if isinstance(setup.form, NNXForm):
-                raise _NotPlainError("a Flax NNX module")
+            _check_plain(setup.form)
             tree = setup.form.model(point.params, point.model_state)
             return {**own, "tree": _encoded(tree)}
         except _NotPlainError as other:
@@ -52,6 +52,16 @@ def layout(setup: TrainSetup, state: TrainState) -> dict[str, Any]:
     best = None if numbered.best is None else numbered.best.value.number
     return {"now": part(numbered.now), "kept": part(numbered.kept), "best": best,
             "finite": numbered.finite.number}  # fmt: skip
+
+
+def _check_plain(form) -> None:
+    """Raise for models that are computed from arrays, in place of which `layout` has numbers."""
+    if isinstance(form, NNXForm):
+        raise _NotPlainError("a Flax NNX module")
+    if isinstance(form, PerStepForm):
+        raise _NotPlainError("a PerStepModel")
+    if isinstance(form, PairForm):
+        _check_plain(form.inner)
 
 
 def _encoded(tree) -> dict[str, Any]:

@@ -25,7 +25,7 @@ WRONG = [
     *wrong(nm.Proximal, {"strength": 1.0}, strength=NUMBERS, max_steps=COUNTS,
            tolerance=TOLERANCES),
     *wrong(nm.Implicit, {"inner": optax.sgd(0.1)}, strength=NUMBERS, steps=COUNTS,
-           linear_steps=COUNTS, linear_solver=("lu", "", None, 3, True),
+           linear_steps=COUNTS, linear_solver=("lu", "", None, 3, True, dict),
            inner=(0.1, None, "sgd", [optax.sgd(0.1)], {}, nm.Proximal(1.0)),
            **dict.fromkeys(("tolerance", "linear_tolerance"), TOLERANCES)),
     *wrong(nm.Implicit, {"inner": nm.GradientDescent(0.1)}, steps=(1, 100)),

@@ -186,6 +186,21 @@ def test_truncations_continue_the_inner_problem_with_its_tasks():
     assert int(point.state.truncations) == 1
 
 
+def test_each_step_takes_its_own_minibatch():
+    rows = jnp.array([[0.0, 1.0, 3.0], [2.0, -1.0, 0.5]])
+    tasks, rule = nm.Tasks(nm.Minibatches(rows, size=1), rows), nm.GradientDescent(0.3, 4)
+    method, init = nm.persistent_evolution_strategies(
+        square, rule, truncation=2, sigma=1e-6, samples=2
+    )
+    point, values = init(nm.ParamsAndRule(1.0, rule), tasks), []
+    for _ in range(2):
+        value, gradient = method(point, tasks, KEY)
+        point = point._replace(state=gradient.state)
+        values.append(value)
+    expected = [nm.maml(square, nm.GradientDescent(0.3, steps))(1.0, tasks) for steps in (2, 4)]
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+
+
 def test_fit_trains_a_rule_by_truncations_and_resumes():
     rule = nm.GradientDescent(jnp.asarray(0.1), 4)
     tasks = nm.Tasks(jnp.zeros(2), jnp.zeros(2))

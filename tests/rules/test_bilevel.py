@@ -143,6 +143,12 @@ def test_an_unsolved_linear_system_warns():
     assert count == 1 and float(result.unconverged.min()) == 1
 
 
+def test_a_linear_solver_that_returns_another_shape_is_named():
+    rule = nm.Implicit(newton, 1.0, linear_solver=lambda matvec, b: b[:1])
+    with pytest.raises(ValueError, match="linear_solver must return a vector like b"):
+        jax.eval_shape(jax.grad(lambda w: ridge(nm.adapt(ridge, w, (X, Y), rule), QUERY)), START)
+
+
 def test_conjugate_gradients_warn_of_an_indefinite_system():
     rule = nm.Implicit(newton, -0.9, linear_solver="cg")
     assert np.linalg.eigvalsh(S)[0] < 0.9 < np.linalg.eigvalsh(S)[-1]

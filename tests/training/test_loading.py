@@ -102,6 +102,22 @@ def test_an_nnx_module_needs_a_module(tmp_path):
         nm.load(tmp_path, nnx.Linear(1, 2, rngs=nnx.Rngs(0)))
 
 
+def test_a_model_with_a_state_for_each_step_resumes_and_needs_a_model(tmp_path):
+    def centred(params, mean, data):
+        x, y = data
+        mean = 0.9 * mean + 0.1 * x.mean()
+        return loss(params, (x - mean, y)), mean
+
+    start = nm.maml_plus_plus_params(nm.Stateful(PARAMS, jnp.zeros(())), rate=0.02, steps=2)
+    algorithm = nm.maml_plus_plus(centred, annealing=3)
+    train(tmp_path, 2, start, algorithm)
+    result = train(tmp_path, 4, start, algorithm)
+    same(result.params, nm.fit(KEY, start, algorithm, tasks, ADAM, 4).params)
+    with pytest.raises(TypeError, match=r"like must be given .* a PerStepModel"):
+        nm.load(tmp_path)
+    same(nm.load(tmp_path, start), result.params)
+
+
 def test_directories_that_cannot_be_loaded_are_named(tmp_path):
     with pytest.raises(ValueError, match="path must be a directory with checkpoints"):
         nm.load(tmp_path / "missing")
