@@ -306,6 +306,10 @@ class PairForm(Form):
             "parts, .params as params and .rule as rule"
         )
 
+    def outcome(self, arguments, state, result, has_aux):
+        """That of the model."""
+        return self.inner.outcome(arguments, state, result, has_aux)
+
     def gradient(self, model, gradient, state):
         """The gradients of the model, in its form, and of the other part."""
         first, second = gradient
