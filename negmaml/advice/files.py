@@ -162,6 +162,8 @@ class _FrameSource:
         self.pandas, self.frame, self.notes = pandas, frame, []
         # Frames may name columns by numbers, which no option could match.
         self.names = [str(name) for name in frame.columns]
+        if not len(frame):
+            raise ValueError(f"data must have rows, the frame has only the columns {self.names}")
 
     def read(self, names: list[str], group: str, na: tuple[str, ...], wishes: Wishes):
         """Return these columns, and the label of each row or None."""
@@ -354,8 +356,6 @@ def _table(read, names, target, wishes, missing, notes) -> GroupedTable:
 
 def _total_row(labels: np.ndarray, y: np.ndarray) -> int | None:
     """The index of a last row that sums up all others, as below an exported table; or None."""
-    if not len(labels):
-        return None
     *others, label = labels
     # If all labels differ, so does that of a last row of data.
     if label is None or label in others or len({*others}) == len(others):

@@ -85,7 +85,7 @@ def _more_or_less(gain) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """A number of so many digits, or all digits before the point: 236 and not 2.4e+02."""
+    """A number in this many significant digits; from 1 to 1e7 without an exponent, as in 236."""
     text = f"{value:.{digits}g}"
     return f"{value:.0f}" if "e+" in text and abs(value) < 1e7 else text
 

@@ -342,6 +342,11 @@ def test_percentages_are_numbers_unless_plain_numbers_stand_beside_them(tmp_path
     assert "x_5%" in read_table(mixed, group="g", target="y").x
 
 
+def test_a_frame_without_rows_is_refused():
+    with pytest.raises(ValueError, match="data must have rows"):
+        read_table(KINDS.iloc[:0], group="school", target="score")
+
+
 def test_numeric_refuses_a_column_without_numbers(tmp_path):
     with pytest.raises(ValueError, match=r"column 'ses' has no numbers, its first text is '\$"):
         read(lines(ses=lambda v: f"${v}"), tmp_path, numeric=["ses"])
