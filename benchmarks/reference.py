@@ -9,14 +9,19 @@ and tasks, with 95% intervals over tasks; all algorithms see the same tasks. The
 that of the last column with a value. CPU seconds are for all seeds, with compilation.
 
 Sinusoids: network 1-40-40-1, 25 tasks a step, Adam at 1e-3, inner rate 0.01, one inner step in
-training (Reptile: five), K support and query points. Nothing is tuned. "Joint training" has inner
-rate 0 in training.
+training (Reptile and MAML++: five), K support and query points. Nothing is tuned. "Joint training"
+has inner rate 0 in training.
 
-Digits: 3 ways, the network of `negmaml.examples.digits`, 8 episodes a step, Adam, five inner steps
-in training. Each algorithm is trained on the digits 0 to 3 at every pair of its inner rates or
-strengths and two outer rates, and the pair with the best accuracy on 4 and 5 is chosen. With this
-pair it is trained on 0 to 5 and tested on 6 to 9. Training and validation use eight rotations and
-reflections as separate classes, the test only upright digits.
+Digits: 3 ways, 5 shots, the network of `negmaml.examples.digits` with a bias in its head, 8
+episodes a step, Adam at 1e-3, five inner steps in training. Algorithms are trained on the digits 0
+to 5 and tested on 6 to 9. Training uses eight rotations and reflections as separate classes, the
+test only upright digits. Inner rates are 0.3, strengths 0.1 for heads and 2 for iMAML. `--search`
+instead trains each algorithm on 0 to 3 at every pair of `FACTORS` times these and `OUTER_RATES`,
+and takes the pair that is best on 4 and 5.
+
+iMAML takes 16 inner steps of rate 0.1, and stops before the solution, with a warning. MAML++ gives
+the last inner step all weight after a quarter of the training. Its outer rate is constant, as that
+of all algorithms, and these networks have no normalization.
 """
 
 from collections.abc import Callable
@@ -36,15 +41,15 @@ from negmaml.examples import digits, mlp
 from negmaml.training.evaluation import NORMAL_95
 
 TEST_STEPS = (0, 1, 2, 5, 10)
-RATES = (0.03, 0.1, 0.3, 1.0)  # inner rates tried on digits
-STRENGTHS = (0.03, 0.1, 0.3, 1.0)  # of iMAML
-OUTER_RATES = (1e-3, 3e-3)
+RATE, STRENGTH, OUTER_RATE = 0.3, 0.1, 1e-3  # on digits
+FACTORS, OUTER_RATES = (0.1, 0.3, 1.0, 3.0), (1e-3, 3e-3)  # tried by --search
 
 
 class Task(NamedTuple):
     """The tasks and network of a table.
 
     train, test: distributions. head: the mask of the last layer. steps: inner steps in training.
+    annealing: outer steps in which the weights of MAML++ change.
     """
 
     init: Callable
@@ -52,6 +57,7 @@ class Task(NamedTuple):
     metric: Callable | None
     head: Any
     steps: int
+    annealing: int
     train: Any
     test: Any
 
@@ -71,13 +77,13 @@ class Method(NamedTuple):
 
     algorithm: (task, inner rate) -> value_and_grad. start: (params, rate) -> meta-parameters.
     test: (task, meta-parameters, rate, steps) -> (params, rule, mask) of `evaluate`.
-    rates: inner rates to choose among.
+    rate: the inner rate or the strength on digits, 0 for an algorithm without one.
     """
 
     algorithm: Callable
     start: Callable = same
     test: Callable = descent
-    rates: tuple[float, ...] = RATES
+    rate: float = RATE
 
 
 def joint_training(task, rate):
@@ -104,12 +110,35 @@ def at_learned_rates(task, meta, rate, steps):
     return meta.params, nm.GradientDescent(meta.rate, steps), None
 
 
-def imaml(task, strength):
-    return nm.imaml(task.loss, nm.Proximal(strength))
+def maml_plus_plus(task, rate):
+    return nm.maml_plus_plus(task.loss, annealing=task.annealing)
 
 
-def proximal(task, params, strength, steps):
-    return params, nm.Proximal(strength), None
+def rates_of_each_step(params, rate):
+    return nm.maml_plus_plus_params(params, rate=rate, steps=5)
+
+
+def solving(make, **options):
+    """An algorithm with a rule, make(strength), that solves the inner problem."""
+
+    def algorithm(task, strength):
+        return nm.maml_value_and_grad(task.loss, make(strength))
+
+    def test(task, params, strength, steps):
+        return params, make(strength), None
+
+    return Method(algorithm, test=test, **options)
+
+
+def proximal(strength):
+    # The Hessian of a ReLU network is indefinite, where conjugate gradients may fail.
+    descent = nm.GradientDescent(0.1, 16)
+    return nm.Implicit(descent, strength, tolerance=0.1, linear_steps=5, linear_tolerance=0.1)
+
+
+def with_scale(params, strength):
+    # Regression to 0 and 1 leaves the outputs small for a softmax, hence a trained scale.
+    return params | {"scale": jnp.asarray(5.0)}
 
 
 METHODS = {
@@ -121,12 +150,22 @@ METHODS = {
     "Meta-SGD": Method(
         lambda task, rate: nm.meta_sgd(task.loss, steps=task.steps), learned_rates, at_learned_rates
     ),
-    "iMAML": Method(imaml, test=proximal, rates=STRENGTHS),
-}
+    "MAML++": Method(maml_plus_plus, rates_of_each_step, at_learned_rates),
+    "iMAML": solving(proximal, rate=2.0),
+    "prototypes": solving(lambda _: nm.PrototypeHead(digits.features), rate=0.0),
+    "ridge head": solving(
+        lambda strength: nm.RidgeHead(digits.features, strength=strength),
+        start=with_scale, rate=STRENGTH,
+    ),
+    "logistic head": solving(
+        lambda strength: nm.LogisticHead(digits.features, strength=strength), rate=STRENGTH
+    ),
+}  # fmt: skip
+DESCENT = ("MAML", "FOMAML", "Reptile", "ANIL", "Meta-SGD", "MAML++")
 TABLES = {
-    "sinusoid": ("joint training", "MAML", "FOMAML", "Reptile", "ANIL", "Meta-SGD"),
+    "sinusoid": ("joint training", *DESCENT),
     # Joint training cannot learn labels that change with the episode.
-    "digits": ("MAML", "FOMAML", "Reptile", "ANIL", "Meta-SGD", "iMAML"),
+    "digits": (*DESCENT, "iMAML", "prototypes", "ridge head", "logistic head"),
 }
 
 
@@ -159,7 +198,7 @@ def evaluate(method, task, points, rates, episodes):
 
 def choose(method, task, options):
     """Return the (inner rate, outer rate) of the highest accuracy, of one run each."""
-    pairs = list(product(method.rates, OUTER_RATES))
+    pairs = list(product(sorted({method.rate * x for x in FACTORS}), OUTER_RATES))
     rates, outer_rates = zip(*pairs, strict=True)
     keys = jnp.broadcast_to(jax.random.key(2), len(pairs))  # the same start and tasks for all
     points = train(method, task, keys, rates, outer_rates, options.steps)
@@ -205,7 +244,7 @@ def sinusoid(options, report):
     report.table(*head_of("algorithm", "K"))
     for name, shots in product(chosen(options), options.shots):
         task = Task(
-            mlp.init, mlp.loss, None, [False, False, True], 1,
+            mlp.init, mlp.loss, None, [False, False, True], 1, options.steps // 4,
             nm.tasks.Sinusoid(m=25, n_t=shots, n_v=shots),
             nm.tasks.Sinusoid(m=min(100, options.episodes), n_t=shots, n_v=100),
         )  # fmt: skip
@@ -220,7 +259,28 @@ def in_all_orientations(images, labels):
     return np.concatenate(rotated), np.concatenate([labels + 10 * i for i in range(8)])
 
 
-def digit_tasks():
+def digit_init(key):
+    """The weights of the example, whose head gets a bias; prototypes need one."""
+    params = digits.init(key)
+    return params | {"head": {"weight": params["head"], "bias": jnp.zeros(digits.WAYS)}}
+
+
+def digit_outputs(params, images):
+    head = params["head"]
+    outputs = digits.features(params, images) @ head["weight"] + head["bias"]
+    return params.get("scale", 1.0) * outputs
+
+
+def digit_loss(params, data):
+    outputs = digit_outputs(params, data[0])
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, data[1]).mean()
+
+
+def digit_accuracy(params, data):
+    return jnp.mean(jnp.argmax(digit_outputs(params, data[0]), -1) == data[1])
+
+
+def digit_tasks(annealing):
     """Return the tasks of the search and of the table."""
     from sklearn.datasets import load_digits
 
@@ -235,7 +295,7 @@ def digit_tasks():
         return nm.tasks.Episodes(*rows, **sizes, m=m)
 
     head = {"kernel": False, "hidden": False, "bias": False, "head": True}
-    network = partial(Task, digits.init, digits.loss, digits.accuracy, head, 5)
+    network = partial(Task, digit_init, digit_loss, digit_accuracy, head, 5, annealing)
     return (
         network(episodes(0, 3, 8), episodes(4, 5, 50)),
         network(episodes(0, 5, 8), episodes(6, 9, 50, turned=False)),
@@ -244,12 +304,13 @@ def digit_tasks():
 
 def few_shot_digits(options, report):
     """Print the table of digits."""
-    search, task = digit_tasks()
+    search, task = digit_tasks(options.steps // 4)
     report.table(*head_of("algorithm", "inner, outer rate"), texts=2)
     for name in chosen(options):
-        pair = choose(METHODS[name], search, options)
+        method = METHODS[name]
+        pair = choose(method, search, options) if options.search else (method.rate, OUTER_RATE)
         text = ", ".join(f"{x:g}" for x in pair)
-        report.row(name, text, *measure(METHODS[name], task, *pair, options))
+        report.row(name, text, *measure(method, task, *pair, options))
 
 
 def chosen(options):
@@ -271,6 +332,7 @@ if __name__ == "__main__":
         harness.option("--methods", type=harness.choice_of(METHODS), help="algorithms, all"),
         harness.option("--steps", type=int, help="outer steps: 30,000 for sinusoids, 800 digits"),
         harness.option("--shots", type=int, nargs="+", default=[5, 10], help="K of sinusoids"),
+        harness.option("--search", action="store_true", help="choose the rates on digits"),
         harness.option("--seeds", type=int, default=2),
         harness.option("--episodes", type=int, default=1000, help="tasks of an evaluation"),
     )

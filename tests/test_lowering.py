@@ -263,6 +263,14 @@ WIDE = {"a": jnp.ones((3, 16)), "b": jnp.ones((16, 1))}
 METRIC = {"a": np.eye(48), "b": np.eye(16)}
 TWO_STEPS = nm.GradientDescent(0.1, steps=2)
 SIX_STEPS = nm.Momentum(0.1, 0.5, steps=6)
+
+
+def plus_plus(loss, rule):
+    """MAML++ from params, of first order before the outer step 1."""
+    algorithm = nm.maml_plus_plus(loss, annealing=3, second_order_from=1)
+    return lambda w, tasks: algorithm(nm.maml_plus_plus_params(w, steps=rule.steps), tasks)
+
+
 META = {
     "maml": (nm.maml_value_and_grad, TWO_STEPS),
     "maml, momentum": (nm.maml_value_and_grad, nm.Momentum(0.1, 0.5, 2)),
@@ -277,6 +285,7 @@ META = {
     "reptile": (nm.reptile, TWO_STEPS),
     "imaml": (nm.imaml, nm.Proximal(5.0)),
     "imaml, conjugate gradients": (nm.imaml, nm.Implicit(TWO_STEPS, 5.0, linear_solver="cg")),
+    "maml_plus_plus": (plus_plus, TWO_STEPS),
     "anil": (lambda loss, rule: nm.anil(loss, rule, {"a": False, "b": True}), TWO_STEPS),
 }  # fmt: skip
 SAMPLERS = {
