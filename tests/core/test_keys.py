@@ -92,6 +92,8 @@ TAKES_A_KEY = {
 }  # fmt: skip
 SLOW = {"LinearModel", "verify"}
 ON_THE_HOST = {
+    "HostEpisodes": tasks.HostEpisodes(DATA, GROUPS, m=2, ways=2, shots=1, queries=2),
+    "split_classes": lambda key: [*map(jnp.asarray, tasks.split_classes(GROUPS, (2, 2), key=key))],
     "compile_simulation": lambda key: linear.compile_simulation(
         key, PROBLEM, RULE, RULE, runs=2, index=1
     )(),
