@@ -44,7 +44,7 @@ class MemoryPlan(NamedTuple):
     """The result of `memory_plan`.
 
     Attributes:
-        chosen: the first option within the budget; None if there is none.
+        chosen: the first option within the budget; None where every option exceeds it.
         options: all options, the least work first.
         budget: in bytes; None for no limit.
     """

@@ -181,7 +181,7 @@ def _finish(episodes: Episodes, key, drawn: Tasks, images: Tasks) -> Tasks:
 
 
 def _cpu():
-    """Return the CPU as a device of JAX, or the default device where it is none."""
+    """Return the CPU as a device of JAX, or the default device where JAX has no CPU."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:

@@ -1,4 +1,4 @@
-r"""What a run does after a batch whose loss, gradient or updated parameters are not finite.
+r"""Policies for a batch whose loss, gradient or updated parameters are not finite.
 
 By default it stops. With a number n it skips up to n such batches in a row. With `LossScale` it
 also divides the scale of the loss by two after each:
@@ -121,7 +121,7 @@ def first_skips(policy, before: SkipState | None) -> SkipState | None:
 
 
 def next_skips(policy, skips: SkipState, finite) -> tuple[SkipState, Any]:
-    """Return the counts after a batch, and whether the run goes on."""
+    """Return the counts after a batch, and whether the run continues."""
     skipped = skips.skipped + ~finite
     in_a_row = jnp.where(finite, 0, skips.in_a_row + 1)
     if not isinstance(policy, LossScale):
@@ -134,7 +134,7 @@ def next_skips(policy, skips: SkipState, finite) -> tuple[SkipState, Any]:
 
 
 def rejected_by_optimizer(optimizer_state) -> Any:
-    """Return whether an optimizer that skips what is not finite did so, None if it is of no kind.
+    """Return whether the optimizer skipped its update; None for one that never skips.
 
     These are `optax.apply_if_finite` and `optax.MultiSteps` with `should_skip_update_fn`, anywhere
     in the optimizer.

@@ -1,4 +1,4 @@
-"""Models of all methods: what they predict, and that they agree with plain code."""
+"""Models of all methods agree with plain code, and predict and adapt alike."""
 
 import jax
 import numpy as np
