@@ -59,6 +59,11 @@ def as_float_arrays(tree):
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, tree)
 
 
+def tree_where(condition, first, second):
+    """Return the leaves of the first tree where the condition holds, else those of the second."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
+
+
 def nothing_like(tree):
     """Return the tree with None for its leaves."""
     return jax.tree.map(lambda _: None, tree)

@@ -1,4 +1,4 @@
-"""What less data would cost: the loss of the recommended method at half of each size."""
+"""The cost of less data: the loss of the recommended method at half of each size."""
 
 import numpy as np
 

@@ -61,7 +61,7 @@ def _decision(advice) -> str:
 
 
 def _accuracy(advice) -> str:
-    """What the recommended method reaches, and its gain over the usual choices."""
+    """The accuracy of the recommended method, and its gain over the usual choices."""
     best = advice.recommended
     text = (
         f"On new groups it predicts {advice.target} with an RMSE of {_number(advice.rmse[best], 4)}"

@@ -38,7 +38,7 @@ from negmaml._core.checks import (
 from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key, is_typed_key
 from negmaml._core.meshes import any_mesh
-from negmaml._core.pytree import as_pytree
+from negmaml._core.pytree import as_pytree, tree_where
 from negmaml._core.settings import own_transfers
 from negmaml.meta.batching import Tasks, as_tasks, leading_axis, mean_in_blocks
 from negmaml.meta.gradients import of_same_class, pair_variables
@@ -325,7 +325,7 @@ class Persistent(NamedTuple):
                 one_step = combine_rule(numbers, fixed)
                 return one_step.update(gradient(theta, k), optimizer_state, theta), None
 
-            point = _where(state.truncations == 0, (moving, own.init(moving)), point)
+            point = tree_where(state.truncations == 0, (moving, own.init(moving)), point)
             point, _ = lax.scan(step, point, (stepped, first + jnp.arange(self.truncation)))
             return outer(combine(point[0], frozen), (), query)[0], point
 
@@ -341,7 +341,7 @@ class Persistent(NamedTuple):
             signs = jnp.asarray(SIGNS)
             values, points = jax.vmap(partial(particle, noise))(signs, points)
             fresh = jax.tree.map(jnp.zeros_like, noise)
-            accumulated = _where(state.truncations == 0, fresh, accumulated)
+            accumulated = tree_where(state.truncations == 0, fresh, accumulated)
             accumulated = jax.tree.map(jnp.add, accumulated, noise)
             slope = (values[0] - values[1]) / (2 * sigma)
             return jnp.mean(values), _scaled(accumulated, slope), accumulated, points
@@ -378,7 +378,7 @@ class Persistent(NamedTuple):
             raise ValueError(
                 f"tasks must be {held}, as those of init, got {given}; a mesh cannot share them"
             )
-        return _where(state.truncations == 0, tasks, state.tasks)
+        return tree_where(state.truncations == 0, tasks, state.tasks)
 
     def _losses(self, form):
         outer = LiftedLoss(self.loss, form)
@@ -430,7 +430,3 @@ def _both_signs(function: Callable):
     """Return (function(1), function(-1)), as one program."""
     up, down = jax.vmap(function)(jnp.asarray(SIGNS))
     return up, down
-
-
-def _where(condition, first, second):
-    return jax.tree.map(partial(jnp.where, condition), first, second)

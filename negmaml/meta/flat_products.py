@@ -14,10 +14,9 @@ from math import prod
 
 import jax
 from jax import lax
-from jax.extend.core import Literal
 
 from negmaml._core.platform import is_tracing
-from negmaml.meta.lowrank import evaluate_equation
+from negmaml.meta.lowrank import evaluate_jaxpr
 
 
 def with_flat_products(function: Callable) -> Callable:
@@ -36,23 +35,16 @@ def with_flat_products(function: Callable) -> Callable:
 
 def _walk(jaxpr, consts, arguments) -> list:
     """Evaluate a jaxpr with flat products."""
-    values = dict(zip(jaxpr.constvars, consts, strict=True))
-    values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-    def read(atom):
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
+    def evaluate(equation, inputs):
         if _sums_over_rows(equation):
-            results = [_flat_product(*inputs, **equation.params)]
-        elif equation.primitive.name in ("jit", "pjit") and _any_sum(equation.params["jaxpr"]):
+            return [_flat_product(*inputs, **equation.params)]
+        if equation.primitive.name in ("jit", "pjit") and _any_sum(equation.params["jaxpr"]):
             inner = equation.params["jaxpr"]
-            results = _walk(inner.jaxpr, inner.consts, inputs)
-        else:
-            results = evaluate_equation(equation, inputs, jaxpr.debug_info)
-        values |= dict(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+            return _walk(inner.jaxpr, inner.consts, inputs)
+        return None
+
+    return evaluate_jaxpr(jaxpr, consts, arguments, evaluate)
 
 
 def _any_sum(closed) -> bool:

@@ -219,6 +219,27 @@ class _Traced:
 
 def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
     """Evaluate a jaxpr in which some inputs are `_Weight`s that enter products only."""
+
+    def evaluate(equation, inputs):
+        weights = [x if isinstance(x, _Weight) else None for x in inputs]
+        if not any(weights):
+            return None
+        if product := _as_product(equation, weights):
+            return [_multiply(equation.params, product, inputs[product.x], recorder)]
+        if flipped := _as_transpose(equation, weights):
+            return [flipped]
+        # A call of jit: `_count_uses` admits no other operation on a wide weight.
+        inner = equation.params["jaxpr"]
+        return _walk(inner.jaxpr, inner.consts, inputs, recorder)
+
+    return evaluate_jaxpr(jaxpr, consts, arguments, evaluate)
+
+
+def evaluate_jaxpr(jaxpr, consts, arguments, evaluate: Callable) -> list:
+    """Evaluate a jaxpr with other results of some equations.
+
+    evaluate: (equation, inputs) -> its results, or None for those of the equation itself.
+    """
     values = dict(zip(jaxpr.constvars, consts, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
@@ -227,21 +248,14 @@ def _walk(jaxpr, consts, arguments, recorder: _Recorder) -> list:
 
     for equation in jaxpr.eqns:
         inputs = [read(atom) for atom in equation.invars]
-        weights = [x if isinstance(x, _Weight) else None for x in inputs]
-        if not any(weights):
-            results = evaluate_equation(equation, inputs, jaxpr.debug_info)
-        elif product := _as_product(equation, weights):
-            results = [_multiply(equation.params, product, inputs[product.x], recorder)]
-        elif flipped := _as_transpose(equation, weights):
-            results = [flipped]
-        else:  # a call of jit: `_count_uses` admits no other operation on a wide weight
-            inner = equation.params["jaxpr"]
-            results = _walk(inner.jaxpr, inner.consts, inputs, recorder)
+        results = evaluate(equation, inputs)
+        if results is None:
+            results = _evaluate_equation(equation, inputs, jaxpr.debug_info)
         values |= dict(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def evaluate_equation(equation, inputs, debug_info) -> list:
+def _evaluate_equation(equation, inputs, debug_info) -> list:
     """Evaluate one equation on arrays, as a jaxpr of its own."""
     # Names of arguments belong to the whole jaxpr, and one equation has others.
     debug_info = debug_info._replace(arg_names=None, result_paths=None)

@@ -28,6 +28,7 @@ from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key
 from negmaml._core.meshes import place
 from negmaml._core.platform import is_tracing
+from negmaml._core.pytree import tree_where
 from negmaml._core.settings import own_transfers
 from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.gradients import trained_variables
@@ -333,7 +334,7 @@ def _best_or_last(state: TrainState, last: TrainPoint) -> TrainPoint:
     evaluated = state.best.value < jnp.inf
     if is_concrete(evaluated):  # then nothing is copied
         return found if bool(evaluated) else last
-    return jax.tree.map(partial(jnp.where, evaluated), found, last)
+    return tree_where(evaluated, found, last)
 
 
 def _warn_of_result(result: FitResult, policy) -> None:
@@ -352,7 +353,7 @@ def _warn_of_result(result: FitResult, policy) -> None:
     last = (
         f"the last finite loss was {result.loss[taken[-1]]:.4g}"
         if len(taken)
-        else ("no loss was finite")
+        else "no loss was finite"
     )
     limit = policy.limit if isinstance(policy, LossScale) else policy or 0
     reason = (

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from negmaml._core.display import tree_text
 from negmaml._core.jit import is_concrete
-from negmaml._core.pytree import pytree, static
+from negmaml._core.pytree import pytree, static, tree_where
 from negmaml.meta.gradients import takes_key
 from negmaml.meta.model_variables import Form, Variables, like_state
 from negmaml.meta.shape_errors import WithShapeErrors
@@ -162,7 +162,7 @@ def _advance(
     def branch_once(state, numbers):
         def step(state, number):
             take = goes_on(state, number[0])
-            return _where(take, take_step(number, take, state), (state, blank))
+            return tree_where(take, take_step(number, take, state), (state, blank))
 
         def several(state, numbers):
             blanks = jax.tree.map(lambda x: jnp.broadcast_to(x, (stride, *x.shape)), blank)
@@ -224,13 +224,13 @@ def _take_step(setup: TrainSetup, number, take, state: TrainState):
     kept, best, stopped = state.kept, state.best, state.stopped
     if kept is not None:
         unevaluated = best is None or best.value == jnp.inf
-        kept = _where(loss_is_finite & unevaluated, held(now), kept)
+        kept = tree_where(loss_is_finite & unevaluated, held(now), kept)
     if best is not None:
         assert setup.evaluate_every is not None and setup.patience is not None
         due = finite & ((i + 1) % setup.evaluate_every == 0)
         value = _monitored(setup, evaluation)
         improved = due & (value < best.value)  # False for NaN
-        kept = _where(improved, held(updated), kept)
+        kept = tree_where(improved, held(updated), kept)
         misses = jnp.where(improved, 0, best.misses + due)
         best = Best(jnp.where(improved, value, best.value), misses)
         stopped = misses >= setup.patience
@@ -245,7 +245,7 @@ def _accepted(setup: TrainSetup, state: TrainState, updated: TrainPoint, loss_is
     finite = _all_finite(updated.params)
     if state.skips is not None:
         finite &= loss_is_finite & _all_finite(gradient)
-        updated = _where(finite, updated, now._replace(step=updated.step))
+        updated = tree_where(finite, updated, now._replace(step=updated.step))
         skips, goes_on = next_skips(setup.nonfinite, state.skips, finite)
         return updated, goes_on, skips
     # No selection between the old and the new point, which would hold both: `good_point` knows
@@ -253,7 +253,7 @@ def _accepted(setup: TrainSetup, state: TrainState, updated: TrainPoint, loss_is
     if rejected is None:
         return updated, finite & loss_is_finite, None
     # The optimizer has kept the parameters, so the state of the model stays with them.
-    model_state = _where(rejected, now.model_state, updated.model_state)
+    model_state = tree_where(rejected, now.model_state, updated.model_state)
     return updated._replace(model_state=model_state), finite & (loss_is_finite | rejected), None
 
 
@@ -374,10 +374,6 @@ def _monitored(setup: TrainSetup, evaluation):
 def address(key, purpose: int, i):
     """Return the key of step i for one purpose, so that a run can be cut at any step."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), i)
-
-
-def _where(condition, first, second):
-    return jax.tree.map(partial(jnp.where, condition), first, second)
 
 
 def _all_finite(tree):

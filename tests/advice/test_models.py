@@ -80,7 +80,7 @@ def test_joint_training_takes_one_step_from_the_pooled_ridge(rows):
 
 @pytest.mark.parametrize("structure", ["intercept", "equal", "full"])
 def test_a_mixed_model_predicts_the_mean_of_coefficients_given_the_rows(rows, structure):
-    """Of a normal prior with the estimated moments, by inverse covariances."""
+    """The prior is normal with the estimated moments; the mean is by inverse covariances."""
     x, y, groups = rows
     z = np.hstack([np.ones((len(x), 1)), x])
     both = np.hstack([z, y[:, None]]).reshape(40, 24, -1)

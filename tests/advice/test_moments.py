@@ -88,7 +88,7 @@ def test_identical_groups_have_no_covariance_and_it_is_never_negative():
 
 @pytest.mark.parametrize("structure", ["intercept", "equal", "full"])
 def test_noise_is_not_negative_where_rows_are_fitted_exactly(structure):
-    """Of 5 groups of 2 rows each, some the same, with 8 coefficients."""
+    """There are 5 groups of 2 rows each, some the same, with 8 coefficients."""
     random = np.random.default_rng(0)
     x, y = (
         random.normal(size=(200, 3, 2, 8)) * [1, 5, 1, 1, 9, 1, 1, 1],

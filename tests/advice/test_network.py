@@ -1,4 +1,4 @@
-"""Rates of a network from its own tasks: exact where it is linear in what adapts."""
+"""Rates of a network from its own tasks: exact where it is linear in the parameters that adapt."""
 
 import jax
 import jax.numpy as jnp
