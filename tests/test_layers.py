@@ -105,7 +105,10 @@ def test_imports_follow_the_arrows_between_folders():
             others = folders(imports_of(name)) & FOLDERS - {own, *ALLOWED[own]}
             wrong += [f"{name} imports {other}" for other in sorted(others)]
     assert not wrong
-    assert not [n for n in imports_of("negmaml.paper.figures") if n.startswith("negmaml")]
+    # Figures are drawn from arrays, whatever computed them.
+    assert {n for n in imports_of("negmaml.paper.figures") if n.startswith("negmaml")} <= {
+        "negmaml._core", "negmaml._core.plotting"
+    }  # fmt: skip
 
 
 def test_no_circle_of_modules():

@@ -11,13 +11,13 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from negmaml._core import plotting
 from negmaml._core.display import printable
 from negmaml._core.extras import require
 from negmaml._core.keys import key_of
 from negmaml.advice import advise as advise_rows
 from negmaml.advice.files import GroupedTable, read_table
 from negmaml.cli.output import console, say, say_written, writable_folder
-from negmaml.paper import figures
 
 QUICK = 20  # splits with --quick
 
@@ -130,26 +130,26 @@ def _names(option: str, text: str | None) -> list[str] | None:
 def _saved(advice, table: GroupedTable, out: Path, theory: bool) -> tuple[list[Path], str, str]:
     """Write all files; return their paths, the report, and the record as JSON."""
     report = advice.report(theory=theory)
-    paths = figures.save(advice.plot(theory=theory), out, "advice")
+    paths = plotting.save(advice.plot(theory=theory), out, "advice")
     stored, said, page, recorded = (
         out / f"advice.{kind}" for kind in ("nc", "txt", "html", "json")
     )
-    with figures.atomic_write(stored) as partial:
+    with plotting.atomic_write(stored) as partial:
         losses = advice.table
         if theory:
             losses = losses.assign(theory_loss=("train_rate", advice.theory.loss))
         # The engine of SciPy needs no C library of netCDF.
         losses.to_netcdf(partial, engine="scipy")
-    with figures.atomic_write(said) as partial:
+    with plotting.atomic_write(said) as partial:
         text = printable("\n".join([*table.notes, "", report])).lstrip()
         partial.write_text(text, encoding="utf-8")
-    with figures.atomic_write(page) as partial:
+    with plotting.atomic_write(page) as partial:
         notes = (*(note.rstrip(".") for note in table.notes), *advice.notes)
         html = replace(advice, notes=notes).report(theory=theory, format="html")
         partial.write_text(html, encoding="utf-8")
     paths += [stored, said, page, recorded]
     record = json.dumps(_record(advice, table, paths), indent=2, ensure_ascii=True)
-    with figures.atomic_write(recorded) as partial:
+    with plotting.atomic_write(recorded) as partial:
         partial.write_text(record + "\n", encoding="utf-8")
     return paths, report, record
 

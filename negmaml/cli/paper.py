@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from negmaml._core import plotting
 from negmaml._core.keys import key_of
 from negmaml.cli.output import (
     check_writable,
@@ -109,11 +110,11 @@ def phases(out: Path = Path("phases"), seed: int = 0, runs: int = 400) -> int:
     with console.status("computing"):
         variables, coordinates = compute(key_of(seed), runs)
     path = out / "phases.nc"
-    with figures.atomic_write(path) as partial:
+    with plotting.atomic_write(path) as partial:
         settings = {**provenance(), "seed": str(seed), "runs": str(runs)}
         netcdf.write(partial, variables, coordinates, settings)
     values = {name: values for name, (_, values) in variables.items()} | coordinates
-    paths = [*figures.save(figures.phases(values), out, "phases"), path]
+    paths = [*plotting.save(figures.phases(values), out, "phases"), path]
     for name in ("best_by_data", "best_by_noise"):
         share = float((values[name] < 0).mean())
         say(f"{name}: best training rate negative in {share:.1%} of the map")
@@ -135,9 +136,9 @@ def gain_map(out: Path = Path("gain_map")) -> int:
         dataset = compute()
     dataset.attrs |= provenance()
     path = out / "gain_map.nc"
-    with figures.atomic_write(path) as partial:
+    with plotting.atomic_write(path) as partial:
         dataset.to_netcdf(partial, engine="scipy")
-    paths = [*figures.save(figures.payoff(dataset), out, "gain_map"), path]
+    paths = [*plotting.save(figures.payoff(dataset), out, "gain_map"), path]
     rows = []
     for name in ("noise", "data"):
         for ridge in ("none", "best"):
@@ -169,9 +170,9 @@ def _write(
 
     path = out / f"{stem}.nc"
     # An interrupt then leaves the old file or none, never a part of the new one.
-    with figures.atomic_write(path) as partial:
+    with plotting.atomic_write(path) as partial:
         netcdf.write(partial, *contents(panels), {**provenance(), **settings})
-    return [*figures.save(figures.reproduction(panels, **labels), out, stem), path]
+    return [*plotting.save(figures.reproduction(panels, **labels), out, stem), path]
 
 
 def _print_agreement(results: dict[str, dict[str, Panel]], title: str) -> None:

@@ -9,6 +9,7 @@ import jax
 import tyro
 
 from negmaml import sweeps
+from negmaml._core import plotting
 from negmaml._core.extras import require
 from negmaml._core.paths import expanded
 from negmaml.cli.output import check_writable, print_renamed, print_table, say, say_written
@@ -236,5 +237,5 @@ def _save(figure, store: str, out: Path | None, kind: str) -> int:
         path = expanded("store", store.rpartition("://")[2]) if local else Path(store.rstrip("/"))
         out = path.with_name(f"{path.stem}-{kind}") if local else Path(f"{path.stem}-{kind}")
     out = expanded("--out", out)
-    say_written(figures.save(figure, check_writable(out.parent), out.name))
+    say_written(plotting.save(figure, check_writable(out.parent), out.name))
     return 0

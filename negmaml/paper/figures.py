@@ -1,8 +1,5 @@
-"""Draws the figures of commands from computed results, and saves them."""
+"""Draws the figures of commands from computed results."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 INK, POINTS, CURVE, MARK = "#222222", "#2a6f97", "#d1495b", "#6c757d"
@@ -123,30 +120,6 @@ def curves(x, lines: dict, labels: tuple[str, str]):
         if len(lines) > 1:
             axis.legend(frameon=False, fontsize=8)
     return figure
-
-
-def save(figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG and SVG, and return the paths."""
-    paths = []
-    # Without a date, the same data give the same SVG file.
-    for suffix, options in (("png", {}), ("svg", {"metadata": {"Date": None}})):
-        paths.append(folder / f"{stem}.{suffix}")
-        with atomic_write(paths[-1]) as partial:
-            figure.savefig(partial, **options)
-    return paths
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, renamed to `path` at the end or removed on failure."""
-    # In the same folder, since a rename is atomic only within a file system. The suffix stays,
-    # because writers choose the format by it.
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def phases(values):

@@ -13,7 +13,7 @@ import xarray as xr
 import negmaml as nm
 from tests.advice.conftest import grouped_rows
 from tests.helpers import mostly_slow
-from tests.internals import figures, output, paper
+from tests.internals import figures, output, paper, plotting
 from tests.internals import main as cli
 
 MARKUP = ["[/b]", "[red]", "[bold]x[/bold]", "[link=http://a]b", "[/]", ":cat:", "[b", "$x$",
@@ -161,7 +161,7 @@ def test_commands_of_figures_write_into_any_folder(command, folder, capsys, monk
     monkeypatch.setattr(phases, "contents", lambda *_: (nothing, {}))
     monkeypatch.setattr(payoff, "payoff", lambda: xr.Dataset(maps, {"ridge": ["none", "best"]}))
     monkeypatch.setattr(netcdf, "write", lambda path, *_: path.touch())
-    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(plotting, "save", save)
     for drawing in ("phases", "payoff"):
         monkeypatch.setattr(figures, drawing, lambda *_: None)
     for out in ("~/a", "[/b]:cat:", "\x1b[31m"):

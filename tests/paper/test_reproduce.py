@@ -17,6 +17,7 @@ from tests.internals import (
     experiments,
     figures,
     netcdf,
+    plotting,
     to_dataset,
     with_jackknife,
 )
@@ -109,7 +110,7 @@ def test_figure_shows_every_point_and_curve(results):
 
 
 def test_saving_leaves_whole_files_only(results, tmp_path):
-    paths = figures.save(figures.reproduction(results), tmp_path, "figure")
+    paths = plotting.save(figures.reproduction(results), tmp_path, "figure")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["figure.png", "figure.svg"]
     assert all(path.stat().st_size > 10_000 for path in paths)
 
@@ -121,7 +122,7 @@ def test_what_is_written_is_the_dataset(results, dataset, tmp_path):
 
 
 def test_failing_to_save_leaves_no_file(tmp_path):
-    with pytest.raises(OSError, match="disk"), figures.atomic_write(tmp_path / "x.nc") as partial:
+    with pytest.raises(OSError, match="disk"), plotting.atomic_write(tmp_path / "x.nc") as partial:
         partial.write_text("half")
         raise OSError("disk full")
     assert not list(tmp_path.iterdir())
