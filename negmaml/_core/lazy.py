@@ -7,7 +7,7 @@ editors read the stub, and so does the package when it is imported.
 import ast
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,21 @@ def lazily(package: str, file: str) -> tuple[Callable, Callable, list[str]]:
         setattr(sys.modules[package], name, found)
         return found
 
-    return get, lambda: sorted({*vars(sys.modules[package]), *homes}), public
+    return get, lambda: _listed(package, homes), public
+
+
+def public_names(module: str) -> Callable[[], list[str]]:
+    """Return the `__dir__` of a module: the names of `__all__`, and those with two underscores.
+
+    Completion in an editor or a notebook then lists the names that a user can rely on, without
+    modules and their imports.
+    """
+    return lambda: _listed(module, sys.modules[module].__all__)
+
+
+def _listed(module: str, names: Iterable[str]) -> list[str]:
+    special = (name for name in vars(sys.modules[module]) if name.startswith("__"))
+    return sorted({*names, *special})
 
 
 def _read(stub: str) -> tuple[dict[str, str], list[str]]:

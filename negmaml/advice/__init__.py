@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from negmaml._core.lazy import public_names
 from negmaml.advice.api import advise
 from negmaml.advice.files import GroupedTable, read_table
 from negmaml.advice.moments import RandomCoefficients, random_coefficients
@@ -29,6 +30,8 @@ __all__ = [
     "random_coefficients",
     "read_table",
 ]
+
+__dir__ = public_names(__name__)
 
 
 SCORING = ("AdaptiveGroupKFold", "AdaptiveScorer", "adapted")

@@ -11,3 +11,7 @@
 
 Every one takes --help, and --steps and --seeds to run small. They need the extra "examples".
 """
+
+from negmaml._core.lazy import lazily
+
+__getattr__, __dir__, __all__ = lazily(__name__, __file__)

@@ -1,6 +1,7 @@
 """The solvable model: sample data, build the meta-system, solve it, evaluate the solution."""
 
 from negmaml._core.deprecation import renamed_exports
+from negmaml._core.lazy import public_names
 from negmaml.linear.data import Data, sample
 from negmaml.linear.evaluate import sampled_test_loss
 from negmaml.linear.simulation import Simulation, compile_simulation, simulate
@@ -21,4 +22,5 @@ __all__ = [
     "simulate",
 ]
 
+__dir__ = public_names(__name__)
 __getattr__ = renamed_exports(__name__, {"Solution": "MetaSolution"})

@@ -1,6 +1,7 @@
 """Adaptation and meta-gradients for any JAX loss and parameter pytree."""
 
 from negmaml._core.deprecation import renamed_exports
+from negmaml._core.lazy import public_names
 from negmaml.meta.algorithms import (
     anil,
     fomaml,
@@ -62,6 +63,7 @@ __all__ = [
     "warm_start",
 ]
 
+__dir__ = public_names(__name__)
 __getattr__ = renamed_exports(
     __name__, {"LearnedRates": "MetaSGDParams", "state_per_step": "per_step_state"}
 )

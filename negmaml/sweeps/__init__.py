@@ -4,6 +4,7 @@ Functions that are registered under a name are attributes: `negmaml.sweeps.linea
 `negmaml.linear.LinearModel()`.
 """
 
+from negmaml._core.lazy import public_names
 from negmaml._core.registry import register, registered
 from negmaml.sweeps.api import sweep
 from negmaml.sweeps.functions import SweepFunction, named
@@ -24,6 +25,12 @@ __all__ = [
     "status",
     "sweep",
 ]
+
+_public = public_names(__name__)
+
+
+def __dir__() -> list[str]:
+    return sorted({*_public(), *registered()})
 
 
 def __getattr__(name: str) -> SweepFunction:

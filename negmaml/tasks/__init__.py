@@ -1,5 +1,6 @@
 """Distributions of tasks: pytrees that return `negmaml.Tasks` for a random key."""
 
+from negmaml._core.lazy import public_names
 from negmaml.tasks.episodes import Episodes, split_classes
 from negmaml.tasks.folder import image_folder
 from negmaml.tasks.grouped import Grouped
@@ -18,3 +19,5 @@ __all__ = [
     "image_folder",
     "split_classes",
 ]
+
+__dir__ = public_names(__name__)

@@ -1,6 +1,7 @@
 """Closed-form predictions for mixed linear regression; every real argument is differentiable."""
 
 from negmaml._core.deprecation import renamed_exports
+from negmaml._core.lazy import public_names
 from negmaml.problem import expected_test_loss, shrinkage, wishart_moment, wishart_quadrature
 from negmaml.theory.allocation import Allocation, best_allocation
 from negmaml.theory.api import test_loss, train_task_error, weight_error
@@ -48,6 +49,7 @@ __all__ = [
     "wishart_quadrature",
 ]
 
+__dir__ = public_names(__name__)
 __getattr__ = renamed_exports(
     __name__,
     {"distance": "weight_error", "task_error": "train_task_error", "runs_needed": "required_runs"},
