@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDES = sorted([*ROOT.glob("negmaml/*/README.md"), ROOT / "negmaml/meta/bilevel.md"])
+DERIVATIONS = {"isotropic.md", "anisotropic.md"}
+GUIDES = sorted(p for p in ROOT.glob("negmaml/*/*.md") if p.name not in DERIVATIONS)
 SLOW = "negmaml phases", "negmaml reproduce --figure nonlinear"  # thousands of runs; training
 PROCESS = re.compile(r"\S*negmaml (reproduce|info)$")  # in a process of its own, which others spare
 

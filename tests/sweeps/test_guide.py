@@ -1,4 +1,4 @@
-"""The blocks of the guide run as written: on eight devices, as SLURM jobs, as Dask workers."""
+"""The blocks of the guide to clusters run: on eight devices, as SLURM jobs, as Dask workers."""
 
 import os
 import socket
@@ -16,9 +16,9 @@ import negmaml as nm
 from tests.documents import ROOT, blocks
 from tests.helpers import python
 
-GUIDE = ROOT / "negmaml/sweeps/README.md"
+GUIDE = ROOT / "negmaml/sweeps/clusters.md"
 TEXT = blocks(GUIDE, "text")
-(SPEC,) = blocks(GUIDE, "toml")
+SPEC, SEARCH = blocks(GUIDE.with_name("spec.md"), "toml")
 EIGHT = 'import jax\njax.config.update("jax_num_cpu_devices", 8)\n'
 GRID = tomllib.loads(SPEC)["grid"]
 
@@ -33,6 +33,11 @@ def test_code_blocks_run_in_order_on_eight_devices(tmp_path):
     process = python("\n".join((EIGHT, there, *code, check)))
     error = process.communicate()[1]
     assert process.returncode == 0, error
+
+
+def test_the_random_search_is_the_spec_of_the_package():
+    there = (ROOT / "negmaml/examples/training_sweep.toml").read_text()
+    assert tomllib.loads(SEARCH) == tomllib.loads(there)
 
 
 def program(folder, name, text):
