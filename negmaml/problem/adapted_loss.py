@@ -48,8 +48,15 @@ from negmaml.rules.filters import log_size
 def shrinkage(rate: ArrayLike, n: ScalarLike, p: ScalarLike) -> Any:
     r"""h(a) = (1 - a)^2 + a^2 (p + 1)/n, the mean of tr (I - a S)^2 / p; n rows, p dimensions.
 
-    Bernacchia 2021, below Theorem 1. `rate` may have any shape and sign. Raises TypeError or
-    ValueError for a rate that is not finite, and for sizes that are not positive numbers.
+    Arguments:
+        rate: of one gradient step, any shape and sign.
+        n, p: numbers of rows and of dimensions, above 0.
+
+    Returns h, of the shape of `rate`. Raises TypeError or ValueError for a rate that is not finite,
+    and for sizes that are not positive numbers. Source: Bernacchia 2021, below Theorem 1.
+
+    >>> shrinkage(0.5, n=20, p=9)  # (1 - 0.5)^2 + 0.5^2 (9 + 1)/20
+    0.375
     """
     rate = check_array("rate", rate, "an inner learning rate")
     n, p = (check_array(name, x, "a size", 0, strict=True) for name, x in (("n", n), ("p", p)))
@@ -62,9 +69,19 @@ def _shrinkage(rate, n, p):
 
 @own_settings
 def filter_means(rule: InnerRule, n: int, p: int) -> tuple[Any, Any]:
-    r"""(E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, each of the rule's shape.
+    r"""Return (E tr b(S)^2 / p, E tr q(S)^2 S / p) for S ~ Wishart_p(n)/n, of the rule's shape.
 
-    The squares of `rms_filters`; infinite where the mean does not exist.
+    The factor of nu^2 + |omega - w0|^2 in twice the test loss after adaptation, and p/n times the
+    second is that of sigma^2. Both are infinite where the mean does not exist.
+
+    Arguments:
+        rule: any rule with filters, of any shape.
+        n, p: rows of a task and dimensions, at least 1.
+
+    >>> import negmaml as nm
+    >>> h, noise = nm.problem.filter_means(nm.GradientDescent(0.5), n=20, p=9)
+    >>> round(float(h), 6), float(noise)  # `shrinkage(0.5, 20, 9)`, and rate^2
+    (0.375, 0.25)
     """
     rule, n, p = check_filters("rule", rule), check_count("n", n), check_count("p", p)
     xp = namespace(rule)
@@ -212,7 +229,9 @@ def adapted(problem: MixedLinearRegression, adapt: InnerRule) -> Adapted:
 def expected_test_loss(
     problem: MixedLinearRegression, weight_error: ArrayLike, adapt: InnerRule
 ) -> Float[Array, "..."]:
-    r"""E L_test given |omega - w0|^2 = `weight_error`: the equation at the head of this module.
+    r"""Return the mean test loss after adaptation, given |omega - w0|^2 = `weight_error`.
+
+        L = sigma^2/2 + h/2 (nu^2 + weight_error) + sigma^2/(2 n_r) E tr q(S)^2 S
 
     Arguments:
         problem: only p, n_r, sigma and nu matter.

@@ -23,10 +23,17 @@ from negmaml._core.settings import own_settings
 class Modes(NamedTuple):
     r"""A problem along the eigenvectors v_k of its input covariance Sigma; arrays of shape (p,).
 
-    s: eigenvalues of Sigma, at least 0.
-    o: nu^2/p v_k^T Omega v_k, the variance of task weights along v_k.
-    d: (v_k^T (omega_0 - w0))^2, the squared offset of the start along v_k.
-    V: the v_k as columns, shape (p, p); None where they are the coordinate axes.
+    Attributes:
+        s: eigenvalues of Sigma, at least 0.
+        o: nu^2/p v_k^T Omega v_k, the variance of task weights along v_k.
+        d: (v_k^T (omega_0 - w0))^2, the squared offset of the start along v_k.
+        V: the v_k as columns, shape (p, p); None where they are the coordinate axes.
+
+    >>> import negmaml as nm
+    >>> sizes = {"p": 2, "m": 3, "n_t": 4, "n_v": 2, "n_r": 4}
+    >>> problem = nm.MixedLinearRegression(**sizes, sigma=1.0, nu=1.0, input_covariance=[2.0, 0.5])
+    >>> problem.modes.s.tolist(), problem.modes.o.tolist()
+    ([2.0, 0.5], [0.5, 0.5])
     """
 
     s: jax.Array

@@ -94,6 +94,10 @@ def wishart_quadrature(n: int, p: int, order: int = 10) -> tuple[np.ndarray, np.
 
     Returns float64 arrays (nodes, weights) of length order, or order + 1 with an atom. Raises
     TypeError or ValueError for sizes below 1.
+
+    >>> nodes, weights = wishart_quadrature(20, 5)
+    >>> round(float(weights @ nodes), 6), round(float(weights @ nodes**2), 6)  # 1 and 1 + 6/20
+    (1.0, 1.3)
     """
     return _quadrature(check_count("n", n), check_count("p", p), check_count("order", order))
 

@@ -38,9 +38,20 @@ RIDGES = 1e-4, 1e4  # in units of n_v m
 class Allocation(NamedTuple):
     """The best way to spend a budget.
 
-    m, n_t, n_v: the best integers. train, adapt: the rules, at their best where they are tuned.
-    meta_ridge: the ridge. test_loss: the prediction with all of these. cost: the cost of the sizes.
-    real_sizes: (m, n_t, n_v) of the optimum over real numbers.
+    Attributes:
+        m, n_t, n_v: the best integers.
+        train, adapt: the rules, at their best where they are tuned.
+        meta_ridge: the ridge.
+        test_loss: the prediction with all of these.
+        cost: the cost of the sizes.
+        real_sizes: (m, n_t, n_v) of the optimum over real numbers.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=30, m=1, n_t=1, n_v=1, n_r=10, sigma=0.2, nu=0.2)
+    >>> train = nm.GradientDescent(0.3)
+    >>> best = nm.theory.best_allocation(3000, problem, train, split=0.5, tune=False)
+    >>> best.m, best.n_t, best.n_v, best.cost
+    (300, 5, 5, 3000.0)
     """
 
     m: int

@@ -87,6 +87,12 @@ def weight_error(
     `Proximal(0.0)` without ridge may be discontinuous: at weight 0 nothing is trained, at any other
     weight it is; the slope there is that of the labels only. The equation is at the head of
     `negmaml.theory.isotropic.moments`; `train_task_error` returns the other mean of the theory.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)
+    >>> error = nm.theory.weight_error(problem, nm.GradientDescent([-0.2, 0.0, 0.2]))
+    >>> [f"{x:.3f}" for x in error]
+    ['1.037', '1.103', '1.242']
     """
     meta_ridge, train = check_arguments(problem, meta_ridge, train=train)
     model = mean_model(problem, meta_ridge, method, measure, split)
@@ -117,6 +123,11 @@ def train_task_error(
     < n_v, and within a factor of 2 for n_v of 1 or 2. The correction is missing with measure
     "exact" and for problems with covariances: steep filters (four steps of rate 1) come out too
     low.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=20, n_v=10, n_r=20, sigma=0.5, nu=1.0)
+    >>> round(float(nm.theory.train_task_error(problem, nm.GradientDescent(0.2))), 2)
+    1.68
     """
     meta_ridge, train = check_arguments(problem, meta_ridge, train=train)
     model = theory_model(problem, meta_ridge, measure=measure)

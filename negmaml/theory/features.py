@@ -57,12 +57,21 @@ HALF_WEIGHT = 0.1
 class FeatureMoments(NamedTuple):
     """The moments of features that the theory needs, as arrays (p,) with eigenvalues descending.
 
-    s: eigenvalues of E k k^T. fourth: those of F along the same directions.
-    kurtosis: tr F over what Gaussian features have, tr Sigma tr Sigma^2 + 2 tr Sigma^3, all three
-        without bias from the number of points.
-    fourth_moments: how squared lengths along these directions vary together beyond those of
-        Gaussian features, as `equations.FourthMoments`; for Gaussian features of random length the
-        relative variance of its square at every s.
+    Attributes:
+        s: eigenvalues of E k k^T.
+        fourth: those of F along the same directions.
+        kurtosis: tr F over its value for Gaussian features, tr Sigma tr Sigma^2 + 2 tr Sigma^3, all
+            three without bias from the number of points.
+        fourth_moments: how squared lengths along these directions vary together beyond those of
+            Gaussian features, as `equations.FourthMoments`; for Gaussian features of random length
+            the relative variance of its square at every s.
+
+    >>> import negmaml as nm
+    >>> features = np.random.default_rng(0).standard_normal((100, 200))
+    >>> found = nm.theory.feature_moments(features)
+    >>> problem = found.problem(m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> problem.p, problem.input_covariance.shape, round(float(found.s.mean()), 1)
+    (200, (200,), 1.0)
     """
 
     s: Float[Array, " p"]

@@ -79,6 +79,11 @@ def best_adapt_rate(
     Returns an array of the shape of the training rule; when E = sigma = 0 every rate is optimal
     and the noiseless value is returned. Raises ValueError where the weight error is infinite at
     p = n_v m. Source: Bernacchia 2021, section 4; negmaml.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> round(float(nm.theory.best_adapt_rate(problem, nm.GradientDescent(-0.2))), 3)
+    0.08
     """
     adapt = GradientDescent(0.0) if adapt is None else adapt
     meta_ridge, train, adapt = check_arguments(problem, meta_ridge, train=train, adapt=adapt)
@@ -124,6 +129,13 @@ def best_train_rate(
     Returns a scalar. Raises ValueError at p = n_v m without ridge, where every mean is infinite,
     for an unknown method, and by "expansion" for another rule. Source: Bernacchia 2021, section 4;
     negmaml.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> round(float(nm.theory.best_train_rate(problem)), 2)
+    -1.06
+    >>> round(float(nm.theory.best_train_rate(problem, method="expansion")), 2)
+    -1.01
     """
     train = GradientDescent(0.0) if train is None else train
     meta_ridge, train = check_arguments(problem, meta_ridge, train=train)
@@ -152,6 +164,12 @@ def best_rates(
 
     The best training rule does not depend on `adapt`, so the joint optimum is `best_train_rate`
     and then `best_adapt_rate` after it. Arguments and errors as there.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> train, adapt = nm.theory.best_rates(problem)
+    >>> round(float(train), 2), round(float(adapt), 2)
+    (-1.06, 0.08)
     """
     train = GradientDescent(0.0) if train is None else check_filters("train", train)
     adapt = check_optional(check_filters, "adapt", adapt)
@@ -176,6 +194,13 @@ def best_meta_ridge(
     it is the largest elsewhere, a `ConvergenceWarning` is issued outside jit. With covariances it
     depends on `adapt`, the best gradient step after each ridge when omitted. Returns a scalar with
     the derivatives of the stationarity condition (zero at 0).
+
+    >>> import negmaml as nm
+    >>> sizes = {"p": 60, "m": 3, "n_t": 30, "n_v": 2, "n_r": 20}
+    >>> problem = nm.MixedLinearRegression(**sizes, sigma=1.0, nu=0.5, w0=0.1)
+    >>> ridge = nm.theory.best_meta_ridge(problem, nm.GradientDescent(-0.2))
+    >>> print(f"{float(ridge):.2g}")
+    1.5e+02
     """
     check_problem(problem)
     train = check_scalar_rule("train", train)

@@ -37,9 +37,19 @@ MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
 class Phase(NamedTuple):
     """The best parameter of every cell, with arrays of the shape of the grid.
 
-    best: the parameter with the lowest weight error. weight_error: that error.
-    at_zero: the weight error with parameter 0. Both errors are infinite at p = n_v m without ridge,
-    unless nothing is noisy.
+    Attributes:
+        best: the parameter with the lowest weight error.
+        weight_error: that error.
+        at_zero: the weight error with parameter 0.
+
+    Both errors are infinite at p = n_v m without ridge, unless nothing is noisy.
+
+    >>> import negmaml as nm
+    >>> phase = nm.theory.phase_diagram(40.0, 4.0, [10.0, 40.0], 3.0, sigma=1.0, nu=1.0)
+    >>> phase.best.shape, bool((phase.best < 0).all())
+    ((2,), True)
+    >>> bool((phase.weight_error <= phase.at_zero).all())
+    True
     """
 
     best: Float[Array, "..."]
@@ -91,6 +101,11 @@ def phase_diagram(
     cells: a map of 200 x 200 takes seconds.
     Raises TypeError or ValueError for sizes that are not above 0, amounts that are not at least 0,
     shapes that do not broadcast, covariances of other forms, and a rule that is not scalar.
+
+    >>> import negmaml as nm
+    >>> phase = nm.theory.phase_diagram(40.0, 4.0, [10.0, 40.0], 3.0, sigma=1.0, nu=1.0)
+    >>> print(phase.best.round(1))  # for n_t = 10 and n_t = 40
+    [-0.7 -1.7]
     """
     # A map is of one family with one parameter; its value here is ignored.
     train = check_scalar_rule("train", GradientDescent(0.0) if train is None else train)

@@ -63,10 +63,17 @@ def overparameterized(
 
     with N = n_v m, h_t = (1 - alpha_t)^2 + alpha_t^2 (p+1)/n_t and h_r likewise with alpha_r, n_r.
 
-    Arguments: rates of one inner gradient step, any shape and sign.
+    Arguments:
+        train_rate, adapt_rate: rates of one inner gradient step, any shape and sign.
 
     Returns an array of shape train_rate.shape + adapt_rate.shape. Raises ValueError unless
     p > n_v m. Source: Bernacchia 2021, Theorem 1.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> loss = nm.theory.overparameterized(problem, [-0.2, 0.0, 0.2], 0.2)
+    >>> [f"{x:.3f}" for x in loss]
+    ['0.692', '0.703', '0.722']
     """
     _require_regime(problem, overparameterized=True)
     return _test_loss(problem, train_rate, adapt_rate)
@@ -90,10 +97,17 @@ def underparameterized(
     sigma^2 p/N. The square is right, and the slope is h_r sigma^2 p/N: theirs is its value at
     alpha_r = 0.
 
-    Arguments: rates of one inner gradient step, any shape and sign.
+    Arguments:
+        train_rate, adapt_rate: rates of one inner gradient step, any shape and sign.
 
     Returns an array of shape train_rate.shape + adapt_rate.shape. Raises ValueError unless
     p < n_v m. Source: Bernacchia 2021, Theorem 2.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=30, m=40, n_t=5, n_v=25, n_r=10, sigma=1.0, nu=0.5)
+    >>> loss = nm.theory.underparameterized(problem, [-0.2, 0.0, 0.2], 0.2)
+    >>> [f"{x:.3f}" for x in loss]
+    ['0.678', '0.672', '0.679']
     """
     _require_regime(problem, overparameterized=False)
     return _test_loss(problem, train_rate, adapt_rate)
@@ -130,6 +144,12 @@ def expansion_parameter(problem: MixedLinearRegression, train: InnerRule) -> Flo
     with g3, g4, h_t as in Theorem 2; at alpha_t = 0 it is (min(p, N) + 1) / max(p, N). The
     weight error by expansion has a relative error of order rho. rho itself is exact, whatever its
     size; it has the rule's shape. Raises ValueError unless `train` is one gradient step.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> rho = nm.theory.expansion_parameter(problem, nm.GradientDescent(0.0))
+    >>> round(float(rho), 4)  # (6 + 1) / 60
+    0.1167
     """
     check_problem(problem)
     return _expansion_parameter(problem, _one_step_rate("train", train))
@@ -266,6 +286,14 @@ def general_inputs(
     matrices that are not of one shape, symmetric, finite and (covariances) positive semidefinite,
     other rules, a bad sigma, and unless p > n_v m.
     Source: Bernacchia 2021, Theorem 3.
+
+    >>> import negmaml as nm
+    >>> s, task_variances = np.ones(60), np.full(60, 0.25 / 60)  # as with nu = 0.5
+    >>> sizes = {"m": 3, "n_t": 30, "n_v": 2, "n_r": 20, "sigma": 1.0}
+    >>> train, adapt = nm.GradientDescent(-0.2), nm.GradientDescent(0.2)
+    >>> loss = nm.theory.general_inputs(s, task_variances, train, adapt, **sizes)
+    >>> round(float(loss), 3)  # that of `overparameterized`
+    0.692
     """
     m, n_t, n_v, n_r = (
         check_count(name, n) for name, n in dict(m=m, n_t=n_t, n_v=n_v, n_r=n_r).items()

@@ -94,6 +94,12 @@ def required_runs(
     Returns a real number; infinity when the two losses are equal. Raises TypeError or ValueError
     for rules that are not scalar or of two families, unless standard_errors is above 0, and for a
     problem with covariances without `adapt`.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> negative, zero = nm.GradientDescent(-0.2), nm.GradientDescent(0.0)
+    >>> round(float(nm.theory.required_runs(problem, negative, zero)))
+    19
     """
     meta_ridge, train_a = check_arguments(problem, meta_ridge, train_a=train_a)
     train_a = check_scalar_rule("train_a", train_a)
