@@ -16,7 +16,15 @@ from negmaml.problem.model import MixedLinearRegression, check_problem
 class Data(NamedTuple):
     """Training and validation points of a set of tasks; all leaves lead with the task axis.
 
-    Shapes: X_t (m, n_t, p), y_t (m, n_t), X_v (m, n_v, p), y_v (m, n_v).
+    Attributes:
+        X_t, y_t: inputs and labels of the support, shapes (m, n_t, p) and (m, n_t).
+        X_v, y_v: those of the query, shapes (m, n_v, p) and (m, n_v).
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=6, m=3, n_t=4, n_v=2, n_r=5, sigma=1.0, nu=0.5)
+    >>> data = nm.linear.sample(jax.random.key(0), problem)
+    >>> data.X_t.shape, data.y_t.shape, data.X_v.shape, data.y_v.shape
+    ((3, 4, 6), (3, 4), (3, 2, 6), (3, 2))
     """
 
     X_t: Float[Array, "m n_t p"]
@@ -51,8 +59,21 @@ def sample(
         w ~ N(w0, nu^2/p Omega)      x ~ N(0, Sigma)      y = x.w + sigma noise
 
     The inputs are the same for every sigma, nu and w0 at a given key: covariances multiply the
-    same normals. `sqrt_cov` are the problem's `covariance_roots`, if they are already known.
+    same normals.
+
+    Arguments:
+        key: a JAX key.
+        problem: the distribution of tasks.
+        sqrt_cov: the problem's `covariance_roots`, if they are already known.
+
     Returns `Data` in the dtype of the problem's numbers.
+
+    >>> import negmaml as nm
+    >>> sizes = {"p": 6, "m": 3, "n_t": 4, "n_v": 2, "n_r": 5}
+    >>> problem = nm.MixedLinearRegression(**sizes, sigma=0.0, nu=0.0, w0=1.0)
+    >>> data = nm.linear.sample(jax.random.key(0), problem)
+    >>> float(abs(data.y_t - data.X_t.sum(-1)).max()) < 1e-5  # no noise, and all weights are 1
+    True
     """
     key = check_key("key", key)
     check_problem(problem)

@@ -50,6 +50,12 @@ def sampled_test_loss(
         sqrt_cov: the problem's `linear.data.covariance_roots`, if they are already known.
 
     Returns an array of shape omega.shape[:-1] + rule shape. Source: Bernacchia 2021, section 5.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=6, m=3, n_t=4, n_v=2, n_r=5, sigma=1.0, nu=0.5)
+    >>> key, rates = jax.random.key(0), nm.GradientDescent(jnp.array([0.0, 0.1]))
+    >>> nm.linear.sampled_test_loss(key, problem, jnp.zeros(6), rates).shape
+    (2,)
     """
     key = check_key("key", key)
     check_problem(problem)

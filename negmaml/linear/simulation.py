@@ -49,11 +49,22 @@ MANY_SYSTEMS = 10**6
 class Simulation(NamedTuple):
     """The results of `simulate`; the last axis is the run.
 
-    test_loss: train shape + adapt shape + (runs,).
-    weight_error: |omega* - w0|^2, train shape + (runs,).
-    well_conditioned: train shape + (runs,), False where a run is not finite, its system is
-        singular to working precision, or Phi has lost more than half its digits to cancellation.
-        No run is removed: mask with it, or use float64.
+    Attributes:
+        test_loss: train shape + adapt shape + (runs,).
+        weight_error: |omega* - w0|^2, train shape + (runs,).
+        well_conditioned: train shape + (runs,), False where a run is not finite, its system is
+            singular to working precision, or Phi has lost more than half its digits to
+            cancellation. No run is removed: mask with it, or use float64.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> train = nm.GradientDescent(jnp.array([-0.5, 0.0, 0.5]))
+    >>> result = nm.simulate(jax.random.key(0), problem, train, nm.GradientDescent(0.2))
+    >>> result.weight_error.shape, bool(result.well_conditioned.all())
+    ((3, 1000), True)
+    >>> mean = result.test_loss.mean(-1)
+    >>> bool(mean[0] < mean[2])  # a negative rate is better than a positive one
+    True
     """
 
     test_loss: Float[Array, "*shape runs"]
@@ -163,6 +174,14 @@ def compile_simulation(
     Takes the arguments of `simulate`; an `index` is folded into the key, by the program itself.
     Several programs may compile at once in threads; run them one after another, since XLA on CPU
     can deadlock when two threads run batched linear algebra.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> train = nm.GradientDescent(jnp.array([-0.5, 0.0, 0.5]))
+    >>> adapt = nm.GradientDescent(0.2)
+    >>> run = nm.linear.compile_simulation(jax.random.key(0), problem, train, adapt)
+    >>> run().test_loss.shape
+    (3, 1000)
     """
     experiment = Experiment.checked(
         key, problem, train, adapt, runs, meta_ridge, evaluation, split, mesh

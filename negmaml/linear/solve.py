@@ -27,9 +27,15 @@ from negmaml.linear.system import OneStepSystem
 class MetaSolution(NamedTuple):
     """A minimiser of the meta-loss and whether it is accurate.
 
-    omega: shape (..., p).
-    well_conditioned: shape (...,), False where the solution is not finite or the system is
-        singular to working precision.
+    Attributes:
+        omega: shape (..., p).
+        well_conditioned: shape (...,), False where the solution is not finite or the system is
+            singular to working precision.
+
+    >>> import negmaml as nm
+    >>> found = nm.linear.minimiser(jnp.array([[1.0, 1.0]]), jnp.array([2.0]))
+    >>> found.omega.shape, bool(found.well_conditioned)
+    ((2,), True)
     """
 
     omega: Float[Array, "*batch p"]
@@ -65,6 +71,13 @@ def minimiser(
 
     Many systems, on leading axes or under `vmap`, are factorised a few at a time on CPU, where
     large batches of `jnp.linalg` can deadlock (jaxlib 0.10).
+
+    >>> import negmaml as nm
+    >>> Phi, r = jnp.array([[1.0, 1.0]]), jnp.array([2.0])
+    >>> [round(float(x), 3) for x in nm.linear.minimiser(Phi, r).omega]  # of minimum norm
+    [1.0, 1.0]
+    >>> [round(float(x), 3) for x in nm.linear.minimiser(Phi, r, meta_ridge=2.0).omega]
+    [0.5, 0.5]
     """
     Phi, r, omega0 = (
         check_array(name, value, "real numbers")

@@ -63,6 +63,13 @@ class LinearModel:
 
     Arguments:
         evaluation: "expected", the exact mean over test tasks, or "sampled", the paper's protocol.
+
+    >>> import negmaml as nm
+    >>> model = nm.linear.LinearModel()
+    >>> sizes = {"p": 20, "m": 2, "n_t": 10, "n_v": 2, "n_r": 10, "sigma": 0.1, "nu": 1.0}
+    >>> rates = {"train_rate": jnp.array([-0.3, 0.0, 0.3]), "adapt_rate": 0.2}
+    >>> model(jax.random.key(0), **sizes, **rates)["test_loss"].shape
+    (3,)
     """
 
     evaluation: str = static()

@@ -55,6 +55,13 @@ def meta_system(
     Returns Phi of shape rule shape + (m n_v, p) and r of shape rule shape + (m n_v,), tasks
     stacked in order. Source: Bernacchia 2021 for one gradient step; the derivation
     for the others is at the head of this module.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=6, m=3, n_t=4, n_v=2, n_r=5, sigma=1.0, nu=0.5)
+    >>> data = nm.linear.sample(jax.random.key(0), problem)
+    >>> Phi, r = nm.linear.meta_system(data, nm.GradientDescent(-0.2))
+    >>> Phi.shape, r.shape  # n_v m = 6 rows
+    ((6, 6), (6,))
     """
     rule = check_filters("rule", rule)
     if not isinstance(data, Data):

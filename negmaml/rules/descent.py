@@ -44,6 +44,14 @@ class GradientDescent(_Descent):
         steps: number of steps, a static integer of at least 1.
 
     Raises ValueError or TypeError for a NaN, infinite or non-real rate and for steps < 1.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> adapted = nm.adapt(square, 0.0, 1.0, nm.GradientDescent(0.5, steps=2))
+    >>> round(float(adapted), 6)  # 1 - (1 - 0.5)^2
+    0.75
+    >>> nm.GradientDescent(0.5, steps=2).init_filter(jnp.array([0.0, 1.0])).tolist()
+    [1.0, 0.25]
     """
 
     rate: Any
@@ -82,6 +90,12 @@ class Momentum(_Descent):
 
     On the linear model the init filter is a polynomial of degree `steps`. Raises the errors of
     `GradientDescent`.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> rule = nm.Momentum(0.5, momentum=-0.2, steps=2)
+    >>> round(float(nm.adapt(square, 0.0, 1.0, rule)), 6)  # 0.5 + 0.5 (0.5 - 0.2)
+    0.65
     """
 
     rate: Any
@@ -135,6 +149,12 @@ class Preconditioned(_Descent):
     On the linear model it is a change of variables: with P = R R and theta = R phi, plain descent
     on phi has inputs R x. The filters act on the eigenvalues of R S R, which are those of P S.
     Raises the errors of `GradientDescent`.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: jnp.sum((w - target) ** 2) / 2
+    >>> rule = nm.Preconditioned(0.5, jnp.array([1.0, 2.0]))
+    >>> nm.adapt(square, jnp.zeros(2), jnp.ones(2), rule).tolist()
+    [0.5, 1.0]
     """
 
     rate: Any

@@ -27,7 +27,15 @@ from negmaml.rules.unroll import each_step, run
 
 
 class UndefinedMethodError(TypeError):
-    """A feature needs a method that the rule or its filter does not define; says what to add."""
+    """A feature needs a method that the rule or its filter does not define; says what to add.
+
+    >>> import negmaml as nm
+    >>> try:
+    ...     nm.adapt(lambda w, data: w**2, 1.0, None, nm.GradientFlow(0.5))
+    ... except nm.rules.UndefinedMethodError as error:
+    ...     print(error)  # doctest: +ELLIPSIS
+    rule GradientFlow has no update(self, gradient, state, params), ...
+    """
 
 
 class LogForm(NamedTuple):
@@ -61,6 +69,13 @@ class Filter(ABC):
         exponential_type: g if |init_filter(x)| grows as exp(g x) at large x; zero for polynomials
             and fractions.
         exact_pencil: whether `pencil` has exactly these filters.
+
+    >>> import negmaml as nm
+    >>> class Truncated(nm.rules.Filter):  # least squares along large eigenvalues
+    ...     def label_filter(self, x):
+    ...         return jnp.where(x > 0.5, 1 / jnp.maximum(x, 0.5), 0.0)
+    >>> Truncated().init_filter(jnp.array([0.0, 2.0])).tolist()
+    [1.0, 0.0]
     """
 
     exact_pencil: ClassVar[bool] = True
@@ -68,18 +83,22 @@ class Filter(ABC):
 
     @property
     def constant_filter(self) -> Any:
+        """The value of label_filter if it is the same for all x, else None."""
         return None
 
     @property
     def degree(self) -> int | None:
+        """The degree of init_filter if it is a polynomial in x, else None."""
         return None
 
     @property
     def entire(self) -> bool:
+        """True if init_filter has no pole anywhere."""
         return self.degree is not None
 
     @property
     def exponential_type(self) -> Any:
+        """The g for which |init_filter(x)| grows as exp(g x) at large x."""
         return 0.0
 
     @property
@@ -206,6 +225,15 @@ class PolynomialFilter(Filter):
 
     On x theta^2 / 2 - y theta the updates end at init_filter(x) for theta = 1, y = 0, and at
     label_filter(x) for theta = 0, y = 1: two polynomials in x, the first of degree `rule.steps`.
+
+    Arguments:
+        rule: the rule, whose updates are linear.
+        preconditioner: None, or P as in `Filter`, if the updates act through P S.
+
+    >>> import negmaml as nm
+    >>> found = nm.rules.PolynomialFilter(nm.Momentum(0.5, momentum=0.0, steps=2))
+    >>> float(found.init_filter(0.5))  # (1 - 0.5 x)^2
+    0.5625
     """
 
     rule: Any

@@ -17,8 +17,15 @@ class GradientFlow(InnerRule):
 
         init_filter(x) = exp(-time x),    label_filter(x) = (1 - exp(-time x)) / x
 
-    `time` may be negative (the flow runs uphill), zero, and of any shape. Raises ValueError or
-    TypeError when it is NaN, infinite or not real.
+    Arguments:
+        time: may be negative (the flow runs uphill), zero, and of any shape.
+
+    Raises ValueError or TypeError for a time that is NaN, infinite or not real.
+
+    >>> import negmaml as nm
+    >>> rule = nm.GradientFlow(0.5)
+    >>> round(float(rule.init_filter(2.0)), 4), round(float(rule.label_filter(2.0)), 4)
+    (0.3679, 0.3161)
     """
 
     time: Any

@@ -50,6 +50,11 @@ class Proximal(StationaryRule):
     converge.
     Raises ValueError or TypeError when the strength is NaN, infinite or not real, and for options
     that are not positive.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> round(float(nm.adapt(square, 0.0, 1.0, nm.Proximal(3.0))), 4)  # 1 / (1 + strength)
+    0.25
     """
 
     strength: Any

@@ -27,6 +27,12 @@ class Schedule:
     on a general model one rate for each element of a leaf.
 
     Raises ValueError or TypeError for values that are not finite real numbers, or no axis.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> rule = nm.GradientDescent(nm.Schedule([0.5, -1.0]), steps=2)
+    >>> float(nm.adapt(square, 0.0, 1.0, rule))  # to 0.5, and back by 0.5
+    0.0
     """
 
     values: Any

@@ -26,6 +26,12 @@ class SolveInfo(NamedTuple):
             conjugate gradients met no negative curvature. It is False for other rules, and where
             derivative rules in the loss may make H asymmetric. A compiled program that does not
             return it does not compute it.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> adapted, info = nm.adapt(square, 0.0, 1.0, nm.Proximal(3.0), return_info=True)
+    >>> bool(info.converged), bool(info.residual < 1e-5), bool(info.negative_curvature)
+    (True, True, False)
     """
 
     converged: Any
@@ -37,7 +43,17 @@ class SolveInfo(NamedTuple):
 class Solution(NamedTuple):
     """The adapted parameters with information on the solver.
 
-    params: a pytree.   info: a `SolveInfo`.
+    Attributes:
+        params: a pytree.
+        info: a `SolveInfo`.
+
+    >>> import negmaml as nm
+    >>> class Halfway(nm.InnerRule):
+    ...     def solve(self, loss, start):
+    ...         info = nm.rules.SolveInfo(converged=True, residual=0.0, steps=0)
+    ...         return nm.rules.Solution(start / 2, info)
+    >>> float(nm.adapt(lambda w, data: w**2, 1.0, None, Halfway()))
+    0.5
     """
 
     params: Any
