@@ -1,0 +1,129 @@
+"""Sphinx extension: links from names to the reference, and from the reference to the guides."""
+
+import re
+from typing import Any
+
+import reference
+from areas import AREAS
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.addnodes import pending_xref
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.nodes import make_refnode
+
+from negmaml.cli.main import COMMANDS
+
+NO_LINK = (nodes.reference, nodes.title, pending_xref, nodes.Admonition)
+
+
+class LinkNames(SphinxPostTransform):
+    """Turn exact public names in code, such as `nm.fit`, into links to the reference."""
+
+    default_priority = 5  # before Sphinx resolves references
+
+    def run(self, **options: Any) -> None:
+        names = reference.aliases() | _local(self.env.docname)
+        for literal in list(self.document.findall(nodes.literal)):
+            if any(isinstance(above, NO_LINK) for above in _ancestors(literal)):
+                continue
+            link = _link(literal.astext(), names, self.env.docname)
+            if link is not None:
+                literal.replace_self(link)
+                link += literal
+        for role in list(self.document.findall(lambda node: "guide-of" in _classes(node))):
+            role.replace_self(_guide_link(role.astext(), self.app))
+
+
+def _classes(node: nodes.Node) -> list[str]:
+    return node.get("classes", []) if isinstance(node, nodes.inline) else []
+
+
+def _ancestors(node: nodes.Node) -> Any:
+    while node.parent is not None:
+        node = node.parent
+        yield node
+
+
+def _local(docname: str) -> dict[str, str]:
+    areas = [area for area in AREAS if docname in (area.page, area.guide) and area.guide != "index"]
+    return {name: home for area in areas for name, home in reference.local_aliases(area.module).items()}
+
+
+def _link(text: str, names: dict[str, str], docname: str) -> pending_xref | None:
+    if text in names:
+        domain, kind, target = "py", "obj", names[text]
+    elif text.startswith("negmaml ") and text.removeprefix("negmaml ") in COMMANDS:
+        domain, kind, target = "std", "ref", f"command-{text.removeprefix('negmaml ')}"
+    else:
+        return None
+    return pending_xref(
+        refdomain=domain, reftype=kind, reftarget=target, refdoc=docname, refexplicit=True
+    )
+
+
+def _guide_link(name: str, app: Any) -> nodes.Node:
+    entry = next(entry for entry in reference.entries() if entry.name == name)
+    guide = entry.area.guide
+    title, anchor = app.env.guide_sections.get(name, ("", ""))
+    text = entry.area.guide_title + (f", {title}" if title else "")
+    link = make_refnode(app.builder, app.env.docname, guide, anchor, nodes.Text(text))
+    return nodes.inline("", "Guide: ", link, classes=["guide-link"])
+
+
+def find_sections(app: Any, env: Any) -> None:
+    """Find the first section of its guide that has each public name in its code."""
+    env.guide_sections = {}
+    for area in AREAS:
+        names = reference.aliases() | reference.local_aliases(area.module)
+        for code in env.get_doctree(area.guide).findall(_is_code):
+            section = next(node for node in _ancestors(code) if isinstance(node, nodes.section))
+            title = section.next_node(nodes.title).astext()
+            place = ("", "") if isinstance(section.parent, nodes.document) else (title, section["ids"][0])
+            for word in re.findall(r"[A-Za-z_][\w.]*", code.astext()):
+                found = names.get(word)
+                if found and _area_of(found) == area:
+                    env.guide_sections.setdefault(found, place)
+
+
+def _is_code(node: nodes.Node) -> bool:
+    return isinstance(node, (nodes.literal, nodes.literal_block))
+
+
+def _area_of(name: str) -> Any:
+    return next((entry.area for entry in reference.entries() if entry.name == name), None)
+
+
+def resolve_type(app: Any, env: Any, node: pending_xref, content: nodes.Node) -> nodes.Node | None:
+    """Resolve names of classes in signatures, which Sphinx knows by their full names only."""
+    home = reference.aliases().get(node.get("reftarget", ""))
+    if home is None or node.get("refdomain") != "py":
+        return None
+    domain = env.domains.python_domain
+    return domain.resolve_xref(
+        env, node["refdoc"], app.builder, "obj", home, pending_xref(refdoc=node["refdoc"]), content
+    )
+
+
+def mathml(writer: Any, node: nodes.Node) -> None:
+    """Write a formula as MathML, which browsers show without a script."""
+    block = isinstance(node, nodes.math_block)
+    formula = convert(node.astext(), display="block" if block else "inline")
+    writer.body.append(f'<div class="math">{formula}</div>' if block else formula)
+    raise nodes.SkipNode
+
+
+def _role(name: str) -> Any:
+    def role(kind, raw, text, lineno, inliner, options=None, content=()):
+        return [nodes.inline(raw, text, classes=[name])], []
+
+    return role
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.add_role("param-name", _role("param-name"))
+    app.add_role("guide-of", _role("guide-of"))
+    app.add_post_transform(LinkNames)
+    app.connect("env-updated", find_sections)
+    app.connect("missing-reference", resolve_type)
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
