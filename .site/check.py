@@ -51,6 +51,6 @@ def _leads_somewhere(url: str, page: Page, pages: dict[Path, Page]) -> bool:
 
 def _remote(css: Path) -> bool:
     text = css.read_text()
-    return any(f"{start}{quote}http" in text for start in ("url(", "@import ") for quote in "'\"") or (
-        "url(http" in text
-    )
+    return any(
+        f"{start}{quote}http" in text for start in ("url(", "@import ") for quote in "'\""
+    ) or ("url(http" in text)

@@ -12,7 +12,9 @@ WIDTH = "92"
 
 def page() -> str:
     """The page in Markdown."""
-    sections = [f"# Command line\n\n```text\n{_help('--help')}\n```\n\nGuide: [](../guides/cli.md)."]
+    sections = [
+        f"# Command line\n\n```text\n{_help('--help')}\n```\n\nGuide: [commands](../guides/cli.md)."
+    ]
     for name, (_, summary) in main.COMMANDS.items():
         text = f"{summary[0].upper()}{summary[1:]}."
         sections.append(

@@ -38,37 +38,36 @@ def inline(text: str) -> str:
 
 
 def _blocks(text: str) -> list[list[str]]:
-    """Split into blocks: an indented block that follows a section header belongs to it."""
-    blocks: list[list[str]] = []
-    gap = True
+    """Split into blocks; indented lines after a gap belong to a section or formula before it."""
+    blocks: list[list[str]] = [[]]
+    gap = False
     for line in text.splitlines():
-        if not line.strip():
-            gap = True
-            if blocks and blocks[-1][-1]:
-                blocks[-1].append("")
-            continue
-        if gap and not _continues(blocks, line):
+        last = blocks[-1]
+        if line and last and (_ends_section(last, line) or (gap and not _continues(last, line))):
+            _drop_gap(last)
             blocks.append([])
-        elif blocks and not line.startswith((" ", ">>>")) and _in_section(blocks[-1]):
-            blocks.append([])
-        blocks[-1].append(line)
-        gap = False
-    return [[*_stripped(block)] for block in blocks]
+        if line or blocks[-1]:
+            blocks[-1].append(line)
+        gap = not line
+    _drop_gap(blocks[-1])
+    return [block for block in blocks if block]
 
 
-def _continues(blocks: list[list[str]], line: str) -> bool:
-    if not blocks:
-        return False
-    section, formula = _in_section(blocks[-1]), blocks[-1][0].startswith(" ")
-    return line.startswith(" ") and (section or formula)
+def _drop_gap(block: list[str]) -> None:
+    while block and not block[-1]:
+        block.pop()
+
+
+def _continues(block: list[str], line: str) -> bool:
+    return line.startswith(" ") and (_in_section(block) or block[0].startswith(" "))
+
+
+def _ends_section(block: list[str], line: str) -> bool:
+    return _in_section(block) and not line.startswith(" ")
 
 
 def _in_section(block: list[str]) -> bool:
     return bool(SECTION.fullmatch(block[0].strip()))
-
-
-def _stripped(block: list[str]) -> list[str]:
-    return block[:-1] if block and not block[-1] else block
 
 
 def _block(lines: list[str], types: dict[str, str]) -> str:
@@ -76,14 +75,24 @@ def _block(lines: list[str], types: dict[str, str]) -> str:
         return _section(lines, types)
     if lines[0].startswith(">>> "):
         return ".. code-block:: pycon\n\n" + indent("\n".join(lines), "   ")
+    if lines[0].startswith(" ") and _are_fields(dedent("\n".join(lines)).splitlines()):
+        return _fields(dedent("\n".join(lines)).splitlines(), types)
     if lines[0].startswith(" "):
         return ".. code-block:: text\n\n" + indent(dedent("\n".join(lines)), "   ")
-    flush = [line for line in lines if not line.startswith(" ")]
-    if all(FIELD.match(line) and line[0].islower() for line in flush):
+    if _are_fields(lines):
         return _fields(lines, types)
-    if all(map(ITEM.match, flush)):
+    if all(map(ITEM.match, _flush(lines))):
         return "\n".join(f"- {inline(' '.join(item)[2:])}" for item in _items(lines))
     return _paragraphs(lines)
+
+
+def _are_fields(lines: list[str]) -> bool:
+    """Whether lines describe attributes, `name: text`, without a header above them."""
+    return all(FIELD.match(line) and line[0].islower() for line in _flush(lines))
+
+
+def _flush(lines: list[str]) -> list[str]:
+    return [line for line in lines if line and not line.startswith(" ")]
 
 
 def _section(lines: list[str], types: dict[str, str]) -> str:

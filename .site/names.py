@@ -13,7 +13,7 @@ from sphinx.util.nodes import make_refnode
 
 from negmaml.cli.main import COMMANDS
 
-NO_LINK = (nodes.reference, nodes.title, pending_xref, nodes.Admonition)
+NO_LINK = (nodes.reference, nodes.title, pending_xref)
 
 
 class LinkNames(SphinxPostTransform):
@@ -26,10 +26,15 @@ class LinkNames(SphinxPostTransform):
         for literal in list(self.document.findall(nodes.literal)):
             if any(isinstance(above, NO_LINK) for above in _ancestors(literal)):
                 continue
-            link = _link(literal.astext(), names, self.env.docname)
-            if link is not None:
-                literal.replace_self(link)
-                link += literal
+            text = literal.astext()
+            if text in names:
+                link = _name_link(names[text], self.env.docname)
+            elif text.startswith("negmaml ") and text.split()[1:] in [[name] for name in COMMANDS]:
+                link = _command_link(text.split()[1], self.app)
+            else:
+                continue
+            literal.replace_self(link)
+            link += literal
         for role in list(self.document.findall(lambda node: "guide-of" in _classes(node))):
             role.replace_self(_guide_link(role.astext(), self.app))
 
@@ -46,19 +51,20 @@ def _ancestors(node: nodes.Node) -> Any:
 
 def _local(docname: str) -> dict[str, str]:
     areas = [area for area in AREAS if docname in (area.page, area.guide) and area.guide != "index"]
-    return {name: home for area in areas for name, home in reference.local_aliases(area.module).items()}
+    return {
+        name: home for area in areas for name, home in reference.local_aliases(area.module).items()
+    }
 
 
-def _link(text: str, names: dict[str, str], docname: str) -> pending_xref | None:
-    if text in names:
-        domain, kind, target = "py", "obj", names[text]
-    elif text.startswith("negmaml ") and text.removeprefix("negmaml ") in COMMANDS:
-        domain, kind, target = "std", "ref", f"command-{text.removeprefix('negmaml ')}"
-    else:
-        return None
+def _name_link(name: str, docname: str) -> nodes.Node:
     return pending_xref(
-        refdomain=domain, reftype=kind, reftarget=target, refdoc=docname, refexplicit=True
+        refdomain="py", reftype="obj", reftarget=name, refdoc=docname, refexplicit=True
     )
+
+
+def _command_link(name: str, app: Any) -> nodes.Node:
+    page, anchor = app.env.domains.standard_domain.anonlabels[f"command-{name}"]
+    return make_refnode(app.builder, app.env.docname, page, anchor, [])
 
 
 def _guide_link(name: str, app: Any) -> nodes.Node:
@@ -78,7 +84,11 @@ def find_sections(app: Any, env: Any) -> None:
         for code in env.get_doctree(area.guide).findall(_is_code):
             section = next(node for node in _ancestors(code) if isinstance(node, nodes.section))
             title = section.next_node(nodes.title).astext()
-            place = ("", "") if isinstance(section.parent, nodes.document) else (title, section["ids"][0])
+            place = (
+                ("", "")
+                if isinstance(section.parent, nodes.document)
+                else (title, section["ids"][0])
+            )
             for word in re.findall(r"[A-Za-z_][\w.]*", code.astext()):
                 found = names.get(word)
                 if found and _area_of(found) == area:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from textwrap import dedent, indent
+from textwrap import indent
 from types import ModuleType
 from typing import Any
 
@@ -119,14 +119,18 @@ def local_aliases(module: str) -> dict[str, str]:
 def source_of(name: str) -> tuple[str, int, int] | None:
     """File in the repository, first and last line of the object of a full name."""
     found = _objects().get(name)
-    found = found.fget if isinstance(found, property) else getattr(found, "func", found)
-    try:
-        found = inspect.unwrap(getattr(found, "__func__", found))
-        lines, first = inspect.getsourcelines(found)
-        path = Path(inspect.getsourcefile(found)).resolve().relative_to(ROOT)
-    except (TypeError, ValueError, OSError):
+    node = _node(_described(found))
+    if node is None:
         return None
-    return str(path), first, first + len(lines) - 1
+    path = Path(inspect.getsourcefile(_described(found))).resolve().relative_to(ROOT)
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return str(path), first, node.end_lineno
+
+
+def _described(found: Any) -> Any:
+    """The class, or the function below a property, a method and decorators."""
+    found = getattr(found, "fget", None) or getattr(found, "func", found)
+    return inspect.unwrap(getattr(found, "__func__", found))
 
 
 @cache
@@ -145,7 +149,8 @@ def page(area: Area) -> str:
     elsewhere = [
         entry
         for entry in entries()
-        if entry.area != area and any(path.rpartition(".")[0] == area.module for path in entry.paths)
+        if entry.area != area
+        and any(path.rpartition(".")[0] == area.module for path in entry.paths)
     ]
     title = area.module
     guide = f"Guide: :doc:`{area.guide_title} </{area.guide}>`." if area.guide else ""
@@ -212,7 +217,7 @@ def _member(entry: Entry, name: str, value: Any, module: str) -> str:
         head = f".. py:method:: {name}{_signature(value, bound=True)}"
     else:
         head = f".. py:property:: {name}"
-        returns = _function(getattr(value, "fget", None) or value.func).returns
+        returns = _function(value).returns
         if returns is not None:
             options += f"   :type: {ast.unparse(returns)}\n"
     return f"{head}\n{options}\n{indent(doc, '   ')}"
@@ -223,7 +228,8 @@ def _member_doc(value: Any) -> str:
     described = (property, cached_property, classmethod, staticmethod)
     if not isinstance(value, described) and not inspect.isfunction(inspect.unwrap(value)):
         return ""
-    return inspect.cleandoc(getattr(value, "__doc__", None) or "")
+    doc = inspect.cleandoc(getattr(value, "__doc__", None) or "")
+    return "" if doc.startswith("Deprecated name") else doc
 
 
 def _signature(found: Any, bound: bool = False) -> str:
@@ -245,7 +251,7 @@ def _class_arguments(cls: type) -> list[str]:
     for base in cls.__mro__:
         made = vars(base).get("__init__")
         if inspect.isfunction(made) and made.__code__.co_filename != "<string>":
-            return _arguments(_function(made))[1:] if base.__module__.startswith("negmaml") else []
+            return _arguments(_function(made))[1:] if _node(made) else []
         if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields"):
             return list(_field_arguments(cls))
     return []
@@ -277,13 +283,12 @@ def _default(made: dataclasses.Field) -> str:
 def _annotations(cls: type) -> dict[str, str]:
     kinds: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if base.__module__.startswith("negmaml"):
-            body = ast.parse(dedent(inspect.getsource(base))).body[0].body
-            kinds |= {
-                node.target.id: ast.unparse(node.annotation)
-                for node in body
-                if isinstance(node, ast.AnnAssign)
-            }
+        node = _node(base)
+        kinds |= {
+            part.target.id: re.sub(r"^ClassVar\[(.*)\]$", r"\1", ast.unparse(part.annotation))
+            for part in (node.body if node else ())
+            if isinstance(part, ast.AnnAssign)
+        }
     return kinds
 
 
@@ -307,9 +312,36 @@ def _argument(arg: ast.arg, default: ast.expr | None = None) -> str:
     return f"{arg.arg}{kind}{value}"
 
 
-@cache
 def _function(found: Any) -> ast.FunctionDef:
-    return ast.parse(dedent(inspect.getsource(inspect.unwrap(found)))).body[0]
+    node = _node(_described(found))
+    if not isinstance(node, ast.FunctionDef):
+        raise TypeError(f"the source of {found!r} is no function; found {node!r}")
+    return node
+
+
+def _node(found: Any) -> ast.FunctionDef | ast.ClassDef | None:
+    """The definition of a class or a function of the package in its source."""
+    if not getattr(found, "__module__", "").startswith("negmaml"):
+        return None
+    return _definitions(inspect.getsourcefile(found)).get(found.__qualname__)
+
+
+@cache
+def _definitions(file: str) -> dict[str, Any]:
+    """All classes, functions and methods of a module by their qualified names."""
+    found = {}
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for part in ast.iter_child_nodes(node):
+            if isinstance(part, (ast.ClassDef, ast.FunctionDef)):
+                found[prefix + part.name] = part
+            if isinstance(part, ast.ClassDef):
+                visit(part, f"{prefix}{part.name}.")
+            elif isinstance(part, ast.If):
+                visit(part, prefix)
+
+    visit(ast.parse(Path(file).read_text()), "")
+    return found
 
 
 def _types(entry: Entry) -> dict[str, str]:

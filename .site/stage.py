@@ -4,8 +4,6 @@ Texts are in git once, where a reader of the repository finds them. Links betwee
 between pages; links to other files become links to the repository.
 """
 
-import base64
-import json
 import os
 import re
 import shutil
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import commands
 import gallery
+import notebooks
 import reference
 import yaml
 from areas import AREAS, PAGES, ROOT, source_url, title_of
@@ -20,7 +19,7 @@ from areas import AREAS, PAGES, ROOT, source_url, title_of
 # Blocks of code, and code in a line that looks like a link.
 CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]*\]\([^`\n]*`)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-HIDDEN = '```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n'
+HIDDEN = "```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
 
 
 def stage(folder: Path) -> None:
@@ -34,19 +33,18 @@ def stage(folder: Path) -> None:
     for path, page in PAGES.items():
         if path.endswith(".md"):
             pages[f"{page}.md"] = rewrite((ROOT / path).read_text(), path, page)
-    for path in notebooks():
-        page = f"tutorials/{path.stem}"
-        pages[f"{page}.md"] = rewrite(notebook(path, folder), str(path.relative_to(ROOT)), page)
+    for path in tutorials():
+        pages |= _tutorial(path)
     pages["index.md"] += _navigation()
     for name, text in pages.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
+        target.write_bytes(text if isinstance(text, bytes) else text.encode())
     shutil.copytree(ROOT / "benchmarks", folder / "figures", ignore=_all_but_pictures)
 
 
-def notebooks() -> list[Path]:
-    """The notebooks of the package, in the order of their names in `TUTORIALS`."""
+def tutorials() -> list[Path]:
+    """The notebooks of the package, the first steps first."""
     found = ROOT.glob("negmaml/examples/**/*.ipynb")
     return sorted(
         (path for path in found if ".ipynb_checkpoints" not in path.parts),
@@ -58,8 +56,7 @@ def rewrite(text: str, source: str, page: str) -> str:
     """Let the links of a text, relative to the file `source`, work on `page`."""
     parts = CODE.split(text)
     parts[::2] = (
-        LINK.sub(lambda link: _rewritten(*link.groups(), source, page), part)
-        for part in parts[::2]
+        LINK.sub(lambda link: _rewritten(*link.groups(), source, page), part) for part in parts[::2]
     )
     return "".join(parts)
 
@@ -83,48 +80,22 @@ def _place(path: str) -> str | None:
     """The file of the staged site that stands for a file of the repository, if there is one."""
     if path in PAGES:
         return f"{PAGES[path]}.md"
-    if ROOT / path in notebooks():
+    if ROOT / path in tutorials():
         return f"tutorials/{Path(path).stem}.md"
     if re.fullmatch(r"benchmarks/\w+\.(png|svg)", path):
         return path.replace("benchmarks", "figures")
     return None
 
 
-def notebook(path: Path, folder: Path) -> str:
-    """A notebook with its stored outputs as Markdown; its pictures are written to `folder`."""
-    cells = json.loads(path.read_text())["cells"]
-    # Only notebooks have formulas between dollars; in other texts a dollar is a dollar.
-    parts = ["---\nmyst:\n  enable_extensions: [dollarmath]\n---\n"]
-    for number, cell in enumerate(cells):
-        text = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            parts.append(text)
-        elif cell["cell_type"] == "code" and text.strip():
-            parts.append(_fenced("python", text))
-            for k, output in enumerate(cell["outputs"]):
-                parts.append(_output(output, f"{path.stem}-{number}-{k}.png", folder))
-    if url := source_url(str(path.relative_to(ROOT))):
-        parts.append(f"This page is a notebook: [{path.name}]({url}).")
-    return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def _output(output: dict, picture: str, folder: Path) -> str:
-    data = output.get("data", {})
-    if "image/png" in data:
-        target = folder / "tutorials" / picture
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(base64.b64decode("".join(data["image/png"])))
-        return f"![Output of the cell above]({picture})"
-    if "text/html" in data:
-        return f"```{{raw}} html\n{''.join(data['text/html'])}\n```"
-    text = "".join(output.get("text", data.get("text/plain", "")))
-    return _fenced("{code-block} text\n:class: output", text.rstrip()) if text.strip() else ""
-
-
-def _fenced(language: str, text: str) -> str:
-    ticks = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 0)
-    gap = "\n\n" if language.startswith("{") else "\n"
-    return f"{ticks}{language}{gap}{text}\n{ticks}"
+def _tutorial(path: Path) -> dict[str, str | bytes]:
+    """The page of a notebook, and its pictures."""
+    source, page = str(path.relative_to(ROOT)), f"tutorials/{path.stem}"
+    text, pictures = notebooks.to_markdown(
+        path.read_text(), path.stem, lambda cell: rewrite(cell, source, page)
+    )
+    if url := source_url(source):
+        text += f"\nThis page is a notebook: [{path.name}]({url}).\n"
+    return {f"{page}.md": text} | {f"tutorials/{name}": data for name, data in pictures.items()}
 
 
 def citation() -> str:
@@ -141,7 +112,10 @@ def citation() -> str:
 
 
 def _bibtex(kind: str, key: str, work: dict, **more: str) -> str:
-    fields = {"title": f"{{{work['title']}}}", "author": " and ".join(map(_author, work["authors"]))}
+    fields = {
+        "title": f"{{{work['title']}}}",
+        "author": " and ".join(map(_author, work["authors"])),
+    }
     fields |= more
     fields |= {name: work[name] for name in ("year", "doi", "url") if name in work}
     return f"@{kind}{{{key},\n" + "".join(f"  {k} = {{{v}}},\n" for k, v in fields.items()) + "}"
@@ -158,10 +132,10 @@ def _navigation() -> str:
     guides = [path for path, page in PAGES.items() if page.startswith(("guides/", "theory/"))]
     order = [area.guide for area in AREAS]
     # By area; what belongs to no area by itself follows the guide of its folder.
-    guides.sort(key=lambda path: (order.index(f"guides/{Path(path).parts[1]}"), PAGES[path]))
+    guides.sort(key=lambda path: (order.index(f"guides/{Path(path).parts[1]}"), len(PAGES[path])))
     guides = [f"{title_of(path)} <{PAGES[path]}>" for path in guides]
     sections = {
-        "Tutorials": [f"tutorials/{path.stem}" for path in notebooks()],
+        "Tutorials": [f"tutorials/{path.stem}" for path in tutorials()],
         "Guides": guides,
         "Reference": ["reference/index"],
         "Results": ["gallery", "benchmarks"],
@@ -177,8 +151,9 @@ def _navigation() -> str:
 def _reference_index() -> str:
     pages = [Path(area.page).name for area in AREAS] + ["commands"]
     listed = "\n".join(f"   {page}" for page in pages)
-    text = "All public names. What is not listed here may change without notice."
-    return f"Reference\n=========\n\n{text}\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}\n"
+    title = "Public names"
+    text = "One page for each area. Names that are not listed here may change without notice."
+    return f"{title}\n{'=' * len(title)}\n\n{text}\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}\n"
 
 
 def _all_but_pictures(folder: str, names: list[str]) -> list[str]:
