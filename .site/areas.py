@@ -21,19 +21,30 @@ class Area:
         return f"reference/{self.module.removeprefix('negmaml.')}"
 
     @property
+    def guide_pages(self) -> list[str]:
+        """The guide and the pages below it."""
+        below = [page for page in PAGES.values() if page.startswith(f"{self.guide}/")]
+        return [self.guide, *below]
+
+    @property
     def guide_title(self) -> str:
-        return title_of(next(path for path, page in PAGES.items() if page == self.guide))
+        return title_of_page(self.guide)
 
 
 def guides() -> dict[str, str]:
-    """The guides of the folders, README.md and others, with their pages."""
+    """The guides with their pages: README.md of each folder, then its other pages."""
     listed = {}
-    for path in sorted(ROOT.glob("negmaml/*/*.md")):
-        folder = path.parent.name
-        name = folder if path.name == "README.md" else path.stem
-        kind = "theory" if folder == "theory" and path.name != "README.md" else "guides"
-        listed[str(path.relative_to(ROOT))] = f"{kind}/{name}"
+    for path in sorted(ROOT.glob("negmaml/*/*.md"), key=lambda path: _order(path.stem)):
+        folder = f"guides/{path.parent.name}"
+        listed[str(path.relative_to(ROOT))] = (
+            folder if path.stem == "README" else f"{folder}/{path.stem}"
+        )
     return listed
+
+
+def _order(stem: str) -> tuple[bool, int, str]:
+    """README first; the isotropic theory before the anisotropic one, which builds on it."""
+    return stem != "README", len(stem), stem
 
 
 # Files of the repository and their pages. Links between them follow.
@@ -65,6 +76,11 @@ def title_of(path: str) -> str:
     title = re.search(r"^# (.*)$", (ROOT / path).read_text(), re.MULTILINE)[1]
     title = title.removeprefix("Guide: ")
     return title[0].upper() + title[1:]
+
+
+def title_of_page(page: str) -> str:
+    """The title of the page of a text of the repository."""
+    return title_of(next(path for path, known in PAGES.items() if known == page))
 
 
 @cache

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import reference
-from areas import AREAS
+from areas import AREAS, title_of_page
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.addnodes import pending_xref
@@ -50,7 +50,11 @@ def _ancestors(node: nodes.Node) -> Any:
 
 
 def _local(docname: str) -> dict[str, str]:
-    areas = [area for area in AREAS if docname in (area.page, area.guide) and area.guide != "index"]
+    areas = [
+        area
+        for area in AREAS
+        if docname in (area.page, *area.guide_pages) and area.guide != "index"
+    ]
     return {
         name: home for area in areas for name, home in reference.local_aliases(area.module).items()
     }
@@ -69,10 +73,9 @@ def _command_link(name: str, app: Any) -> nodes.Node:
 
 def _guide_link(name: str, app: Any) -> nodes.Node:
     entry = next(entry for entry in reference.entries() if entry.name == name)
-    guide = entry.area.guide
-    title, anchor = app.env.guide_sections.get(name, ("", ""))
-    text = entry.area.guide_title + (f", {title}" if title else "")
-    link = make_refnode(app.builder, app.env.docname, guide, anchor, nodes.Text(text))
+    page, anchor, title = app.env.guide_sections.get(name, (entry.area.guide, "", ""))
+    text = title_of_page(page) + (f", {title}" if title else "")
+    link = make_refnode(app.builder, app.env.docname, page, anchor, nodes.Text(text))
     return nodes.inline("", "Guide: ", link, classes=["guide-link"])
 
 
@@ -81,26 +84,24 @@ def find_sections(app: Any, env: Any) -> None:
     env.guide_sections = {}
     for area in AREAS:
         names = reference.aliases() | reference.local_aliases(area.module)
-        for code in env.get_doctree(area.guide).findall(_is_code):
-            section = next(node for node in _ancestors(code) if isinstance(node, nodes.section))
-            title = section.next_node(nodes.title).astext()
-            place = (
-                ("", "")
-                if isinstance(section.parent, nodes.document)
-                else (title, section["ids"][0])
-            )
-            for word in re.findall(r"[A-Za-z_][\w.]*", code.astext()):
-                found = names.get(word)
-                if found and _area_of(found) == area:
-                    env.guide_sections.setdefault(found, place)
+        here = {entry.name for entry in reference.entries() if entry.area == area}
+        for page in area.guide_pages:
+            for code in env.get_doctree(page).findall(_is_code):
+                for word in re.findall(r"[A-Za-z_][\w.]*", code.astext()):
+                    if names.get(word) in here:
+                        env.guide_sections.setdefault(names[word], (page, *_section(code)))
+
+
+def _section(node: nodes.Node) -> tuple[str, str]:
+    """The anchor and title of the section around a node, empty at the top of a page."""
+    section = next(above for above in _ancestors(node) if isinstance(above, nodes.section))
+    if isinstance(section.parent, nodes.document):
+        return "", ""
+    return section["ids"][0], section.next_node(nodes.title).astext()
 
 
 def _is_code(node: nodes.Node) -> bool:
     return isinstance(node, (nodes.literal, nodes.literal_block))
-
-
-def _area_of(name: str) -> Any:
-    return next((entry.area for entry in reference.entries() if entry.name == name), None)
 
 
 def resolve_type(app: Any, env: Any, node: pending_xref, content: nodes.Node) -> nodes.Node | None:

@@ -14,12 +14,11 @@ import gallery
 import notebooks
 import reference
 import yaml
-from areas import AREAS, PAGES, ROOT, source_url, title_of
+from areas import AREAS, PAGES, ROOT, source_url, title_of_page
 
 # Blocks of code, and code in a line that looks like a link.
 CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]*\]\([^`\n]*`)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-HIDDEN = "```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{entries}\n```\n"
 
 
 def stage(folder: Path) -> None:
@@ -36,6 +35,8 @@ def stage(folder: Path) -> None:
     for path in tutorials():
         pages |= _tutorial(path)
     pages["index.md"] += _navigation()
+    for area in AREAS:
+        pages[f"{area.guide}.md"] += _contents([_titled(page) for page in area.guide_pages[1:]])
     for name, text in pages.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,24 +129,26 @@ def _author(person: dict) -> str:
 
 
 def _navigation() -> str:
-    """The hidden table of contents of the first page, which the sidebar shows."""
-    guides = [path for path, page in PAGES.items() if page.startswith(("guides/", "theory/"))]
-    order = [area.guide for area in AREAS]
-    # By area; what belongs to no area by itself follows the guide of its folder.
-    guides.sort(key=lambda path: (order.index(f"guides/{Path(path).parts[1]}"), len(PAGES[path])))
-    guides = [f"{title_of(path)} <{PAGES[path]}>" for path in guides]
+    """The hidden tables of contents of the first page, which the sidebar shows."""
     sections = {
-        "Tutorials": [f"tutorials/{path.stem}" for path in tutorials()],
-        "Guides": guides,
-        "Reference": ["reference/index"],
-        "Results": ["gallery", "benchmarks"],
-        "Project": ["changes", "contributing", "citation"],
+        "Tutorials": [f"/tutorials/{path.stem}" for path in tutorials()],
+        "Guides": [_titled(area.guide) for area in AREAS if area.guide != "index"],
+        "Reference": ["/reference/index"],
+        "Results": ["/gallery", "/benchmarks"],
+        "Project": ["/changes", "/contributing", "/citation"],
     }
-    return "\n" + "\n".join(
-        HIDDEN.format(caption=caption, entries="\n".join(entries))
-        for caption, entries in sections.items()
-        if entries
-    )
+    return "".join(_contents(entries, caption) for caption, entries in sections.items())
+
+
+def _contents(entries: list[str], caption: str = "") -> str:
+    if not entries:
+        return ""
+    options = ":hidden:\n" + (f":caption: {caption}\n" if caption else "")
+    return "\n```{toctree}\n" + options + "\n" + "\n".join(entries) + "\n```\n"
+
+
+def _titled(page: str) -> str:
+    return f"{title_of_page(page)} </{page}>"
 
 
 def _reference_index() -> str:
