@@ -177,7 +177,7 @@ class _ParquetSource:
     """The columns of a Parquet file."""
 
     def __init__(self, path: Path):
-        require("pyarrow", "advice")
+        require("pyarrow", "parquet")
         import pyarrow
         from pyarrow import parquet
 
