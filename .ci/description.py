@@ -1,7 +1,7 @@
-"""The long description of the package: README.md with absolute links, since PyPI resolves no others.
+"""The long description of the package: README.md with absolute links, as PyPI needs them.
 
-A hook of hatchling, run when a wheel or an sdist is built. Links lead to the tag of the version. The
-address of the repository is `project.urls.Source` in pyproject.toml.
+A hook of hatchling, run when a wheel or an sdist is built. Links lead to the tag of the version.
+The address of the repository is `project.urls.Source` in pyproject.toml.
 """
 
 import re
