@@ -20,6 +20,17 @@ class ConvergenceWarning(RuntimeWarning):
     A compiled program warns while it runs on CPU. Its error is a `JaxRuntimeError` that quotes this
     warning, raised when the program waits for the result. Programs on accelerators call no Python:
     there look at the flags of the results.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2
+    >>> rule = nm.Implicit(lambda objective, start: start)  # a solver that does nothing
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", nm.ConvergenceWarning)
+    ...     try:
+    ...         nm.adapt(square, 0.0, 1.0, rule)
+    ...     except nm.ConvergenceWarning as warning:
+    ...         print(str(warning).partition(":")[0])
+    the inner problem was not solved on some task
     """
 
 

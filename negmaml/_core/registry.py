@@ -8,9 +8,17 @@ _makers: dict[str, Callable[..., Any] | str] = {}
 
 
 def register(name: str, make: Callable[..., Any] | str) -> None:
-    """Let `name` stand for what `make(**options)` returns.
+    """Register a sweep function under a name, as `nm.sweeps.NAME` and in files of `negmaml sweep`.
 
-    make: a callable, or its place as "package.module:callable".
+    Arguments:
+        name: the name, which stands for the result of `make(**options)`.
+        make: a callable, or its place as "package.module:callable", which is imported at its first
+            use. The options are those that a file gives.
+
+    >>> import negmaml as nm
+    >>> nm.sweeps.register("linear", "negmaml.linear:LinearModel")  # as the package does
+    >>> nm.sweeps.linear.requires[:5]
+    ('p', 'm', 'n_t', 'n_v', 'n_r')
     """
     _makers[name] = make
 

@@ -23,10 +23,20 @@ from negmaml.rules import InnerRule
 class LeftOut:
     """Residuals of each task under the model that was trained on all others.
 
-    support: labels less predictions before adapting, batch + (m, n_t, outputs).
-    query: labels of the query likewise, batch + (m, n_v, outputs).
-    well_conditioned: batch, as in `KernelModel`.
-    blocks: the kernel within each task.
+    Attributes:
+        support: labels less predictions before adapting, batch + (m, n_t, outputs).
+        query: labels of the query likewise, batch + (m, n_v, outputs).
+        well_conditioned: batch, as in `KernelModel`.
+        blocks: the kernel within each task.
+
+    >>> import negmaml as nm
+    >>> x = jnp.linspace(-1.0, 1.0, 24).reshape(4, 6, 1)
+    >>> tasks = nm.Tasks((x[:, :3], x[:, :3, 0]), (x[:, 3:], x[:, 3:, 0]))
+    >>> rates, ridges = nm.GradientDescent(jnp.array([-0.5, 0.0, 0.5])), jnp.array([0.1, 1.0])
+    >>> left = nm.kernels.leave_one_task_out(lambda a, b: a @ b.T, tasks, rates, meta_ridge=ridges)
+    >>> loss = left.losses(nm.GradientDescent(0.2)).mean(-1)  # over tasks
+    >>> loss.shape, left.query.shape  # rates, ridges, tasks, n_v, outputs
+    ((3, 2), (3, 2, 4, 3, 1))
     """
 
     support: Any

@@ -61,10 +61,22 @@ class KernelModel:
     It holds one function for each rule and ridge: all results lead with `batch`, the shape of the
     rule's parameter + that of the ridge.
 
-    kernel, f0: as given to `meta_train`.
-    points: (M, ...).   weights: batch + (M, outputs).
-    well_conditioned: batch, False where the solution is not finite, or singular to working
-        precision without a clear rank: give a meta_ridge, or use float64.
+    Attributes:
+        kernel, f0: as given to `meta_train`.
+        points: (M, ...).
+        weights: batch + (M, outputs).
+        well_conditioned: batch, False where the solution is not finite, or singular to working
+            precision without a clear rank: give a meta_ridge, or use float64.
+        has_outputs: whether labels, and so values, have an axis of outputs.
+
+    >>> import negmaml as nm
+    >>> x = jnp.arange(12.0).reshape(2, 6, 1) / 6
+    >>> tasks = nm.Tasks((x[:, :3], x[:, :3, 0]), (x[:, 3:], x[:, 3:, 0]))
+    >>> rule = nm.GradientDescent(-0.5)
+    >>> model = nm.kernels.meta_train(lambda a, b: a @ b.T, tasks, rule, meta_ridge=1e-3)
+    >>> adapted = model.adapt((x[0, :3], -x[0, :3, 0]), nm.GradientDescent(0.5))
+    >>> adapted(x[0, 3:]).shape, bool(model.well_conditioned)
+    ((3,), True)
     """
 
     kernel: Any
@@ -87,8 +99,12 @@ class KernelModel:
     def adapt(self, support, rule: InnerRule):
         """The function after adapting to one task by the rule: x -> values as from the model.
 
-        Arguments: support, the task's (x, y), and any spectral rule; values of the function lead
-        with batch + the rule's shape. Raises TypeError or ValueError for other shapes and rules.
+        Arguments:
+            support: the task's (x, y).
+            rule: any spectral rule.
+
+        Values of the function lead with batch + the rule's shape. Raises TypeError or ValueError
+        for other shapes and rules.
         """
         rule = check_spectral(rule)
         x, y = pair("support", support)

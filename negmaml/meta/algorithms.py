@@ -55,6 +55,13 @@ def maml(
     `maml_value_and_grad` has these arguments too and returns the gradient faster. With the rule of
     the test and fresh tasks the objective is the test loss. Source: Finn, Abbeel and Levine, ICML
     2017.
+
+    >>> import jax, jax.numpy as jnp, negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> tasks = nm.Tasks(support=jnp.array([-1.0, 1.0]), query=jnp.array([-1.0, 1.0]))
+    >>> objective = nm.maml(square, nm.GradientDescent(0.5))
+    >>> float(objective(0.0, tasks)), float(jax.grad(objective)(1.0, tasks))
+    (0.125, 0.25)
     """
     return _algorithm(
         gradients.objective, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
@@ -192,6 +199,13 @@ def fomaml(
     loss(theta_i, query_i) for one rate of gradient descent. Arguments and errors as in
     `maml_value_and_grad`; TypeError for the gradient in a rule with a `solve` of its own. Source:
     Finn, Abbeel and Levine, ICML 2017, section 5.2.
+
+    >>> import jax.numpy as jnp, negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> tasks = nm.Tasks(support=jnp.array([-1.0, 1.0]), query=jnp.array([-1.0, 1.0]))
+    >>> value, gradient = nm.fomaml(square, nm.GradientDescent(0.5))(1.0, tasks)
+    >>> float(value), float(gradient)  # that of `maml` is half of it
+    (0.25, 0.5)
     """
     return _algorithm(
         gradients.first_order, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
@@ -214,6 +228,14 @@ def anil(
     `head` is the mask of `adapt`, a pytree of booleans like the parameters or a prefix of it. The
     other arguments are those of `maml_value_and_grad`. Source: Raghu et al., "Rapid learning or
     feature reuse?", ICLR 2020.
+
+    >>> import jax.numpy as jnp, negmaml as nm
+    >>> loss = lambda params, x: (params["head"] * params["body"] - x) ** 2 / 2
+    >>> value_and_grad = nm.anil(loss, nm.GradientDescent(0.5), {"head": True, "body": False})
+    >>> tasks = nm.Tasks(support=jnp.ones(3), query=jnp.ones(3))
+    >>> value, gradient = value_and_grad({"head": 0.0, "body": 1.0}, tasks)
+    >>> float(value), sorted(gradient)  # the body trains, too
+    (0.125, ['body', 'head'])
     """
     freeze_mask("head", head)  # None, the default of a mask, would adapt all leaves
     return maml_value_and_grad(
@@ -242,6 +264,13 @@ def reptile(
     the value in it.
     Arguments and errors as in `maml_value_and_grad`; TypeError for `Proximal`. Source: Nichol,
     Achiam and Schulman 2018.
+
+    >>> import jax.numpy as jnp, negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> tasks = nm.Tasks(support=jnp.array([-1.0, 1.0]), query=jnp.array([-1.0, 1.0]))
+    >>> value, gradient = nm.reptile(square, nm.GradientDescent(0.5, steps=2))(1.0, tasks)
+    >>> float(gradient)  # the mean over tasks of 2 + 1 and 0
+    1.5
     """
     return _algorithm(
         gradients.reptile, loss, rule, inner_loss=inner_loss, mask=mask, batch_size=batch_size,
@@ -271,6 +300,13 @@ def imaml(
     the gradient descent and conjugate gradients of the paper. Arguments and errors as in
     `maml_value_and_grad`; TypeError unless `rule` is `Proximal`, `Implicit` or has a `solve` of its
     own. Source: Rajeswaran et al., NeurIPS 2019.
+
+    >>> import jax.numpy as jnp, negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> tasks = nm.Tasks(support=jnp.array([-1.0, 1.0]), query=jnp.array([-1.0, 1.0]))
+    >>> value, gradient = nm.imaml(square, nm.Proximal(1.0))(1.0, tasks)
+    >>> round(float(value), 4), round(float(gradient), 4)  # theta is halfway to the target
+    (0.25, 0.25)
     """
     # Any other rule would be differentiated through its steps, which is `maml`.
     if not check_rule("rule", rule).implicit:
@@ -300,6 +336,13 @@ def meta_sgd(
     rate has no constraint and may become negative. It has any form that `adapt` takes: a number, or
     a pytree like the parameters or a prefix of it, by leaf or by element, each of them a `Schedule`
     for rates by step. Arguments and errors as in `maml_value_and_grad`. Source: Li et al. 2017.
+
+    >>> import jax.numpy as jnp, negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> tasks = nm.Tasks(support=jnp.array([-1.0, 1.0]), query=jnp.array([-1.0, 1.0]))
+    >>> value, gradient = nm.meta_sgd(square)(nm.MetaSGDParams(1.0, rate=0.5), tasks)
+    >>> float(gradient.params), float(gradient.rate)  # a larger rate is better
+    (0.25, -1.0)
     """
     rule = GradientDescent(0.0, steps)  # only its number of steps is used
     return _algorithm(

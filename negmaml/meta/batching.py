@@ -17,9 +17,19 @@ from negmaml._core.keys import with_counter_based_keys
 class Tasks(NamedTuple):
     """A batch of tasks: pytrees whose leaves lead with the task axis.
 
+    Attributes:
+        support: the data that each task adapts on.
+        query: the data that the adapted parameters are judged on.
+
     A pair (support, query) or a dict with these keys works wherever tasks are accepted. A pair of
     bare arrays of different kinds raises TypeError, since it is most likely the rows (x, y) of one
     set.
+
+    >>> import negmaml as nm
+    >>> x, y = jnp.zeros((25, 10, 1)), jnp.zeros((25, 10))  # 25 tasks of 10 rows
+    >>> tasks = nm.Tasks(support=(x[:, :4], y[:, :4]), query=(x[:, 4:], y[:, 4:]))
+    >>> tasks.support[0].shape, tasks.query[1].shape
+    ((25, 4, 1), (25, 6))
     """
 
     support: Any

@@ -157,6 +157,18 @@ def persistent_evolution_strategies(
     otherwise. Raises ValueError or TypeError for invalid arguments, and for another number of tasks
     than that of `init`, which is the case if `fit` shares tasks over a mesh. Source: Vicol, Metz
     and Sohl-Dickstein, ICML 2021.
+
+    >>> import jax.numpy as jnp, negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> rule = nm.GradientDescent(0.1, steps=4)
+    >>> value_and_grad, init = nm.persistent_evolution_strategies(
+    ...     square, rule, truncation=2, sigma=0.01, samples=4
+    ... )
+    >>> tasks = nm.Tasks(support=jnp.ones(1), query=jnp.ones(1))
+    >>> start = init(nm.ParamsAndRule(0.0, rule), tasks)
+    >>> value, (gradient, state) = value_and_grad(start, tasks, jax.random.key(0))
+    >>> bool(gradient.rule.rate < 0)  # a larger rate is better
+    True
     """
     rule = as_rule("rule", rule)
     rule.check_meta()

@@ -49,9 +49,19 @@ LINEN_STATE = {"batch_stats", "cache", "intermediates", "spectral_stats"}
 class Stateful(NamedTuple):
     """Parameters that train, and the state of the model that its loss updates.
 
+    Attributes:
+        params: any pytree.
+        state: any pytree, such as running statistics.
+
     Pass it as `params` to `adapt`, `fit`, `evaluate` or an algorithm. The loss is then a function
     of (params, state, data) that returns (value, new state) or (value, new state, aux). A typed key
     in the state is another one for each task and each call of the loss.
+
+    >>> import negmaml as nm
+    >>> count = lambda w, state, x: ((w - x) ** 2 / 2, state + 1)  # calls of the loss
+    >>> adapted = nm.adapt(count, nm.Stateful(0.0, 0), 1.0, nm.GradientDescent(0.5, steps=3))
+    >>> float(adapted.params), int(adapted.state)
+    (0.875, 3)
     """
 
     params: Any
@@ -61,8 +71,16 @@ class Stateful(NamedTuple):
 class MetaSGDParams(NamedTuple):
     """Meta-parameters of `meta_sgd`: a model and its inner learning rates.
 
-    `rate` is a number, or a pytree like the trained leaves of the model or a prefix of it. The
-    rates are trained without a constraint, so they may become zero or negative.
+    Attributes:
+        params: the model, in any form that `adapt` takes.
+        rate: a number, or a pytree like the trained leaves of the model or a prefix of it.
+
+    The rates are trained without a constraint, so they may become zero or negative.
+
+    >>> import negmaml as nm
+    >>> start = nm.MetaSGDParams({"w": 0.0, "b": 0.0}, rate={"w": 0.1, "b": -0.1})
+    >>> start.rule.steps, start.rule.rate["b"]
+    (1, -0.1)
     """
 
     params: Any
@@ -82,9 +100,21 @@ class MetaSGDParams(NamedTuple):
 class ParamsAndRule(NamedTuple):
     """A model and the rule that adapts it, as the meta-parameters of an algorithm.
 
-    `rule` is then used in place of the rule that the algorithm was built with. `wrt` of the
-    algorithm names the part that trains, and `fit` leaves the other part as it is. Gradients have
-    the same form, with None in place of leaves that do not train.
+    Attributes:
+        params: the model, in any form that `adapt` takes.
+        rule: the rule, used in place of that which the algorithm was built with.
+
+    `wrt` of the algorithm names the part that trains, and `fit` leaves the other part as it is.
+    Gradients have the same form, with None in place of leaves that do not train.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> rule = nm.GradientDescent(0.25)
+    >>> value_and_grad = nm.maml_value_and_grad(square, rule, wrt="both")
+    >>> pair = nm.ParamsAndRule(0.0, rule)
+    >>> value, gradient = value_and_grad(pair, nm.Tasks(jnp.ones(1), jnp.ones(1)))
+    >>> float(gradient.params), float(gradient.rule.rate)
+    (-0.5625, -0.75)
     """
 
     params: Any
@@ -94,7 +124,18 @@ class ParamsAndRule(NamedTuple):
 class PESParams(NamedTuple):
     """Meta-parameters of `persistent_evolution_strategies`, and its unfinished inner problems.
 
-    `params` is a `ParamsAndRule`. `state` follows the calls of the algorithm; it does not train.
+    Attributes:
+        params: a `ParamsAndRule`.
+        state: follows the calls of the algorithm; it does not train.
+
+    >>> import negmaml as nm
+    >>> square, rule = lambda w, target: (w - target) ** 2, nm.GradientDescent(0.1, steps=4)
+    >>> value_and_grad, init = nm.persistent_evolution_strategies(
+    ...     square, rule, truncation=2, sigma=0.01, samples=4
+    ... )
+    >>> start = init(nm.ParamsAndRule(0.0, rule), nm.Tasks(jnp.ones(1), jnp.ones(1)))
+    >>> start.params.rule.steps
+    4
     """
 
     params: Any
@@ -132,8 +173,17 @@ class Form:
 class Variables(NamedTuple):
     """A model in parts: its trained leaves, its state, and the form that joins them.
 
-    params: a pytree with None in place of leaves that do not train. state: running statistics,
-    counters and random keys; `()` if there are none.
+    Attributes:
+        params: a pytree with None in place of leaves that do not train.
+        state: running statistics, counters and random keys; `()` if there are none.
+        form: the rest of the model.
+
+    >>> import negmaml as nm
+    >>> parts = nm.variables({"w": 1.0, "name": "linear"})
+    >>> float(parts.params["w"]), parts.params["name"], parts.state
+    (1.0, None, ())
+    >>> parts.model["name"]
+    'linear'
     """
 
     params: Any

@@ -58,6 +58,11 @@ class PerStepModel(OwnVariables):
         states: the states of all steps, stacked along the first axis.
         counter: counter.inner, the number of the next step, and counter.outer, the number of
             meta-steps so far.
+
+    >>> import negmaml as nm
+    >>> start = nm.per_step_model(nm.Stateful(0.0, 0.0), steps=2)
+    >>> start.states.shape, int(start.counter.outer)  # of two inner steps and the query
+    ((3,), 0)
     """
 
     model: Any

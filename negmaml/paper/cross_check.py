@@ -74,7 +74,15 @@ class MethodResult(NamedTuple):
 class Verification(NamedTuple):
     """Results of all methods of `verify`; print it for a table.
 
-    methods: one `MethodResult` a method, the reference first.
+    Attributes:
+        methods: one `MethodResult` for each method, the reference first.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=6, m=1, n_t=4, n_v=2, n_r=4, sigma=0.5, nu=1.0)
+    >>> adapt = nm.GradientDescent(0.2)
+    >>> found = nm.verify(problem, nm.GradientDescent(-0.1), adapt, runs=100)
+    >>> len(found.methods), found.methods[0].name, found.agrees
+    (6, 'exact solve, expected', True)
     """
 
     methods: tuple[MethodResult, ...]
@@ -139,6 +147,12 @@ def verify(
 
     Returns a `Verification`. Raises TypeError or ValueError for rules that are not scalar, for
     runs < 2, and at p = n_v m, where every mean is infinite.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=6, m=1, n_t=4, n_v=2, n_r=4, sigma=0.5, nu=1.0)
+    >>> adapt = nm.GradientDescent(0.2)
+    >>> nm.verify(problem, nm.GradientDescent(-0.1), adapt, runs=100).agrees
+    True
     """
     check_problem(problem)
     train, adapt = check_scalar_rule("train", train), check_scalar_rule("adapt", adapt)

@@ -73,6 +73,11 @@ class Episodes:
         scale: whether images of uint8 are returned as float32 from 0 to 1. They are kept as uint8.
         keys: whether support and query end in a random key for each task, (images, labels, key).
 
+    Attributes:
+        data: the images, sorted by class.
+        starts, counts: the first row and the number of rows of each class.
+        longest: the largest number of rows of a class.
+
     Every draw has an address: episode i of a key depends on the key and i only, and so do its
     augmentations. `replace` changes the sizes and options, for example for the test. `HostEpisodes`
     leaves the images on the host. Raises ValueError when there are fewer than `ways` classes, and

@@ -24,6 +24,17 @@ def image_folder(path, *, size=None, mode: str = "RGB") -> tuple[np.ndarray, np.
     Files with other suffixes than those of images are ignored, and so are hidden ones. Needs
     pillow: pip install "negmaml[images]". Raises ValueError for a folder without images, and for
     files that are no image or, without `size`, of another size than the first; it names them.
+
+    >>> import negmaml as nm, numpy as np
+    >>> from PIL import Image
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for label in ("alpha", "beta"):
+    ...         Path(folder, label).mkdir()
+    ...         Image.new("L", (8, 8)).save(Path(folder, label, "1.png"))
+    ...     images, labels = nm.tasks.image_folder(folder, size=4, mode="L")
+    >>> images.shape, labels.tolist()
+    ((2, 4, 4, 1), ['alpha', 'beta'])
     """
     check_choice("mode", mode, ("RGB", "L"))
     height_width = _check_size(size)

@@ -37,6 +37,11 @@ class Grouped:
         groups: the group of each row, shape (rows,), integers or strings.
         m, n_t, n_v: number of tasks, of support rows and of query rows in a draw.
 
+    Attributes:
+        data: the rows, sorted by group.
+        starts, counts: the first row and the number of rows of each group.
+        longest: the largest number of rows of a group.
+
     Raises ValueError when leaves disagree in length, when there are fewer than m groups, and for
     groups with fewer than n_t + n_v rows, by name. The data may be traced by JAX; traced groups
     raise TypeError.

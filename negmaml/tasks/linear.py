@@ -22,8 +22,18 @@ class Linear:
         w ~ N(w0, nu^2/p I_p)      x ~ N(0, I_p)      y | x, w ~ N(x.w, sigma^2)
 
     A call with a key returns `Tasks` whose support is (X, y) of shapes (m, n_t, p) and (m, n_t),
-    and whose query has n_v points. The draws are those of `negmaml.linear.data`. Source: Bernacchia
-    2021, section 3.
+    and whose query has n_v points. The draws are those of `negmaml.linear.data`.
+
+    Arguments:
+        problem: a `MixedLinearRegression`; with covariances, w and x have those.
+
+    Source: Bernacchia 2021, section 3.
+
+    >>> import jax, negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=6, m=3, n_t=4, n_v=2, n_r=5, sigma=1.0, nu=0.5)
+    >>> tasks = nm.tasks.Linear(problem)(jax.random.key(0))
+    >>> tasks.support[0].shape, tasks.query[1].shape
+    ((3, 4, 6), (3, 2))
     """
 
     problem: Any

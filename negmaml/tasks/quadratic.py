@@ -21,8 +21,22 @@ class Quadratic:
         w ~ N(0, nu^2/p I_p)     b ~ N(0, nu^2)     x ~ N(0, I_p)
 
     A call with a key returns `Tasks` of `m` tasks: support (X, y) of shapes (m, n_t, p) and
-    (m, n_t), query with n_v points. Raises TypeError or ValueError for a size below 1, and for
+    (m, n_t), query with n_v points.
+
+    Arguments:
+        p: dimension of inputs and weights.
+        m, n_t, n_v: number of tasks, of support rows and of query rows in a draw.
+        sigma: standard deviation of the label noise, at least 0.
+        nu: standard deviation of the bias, and of the norm of the weights, at least 0.
+
+    Raises TypeError or ValueError for a size below 1, and for
     sigma or nu that are negative or not finite.
+
+    >>> import negmaml as nm
+    >>> draw = nm.tasks.Quadratic(p=6, m=3, n_t=4, n_v=2, sigma=0.1, nu=1.0)
+    >>> tasks = draw(jax.random.key(0))
+    >>> tasks.support[0].shape, tasks.query[1].shape
+    ((3, 4, 6), (3, 2))
     """
 
     p: int = static()

@@ -48,6 +48,16 @@ class Evaluation(NamedTuple):
             has the values after 0, 1, ... steps, shape (steps + 1, episodes).
         unconverged: the fraction of tasks whose inner problem was not solved; zero for a rule that
             takes steps.
+
+    >>> import negmaml as nm
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> targets = jnp.array([0.0, 2.0])
+    >>> rule = nm.GradientDescent(0.5, steps=2)
+    >>> result = nm.evaluate(
+    ...     jax.random.key(0), 0.0, square, rule, nm.Tasks(targets, targets), per_step=True
+    ... )
+    >>> result.values.shape, result.mean.tolist()  # after 0, 1 and 2 steps
+    ((3, 2), [1.0, 0.25, 0.0625])
     """
 
     values: Any

@@ -116,6 +116,16 @@ def load(path, like: Any = None, *, step: int | None = None, best: bool | None =
     Raises ValueError for a directory that is missing, empty or damaged, and for a step or
     parameters that it does not hold. Raises TypeError where `like` is needed. Needs orbax: pip
     install "negmaml[checkpoint]".
+
+    >>> import jax, jax.numpy as jnp, negmaml as nm, optax
+    >>> from tempfile import TemporaryDirectory
+    >>> value_and_grad = jax.value_and_grad(lambda w, tasks: (w - jnp.mean(tasks.query)) ** 2)
+    >>> tasks = nm.Tasks(jnp.ones(2), jnp.ones(2))
+    >>> arguments = jax.random.key(0), 3.0, value_and_grad, tasks, optax.sgd(0.5), 2
+    >>> with TemporaryDirectory() as folder:
+    ...     result = nm.fit(*arguments, checkpoint=folder)
+    ...     float(nm.load(folder))
+    1.0
     """
     from negmaml.training.checkpoint import open_for_reading
 

@@ -32,6 +32,14 @@ class FitResult(NamedTuple):
             `LossScale`, at the end of the run; None with nonfinite="stop".
         first_step: number of steps before this call, in a run that continued from a `state`.
         evaluated: number of the step after which each evaluation was computed; None without.
+
+    >>> import jax, jax.numpy as jnp, negmaml as nm, optax
+    >>> square = lambda w, target: (w - target) ** 2 / 2
+    >>> tasks = nm.Tasks(jnp.array([0.0, 2.0]), jnp.array([0.0, 2.0]))
+    >>> algorithm = nm.maml_value_and_grad(square, nm.GradientDescent(0.5))
+    >>> result = nm.fit(jax.random.key(0), 3.0, algorithm, tasks, optax.sgd(1.0), 20)
+    >>> round(float(result.params), 2), result.loss.shape, bool(result.finite)
+    (1.01, (20,), True)
     """
 
     params: Any
