@@ -311,6 +311,14 @@ class MetaRegressorCV(MetaLinearModel):
 
     Arguments are those of `advise` and `MetaRegressor`. `fit` needs labels of at least 4 groups.
     The choice is in `train_rate_`, `adapt_rate_` and `meta_ridge_`.
+
+    >>> import negmaml as nm
+    >>> random = np.random.default_rng(0)
+    >>> groups, X = np.repeat(np.arange(40), 12), random.normal(size=(480, 3))
+    >>> y = np.sum(X * (1 + random.normal(size=(40, 3)))[groups], 1) + random.normal(size=480)
+    >>> model = nm.MetaRegressorCV(n_r=6).fit(X, y, groups)
+    >>> bool(model.adapt_rate_ > 0), model.advice_.recommended
+    (True, 'mixed model')
     """
 
     def __init__(

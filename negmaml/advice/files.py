@@ -40,6 +40,12 @@ class GroupedTable:
         groups: labels of the groups, texts, (rows,).
         notes: sentences on everything that was recognised, filled in or left out.
         plan: how each column became features.
+
+    >>> import negmaml as nm, pandas
+    >>> frame = pandas.DataFrame({"school": ["a", "a", "b"], "age": [9, 8, 9], "mark": [1, 2, 4]})
+    >>> table = nm.advice.read_table(frame, group="school", target="mark")
+    >>> table.x.shape, table.y.tolist(), table.groups.tolist()
+    ((3, 1), [1.0, 2.0, 4.0], ['a', 'a', 'b'])
     """
 
     x: Any

@@ -64,6 +64,12 @@ class PooledRidge(GroupedLinearModel):
         ridge: at least 0; an intercept is not penalized.
         adapt_rate: rate of the step, of any sign; 0: the model does not adapt.
         kernel, unit, fit_intercept, standardise, random_state: as for `MetaRegressor`.
+
+    >>> import negmaml as nm
+    >>> X, groups = np.arange(8.0)[:, None], np.repeat(["a", "b"], 4)
+    >>> model = nm.advice.PooledRidge(ridge=0.0).fit(X, 2 * X[:, 0], groups)
+    >>> model.predict(np.array([[3.0]])).round(3).tolist()
+    [6.0]
     """
 
     def __init__(
@@ -97,6 +103,13 @@ class PerGroupRidge(GroupedLinearModel):
     Arguments:
         ridge: at least 0; an intercept is not penalized.
         kernel, fit_intercept, standardise, random_state: as for `MetaRegressor`.
+
+    >>> import negmaml as nm
+    >>> X, groups = np.arange(8.0)[:, None], np.repeat(["up", "down"], 4)
+    >>> y = np.where(groups == "up", X[:, 0], -X[:, 0])
+    >>> model = nm.advice.PerGroupRidge().fit(X, y, groups)
+    >>> model.predict(np.array([[3.0], [3.0]]), ["up", "down"]).round(3).tolist()
+    [3.0, -3.0]
     """
 
     def __init__(
@@ -135,6 +148,15 @@ class MixedModel(GroupedLinearModel):
 
     Attributes after `fit`: covariance_ (targets, p, p) and noise_variance_ (targets,), in scaled
     units, the intercept first; and those of `MetaRegressor`.
+
+    >>> import negmaml as nm
+    >>> random = np.random.default_rng(0)
+    >>> groups, X = np.repeat(np.arange(50), 10), random.normal(size=(500, 2))
+    >>> slopes = 1 + random.normal(size=(50, 2))
+    >>> y = np.sum(X * slopes[groups], axis=1) + random.normal(size=500)
+    >>> model = nm.advice.MixedModel().fit(X, y, groups)
+    >>> model.noise_variance_.round(1).tolist(), model.adapt(X[:5], y[:5]).predict(X[5:9]).shape
+    ([1.0], (4,))
     """
 
     def __init__(

@@ -41,9 +41,16 @@ MIN_FREEDOM = 0.1  # degrees of freedom a row, from which residuals within group
 class RandomCoefficients(NamedTuple):
     """Moments of the coefficients of groups, as estimated by `random_coefficients`.
 
-    mean: w0, (..., p).
-    covariance: Omega, (..., p, p), positive semidefinite.
-    noise_variance: sigma^2, (...,).
+    Attributes:
+        mean: w0, (..., p).
+        covariance: Omega, (..., p, p), positive semidefinite.
+        noise_variance: sigma^2, (...,).
+
+    >>> import negmaml as nm
+    >>> rows = np.random.default_rng(0).normal(size=(50, 10, 3))  # x of two features, and y
+    >>> found = nm.advice.random_coefficients(np.swapaxes(rows, 1, 2) @ rows, np.full(50, 10))
+    >>> found.mean.shape, found.covariance.shape, bool(found.noise_variance > 0)
+    ((2,), (2, 2), True)
     """
 
     mean: np.ndarray
@@ -63,7 +70,9 @@ class GroupSummaries(NamedTuple):
 
 
 def random_coefficients(gram, counts, tau=None, *, structure: str = "full") -> RandomCoefficients:
-    """Estimate the moments from the Gram matrices of (x, y) of every group, for one target.
+    """Estimate the moments of the coefficients of groups, from their Gram matrices of (x, y).
+
+        y_ij = x_ij . w_i + noise,    w_i of mean w0 and covariance Omega
 
     Arguments:
         gram: (G, p + 1, p + 1), sums over the rows of each group, the target last.
@@ -73,8 +82,18 @@ def random_coefficients(gram, counts, tau=None, *, structure: str = "full") -> R
             first coefficient varies between groups. "equal": the first one has a variance of its
             own, the others have equal variances in units of the features' standard deviations.
 
-    Raises TypeError or ValueError for fewer than 2 groups, wrong shapes, NaN and infinity, for
+    Returns `RandomCoefficients`, for one target; the head of this module has the equations. Raises
+    TypeError or ValueError for fewer than 2 groups, wrong shapes, NaN and infinity, for
     counts or a tau that are not above 0, and for an unknown structure.
+
+    >>> import negmaml as nm
+    >>> random = np.random.default_rng(0)
+    >>> X, w = random.normal(size=(500, 10, 2)), 1 + random.normal(size=(500, 2))
+    >>> y = np.einsum("gnp,gp->gn", X, w) + 0.5 * random.normal(size=(500, 10))
+    >>> rows = np.concatenate([X, y[..., None]], -1)
+    >>> found = nm.advice.random_coefficients(np.swapaxes(rows, 1, 2) @ rows, np.full(500, 10))
+    >>> bool(abs(found.mean - 1).max() < 0.2), bool(abs(found.noise_variance - 0.5**2) < 0.02)
+    (True, True)
     """
     check_choice("structure", structure, STRUCTURES)
     gram, counts = _checked(gram, counts)

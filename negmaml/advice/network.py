@@ -55,7 +55,19 @@ UNITS = np.concatenate([-POSITIVE[::-1], [0.0], POSITIVE])
 
 
 class BestRates(NamedTuple):
-    """The best pair of rates, and the test loss that is predicted there."""
+    """The best pair of rates, and the test loss predicted there, from `NetworkRates.best_rates`.
+
+    Attributes:
+        train: the best rate of meta-training.
+        adapt: the best rate at test time after it.
+        loss: half the mean squared error that is predicted with both.
+
+    >>> import negmaml as nm
+    >>> best = nm.advice.BestRates(train=-0.4, adapt=0.3, loss=0.2)
+    >>> train, adapt = nm.GradientDescent(best.train), nm.GradientDescent(best.adapt)
+    >>> train.rate, adapt.rate
+    (-0.4, 0.3)
+    """
 
     train: float
     adapt: float
@@ -78,6 +90,13 @@ class NetworkRates:
         mean, variance: of the coefficients w of the tasks along the features, (p,).
         noise_variance: of the labels, with all that features cannot explain.
         trace_fraction: fraction of the tangent kernel's trace in the p features.
+
+    >>> import negmaml as nm
+    >>> problem = nm.MixedLinearRegression(p=4, m=300, n_t=10, n_v=10, n_r=5, sigma=0.5, nu=1.0)
+    >>> tasks = nm.tasks.Linear(problem)(jax.random.key(0))
+    >>> found = nm.advice.network_rates(lambda w, x: x @ w, jnp.zeros(4), tasks)
+    >>> found.adapt_rate(np.array([1, 5, 20])).round(1).tolist()  # more rows, larger rates
+    [0.2, 0.5, 0.8]
     """
 
     parabola: np.ndarray

@@ -63,6 +63,18 @@ class Advice:
         target: the name of the target, if it has one.
         fitted_loss: as `loss`, but on all groups, those that chose included. It is biased low, and
             comparable with the curves of `table` and `plot`.
+        data, grid, curves, chosen, evidence, input: the rows, the rates that were tried, the
+            losses, the choices and the arguments, which the methods below read.
+
+    >>> import jax, negmaml as nm
+    >>> random = np.random.default_rng(0)
+    >>> groups, x = np.repeat(np.arange(40), 12), random.normal(size=(480, 3))
+    >>> y = np.sum(x * (1 + random.normal(size=(40, 3)))[groups], 1) + random.normal(size=480)
+    >>> advice = nm.advise(x, y, groups, n_r=6, key=jax.random.key(0))
+    >>> advice.recommended, advice.gain["pooled ridge"].significantly_better
+    ('mixed model', True)
+    >>> advice.report().splitlines()[0]
+    'Advice for 40 groups'
     """
 
     recommended: str

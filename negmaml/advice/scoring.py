@@ -23,8 +23,10 @@ from sklearn.utils.metadata_routing import MetadataRequest  # noqa: E402
 def adapted(estimator: Any, X, y) -> Any:
     """Return a fitted estimator adapted to rows of a new group, also within a pipeline.
 
-    estimator: with a method `adapt`, or a pipeline, a search such as GridSearchCV, or a
-    TransformedTargetRegressor around one. Fitted transformers stay as they are.
+    Arguments:
+        estimator: with a method `adapt`, or a pipeline, a search such as GridSearchCV, or a
+            TransformedTargetRegressor around one. Fitted transformers stay as they are.
+        X, y: rows of the new group.
 
     Raises TypeError for any other estimator.
 
@@ -74,6 +76,14 @@ class AdaptiveScorer:
             labels are then needed, nor metadata routing.
 
     Calling it raises ValueError without labels, and if no group has more rows than `n_adapt`.
+
+    >>> import numpy as np, negmaml as nm
+    >>> X, groups = np.arange(8.0)[:, None], np.repeat(["up", "down"], 4)
+    >>> y = np.where(groups == "up", X[:, 0], -X[:, 0])
+    >>> model = nm.advice.PerGroupRidge().fit(X, y, groups)
+    >>> scorer = nm.advice.AdaptiveScorer(2)  # it adapts to two rows of each group
+    >>> abs(round(scorer(model, X, y, groups), 6))
+    0.0
     """
 
     def __init__(self, n_adapt, *, scoring="neg_mean_squared_error", one_group=False):
@@ -130,6 +140,12 @@ class AdaptiveGroupKFold(GroupKFold):
         n_adapt: number of rows that each held-out group adapts on; groups with no more rows do
             not count.
         shuffle, random_state: assign groups to folds at random.
+
+    >>> import numpy as np, negmaml as nm
+    >>> X, groups = np.zeros((12, 1)), np.repeat(["a", "b", "c"], 4)
+    >>> folds = nm.advice.AdaptiveGroupKFold(3, n_adapt=1).split(X, groups=groups)
+    >>> [(len(train), len(test)) for train, test in folds]
+    [(9, 3), (9, 3), (9, 3)]
     """
 
     def __init__(self, n_splits=5, *, n_adapt, shuffle=False, random_state=None):

@@ -57,10 +57,18 @@ class Difference(NamedTuple):
     training sets of m groups. Its error comes from a bootstrap over groups and from the differences
     between the choices of the folds and the final choice.
 
-    value: in units of the loss, above 0 where the first method is better.
-    error: its standard error over groups.
-    low, high: its 95% interval.
-    relative: value over the loss of the second method.
+    Attributes:
+        value: in units of the loss, above 0 where the first method is better.
+        error: its standard error over groups.
+        low, high: its 95% interval.
+        relative: value over the loss of the second method.
+
+    Values of `Advice.gain` and results of `Advice.compare` are such differences.
+
+    >>> import negmaml as nm
+    >>> gain = nm.advice.Difference(value=0.3, error=0.1, low=0.1, high=0.5, relative=0.2)
+    >>> gain.significant, gain.significantly_better
+    (True, True)
     """
 
     value: float

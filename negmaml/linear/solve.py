@@ -160,7 +160,7 @@ def one_step_corrections(system: OneStepSystem, rates, ridge, panel: int = 0) ->
     Labels in `system` are relative to omega_0. The Gram matrix squares the condition number, which
     is harmless for systems that are far from square; use `minimiser` for others.
 
-    Arguments: rates of shape (R,); panel as in `cholesky_solve`. Returns a `MetaSolution` of
+    `rates` has the shape (R,); `panel` is as in `cholesky_solve`. Returns a `MetaSolution` of
     shapes (R, p) and (R,).
     """
     solved = _normal_equations(system, rates, ridge, panel)

@@ -118,6 +118,16 @@ def merge(
 
     Raises StoreError that lists the differences for stores of different sweeps, and StoreError if
     `store` holds another sweep or a chunk is damaged; FileNotFoundError for a missing store.
+
+    >>> import jax, negmaml as nm
+    >>> from tempfile import TemporaryDirectory
+    >>> function = lambda key, x: {"y": x * jax.random.normal(key)}
+    >>> with TemporaryDirectory() as folder:
+    ...     for name, seeds in {"a": [0, 1], "b": [2, 3]}.items():
+    ...         _ = nm.sweep(function, {"x": [1.0, 2.0]}, seeds, f"{folder}/{name}")
+    ...     merged = nm.sweeps.merge([f"{folder}/a", f"{folder}/b"], f"{folder}/all").load()
+    >>> dict(merged.sizes), bool(merged.completed.all())
+    ({'x': 2, 'seed': 4}, True)
     """
     require("xarray", "sweep")
     if isinstance(stores, str | bytes) or not isinstance(stores, Sequence) or not stores:

@@ -110,7 +110,21 @@ def prepare(
     output_dims=None,
     reduce=None,
 ) -> ValidatedSweep:
-    """Check everything that can be checked before computing: see `nm.sweep`."""
+    """Check the arguments of `nm.sweep`, as far as that needs no computing.
+
+    Arguments are those of `nm.sweep`. Returns the parsed sweep, with `grid` and `outputs`. Raises
+    the errors of `nm.sweep` for invalid arguments.
+
+    >>> import negmaml as nm
+    >>> found = nm.sweeps.prepare(lambda key, x: {"y": x}, {"x": [1.0, 2.0]}, 5)
+    >>> found.grid.cells, [output.name for output in found.outputs]
+    (10, ['y'])
+    >>> try:
+    ...     nm.sweeps.prepare(lambda key, x: {"y": x}, {"x": [1.0, 1.0]}, 5)
+    ... except ValueError as error:
+    ...     print(error)
+    axis 'x' must be distinct, got 1.0 twice
+    """
     if (
         isinstance(root_seed, bool)
         or not isinstance(root_seed, Integral)

@@ -23,7 +23,18 @@ MAX_NOTE = 2**16  # bytes of a lease or note: no worker writes a longer one
 
 
 class StoreError(ValueError):
-    """The store holds another sweep, is damaged, or is in use by another process."""
+    """The store holds another sweep, is damaged, or is in use by another process.
+
+    >>> import negmaml as nm
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = nm.sweep(lambda key, x: {"y": x}, {"x": [1.0, 2.0]}, [0], f"{folder}/a")
+    ...     try:
+    ...         nm.sweep(lambda key, x: {"y": x}, {"x": [3.0]}, [0], f"{folder}/a")
+    ...     except nm.sweeps.StoreError as error:
+    ...         print(str(error).splitlines()[1].strip())
+    axis x: asked adds 1 (3.0); extend adds it (--extend)
+    """
 
 
 class Address(str):

@@ -79,6 +79,15 @@ def status(store: str | os.PathLike[str], *, check: bool = False) -> Status:
     blocks when they have completed all others.
 
     Raises FileNotFoundError if there is no store, and StoreError if it is not one of a sweep.
+
+    >>> import jax, negmaml as nm
+    >>> from tempfile import TemporaryDirectory
+    >>> function = lambda key, x: {"y": x * jax.random.normal(key)}
+    >>> with TemporaryDirectory() as folder:
+    ...     _ = nm.sweep(function, {"x": [1.0, 2.0]}, [0, 1], f"{folder}/a")
+    ...     found = nm.sweeps.status(f"{folder}/a")
+    >>> found.cells_done, found.cells, len(found.lost)
+    (4, 4, 0)
     """
     if not isinstance(check, bool):
         raise TypeError(f"check must be True or False, got {check!r}")
