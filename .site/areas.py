@@ -74,8 +74,8 @@ AREAS = [
 def title_of(path: str) -> str:
     """The first heading of a page, without the word that all guides share."""
     title = re.search(r"^# (.*)$", (ROOT / path).read_text(), re.MULTILINE)[1]
-    title = title.removeprefix("Guide: ")
-    return title[0].upper() + title[1:]
+    words = title.removeprefix("Guide: ")
+    return title if words == title else words[0].upper() + words[1:]
 
 
 def title_of_page(page: str) -> str:

@@ -6,6 +6,7 @@
 Warnings, dead links and files of other hosts are errors.
 """
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ def main() -> int:
 
     started = time.process_time()
     staged, site = ROOT / "build/site-source", ROOT / "build/site"
+    for folder in (staged, site):  # without pages of files that are gone
+        shutil.rmtree(folder, ignore_errors=True)
     stage.stage(staged)
     status = build_main(
         ["-b", "html", "-W", "--keep-going", "-q", "-E", "-c", str(HERE), "-d",

@@ -50,14 +50,10 @@ def _ancestors(node: nodes.Node) -> Any:
 
 
 def _local(docname: str) -> dict[str, str]:
-    areas = [
-        area
-        for area in AREAS
-        if docname in (area.page, *area.guide_pages) and area.guide != "index"
-    ]
-    return {
-        name: home for area in areas for name, home in reference.local_aliases(area.module).items()
-    }
+    """Names that a page may use without a prefix: those of its area, in docstrings also `fit`."""
+    areas = {area.module for area in AREAS[1:] if docname in (area.page, *area.guide_pages)}
+    everywhere = {"negmaml"} if docname.startswith("reference/") else set()
+    return reference.local_aliases(everywhere) | reference.local_aliases(areas)
 
 
 def _name_link(name: str, docname: str) -> nodes.Node:
@@ -83,7 +79,7 @@ def find_sections(app: Any, env: Any) -> None:
     """Find the first section of its guide that has each public name in its code."""
     env.guide_sections = {}
     for area in AREAS:
-        names = reference.aliases() | reference.local_aliases(area.module)
+        names = reference.aliases() | reference.local_aliases({area.module})
         here = {entry.name for entry in reference.entries() if entry.area == area}
         for page in area.guide_pages:
             for code in env.get_doctree(page).findall(_is_code):

@@ -94,26 +94,40 @@ def aliases() -> dict[str, str]:
             for form in (path, f"nm.{short}", *dotted):
                 names[form] = entry.name
                 names |= {f"{form}.{member}": f"{entry.name}.{member}" for member in entry.members}
+    for area in AREAS[1:]:
+        names |= {area.module: area.module, area.module.replace("negmaml", "nm"): area.module}
     return names | _bare_names()
 
 
 def _bare_names() -> dict[str, str]:
     """Names without a prefix which can mean nothing else: no argument or member has them."""
-    other = {name for entry in entries() for name in (*_types(entry), *entry.members)}
     bare: dict[str, set[str]] = {}
     for entry in entries():
-        if entry.short not in other and re.search(r"[A-Z_]", entry.short):
+        if entry.short not in _arguments_and_members() and re.search(r"[A-Z_]", entry.short):
             bare.setdefault(entry.short, set()).add(entry.name)
             for member in entry.members:
                 bare[f"{entry.short}.{member}"] = {f"{entry.name}.{member}"}
     return {name: homes.pop() for name, homes in bare.items() if len(homes) == 1}
 
 
-def local_aliases(module: str) -> dict[str, str]:
-    """Names that the texts of an area use without a prefix, unless an argument has the name."""
-    here = [entry for entry in entries() if any(p.startswith(module + ".") for p in entry.paths)]
-    other = {name for entry in here for name in (*_types(entry), *entry.members)}
-    return {entry.short: entry.name for entry in here if entry.short not in other}
+def local_aliases(modules: set[str]) -> dict[str, str]:
+    """Names of areas that their texts use without a prefix, unless an argument has the name."""
+    return {
+        entry.short: entry.name
+        for entry in entries()
+        if not modules.isdisjoint(path.rpartition(".")[0] for path in entry.paths)
+        and entry.short not in _arguments_and_members(frozenset(modules))
+    }
+
+
+@cache
+def _arguments_and_members(modules: frozenset[str] | None = None) -> set[str]:
+    """Names of arguments and members in some areas, or in all."""
+    names: set[str] = set()
+    for entry in entries():
+        if modules is None or entry.area.module in modules:
+            names |= {*_types(entry), *entry.members}
+    return names
 
 
 def source_of(name: str) -> tuple[str, int, int] | None:

@@ -22,8 +22,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def stage(folder: Path) -> None:
-    """Write all pages and figures into an empty folder."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write all pages and figures into a new folder."""
     pages = {f"{area.page}.rst": reference.page(area) for area in AREAS}
     pages["reference/commands.md"] = commands.page()
     pages["reference/index.rst"] = _reference_index()
