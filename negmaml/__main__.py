@@ -1,6 +1,7 @@
 """`python -m negmaml`, and the `negmaml` command."""
 
 import gc
+import os
 import sys
 
 
@@ -13,13 +14,21 @@ def main() -> None:
         import platformdirs  # noqa: F401
 
         from negmaml.cli.cache import keep_programs
-        from negmaml.cli.main import run
+        from negmaml.cli.main import run, terminated_as_interrupt
     except ModuleNotFoundError as missing:
         if missing.name not in ("tyro", "rich", "platformdirs"):
             raise
         sys.exit(f"negmaml: the command line needs {missing.name}; pip install 'negmaml[cli]'")
-    keep_programs()
-    sys.exit(run(sys.argv[1:]))
+    with terminated_as_interrupt():
+        try:
+            keep_programs()
+            code = run(sys.argv[1:])
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader has closed the pipe, as `head` does; the exit must not write into it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 141  # 128 + SIGPIPE
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from negmaml._core.platform import (
     sizes_for,
     with_plan,
 )
+from negmaml._core.progress import ProgressLog, duration, shown_progress
 from negmaml._core.pytree import as_pytree
 from negmaml._core.registry import maker, register
 from negmaml._core.registry import registered as registry_registered

@@ -19,6 +19,9 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+from negmaml._core.calls import reject_wrong_call
+from negmaml._core.lazy import exported, missing_name
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,7 +49,7 @@ def renamed_exports(
         if name not in names:
             if otherwise is not None:
                 return otherwise(name)
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+            raise missing_name(module, name, exported(vars(sys.modules[module])))
         warn_renamed(f"{module}.{name}", f"{module}.{names[name]}")
         # By getattr, so that a lazy package imports the new name.
         return getattr(sys.modules[module], names[name])
@@ -76,7 +79,11 @@ def renamed_arguments(
                     value = values[value]
                 warn_renamed(f"{function.__name__}({old}={before})", f"{new}={after}")
                 kwargs[new] = value
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except TypeError as error:
+                reject_wrong_call(error, function, args, kwargs)
+                raise
 
         return call
 

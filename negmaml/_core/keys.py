@@ -25,9 +25,11 @@ def check_key(name: str, key):
     if not (is_typed_key(key) or _is_raw(key)):
         # An integer was probably meant as a seed: the message shows the call.
         whole = isinstance(key, int | np.integer) and not isinstance(key, bool)
+        plain = isinstance(key, int | float | str | np.generic | None)
+        order = "" if plain else ", and check the order of the arguments"
         raise TypeError(
             f"{name} must be a random key, got {short_repr(key)}; write "
-            f"{name}=jax.random.key({key if whole else 0})"
+            f"{name}=jax.random.key({key if whole else 0}){order}"
         )
     if key.ndim != (0 if is_typed_key(key) else 1):
         raise ValueError(

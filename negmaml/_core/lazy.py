@@ -7,7 +7,8 @@ editors read the stub, and so does the package when it is imported.
 import ast
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def lazily(package: str, file: str) -> tuple[Callable, Callable, list[str]]:
 
     def get(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            raise missing_name(package, name, public)
         home = homes[name]
         if home == package:  # a submodule, which importing sets as an attribute
             return importlib.import_module(f"{package}.{name}")
@@ -42,6 +43,31 @@ def public_names(module: str) -> Callable[[], list[str]]:
 def _listed(module: str, names: Iterable[str]) -> list[str]:
     special = (name for name in vars(sys.modules[module]) if name.startswith("__"))
     return sorted({*names, *special})
+
+
+def suggesting(package: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a package, whose error names the nearest public name."""
+
+    def get(name: str) -> Any:
+        raise missing_name(package, name, exported(vars(sys.modules[package])))
+
+    return get
+
+
+def exported(names: Mapping[str, Any]) -> list[str]:
+    """The names that a package exports."""
+    return list(names.get("__all__", [name for name in names if not name.startswith("_")]))
+
+
+def missing_name(module: str, name: str, names: Iterable[str]) -> AttributeError:
+    """The error for a name that a module does not have, with the nearest of its names."""
+    # In the message, since a traceback of Python 3.11 suggests nothing for modules. Names of other
+    # cases are compared too: nm.gradientdescent.
+    found = {known.lower().replace("_", ""): known for known in names}
+    plain = name.lower().replace("_", "")
+    close = [] if name.startswith("__") else get_close_matches(plain, found, 1, 0.65)
+    hint = f"; did you mean {found[close[0]]!r}?" if close else ""
+    return AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
 
 
 def _read(stub: str) -> tuple[dict[str, str], list[str]]:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.jit import is_concrete
 from negmaml._core.platform import is_tracing
 
@@ -115,6 +116,7 @@ def any_mesh(function: F) -> F:
     Arrays are seen as sharded by the same names on axes of kind Auto, which moves nothing, and
     results by the given kind again. Within a trace the arguments stay as they are.
     """
+    function = explain_calls(function)
 
     @wraps(function)
     def call(*arguments, **keywords):

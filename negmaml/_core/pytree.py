@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.calls import explain_calls
+from negmaml._core.display import call_text
+
 T = TypeVar("T")
 
 
@@ -50,7 +53,11 @@ def pytree(cls: type[T]) -> type[T]:
     >>> float(jax.grad(lambda line: line(3.0))(Line(2.0)).slope)
     3.0
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
+    cls = dataclasses.dataclass(frozen=True, repr=False)(cls)
+    own: Any = cls
+    if "__repr__" not in vars(cls):
+        own.__repr__ = call_text
+    own.__init__ = explain_calls(own.__init__)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     metadata = tuple(f.name for f in fields if f.metadata.get("static"))
     leaves = tuple(f.name for f in fields if f.name not in metadata)

@@ -6,12 +6,14 @@ an array are off there. An explicit `precision=` of a product is kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from enum import Enum
 from functools import wraps
 from typing import Any, TypeVar
 
 import jax
+
+from negmaml._core.calls import reject_wrong_call
 
 F = TypeVar("F", bound=Callable[..., Any])
 GUARDS = tuple(
@@ -31,7 +33,11 @@ def own_settings(function: F) -> F:
         with ExitStack() as within:
             for setting in _to_change():
                 within.enter_context(setting)
-            return function(*arguments, **keywords)
+            try:
+                return function(*arguments, **keywords)
+            except TypeError as error:
+                reject_wrong_call(error, function, arguments, keywords)
+                raise
 
     return call  # type: ignore[return-value]
 
@@ -45,10 +51,12 @@ def own_transfers(function: F) -> F:
     @wraps(function)
     def call(*arguments, **keywords):
         # Entering the context takes longer than the check.
-        if not _guarded():
-            return function(*arguments, **keywords)
-        with jax.transfer_guard("allow"):
-            return function(*arguments, **keywords)
+        with jax.transfer_guard("allow") if _guarded() else nullcontext():
+            try:
+                return function(*arguments, **keywords)
+            except TypeError as error:
+                reject_wrong_call(error, function, arguments, keywords)
+                raise
 
     return call  # type: ignore[return-value]
 

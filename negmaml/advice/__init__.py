@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from negmaml._core.lazy import public_names
+from negmaml._core.lazy import missing_name, public_names
 from negmaml.advice.api import advise
 from negmaml.advice.files import GroupedTable, read_table
 from negmaml.advice.moments import RandomCoefficients, random_coefficients
@@ -51,4 +51,4 @@ def __getattr__(name: str) -> Any:
         from negmaml.advice import models
 
         return getattr(models, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise missing_name(__name__, name, __all__)

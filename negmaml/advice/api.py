@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_array, check_callable, check_choice, check_count, check_flag
 from negmaml._core.keys import check_key
 from negmaml.advice.data import (
@@ -41,6 +42,7 @@ class SplitCounts(NamedTuple):
     each: int
 
 
+@explain_calls
 def advise(
     x,
     y,

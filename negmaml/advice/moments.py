@@ -31,13 +31,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_array, check_choice, check_scalar
+from negmaml._core.display import add_fields_repr
 
 STRUCTURES = ("intercept", "equal", "full")  # of Omega, from few parameters to many
 MAX_FULL = 8  # coefficients up to which Omega is a full matrix
 MIN_FREEDOM = 0.1  # degrees of freedom a row, from which residuals within groups give sigma^2
 
 
+@add_fields_repr
 class RandomCoefficients(NamedTuple):
     """Moments of the coefficients of groups, as estimated by `random_coefficients`.
 
@@ -69,6 +72,7 @@ class GroupSummaries(NamedTuple):
     pilot: np.ndarray
 
 
+@explain_calls
 def random_coefficients(gram, counts, tau=None, *, structure: str = "full") -> RandomCoefficients:
     """Estimate the moments of the coefficients of groups, from their Gram matrices of (x, y).
 

@@ -32,7 +32,7 @@ import numpy as np
 from jax import lax
 
 from negmaml._core.checks import check_array, check_callable, check_count
-from negmaml._core.display import Table, add_table_repr
+from negmaml._core.display import Table, add_fields_repr, add_table_repr
 from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_settings
 from negmaml.advice.features import kernel_features
@@ -54,6 +54,7 @@ POSITIVE = np.geomspace(0.02, 8, 25)
 UNITS = np.concatenate([-POSITIVE[::-1], [0.0], POSITIVE])
 
 
+@add_fields_repr
 class BestRates(NamedTuple):
     """The best pair of rates, and the test loss predicted there, from `NetworkRates.best_rates`.
 

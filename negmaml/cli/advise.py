@@ -1,15 +1,12 @@
 """The command `advise`: rates and a ridge for a table of grouped rows, and their gain."""
 
 import csv
-import json
 import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from negmaml._core import plotting
 from negmaml._core.display import printable
@@ -17,11 +14,11 @@ from negmaml._core.extras import require
 from negmaml._core.keys import key_of
 from negmaml.advice import advise as advise_rows
 from negmaml.advice.files import GroupedTable, read_table
-from negmaml.cli.output import console, say, say_written, writable_folder
+from negmaml.cli.output import TALKS, Output, json_text, say, writable_folder
 
 QUICK = 20  # splits with --quick
 
-Table = Annotated[Path, tyro.conf.Positional]
+Table = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 
 
 def advise(
@@ -47,8 +44,7 @@ def advise(
     splits: int | None = None,
     quick: bool = False,
     theory: bool = True,
-    json: bool = False,
-    quiet: bool = False,
+    output: Output = TALKS,
 ) -> int:
     """Advise inner rates and a ridge for a table of grouped rows.
 
@@ -77,8 +73,7 @@ def advise(
         splits: number of random splits of the groups.
         quick: 20 splits and no theory.
         theory: whether to compare with the theory, also at other sizes.
-        json: print the result as JSON and nothing else.
-        quiet: print only the advice, without notes and progress.
+        output: the form of the output.
     """
     # Before the work: a folder that cannot be written should not cost the result.
     with writable_folder(out, "advice") as folder:
@@ -86,34 +81,30 @@ def advise(
         imports = threading.Thread(target=_import_figures, daemon=True)
         # Imports take about a second, and the splits do not need them.
         imports.start()
-        columns = TextColumn("{task.description:<9}"), BarColumn(), TimeElapsedColumn()
-        # The console of all other output, or lines and the bar would overwrite each other.
-        screen = Console(quiet=True) if json or quiet else console
-        with Progress(*columns, console=screen, transient=True) as progress:
-            bar = progress.add_task("reading", total=None)
+        with output.progress("advise", "splits") as progress:
+            progress.stage("reading")
             table = read_table(
                 data, group=group, target=target, features=_names("features", features),
                 drop=_names("drop", drop) or (), numeric=_names("numeric", numeric) or (),
                 categorical=_names("categorical", categorical) or (), missing=missing,
                 na=_names("na", na) or (), sep=sep, decimal=decimal, encoding=encoding,
             )  # fmt: skip
-            for note in table.notes if not (json or quiet) else ():
-                say(note)
-            progress.update(bar, description="splitting")
+            for note in table.notes:
+                output.note(note)
+            progress.stage("splitting")
             series = require("pandas", "advice").Series  # the report names the target
             advice = advise_rows(
                 table.x, series(table.y, name=target), table.groups,
                 n_t=n_t, n_v=n_v, n_r=n_r, m=m,
                 standardise=standardise, key=key_of(seed),
                 splits=QUICK if quick and splits is None else splits,
-                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+                progress=progress,
             )  # fmt: skip
-            progress.update(bar, description="drawing")
+            progress.stage("drawing")
             imports.join()
             paths, report, record = _saved(advice, table, folder, theory and not quick)
-    say(record if json else report)
-    if not (json or quiet):
-        say_written(paths)
+    say(record if output.json else report)
+    output.written(paths)
     return 0
 
 
@@ -148,7 +139,7 @@ def _saved(advice, table: GroupedTable, out: Path, theory: bool) -> tuple[list[P
         html = replace(advice, notes=notes).report(theory=theory, format="html")
         partial.write_text(html, encoding="utf-8")
     paths += [stored, said, page, recorded]
-    record = json.dumps(_record(advice, table, paths), indent=2, ensure_ascii=True)
+    record = json_text(_record(advice, table, paths))
     with plotting.atomic_write(recorded) as partial:
         partial.write_text(record + "\n", encoding="utf-8")
     return paths, report, record

@@ -1,17 +1,24 @@
 """The command line: dispatch to commands, each imported only when it is called."""
 
 import importlib
+import os
+import re
+import shutil
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial, wraps
+from io import BytesIO, TextIOWrapper
 
 import tyro
 
-import negmaml
 from negmaml._core.checks import did_you_mean
 from negmaml._core.display import printable
 from negmaml._core.extras import MissingExtraError
 from negmaml._core.version import __version__
-from negmaml.cli.output import print_renamed, print_table, provenance
+from negmaml.cli.output import TALKS, Output, print_renamed, print_table, provenance, say
 
 # The module of each command, imported only when it is called, and its line of `negmaml --help`.
 COMMANDS = {
@@ -28,6 +35,21 @@ COMMANDS = {
     "verify": ("problem", "compute a test loss by six methods and compare them"),
     "info": ("main", "print versions, devices, dtype and precision"),
 }
+EXAMPLES = {
+    "predict": "--p 60 --m 3 --n-t 30 --n-v 2 --n-r 20 --train-rate -0.4",
+    "advise": "schools.csv --group school --target achievement --out advice",
+    "sweep": "phase_map --store runs/map.zarr --override seeds=20",
+    "status": "runs/map.zarr --check",
+    "merge": "a.zarr b.zarr --store both.zarr",
+    "curves": "runs/map.zarr --x train_rate --hue m --select sigma=1.0",
+    "heatmap": "runs/map.zarr --x n_t/p --y n_v*m/p --argmin train_rate",
+    "reproduce": "--figure overparameterized --out reproduction",
+    "phases": "--out phases --runs 400",
+    "gain-map": "--out gain_map --json",
+    "verify": "--p 20 --m 2 --n-t 10 --n-v 2 --n-r 5 --train-rate -0.3 --runs 200",
+    "info": "--json",
+}
+WIDTH = 80  # of help texts at most
 RENAMED_COMMANDS = {"payoff": "gain-map"}
 SPECTRUM = {f"--{name}": f"--spectrum.{name}" for name in ("exponent", "level", "share", "spikes")}
 RENAMED_FLAGS = {
@@ -42,29 +64,52 @@ RENAMED_FLAGS = {
 }  # fmt: skip
 
 
+class Terminated(KeyboardInterrupt):
+    """The process got SIGTERM, as a batch job at the end of its time."""
+
+
+@contextmanager
+def terminated_as_interrupt() -> Iterator[None]:
+    """Raise `Terminated` for SIGTERM, so that a command ends as it does when it is interrupted."""
+
+    def stop(*_) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return 0, 1 if the methods of `verify` disagree, or 2 for bad input."""
+    """Run one command and return its exit code: 0, or one of the guide in `cli/README.md`."""
     try:
         return _called(list(arguments))
+    except BrokenPipeError:  # of stdout, as by `| head`: for the caller that owns the stream
+        raise
     # These are about the user's input, and their message suffices; a bug keeps its traceback.
     except (ValueError, TypeError, OSError, MissingExtraError) as error:
-        print(f"negmaml: {printable(str(error))}", file=sys.stderr)
+        # The number of a system error helps nobody.
+        text = re.sub(r"^\[Errno \d+\] ", "", str(error))
+        print(f"negmaml: {printable(text)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         # A sweep adds how to resume.
         notes = getattr(stop, "__notes__", ["nothing half-written was left behind"])
-        print(f"negmaml: interrupted; {printable('; '.join(notes))}", file=sys.stderr)
-        # 128 + SIGINT, the status by which shells know an interrupt.
-        return 130
+        kind = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        print(f"negmaml: {kind}; {printable('; '.join(notes))}", file=sys.stderr)
+        # 128 + the signal, the status by which shells know it.
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def _called(arguments: list[str]) -> int:
     name, *given = _with_new_names(arguments) or [""]
     # Importing only this command saves seconds.
     if name in COMMANDS:
-        return tyro.cli(_command(name), prog=f"negmaml {name}", args=given)
+        return _parsed(name, _command(name), given)()
     if name == "--version":
-        print(f"negmaml {__version__}")
+        say(f"negmaml {__version__}")
         return 0
     if name in ("", "-h", "--help"):
         print(_help())
@@ -77,19 +122,72 @@ def _called(arguments: list[str]) -> int:
     )
 
 
+def _parsed(name: str, command: Callable[..., int], given: list[str]) -> Callable[[], int]:
+    """The command with its arguments; prints the help or the error of the parser without boxes."""
+
+    @wraps(command)
+    def bound(*arguments, **options):
+        return partial(command, *arguments, **options)
+
+    text = TextIOWrapper(BytesIO(), encoding="utf-8")
+    try:
+        with redirect_stdout(text), redirect_stderr(text), _narrow():
+            return tyro.cli(bound, prog=f"negmaml {name}", args=given)
+    except SystemExit as stop:
+        text.seek(0)
+        shown = _unboxed(text.read(), titles=not stop.code)
+        if stop.code:
+            print(f"negmaml {name}: {printable(shown)}", file=sys.stderr)
+            return partial(int, 2)
+        say(f"{shown}\n\nexample:\n  negmaml {name} {EXAMPLES[name]}")
+        return partial(int, 0)
+
+
+@contextmanager
+def _narrow() -> Iterator[None]:
+    """Let the parser write help in one column of at most `WIDTH` characters."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(min(WIDTH, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _unboxed(text: str, titles: bool) -> str:
+    """The text of the parser without the lines of its boxes: they fill logs and confuse readers."""
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("╭"):
+            lines += ["", line.strip("╭─╮ ") + ":"] if titles else []
+        elif line.startswith("│"):
+            inner = line[1:-1].rstrip()
+            lines += [] if set(inner) <= {"─", " "} and inner else [f"  {inner[1:]}".rstrip()]
+        elif not line.startswith("╰"):
+            lines += textwrap.wrap(line, WIDTH - 2) if len(line) > WIDTH else [line.rstrip()]
+    # An option without a default shows its type only, in the same width.
+    found = re.sub(r"\{None\}\|(\S+)( ?)", lambda m: m[1] + 8 * m[2], "\n".join(lines))
+    found = re.sub(r"\s\(default:\s*(None)?\)", "", found)
+    return re.sub(r"\n{3,}", "\n\n", found if titles else re.sub("(?m)^  ", "", found)).strip()
+
+
 def _help() -> str:
     rows = "\n".join(f"  {name:11}{summary}" for name, (_, summary) in COMMANDS.items())
     return f"""usage: negmaml COMMAND ...
 
-{negmaml.__doc__}
+Meta-learning with inner learning rates of either sign, and the theory of them.
 
 {rows}
 
   negmaml COMMAND --help   the arguments of a command
   negmaml --version        the version
-  negmaml --tyro-print-completion bash   completions for a shell: bash, zsh or tcsh
+  negmaml --tyro-print-completion bash   completions: bash, zsh or tcsh
 
-A command returns 0, 1 if a check failed, 2 for wrong input, and 130 if it was interrupted."""
+Every command takes --json and --quiet. Exit codes: 0 done, 1 a check failed,
+2 wrong input, 130 interrupted, 143 terminated."""
 
 
 def _with_new_names(arguments: list[str]) -> list[str]:
@@ -116,7 +214,12 @@ def _command(name: str) -> Callable[..., int]:
     return getattr(module, name.replace("-", "_"))
 
 
-def info() -> int:
-    """Print versions, devices, dtype and precision."""
-    print_table(("what", "value"), provenance().items())
+def info(output: Output = TALKS) -> int:
+    """Print versions, devices, dtype and precision.
+
+    Args:
+        output: the form of the output.
+    """
+    if not output.record(provenance()):
+        print_table(("what", "value"), provenance().items(), "this installation")
     return 0

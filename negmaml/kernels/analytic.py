@@ -31,6 +31,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from negmaml._core.arrays import contract
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_choice, check_count, check_nonnegative
 from negmaml._core.deprecation import warn_renamed
 from negmaml._core.jit import jit_fast_compile
@@ -113,6 +114,7 @@ def _one_minus_cos(distance, radius_gap, scale):
     return jnp.where(one_minus_cos > 2 - 8 * eps, 2, one_minus_cos)
 
 
+@explain_calls
 def relu_network(
     depth: int, *, kind: str = "ntk", weight_variance=2.0, bias_variance=0.0
 ) -> ReLUNetwork:

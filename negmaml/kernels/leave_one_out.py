@@ -8,6 +8,7 @@ from jax import lax
 
 from negmaml._core.checks import check_optional
 from negmaml._core.deprecation import renamed_attribute
+from negmaml._core.display import add_fields_repr
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.meshes import any_mesh
 from negmaml._core.pytree import pytree
@@ -19,6 +20,7 @@ from negmaml.meta import Tasks
 from negmaml.rules import InnerRule
 
 
+@add_fields_repr
 @pytree
 class LeftOut:
     """Residuals of each task under the model that was trained on all others.

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_choice, check_optional
 from negmaml._core.deprecation import renamed_attribute
+from negmaml._core.display import add_fields_repr
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
 from negmaml._core.pytree import pytree, static
@@ -54,6 +55,7 @@ BLOCK_NUMBERS = 2**23  # of matrices G that an accelerator solves at once
 MANY_POINTS = 10_000
 
 
+@add_fields_repr
 @pytree
 class KernelModel:
     r"""A function in a kernel's space: model(x) = f_0(x) + sum_j k(x, points_j) weights_j.
@@ -140,6 +142,7 @@ class KernelModel:
         return _combined(cross(self.kernel, x, self.points), self.weights, start)
 
 
+@add_fields_repr
 @pytree
 class AdaptedModel:
     """A `KernelModel` after adapting: model(x) + k(x, support) weights."""

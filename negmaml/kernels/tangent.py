@@ -23,6 +23,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from negmaml._core.arrays import contract
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_callable
 from negmaml._core.settings import own_settings
 from negmaml.meta.lowrank import open_products, wide_weights
@@ -31,6 +32,7 @@ BLOCK_BYTES = 2**26  # of derivatives held at a time, for each of the two sets o
 BLOCK_ROWS = 1024
 
 
+@explain_calls
 def empirical_ntk(apply: Callable, params) -> Callable:
     r"""The tangent kernel of any JAX model at `params`: kernel(x1, x2), a matrix.
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from negmaml._core.arrays import cast, contract, working_dtype
+from negmaml._core.display import add_fields_repr
 from negmaml._core.keys import check_key
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, PRNGKeyArray
@@ -13,6 +14,7 @@ from negmaml.problem.covariance import apply_covariance, covariance_sqrt
 from negmaml.problem.model import MixedLinearRegression, check_problem
 
 
+@add_fields_repr
 class Data(NamedTuple):
     """Training and validation points of a set of tasks; all leaves lead with the task axis.
 

@@ -17,6 +17,7 @@ from jax import lax
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_array, check_nonnegative
 from negmaml._core.deprecation import renamed_attribute
+from negmaml._core.display import add_fields_repr
 from negmaml._core.factorisations import cpu_safe_vmap
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Bool, Float, ScalarLike
@@ -24,6 +25,7 @@ from negmaml.linear.cholesky import cholesky_solve, quadratic_form
 from negmaml.linear.system import OneStepSystem
 
 
+@add_fields_repr
 class MetaSolution(NamedTuple):
     """A minimiser of the meta-loss and whether it is accurate.
 

@@ -16,6 +16,7 @@ from typing import Any
 from jax.tree_util import Partial
 
 from negmaml._core.caller import warn_caller
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_choice, check_count, check_flag, check_optional
 from negmaml.meta import annealing as annealed
 from negmaml.meta import gradients
@@ -35,6 +36,7 @@ METHODS = ("mixed", "reverse", "remat", "low-rank")
 ValueAndGrad = Callable[[Any, Any], tuple[Any, Any]]
 
 
+@explain_calls
 def maml(
     loss: Loss,
     rule: InnerRule,
@@ -69,6 +71,7 @@ def maml(
     )  # fmt: skip
 
 
+@explain_calls
 def maml_value_and_grad(
     loss: Loss,
     rule: InnerRule,
@@ -175,6 +178,7 @@ def maml_value_and_grad(
     )  # fmt: skip
 
 
+@explain_calls
 def fomaml(
     loss: Loss,
     rule: InnerRule,
@@ -213,6 +217,7 @@ def fomaml(
     )  # fmt: skip
 
 
+@explain_calls
 def anil(
     loss: Loss,
     rule: InnerRule,
@@ -244,6 +249,7 @@ def anil(
     )  # fmt: skip
 
 
+@explain_calls
 def reptile(
     loss: Loss,
     rule: InnerRule,
@@ -278,6 +284,7 @@ def reptile(
     )  # fmt: skip
 
 
+@explain_calls
 def imaml(
     loss: Loss,
     rule: InnerRule,
@@ -320,6 +327,7 @@ def imaml(
     )  # fmt: skip
 
 
+@explain_calls
 def meta_sgd(
     loss: Loss,
     *,
@@ -351,6 +359,7 @@ def meta_sgd(
     )  # fmt: skip
 
 
+@explain_calls
 def maml_plus_plus(
     loss: Loss,
     *,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_finite, short_repr
 from negmaml._core.pytree import as_pytree, pytree
 from negmaml.meta import gradients
@@ -94,6 +95,7 @@ def maml_plus_plus(losses: LossPair, plan: Annealing, meta, state, tasks, weight
     return lax.cond(count < plan.second_order_from, first_order, second_order, meta)
 
 
+@explain_calls
 def maml_plus_plus_params(model: Any, *, rate: Any = 0.01, steps: int = 5) -> MetaSGDParams:
     r"""Return the parameters from which `maml_plus_plus` trains: `MetaSGDParams`.
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import (
     check_callable,
     check_choice,
@@ -35,6 +36,7 @@ from negmaml._core.checks import (
     check_optional,
     check_positive,
 )
+from negmaml._core.display import add_fields_repr
 from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key, is_typed_key
 from negmaml._core.meshes import any_mesh
@@ -71,6 +73,7 @@ from negmaml.rules import combine as combine_rule
 SIGNS = (1.0, -1.0)  # of the perturbation of the two members of an antithetic pair
 
 
+@explain_calls
 def evolution_strategies(
     objective: Callable[[Any, Any], Any],
     *,
@@ -118,6 +121,7 @@ def evolution_strategies(
     return Partial(Smoothed(samples, antithetic, batch_size, wrt), objective, _check_sigma(sigma))
 
 
+@explain_calls
 def persistent_evolution_strategies(
     loss: Loss,
     rule: InnerRule,
@@ -251,6 +255,7 @@ class Smoothed(NamedTuple):
         return found
 
 
+@add_fields_repr
 class PESState(NamedTuple):
     """Unfinished inner problems: of each pair of samples two particles, for every task.
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_count, short_repr
-from negmaml._core.display import Table, add_table_repr
+from negmaml._core.display import Table, add_fields_repr, add_table_repr
 from negmaml._core.memory import peak_bytes
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.model_variables import Variables
@@ -25,6 +26,7 @@ UNITS = {
 }  # fmt: skip
 
 
+@add_fields_repr
 class MemoryOption(NamedTuple):
     """A way to compute a meta-gradient, and its memory.
 
@@ -64,6 +66,7 @@ class MemoryPlan(NamedTuple):
         return Table(f"Estimated memory beside parameters, tasks and results{limit}", rows, columns)
 
 
+@explain_calls
 def memory_plan(value_and_grad: Any, params: Any, tasks: Any, *, budget: Any = None) -> MemoryPlan:
     r"""Return the estimated memory of a meta-gradient for each method, and the choice for a budget.
 

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from negmaml._core.checks import check_choice
-from negmaml._core.display import Table, add_table_repr, tree_text
+from negmaml._core.display import Table, add_fields_repr, add_table_repr, tree_text
 from negmaml._core.keys import is_typed_key, with_counter_based_keys
 from negmaml._core.pytree import (
     as_float_arrays,
@@ -46,6 +46,7 @@ from negmaml.rules import GradientDescent, Schedule, as_rule
 LINEN_STATE = {"batch_stats", "cache", "intermediates", "spectral_stats"}
 
 
+@add_fields_repr
 class Stateful(NamedTuple):
     """Parameters that train, and the state of the model that its loss updates.
 
@@ -68,6 +69,7 @@ class Stateful(NamedTuple):
     state: Any
 
 
+@add_fields_repr
 class MetaSGDParams(NamedTuple):
     """Meta-parameters of `meta_sgd`: a model and its inner learning rates.
 
@@ -97,6 +99,7 @@ class MetaSGDParams(NamedTuple):
         return GradientDescent(self.rate, max(counts, default=1))
 
 
+@add_fields_repr
 class ParamsAndRule(NamedTuple):
     """A model and the rule that adapts it, as the meta-parameters of an algorithm.
 
@@ -121,6 +124,7 @@ class ParamsAndRule(NamedTuple):
     rule: Any
 
 
+@add_fields_repr
 class PESParams(NamedTuple):
     """Meta-parameters of `persistent_evolution_strategies`, and its unfinished inner problems.
 

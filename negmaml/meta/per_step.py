@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_callable, check_count
-from negmaml._core.display import Table, add_table_repr, tree_text
+from negmaml._core.display import Table, add_fields_repr, add_table_repr, tree_text
 from negmaml._core.keys import is_typed_key
 from negmaml._core.pytree import pytree
 from negmaml.meta.model_variables import Form, OwnVariables, Variables, variables
 from negmaml.meta.stateful import StepCount
 
 
+@add_fields_repr
 class PerStepState(NamedTuple):
     """The states of all inner steps, stacked, and the number of the step that comes next."""
 
@@ -108,6 +110,7 @@ class PerStepForm(Form):
         return gradient.model, PerStepState(gradient.states, gradient.counter)
 
 
+@explain_calls
 def per_step_model(model: Any, steps: int) -> PerStepModel:
     r"""Return the model with a separate state for each of `steps` inner steps and for the query.
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_count, short_repr
 from negmaml.meta.algorithms import maml_value_and_grad
 from negmaml.meta.batching import as_tasks, leading_axis
@@ -14,6 +15,7 @@ from negmaml.meta.partition import Loss, check_loss, combine, freeze_mask, parti
 from negmaml.rules import InnerRule
 
 
+@explain_calls
 def warm_start(
     loss: Loss, rule: InnerRule, *, mask: Any, tasks: int = 1, **options: Any
 ) -> tuple[Callable, Callable]:

@@ -6,7 +6,9 @@ best negative rate. The baselines are a zero rate, the best positive rate, and t
 both in training and at test time. Each is computed without a ridge and with its best ridge.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +30,17 @@ POSITIVE = np.geomspace(0.05, 2, 7)
 RIDGES = np.geomspace(1e-3, 1e3, 13)  # in units of n_v m
 
 
-def payoff():
-    """Compute the maps as a labelled xarray.Dataset, in float64."""
+def payoff(report: Callable[[int, int], Any] = lambda done, total: None):
+    """Compute the maps as a labelled xarray.Dataset, in float64.
+
+    report: called with the number of maps that are done, and of all.
+    """
     import xarray as xr
 
     rows = RATIOS[:, None] * 0.98  # not n_v m = p, where the mean is infinite without ridge
     with jax.enable_x64(True):
         by_noise = _map(EXPONENTS[:, None], NOISES, N_T, N_V)
+        report(1, 2)
         by_data = _map(EXPONENT, NOISE, P * RATIOS, P * rows / M)
     parts = {
         f"{gain}_{name}": (("ridge", *dims), values)

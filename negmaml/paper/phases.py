@@ -5,6 +5,7 @@ error across p = n_v m; and the losses with a rate, a meta-ridge, both or neithe
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -53,13 +54,22 @@ def phases(key, runs: int = 400):
     return xr.Dataset(*contents(key, runs))
 
 
-def contents(key, runs: int) -> tuple[dict[str, tuple], dict[str, Any]]:
-    """Return the variables and coordinates of `phases`."""
+def contents(
+    key, runs: int, report: Callable[[int, int], Any] = lambda done, total: None
+) -> tuple[dict[str, tuple], dict[str, Any]]:
+    """Return the variables and coordinates of `phases`.
+
+    report: called with the number of parts that are done, and of all.
+    """
     key = check_key("key", key)
     if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
     with jax.enable_x64(True):
-        parts = _maps() | _descent(key, runs) | _ridge()
+        parts: dict[str, tuple] = {}
+        steps = (_maps, partial(_descent, key, runs), _ridge)
+        for done, step in enumerate(steps, 1):
+            parts |= step()
+            report(done, len(steps))
     coordinates = {
         "n_t_over_p": RATIOS,
         "rows_over_p": RATIOS,

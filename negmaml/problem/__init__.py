@@ -1,6 +1,6 @@
 """Mixed linear regression, and the exact mean effect of adaptation at finite size."""
 
-from negmaml._core.lazy import public_names
+from negmaml._core.lazy import public_names, suggesting
 from negmaml.problem.adapted_loss import Adapted as Adapted
 from negmaml.problem.adapted_loss import adapted as adapted
 from negmaml.problem.adapted_loss import expected_test_loss, filter_means, shrinkage
@@ -24,3 +24,4 @@ __all__ = [
 ]
 
 __dir__ = public_names(__name__)
+__getattr__ = suggesting(__name__)

@@ -34,6 +34,7 @@ import numpy as np
 from negmaml._core.arrays import contract, namespace, outer, stop_gradient, working_dtype
 from negmaml._core.checks import as_array, check_array, check_count
 from negmaml._core.deprecation import renamed_arguments
+from negmaml._core.display import add_fields_repr
 from negmaml._core.jit import is_concrete, on_host
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
@@ -154,6 +155,7 @@ def _require_no_preconditioner(rule: InnerRule) -> None:
         )
 
 
+@add_fields_repr
 class Adapted(NamedTuple):
     r"""The test loss after adaptation as a function of a few quadratic forms of e = omega - w0.
 

@@ -15,11 +15,13 @@ import numpy as np
 
 from negmaml._core.arrays import contract, working_dtype
 from negmaml._core.checks import as_array, check_finite, check_symmetric
+from negmaml._core.display import add_fields_repr
 from negmaml._core.factorisations import eigh
 from negmaml._core.jit import is_concrete
 from negmaml._core.settings import own_settings
 
 
+@add_fields_repr
 class Modes(NamedTuple):
     r"""A problem along the eigenvectors v_k of its input covariance Sigma; arrays of shape (p,).
 

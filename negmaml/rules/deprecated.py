@@ -26,7 +26,9 @@ def old_attribute(rule, name: str) -> Any:
     if name in MOVED:
         warn_renamed(f"{type(rule).__name__}.{name}", f"spectral().{MOVED[name]}", 4)
         return getattr(rule.spectral(), MOVED[name])
-    raise AttributeError(f"{type(rule).__name__!r} object has no attribute {name!r}")
+    text = f"{type(rule).__name__!r} object has no attribute {name!r}"
+    # With name and object Python suggests the nearest attribute.
+    raise AttributeError(text, name=name, obj=rule)
 
 
 def adopt_old_names(cls) -> None:

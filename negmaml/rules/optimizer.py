@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from negmaml._core.checks import check_count
+from negmaml._core.checks import check_count, short_repr
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.symmetry import iterates
@@ -54,7 +54,7 @@ class InnerOptimizer(InnerRule):
         if not isinstance(transformation, optax.GradientTransformation):
             raise TypeError(
                 "transformation must be an optax.GradientTransformation such as optax.sgd(0.1), "
-                f"got {transformation!r}"
+                f"got {short_repr(transformation)}{_call_hint(transformation)}"
             )
         object.__setattr__(self, "transformation", transformation)
         object.__setattr__(self, "steps", check_count("steps", steps))
@@ -192,3 +192,9 @@ def as_rule(name: str, rule) -> Any:
         if isinstance(rule, optax.GradientTransformation):
             return InnerOptimizer(rule)
     return check_rule(name, rule)
+
+
+def _call_hint(value) -> str:
+    """A hint for optax.adam, which is no transformation before it is called."""
+    name = getattr(value, "__name__", "")
+    return f"; call it, as in {name}(0.1)" if name.isidentifier() and callable(value) else ""

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from negmaml._core.display import add_fields_repr
+
 UNSOLVED = (
     "the inner problem was not solved on some task: values and meta-gradients there are not those "
     "of the rule; give it more steps, a larger tolerance or another strength, and see "
@@ -9,6 +11,7 @@ UNSOLVED = (
 )
 
 
+@add_fields_repr
 class SolveInfo(NamedTuple):
     """Convergence of the solver of an inner problem.
 
@@ -40,6 +43,7 @@ class SolveInfo(NamedTuple):
     negative_curvature: Any = False
 
 
+@add_fields_repr
 class Solution(NamedTuple):
     """The adapted parameters with information on the solver.
 

@@ -4,7 +4,7 @@ Functions that are registered under a name are attributes: `negmaml.sweeps.linea
 `negmaml.linear.LinearModel()`.
 """
 
-from negmaml._core.lazy import public_names
+from negmaml._core.lazy import missing_name, public_names
 from negmaml._core.registry import register, registered
 from negmaml.sweeps.api import sweep
 from negmaml.sweeps.functions import SweepFunction, named
@@ -36,4 +36,4 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> SweepFunction:
     if name in registered():
         return named(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise missing_name(__name__, name, [*__all__, *registered()])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.extras import require
 from negmaml._core.fingerprint import difference
 from negmaml.sweeps.dataset import dataset_of
@@ -94,6 +95,7 @@ class _Source:
         return [here[self.dims.index(i)] for i in range(len(here))]
 
 
+@explain_calls
 def merge(
     stores: Sequence[str | os.PathLike[str]],
     store: str | os.PathLike[str],
@@ -145,7 +147,7 @@ def merge(
         manifest, format=FORMAT, block=_block([s.manifest for s in sources], manifest)
     )
     check_writable(url)
-    with progress_reporter(progress, "merging") as tell, locked(url) as lock:
+    with progress_reporter(progress, "merge") as tell, locked(url) as lock:
         crashed = require_exclusive(url) or lock.previous_owner_crashed
         out = open_store(url, crashed)
         # The same call after an interruption finds the store that it created.

@@ -219,6 +219,26 @@ class Plan:
             "estimated time": f"at most {self.seconds:.1f} s, and compiling",
         }
 
+    def record(self) -> dict[str, Any]:
+        """The plan in plain numbers and texts."""
+        return {
+            "cells": self.grid.cells,
+            "sizes": dict(zip(self.grid.dims, self.grid.shape, strict=True)),
+            "shape_groups": self.groups,
+            "blocks": self.blocks,
+            "cells_of_a_block": math.prod(self.block),
+            "cells_of_a_batch": self.batch,
+            "bytes_of_a_batch": self.batch_bytes,
+            "bytes": self.nbytes,
+            "compile_seconds": self.compile_seconds,
+            "seconds": self.seconds,
+            "outputs": {
+                output.name: {"dtype": str(output.dtype), "sizes": dict(
+                    zip(output.dims, output.shape, strict=True))}
+                for output in self.outputs
+            },
+        }  # fmt: skip
+
     def _seed_rows(self) -> dict[str, str]:
         if self.reduction is None:
             return {}

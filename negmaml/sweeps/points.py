@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import did_you_mean
 from negmaml.sweeps.names import check_axis_name
 from negmaml.sweeps.parse import MAX_VALUES
@@ -18,6 +19,7 @@ FIELDS = ("low", "high", "scale", "integer")
 TRIES = 1000  # draws for each requested point, including draws of duplicates
 
 
+@explain_calls
 def random_points(n: int, *, seed: int = 0, **ranges: Any) -> list[dict[str, Any]]:
     """Draw random points for the axis `point` of a grid.
 

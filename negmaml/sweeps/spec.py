@@ -14,6 +14,7 @@ The fields are in FIELDS.
 """
 
 import re
+import textwrap
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -106,8 +107,9 @@ def read(
 
 
 def fields_text() -> str:
-    """The fields of a spec, one per line, for help texts."""
-    return "\n".join(f"- {name}: {text}" for name, text in FIELDS.items())
+    """The fields of a spec, an entry each, for help texts of 80 characters."""
+    texts = (f"- {name}: {text}" for name, text in FIELDS.items())
+    return "\n".join(textwrap.fill(t, 78, subsequent_indent="  ") for t in texts)
 
 
 def arguments(spec: Mapping[str, Any]) -> dict[str, Any]:

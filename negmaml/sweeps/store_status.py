@@ -1,11 +1,14 @@
 """Progress of a running or finished sweep, and the chunks that its store has lost."""
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.display import printable
 from negmaml.sweeps.description import description_of
 from negmaml.sweeps.lost import found_in, note
@@ -49,6 +52,20 @@ class Status:
             ("chunks lost", f"{len(self.lost):,}{'' if self.checked else ', contents not read'}"),
         ]
 
+    def record(self) -> dict[str, Any]:
+        """The status in plain numbers and texts."""
+        now = time.time()
+        workers = [
+            {"process": w.process, "worker": "/".join(map(str, w.index)), "blocks": w.blocks,
+             "seconds_since_heartbeat": max(0.0, now - w.heartbeat)}
+            for w in self.workers
+        ]  # fmt: skip
+        counts = ("cells", "cells_done", "blocks", "blocks_done", "claimed", "checked")
+        return {name: getattr(self, name) for name in counts} | {
+            "workers": workers,
+            "lost": dict(self.lost),
+        }
+
     def losses(self) -> list[str]:
         """A description of each lost chunk, up to `SHOWN`, and the number of the others."""
         listed = [f"{key} {fault}" for key, fault in list(self.lost.items())[:SHOWN]]
@@ -64,6 +81,7 @@ class Status:
         return "\n".join(map(printable, lines))
 
 
+@explain_calls
 def status(store: str | os.PathLike[str], *, check: bool = False) -> Status:
     """Report the progress of the sweep in a store, its lost chunks, and the workers that share it.
 

@@ -140,34 +140,54 @@ def quantity(dataset, expression: str):
 
 
 def rows(dataset) -> list[tuple[str, str]]:
-    """A summary: complete and non-finite cells, and the range of the mean of every variable."""
-    cells = int(np.prod([dataset.sizes[d] for d in dataset["finite"].dims]))
+    """A summary as (name, text): complete and non-finite cells, and the range of variables."""
+    known = record(dataset)
+    done, diverged = known["cells_done"], known["not_finite"]
+    found = [
+        ("cells done", f"{done:,} of {known['cells']:,}"),
+        ("not finite", f"{diverged:,} ({diverged / max(1, done):.2%})"),
+    ]
+    for name, about in known["variables"].items():
+        kind = dataset[name].dtype.kind
+        over_seeds = ", mean over seeds" if "seed" in dataset.dims else ""
+        if "share_true" in about:
+            found.append((f"{name}, share true", f"{about['share_true']:.4f}"))
+        else:
+            text = f"{about['min']:.5g} to {about['max']:.5g}"
+            found.append((f"{name}{', modulus' if kind == 'c' else over_seeds}", text))
+    if "wall_seconds" in known:
+        found.append(("wall time, s", f"{known['wall_seconds']:.1f}"))
+    return found
+
+
+def record(dataset) -> dict[str, Any]:
+    """The summary in plain numbers; the range of a variable is that of its mean over seeds."""
     finite = dataset["finite"].values
     done = (
         dataset["completed"].values > 0 if "completed" in dataset else np.ones(finite.shape, bool)
     )
-    diverged = int((done & ~finite).sum())
-    found: list[tuple[str, Any]] = [
-        ("cells done", f"{int(done.sum()):,} of {cells:,}"),
-        ("not finite", f"{diverged:,} ({diverged / max(1, done.sum()):.2%})"),
-    ]
-    for name, array in dataset.data_vars.items():
-        if name in ("completed", "finite"):
-            continue
-        if array.dtype == bool:
-            share = float(array.where(dataset["finite"]).mean())
-            found.append((f"{name}, share true", f"{share:.4f}"))
-        elif array.dtype.kind == "c":
-            size = abs(array.where(dataset["finite"]))
-            found.append(
-                (f"{name}, modulus", f"{float(size.min()):.5g} to {float(size.max()):.5g}")
-            )
-        else:
-            over = [d for d in array.dims if d != "seed"]
-            means, _ = mean(dataset, str(name), over)
-            text = f"{float(means.min()):.5g} to {float(means.max()):.5g}"
-            what = f"{name}, mean over seeds" if "seed" in dataset.dims else str(name)
-            found.append((what, text))
+    found = {
+        "cells": finite.size,
+        "cells_done": int(done.sum()),
+        "not_finite": int((done & ~finite).sum()),
+        "variables": {
+            str(name): _range(dataset, str(name))
+            for name in dataset.data_vars
+            if name not in ("completed", "finite")
+        },
+    }
     if "wall_seconds" in dataset.attrs:
-        found.append(("wall time, s", f"{dataset.attrs['wall_seconds']:.1f}"))
+        found["wall_seconds"] = float(dataset.attrs["wall_seconds"])
     return found
+
+
+def _range(dataset, name: str) -> dict[str, float]:
+    """The least and largest mean, or the share of cells that are true."""
+    array = dataset[name]
+    if array.dtype == bool:
+        return {"share_true": float(array.where(dataset["finite"]).mean())}
+    if array.dtype.kind == "c":
+        values = abs(array.where(dataset["finite"]))
+    else:
+        values, _ = mean(dataset, name, [d for d in array.dims if d != "seed"])
+    return {"min": float(values.min()), "max": float(values.max())}

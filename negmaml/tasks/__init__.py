@@ -1,6 +1,6 @@
 """Distributions of tasks: pytrees that return `negmaml.Tasks` for a random key."""
 
-from negmaml._core.lazy import public_names
+from negmaml._core.lazy import public_names, suggesting
 from negmaml.tasks.episodes import Episodes, split_classes
 from negmaml.tasks.folder import image_folder
 from negmaml.tasks.grouped import Grouped
@@ -21,3 +21,4 @@ __all__ = [
 ]
 
 __dir__ = public_names(__name__)
+__getattr__ = suggesting(__name__)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import (
     check_count,
     check_flag,
@@ -292,6 +293,7 @@ def oriented(image, turn):
     return jnp.where(turn % 2 == 1, jnp.rot90(image), image)
 
 
+@explain_calls
 def split_classes(labels, sizes: Sequence, *, key=None) -> tuple[np.ndarray, ...]:
     """Return disjoint sets of the classes in `labels`, for training, validation and test.
 

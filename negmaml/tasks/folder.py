@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_choice, check_count, short_repr
 from negmaml._core.extras import require
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
+@explain_calls
 def image_folder(path, *, size=None, mode: str = "RGB") -> tuple[np.ndarray, np.ndarray]:
     """Return (images, labels) of a folder with one folder of images for each class.
 

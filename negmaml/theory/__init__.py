@@ -7,6 +7,7 @@ from negmaml.theory.allocation import Allocation, best_allocation
 from negmaml.theory.api import test_loss, train_task_error, weight_error
 from negmaml.theory.features import FeatureMoments, feature_moments
 from negmaml.theory.optima import (
+    RatePair,
     best_adapt_rate,
     best_meta_ridge,
     best_rates,
@@ -26,6 +27,7 @@ __all__ = [
     "Allocation",
     "FeatureMoments",
     "Phase",
+    "RatePair",
     "best_adapt_rate",
     "best_allocation",
     "best_meta_ridge",

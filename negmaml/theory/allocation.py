@@ -20,6 +20,7 @@ import numpy as np
 from negmaml._core.arrays import cast
 from negmaml._core.checks import check_flag, check_nonnegative, check_optional, check_scalar
 from negmaml._core.convergence import warn_unless
+from negmaml._core.display import add_fields_repr
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.settings import own_settings
 from negmaml.problem.model import MixedLinearRegression, check_problem
@@ -35,6 +36,7 @@ FINE, ROUNDS = 5, 12  # points of an axis afterwards; each round halves the inte
 RIDGES = 1e-4, 1e4  # in units of n_v m
 
 
+@add_fields_repr
 class Allocation(NamedTuple):
     """The best way to spend a budget.
 

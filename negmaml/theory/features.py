@@ -38,6 +38,7 @@ import numpy as np
 
 from negmaml._core.checks import check_count, check_finite, short_repr
 from negmaml._core.deprecation import renamed_attribute
+from negmaml._core.display import add_fields_repr
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, ArrayLike, Float, ScalarLike
 from negmaml.problem.adapted_loss import Adapted
@@ -54,6 +55,7 @@ MIN_POINTS = 20  # with fewer, fourth moments in training are set to zero
 HALF_WEIGHT = 0.1
 
 
+@add_fields_repr
 class FeatureMoments(NamedTuple):
     """The moments of features that the theory needs, as arrays (p,) with eigenvalues descending.
 

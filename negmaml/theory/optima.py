@@ -7,14 +7,16 @@ other. With covariances it does, and the best gradient step at test time is foun
 
 import math
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax.numpy as jnp
 import numpy as np
 from jax import grad, lax
 
 from negmaml._core.arrays import canonicalize, namespace
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_count, check_optional
+from negmaml._core.display import add_fields_repr
 from negmaml._core.jit import is_concrete
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
@@ -31,6 +33,7 @@ from negmaml.theory.search import ImplicitArgmin, minimise, signed_grid, warn_un
 RIDGE_RANGE, RIDGE_POINTS = 1e6, 61
 
 
+@explain_calls
 def stationary_train_rates(p: int, n_t: int) -> tuple[float, float]:
     r"""Return (alpha_t^-, alpha_t^+), where Theorem 1's loss is stationary in the training rate.
 
@@ -149,6 +152,17 @@ def best_train_rate(
     return _best_parameter("best_train_rate", *objective)
 
 
+@add_fields_repr
+class RatePair(NamedTuple):
+    """The best parameters of the rules: train, adapt = best_rates(problem).
+
+    train: in meta-training. adapt: at test time.
+    """
+
+    train: Float[Array, ""]
+    adapt: Float[Array, ""]
+
+
 @named_options
 @own_settings
 def best_rates(
@@ -159,8 +173,8 @@ def best_rates(
     method: str = "proportional",
     meta_ridge: ScalarLike = 0.0,
     measure: str = "auto",
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return (best parameter in training, best parameter at test time), jointly.
+) -> RatePair:
+    """Return the best parameters in training and at test time, jointly.
 
     The best training rule does not depend on `adapt`, so the joint optimum is `best_train_rate`
     and then `best_adapt_rate` after it. Arguments and errors as there.
@@ -175,7 +189,7 @@ def best_rates(
     adapt = check_optional(check_filters, "adapt", adapt)
     options: dict[str, Any] = {"method": method, "meta_ridge": meta_ridge, "measure": measure}
     best = best_train_rate(problem, train, **options)  # with covariances, for the best step
-    return best, best_adapt_rate(problem, train.with_tunable(best), adapt, **options)
+    return RatePair(best, best_adapt_rate(problem, train.with_tunable(best), adapt, **options))
 
 
 @named_options

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from negmaml._core.arrays import cast, namespace
 from negmaml._core.checks import check_array, check_broadcast, short_repr
 from negmaml._core.deprecation import renamed_attribute
+from negmaml._core.display import add_fields_repr
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
 from negmaml._core.platform import DeviceSizes, with_plan
@@ -34,6 +35,7 @@ from negmaml.theory.search import minimise, signed_grid
 MAP_POINTS, MAP_ROUNDS, MAP_INTERVALS = 8, 3, 24  # in float32
 
 
+@add_fields_repr
 class Phase(NamedTuple):
     """The best parameter of every cell, with arrays of the shape of the grid.
 

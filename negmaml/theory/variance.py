@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from negmaml._core.checks import check_array, check_flag
 from negmaml._core.deprecation import renamed_attribute
+from negmaml._core.display import add_fields_repr
 from negmaml._core.settings import own_settings
 from negmaml._core.types import Array, Float, ScalarLike
 from negmaml.problem.model import MixedLinearRegression
@@ -23,6 +24,7 @@ from negmaml.theory.model import theory_model
 from negmaml.theory.options import named_options
 
 
+@add_fields_repr
 class StandardDeviation(NamedTuple):
     """Standard deviations over runs.
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_count, check_flag, check_optional
 from negmaml._core.display import tree_text
 from negmaml._core.paths import expanded
@@ -98,6 +99,7 @@ def _decoded(encoded: dict[str, Any], leaves: list):
     return NAMED[kind](*parts) if kind in NAMED else {"list": list, "tuple": tuple}[kind](parts)
 
 
+@explain_calls
 def load(path, like: Any = None, *, step: int | None = None, best: bool | None = None) -> Any:
     """Return the parameters of a checkpoint of `fit`, for testing or another use.
 

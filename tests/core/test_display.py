@@ -3,8 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import negmaml as nm
+from negmaml import theory
+from negmaml.linear import Data
+from negmaml.rules import Solution, SolveInfo
 from tests.internals import (
     Table,
     add_table_repr,
@@ -84,3 +89,79 @@ def test_a_value_that_is_no_key_raises_and_names_the_remedy(key):
         check_key("key", key)
     with pytest.raises(ValueError, match="vmap for several"):
         check_key("key", jax.random.split(jax.random.key(0), 3))
+
+
+LONG = jnp.linspace(-1.0, 1.0, 1000)
+PROBLEM = nm.MixedLinearRegression(p=6, m=2, n_t=3, n_v=2, n_r=3, sigma=0.5, nu=1.0)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (nm.GradientDescent(0.1), "GradientDescent(0.1)"),
+        (nm.GradientDescent(jnp.float32(-0.2), steps=3), "GradientDescent(-0.2, steps=3)"),
+        (nm.GradientDescent(np.array([0.5, -1])), "GradientDescent(array([0.5, -1.0]))"),
+        (nm.GradientDescent(LONG), "GradientDescent(<float32[1000], -1 to 1>)"),
+        (
+            nm.GradientDescent(nm.Schedule([0.1, 0.2]), 2),
+            "GradientDescent(Schedule(array([0.1, 0.2])), steps=2)",
+        ),
+        (
+            nm.GradientDescent({"a": jnp.ones((2, 3)), "b": 0.1}),
+            "GradientDescent({'a': <float32[2,3], 1 to 1>, 'b': 0.1})",
+        ),
+        (nm.Momentum(0.1, 0.9, 3), "Momentum(rate=0.1, momentum=0.9, steps=3)"),
+        (nm.Proximal(1.0, max_steps=9), "Proximal(1.0, max_steps=9)"),
+        (nm.InnerOptimizer(optax.sgd(0.1), 3), "InnerOptimizer(<optax.chain>, steps=3)"),
+        (
+            nm.Implicit(nm.GradientDescent(0.1), strength=2.0, linear_solver="cg"),
+            "Implicit(GradientDescent(0.1), strength=2.0, linear_solver='cg')",
+        ),
+        (PROBLEM, "MixedLinearRegression(p=6, m=2, n_t=3, n_v=2, n_r=3, sigma=0.5, nu=1.0)"),
+        (SolveInfo(True, 0.0, 3), "SolveInfo(converged=True, residual=0.0, steps=3, "
+         "negative_curvature=False)"),
+        (nm.ParamsAndRule({"w": LONG}, nm.GradientDescent(0.1)),
+         "ParamsAndRule(params={'w': <float32[1000], -1 to 1>}, rule=GradientDescent(0.1))"),
+        (theory.RatePair(jnp.float32(-0.5), jnp.float32(0.25)), "RatePair(train=-0.5, adapt=0.25)"),
+    ],
+)  # fmt: skip
+def test_objects_print_as_the_call_that_makes_them(value, text):
+    assert repr(value) == text
+
+
+def test_a_printed_call_without_long_arrays_can_be_evaluated():
+    names = {**vars(nm), "GradientDescent": nm.GradientDescent, "Proximal": nm.Proximal}
+    names |= {"Schedule": nm.Schedule, "array": np.array, "Momentum": nm.Momentum}
+    names["MixedLinearRegression"] = nm.MixedLinearRegression
+    rules = [nm.GradientDescent(nm.Schedule([0.1, -0.2]), 2), nm.Momentum(0.1, -0.5, 3, True)]
+    for value in (PROBLEM, nm.Proximal(0.5, tolerance=1e-3), *rules):
+        jax.tree.map(np.testing.assert_array_equal, eval(repr(value), names), value)
+
+
+def test_results_print_shapes_and_ranges_and_a_table_in_a_notebook():
+    data = Data(*(jnp.ones((40, 50, 6)) * i for i in range(4)))
+    assert repr(data).splitlines()[:2] == ["Data", "  X_t  <float32[40,50,6], 0 to 0>"]
+    solved = Solution({"w": LONG, "b": LONG}, SolveInfo(True, 0.0, 3))
+    assert len(repr(solved)) < 300 and "1000" in repr(solved)
+    pair = theory.RatePair(jnp.float32(-0.5), jnp.float32(0.25))
+    for value in (data, solved, pair):
+        assert value._repr_html_().count("<tr>") == len(value)
+    train, adapt = pair
+    assert (float(train), float(adapt)) == (-0.5, 0.25)
+
+
+def test_everything_prints_inside_a_trace_and_without_its_numbers():
+    def printed(x):
+        for make in (nm.GradientDescent, nm.Schedule, nm.Proximal, lambda x: theory.Phase(x, x, x)):
+            assert "<float32[3], traced>" in repr(make(x))
+        return x
+
+    jax.eval_shape(printed, jnp.ones(3))
+    deleted = nm.GradientDescent(jnp.ones(9))
+    deleted.rate.delete()
+    assert repr(deleted) == "GradientDescent(<float32[9]>)"
+    assert "key<fry>[]" in repr(nm.Stateful(jax.random.key(0), {}))
+    assert (
+        repr(nm.MetaSGDParams(object(), None)) == "MetaSGDParams(params=<object object>, rate=None)"
+    )
+    assert repr(nm.GradientDescent(np.array([0.1] * 7 + [2]))).endswith("0.1 to 2>)")

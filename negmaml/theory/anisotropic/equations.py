@@ -28,11 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.arrays import contract, namespace
+from negmaml._core.display import add_fields_repr
 from negmaml._core.factorisations import inverse
 from negmaml._core.settings import own_settings
 from negmaml.rules.pencil import Pencil
 
 
+@add_fields_repr
 class FourthMoments(NamedTuple):
     """Covariances of the squared components x_k^2/s_k of inputs, less those of Gaussian inputs.
 
