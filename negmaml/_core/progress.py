@@ -32,7 +32,8 @@ class ProgressLog(Progress):
         self.work, self.unit, self.clock, self.text = work, unit, clock, "starting"
         self.started = clock()
         # (time, parts done) at the first and at the latest report: a resumed run starts with some.
-        self.first = self.latest = None
+        self.first: tuple[float, int] | None = None
+        self.latest: tuple[float, int] | None = None
         self.total = 0
 
     def __call__(self, done: int, total: int) -> None:

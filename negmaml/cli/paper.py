@@ -4,7 +4,7 @@ import json
 import threading
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -144,12 +144,14 @@ def gain_map(out: Path = Path("gain_map"), output: Output = TALKS) -> int:
         with plotting.atomic_write(path) as partial:
             dataset.to_netcdf(partial, engine="scipy")
         paths = [*plotting.save(figures.payoff(dataset), folder, "gain_map"), path]
-    rows = [
-        (name, ridge, *(float((dataset[f"{what}_{name}"].sel(ridge=ridge) > 0.01).mean())
-                        for what in ("over_zero", "over_same")))
-        for name in ("noise", "data")
-        for ridge in ("none", "best")
-    ]  # fmt: skip
+    rows: list[tuple[str, str, float, float]] = []
+    for name in ("noise", "data"):
+        for ridge in ("none", "best"):
+            over_zero, over_same = (
+                float((dataset[f"{what}_{name}"].sel(ridge=ridge) > 0.01).mean())
+                for what in ("over_zero", "over_same")
+            )
+            rows.append((name, ridge, over_zero, over_same))
     columns = "map", "ridge", "over rate 0", "over the same rate"
     names = "map", "ridge", "over_zero", "over_same"
     found = [dict(zip(names, row, strict=True)) for row in rows]
@@ -186,7 +188,7 @@ def _print_agreement(
     results: dict[str, dict[str, Panel]], title: str, paths: list[Path], output: OutputOptions
 ) -> None:
     """Print the best rates and the gaps in test loss of all panels."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name, panels in results.items():
         for letter, rate in (("a", "alpha_r"), ("b", "alpha_t")):
             panel = panels[letter]

@@ -66,6 +66,7 @@ def contents(
         raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
     with jax.enable_x64(True):
         parts: dict[str, tuple] = {}
+        steps: tuple[Callable[[], dict[str, tuple]], ...]
         steps = (_maps, partial(_descent, key, runs), _ridge)
         for done, step in enumerate(steps, 1):
             parts |= step()
