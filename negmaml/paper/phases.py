@@ -65,12 +65,11 @@ def contents(
     if check_count("runs", runs) < 2:
         raise ValueError(f"runs must be at least 2 for a standard error, got {runs!r}")
     with jax.enable_x64(True):
-        parts: dict[str, tuple] = {}
-        steps: tuple[Callable[[], dict[str, tuple]], ...]
-        steps = (_maps, partial(_descent, key, runs), _ridge)
-        for done, step in enumerate(steps, 1):
-            parts |= step()
-            report(done, len(steps))
+        parts = _maps()
+        report(1, 3)
+        parts |= _descent(key, runs)
+        report(2, 3)
+        parts |= _ridge()
     coordinates = {
         "n_t_over_p": RATIOS,
         "rows_over_p": RATIOS,
