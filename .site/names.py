@@ -7,7 +7,7 @@ import reference
 from areas import AREAS, title_of_page
 from docutils import nodes
 from latex2mathml.converter import convert
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import desc, pending_xref
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
@@ -27,7 +27,9 @@ class LinkNames(SphinxPostTransform):
             if any(isinstance(above, NO_LINK) for above in _ancestors(literal)):
                 continue
             text = literal.astext()
-            if text in names:
+            if member := _member(text, literal):
+                link = _name_link(member, self.env.docname)
+            elif text in names:
                 link = _name_link(names[text], self.env.docname)
             elif text.startswith("negmaml ") and text.split()[1:] in [[name] for name in COMMANDS]:
                 link = _command_link(text.split()[1], self.app)
@@ -47,6 +49,17 @@ def _ancestors(node: nodes.Node) -> Any:
     while node.parent is not None:
         node = node.parent
         yield node
+
+
+def _member(text: str, literal: nodes.literal) -> str | None:
+    """The full name of a member that the docstring of its class or of another member names."""
+    described = {
+        above[0]["ids"][0]
+        for above in _ancestors(literal)
+        if isinstance(above, desc) and above[0]["ids"]
+    }
+    classes = (entry for entry in reference.entries() if entry.name in described)
+    return next((f"{entry.name}.{text}" for entry in classes if text in entry.members), None)
 
 
 def _local(docname: str) -> dict[str, str]:

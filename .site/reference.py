@@ -1,11 +1,10 @@
 """Pages of the reference, generated from the `__all__` of each public area."""
 
 import ast
-import dataclasses
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import docstrings
+import signatures
 from areas import AREAS, ROOT, Area
 
 
@@ -133,18 +133,12 @@ def _arguments_and_members(modules: frozenset[str] | None = None) -> set[str]:
 def source_of(name: str) -> tuple[str, int, int] | None:
     """File in the repository, first and last line of the object of a full name."""
     found = _objects().get(name)
-    node = _node(_described(found))
+    node = signatures.node_of(signatures.described(found))
     if node is None:
         return None
-    path = Path(inspect.getsourcefile(_described(found))).resolve().relative_to(ROOT)
+    path = Path(inspect.getsourcefile(signatures.described(found))).resolve().relative_to(ROOT)
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     return str(path), first, node.end_lineno
-
-
-def _described(found: Any) -> Any:
-    """The class, or the function below a property, a method and decorators."""
-    found = getattr(found, "fget", None) or getattr(found, "func", found)
-    return inspect.unwrap(getattr(found, "__func__", found))
 
 
 @cache
@@ -181,25 +175,38 @@ def page(area: Area) -> str:
     )
 
 
+def areas_table() -> str:
+    """The areas with the first lines of their docstrings."""
+    return _rows(
+        (
+            f":doc:`{area.module} </{area.page}>`",
+            inspect.getdoc(importlib.import_module(area.module)),
+        )
+        for area in AREAS
+    )
+
+
 def _table(listed: list[Entry]) -> str:
-    if not listed:
-        return ""
-    rows = "\n".join(
-        f"   * - :py:obj:`{entry.name.removeprefix('negmaml.')} <{entry.name}>`\n"
-        f"     - {docstrings.summary(entry.doc)}"
+    return _rows(
+        (f":py:obj:`{entry.name.removeprefix('negmaml.')} <{entry.name}>`", entry.doc)
         for entry in listed
     )
-    return f".. list-table::\n   :class: summary\n   :widths: auto\n\n{rows}"
+
+
+def _rows(described: Iterable[tuple[str, str]]) -> str:
+    """A table of links, and of the first lines of the docstrings they lead to."""
+    rows = "\n".join(f"   * - {link}\n     - {docstrings.summary(doc)}" for link, doc in described)
+    return f".. list-table::\n   :class: summary\n   :widths: auto\n\n{rows}" if rows else ""
 
 
 def _entry(entry: Entry) -> str:
     found, module = entry.found, entry.name.rpartition(".")[0]
     kind, signature = _kind(found), ""
     if kind in ("class", "function"):
-        signature = _signature(found)
+        signature = signatures.signature(found)
     options = f"   :module: {module}\n"
     if kind == "data":
-        options += f"   :value: {_shortened(repr(found))}\n"
+        options += f"   :value: {signatures.shortened(repr(found))}\n"
     parts = [_bases(found), docstrings.to_rst(entry.doc, _linked(_types(entry)))]
     parts += [f":guide-of:`{entry.name}`"] if entry.area.guide else []
     parts += [_member(entry, name, value, module) for name, value in entry.members.items()]
@@ -228,10 +235,10 @@ def _member(entry: Entry, name: str, value: Any, module: str) -> str:
         value = value.__func__
     doc = docstrings.to_rst(_member_doc(value))
     if callable(value) and not isinstance(value, type):
-        head = f".. py:method:: {name}{_signature(value, bound=True)}"
+        head = f".. py:method:: {name}{signatures.signature(value, bound=True)}"
     else:
         head = f".. py:property:: {name}"
-        returns = _function(value).returns
+        returns = signatures.function_of(value).returns
         if returns is not None:
             options += f"   :type: {ast.unparse(returns)}\n"
     return f"{head}\n{options}\n{indent(doc, '   ')}"
@@ -246,130 +253,9 @@ def _member_doc(value: Any) -> str:
     return "" if doc.startswith("Deprecated name") else doc
 
 
-def _signature(found: Any, bound: bool = False) -> str:
-    """Signature with annotations and defaults as the source has them, which is shortest."""
-    if isinstance(found, type):
-        return f"({', '.join(_class_arguments(found))})"
-    function = _function(found)
-    arguments = _arguments(function)[1 if bound and _takes_self(function) else 0 :]
-    returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
-    return f"({', '.join(arguments)}){returns}"
-
-
-def _takes_self(function: ast.FunctionDef) -> bool:
-    names = [arg.arg for arg in (*function.args.posonlyargs, *function.args.args)]
-    return names[:1] in (["self"], ["cls"])
-
-
-def _class_arguments(cls: type) -> list[str]:
-    for base in cls.__mro__:
-        made = vars(base).get("__init__")
-        if inspect.isfunction(made) and made.__code__.co_filename != "<string>":
-            return _arguments(_function(made))[1:] if _node(made) else []
-        if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields"):
-            return list(_field_arguments(cls))
-    return []
-
-
-def _field_arguments(cls: type) -> Iterator[str]:
-    kinds = _annotations(cls)
-    if hasattr(cls, "_fields"):
-        for name in cls._fields:
-            default = f" = {cls._field_defaults[name]!r}" if name in cls._field_defaults else ""
-            yield f"{name}: {kinds.get(name, 'Any')}{default}"
-        return
-    keyword_only = False
-    for made in dataclasses.fields(cls):
-        if not made.init:
-            continue
-        if made.kw_only and not keyword_only:
-            keyword_only = True
-            yield "*"
-        yield f"{made.name}: {kinds.get(made.name, 'Any')}{_default(made)}"
-
-
-def _default(made: dataclasses.Field) -> str:
-    if made.default is not dataclasses.MISSING:
-        return f" = {_shortened(repr(made.default))}"
-    return " = ..." if made.default_factory is not dataclasses.MISSING else ""
-
-
-def _annotations(cls: type) -> dict[str, str]:
-    kinds: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        node = _node(base)
-        kinds |= {
-            part.target.id: re.sub(r"^ClassVar\[(.*)\]$", r"\1", ast.unparse(part.annotation))
-            for part in (node.body if node else ())
-            if isinstance(part, ast.AnnAssign)
-        }
-    return kinds
-
-
-def _arguments(function: ast.FunctionDef) -> list[str]:
-    """The arguments one by one; `ast.unparse` of all in one text would need a parser."""
-    given = function.args
-    names = [*given.posonlyargs, *given.args]
-    defaults = [None] * (len(names) - len(given.defaults)) + given.defaults
-    listed = [_argument(*pair) for pair in zip(names, defaults, strict=True)]
-    if given.posonlyargs:
-        listed.insert(len(given.posonlyargs), "/")
-    if given.vararg or given.kwonlyargs:
-        listed.append("*" + (_argument(given.vararg) if given.vararg else ""))
-    listed += map(_argument, given.kwonlyargs, given.kw_defaults)
-    return listed + ([f"**{_argument(given.kwarg)}"] if given.kwarg else [])
-
-
-def _argument(arg: ast.arg, default: ast.expr | None = None) -> str:
-    kind = f": {ast.unparse(arg.annotation)}" if arg.annotation else ""
-    value = "" if default is None else (" = " if kind else "=") + ast.unparse(default)
-    return f"{arg.arg}{kind}{value}"
-
-
-def _function(found: Any) -> ast.FunctionDef:
-    node = _node(_described(found))
-    if not isinstance(node, ast.FunctionDef):
-        raise TypeError(f"the source of {found!r} is no function; found {node!r}")
-    return node
-
-
-def _node(found: Any) -> ast.FunctionDef | ast.ClassDef | None:
-    """The definition of a class or a function of the package in its source."""
-    if not getattr(found, "__module__", "").startswith("negmaml"):
-        return None
-    return _definitions(inspect.getsourcefile(found)).get(found.__qualname__)
-
-
-@cache
-def _definitions(file: str) -> dict[str, Any]:
-    """All classes, functions and methods of a module by their qualified names."""
-    found = {}
-
-    def visit(node: ast.AST, prefix: str) -> None:
-        for part in ast.iter_child_nodes(node):
-            if isinstance(part, (ast.ClassDef, ast.FunctionDef)):
-                found[prefix + part.name] = part
-            if isinstance(part, ast.ClassDef):
-                visit(part, f"{prefix}{part.name}.")
-            elif isinstance(part, ast.If):
-                visit(part, prefix)
-
-    visit(ast.parse(Path(file).read_text()), "")
-    return found
-
-
 def _types(entry: Entry) -> dict[str, str]:
-    """The annotations of the arguments or fields of an object by their names."""
-    kind = _kind(entry.found)
-    if kind not in ("class", "function"):
-        return {}
-    function = not isinstance(entry.found, type)
-    listed = _arguments(_function(entry.found)) if function else _class_arguments(entry.found)
-    types = {} if function else _annotations(entry.found)
-    for argument in listed:
-        name, _, annotation = argument.partition(": ")
-        types[name.partition("=")[0].lstrip("*")] = annotation.partition(" = ")[0]
-    return types
+    described = _kind(entry.found) in ("class", "function")
+    return signatures.types(entry.found) if described else {}
 
 
 def _linked(types: dict[str, str]) -> dict[str, str]:
@@ -408,8 +294,3 @@ def _comment(module: str, name: str) -> str:
         first -= 1
     above = " ".join(line.lstrip("# ") for line in lines[first:at])
     return above or lines[at].partition("  # ")[2]
-
-
-def _shortened(text: str) -> str:
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)
-    return text if len(text) <= 60 else "..."

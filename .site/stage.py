@@ -154,8 +154,13 @@ def _reference_index() -> str:
     pages = [Path(area.page).name for area in AREAS] + ["commands"]
     listed = "\n".join(f"   {page}" for page in pages)
     title = "Public names"
-    text = "One page for each area. Names that are not listed here may change without notice."
-    return f"{title}\n{'=' * len(title)}\n\n{text}\n\n.. toctree::\n   :maxdepth: 1\n\n{listed}\n"
+    text = (
+        "One page for each area, and :doc:`one for the command line <commands>`. "
+        "Names that are not listed may change without notice."
+    )
+    head = f"{title}\n{'=' * len(title)}\n\n{text}"
+    contents = f".. toctree::\n   :maxdepth: 1\n   :hidden:\n\n{listed}\n"
+    return f"{head}\n\n{reference.areas_table()}\n\n{contents}"
 
 
 def _all_but_pictures(folder: str, names: list[str]) -> list[str]:
