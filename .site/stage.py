@@ -18,6 +18,8 @@ from areas import AREAS, PAGES, ROOT, source_url, title_of_page
 
 # Blocks of code, and code in a line that looks like a link.
 CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]*\]\([^`\n]*`)", re.DOTALL | re.MULTILINE)
+# The order of the tutorials; others follow.
+ORDER = ("first_ten_minutes", "pupils_in_schools", "own_model", "cluster_sweep")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -44,12 +46,14 @@ def stage(folder: Path) -> None:
 
 
 def tutorials() -> list[Path]:
-    """The notebooks of the package, the first steps first."""
-    found = ROOT.glob("negmaml/examples/**/*.ipynb")
-    return sorted(
-        (path for path in found if ".ipynb_checkpoints" not in path.parts),
-        key=lambda path: (not path.stem.startswith("first"), path.stem),
-    )
+    """The notebooks of the package, from the first steps to the largest study."""
+    found = [
+        path
+        for path in ROOT.glob("negmaml/examples/**/*.ipynb")
+        if ".ipynb_checkpoints" not in path.parts
+    ]
+    known = [path for name in ORDER for path in found if path.stem == name]
+    return known + sorted(path for path in found if path not in known)
 
 
 def rewrite(text: str, source: str, page: str) -> str:
