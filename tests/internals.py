@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401
 
-from negmaml._core import jit, plotting, taylor
+from negmaml._core import jit, plotting, progress, taylor
 from negmaml._core.arrays import canonicalize, contract, namespace, stop_gradient
 from negmaml._core.checks import short_repr
 from negmaml._core.convergence import warn_unless

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -28,3 +30,17 @@ def _missing(package: str, extra: str) -> MissingExtraError:
     return MissingExtraError(
         f"{package} is needed here and not installed; pip install 'negmaml[{extra}]'"
     )
+
+
+def name_missing_extra(extra: str, packages: Sequence[str]) -> None:
+    """Let this program end with the name of the extra if one of its packages is missing."""
+    before = sys.excepthook
+
+    def end(kind, error, trace) -> None:
+        package = (getattr(error, "name", None) or "").partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package in packages:
+            print(_missing(package, extra), file=sys.stderr)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = end

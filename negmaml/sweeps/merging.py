@@ -113,7 +113,7 @@ def merge(
         stores: paths or URLs of stores, finished or not; they are only read.
         store: path or URL of the result; the same call resumes an interrupted merge. Its blocks
             have along each dim the largest size of any of the stores.
-        progress: True shows a bar (needs rich: pip install "negmaml[cli]"); a function is called as
+        progress: True shows a bar on a terminal, or lines in a log; a function is called as
             progress(cells visited, cells in all) after every block.
 
     Returns the dataset, with `completed`, read lazily.

@@ -154,9 +154,16 @@ def best_train_rate(
 
 @add_fields_repr
 class RatePair(NamedTuple):
-    """The best parameters of the rules: train, adapt = best_rates(problem).
+    """The best parameters of both rules, from `best_rates`; unpacks as a pair.
 
-    train: in meta-training. adapt: at test time.
+    Attributes:
+        train: the best parameter of the rule of meta-training.
+        adapt: the best parameter of the rule at test time.
+
+    >>> problem = MixedLinearRegression(p=60, m=3, n_t=30, n_v=2, n_r=20, sigma=1.0, nu=0.5)
+    >>> train, adapt = best_rates(problem)
+    >>> bool(train < 0 < adapt)
+    True
     """
 
     train: Float[Array, ""]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.display import shape_text
-from negmaml._core.extras import require
+from negmaml._core.progress import shown_progress
 from negmaml._core.settings import unusual_settings
 from negmaml.training import checkpoint
 from negmaml.training.batches import Batches
@@ -235,15 +235,11 @@ def _pad(steps: int, rows):
 
 @contextlib.contextmanager
 def _bar(steps: int):
-    """Yield a function (steps done, loss, whether the run continues) that moves a progress bar."""
-    rich = require("rich.progress", "cli")
-    first = rich.Progress.get_default_columns()[:2]
-    with rich.Progress(*first, rich.MofNCompleteColumn(), rich.TimeRemainingColumn()) as bar:
-        task = bar.add_task("meta-training", total=steps)
+    """Yield a function (steps done, loss, whether the run continues) that shows the progress."""
+    with shown_progress("fit", "steps") as report:
 
         def move(done: int, loss, running: bool):
-            ending = "" if running else ", stopped"
-            text = f"meta-training, loss {float(loss):.4g}{ending}"
-            bar.update(task, completed=done, description=text)
+            report.stage(f"loss {float(loss):.4g}{'' if running else ', stopped'}")
+            report(done, steps)
 
         yield move

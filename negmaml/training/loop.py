@@ -138,7 +138,8 @@ def fit(
         resume: "strict" resumes only a checkpoint of this computation, "any" also one of another
             optimizer, loss or key whose arrays have the same shapes. It warns of the differences,
             and converts float32 to float64 or back. More steps are always fine.
-        progress: whether to show a progress bar. Needs rich: pip install "negmaml[cli]".
+        progress: whether to show the progress on stderr: a bar on a terminal or in a notebook (with
+            rich installed), lines in a log.
 
     Returns `FitResult`. A run that stops as not finite returns the parameters of the last finite
     loss, and warns, except inside jit and vmap. `optax.apply_if_finite` is taken into account: a

@@ -7,16 +7,14 @@ import subprocess
 import sys
 import time
 
-from negmaml._core import progress as module
-from tests.internals import ProgressLog, duration, shown_progress
+from tests.internals import ProgressLog, duration, progress, shown_progress
 
 
 def test_a_line_has_the_share_the_time_and_an_estimate():
     now = [0.0]
     log = ProgressLog("sweep", "cells", lambda: now[0])
-    log.stage("compiling")
     now[0] = 35.0
-    assert log.line() == "sweep: compiling, 0:00:35 elapsed"
+    assert log.line() == "sweep: starting, 0:00:35 elapsed"
     log(400, 1000)  # resumed with 400 cells
     assert log.line() == "sweep: 400 of 1,000 cells (40%), 0:00:35 elapsed"
     now[0] = 95.0
@@ -26,6 +24,8 @@ def test_a_line_has_the_share_the_time_and_an_estimate():
     assert log.line().endswith("about 0:04:50 left")
     log(1000, 1000)
     assert log.line() == "sweep: 1,000 of 1,000 cells (100%), 0:01:45 elapsed"
+    log.stage("loss 0.3")
+    assert log.line() == "sweep: 1,000 of 1,000 cells (100%), loss 0.3, 0:01:45 elapsed"
     assert duration(3600 * 30 + 61) == "30:01:01"
 
 
@@ -33,7 +33,7 @@ def test_lines_appear_while_the_work_reports_nothing_and_never_for_short_work(ca
     with shown_progress("sweep", "cells") as report:
         report(1, 2)
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(module, "FIRST_LINE", 0.01)
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.01)
     with shown_progress("sweep", "cells") as report:
         report.stage("compiling")
         time.sleep(0.2)
@@ -41,7 +41,7 @@ def test_lines_appear_while_the_work_reports_nothing_and_never_for_short_work(ca
     out, err = capsys.readouterr()
     assert not out and err.splitlines() == [
         "sweep: compiling, 0:00:00 elapsed",
-        "sweep: 2 of 2 cells (100%), 0:00:00 elapsed",
+        "sweep: 2 of 2 cells (100%), compiling, 0:00:00 elapsed",
     ]
 
 
