@@ -15,6 +15,7 @@ PACKAGE = Path(negmaml.__file__).parent
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
+    if path.parent != PACKAGE / "examples/notebooks"  # these run when they are imported
 }
 
 # The folders that each folder may import besides itself. Theory never imports linear, nor linear

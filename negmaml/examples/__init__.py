@@ -8,6 +8,7 @@
     python -m negmaml.examples.equinox_model     and on an Equinox module
     python -m negmaml.examples.distillation      ten images that train a classifier of digits
     python -m negmaml.examples.training_sweep    a random search whose cells are meta-trainings
+    python -m negmaml.examples.notebooks FOLDER  copy notebooks with explanations into a folder
 
 Every one takes --help, and --steps and --seeds to run small. They need the extra "examples".
 """
