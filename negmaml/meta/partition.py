@@ -50,7 +50,7 @@ def partition(tree, mask):
     """
     if mask is None:
         return tree, jax.tree.map(lambda _: None, tree)
-    if callable(mask):
+    if _is_filter(mask):
         mask = jax.tree_util.tree_map_with_path(lambda path, x: bool(mask(names_of(path), x)), tree)
     # A flag of a prefix applies to all leaves below it.
     try:
@@ -74,12 +74,18 @@ def combine(first, second):
     )
 
 
+def _is_filter(mask) -> bool:
+    """True for a function; a module of booleans, as of Equinox, is a mask though it has a call."""
+    is_node = not jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
+    return callable(mask) and (isinstance(mask, jax.tree_util.Partial) or not is_node)
+
+
 def freeze_mask(name: str, mask) -> Any:
     """Return a mask as (structure, flags), which can be hashed; raise unless some flag is True.
 
     A function is returned as it is.
     """
-    if callable(mask):
+    if _is_filter(mask):
         return mask
     flags, structure = jax.tree.flatten(mask)
     if not flags or not all(isinstance(flag, bool | np.bool_) for flag in flags):

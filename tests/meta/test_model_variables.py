@@ -214,6 +214,18 @@ def test_a_filter_of_nnx_is_a_mask():
     assert np.isfinite(value) and np.any(gradient["first"]["kernel"][...] != 0)
 
 
+def test_a_module_of_booleans_is_a_mask_though_it_can_be_called():
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+    mask = eqx.tree_at(lambda m: m.bias, jax.tree.map(lambda _: False, model), True)
+    loss = lambda model, x: jnp.sum(model(x) ** 2)  # noqa: E731
+    adapted = nm.adapt(loss, model, jnp.ones(1), nm.GradientDescent(0.1), mask=mask)
+    assert adapted.weight == model.weight and adapted.bias != model.bias
+    nm.anil(loss, nm.GradientDescent(0.1), mask)(
+        model, nm.Tasks(jnp.ones((2, 1)), jnp.ones((2, 1)))
+    )
+
+
 def test_a_function_of_path_and_leaf_is_a_mask_of_any_pytree():
     params = {"a": jnp.ones(2), "head": [jnp.ones(2)]}
     loss = lambda p, x: jnp.sum(p["a"] * p["head"][0] * x)  # noqa: E731
