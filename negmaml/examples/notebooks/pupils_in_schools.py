@@ -142,9 +142,9 @@ assert low < 0 < high and advice.train_rate == 0
 # %% [markdown]
 # ## Does it hold?
 #
-# The file was made for this notebook, by `negmaml.examples.pupils`. So we can have sixty more schools,
-# which nobody has in practice. Each model adapts to the first 2, 4, 6 or 8
-# pupils of a school and predicts those from the ninth on.
+# The file was made for this notebook, by `negmaml.examples.pupils`. So we can have sixty more
+# schools, which nobody has in practice. Each model adapts to the first 2, 4, 6 or 8 pupils of a
+# school and predicts those from the ninth on.
 
 # %%
 models = {name: advice.model(name) for name in colors}
