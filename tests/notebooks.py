@@ -18,6 +18,8 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+from tests.conftest import quick_flags
+
 FOLDER = Path(__file__).parents[1] / "negmaml/examples/notebooks"
 NAMES = "first_ten_minutes", "pupils_in_schools", "own_model", "cluster_sweep"
 METADATA = {
@@ -78,6 +80,8 @@ def main():
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # committed figures are those of a laptop
+    if options.check:
+        os.environ.setdefault("XLA_FLAGS", quick_flags())
     for name in options.names:
         start = time.perf_counter()
         notebook = executed(name)
