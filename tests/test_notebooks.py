@@ -1,5 +1,6 @@
 """The notebooks are written from their scripts, which run, and are fit for readers."""
 
+import re
 import runpy
 import warnings
 
@@ -48,7 +49,7 @@ def test_a_notebook_can_be_read(name):
     assert first.source.startswith("# ") and "**At the end you can**" in first.source
     assert "## Next steps" in rest[-1].source
     for cell in rest:
-        assert cell.cell_type != "code" or len(cell.source.splitlines()) <= 16, cell.source
+        assert cell.cell_type != "code" or len(re.findall(r"^.+$", cell.source, re.M)) <= 16
     assert [*broken_links(FOLDER / f"{name}.ipynb")] == []
 
 
@@ -73,7 +74,7 @@ def test_the_notebooks_can_be_copied_and_nothing_is_overwritten(tmp_path):
     from negmaml.examples.notebooks.__main__ import main
 
     assert [path.stem for path in main(str(tmp_path / "mine"))] == sorted(NAMES)
-    with pytest.raises(ValueError, match="'cluster_sweep.ipynb' yet"):
+    with pytest.raises(ValueError, match=r"'cluster_sweep\.ipynb' yet"):
         main(str(tmp_path / "mine"))
 
 

@@ -11,8 +11,12 @@
 # %% [markdown]
 # # A study of many cells: from a laptop to a cluster
 #
-# **At the end you can** evaluate a function of your own over a grid and many seeds, kill it and
-# resume it, share it among the jobs of a cluster, and take the result to pandas.
+# **At the end you can**
+#
+# - evaluate a function of your own over a grid and many seeds;
+# - kill and resume it;
+# - share it among the jobs of a cluster;
+# - take the result to pandas.
 #
 # **You need** JAX, and to have seen a job script. `pip install ".[all]"` in a copy of the
 # repository.
@@ -25,6 +29,7 @@ import inspect
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 # Every process of this notebook keeps its compiled programs here, for the others.
@@ -64,7 +69,13 @@ def meta_error(key, tasks, noise, rate):
 
 # %%
 grid = {"tasks": [3, 15], "noise": [0.3, 1.0, 3.0], "rate": np.linspace(-2.0, 1.0, 13).tolist()}
-study = dict(seeds=100, common_random_numbers=["rate"])  # all rates meet the same data
+sweep = partial(
+    nm.sweep,
+    meta_error,
+    seeds=100,
+    block=1300,  # cells that are computed and stored at once
+    common_random_numbers=["rate"],  # all rates meet the same data
+)
 
 # %% [markdown]
 # `tasks` is an integer that sets a shape, so that each of its values is compiled on its own. The
@@ -83,7 +94,7 @@ def interrupt(done, total):
 
 
 try:
-    nm.sweep(meta_error, grid, store="study.zarr", block=1300, progress=interrupt, **study)
+    sweep(grid, store="study.zarr", progress=interrupt)
 except KeyboardInterrupt as stop:
     print("interrupted;", *stop.__notes__)
 print(nm.sweeps.status("study.zarr"))
@@ -92,14 +103,14 @@ print(nm.sweeps.status("study.zarr"))
 # The same call resumes it, and computes only the other blocks:
 
 # %%
-blocks = []
+blocks: list[tuple[int, int]] = []
 
 
 def count(done, total):
     blocks.append((done, total))
 
 
-result = nm.sweep(meta_error, grid, store="study.zarr", block=1300, progress=count, **study)
+result = sweep(grid, store="study.zarr", progress=count)
 print("cells done after each block:", blocks)
 print(dict(result.error.sizes))
 assert blocks[0][0] > 1300 and blocks[-1] == (7800, 7800) and result.finite.all()
@@ -139,8 +150,7 @@ print(*Path("study.csv").read_text().splitlines()[:3], sep="\n")
 # seeds while they are computed, and stores nothing else:
 
 # %%
-few = grid | {"tasks": 3}
-reduced = nm.sweep(meta_error, few, reduce={"seed": ["mean", "sem"]}, **study)
+reduced = sweep(grid | {"tasks": 3}, reduce={"seed": ["mean", "sem"]})
 print(dict(reduced.error_mean.sizes))
 assert np.allclose(reduced.error_mean, mean.sel(tasks=3), rtol=1e-3)
 
@@ -155,7 +165,7 @@ imports = "import jax\nimport jax.numpy as jnp\n\n\n"
 Path("study.py").write_text(imports + inspect.getsource(meta_error))
 spec = f"""\
 function = "study:meta_error"
-seeds = {study["seeds"]}
+seeds = 100
 common_random_numbers = ["rate"]
 block = 1300
 
@@ -173,14 +183,11 @@ print(spec)
 
 # %%
 command = [sys.executable, "-m", "negmaml", "sweep", "spec.toml", "--store", "shared.zarr"]
-workers = [
-    subprocess.Popen(
-        [*command, "--worker", f"{k}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    for k in (1, 2)
-]
-for worker in workers:
-    assert worker.wait() == 0, worker.stderr.read()
+with open("workers.log", "w") as log:
+    workers = [
+        subprocess.Popen([*command, "--worker", f"{k}/2"], stdout=log, stderr=log) for k in (1, 2)
+    ]
+assert all(worker.wait() == 0 for worker in workers)
 print(nm.sweeps.status("shared.zarr"))
 
 # %% [markdown]
@@ -188,7 +195,7 @@ print(nm.sweeps.status("shared.zarr"))
 # blocks or workers.
 
 # %%
-shared = nm.sweep(meta_error, grid, store="shared.zarr", block=1300, **study)
+shared = sweep(grid, store="shared.zarr")
 assert np.array_equal(shared.error, result.error)
 
 # %% [markdown]
@@ -213,8 +220,7 @@ print(script)
 # different seeds, perhaps of different clusters, can be merged later, by `negmaml merge` or here:
 
 # %%
-more = study | {"seeds": range(100, 200)}
-nm.sweep(meta_error, grid, store="more.zarr", block=1300, **more)
+sweep(grid, seeds=range(100, 200), store="more.zarr")
 merged = nm.sweeps.merge(["study.zarr", "more.zarr"], "all.zarr")
 print(dict(merged.error.sizes))
 assert merged.sizes["seed"] == 200

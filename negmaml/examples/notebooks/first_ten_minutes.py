@@ -11,9 +11,11 @@
 # %% [markdown]
 # # First ten minutes: rates of either sign
 #
-# **At the end you can** say why a step in the *wrong* direction may improve meta-training, predict
-# the best rates of a linear model without training anything, differentiate them, and meta-train
-# a small network.
+# **At the end you can**
+#
+# - say why a step in the *wrong* direction may improve meta-training;
+# - predict the best rates of a linear model without training anything, and differentiate them;
+# - meta-train a small network.
 #
 # **You need** NumPy, and to have heard of MAML. `pip install ".[all]"` in a copy of the repository.
 #

@@ -11,9 +11,11 @@
 # %% [markdown]
 # # Your own model and your own tasks
 #
-# **At the end you can** meta-train a model of Flax, Equinox or plain JAX on tasks of your own,
-# choose an algorithm and its rates by a fair test, resume and load the run, and report its result
-# with error bars.
+# **At the end you can**
+#
+# - meta-train a model of Flax, Equinox or plain JAX on tasks of your own;
+# - resume and load a run;
+# - choose an algorithm and its rates by a fair test, with error bars.
 #
 # **You need** JAX, and a model whose loss is a function of parameters and data.
 # `pip install ".[all,examples]"` in a copy of the repository.
@@ -166,6 +168,7 @@ def test(params, rule):
     return nm.evaluate(jax.random.key(2), params, loss, rule, patients, episodes=1000)
 
 
+# %%
 variables = nnx.state(model, nnx.Param)
 rates = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.03), variables)
 learned = train(nm.meta_sgd(loss, steps=3), nm.MetaSGDParams(model, rates))
@@ -200,7 +203,7 @@ for name in ("FOMAML", "Meta-SGD"):
 
 # %%
 flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(learned.rate)])
-bins = np.linspace(-2, 5, 36)
+bins = np.linspace(-2, 5, 36).tolist()
 figure, axis = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
 below, above = flat[flat < 0], flat[flat >= 0]
 axis.hist(below, bins, color=NEGATIVE, label=f"{len(below)} negative rates")

@@ -11,9 +11,12 @@
 # %% [markdown]
 # # Pupils in schools: from an untidy file to predictions for a new school
 #
-# **At the end you can** read a file of rows in groups as it is, decide how to predict for a new
-# group from a few of its rows, say by how much that is better than the usual choices, and save the
-# model.
+# **At the end you can**
+#
+# - read a file of rows in groups as it is;
+# - decide how to predict for a new group from a few of its rows;
+# - say by how much that is better than the usual choices;
+# - save the model, and use it on another file.
 #
 # **You need** Python and a little pandas. `pip install ".[all,examples]"` in a copy of the
 # repository.
