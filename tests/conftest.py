@@ -1,5 +1,6 @@
 """Settings for every test, and the two dtypes."""
 
+import gc
 import os
 import shutil
 from importlib.metadata import entry_points
@@ -54,6 +55,8 @@ def pytest_configure(config):
     JAX names what it keeps by a hash of the program, the flags, the versions and the machine.
     Workers and processes inherit the variable; `pytest --cache-clear` begins anew.
     """
+    # Traced programs are millions of objects that stay: looking for garbage among them is rare.
+    gc.set_threshold(50_000, 20, 100)
     # XLA reads them with its first program. `XLA_FLAGS= pytest` keeps the defaults, and so do
     # accelerators, whose plugins would obey some of them.
     if "XLA_FLAGS" not in os.environ and not entry_points(group="jax_plugins"):

@@ -30,6 +30,7 @@ def test_it_runs_small_without_an_accelerator(capsys):
     assert "run / limit" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_every_row_can_be_traced_and_has_work():
     import accelerator
 

@@ -135,14 +135,16 @@ def test_shapes_are_train_then_adapt_then_runs(train_shape, adapt_shape, evaluat
 
 
 class TestSharedRandomness:
-    # One and two runs at a time, and as accelerators do; all by default.
+    # One and two runs at a time, and as accelerators do.
     @pytest.mark.parametrize(
-        "plan", [RunPlan((7, 1, 1), 0), RunPlan((4, 2, 1), 4), RunPlan((2, 1, 4), 2)]
+        ("shape", "panel"), mostly_slow([((7, 1, 1), 0), ((4, 2, 1), 4), ((2, 1, 4), 2)], 1)
     )
-    def test_first_runs_of_a_longer_simulation_are_those_of_a_shorter(self, x64, set_plan, plan):
+    def test_first_runs_of_a_longer_simulation_are_those_of_a_shorter(
+        self, x64, set_plan, shape, panel
+    ):
         train = nm.GradientDescent(RATES)
         short = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, runs=3)
-        set_plan(plan)
+        set_plan(RunPlan(shape, panel))
         long = nm.simulate(KEY, PROBLEMS["over"], train, ADAPT, runs=7)
         for here, there in zip(short[:2], long[:2], strict=True):
             np.testing.assert_allclose(here, there[..., :3], rtol=1e-10)
@@ -288,7 +290,7 @@ POINT = {"train": -0.3, "adapt": 0.2, "sigma": 0.5, "nu": 0.7, "start": 0.4, "me
 class TestDerivatives:
     """Derivatives of the mean test loss at one key against differences."""
 
-    @pytest.mark.parametrize("ridge", [0.0, 0.5])
+    @pytest.mark.parametrize("ridge", mostly_slow([0.0, 0.5], 1))
     @pytest.mark.parametrize(
         ("name", "steps"),
         [("over", 1), ("under", 1), ("near", 1), pytest.param("under", 2, marks=pytest.mark.slow)],

@@ -13,7 +13,13 @@ FIELDS = {"sigma": 0.5, "nu": 0.8, "w0": 0.3, "omega0": -0.4, "meta_ridge": 0.7}
 STEPS = {"train_steps": 2, "adapt_steps": 3, "spectrum": "power", "exponent": 0.6}
 
 
-@pytest.mark.parametrize("more", [{}, STEPS], ids=["one step", "steps of coloured inputs"])
+MORE = [
+    pytest.param({}, id="one step", marks=pytest.mark.slow),
+    pytest.param(STEPS, id="steps of coloured inputs"),
+]
+
+
+@pytest.mark.parametrize("more", MORE)
 def test_a_cell_with_every_field_is_a_run_of_simulate(more, x64):
     point = SIZES | FIELDS | more
     key = jax.random.key(5)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import negmaml as nm
+from tests.helpers import mostly_slow
 
 RNG = np.random.default_rng(0)
 WAYS, WIDTH, INPUTS = 3, 6, 4
@@ -129,7 +130,7 @@ def test_every_way_to_the_meta_gradient_agrees(x64):
 
 
 @pytest.mark.parametrize("shots", (1, 5))
-@pytest.mark.parametrize("strength", (-0.02, 0.4))
+@pytest.mark.parametrize("strength", mostly_slow((-0.02, 0.4), 0))
 def test_ridge_is_the_proximal_point_of_a_squared_loss_on_the_head(x64, shots, strength):
     def squared(params, data):
         x, labels = data
@@ -285,7 +286,7 @@ def of_stateful():
     return nm.Stateful(PARAMS, jnp.zeros(INPUTS)), features_of, classify, "head"
 
 
-@pytest.mark.parametrize("kind", (of_nnx, of_linen, of_equinox, of_stateful))
+@pytest.mark.parametrize("kind", mostly_slow((of_nnx, of_linen, of_equinox, of_stateful), 0))
 def test_heads_of_models_of_every_kind(kind):
     model, features_of, classify, head = kind()
     stateful = isinstance(model, nm.Stateful)

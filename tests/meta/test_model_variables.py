@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import negmaml as nm
+from tests.helpers import mostly_slow
 
 linen, nnx = pytest.importorskip("flax.linen"), pytest.importorskip("flax.nnx")
 flax_core = pytest.importorskip("flax.core")
@@ -161,7 +162,7 @@ class Scaled(Module):
         return self.scale[...] * super().__call__(x)
 
 
-@pytest.mark.parametrize("trained", [Scale, [nnx.Param, Scale]])
+@pytest.mark.parametrize("trained", mostly_slow([Scale, [nnx.Param, Scale]], 1))
 def test_variables_that_train_need_not_be_parameters(trained):
     module = Scaled(nnx.Rngs(0))
     graph, params, rest = nnx.split(module, trained, ...)

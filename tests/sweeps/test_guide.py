@@ -67,6 +67,7 @@ def test_the_lines_for_slurm_run_workers_as_its_jobs(tmp_path, monkeypatch):
     np.testing.assert_allclose(stored["test_loss"], here["test_loss"], rtol=1e-5)
 
 
+@pytest.mark.slow  # workers as those of the SLURM jobs above
 def test_the_lines_for_a_worker_on_each_gpu_share_a_sweep(tmp_path):
     (lines,) = (text for text in TEXT if "CUDA_VISIBLE_DEVICES" in text)
     with socket.socket() as free:

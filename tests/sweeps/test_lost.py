@@ -204,7 +204,7 @@ def test_a_store_in_memory_is_looked_after_too(made):
     files.rm("/lost", recursive=True)
 
 
-@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("last", mostly_slow([True, False], 1))
 def test_chunks_of_an_extension_of_whole_axes_are_looked_after(last, tmp_path):
     """A chunk of the values that were added: cells keep the values from before."""
     path = tmp_path / "x.zarr"

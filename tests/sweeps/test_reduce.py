@@ -15,6 +15,7 @@ import xarray as xr
 import negmaml as nm
 from negmaml import cli
 from negmaml.sweeps import StoreError, SweepFunction
+from tests.helpers import mostly_slow
 from tests.internals import load, reduce, summary
 
 ALL = {"seed": ["mean", "var", "std", "sem", "count", "min", "max"]}
@@ -50,7 +51,10 @@ def expected(cells, name):
     return {**center, "count": count, **bounds}
 
 
-@pytest.mark.parametrize("seeds", [1, 100, [5, 1, 2, 9, 7], range(1, 300, 3), 2100])
+SEEDS = [1, 100, [5, 1, 2, 9, 7], range(1, 300, 3), 2100]
+
+
+@pytest.mark.parametrize("seeds", mostly_slow(SEEDS, 0, 3))
 def test_statistics_are_those_of_all_cells(seeds):
     reduced, cells = swept(seeds), swept(seeds, reduce=None)
     assert set(reduced.dims) == {"sigma", "rates"}
@@ -90,7 +94,8 @@ def test_values_that_are_not_finite_are_left_out_and_counted():
 
 
 @pytest.mark.parametrize(
-    ("center", "spread"), [(0.0, 1.0), (1e5, 1.0), (1e30, 1e25), (-1e-30, 1e-30)]
+    ("center", "spread"),
+    mostly_slow([(0.0, 1.0), (1e5, 1.0), (1e30, 1e25), (-1e-30, 1e-30)], 1, 2),
 )
 def test_float32_is_accurate_far_from_zero(center, spread):
     def shifted(key, x):
@@ -105,7 +110,7 @@ def test_float32_is_accurate_far_from_zero(center, spread):
     assert found["y_std"] >= 0
 
 
-@pytest.mark.parametrize("seeds", [300, 5000])
+@pytest.mark.parametrize("seeds", mostly_slow([300, 5000], 1))
 def test_rounding_of_means_does_not_enter_the_variance(seeds):
     # Numbers near 1e6 are 0.06 apart in float32, as far as most values are from each other.
     def shifted(key, x):

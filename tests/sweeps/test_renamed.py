@@ -8,6 +8,7 @@ import xarray as xr
 
 import negmaml as nm
 from negmaml.sweeps import merge, plan, prepare, status
+from tests.helpers import mostly_slow
 from tests.internals import WorkerRecord, description_of, spec, summary
 from tests.internals import description_MANIFEST as MANIFEST
 from tests.sweeps.script import GRID, SEEDS, function
@@ -95,7 +96,7 @@ def to_format(number, path):
     (path / "zarr.json").write_text(json.dumps(root))
 
 
-@pytest.mark.parametrize(("number", "worker"), [(3, None), (3, (1, 1)), (4, None)])
+@pytest.mark.parametrize(("number", "worker"), mostly_slow([(3, None), (3, (1, 1)), (4, None)], 0))
 def test_a_store_of_an_earlier_format_is_read_resumed_extended_and_merged(number, worker, tmp_path):
     path, expected = tmp_path / "x.zarr", nm.sweep(function, GRID, SEEDS)
     partly = GRID | {"scale": GRID["scale"][:2]}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
+from tests.helpers import mostly_slow
 from tests.internals import runner
 
 
@@ -32,7 +33,7 @@ def address(**point):
 
 
 @pytest.mark.parametrize("seeds", [[7, 0, 2**32 - 1], range(3, 9, 2)])
-@pytest.mark.parametrize("block", [None, 1, 5])
+@pytest.mark.parametrize("block", mostly_slow([None, 1, 5], 2))
 def test_the_key_of_a_cell_is_that_of_its_address(seeds, block):
     found = nm.sweep(described, GRID, seeds, root_seed=3, vectorized=["rates"], block=block)
     carries = 0

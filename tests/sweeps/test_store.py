@@ -17,6 +17,7 @@ import xarray as xr
 
 import negmaml as nm
 from negmaml.sweeps import StoreError
+from tests.helpers import mostly_slow
 from tests.internals import load, planning
 from tests.internals import store as stores
 from tests.sweeps.script import GRID, SEEDS, chunk_count, function
@@ -336,7 +337,7 @@ def test_rates_of_the_linear_model_lengthen(tmp_path):
     assert_same(result, nm.sweep(nm.sweeps.linear, longer, 5))
 
 
-@pytest.mark.parametrize("at", [1, 8])
+@pytest.mark.parametrize("at", mostly_slow([1, 8], 0))
 def test_an_extension_of_whole_axes_goes_on_where_it_was_cut(tmp_path, at):
     options = WHOLE | {"store": str(tmp_path / "x.zarr")}
     nm.sweep(products, SHORT, 3, block=2, **options)

@@ -14,6 +14,7 @@ from numcodecs import Zstd
 
 import negmaml as nm
 from negmaml.sweeps import StoreError, merge
+from tests.helpers import mostly_slow
 from tests.internals import (
     MAX_BLOCKS,
     MAX_CELLS,
@@ -102,7 +103,7 @@ PICKLED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["seed", "total", "new", "scale"])
+@pytest.mark.parametrize("name", mostly_slow(["seed", "total", "new", "scale"], 1))
 def test_an_array_of_the_older_format_is_never_opened(name, store, tmp_path):
     """Its filters are those of numcodecs, one of which unpickles, with some versions of it."""
     (store / name).mkdir(exist_ok=True)
@@ -318,7 +319,10 @@ def test_a_huge_file_is_not_read(store):
         nm.sweeps.status(store)
 
 
-@pytest.mark.parametrize("what", ["total", "total/c", "total/c/0", "zarr.json", "scale/zarr.json"])
+LINKED = ["total", "total/c", "total/c/0", "zarr.json", "scale/zarr.json"]
+
+
+@pytest.mark.parametrize("what", mostly_slow(LINKED, 2, 3))
 def test_links_in_a_store_are_not_followed(what, store, tmp_path):
     outside = tmp_path / "outside"
     shutil.move(store / what, outside)
