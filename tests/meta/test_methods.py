@@ -402,6 +402,9 @@ def test_a_rule_with_a_solve_of_its_own_is_differentiated_through_it(x64):
         traced(nm.reptile(plain, rule))
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10, 2), reason="older JAX fails in its own error for nested loops"
+)
 def test_a_loop_without_a_reverse_mode_derivative_raises():
     def looped(x):
         return lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]
