@@ -103,6 +103,7 @@ from negmaml.paper.reproduce import (
     FIXED_INDEX,
     PROBLEMS,
     RATES,
+    Panel,
     _best_by_parabola,
     best_on_grid,
     contents,

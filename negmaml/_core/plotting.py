@@ -9,7 +9,7 @@ All colours are those of Okabe and Ito, which the colour-blind can tell apart.
 """
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -66,9 +66,25 @@ def panels(
 
 
 def set_finding(axis, text: str, width: int | None = None) -> None:
-    """Set the title of a panel, which states its finding, wrapped to `width` characters."""
+    """Set the title of a panel, which states its finding, with lines of at most `width`."""
     width = width or int(120 / axis.get_subplotspec().get_gridspec().ncols - 8)
-    axis.set_title("\n".join(textwrap.wrap(text, width)), loc="left")
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, width)]
+    axis.set_title("\n".join(lines), loc="left")
+
+
+def number(value: float, digits: str = ".3g") -> str:
+    """Format a number with the minus sign that matplotlib has at ticks."""
+    return f"{value:{digits}}".replace("-", "\N{MINUS SIGN}")
+
+
+def share_legend(figure, columns: int, axes: Iterable[Any] = ()) -> None:
+    """Add one legend for `axes`, or all panels, below them, with an entry for each label."""
+    found: dict[str, Any] = {}
+    for axis in axes or figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    place = "outside lower center" if figure.get_layout_engine() else "lower center"
+    figure.legend(found.values(), found.keys(), loc=place, ncols=columns)
 
 
 def literal(text: str) -> str:
@@ -84,15 +100,15 @@ def sign_color(value: float) -> str:
 def line_colors(values: Sequence[Any]) -> list[Any]:
     """Return a colour for the line of each value of a hue.
 
-    Numbers on both sides of zero have the colours of their signs, the darker the further from zero.
-    All other values have colours without a meaning.
+    If any is negative, each has the colour of its sign, the darker the further from zero. Others
+    have colours without a meaning, many numbers those of a map in their order.
     """
     try:
         numbers = [float(value) for value in values]
     except ValueError:  # names
         numbers = []
     if not any(x < 0 for x in numbers):
-        return [SERIES[i % len(SERIES)] for i in range(len(values))]
+        return _plain_colors(len(values))
     sides = {sign: sorted({abs(x) for x in numbers if sign * x > 0}) for sign in (-1, 1)}
 
     def color(x):
@@ -104,6 +120,14 @@ def line_colors(values: Sequence[Any]) -> list[Any]:
         return signed_map()(0.5 * (1 - depth if x < 0 else 1 + depth))
 
     return [color(x) for x in numbers]
+
+
+def _plain_colors(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    if count <= len(SERIES):
+        return list(SERIES[:count])
+    return [colormaps["viridis"](i / count) for i in range(count)]
 
 
 @cache

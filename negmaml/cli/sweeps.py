@@ -214,9 +214,7 @@ def heatmap(
         label = f"best {argmin}" if argmin else f"mean {value}"
         # xarray may order dims otherwise; the image has a row for each y.
         means = means.transpose(up.dims[0], across.dims[0])
-        figure = figures.heat_map(
-            across.values, up.values, means.values, (x, y, label), bool(argmin)
-        )
+        figure = figures.heat_map(across.values, up.values, means.values, (x, y, label))
         paths = plotting.save(figure, path.parent, path.name)
     return _drawn(paths, output)
 
@@ -245,14 +243,14 @@ def curves(
         dataset = summary.select(summary.load(store), _pairs(select))
         across, value = summary.quantity(dataset, x), summary.variable(dataset, value)
         means, errors = summary.mean(dataset, value, [across.dims[0], *([hue] if hue else [])])
-        lines = {}
+        lines, values = {}, means[hue].values.tolist() if hue else ()
         for i in range(means.sizes[hue] if hue else 1):
             at = {hue: i} if hue else {}
             held = means[hue].values[i] if hue else 0
             # Static axes may hold strings, which have no number format.
             held = held if isinstance(held, str) else f"{held:g}"
             lines[f"{hue} = {held}" if hue else ""] = means.isel(at).values, errors.isel(at).values
-        figure = figures.curves(across.values, lines, (x, f"mean {value}"))
+        figure = figures.curves(across.values, lines, (x, f"mean {value}"), values)
         paths = plotting.save(figure, path.parent, path.name)
     return _drawn(paths, output)
 

@@ -42,6 +42,7 @@ class Panel(NamedTuple):
     curve_rates, curve: the theory.
     predicted, found, found_error: the best rate by theory, by simulation, and the standard
         error of the latter.
+    theorem: Theorem 1 or 2 of the paper at `curve_rates`, None where there is none.
     """
 
     rates: np.ndarray
@@ -51,6 +52,7 @@ class Panel(NamedTuple):
     predicted: float
     found: float
     found_error: float
+    theorem: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -112,7 +114,7 @@ def _compile(name: str, key, best_train, runs: int, evaluation: str):
 
 def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel]:
     """Run the simulation and extract both panels."""
-    curves, best_adapt, best_train = prediction
+    curves, theorems, best_adapt, best_train = prediction
     # The simulation runs in float32; sums over its runs do not.
     losses = np.asarray(simulation().test_loss, np.float64)
     panel_a = losses[FIXED_INDEX, :, : losses.shape[-1] // 10]
@@ -121,21 +123,23 @@ def _panels(prediction, simulation: Callable[[], Simulation]) -> dict[str, Panel
     # Panel a is a parabola in alpha_r, so all its points fit the optimum; panel b is not.
     found_a = with_jackknife(partial(_best_by_parabola, RATES), panel_a)
     found_b = with_jackknife(partial(best_on_grid, search), losses[RATES.size :, FIXED_INDEX])
-    return {
-        "a": Panel(RATES, panel_a, CURVE_RATES, curves[0], float(best_adapt), *found_a),
-        "b": Panel(RATES, panel_b, CURVE_RATES, curves[1], float(best_train), *found_b),
-    }
+    a = RATES, panel_a, CURVE_RATES, curves[0], float(best_adapt), *found_a, theorems[0]
+    b = RATES, panel_b, CURVE_RATES, curves[1], float(best_train), *found_b, theorems[1]
+    return {"a": Panel(*a), "b": Panel(*b)}
 
 
 def _predict(problem):
-    """Compute both theory curves and the best rates."""
+    """Compute both theory curves, those of the paper's theorem, and the best rates."""
     fixed, varied = GradientDescent(FIXED_RATE), GradientDescent(CURVE_RATES)
     curves = (
         theory.test_loss(problem, fixed, varied),
         theory.test_loss(problem, varied, fixed),
     )
+    theorem = theory.overparameterized if problem.overparameterized else theory.underparameterized
+    theorems = theorem(problem, FIXED_RATE, CURVE_RATES), theorem(problem, CURVE_RATES, FIXED_RATE)
     best_adapt = theory.best_adapt_rate(problem, fixed)
-    return np.stack(curves), best_adapt, theory.best_train_rate(problem, fixed)
+    best_train = theory.best_train_rate(problem, fixed)
+    return np.stack(curves), np.stack(theorems), best_adapt, best_train
 
 
 def _search_rates(predicted):
@@ -199,6 +203,9 @@ def contents(experiments: dict[str, dict[str, Panel]]) -> tuple[dict[str, tuple]
         losses = np.array([pair[letter].losses for pair in experiments.values()], np.float32)
         note = {"long_name": f"test loss of single runs over {varied}"}
         variables[f"loss_{letter}"] = (("problem", "rate", f"run_{letter}"), losses, note)
+    if all(panel.theorem is not None for pair in panels for panel in pair):
+        note = {"long_name": "Theorem 1 (p > n_v m) or 2 (p < n_v m) of Bernacchia 2021"}
+        variables["theorem"] = (*variables["theory"][:1], each(lambda x: x.theorem), note)
     coordinates: dict[str, Any] = {
         "problem": list(experiments),
         "panel": ["a", "b"],

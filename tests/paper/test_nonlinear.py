@@ -43,7 +43,8 @@ def test_runs_are_drawn_and_stored_like_the_linear_ones():
     assert to_dataset(panels, {}).sizes["problem"] == 1
     figure = figures.reproduction(panels, points="networks", curve="exact")
     labels = figure.axes[1].get_legend_handles_labels()[1]
-    assert labels == ["exact", "networks"]
+    assert labels[:1] == ["exact"] and "networks, ± standard error" in labels
+    assert "theorem" not in to_dataset(panels, {})
 
 
 def test_labels_have_mean_zero_over_tasks():

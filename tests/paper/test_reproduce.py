@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from negmaml import theory
 from tests.internals import (
     CURVE_RATES,
     PROBLEMS,
@@ -103,10 +104,22 @@ def test_figure_shows_every_point_and_curve(results):
     figure = figures.reproduction(results)
     assert len(figure.axes) == 4
     for axis in figure.axes:
-        curve, points = axis.lines[0], axis.containers[0]
-        assert len(curve.get_xdata()) == CURVE_RATES.size
+        curve, theorem, points = *axis.lines[:2], axis.containers[0]
+        assert len(curve.get_xdata()) == len(theorem.get_xdata()) == CURVE_RATES.size
         assert len(points[0].get_xdata()) == RATES.size
-        assert any("best" in text.get_text() for text in axis.texts)
+        assert "best" in axis.get_title(loc="left")
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_theorem_is_that_of_the_regime_and_near_the_simulation(results, dataset, name):
+    """Theorem 1 or 2, to leading order, is off by up to 1.7% here, and the theory by 0.2%."""
+    theorem = getattr(theory, name)
+    for letter, rates in (("a", (0.2, CURVE_RATES)), ("b", (CURVE_RATES, 0.2))):
+        panel = results[name][letter]
+        np.testing.assert_allclose(panel.theorem, theorem(PROBLEMS[name], *rates), rtol=1e-5)
+        assert 5e-4 < np.max(np.abs(panel.theorem / panel.curve - 1)) < 0.04
+        stored = dataset["theorem"].sel(problem=name, panel=letter)
+        np.testing.assert_array_equal(stored, panel.theorem)
 
 
 def test_saving_leaves_whole_files_only(results, tmp_path):

@@ -34,7 +34,7 @@ def lines(axis, label):
 def test_a_fit_has_its_losses_their_means_and_its_evaluations_at_their_steps():
     loss, evaluation = np.linspace(4.0, 1.0, 100), {"a": jnp.arange(2.0), "b": jnp.ones((2, 3))}
     figure = fitted(loss, True, evaluation, jnp.array([250, 300]), 200).plot()
-    assert legends(figure) == [["loss", "mean of 2 steps"], ["evaluation a"]]
+    assert legends(figure) == [["loss", "mean of 2 steps"], ["evaluation"]]
     (line,) = lines(figure.axes[0], "loss")
     np.testing.assert_allclose(line.get_xdata(), np.arange(201, 301))
     (mean,) = lines(figure.axes[0], "mean of 2 steps")
