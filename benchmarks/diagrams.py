@@ -81,7 +81,7 @@ def _draw_quotient(axis, values) -> None:
     axis.set(yscale="log", xlim=rates[[0, -1]], xlabel=r"training rate $\alpha_t$")
     axis.set_ylabel("in units of those at rate 0")
     plotting.set_finding(
-        axis, f"The error from noise is least at {number(best)} and largest at {number(worst)}"
+        axis, f"The error from noise is least at {number(best, '.2f')}, largest at {worst:.2f}"
     )
 
 
@@ -115,7 +115,7 @@ def maml():
 
 
 def _row(axis, y: float, start: str, step: str, end: str, support: str, query: str) -> None:
-    """Draw weights, a step on support rows, and what follows from query rows."""
+    """Draw boxes of weights, of a step on support rows, and of a loss or prediction."""
     _box(axis, 2, 22, y, start)
     _box(axis, 36, 64, y, step, STEP)
     _box(axis, 78, 98, y, end)

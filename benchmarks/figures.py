@@ -1,10 +1,9 @@
 """Draw the figures of README.md and of the guides, and save their numbers.
 
-    python benchmarks/figures.py [reproduction phases gain_map phase_map features lazy ...]
+    python benchmarks/figures.py [reproduction phases gain_map phase_map ...]
 
 Writes NAME.png next to this file, and the numbers of those that commands compute to NAME.npz.
-`features` and `lazy` are drawn from the numbers that the scripts of these names saved. Tests
-compare all numbers with current results of the package, so that no figure is out of date.
+Tests compare all numbers with current results of the package, so that no figure is out of date.
 """
 
 import subprocess
@@ -13,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import diagrams
-import features
-import lazy
 import numpy as np
 import xarray as xr
 from PIL import Image
@@ -23,7 +20,6 @@ from negmaml._core import plotting
 
 HERE = Path(__file__).parent
 MAP_STEP = 8  # of the 200 x 200 cells of a phase diagram, every eighth along each axis is kept
-COLORS = 128  # of a committed picture, which takes a third of the space of one with all colours
 COMMANDS = {
     "reproduction": [["reproduce"]],
     "phases": [["phases"]],
@@ -34,8 +30,7 @@ COMMANDS = {
          "--out", "phase_map/phase_map"],
     ],
 }  # fmt: skip
-SCRIPTS = {"features": features.draw, "lazy": lazy.draw}
-NAMES = (*COMMANDS, *SCRIPTS, "negative_rate", "maml")
+NAMES = (*COMMANDS, "negative_rate", "maml")
 
 
 def draw(name: str, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
@@ -50,8 +45,6 @@ def draw(name: str, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 def figure(name: str):
     """Draw a figure that no command draws; returns it, and its numbers if it computes them."""
-    if name in SCRIPTS:
-        return SCRIPTS[name](np.load(HERE / f"{name}.npz")), {}
     if name == "maml":
         return diagrams.maml(), {}
     found = diagrams.negative_rate_numbers()
@@ -79,7 +72,10 @@ def main(names: list[str]) -> None:
         with TemporaryDirectory() as folder:
             picture, found = draw(name, Path(folder))
             with Image.open(picture) as image:
-                small = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+                # A palette of 256 colours takes a third of the space; this choice of them keeps the
+                # colours of thin lines.
+                palette = {"method": Image.Quantize.MAXCOVERAGE, "dither": Image.Dither.NONE}
+                small = image.convert("RGB").quantize(256, **palette)
                 small.save(HERE / f"{name}.png", optimize=True)
         if found:
             np.savez_compressed(HERE / f"{name}.npz", **found)

@@ -88,7 +88,7 @@ def _gaps(panel) -> str:
 
     if panel.theorem is None:
         return f"Largest error {gap(panel.curve)}"
-    return f"Largest error {gap(panel.curve)}, of the theorem {gap(panel.theorem)}"
+    return f"Largest error: theory {gap(panel.curve)}, theorem {gap(panel.theorem)}"
 
 
 def heat_map(x, y, values, labels: tuple[str, str, str]):
@@ -265,7 +265,7 @@ def _draw_ridge(axis, values) -> None:
     styles = {
         "neither": (ZERO, ":", "rate 0, no ridge"),
         "rate": (NEGATIVE, "-", "best rate, no ridge"),
-        "ridge": (SERIES[2], "-", "rate 0, best ridge"),
+        "ridge": (SERIES[0], "-", "rate 0, best ridge"),
         "both": (INK, "--", "best rate and ridge"),
     }
     for name, (color, line, label) in styles.items():

@@ -42,7 +42,7 @@ class Panel(NamedTuple):
     curve_rates, curve: the theory.
     predicted, found, found_error: the best rate by theory, by simulation, and the standard
         error of the latter.
-    theorem: Theorem 1 or 2 of the paper at `curve_rates`, None where there is none.
+    theorem: Theorem 1 or 2 of the paper at `curve_rates`, None for networks.
     """
 
     rates: np.ndarray
