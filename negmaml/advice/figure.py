@@ -90,9 +90,9 @@ def _curves(axis, advice, theory: bool) -> None:
     if theory:
         axis.plot(rates, advice.theory.loss, color=INK, ls=":", label="theory", zorder=4)
     (low, high), rate = advice.train_rate_interval, advice.train_rate
-    color = plotting.sign_color(rate)
-    axis.axvspan(low, high, color=color, alpha=0.12, lw=0, label="95% interval of the best rate")
-    axis.axvline(rate, color=color, lw=1, label=f"rate to use, {number(rate)}")
+    sign = plotting.sign_color(rate)
+    axis.axvspan(low, high, color=sign, alpha=0.12, lw=0, label="95% interval of the best rate")
+    axis.axvline(rate, color=sign, lw=1, label=f"rate to use, {number(rate)}")
     axis.set_ylim(bottom - 0.08 * (top - bottom), top)
     axis.set_xlabel(rf"training rate $\alpha_t$ ({advice.unit})")
     axis.set_ylabel("loss at the best adaptation rate")
