@@ -13,18 +13,22 @@ from typing import Any
 def signature(found: Any, bound: bool = False) -> str:
     """Signature with annotations and defaults as the source has them, which is shortest."""
     if isinstance(found, type):
-        return f"({', '.join(_class_arguments(found))})"
+        return f"({', '.join(arguments(found))})"
     function = function_of(found)
-    arguments = _arguments(function)[1 if bound and _takes_self(function) else 0 :]
+    listed = arguments(found)[1 if bound and _takes_self(function) else 0 :]
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
-    return f"({', '.join(arguments)}){returns}"
+    return f"({', '.join(listed)}){returns}"
+
+
+def arguments(found: Any) -> list[str]:
+    """The arguments of a function or of the constructor of a class, one text each."""
+    return _class_arguments(found) if isinstance(found, type) else _arguments(function_of(found))
 
 
 def types(found: Any) -> dict[str, str]:
     """The annotations of the arguments of a function or the fields of a class, by their names."""
-    listed = _class_arguments(found) if isinstance(found, type) else _arguments(function_of(found))
     kinds = _annotations(found) if isinstance(found, type) else {}
-    for argument in listed:
+    for argument in arguments(found):
         name, _, annotation = argument.partition(": ")
         kinds[name.partition("=")[0].lstrip("*")] = annotation.partition(" = ")[0]
     return kinds
@@ -37,7 +41,7 @@ def _takes_self(function: ast.FunctionDef) -> bool:
 
 def _class_arguments(cls: type) -> list[str]:
     for base in cls.__mro__:
-        made = vars(base).get("__init__")
+        made = described(vars(base).get("__init__"))
         if inspect.isfunction(made) and made.__code__.co_filename != "<string>":
             return _arguments(function_of(made))[1:] if node_of(made) else []
         if dataclasses.is_dataclass(cls) or hasattr(cls, "_fields"):
@@ -52,20 +56,18 @@ def _field_arguments(cls: type) -> Iterator[str]:
             default = f" = {cls._field_defaults[name]!r}" if name in cls._field_defaults else ""
             yield f"{name}: {kinds.get(name, 'Any')}{default}"
         return
-    keyword_only = False
-    for made in dataclasses.fields(cls):
-        if not made.init:
-            continue
-        if made.kw_only and not keyword_only:
-            keyword_only = True
+    made = [part for part in dataclasses.fields(cls) if part.init]
+    keywords = [part for part in made if part.kw_only]
+    for part in [*(part for part in made if not part.kw_only), *keywords]:
+        if keywords and part is keywords[0]:
             yield "*"
-        yield f"{made.name}: {kinds.get(made.name, 'Any')}{_default(made)}"
+        yield f"{part.name}: {kinds.get(part.name, 'Any')}{_default(part)}"
 
 
-def _default(made: dataclasses.Field) -> str:
-    if made.default is not dataclasses.MISSING:
-        return f" = {shortened(repr(made.default))}"
-    return " = ..." if made.default_factory is not dataclasses.MISSING else ""
+def _default(part: dataclasses.Field) -> str:
+    if part.default is not dataclasses.MISSING:
+        return f" = {shortened(repr(part.default))}"
+    return " = ..." if part.default_factory is not dataclasses.MISSING else ""
 
 
 def _annotations(cls: type) -> dict[str, str]:

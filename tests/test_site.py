@@ -2,7 +2,9 @@
 
 import base64
 import importlib
+import inspect
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,7 @@ import docstrings  # noqa: E402
 import gallery  # noqa: E402
 import notebooks  # noqa: E402
 import reference  # noqa: E402
+import signatures  # noqa: E402
 import stage  # noqa: E402
 
 PACKAGES = sorted(
@@ -49,7 +52,18 @@ def test_every_public_name_is_in_the_reference(area, pages):
             assert f"<{entry.name}>" in pages[area.module]  # the table of the page
 
 
-def test_signatures_have_the_arguments_types_and_defaults_of_the_source(pages):
+def test_signatures_name_the_arguments_that_python_knows():
+    for entry in reference.entries():
+        try:
+            known = list(inspect.signature(entry.found).parameters)
+        except (TypeError, ValueError):  # neither a class nor a function, or an exception
+            continue
+        written = [re.match(r"\**(\w*)", text)[1] for text in signatures.arguments(entry.found)]
+        # A protocol has no constructor of its own.
+        assert list(filter(None, written)) == known or known == ["args", "kwargs"], entry.name
+
+
+def test_signatures_have_types_and_defaults_of_the_source(pages):
     text = "simulate(key: PRNGKeyArray, problem: MixedLinearRegression, train: InnerRule"
     assert text in pages["negmaml.linear"]
     assert "GradientDescent(rate: Any, steps: int = 1)" in pages["negmaml.rules"]
