@@ -10,6 +10,9 @@ def main() -> None:
     # Importing and tracing make objects by the hundred thousand and hardly any garbage: looking for
     # it after every 700 takes up to a sixth of the time of a short command.
     gc.set_threshold(50_000)
+    # Python has no streams where the shell closed them, and everything prints.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         import platformdirs  # noqa: F401
 

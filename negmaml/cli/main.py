@@ -1,6 +1,7 @@
 """The command line: dispatch to commands, each imported only when it is called."""
 
 import importlib
+import inspect
 import os
 import re
 import shutil
@@ -50,6 +51,10 @@ EXAMPLES = {
     "info": "--json",
 }
 WIDTH = 80  # of help texts at most
+CHOICE_OF_TYPES = re.compile(
+    r"no type matching (?:\{None\}\|)?(\S+)\s+could be instantiated\s+from\s+\[(.*?)\]\.?\s+"
+    r"Got errors:\n(?: *- .*(?:\n|$))+"
+)
 RENAMED_COMMANDS = {"payoff": "gain-map"}
 SPECTRUM = {f"--{name}": f"--spectrum.{name}" for name in ("exponent", "level", "share", "spikes")}
 RENAMED_FLAGS = {
@@ -129,6 +134,12 @@ def _parsed(name: str, command: Callable[..., int], given: list[str]) -> Callabl
     def bound(*arguments, **options):
         return partial(command, *arguments, **options)
 
+    # The parser keeps line breaks of the source within the text of an argument. It reads the text
+    # of the wrapped function, if there is one.
+    signature = inspect.signature(command)
+    del bound.__wrapped__
+    bound.__signature__ = signature  # type: ignore[attr-defined]
+    bound.__doc__ = re.sub(r"\n {8,}", " ", inspect.cleandoc(command.__doc__ or ""))
     text = TextIOWrapper(BytesIO(), encoding="utf-8")
     try:
         with redirect_stdout(text), redirect_stderr(text), _narrow():
@@ -168,6 +179,8 @@ def _unboxed(text: str, titles: bool) -> str:
             lines += [] if set(inner) <= {"─", " "} and inner else [f"  {inner[1:]}".rstrip()]
         elif not line.startswith("╰"):
             lines += textwrap.wrap(line, WIDTH - 2) if len(line) > WIDTH else [line.rstrip()]
+    # An option that may be missing is a choice of two types for the parser.
+    lines = CHOICE_OF_TYPES.sub(r"got \2, which is no \1\n", "\n".join(lines)).split("\n")
     # An option without a default shows its type only, in the same width.
     found = re.sub(r"\{None\}\|(\S+)( ?)", lambda m: m[1] + 8 * m[2], "\n".join(lines))
     found = re.sub(r"\s\(default:\s*(None)?\)", "", found)
