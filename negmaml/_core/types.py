@@ -8,7 +8,9 @@ this package, such as a run-time checker: `jaxtyping.install_import_hook("negmam
 import sys
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING or "jaxtyping" in sys.modules:
+if TYPE_CHECKING:  # by itself, since type checkers know its value only
+    from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree, ScalarLike
+elif "jaxtyping" in sys.modules:
     from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 else:
     from jax import Array
