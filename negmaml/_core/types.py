@@ -6,10 +6,13 @@ this package, such as a run-time checker: `jaxtyping.install_import_hook("negmam
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:  # by itself, since type checkers know its value only
-    from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree, ScalarLike
+    from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, ScalarLike
+
+    PyTree: TypeAlias = Any  # that of jaxtyping is unknown to them
 elif "jaxtyping" in sys.modules:
     from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 else:
@@ -25,4 +28,16 @@ else:
     Bool = Float = Int = PyTree = _Shaped
     PRNGKeyArray, ScalarLike = Any, Any
 
-__all__ = ["Array", "ArrayLike", "Bool", "Float", "Int", "PRNGKeyArray", "PyTree", "ScalarLike"]
+Numbers: TypeAlias = ArrayLike | Sequence[float]  # a number, an array, or a list of numbers
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "Bool",
+    "Float",
+    "Int",
+    "Numbers",
+    "PRNGKeyArray",
+    "PyTree",
+    "ScalarLike",
+]

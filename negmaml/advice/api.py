@@ -10,6 +10,7 @@ import numpy as np
 from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_array, check_callable, check_choice, check_count, check_flag
 from negmaml._core.keys import check_key
+from negmaml._core.types import Numbers, PRNGKeyArray
 from negmaml.advice.data import (
     UNITS,
     GroupedRows,
@@ -44,23 +45,23 @@ class SplitCounts(NamedTuple):
 
 @explain_calls
 def advise(
-    x,
-    y,
-    groups,
+    x: Any,
+    y: Any,
+    groups: Any,
     *,
     n_t: int | None = None,
     n_v: int | None = None,
     n_r: int | None = None,
     m: int | None = None,
-    kernel: Callable | None = None,
-    rates=None,
-    adapt_rates=None,
-    meta_ridges=None,
+    kernel: Callable[..., Any] | None = None,
+    rates: Numbers | None = None,
+    adapt_rates: Numbers | None = None,
+    meta_ridges: Numbers | None = None,
     splits: int | None = None,
     intercept: bool = True,
     standardise: bool = False,
     unit: str = "scaled",
-    key,
+    key: PRNGKeyArray,
     progress: Callable[[int, int], None] | None = None,
 ) -> Advice:
     r"""Recommend a method for grouped data, by cross-validation over groups.

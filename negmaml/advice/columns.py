@@ -97,7 +97,7 @@ class FeatureColumn:
         own = own or ([] if self.kind == "text" else [self.name])
         return own + [f"{self.name}_missing"] * self.indicator
 
-    def encode(self, series) -> tuple[list[np.ndarray], str | None]:
+    def encode(self, series: Any) -> tuple[list[np.ndarray], str | None]:
         """Return the features of a column, and a sentence on texts that are new."""
         parsed = parse(series, self.decimal, self.kind, self.start)
         missing, note = parsed.missing, None

@@ -2,8 +2,9 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from negmaml._core.checks import (
 )
 from negmaml._core.extras import require
 from negmaml._core.keys import key_of
-from negmaml.advice import advise
+from negmaml._core.types import Numbers
+from negmaml.advice import Advice, advise
 from negmaml.advice.data import UNITS
 from negmaml.advice.features import kernel_features
 from negmaml.advice.labels import listed, unique_labels
@@ -50,7 +52,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         tags.target_tags.multi_output = True
         return tags
 
-    def predict(self, X, groups=None):
+    def predict(self, X: Any, groups: Any = None) -> np.ndarray:
         """Predict targets, (rows,) or (rows, targets).
 
         Without groups, by the model before adaptation. With a label for each row, rows of groups
@@ -76,11 +78,11 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
                     out[rows] = features[rows] @ self._adapted[name]
         return self._unscaled_y(out)
 
-    def score(self, X, y, sample_weight=None, groups=None):
+    def score(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> float:
         """Return R^2 of `predict(X, groups)`."""
         return r2_score(y, self.predict(X, groups), sample_weight=sample_weight)
 
-    def adapt(self, X, y):
+    def adapt(self, X: Any, y: Any) -> Any:
         """Return this model adapted to the rows of a new group, a fitted predictor.
 
         One step, theta = omega - adapt_rate/n X^T (X omega - y), unless the class says otherwise.
@@ -104,7 +106,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         return adapted
 
     @property
-    def coef_(self):
+    def coef_(self) -> np.ndarray:
         """Coefficients of the features as given, (features,) or (targets, features)."""
         self._check_linear()
         scale, y_scale = self.scales_[1], self.scales_[3]
@@ -113,7 +115,7 @@ class MetaLinearModel(RegressorMixin, BaseEstimator):
         return weights[:, 0] if self._single else weights.T
 
     @property
-    def intercept_(self):
+    def intercept_(self) -> Any:
         """The prediction at x = 0, a number or (targets,)."""
         self._check_linear()
         # The user's x = 0 is not zero in scaled units.
@@ -247,20 +249,20 @@ class MetaRegressor(MetaLinearModel):
 
     def __init__(
         self,
-        train_rate=0.0,
-        adapt_rate=AUTO,
-        meta_ridge=0.0,
+        train_rate: float = 0.0,
+        adapt_rate: float | str = AUTO,
+        meta_ridge: float = 0.0,
         *,
-        kernel=None,
-        n_t=None,
-        n_v=None,
-        n_r=None,
-        repeats=5,
-        unit="scaled",
-        fit_intercept=True,
-        standardise=False,
-        random_state=0,
-    ):
+        kernel: Callable[..., Any] | None = None,
+        n_t: int | None = None,
+        n_v: int | None = None,
+        n_r: int | None = None,
+        repeats: int = 5,
+        unit: str = "scaled",
+        fit_intercept: bool = True,
+        standardise: bool = False,
+        random_state: int = 0,
+    ) -> None:
         # Stored as given: scikit-learn clones an estimator by its parameters. `fit` checks them.
         self.train_rate = train_rate
         self.adapt_rate = adapt_rate
@@ -275,7 +277,7 @@ class MetaRegressor(MetaLinearModel):
         self.standardise = standardise
         self.random_state = random_state
 
-    def fit(self, X, y, groups=None):
+    def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
         """Meta-train on X (rows, features) and y (rows,) or (rows, targets).
 
         Arguments:
@@ -324,21 +326,21 @@ class MetaRegressorCV(MetaLinearModel):
     def __init__(
         self,
         *,
-        rates=None,
-        adapt_rates=None,
-        meta_ridges=None,
-        n_t=None,
-        n_v=None,
-        n_r=None,
-        m=None,
-        splits=None,
-        kernel=None,
-        repeats=5,
-        unit="scaled",
-        fit_intercept=True,
-        standardise=False,
-        random_state=0,
-    ):
+        rates: Numbers | None = None,
+        adapt_rates: Numbers | None = None,
+        meta_ridges: Numbers | None = None,
+        n_t: int | None = None,
+        n_v: int | None = None,
+        n_r: int | None = None,
+        m: int | None = None,
+        splits: int | None = None,
+        kernel: Callable[..., Any] | None = None,
+        repeats: int = 5,
+        unit: str = "scaled",
+        fit_intercept: bool = True,
+        standardise: bool = False,
+        random_state: int = 0,
+    ) -> None:
         # Stored as given, as in `MetaRegressor`.
         self.rates = rates
         self.adapt_rates = adapt_rates
@@ -355,7 +357,7 @@ class MetaRegressorCV(MetaLinearModel):
         self.standardise = standardise
         self.random_state = random_state
 
-    def fit(self, X, y, groups=None):
+    def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
         """Choose rates and ridge by cross-validation over groups, then meta-train on all."""
         check_parameters(self)
         if groups is None:
@@ -367,11 +369,11 @@ class MetaRegressorCV(MetaLinearModel):
         shared = ("n_t", "n_v", "n_r", "m", "kernel", "rates", "adapt_rates", "meta_ridges",
                   "splits", "standardise", "unit")  # fmt: skip
         options = {name: getattr(self, name) for name in shared}
-        self.advice_ = advise(
+        self.advice_: Advice = advise(
             X, y, groups, **options, intercept=self.fit_intercept, key=key_of(self.random_state)
         )
-        self.train_rate_ = self.advice_.train_rate
-        self.meta_ridge_ = self.advice_.meta_ridge
+        self.train_rate_: float = self.advice_.train_rate
+        self.meta_ridge_: float = self.advice_.meta_ridge
         # The advised rates are the best ones for these numbers of support and query rows.
         sizes = self.advice_.sizes
         rates = self.train_rate_, self.advice_.adapt_rate, self.meta_ridge_

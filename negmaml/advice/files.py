@@ -54,7 +54,7 @@ class GroupedTable:
     notes: tuple[str, ...]
     plan: tuple[FeatureColumn, ...]
 
-    def encode(self, frame):
+    def encode(self, frame: Any) -> Any:
         """Return the same features of other rows, a data frame with the columns of the file.
 
         Missing numbers are filled with the means of the file. A text that the file does not have

@@ -4,7 +4,8 @@ All have the conventions of `MetaRegressor`: `fit(X, y, groups)`, `predict(X, gr
 `adapt(X, y)` for a new group.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class GroupedLinearModel(MetaLinearModel):
 
     kernel: Any
 
-    def fit(self, X, y, groups=None):
+    def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
         """Fit to X (rows, features) and y (rows,) or (rows, targets).
 
         Arguments:
@@ -73,9 +74,16 @@ class PooledRidge(GroupedLinearModel):
     """
 
     def __init__(
-        self, ridge=0.0, adapt_rate=0.0, *, kernel=None, unit="scaled", fit_intercept=True,
-        standardise=False, random_state=0,
-    ):  # fmt: skip
+        self,
+        ridge: float = 0.0,
+        adapt_rate: float = 0.0,
+        *,
+        kernel: Callable[..., Any] | None = None,
+        unit: str = "scaled",
+        fit_intercept: bool = True,
+        standardise: bool = False,
+        random_state: int = 0,
+    ) -> None:
         # Stored as given: scikit-learn clones an estimator by its parameters.
         self.ridge = ridge
         self.adapt_rate = adapt_rate
@@ -92,7 +100,7 @@ class PooledRidge(GroupedLinearModel):
     def _fit_weights(self, features, target, rows) -> None:
         self._set_unit(features)
         self._raw_adapt_rate = self.adapt_rate * self.unit_size_
-        self.weights_ = self._ridge(features, target)
+        self.weights_: np.ndarray = self._ridge(features, target)
 
 
 class PerGroupRidge(GroupedLinearModel):
@@ -113,8 +121,14 @@ class PerGroupRidge(GroupedLinearModel):
     """
 
     def __init__(
-        self, ridge=0.0, *, kernel=None, fit_intercept=True, standardise=False, random_state=0
-    ):
+        self,
+        ridge: float = 0.0,
+        *,
+        kernel: Callable[..., Any] | None = None,
+        fit_intercept: bool = True,
+        standardise: bool = False,
+        random_state: int = 0,
+    ) -> None:
         self.ridge = ridge
         self.kernel = kernel
         self.fit_intercept = fit_intercept
@@ -125,7 +139,7 @@ class PerGroupRidge(GroupedLinearModel):
         check_nonnegative("ridge", self.ridge, "a ridge strength")
 
     def _fit_weights(self, features, target, rows) -> None:
-        self.weights_ = np.zeros((features.shape[1], target.shape[1]))
+        self.weights_: np.ndarray = np.zeros((features.shape[1], target.shape[1]))
         self.weights_[: int(self.fit_intercept)] = target.mean(0)
 
     def _adapted_weights(self, features, y):
@@ -160,9 +174,14 @@ class MixedModel(GroupedLinearModel):
     """
 
     def __init__(
-        self, structure="full", *, kernel=None, fit_intercept=True, standardise=False,
-        random_state=0,
-    ):  # fmt: skip
+        self,
+        structure: str = "full",
+        *,
+        kernel: Callable[..., Any] | None = None,
+        fit_intercept: bool = True,
+        standardise: bool = False,
+        random_state: int = 0,
+    ) -> None:
         self.structure = structure
         self.kernel = kernel
         self.fit_intercept = fit_intercept
@@ -191,10 +210,10 @@ class MixedModel(GroupedLinearModel):
             keep = [*range(p), column]
             one = gram[:, keep][..., keep]
             moments.append(random_coefficients(one, counts, structure=self.structure))
-        mean, self.covariance_, self.noise_variance_ = (
-            np.stack(parts) for parts in zip(*moments, strict=True)
-        )
-        self.weights_ = mean.T
+        mean, covariance, noise = (np.stack(parts) for parts in zip(*moments, strict=True))
+        self.covariance_: np.ndarray = covariance
+        self.noise_variance_: np.ndarray = noise
+        self.weights_: np.ndarray = mean.T
 
     def _adapted_weights(self, features, y):
         moments = self.weights_.T, self.covariance_, self.noise_variance_

@@ -34,6 +34,7 @@ import numpy as np
 from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_array, check_choice, check_scalar
 from negmaml._core.display import add_fields_repr
+from negmaml._core.types import ArrayLike
 
 STRUCTURES = ("intercept", "equal", "full")  # of Omega, from few parameters to many
 MAX_FULL = 8  # coefficients up to which Omega is a full matrix
@@ -73,7 +74,9 @@ class GroupSummaries(NamedTuple):
 
 
 @explain_calls
-def random_coefficients(gram, counts, tau=None, *, structure: str = "full") -> RandomCoefficients:
+def random_coefficients(
+    gram: ArrayLike, counts: ArrayLike, tau: float | None = None, *, structure: str = "full"
+) -> RandomCoefficients:
     """Estimate the moments of the coefficients of groups, from their Gram matrices of (x, y).
 
         y_ij = x_ij . w_i + noise,    w_i of mean w0 and covariance Omega

@@ -24,7 +24,7 @@ predicts meta-training from f_0 on any number of tasks.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from negmaml._core.checks import check_array, check_callable, check_count
 from negmaml._core.display import Table, add_fields_repr, add_table_repr
 from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_settings
+from negmaml._core.types import ArrayLike, PyTree
 from negmaml.advice.features import kernel_features
 from negmaml.advice.moments import random_coefficients
 from negmaml.kernels import empirical_ntk
@@ -108,12 +109,12 @@ class NetworkRates:
     noise_variance: float
     trace_fraction: float
 
-    def adapt_rate(self, n_r):
+    def adapt_rate(self, n_r: ArrayLike) -> Any:
         """Return the best rate of one step from the network as it is; n_r points, any shape."""
         terms = self.parabola.mean(1)
         return terms[1] / self._curvature(terms[:, None], n_r)[..., 0]
 
-    def adapt_rate_error(self, n_r):
+    def adapt_rate_error(self, n_r: ArrayLike) -> Any:
         """Return the standard error of `adapt_rate` over tasks, by the delta method."""
         terms = self.parabola.mean(1)
         curvature = self._curvature(self.parabola, n_r)
@@ -122,7 +123,7 @@ class NetworkRates:
         influence = (self.parabola[1] - rate * curvature) / self._curvature(terms[:, None], n_r)
         return influence.std(-1, ddof=1) / influence.shape[-1] ** 0.5
 
-    def adapt_loss(self, rate, n_r):
+    def adapt_loss(self, rate: ArrayLike, n_r: ArrayLike) -> Any:
         """Return the loss after one step from the network as it is; shapes are broadcast."""
         rate = np.asarray(check_array("rate", rate, "an adaptation rate"))
         terms = self.parabola.mean(1)
@@ -147,7 +148,9 @@ class NetworkRates:
                 w0=self.mean, weight_covariance=len(self.variance) * self.variance,
             )  # fmt: skip
 
-    def losses(self, train_rates, problem: MixedLinearRegression, *, meta_ridge=0.0):
+    def losses(
+        self, train_rates: ArrayLike, problem: MixedLinearRegression, *, meta_ridge: ArrayLike = 0.0
+    ) -> Any:
         """Return (best adaptation rates, losses there) after training at each of `train_rates`.
 
         The network is meta-trained in its lazy regime, to the minimum of
@@ -164,7 +167,9 @@ class NetworkRates:
         best = (below - above) / (2 * (above + below - 2 * at))
         return best * unit, at + (above - below) * best / 4
 
-    def best_rates(self, *, m: int, n_t: int, n_v: int, n_r: int, meta_ridge=0.0) -> BestRates:
+    def best_rates(
+        self, *, m: int, n_t: int, n_v: int, n_r: int, meta_ridge: ArrayLike = 0.0
+    ) -> BestRates:
         """Return the best rates of meta-training from the network on m tasks, and the loss.
 
         Training rates up to 8 over the largest eigenvalue of the features are tried, both signs; an
@@ -189,7 +194,9 @@ class NetworkRates:
 
 
 @own_settings
-def network_rates(apply: Callable, params, tasks: Tasks, *, features: int = 100) -> NetworkRates:
+def network_rates(
+    apply: Callable[..., Any], params: PyTree, tasks: Tasks, *, features: int = 100
+) -> NetworkRates:
     r"""Predict the best rates of a network on its own tasks, in training and at test time.
 
     One gradient step of half the mean squared error in `params`, linearized at `params`:

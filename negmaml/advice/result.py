@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from negmaml.advice.evaluation import Sizes, per_group_ridges
 from negmaml.advice.methods import JOINT, META, MIXED, POOLED, SINGLE, ZERO
 from negmaml.advice.selection import ALL, ByMethod, Difference, Evidence, RateChoice, RateGrid
 from negmaml.advice.splits import Splits
+
+if TYPE_CHECKING:
+    import xarray
+    from matplotlib.figure import Figure
 
 
 class LossCurves(NamedTuple):
@@ -97,7 +101,7 @@ class Advice:
     fitted_loss: dict[str, float] = field(repr=False)
     input: tuple[Any, ...] = field(repr=False)
 
-    told = renamed_attribute("Advice.told", "significantly_better")
+    told: ClassVar[Any] = renamed_attribute("Advice.told", "significantly_better")
 
     @property
     def best(self) -> RateChoice:
@@ -144,14 +148,14 @@ class Advice:
         return self.evidence.difference(method, other)
 
     @cached_property
-    def table(self):
+    def table(self) -> "xarray.Dataset":
         """All losses and gains as a labelled xarray.Dataset; save it with `to_netcdf`."""
         from negmaml.advice.table import dataset
 
         return dataset(self)
 
     @cached_property
-    def theory(self):
+    def theory(self) -> Any:
         """Predictions of the theory for these groups and for other sizes: a `Theory`.
 
         Computed at the first access, since its first program takes five seconds to compile.
@@ -226,13 +230,13 @@ class Advice:
         check_choice("format", format, FORMATS)
         return report(self, check_flag("theory", theory), format)
 
-    def plot(self, *, theory: bool = False):
+    def plot(self, *, theory: bool = False) -> "Figure":
         """Plot the methods, and the loss of meta-learning over its rates; a matplotlib Figure."""
         from negmaml.advice.figure import figure
 
         return figure(self, check_flag("theory", theory))
 
-    def model(self, method: str | None = None):
+    def model(self, method: str | None = None) -> Any:
         """Return the model of a method, fitted to all groups; None: the recommended method.
 
         All models have the conventions of scikit-learn, `predict(X, groups)`, and `adapt(X, y)`,

@@ -5,6 +5,7 @@ which some rows are in the training data.
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sklearn.pipeline import Pipeline  # noqa: E402
 from sklearn.utils.metadata_routing import MetadataRequest  # noqa: E402
 
 
-def adapted(estimator: Any, X, y) -> Any:
+def adapted(estimator: Any, X: Any, y: Any) -> Any:
     """Return a fitted estimator adapted to rows of a new group, also within a pipeline.
 
     Arguments:
@@ -86,15 +87,17 @@ class AdaptiveScorer:
     0.0
     """
 
-    def __init__(self, n_adapt, *, scoring="neg_mean_squared_error", one_group=False):
-        self.n_adapt = check_count("n_adapt", n_adapt)
-        self.scoring = get_scorer(scoring)
-        self.one_group = check_flag("one_group", one_group)
+    def __init__(
+        self, n_adapt: int, *, scoring: Any = "neg_mean_squared_error", one_group: bool = False
+    ) -> None:
+        self.n_adapt: int = check_count("n_adapt", n_adapt)
+        self.scoring: Any = get_scorer(scoring)
+        self.one_group: bool = check_flag("one_group", one_group)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"AdaptiveScorer({self.n_adapt}, scoring={self.scoring})"
 
-    def __call__(self, estimator, X, y, groups=None) -> float:
+    def __call__(self, estimator: Any, X: Any, y: Any, groups: Any = None) -> float:
         size = len(y)
         if groups is None and not self.one_group:
             raise ValueError(
@@ -116,7 +119,7 @@ class AdaptiveScorer:
             )
         return float(np.mean(scores))
 
-    def get_metadata_routing(self):
+    def get_metadata_routing(self) -> Any:
         """Ask for labels, as scikit-learn expects of a scorer."""
         request = MetadataRequest(owner=type(self).__name__)
         request.score.add_request(param="groups", alias=True)
@@ -148,11 +151,20 @@ class AdaptiveGroupKFold(GroupKFold):
     [(9, 3), (9, 3), (9, 3)]
     """
 
-    def __init__(self, n_splits=5, *, n_adapt, shuffle=False, random_state=None):
+    def __init__(
+        self,
+        n_splits: int = 5,
+        *,
+        n_adapt: int,
+        shuffle: bool = False,
+        random_state: int | None = None,
+    ) -> None:
         super().__init__(n_splits, shuffle=shuffle, random_state=random_state)
-        self.n_adapt = check_count("n_adapt", n_adapt)
+        self.n_adapt: int = check_count("n_adapt", n_adapt)
 
-    def split(self, X, y=None, groups=None):
+    def split(
+        self, X: Any, y: Any = None, groups: Any = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the training and the test rows of each fold."""
         if groups is None:
             raise ValueError("groups must be given, a label for each row, got None")

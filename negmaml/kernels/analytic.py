@@ -37,6 +37,7 @@ from negmaml._core.deprecation import warn_renamed
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
+from negmaml._core.types import Array, ArrayLike, ScalarLike
 
 KINDS = ("ntk", "nngp")
 OLD_KINDS = {"tangent": "ntk", "process": "nngp"}
@@ -55,7 +56,7 @@ class ReLUNetwork:
     bias_variance: Any
 
     @own_settings
-    def __call__(self, x1, x2):
+    def __call__(self, x1: ArrayLike, x2: ArrayLike) -> Array:
         """The kernel between points of shapes (n1, d) and (n2, d): (n1, n2)."""
         x1, x2 = (jnp.asarray(x, jnp.result_type(float, x)) for x in (x1, x2))
         if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
@@ -116,7 +117,11 @@ def _one_minus_cos(distance, radius_gap, scale):
 
 @explain_calls
 def relu_network(
-    depth: int, *, kind: str = "ntk", weight_variance=2.0, bias_variance=0.0
+    depth: int,
+    *,
+    kind: str = "ntk",
+    weight_variance: ScalarLike = 2.0,
+    bias_variance: ScalarLike = 0.0,
 ) -> ReLUNetwork:
     r"""The kernel of a fully connected ReLU network of infinite width, on points (n, d).
 

@@ -1,7 +1,7 @@
 """The residuals of every task under the model that is meta-trained on all other tasks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -13,6 +13,7 @@ from negmaml._core.jit import jit_fast_compile
 from negmaml._core.meshes import any_mesh
 from negmaml._core.pytree import pytree
 from negmaml._core.settings import own_settings
+from negmaml._core.types import Array, ArrayLike
 from negmaml.kernels.points import as_kernel, as_start, check_ridges, gram, stack
 from negmaml.kernels.solve import leave_out
 from negmaml.kernels.system import adapted_losses, check_spectral, right_side, systems, task_blocks
@@ -46,12 +47,12 @@ class LeftOut:
     well_conditioned: Any
     blocks: Any
 
-    own = renamed_attribute("LeftOut.own", "blocks")
-    reliable = renamed_attribute("LeftOut.reliable", "well_conditioned")
+    own: ClassVar[Any] = renamed_attribute("LeftOut.own", "blocks")
+    reliable: ClassVar[Any] = renamed_attribute("LeftOut.reliable", "well_conditioned")
 
     @own_settings
     @any_mesh
-    def losses(self, rule: InnerRule):
+    def losses(self, rule: InnerRule) -> Array:
         """Half the mean squared error on the query of each task after adapting to its support.
 
         Returns shape batch + the rule's shape + (m,): tasks are the sample, so differences between
@@ -64,7 +65,12 @@ class LeftOut:
 @own_settings
 @any_mesh
 def leave_one_task_out(
-    kernel: Callable, tasks: Tasks, rule: InnerRule, *, meta_ridge=0.0, f0: Callable | None = None
+    kernel: Callable[..., Any],
+    tasks: Tasks,
+    rule: InnerRule,
+    *,
+    meta_ridge: ArrayLike = 0.0,
+    f0: Callable[..., Any] | None = None,
 ) -> LeftOut:
     r"""Residuals of every task under the model meta-trained on all others, without training again.
 

@@ -8,7 +8,7 @@ defines A).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from negmaml._core.jit import jit_fast_compile
 from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
+from negmaml._core.types import Array, ArrayLike, PyTree
 from negmaml.kernels.iterative import train_iteratively
 from negmaml.kernels.points import (
     TILE,
@@ -88,17 +89,17 @@ class KernelModel:
     well_conditioned: Any
     has_outputs: bool = static()
 
-    reliable = renamed_attribute("KernelModel.reliable", "well_conditioned")
+    reliable: ClassVar[Any] = renamed_attribute("KernelModel.reliable", "well_conditioned")
 
     @own_settings
     @any_mesh
-    def __call__(self, x):
+    def __call__(self, x: ArrayLike) -> Any:
         """Values at points x: batch + (points,) or batch + (points, outputs), like the labels."""
         return _shaped(self._values(jnp.asarray(x)), self.has_outputs)
 
     @own_settings
     @any_mesh
-    def adapt(self, support, rule: InnerRule):
+    def adapt(self, support: PyTree, rule: InnerRule) -> Any:
         """The function after adapting to one task by the rule: x -> values as from the model.
 
         Arguments:
@@ -120,7 +121,7 @@ class KernelModel:
 
     @own_settings
     @any_mesh
-    def loss(self, tasks: Tasks, rule: InnerRule):
+    def loss(self, tasks: Tasks, rule: InnerRule) -> Array:
         """Half the mean squared error on the queries after adapting: batch + the rule's shape."""
         rule = check_spectral(rule)
         points, has_outputs = stack(tasks, None)
@@ -154,7 +155,7 @@ class AdaptedModel:
 
     @own_settings
     @any_mesh
-    def __call__(self, x):
+    def __call__(self, x: ArrayLike) -> Any:
         """Values at points x, batch + the rule's shape + (points,) or (points, outputs)."""
         x = jnp.asarray(x)
         # f before adapting, to which the weights on the support add.
@@ -200,12 +201,12 @@ def _left(points: Points, values):
 @own_settings
 @any_mesh
 def meta_train(
-    kernel: Callable,
+    kernel: Callable[..., Any],
     tasks: Tasks,
     rule: InnerRule,
     *,
-    meta_ridge=0.0,
-    f0: Callable | None = None,
+    meta_ridge: ArrayLike = 0.0,
+    f0: Callable[..., Any] | None = None,
     method: str | None = None,
     mesh: Any = None,
 ) -> KernelModel:

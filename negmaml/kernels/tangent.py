@@ -26,6 +26,7 @@ from negmaml._core.arrays import contract
 from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_callable
 from negmaml._core.settings import own_settings
+from negmaml._core.types import Array, PyTree
 from negmaml.meta.lowrank import open_products, wide_weights
 
 BLOCK_BYTES = 2**26  # of derivatives held at a time, for each of the two sets of points
@@ -33,7 +34,7 @@ BLOCK_ROWS = 1024
 
 
 @explain_calls
-def empirical_ntk(apply: Callable, params) -> Callable:
+def empirical_ntk(apply: Callable[..., Any], params: PyTree) -> Callable[..., Array]:
     r"""The tangent kernel of any JAX model at `params`: kernel(x1, x2), a matrix.
 
         k(x, x') = 1/o sum_a <d f_a(x) / d params, d f_a(x') / d params>      (o outputs)

@@ -1,9 +1,9 @@
 """The linear model as a sweep function: every field of the problem, and all rates at once."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from negmaml._core.keys import as_typed, check_key, counter_based
 from negmaml._core.platform import DeviceSizes, device_platform, sizes_for, with_plan
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
+from negmaml._core.types import PRNGKeyArray
 from negmaml.linear.data import assemble, draw
 from negmaml.linear.simulation import (
     EVALUATIONS,
@@ -74,20 +75,29 @@ class LinearModel:
 
     evaluation: str = static()
 
-    def __init__(self, evaluation: str = "expected"):
+    def __init__(self, evaluation: str = "expected") -> None:
         check_choice("evaluation", evaluation, EVALUATIONS)
         object.__setattr__(self, "evaluation", evaluation)
 
-    accepts = (*STATIC, "sigma", "nu", "w0", "omega0", "meta_ridge", *RATES, *SHAPE)
-    requires = (*SIZES, "sigma", "nu", *RATES)
-    static_axes = STATIC
-    vectorized_axes = RATES
-    output_dims = {  # noqa: RUF012
+    accepts: ClassVar[tuple[str, ...]] = (
+        *STATIC,
+        "sigma",
+        "nu",
+        "w0",
+        "omega0",
+        "meta_ridge",
+        *RATES,
+        *SHAPE,
+    )
+    requires: ClassVar[tuple[str, ...]] = (*SIZES, "sigma", "nu", *RATES)
+    static_axes: ClassVar[tuple[str, ...]] = STATIC
+    vectorized_axes: ClassVar[tuple[str, ...]] = RATES
+    output_dims: ClassVar[Mapping[str, Sequence[str]]] = {
         "test_loss": RATES, "weight_error": RATES[:1], "well_conditioned": RATES[:1]
     }  # fmt: skip
 
     @own_settings
-    def __call__(self, key, **point) -> dict[str, jax.Array]:
+    def __call__(self, key: PRNGKeyArray, **point: Any) -> dict[str, jax.Array]:
         key = as_typed(check_key("key", key))
         point = DEFAULTS | point
         # A batch of one: a single cell and a batch of cells then give the same numbers.
@@ -98,7 +108,7 @@ class LinearModel:
     def _is_number(self, name: str) -> bool:
         return name not in (*STATIC, *RATES)
 
-    def check(self, **point) -> None:
+    def check(self, **point: Any) -> None:
         """Raise the errors of `MixedLinearRegression` for invalid values."""
         point = DEFAULTS | point
         for name in STEPS:
@@ -106,21 +116,23 @@ class LinearModel:
         _problem(point)
         check_nonnegative("meta_ridge", point["meta_ridge"], "a ridge strength")
 
-    def batch_cells(self, **sizes) -> int:
+    def batch_cells(self, **sizes: Any) -> int:
         """The number of cells that one call of the program should compute."""
         problem = _problem(DEFAULTS | {"sigma": 0.0, "nu": 0.0} | sizes)
         device = sizes_for(device_platform())
         most = device.steps_in_call * device.block_numbers
         return max(2, most // normals_of(problem, self.evaluation))
 
-    def compiler_options(self, platform: str, cells: int, **sizes) -> dict[str, Any] | None:
+    def compiler_options(self, platform: str, cells: int, **sizes: Any) -> dict[str, Any] | None:
         """Options to compile a program that will compute `cells` cells."""
         # A program that runs only a few times should compile fast rather than run fast.
         few = cells <= 4 * self.batch_cells(**sizes)
         return compiler_options(platform, "light" if few else "heavy")
 
     @own_settings
-    def batched(self, keys, numbers: Mapping, shared: Mapping) -> dict[str, jax.Array]:
+    def batched(
+        self, keys: PRNGKeyArray, numbers: Mapping[str, Any], shared: Mapping[str, Any]
+    ) -> dict[str, jax.Array]:
         """Many cells: keys (B,), numbers (B,); shared rates of any shape, sizes as integers.
 
         Cells are drawn and solved in pieces that fit the cache, like the runs of `nm.simulate`.

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from negmaml._core.checks import check_count
+from negmaml._core.types import Array
 
 
-def im2col_convolution(x, kernel, *, stride: int = 1, padding: str = "SAME"):
+def im2col_convolution(x: Array, kernel: Array, *, stride: int = 1, padding: str = "SAME") -> Array:
     r"""Return a two-dimensional convolution, as one matrix product over patches (im2col).
 
         z[n, i, j, o] = sum_{a, b, c} x[n, stride i + a, stride j + b, c] kernel[a, b, c, o]

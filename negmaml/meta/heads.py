@@ -14,6 +14,7 @@ into the features, so that meta-training finds features in which such a head gen
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -33,6 +34,7 @@ from negmaml._core.checks import (
 from negmaml._core.display import tree_text
 from negmaml._core.factorisations import linear_solve
 from negmaml._core.pytree import as_pytree, pytree, static
+from negmaml._core.types import Array, ArrayLike, PyTree
 from negmaml.meta.partition import combine, names_of, partition
 from negmaml.rules import InnerRule, Solution, SolveInfo
 from negmaml.rules.implicit import Settings, proximal_point
@@ -54,7 +56,7 @@ class LinearHead(InnerRule):
 
     sums_gradients: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         form = "of (params, inputs), called as the loss is"
         checked = {"features": as_pytree(check_callable("features", self.features, form))}
         if self.examples is not None:
@@ -68,18 +70,20 @@ class LinearHead(InnerRule):
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def fit(self, phi, targets, strength) -> tuple[Any, SolveInfo]:
+    def fit(self, phi: Array, targets: Array, strength: ArrayLike | None) -> tuple[Any, SolveInfo]:
         """Return the weights (features, outputs) for the rows of one support, and information.
 
         phi: the features, and a last column of 1 if the head has a bias. targets: (rows, outputs).
         """
         raise NotImplementedError
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         """Raise ValueError unless `head` selects a weight and at most one bias that fits it."""
         self._select(params)
 
-    def solve(self, loss, start, *, support, apply) -> Solution:  # type: ignore[override]
+    def solve(  # type: ignore[override]
+        self, loss: Callable[..., Any], start: PyTree, *, support: PyTree, apply: Callable[..., Any]
+    ) -> Solution:
         """Return `start` with the head fitted to the support."""
         layer, rest = self._select(start)
         inputs, targets = self._examples(support)
@@ -217,7 +221,7 @@ class PrototypeHead(LinearHead):
     ([[2.0, 10.0]], [-1.0, -25.0])
     """
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         """Raise ValueError unless the head has a bias and several outputs."""
         layer, _ = self._select(params)
         if layer.bias is None or layer.weight.ndim == 1:
@@ -226,7 +230,7 @@ class PrototypeHead(LinearHead):
                 f"(classes,) for prototypes, got {tree_text(layer.tree)}"
             )
 
-    def fit(self, phi, targets, strength):
+    def fit(self, phi: Array, targets: Array, strength: ArrayLike | None) -> Any:
         """Compute W and b from the means of the classes."""
         counts = jnp.sum(targets, 0)
         sums = jnp.matmul(phi[:, :-1].T, targets, precision=HIGHEST)
@@ -273,11 +277,11 @@ class RidgeHead(LinearHead):
 
     tunable: ClassVar[str] = "strength"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "strength", _check_strength(self.strength))
 
-    def fit(self, phi, targets, strength):
+    def fit(self, phi: Array, targets: Array, strength: ArrayLike | None) -> Any:
         """Solve the smaller of both systems."""
         n, width = phi.shape
         dual = n <= width
@@ -324,14 +328,14 @@ class LogisticHead(LinearHead):
 
     tunable: ClassVar[str] = "strength"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "strength", _check_strength(self.strength))
         object.__setattr__(self, "max_steps", check_count("max_steps", self.max_steps))
         tolerance = check_optional(check_positive, "tolerance", self.tolerance)
         object.__setattr__(self, "tolerance", tolerance)
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         """Raise ValueError unless the head has several outputs."""
         layer, _ = self._select(params)
         if layer.weight.ndim == 1:
@@ -340,7 +344,7 @@ class LogisticHead(LinearHead):
                 f"{tree_text(layer.tree)}"
             )
 
-    def fit(self, phi, targets, strength):
+    def fit(self, phi: Array, targets: Array, strength: ArrayLike | None) -> Any:
         """Minimise the regularised cross entropy."""
 
         def cross_entropy(weight):

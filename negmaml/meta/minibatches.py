@@ -9,6 +9,7 @@ from jax import lax
 
 from negmaml._core.checks import check_count, check_optional
 from negmaml._core.pytree import pytree, static
+from negmaml._core.types import Array, PyTree
 from negmaml.meta.batching import leading_axis
 from negmaml.rules import InnerRule
 from negmaml.rules.unroll import ByStep
@@ -42,12 +43,12 @@ class Minibatches:
     data: Any
     size: int | None = static(default=None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.data, Minibatches):
             raise TypeError("data must be the rows of a support, got Minibatches")
         object.__setattr__(self, "size", check_optional(check_count, "size", self.size))
 
-    def at(self, k):
+    def at(self, k: int | Array) -> PyTree:
         """The data of step k."""
         rows = leading_axis("the support in Minibatches", self.data)
         size = self.size

@@ -38,6 +38,7 @@ from negmaml._core.pytree import (
     split_floating,
     static,
 )
+from negmaml._core.types import PyTree
 from negmaml.meta.partition import StaticTree, check_scalar, partition_floating
 from negmaml.rules import GradientDescent, Schedule, as_rule
 
@@ -153,22 +154,24 @@ class Form:
     """
 
     @abstractmethod
-    def model(self, params, state) -> Any:
+    def model(self, params: PyTree, state: PyTree) -> Any:
         """Return the model in the user's form, from its trained leaves and its state."""
 
-    def arguments(self, params, state) -> tuple:
+    def arguments(self, params: PyTree, state: PyTree) -> tuple[Any, ...]:
         """Return the arguments of a loss or metric that come before the data."""
         return (self.model(params, state),)
 
     @abstractmethod
-    def outcome(self, arguments: tuple, state, result, has_aux: bool) -> tuple[Any, Any, Any]:
+    def outcome(
+        self, arguments: tuple[Any, ...], state: PyTree, result: Any, has_aux: bool
+    ) -> tuple[Any, Any, Any]:
         """Return (value, new state, aux) of a loss, after a call with these arguments."""
 
-    def gradient(self, model, gradient, state) -> Any:
+    def gradient(self, model: Any, gradient: PyTree, state: PyTree) -> Any:
         """Return the gradient in the user's form; the new state takes the place it has there."""
         return gradient
 
-    def parts_of_gradient(self, model, gradient) -> tuple[Any, Any]:
+    def parts_of_gradient(self, model: Any, gradient: PyTree) -> tuple[Any, Any]:
         """Return (gradient, new state) from the result of a function of the user's."""
         return gradient, ()
 
@@ -195,7 +198,7 @@ class Variables(NamedTuple):
     form: Form
 
     @property
-    def model(self):
+    def model(self) -> Any:
         """The model in the user's form."""
         return self.form.model(self.params, self.state)
 

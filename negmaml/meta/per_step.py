@@ -137,7 +137,9 @@ def per_step_model(model: Any, steps: int) -> PerStepModel:
     return PerStepModel(found.model, *_start(found.state, check_count("steps", steps)))
 
 
-def per_step_state(loss: Callable, steps: int) -> tuple[Callable, Callable]:
+def per_step_state(
+    loss: Callable[..., Any], steps: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     r"""Return (loss, init) with a separate state for each of `steps` inner steps and the query.
 
     It is `per_step_model` for a loss of (params, state, data), as a function. The new state is a

@@ -18,7 +18,7 @@ from negmaml.rules import InnerRule
 @explain_calls
 def warm_start(
     loss: Loss, rule: InnerRule, *, mask: Any, tasks: int = 1, **options: Any
-) -> tuple[Callable, Callable]:
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     r"""Return (value_and_grad, init) of a bilevel problem that keeps its inner parameters.
 
         theta_i <- adapt((theta_i, h); support_i),     value = mean_i loss((theta_i, h), query_i)

@@ -174,13 +174,13 @@ class Adapted(NamedTuple):
     V: jax.Array | None
 
     @own_settings
-    def forms(self, error):
+    def forms(self, error: ArrayLike) -> Any:
         """Return the quadratic forms, (..., J), of vectors e, (..., p)."""
         along = error if self.V is None else contract("...p,pk->...k", error, self.V)
         return contract("...k,jk->...j", along**2, self.weights)
 
     @own_settings
-    def test_loss(self, forms):
+    def test_loss(self, forms: Any) -> Array:
         """Return the loss for forms of shape (..., J), of shape (...) + rule shape."""
         if is_concrete((self, forms)):
             # Known forms stay in NumPy, where there is no program to compile.

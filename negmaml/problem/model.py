@@ -24,6 +24,7 @@ from negmaml._core.checks import (
 )
 from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import pytree, static
+from negmaml._core.types import Array, Float
 from negmaml.problem.covariance import Modes, check_covariance, modes
 
 # Points of the outer loss: fresh ones of each task, or those that the task adapts on.
@@ -79,7 +80,7 @@ class MixedLinearRegression:
     input_covariance: Any = None
     weight_covariance: Any = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Checked values replace those given, in an instance that is frozen otherwise.
         for name in ("p", "m", "n_t", "n_v", "n_r"):
             size = check_count(name, getattr(self, name))
@@ -120,7 +121,7 @@ class MixedLinearRegression:
         return modes(self.p, self.input_covariance, self.weight_covariance, self.nu, offset)
 
     @property
-    def offset_squared(self):
+    def offset_squared(self) -> Float[Array, ""]:
         """|omega0 - w0|^2, the squared distance meta-training starts from."""
         known = [x for x in (self.omega0, self.w0) if not isinstance(x, Real)]
         xp = namespace(known)

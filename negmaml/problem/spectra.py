@@ -5,13 +5,20 @@ import jax.numpy as jnp
 
 from negmaml._core.checks import check_choice, check_count, check_finite
 from negmaml._core.settings import own_settings
+from negmaml._core.types import Array
 
 SPECTRA = ("isotropic", "power", "two-level", "spikes")
 
 
 @own_settings
 def named_spectrum(
-    name: str, p: int, *, exponent=1.0, level=10.0, share=0.5, spikes=1.0
+    name: str,
+    p: int,
+    *,
+    exponent: float | Array = 1.0,
+    level: float | Array = 10.0,
+    share: float | Array = 0.5,
+    spikes: float | Array = 1.0,
 ) -> jax.Array:
     r"""p eigenvalues of an input covariance, in falling order and of mean one.
 

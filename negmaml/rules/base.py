@@ -20,7 +20,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ import numpy as np
 from negmaml._core.checks import as_array, check_broadcast, short_repr
 from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import split_floating
+from negmaml._core.types import ArrayLike, PyTree, ScalarLike
 from negmaml.rules.deprecated import adopt_old_names, old_attribute
 from negmaml.rules.filters import (
     Filter,
@@ -78,7 +79,7 @@ class InnerRule:
     sums_gradients: ClassVar[bool] = True
     tunable: ClassVar[str] = "rate"
 
-    def __init_subclass__(cls, **keywords):
+    def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         # A subclass of a final rule could change its update and not its filters. The theory would
         # then silently describe another rule.
@@ -100,11 +101,11 @@ class InnerRule:
 
     # On any model.
 
-    def init(self, params) -> Any:
+    def init(self, params: PyTree) -> Any:
         """The state before the first update."""
         return ()
 
-    def update(self, gradient, state, params) -> tuple[Any, Any]:
+    def update(self, gradient: PyTree, state: PyTree, params: PyTree) -> tuple[Any, Any]:
         """(parameters, state) after one step; all are pytrees like the parameters that adapt."""
         raise undefined(
             type(self).__name__, "update(self, gradient, state, params)",
@@ -112,7 +113,7 @@ class InnerRule:
             "it returns (params, state); with theory and simulate a rule acts by its filters",
         )  # fmt: skip
 
-    def solve(self, loss, start, *, remat: bool = False) -> Any:
+    def solve(self, loss: Callable[..., Any], start: PyTree, *, remat: bool = False) -> Any:
         """The adapted parameters, from `start`, for a loss of the parameters only.
 
         It returns `negmaml.rules.Solution(params, info)`, which says whether it converged, or only
@@ -127,8 +128,14 @@ class InnerRule:
         return run(self, jax.grad(loss), start, remat)[0]
 
     def solve_and_pull_back(
-        self, loss, start, frozen, *, support=None, apply=None
-    ) -> tuple[Solution, Callable]:
+        self,
+        loss: Callable[..., Any],
+        start: PyTree,
+        frozen: PyTree,
+        *,
+        support: PyTree = None,
+        apply: Callable[..., Any] | None = None,
+    ) -> tuple[Solution, Callable[..., Any]]:
         """(solution for loss(theta, frozen), pull), for meta-gradients of rules that solve.
 
         `pull` takes the cotangent of the adapted parameters and returns those of `start`, of
@@ -146,7 +153,7 @@ class InnerRule:
         params, pull, info = jax.vjp(solved, start, frozen, numbers, has_aux=True)
         return Solution(params, info), lambda cotangent: (*pull(cotangent), True)
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         """Raise ValueError if the numbers of the rule do not fit the parameters."""
 
     def check_meta(self) -> None:
@@ -168,7 +175,7 @@ class InnerRule:
         """The filters of the rule, with what theory and simulation need to know about them."""
         return PolynomialFilter(self) if self.linear else RuleFilter(self)
 
-    def label_filter(self, x):
+    def label_filter(self, x: ArrayLike) -> Any:
         """The filter on the labels at an eigenvalue x of S, shape batch_shape + x.shape."""
         own = self.spectral()
         if isinstance(own, RuleFilter):  # it would ask this method
@@ -178,7 +185,7 @@ class InnerRule:
             )  # fmt: skip
         return own.label_filter(x)
 
-    def init_filter(self, x):
+    def init_filter(self, x: ArrayLike) -> Any:
         """The filter on the starting point, shape batch_shape + x.shape; 1 - x label_filter(x)."""
         own = self.spectral()
         if isinstance(own, RuleFilter):
@@ -203,11 +210,11 @@ class InnerRule:
             shapes[name] = np.shape(part.values)[1:] if is_schedule(part) else np.shape(part)
         return check_broadcast(shapes)
 
-    def search_range(self, largest):
+    def search_range(self, largest: ScalarLike) -> tuple[Any, Any]:
         """(smallest, largest) size of the tunable field to try on a spectrum up to `largest`."""
         return 1e-2 / largest, 1e4 / largest
 
-    def with_tunable(self, value):
+    def with_tunable(self, value: ArrayLike) -> Self:
         """The rule with another value of its tunable field."""
         return dataclasses.replace(self, **{self.tunable: value})  # type: ignore[type-var]
 

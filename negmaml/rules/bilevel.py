@@ -20,6 +20,7 @@ from negmaml._core.checks import (
 )
 from negmaml._core.display import tree_text
 from negmaml._core.pytree import as_pytree, pytree, static
+from negmaml._core.types import PyTree
 from negmaml.rules.base import InnerRule, solve_with
 from negmaml.rules.field import field_point, is_field
 from negmaml.rules.implicit import (
@@ -108,7 +109,7 @@ class Implicit(StationaryRule):
     linear_steps: int = static(default=1000)
     linear_tolerance: float | None = static(default=None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         steps = check_optional(check_count, "steps", self.steps)
         checked = {
             "inner": _check_solver(self.inner, steps),
@@ -129,7 +130,7 @@ class Implicit(StationaryRule):
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         super().check(params)
         if isinstance(self.inner, InnerRule):
             self.inner.check(params)
@@ -139,7 +140,7 @@ class Implicit(StationaryRule):
         """True if the strength is known to be zero."""
         return not isinstance(self.strength, jax.core.Tracer) and not np.any(self.strength)
 
-    def solve(self, loss, start, *, remat: bool = False) -> Solution:
+    def solve(self, loss: Callable[..., Any], start: PyTree, *, remat: bool = False) -> Solution:
         """Run the solver from `start`; the result has `SolveInfo`."""
         if is_field(loss, start):
             return self._solve_field(loss, start)

@@ -13,6 +13,7 @@ import numpy as np
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_count, check_finite, check_flag
 from negmaml._core.pytree import pytree, static
+from negmaml._core.types import PyTree
 from negmaml.rules.base import InnerRule
 from negmaml.rules.filters import Filter, PolynomialFilter, PowerFilter
 from negmaml.rules.schedule import is_schedule
@@ -24,7 +25,7 @@ class _Descent(InnerRule):
     rate: Any
     linear: ClassVar[bool] = True
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         check_fit("rate", self.rate, params)
 
 
@@ -57,7 +58,7 @@ class GradientDescent(_Descent):
     rate: Any
     steps: int = static(default=1)
 
-    def __init__(self, rate: Any, steps: int = 1):
+    def __init__(self, rate: Any, steps: int = 1) -> None:
         object.__setattr__(self, "rate", check_finite("rate", rate, "an inner learning rate"))
         object.__setattr__(self, "steps", check_count("steps", steps))
 
@@ -67,7 +68,7 @@ class GradientDescent(_Descent):
             return PolynomialFilter(self)
         return PowerFilter(_first_value(self.rate), self.steps)
 
-    def update(self, gradient, state, params):
+    def update(self, gradient: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         """params - rate gradient, in the type of each parameter."""
         return descend(self.rate, gradient, params), state
 
@@ -103,14 +104,14 @@ class Momentum(_Descent):
     steps: int = static()
     nesterov: bool = static(default=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("rate", "momentum"):
             number = check_finite(name, getattr(self, name), "a number of any sign")
             object.__setattr__(self, name, number)
         object.__setattr__(self, "steps", check_count("steps", self.steps))
         object.__setattr__(self, "nesterov", check_flag("nesterov", self.nesterov))
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         super().check(params)
         check_fit("momentum", self.momentum, params)
 
@@ -122,11 +123,11 @@ class Momentum(_Descent):
         ones = jnp.ones_like(momentum)  # for the shape of a batch
         return PowerFilter(rate * (ones + momentum if self.nesterov else ones), 1)
 
-    def init(self, params):
+    def init(self, params: PyTree) -> PyTree:
         """No velocity."""
         return jax.tree.map(jnp.zeros_like, params)
 
-    def update(self, gradient, state, params):
+    def update(self, gradient: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         """(parameters, velocity) after one step."""
         # Nesterov's form looks ahead along the new velocity.
         velocity = add_scaled(gradient, self.momentum, state)
@@ -161,13 +162,13 @@ class Preconditioned(_Descent):
     preconditioner: Any
     steps: int = static(default=1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("rate", "preconditioner"):
             number = check_finite(name, getattr(self, name), "a number of any sign")
             object.__setattr__(self, name, number)
         object.__setattr__(self, "steps", check_count("steps", self.steps))
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         super().check(params)
         check_fit("preconditioner", self.preconditioner, params, matrices=True)
 
@@ -184,7 +185,7 @@ class Preconditioned(_Descent):
         plain: Any = GradientDescent(self.rate, self.steps).spectral()
         return dataclasses.replace(plain, preconditioner=P)
 
-    def update(self, gradient, state, params):
+    def update(self, gradient: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         """params - rate P gradient."""
 
         def precondition(P, part):

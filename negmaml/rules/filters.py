@@ -22,6 +22,7 @@ import numpy as np
 from negmaml._core.arrays import namespace, outer, stop_gradient
 from negmaml._core.jit import is_concrete
 from negmaml._core.pytree import pytree, static
+from negmaml._core.types import ArrayLike, ScalarLike
 from negmaml.rules.pencil import Pencil, chain, pencil_of_updates
 from negmaml.rules.unroll import each_step, run
 
@@ -107,30 +108,30 @@ class Filter(ABC):
         return self.constant_filter if self.preconditioner is None else None
 
     @abstractmethod
-    def label_filter(self, x):
+    def label_filter(self, x: ArrayLike) -> Any:
         """The factor of X^T y / n at an eigenvalue x of S."""
 
-    def init_filter(self, x):
+    def init_filter(self, x: ArrayLike) -> Any:
         """The factor of the starting point omega at an eigenvalue x of S."""
         return 1 - jnp.asarray(x) * self.label_filter(x)
 
-    def log_form(self, x) -> LogForm:
+    def log_form(self, x: ArrayLike) -> LogForm:
         """Both filters with their sizes kept apart, for values beyond the range of floats."""
         return log_form_of_values(self.init_filter(x), self.label_filter(x))
 
-    def zero_indicator(self, x):
+    def zero_indicator(self, x: ArrayLike) -> Any:
         """A function with a simple zero wherever init_filter has a zero of any order."""
         return self.log_form(x).sign
 
-    def pole_indicator(self, x):
+    def pole_indicator(self, x: ArrayLike) -> Any:
         """A function with a simple zero wherever init_filter has a pole; None if it has no pole."""
         return None
 
-    def pencil(self, largest) -> Pencil:
+    def pencil(self, largest: ScalarLike) -> Pencil:
         """A linear pencil of the rule, for inputs with a covariance and spectra up to `largest`."""
         raise undefined(type(self).__name__, *PENCIL)
 
-    def pencil_error(self, largest) -> Any:
+    def pencil_error(self, largest: ScalarLike) -> Any:
         """The largest error of the pencil's init_filter on (0, largest), over its largest value."""
         return 0.0
 
@@ -243,13 +244,13 @@ class PolynomialFilter(Filter):
     def degree(self) -> int:
         return self.rule.steps
 
-    def label_filter(self, x):
+    def label_filter(self, x: ArrayLike) -> Any:
         return self._run(x, start=0, label=1)
 
-    def init_filter(self, x):
+    def init_filter(self, x: ArrayLike) -> Any:
         return self._run(x, start=1, label=0)
 
-    def at_rest(self):
+    def at_rest(self) -> Any:
         """theta after the updates from 1 at zero gradients: init_filter(x) + x label_filter(x).
 
         On x (theta - 1)^2 / 2 the gradient at 1 is zero for every x. Steps are unrolled, so that
@@ -271,7 +272,7 @@ class PolynomialFilter(Filter):
         wide = jax.tree.map(lambda leaf: outer(leaf, x)[0], self.rule)
         return run(wide, lambda theta: x * theta - label, first)[0]
 
-    def log_form(self, x) -> LogForm:
+    def log_form(self, x: ArrayLike) -> LogForm:
         """By running the updates in units that follow the parameters.
 
         Known numbers keep their own precision, whatever JAX's default, and become NumPy arrays.
@@ -289,7 +290,7 @@ class PolynomialFilter(Filter):
         q, scale = _run_scaled(self.rule, x, start=0.0, label=1.0)
         return LogForm(jnp.sign(b), log_size(b) + log_unit, q, scale)
 
-    def pencil(self, largest) -> Pencil:
+    def pencil(self, largest: ScalarLike) -> Pencil:
         return pencil_of_updates(self.rule)
 
 

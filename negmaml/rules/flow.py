@@ -5,6 +5,7 @@ from typing import Any, ClassVar, final
 from negmaml._core.arrays import namespace, outer
 from negmaml._core.checks import check_finite
 from negmaml._core.pytree import pytree
+from negmaml._core.types import ArrayLike, ScalarLike
 from negmaml.rules.base import InnerRule
 from negmaml.rules.filters import Filter, LogForm
 from negmaml.rules.pencil import Pencil, chain, error_of, interpolated
@@ -32,7 +33,7 @@ class GradientFlow(InnerRule):
 
     tunable: ClassVar[str] = "time"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "time", check_finite("time", self.time, "a flow time"))
 
     def spectral(self) -> Filter:
@@ -41,7 +42,7 @@ class GradientFlow(InnerRule):
     def check_meta(self) -> None:
         self.update(None, None, None)  # raises: there are no steps on a general model
 
-    def search_range(self, largest):
+    def search_range(self, largest: ScalarLike) -> tuple[Any, Any]:
         """(smallest, largest) time to try: beyond 30/largest all flows are the same."""
         return 1e-2 / largest, 30.0 / largest
 
@@ -60,19 +61,19 @@ class FlowFilter(Filter):
         return True
 
     @property
-    def exponential_type(self):
+    def exponential_type(self) -> Any:
         return -self.time
 
-    def label_filter(self, x):
+    def label_filter(self, x: ArrayLike) -> Any:
         """(1 - exp(-time x)) / x, which is `time` at x = 0."""
         time, x = outer(self.time, x)
         return time * _decay_mean(time * x)
 
-    def init_filter(self, x):
+    def init_filter(self, x: ArrayLike) -> Any:
         time, x = outer(self.time, x)
         return namespace(time).exp(-time * x)
 
-    def log_form(self, x) -> LogForm:
+    def log_form(self, x: ArrayLike) -> LogForm:
         """In units of exp(-time x) where the flow runs uphill."""
         time, x = outer(self.time, x)
         z = time * x
@@ -82,14 +83,14 @@ class FlowFilter(Filter):
         label = time * _decay_mean(xp.where(down, z, -z))  # (1 - exp(-z))/z exp(z) uphill
         return LogForm(xp.ones_like(z), -z, label, xp.where(down, 0.0, -z))
 
-    def zero_indicator(self, x):
+    def zero_indicator(self, x: ArrayLike) -> Any:
         return namespace(self.time, x).ones_like(outer(self.time, x)[1])
 
-    def pencil(self, largest) -> Pencil:
+    def pencil(self, largest: ScalarLike) -> Pencil:
         """The pencil of a polynomial in its place, `negmaml.rules.pencil.interpolated`."""
         return chain(interpolated(self.init_filter, largest))
 
-    def pencil_error(self, largest):
+    def pencil_error(self, largest: ScalarLike) -> float:
         """The error of that polynomial: 0.1% at |time| largest = 2, 0.4% at 3, 1.1% at 4."""
         return error_of(interpolated(self.init_filter, largest), self.init_filter, largest)
 

@@ -1,5 +1,6 @@
 """Any optax optimizer as the inner rule."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, final
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ from negmaml._core.checks import check_count, short_repr
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
 from negmaml._core.symmetry import iterates
+from negmaml._core.types import ArrayLike, PyTree
 from negmaml.rules.base import InnerRule, check_rule
 
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # results of `_smooth_at_zero`
@@ -48,7 +50,7 @@ class InnerOptimizer(InnerRule):
 
     sums_gradients: ClassVar[bool] = False
 
-    def __init__(self, transformation: Any, steps: int = 1):
+    def __init__(self, transformation: Any, steps: int = 1) -> None:
         import optax
 
         if not isinstance(transformation, optax.GradientTransformation):
@@ -69,18 +71,25 @@ class InnerOptimizer(InnerRule):
         """True if the transformation needs the loss, which only `solve` receives."""
         return _needs(self.transformation).loss
 
-    def init(self, params):
+    def init(self, params: PyTree) -> PyTree:
         """The optimizer's first state."""
         return self.transformation.init(params)
 
-    def update(self, gradient, state, params):
+    def update(self, gradient: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         """One step of the optimizer."""
         import optax
 
         updates, state = self.transformation.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    def update_with_loss(self, loss, value, gradient, state, params):
+    def update_with_loss(
+        self,
+        loss: Callable[..., Any],
+        value: ArrayLike,
+        gradient: PyTree,
+        state: PyTree,
+        params: PyTree,
+    ) -> tuple[PyTree, PyTree]:
         """One step of an optimizer that may use the loss, its value and its gradient."""
         import optax
 
@@ -88,7 +97,7 @@ class InnerOptimizer(InnerRule):
         updates, state = update(gradient, state, params, value=value, grad=gradient, value_fn=loss)
         return optax.apply_updates(params, updates), state
 
-    def solve(self, loss, start, *, remat: bool = False):
+    def solve(self, loss: Callable[..., Any], start: PyTree, *, remat: bool = False) -> Any:
         """The parameters after `steps` steps on a loss of the parameters."""
 
         def step(carry, _):

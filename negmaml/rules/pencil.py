@@ -46,7 +46,7 @@ class Pencil:
     active: tuple[int, int] = static()
     train_train: bool = static(default=False)
 
-    def coupled(self):
+    def coupled(self) -> jax.Array:
         """A on the variables it involves, (a, a)."""
         first, last = self.active
         return self.coupling[first:last, first:last]

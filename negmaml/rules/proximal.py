@@ -1,6 +1,7 @@
 """Proximal adaptation, implicit MAML."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, final
 
 import jax
@@ -14,6 +15,7 @@ from negmaml._core.checks import (
     check_positive,
 )
 from negmaml._core.pytree import pytree, static
+from negmaml._core.types import ArrayLike, PyTree, ScalarLike
 from negmaml.rules.field import field_point, is_field
 from negmaml.rules.filters import Filter, LogForm, log_size
 from negmaml.rules.implicit import LinearSolver, Settings, proximal_point
@@ -62,7 +64,7 @@ class Proximal(StationaryRule):
     max_steps: int = static(default=200)
     tolerance: float | None = static(default=None)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         strength = check_finite("strength", self.strength, "a proximal strength")
         object.__setattr__(self, "strength", strength)
         object.__setattr__(self, "max_steps", check_count("max_steps", self.max_steps))
@@ -73,7 +75,7 @@ class Proximal(StationaryRule):
     def spectral(self) -> Filter:
         return ProximalFilter(self.strength)
 
-    def search_range(self, largest):
+    def search_range(self, largest: ScalarLike) -> tuple[Any, Any]:
         """(smallest, largest) strength to try, in units of the largest eigenvalue."""
         return 1e-3 * largest, 1e3 * largest
 
@@ -87,7 +89,7 @@ class Proximal(StationaryRule):
                 "give a strength of either sign"
             )
 
-    def solve(self, loss, start, *, remat: bool = False) -> Solution:
+    def solve(self, loss: Callable[..., Any], start: PyTree, *, remat: bool = False) -> Solution:
         """Solve grad loss(theta) + strength (theta - start) = 0; the result has `SolveInfo`."""
         if is_field(loss, start):
             return field_point(loss, start, self.strength, self._settings)
@@ -112,11 +114,11 @@ class ProximalFilter(Filter):
 
     strength: Any
 
-    def label_filter(self, x):
+    def label_filter(self, x: ArrayLike) -> Any:
         strength, x = outer(self.strength, x)
         return 1 / (x + strength)
 
-    def init_filter(self, x):
+    def init_filter(self, x: ArrayLike) -> Any:
         """strength / (x + strength), which is one at x = 0 for strength zero, too."""
         strength, x = outer(self.strength, x)
         xp = namespace(strength, x)
@@ -124,7 +126,7 @@ class ProximalFilter(Filter):
         null = x == 0
         return xp.where(null, 1.0, strength / (xp.where(null, 1.0, x) + strength))
 
-    def log_form(self, x) -> LogForm:
+    def log_form(self, x: ArrayLike) -> LogForm:
         """Both filters, at a pole as large as rounding may leave them."""
         strength, x = outer(self.strength, x)
         xp = namespace(strength, x)
@@ -138,14 +140,14 @@ class ProximalFilter(Filter):
         size = log_size(xp.where(null, 1.0, strength)) - log_size(xp.where(null, 1.0, below))
         return LogForm(xp.where(null, 1.0, xp.sign(strength * below)), size, 1 / below, None)
 
-    def zero_indicator(self, x):
+    def zero_indicator(self, x: ArrayLike) -> Any:
         """strength / (x + strength) has no zero."""
         return namespace(self.strength, x).ones_like(outer(self.strength, x)[1])
 
-    def pole_indicator(self, x):
+    def pole_indicator(self, x: ArrayLike) -> Any:
         strength, x = outer(self.strength, x)
         return x + strength
 
-    def pencil(self, largest) -> Pencil:
+    def pencil(self, largest: ScalarLike) -> Pencil:
         """S theta + strength (theta - omega) = 0."""
         return proximal_pencil(self.strength)

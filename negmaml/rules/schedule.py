@@ -8,6 +8,7 @@ import numpy as np
 
 from negmaml._core.checks import as_array, check_finite, short_repr
 from negmaml._core.pytree import pytree
+from negmaml._core.types import Array
 
 
 @pytree
@@ -37,7 +38,7 @@ class Schedule:
 
     values: Any
 
-    def __init__(self, values: Any):
+    def __init__(self, values: Any) -> None:
         values = as_array("values", values)  # Python numbers stay weakly typed, like a rate
         values = values if hasattr(values, "ndim") else np.asarray(values)
         values = check_finite("values", values, "a number of an inner rule for each step")
@@ -48,7 +49,7 @@ class Schedule:
             )
         object.__setattr__(self, "values", values)
 
-    def first(self, steps: int):
+    def first(self, steps: int) -> Array:
         """The values of the first `steps` steps, with the last value repeated."""
         count = jnp.shape(self.values)[0]
         if count == steps:

@@ -1,5 +1,6 @@
 """The parts that all rules share whose adapted parameters solve one equation."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -8,10 +9,12 @@ import numpy as np
 
 from negmaml._core.checks import short_repr
 from negmaml._core.pytree import split_floating
+from negmaml._core.types import PyTree
 from negmaml.rules.base import InnerRule
 from negmaml.rules.field import is_field
 from negmaml.rules.implicit import LinearSolver, pull_back
 from negmaml.rules.schedule import combine
+from negmaml.rules.solution import Solution
 
 
 class StationaryRule(InnerRule):
@@ -29,7 +32,7 @@ class StationaryRule(InnerRule):
     def _solve_linear(self) -> LinearSolver:
         raise NotImplementedError
 
-    def check(self, params) -> None:
+    def check(self, params: PyTree) -> None:
         # On a general model one problem is solved, so an array would have no meaning.
         if np.shape(self.strength) != ():
             raise ValueError(
@@ -37,7 +40,9 @@ class StationaryRule(InnerRule):
                 "for a batch of rules use jax.vmap"
             )
 
-    def solve_and_pull_back(self, loss, start, frozen):  # type: ignore[override]
+    def solve_and_pull_back(  # type: ignore[override]
+        self, loss: Callable[..., Any], start: PyTree, frozen: PyTree
+    ) -> tuple[Solution, Callable[..., Any]]:
         """The solution and its pull-back by one linear system, whose accuracy is checked."""
         # The symmetric solver needs a symmetric Hessian; a field is differentiated in reverse mode.
         if is_field(lambda theta: loss(theta, frozen), start):

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from negmaml.sweeps.reduce import statistics_of
 from negmaml.sweeps.runner import empty
 from negmaml.sweeps.storage import StoreError, check_url, check_writable
 from negmaml.sweeps.store import SweepStore, create, open_store
+
+if TYPE_CHECKING:
+    import xarray
 
 OWN = (MANIFEST, "coordinates", "wall_seconds", "merged", "history")  # not taken from a source
 
@@ -101,7 +104,7 @@ def merge(
     store: str | os.PathLike[str],
     *,
     progress: bool | ProgressCallback = False,
-):
+) -> "xarray.Dataset":
     """Merge stores of the same sweep into one.
 
     The values of their axes and their seeds are joined, and sorted along axes that grow. The first

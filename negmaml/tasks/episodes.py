@@ -19,6 +19,7 @@ from negmaml._core.display import Table, add_table_repr
 from negmaml._core.keys import as_typed, check_key
 from negmaml._core.pytree import as_pytree, pytree, static
 from negmaml._core.settings import own_settings
+from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import Tasks
 from negmaml.tasks.rows import (
     check_labels,
@@ -109,8 +110,8 @@ class Episodes:
     @own_settings
     def __init__(
         self,
-        images,
-        labels,
+        images: Any,
+        labels: Any,
         *,
         ways: int,
         shots: int,
@@ -123,14 +124,14 @@ class Episodes:
         augment_task: Any = None,
         scale: bool = True,
         keys: bool = False,
-    ):
+    ) -> None:
         options = {"ways": ways, "shots": shots, "queries": queries, "m": m, "balanced": balanced,
                    "orientations": orientations, "augment": augment, "augment_task": augment_task,
                    "scale": scale, "keys": keys}  # fmt: skip
         order = self.plan(images, labels, classes, options)
         set_fields(self, data=take_rows(images, order))
 
-    def plan(self, images, labels, classes, options: dict[str, Any]) -> np.ndarray:
+    def plan(self, images: Any, labels: Any, classes: Any, options: dict[str, Any]) -> np.ndarray:
         """Set all fields but the data; return the images' rows in the order of their classes."""
         labels = check_rows("images", "labels", images, labels)
         fields = _check_options(images, options)
@@ -139,7 +140,7 @@ class Episodes:
         _check_rows_suffice(self, values, counts)
         return order
 
-    def replace(self, **changes) -> "Episodes":
+    def replace(self, **changes: Any) -> "Episodes":
         """Return the distribution with other sizes or options, on the same images.
 
         It takes all keywords of the class except `classes`, such as ways=10, m=100, augment=None.
@@ -162,7 +163,7 @@ class Episodes:
         return summary("Episodes", self, "classes", sizes)
 
     @own_settings
-    def __call__(self, key) -> Tasks:
+    def __call__(self, key: PRNGKeyArray) -> Tasks:
         key = check_key("key", key)
         return jax.vmap(self._episode)(jax.random.split(key, self.m))
 
@@ -171,7 +172,7 @@ class Episodes:
         images = [jax.tree.map(lambda x, r=part.rows: x[r], self.data) for part in (support, query)]
         return self.finish(key, Tasks(support, query), Tasks(*images))
 
-    def draw(self, key) -> Tasks:
+    def draw(self, key: PRNGKeyArray) -> Tasks:
         """Return the `EpisodeRows` of support and query of one episode."""
         for_classes, for_rows = jax.random.split(key)
         kinds = len(self.counts) * self.orientations
@@ -209,7 +210,7 @@ class Episodes:
         label, position = left // self.longest, left % self.longest
         return (starts[:, None] + within, labels), (starts[label] + position, label)
 
-    def finish(self, key, drawn: Tasks, images: Tasks) -> Tasks:
+    def finish(self, key: PRNGKeyArray, drawn: Tasks, images: Tasks) -> Tasks:
         """Return one episode from its rows and their images: scaled, turned and augmented."""
         parts = []
         for number, (rows, some) in enumerate(zip(drawn, images, strict=True)):
@@ -294,7 +295,9 @@ def oriented(image, turn):
 
 
 @explain_calls
-def split_classes(labels, sizes: Sequence, *, key=None) -> tuple[np.ndarray, ...]:
+def split_classes(
+    labels: Any, sizes: Sequence[float], *, key: PRNGKeyArray | None = None
+) -> tuple[np.ndarray, ...]:
     """Return disjoint sets of the classes in `labels`, for training, validation and test.
 
     Arguments:

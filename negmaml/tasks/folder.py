@@ -1,5 +1,6 @@
 """Images from a folder, one folder a class."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".t
 
 
 @explain_calls
-def image_folder(path, *, size=None, mode: str = "RGB") -> tuple[np.ndarray, np.ndarray]:
+def image_folder(
+    path: str | os.PathLike[str], *, size: int | tuple[int, int] | None = None, mode: str = "RGB"
+) -> tuple[np.ndarray, np.ndarray]:
     """Return (images, labels) of a folder with one folder of images for each class.
 
     Arguments:

@@ -9,6 +9,7 @@ from negmaml._core.display import Table, add_table_repr
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
+from negmaml._core.types import PRNGKeyArray, PyTree
 from negmaml.meta.batching import Tasks
 from negmaml.tasks.rows import (
     check_rows,
@@ -60,7 +61,7 @@ class Grouped:
     longest: int = static()
 
     @own_settings
-    def __init__(self, data, groups, *, m: int, n_t: int, n_v: int):
+    def __init__(self, data: PyTree, groups: Any, *, m: int, n_t: int, n_v: int) -> None:
         m, n_t, n_v = (check_count(n, v) for n, v in (("m", m), ("n_t", n_t), ("n_v", n_v)))
         groups = check_rows("data", "groups", data, groups)
         order, values, counts = sort_rows("groups", groups, None)
@@ -74,7 +75,7 @@ class Grouped:
         return summary("Grouped", self, "groups", sizes)
 
     @own_settings
-    def __call__(self, key) -> Tasks:
+    def __call__(self, key: PRNGKeyArray) -> Tasks:
         key = check_key("key", key)
         # Independent keys: the rows of a group must not depend on which groups were drawn.
         for_groups, for_rows = jax.random.split(key)

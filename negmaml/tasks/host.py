@@ -14,6 +14,7 @@ from negmaml._core.jit import is_concrete
 from negmaml._core.keys import check_key
 from negmaml._core.meshes import only
 from negmaml._core.settings import own_settings
+from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import Tasks
 from negmaml.tasks.episodes import COUNTS, Episodes
 from negmaml.tasks.rows import summary
@@ -45,8 +46,8 @@ class HostEpisodes:
     @own_settings
     def __init__(
         self,
-        images,
-        labels,
+        images: Any,
+        labels: Any,
         *,
         ways: int,
         shots: int,
@@ -59,27 +60,27 @@ class HostEpisodes:
         augment_task: Any = None,
         scale: bool = True,
         keys: bool = False,
-    ):
+    ) -> None:
         options = {"ways": ways, "shots": shots, "queries": queries, "m": m, "balanced": balanced,
                    "orientations": orientations, "augment": augment, "augment_task": augment_task,
                    "scale": scale, "keys": keys}  # fmt: skip
         # These episodes have no data: they draw rows, and finish images that were read.
-        self.episodes = object.__new__(Episodes)
-        self.order = self.episodes.plan(images, labels, classes, options)
-        self.data = images
+        self.episodes: Episodes = object.__new__(Episodes)
+        self.order: np.ndarray = self.episodes.plan(images, labels, classes, options)
+        self.data: Any = images
 
-    def replace(self, **changes) -> "HostEpisodes":
+    def replace(self, **changes: Any) -> "HostEpisodes":
         """Return the distribution with other sizes or options, as `Episodes.replace` does."""
         new = object.__new__(HostEpisodes)
         new.episodes, new.order, new.data = self.episodes.replace(**changes), self.order, self.data
         return new
 
-    def batches(self, key) -> "EpisodeBatches":
+    def batches(self, key: PRNGKeyArray) -> "EpisodeBatches":
         """Return an endless iterable of draws for `fit`; batch i is that of fold_in(key, i)."""
         return EpisodeBatches(self, check_key("key", key))
 
     @property
-    def counts(self):
+    def counts(self) -> np.ndarray:
         """The number of images of each class."""
         return self.episodes.counts
 
@@ -87,7 +88,7 @@ class HostEpisodes:
         sizes = ", ".join(f"{name}={getattr(self.episodes, name)}" for name in COUNTS)
         return summary("HostEpisodes", self, "classes", sizes)
 
-    def __call__(self, key) -> Tasks:
+    def __call__(self, key: PRNGKeyArray) -> Tasks:
         if not is_concrete(key):
             raise TypeError(
                 f"key must be known, got {short_repr(key)} under jit, grad or vmap: HostEpisodes "
@@ -99,7 +100,7 @@ class HostEpisodes:
         return self.finish(key, drawn, self.read(drawn))
 
     @own_settings
-    def draw(self, key) -> Tasks:
+    def draw(self, key: PRNGKeyArray) -> Tasks:
         """Return the rows of all episodes of a draw, on the host."""
         # Drawn on the CPU: an accelerator may be busy for long with the steps before.
         with only(_cpu()) as device:
@@ -114,7 +115,7 @@ class HostEpisodes:
         ))  # fmt: skip
 
     @own_settings
-    def finish(self, key, drawn: Tasks, images: Tasks) -> Tasks:
+    def finish(self, key: PRNGKeyArray, drawn: Tasks, images: Tasks) -> Tasks:
         """Return the tasks of these rows and images."""
         with only(jax.local_devices()[0]) as device:
             return _finish(*jax.device_put((self.episodes, key, drawn, images), device))
@@ -123,11 +124,11 @@ class HostEpisodes:
 class EpisodeBatches:
     """The draws of `HostEpisodes` in the order of their numbers, from 0 on, without an end."""
 
-    def __init__(self, source: HostEpisodes, key):
+    def __init__(self, source: HostEpisodes, key: PRNGKeyArray) -> None:
         self.source, self.key = source, key
 
     @property
-    def stream_identity(self) -> tuple:
+    def stream_identity(self) -> tuple[Any, ...]:
         """The numbers that decide the draws: `fit` resumes a checkpoint only of equal ones."""
         source = self.source
         episodes = source.episodes
@@ -138,13 +139,13 @@ class EpisodeBatches:
         return EpisodeIterator(self.source, self.key)
 
 
-class EpisodeIterator(Iterator):
+class EpisodeIterator(Iterator[Tasks]):
     """Reads images in a thread while earlier batches are in use.
 
     Every batch has a number, so the position is one number, and reading ahead changes nothing.
     """
 
-    def __init__(self, source: HostEpisodes, key):
+    def __init__(self, source: HostEpisodes, key: PRNGKeyArray) -> None:
         self.source, self.key = source, key
         self.number = 0
         self.pending: deque = deque()

@@ -9,6 +9,7 @@ from negmaml._core.display import Table, add_table_repr, shape_text
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree
 from negmaml._core.settings import own_settings
+from negmaml._core.types import PRNGKeyArray
 from negmaml.linear.data import sample
 from negmaml.meta.batching import Tasks
 from negmaml.problem import MixedLinearRegression
@@ -38,7 +39,7 @@ class Linear:
 
     problem: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.problem, MixedLinearRegression):
             raise TypeError(f"problem must be a MixedLinearRegression, got {self.problem!r}")
 
@@ -49,7 +50,7 @@ class Linear:
         return Table("Linear, a distribution of tasks", rows)
 
     @own_settings
-    def __call__(self, key) -> Tasks:
+    def __call__(self, key: PRNGKeyArray) -> Tasks:
         key = check_key("key", key)
         # The sampler of `nm.simulate`, so that MAML on a linear model can be compared to it.
         data = sample(key, self.problem)

@@ -11,6 +11,7 @@ from negmaml._core.checks import check_count, check_nonnegative
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
+from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import Tasks
 
 
@@ -46,14 +47,14 @@ class Quadratic:
     sigma: Any
     nu: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("p", "m", "n_t", "n_v"):
             object.__setattr__(self, name, check_count(name, getattr(self, name)))
         for name in ("sigma", "nu"):
             check_nonnegative(name, getattr(self, name), "a standard deviation")
 
     @own_settings
-    def __call__(self, key) -> Tasks:
+    def __call__(self, key: PRNGKeyArray) -> Tasks:
         key = check_key("key", key)
         p, m, n = self.p, self.m, self.n_t + self.n_v
         shapes = ((m, p), (m, 1), (m, n, p), (m, n))

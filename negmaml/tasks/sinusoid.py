@@ -7,6 +7,7 @@ from negmaml._core.checks import check_count
 from negmaml._core.keys import check_key
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
+from negmaml._core.types import PRNGKeyArray
 from negmaml.meta.batching import Tasks
 
 
@@ -29,12 +30,12 @@ class Sinusoid:
     n_t: int = static()
     n_v: int = static()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("m", "n_t", "n_v"):
             object.__setattr__(self, name, check_count(name, getattr(self, name)))
 
     @own_settings
-    def __call__(self, key) -> Tasks:
+    def __call__(self, key: PRNGKeyArray) -> Tasks:
         key = check_key("key", key)
         for_amplitude, for_phase, for_x = jax.random.split(key, 3)
         # Shape (m, 1, 1): one value for all points of a task.

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,9 @@ from negmaml.rules import UNSOLVED, InnerRule, as_rule, run
 from negmaml.training.sharding import TaskSharding, task_sharding
 from negmaml.training.statistics import NORMAL_95, finite_mean
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @add_table_repr
 class Evaluation(NamedTuple):
@@ -64,33 +67,33 @@ class Evaluation(NamedTuple):
     unconverged: Any = 0.0
 
     @property
-    def mean(self):
+    def mean(self) -> Any:
         """The mean over all tasks, shape () or (steps + 1,); not finite if a task diverged."""
         return jax.tree.map(lambda x: jnp.mean(x, -1), self.values)
 
     @property
-    def standard_error(self):
+    def standard_error(self) -> Any:
         """The standard error of the mean: the standard deviation over tasks / sqrt(episodes)."""
         return jax.tree.map(lambda x: jnp.std(x, -1, ddof=1) / x.shape[-1] ** 0.5, self.values)
 
     @property
-    def interval(self):
+    def interval(self) -> Any:
         """The half width of the 95% interval of the mean, 1.96 standard errors."""
         return jax.tree.map(lambda error: NORMAL_95 * error, self.standard_error)
 
     @property
-    def median(self):
+    def median(self) -> Any:
         """The median over the tasks with a finite value; NaN if there are none."""
         return jax.tree.map(
             lambda x: jnp.nanmedian(jnp.where(jnp.isfinite(x), x, jnp.nan), -1), self.values
         )
 
     @property
-    def diverged(self):
+    def diverged(self) -> Any:
         """The share of tasks whose value is not finite, shape () or (steps + 1,)."""
         return jax.tree.map(lambda x: jnp.mean(~jnp.isfinite(x), -1, dtype=x.dtype), self.values)
 
-    def plot(self):
+    def plot(self) -> "Figure":
         """Draw the values: against the number of inner steps, or their distribution over tasks.
 
         With `per_step` a panel has the mean over the tasks with a finite value, its 95% interval,

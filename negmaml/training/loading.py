@@ -4,6 +4,7 @@ A checkpoint holds the leaves of a run in one list. Beside them is a layout, in 
 the leaves of the model, and the tree of the model if it is made of dicts, lists and tuples.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,13 @@ def _decoded(encoded: dict[str, Any], leaves: list):
 
 
 @explain_calls
-def load(path, like: Any = None, *, step: int | None = None, best: bool | None = None) -> Any:
+def load(
+    path: str | os.PathLike[str],
+    like: Any = None,
+    *,
+    step: int | None = None,
+    best: bool | None = None,
+) -> Any:
     """Return the parameters of a checkpoint of `fit`, for testing or another use.
 
     Arguments:

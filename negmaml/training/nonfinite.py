@@ -53,7 +53,7 @@ class LossScale:
     period: int = static(2000)
     limit: int = static(20)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number = isinstance(self.initial, Real) and not isinstance(self.initial, bool)
         if not (number and MIN_SCALE <= self.initial <= MAX_SCALE):
             raise (ValueError if number else TypeError)(

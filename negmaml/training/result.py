@@ -1,6 +1,6 @@
 """The result of `fit`."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -8,6 +8,9 @@ import numpy as np
 from negmaml._core.deprecation import renamed_attribute
 from negmaml._core.display import Table, add_table_repr, shape_text, tree_text
 from negmaml.training.nonfinite import SkipState
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @add_table_repr
@@ -56,11 +59,11 @@ class FitResult(NamedTuple):
     evaluated: Any = None
 
     @property
-    def skipped(self):
+    def skipped(self) -> Any:
         """Number of batches whose update was skipped; those of an earlier `state` are included."""
         return 0 if self.skips is None else self.skips.skipped
 
-    def plot(self):
+    def plot(self) -> "Figure":
         """Draw the loss of each step, its running mean, and the evaluations.
 
         A run that was vmapped has one line for each run. Values that are not finite leave gaps,

@@ -14,6 +14,7 @@ from negmaml._core.keys import mixed_draws, with_counter_based_keys
 from negmaml._core.meshes import any_mesh, as_mesh, place, share, within
 from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_transfers
+from negmaml._core.types import PyTree
 from negmaml.meta.batching import leading_axis
 
 MEMORY_SHARE = 0.5  # of the free memory of a device, for the items that it computes at once
@@ -21,7 +22,9 @@ MEMORY_SHARE = 0.5  # of the free memory of a device, for the items that it comp
 
 @own_transfers
 @any_mesh
-def map_over_devices(function: Callable, items, *, batch_size: int | None = None, mesh: Any = None):
+def map_over_devices(
+    function: Callable[..., Any], items: PyTree, *, batch_size: int | None = None, mesh: Any = None
+) -> Any:
     """Return `function` of every item, computed on all local devices: jax.lax.map over devices.
 
     Arguments:
@@ -69,7 +72,7 @@ def map_over_devices(function: Callable, items, *, batch_size: int | None = None
         return _map_sharded(function, items, batch_size=batch_size, mesh=chosen)
 
 
-def _fitting(function: Callable, items, mesh: Mesh) -> int | None:
+def _fitting(function: Callable[..., Any], items, mesh: Mesh) -> int | None:
     """Return the number of items that fit into the memory of a device; None if not more than one.
 
     A CPU computes one at a time: its caches gain nothing from more.
@@ -94,7 +97,7 @@ def _free_bytes(device) -> int | None:
     return found["bytes_limit"] - found["bytes_in_use"] if found else None
 
 
-def _unsafe_draws(function: Callable, items, batch_size: int, mesh: Mesh) -> list[str]:
+def _unsafe_draws(function: Callable[..., Any], items, batch_size: int, mesh: Mesh) -> list[str]:
     """Return the generators by which an item of a batch would depend on the others."""
     found = [
         mixed_draws(_map_sharded.trace(function, items, batch_size=size, mesh=mesh).jaxpr)
@@ -104,7 +107,7 @@ def _unsafe_draws(function: Callable, items, batch_size: int, mesh: Mesh) -> lis
     return [] if found[0] == found[1] else found[0]
 
 
-def _check_generators(function: Callable, items, batch_size: int, mesh: Mesh) -> None:
+def _check_generators(function: Callable[..., Any], items, batch_size: int, mesh: Mesh) -> None:
     """Raise if the random numbers of an item would depend on the other items of its batch."""
     if found := _unsafe_draws(function, items, batch_size, mesh):
         raise ValueError(
@@ -115,5 +118,5 @@ def _check_generators(function: Callable, items, batch_size: int, mesh: Mesh) ->
 
 
 @partial(jax.jit, static_argnames=("batch_size", "mesh"))
-def _map_sharded(function: Callable, items, *, batch_size: int | None, mesh: Mesh):
+def _map_sharded(function: Callable[..., Any], items, *, batch_size: int | None, mesh: Mesh):
     return share(partial(lax.map, batch_size=batch_size), function, items, mesh)
