@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import jax
+
 if TYPE_CHECKING:  # by itself, since type checkers know its value only
     from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
@@ -29,11 +31,13 @@ else:
     PRNGKeyArray, ScalarLike = Any, Any
 
 Numbers: TypeAlias = ArrayLike | Sequence[float]  # a number, an array, or a list of numbers
+Devices: TypeAlias = jax.sharding.Mesh | Sequence[Any]  # a mesh, or a list of devices
 
 __all__ = [
     "Array",
     "ArrayLike",
     "Bool",
+    "Devices",
     "Float",
     "Int",
     "Numbers",

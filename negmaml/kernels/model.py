@@ -23,7 +23,7 @@ from negmaml._core.jit import jit_fast_compile
 from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
-from negmaml._core.types import Array, ArrayLike, PyTree
+from negmaml._core.types import Array, ArrayLike, Devices, PyTree
 from negmaml.kernels.iterative import train_iteratively
 from negmaml.kernels.points import (
     TILE,
@@ -208,7 +208,7 @@ def meta_train(
     meta_ridge: ArrayLike = 0.0,
     f0: Callable[..., Any] | None = None,
     method: str | None = None,
-    mesh: Any = None,
+    mesh: Devices | None = None,
 ) -> KernelModel:
     r"""The exact minimiser of the meta-loss of a kernel model, for every rate and ridge at once.
 

@@ -20,7 +20,7 @@ from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, with
 from negmaml._core.platform import CPU, DeviceSizes, device_platform, with_plan
 from negmaml._core.pytree import pytree, static
 from negmaml._core.settings import own_settings
-from negmaml._core.types import Array, Bool, Float, PRNGKeyArray, ScalarLike
+from negmaml._core.types import Array, Bool, Devices, Float, PRNGKeyArray, ScalarLike
 from negmaml.linear.cholesky import panel_width
 from negmaml.linear.data import (
     CovarianceRoots,
@@ -109,7 +109,7 @@ def simulate(
     meta_ridge: ScalarLike = 0.0,
     evaluation: str = "expected",
     split: str = "train-validation",
-    mesh: Any = None,
+    mesh: Devices | None = None,
 ) -> Simulation:
     r"""Meta-train exactly on random data, `runs` times, and evaluate on new tasks.
 
@@ -166,7 +166,7 @@ def compile_simulation(
     meta_ridge: ScalarLike = 0.0,
     evaluation: str = "expected",
     split: str = "train-validation",
-    mesh: Any = None,
+    mesh: Devices | None = None,
     index: int | None = None,
 ) -> Callable[[], Simulation]:
     """`simulate` in two stages: compile now, run when the returned function is called.

@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 from negmaml._core.caller import warn_caller
 from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_choice, check_count, check_flag, check_optional
+from negmaml._core.types import Array, Numbers, ScalarLike
 from negmaml.meta import annealing as annealed
 from negmaml.meta import gradients
 from negmaml.meta.gradients import Algorithm
@@ -47,7 +48,7 @@ def maml(
     segment: int | str | None = None,
     truncate: int | None = None,
     has_aux: bool = False,
-    step_weights: Any = None,
+    step_weights: Numbers | None = None,
 ) -> Callable[[Any, Any], Any]:
     r"""Return the objective of model-agnostic meta-learning, (params, tasks) -> value.
 
@@ -86,7 +87,7 @@ def maml_value_and_grad(
     explain: bool = False,
     has_aux: bool = False,
     wrt: str = "params",
-    step_weights: Any = None,
+    step_weights: Numbers | None = None,
 ) -> ValueAndGrad:
     r"""Return (params, tasks) -> (value, gradient), the exact, second-order gradient of `maml`.
 
@@ -188,7 +189,7 @@ def fomaml(
     batch_size: int | None = None,
     has_aux: bool = False,
     wrt: str = "params",
-    step_weights: Any = None,
+    step_weights: Numbers | None = None,
 ) -> ValueAndGrad:
     r"""Return (params, tasks) -> (value, gradient) of first-order MAML.
 
@@ -336,7 +337,7 @@ def meta_sgd(
     mask: Any = None,
     batch_size: int | None = None,
     has_aux: bool = False,
-    step_weights: Any = None,
+    step_weights: Numbers | None = None,
 ) -> ValueAndGrad:
     r"""Return (MetaSGDParams(params, rate), tasks) -> (value, MetaSGDParams of gradients).
 
@@ -363,7 +364,7 @@ def meta_sgd(
 def maml_plus_plus(
     loss: Loss,
     *,
-    annealing: Any,
+    annealing: ScalarLike | Callable[[Array], Array],
     second_order_from: int = 0,
     inner_loss: Loss | None = None,
     mask: Any = None,

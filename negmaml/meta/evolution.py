@@ -42,6 +42,7 @@ from negmaml._core.keys import check_key, is_typed_key
 from negmaml._core.meshes import any_mesh
 from negmaml._core.pytree import as_pytree, tree_where
 from negmaml._core.settings import own_transfers
+from negmaml._core.types import ScalarLike
 from negmaml.meta.batching import Tasks, as_tasks, leading_axis, mean_in_blocks
 from negmaml.meta.gradients import of_same_class, pair_variables
 from negmaml.meta.minibatches import at_step
@@ -77,7 +78,7 @@ SIGNS = (1.0, -1.0)  # of the perturbation of the two members of an antithetic p
 def evolution_strategies(
     objective: Callable[[Any, Any], Any],
     *,
-    sigma: Any,
+    sigma: ScalarLike,
     samples: int,
     antithetic: bool = True,
     batch_size: int | None = None,
@@ -127,7 +128,7 @@ def persistent_evolution_strategies(
     rule: InnerRule,
     *,
     truncation: int,
-    sigma: Any,
+    sigma: ScalarLike,
     samples: int,
     inner_loss: Loss | None = None,
     mask: Any = None,

@@ -10,6 +10,7 @@ from negmaml._core.checks import check_flag
 from negmaml._core.convergence import warn_unless
 from negmaml._core.meshes import any_mesh
 from negmaml._core.settings import own_transfers
+from negmaml._core.types import PyTree
 from negmaml.meta.minibatches import check_whole, on_support
 from negmaml.meta.model_variables import variables
 from negmaml.meta.partition import Loss, check_inputs, check_loss, combine, partition
@@ -23,8 +24,8 @@ from negmaml.rules.unroll import PLAIN, Unroll, check_unroll, last_point
 @any_mesh
 def adapt(
     loss: Loss,
-    params: Any,
-    support: Any,
+    params: PyTree,
+    support: PyTree,
     rule: InnerRule,
     *,
     mask: Any = None,

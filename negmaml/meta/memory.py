@@ -16,6 +16,7 @@ from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_count, short_repr
 from negmaml._core.display import Table, add_fields_repr, add_table_repr
 from negmaml._core.memory import peak_bytes
+from negmaml._core.types import PyTree
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.model_variables import Variables
 
@@ -67,7 +68,13 @@ class MemoryPlan(NamedTuple):
 
 
 @explain_calls
-def memory_plan(value_and_grad: Any, params: Any, tasks: Any, *, budget: Any = None) -> MemoryPlan:
+def memory_plan(
+    value_and_grad: Any,
+    params: PyTree,
+    tasks: Any,
+    *,
+    budget: int | str | None = None,
+) -> MemoryPlan:
     r"""Return the estimated memory of a meta-gradient for each method, and the choice for a budget.
 
     Arguments:

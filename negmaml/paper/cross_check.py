@@ -1,7 +1,7 @@
 """Computes one test loss by six methods, which have to agree within their stated errors."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from negmaml._core.display import Table
 from negmaml._core.jit import jit_fast_compile
 from negmaml._core.keys import check_key, key_of
 from negmaml._core.settings import own_settings
+from negmaml._core.types import PRNGKeyArray
 from negmaml.linear.data import sample
 from negmaml.linear.simulation import simulate
 from negmaml.linear.solve import minimiser
@@ -125,7 +126,7 @@ def verify(
     train: InnerRule,
     adapt: InnerRule,
     *,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
     runs: int = 1000,
 ) -> Verification:
     r"""Compute the test loss of one problem by six methods and compare them, in float64.

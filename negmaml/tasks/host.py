@@ -125,7 +125,8 @@ class EpisodeBatches:
     """The draws of `HostEpisodes` in the order of their numbers, from 0 on, without an end."""
 
     def __init__(self, source: HostEpisodes, key: PRNGKeyArray) -> None:
-        self.source, self.key = source, key
+        self.source: HostEpisodes = source
+        self.key: PRNGKeyArray = key
 
     @property
     def stream_identity(self) -> tuple[Any, ...]:
@@ -146,10 +147,11 @@ class EpisodeIterator(Iterator[Tasks]):
     """
 
     def __init__(self, source: HostEpisodes, key: PRNGKeyArray) -> None:
-        self.source, self.key = source, key
-        self.number = 0
-        self.pending: deque = deque()
-        self.reader = ThreadPoolExecutor(1, "episodes")
+        self.source: HostEpisodes = source
+        self.key: PRNGKeyArray = key
+        self.number: int = 0
+        self.pending: deque[Any] = deque()
+        self.reader: ThreadPoolExecutor = ThreadPoolExecutor(1, "episodes")
 
     def __next__(self) -> Tasks:
         while len(self.pending) <= AHEAD:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from negmaml._core.jit import jit_fast_compile
 from negmaml._core.meshes import any_mesh, as_mesh, gathered, place, share, within
 from negmaml._core.platform import DeviceSizes, with_plan
 from negmaml._core.settings import own_settings
-from negmaml._core.types import Array, ArrayLike, Float
+from negmaml._core.types import Array, ArrayLike, Devices, Float
 from negmaml.problem.covariance import check_covariance, modes
 from negmaml.rules import GradientDescent, InnerRule, check_scalar_rule
 from negmaml.theory.anisotropic.compression import Eigenvalues, compress
@@ -78,7 +78,7 @@ def phase_diagram(
     meta_ridge: ArrayLike = 0.0,
     input_covariance: Float[ArrayLike, " k"] | None = None,
     weight_covariance: Float[ArrayLike, " k"] | None = None,
-    mesh: Any = None,
+    mesh: Devices | None = None,
 ) -> Phase:
     """Best training parameters over a grid of problems, in the limit of large sizes.
 
@@ -117,10 +117,11 @@ def phase_diagram(
     if not (input_covariance is None and weight_covariance is None):
         spectrum, dtype = _spectrum(input_covariance, weight_covariance), jnp.result_type(float)
     arguments = cast((cells, spectrum, train), dtype)
-    if (mesh := as_mesh(mesh)) is not None:
-        arguments = place(arguments, mesh)
-    with within(mesh, arguments):
-        found = _phases(*arguments, mesh=mesh)
+    devices = as_mesh(mesh)
+    if devices is not None:
+        arguments = place(arguments, devices)
+    with within(devices, arguments):
+        found = _phases(*arguments, mesh=devices)
     warn_if_unsolved(found.weight_error)
     return jax.tree.map(lambda x: x.reshape(shape), found)
 

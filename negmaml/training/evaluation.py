@@ -1,7 +1,7 @@
 """Evaluation on fresh tasks: the mean after adaptation and its 95% interval, as papers report."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from negmaml._core.display import Table, add_table_repr, shape_text
 from negmaml._core.keys import check_key
 from negmaml._core.meshes import any_mesh, gathered, place, share
 from negmaml._core.settings import own_transfers
-from negmaml._core.types import PRNGKeyArray
+from negmaml._core.types import Array, Devices, PRNGKeyArray, PyTree
 from negmaml.meta.batching import as_tasks, leading_axis
 from negmaml.meta.inner import adapt_leaves, inner_gradient
 from negmaml.meta.model_variables import Variables, keys_of_tasks, variables
@@ -136,17 +136,17 @@ def _text(values) -> str:
 @any_mesh
 def evaluate(
     key: PRNGKeyArray,
-    params: Any,
+    params: PyTree,
     loss: Callable[..., Any],
     rule: InnerRule,
-    tasks: Any,
+    tasks: Callable[[Array], Any] | Iterable[Any],
     *,
     metric: Callable[..., Any] | dict[str, Callable[..., Any]] | None = None,
     episodes: int = 600,
     per_step: bool = False,
     mask: Any = None,
-    mesh: Any = None,
-    task_axis: Any = None,
+    mesh: Devices | None = None,
+    task_axis: str | Sequence[str] | None = None,
 ) -> Evaluation:
     r"""Return the loss, or another metric, on the query of fresh tasks after adaptation.
 

@@ -9,8 +9,9 @@ vmap over keys, rates and initial parameters.
 """
 
 import contextlib
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ from negmaml._core.meshes import place
 from negmaml._core.platform import is_tracing
 from negmaml._core.pytree import tree_where
 from negmaml._core.settings import own_transfers
-from negmaml._core.types import PRNGKeyArray
+from negmaml._core.types import Array, Devices, PRNGKeyArray, PyTree
+from negmaml.meta.batching import Tasks
 from negmaml.meta.gradients import trained_variables
 from negmaml.meta.model_variables import Form
 from negmaml.rules import UNSOLVED
@@ -60,26 +62,26 @@ from negmaml.training.state import (
 @own_transfers
 def fit(
     key: PRNGKeyArray,
-    params: Any,
+    params: PyTree,
     value_and_grad: Callable[..., Any],
-    sample_tasks: Any,
-    optimizer: Any,
+    sample_tasks: Callable[[Array], Any] | Iterable[Any],
+    optimizer: optax.GradientTransformation | optax.MultiSteps | Callable[..., Any],
     steps: int | None = None,
     *,
     epochs: int | None = None,
     evaluate: Callable[..., Any] | None = None,
     evaluate_every: int | None = None,
-    evaluation_tasks: Any = None,
+    evaluation_tasks: Callable[[Array], Any] | Tasks | None = None,
     patience: int | None = None,
     monitor: str | None = None,
     monitor_mode: str = "min",
-    nonfinite: Any = "stop",
+    nonfinite: int | str | LossScale = "stop",
     callback: Callable[..., Any] | None = None,
     callback_every: int | None = None,
     state: FitResult | None = None,
-    mesh: Any = None,
-    task_axis: Any = None,
-    checkpoint: Any = None,
+    mesh: Devices | None = None,
+    task_axis: str | Sequence[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     resume: str = "strict",
     progress: bool = False,

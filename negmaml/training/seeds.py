@@ -14,7 +14,7 @@ from negmaml._core.keys import mixed_draws, with_counter_based_keys
 from negmaml._core.meshes import any_mesh, as_mesh, place, share, within
 from negmaml._core.pytree import as_pytree
 from negmaml._core.settings import own_transfers
-from negmaml._core.types import PyTree
+from negmaml._core.types import Devices, PyTree
 from negmaml.meta.batching import leading_axis
 
 MEMORY_SHARE = 0.5  # of the free memory of a device, for the items that it computes at once
@@ -23,7 +23,11 @@ MEMORY_SHARE = 0.5  # of the free memory of a device, for the items that it comp
 @own_transfers
 @any_mesh
 def map_over_devices(
-    function: Callable[..., Any], items: PyTree, *, batch_size: int | None = None, mesh: Any = None
+    function: Callable[..., Any],
+    items: PyTree,
+    *,
+    batch_size: int | None = None,
+    mesh: Devices | None = None,
 ) -> Any:
     """Return `function` of every item, computed on all local devices: jax.lax.map over devices.
 
