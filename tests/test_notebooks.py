@@ -9,6 +9,7 @@ import pytest
 
 from negmaml.examples import pupils
 from tests.documents import broken_links
+from tests.internals import plotting
 from tests.notebooks import FOLDER, NAMES, from_script, problems
 
 pytest.importorskip("matplotlib")
@@ -53,6 +54,14 @@ def test_a_notebook_can_be_read(name):
     assert [*broken_links(FOLDER / f"{name}.ipynb")] == []
 
 
+@pytest.mark.parametrize("name", ("first_ten_minutes", "own_model", "cluster_sweep"))
+def test_negative_rates_have_the_colour_of_all_figures(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    names, values = re.search(r"^(NEGATIVE.*?) = (.*)$", text, re.M).groups()
+    found = dict(zip(names.split(", "), re.findall("#[0-9a-f]{6}", values), strict=True))
+    assert found == {name: getattr(plotting, name) for name in found}
+
+
 def test_the_notebooks_are_small():
     assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 1_000_000
 
@@ -63,7 +72,7 @@ def test_the_notebooks_are_small():
 def test_a_script_runs_and_its_statements_hold(name, tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pyplot.rc_context():
         # A notebook shows its figures; in a test they have nowhere to go.
         warnings.filterwarnings("ignore", ".*non-interactive", UserWarning)
         runpy.run_path(str(FOLDER / f"{name}.py"))

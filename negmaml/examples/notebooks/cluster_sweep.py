@@ -42,7 +42,8 @@ import numpy as np
 
 import negmaml as nm
 
-NEGATIVE = "#d1495b"
+NEGATIVE = "#0072b2"
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 # %% [markdown]
 # ## A function of a key and the axes

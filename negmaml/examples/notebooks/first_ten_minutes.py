@@ -32,7 +32,8 @@ import optax
 
 import negmaml as nm
 
-NEGATIVE, ZERO, POSITIVE = "#d1495b", "#6c757d", "#2a6f97"
+NEGATIVE, ZERO, POSITIVE = "#0072b2", "#6c757d", "#d55e00"
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 # %% [markdown]
 # ## Tasks with a single weight

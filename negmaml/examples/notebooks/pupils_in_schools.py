@@ -36,6 +36,8 @@ import pandas as pd
 import negmaml as nm
 from negmaml.examples import pupils
 
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+
 shutil.copyfile(pupils.FILE, "pupils.csv")
 print(*Path("pupils.csv").read_text().splitlines()[:7], sep="\n")
 
@@ -121,7 +123,7 @@ for name, gain in zip(names, gains, strict=True):
 assert all(advice.gain[name].significantly_better for name in usual)
 
 # %%
-colors = {"mixed model": "#2a9d8f", "pooled ridge": "#2a6f97", "per-group ridge": "#e09f3e"}
+colors = {"mixed model": "#009e73", "pooled ridge": "#e69f00", "per-group ridge": "#cc79a7"}
 figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
 axis.barh(names, [g.value for g in gains], color=[colors.get(n, "#adb5bd") for n in names])
 low_high = np.array([[g.value - g.low, g.high - g.value] for g in gains]).T
