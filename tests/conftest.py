@@ -44,7 +44,8 @@ def quick_flags() -> str:
             flags += [
                 flag
                 for flag in MORE_FLAGS
-                if content.find(flag.strip("-").split("=")[0].encode()) >= 0
+                # A flag that was removed may still be a reserved field, without the zeros.
+                if content.find(b"\0%b\0" % flag.strip("-").split("=")[0].encode()) >= 0
             ]
     return " ".join(flags)
 
