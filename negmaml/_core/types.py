@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 
 if TYPE_CHECKING:  # by itself, since type checkers know its value only
-    from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, ScalarLike
+    from jaxtyping import Array, ArrayLike, Bool, Float, Int, ScalarLike
 
+    PRNGKeyArray: TypeAlias = Array  # shown by this name
     PyTree: TypeAlias = Any  # that of jaxtyping is unknown to them
 elif "jaxtyping" in sys.modules:
     from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree, ScalarLike
@@ -31,6 +32,8 @@ else:
     PRNGKeyArray, ScalarLike = Any, Any
 
 Numbers: TypeAlias = ArrayLike | Sequence[float]  # a number, an array, or a list of numbers
+Rate: TypeAlias = Any  # a number, an array or list, a `Schedule`, or a pytree of them
+Rows: TypeAlias = Any  # an array or list with one entry for each row, or a data frame
 Devices: TypeAlias = jax.sharding.Mesh | Sequence[Any]  # a mesh, or a list of devices
 
 __all__ = [
@@ -43,5 +46,7 @@ __all__ = [
     "Numbers",
     "PRNGKeyArray",
     "PyTree",
+    "Rate",
+    "Rows",
     "ScalarLike",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_array, check_callable, check_choice, check_count, check_flag
 from negmaml._core.keys import check_key
-from negmaml._core.types import Numbers, PRNGKeyArray
+from negmaml._core.types import Numbers, PRNGKeyArray, Rows
 from negmaml.advice.data import (
     UNITS,
     GroupedRows,
@@ -45,9 +45,9 @@ class SplitCounts(NamedTuple):
 
 @explain_calls
 def advise(
-    x: Any,
-    y: Any,
-    groups: Any,
+    x: Rows,
+    y: Rows,
+    groups: Rows,
     *,
     n_t: int | None = None,
     n_v: int | None = None,

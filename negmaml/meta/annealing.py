@@ -16,6 +16,7 @@ from jax import lax
 from negmaml._core.calls import explain_calls
 from negmaml._core.checks import check_finite, short_repr
 from negmaml._core.pytree import as_pytree, pytree
+from negmaml._core.types import Rate
 from negmaml.meta import gradients
 from negmaml.meta.choice import LossPair
 from negmaml.meta.model_variables import MetaSGDParams, variables
@@ -96,7 +97,7 @@ def maml_plus_plus(losses: LossPair, plan: Annealing, meta, state, tasks, weight
 
 
 @explain_calls
-def maml_plus_plus_params(model: Any, *, rate: Any = 0.01, steps: int = 5) -> MetaSGDParams:
+def maml_plus_plus_params(model: Any, *, rate: Rate = 0.01, steps: int = 5) -> MetaSGDParams:
     r"""Return the parameters from which `maml_plus_plus` trains: `MetaSGDParams`.
 
     Arguments:

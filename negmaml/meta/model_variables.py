@@ -38,7 +38,7 @@ from negmaml._core.pytree import (
     split_floating,
     static,
 )
-from negmaml._core.types import PyTree
+from negmaml._core.types import PyTree, Rate
 from negmaml.meta.partition import StaticTree, check_scalar, partition_floating
 from negmaml.rules import GradientDescent, Schedule, as_rule
 
@@ -87,7 +87,7 @@ class MetaSGDParams(NamedTuple):
     """
 
     params: Any
-    rate: Any
+    rate: Rate
 
     @property
     def rule(self) -> GradientDescent:

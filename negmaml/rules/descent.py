@@ -13,7 +13,7 @@ import numpy as np
 from negmaml._core.arrays import contract
 from negmaml._core.checks import check_count, check_finite, check_flag
 from negmaml._core.pytree import pytree, static
-from negmaml._core.types import PyTree
+from negmaml._core.types import PyTree, Rate
 from negmaml.rules.base import InnerRule
 from negmaml.rules.filters import Filter, PolynomialFilter, PowerFilter
 from negmaml.rules.schedule import is_schedule
@@ -22,7 +22,7 @@ from negmaml.rules.schedule import is_schedule
 class _Descent(InnerRule):
     """`steps` steps at `rate`, the common part of the rules of this module."""
 
-    rate: Any
+    rate: Rate
     linear: ClassVar[bool] = True
 
     def check(self, params: PyTree) -> None:
@@ -55,10 +55,10 @@ class GradientDescent(_Descent):
     [1.0, 0.25]
     """
 
-    rate: Any
+    rate: Rate
     steps: int = static(default=1)
 
-    def __init__(self, rate: Any, steps: int = 1) -> None:
+    def __init__(self, rate: Rate, steps: int = 1) -> None:
         object.__setattr__(self, "rate", check_finite("rate", rate, "an inner learning rate"))
         object.__setattr__(self, "steps", check_count("steps", steps))
 
@@ -99,8 +99,8 @@ class Momentum(_Descent):
     0.65
     """
 
-    rate: Any
-    momentum: Any
+    rate: Rate
+    momentum: Rate
     steps: int = static()
     nesterov: bool = static(default=False)
 
@@ -158,7 +158,7 @@ class Preconditioned(_Descent):
     [0.5, 1.0]
     """
 
-    rate: Any
+    rate: Rate
     preconditioner: Any
     steps: int = static(default=1)
 
