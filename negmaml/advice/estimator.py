@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from negmaml._core.calls import explain_calls
 from negmaml._core.checks import (
     check_choice,
     check_count,
@@ -247,6 +248,7 @@ class MetaRegressor(MetaLinearModel):
     (True, (11,))
     """
 
+    @explain_calls
     def __init__(
         self,
         train_rate: float = 0.0,
@@ -323,6 +325,7 @@ class MetaRegressorCV(MetaLinearModel):
     (True, 'mixed model')
     """
 
+    @explain_calls
     def __init__(
         self,
         *,

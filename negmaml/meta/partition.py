@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from negmaml._core.checks import check_callable, short_repr
 from negmaml._core.display import tree_text
@@ -178,6 +179,12 @@ def check_loss(name: str, loss, form: str = "(params, data)") -> Any:
     # `fit` and `evaluate` may pass on a loss that was checked before.
     if isinstance(loss, WithShapeErrors):
         return loss
+    # An algorithm takes (params, tasks) and would fail on the data of one task, far from the cause.
+    if isinstance(loss, Partial) and isinstance(loss.func, tuple) and hasattr(loss.func, "loss"):
+        raise TypeError(
+            f"{name} must be the loss of one task, a function of {form}, got a meta-algorithm; "
+            "pass the loss that it was built from"
+        )
     return WithShapeErrors(check_callable(name, loss, f"of {form}"), "the loss")
 
 

@@ -327,6 +327,8 @@ def check_rule(name: str, rule) -> Any:
     """Return `rule` if it is an inner rule, else raise a TypeError that names the argument."""
     if not isinstance(rule, InnerRule):
         number = f"; for a rate write GradientDescent({rule!r}) " if np.isscalar(rule) else " "
+        if isinstance(rule, type) and issubclass(rule, InnerRule):
+            number = f"; that is a class: write {rule.__name__}(...) with its numbers "
         raise TypeError(
             f"{name} must be an inner rule such as GradientDescent(-0.2), got "
             f"{short_repr(rule)}{number}(a rule of your own derives from negmaml.InnerRule)"

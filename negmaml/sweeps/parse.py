@@ -149,7 +149,7 @@ def _axes(grid, accepted, required) -> list[Axis]:
         if accepted is not None and name not in accepted:
             raise ValueError(
                 f"grid: unknown axis {name!r}{did_you_mean(name, accepted)}; the function takes "
-                + ", ".join(accepted)
+                + (", ".join(accepted) or f"no axes: write it as function(key, {name}), key first")
             )
     check_grid_names(axes)
     if missing := [name for name in required if name not in names]:

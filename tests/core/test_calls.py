@@ -79,6 +79,10 @@ CALLS = [
     (lambda: nm.sweep(nm.sweeps.linear, {"p": 20}, seed=3), "did you mean 'seeds'"),
     (lambda: nm.sweep("linear", {"p": 20}), "missing seeds"),
     (lambda: nm.verify(KEY, PROBLEM, STEP, STEP), "keyword-only are key, runs"),
+    (lambda: nm.theory.weight_error(PROBLEM, nm.GradientDescent),
+     r"that is a class: write GradientDescent\(\.\.\.\)"),
+    (lambda: nm.evaluate(KEY, 0.0, nm.maml(loss, STEP), STEP, SINUSOID), "got a meta-algorithm"),
+    (lambda: nm.MetaRegressor(alpha=2), "did you mean 'train_rate'"),
     (lambda: nm.load("x", 3, 4), "keyword-only are step, best"),
 ]  # fmt: skip
 
