@@ -8,5 +8,6 @@
     own_model            a model and a distribution of tasks of your own
     cluster_sweep        a study of many cells, on a laptop and in the jobs of a cluster
 
-They need the extras "all" and "examples". A script runs when it is imported.
+They need the extras "all" and "examples", and Jupyter or an editor that opens notebooks. A script
+runs when it is imported.
 """

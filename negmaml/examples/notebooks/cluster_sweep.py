@@ -21,7 +21,7 @@
 # **You need** JAX, and to have seen a job script. `pip install ".[all]"` in a copy of the
 # repository.
 #
-# **It takes** ten minutes to read, and under 20 seconds to run on a laptop. Everything is written
+# **It takes** ten minutes to read, and half a minute to run on a laptop. Everything is written
 # into the current folder.
 
 # %%

@@ -19,7 +19,7 @@
 #
 # **You need** NumPy, and to have heard of MAML. `pip install ".[all]"` in a copy of the repository.
 #
-# **It takes** ten minutes to read, and under 20 seconds to run on a laptop.
+# **It takes** ten minutes to read, and 20 seconds to run on a laptop.
 
 # %%
 from dataclasses import replace
