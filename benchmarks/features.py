@@ -5,7 +5,9 @@ the spectrum and the fourth moments that `theory.feature_moments` estimates from
 simulation draws new features for every run, solves each run exactly, computes the mean over tasks
 and noise exactly, and evaluates on the covariance of the features.
 
-    python benchmarks/features.py [--runs 60] [--points 2] [--out benchmarks]
+    python benchmarks/features.py [--runs 60] [--points 2] [--out benchmarks/features.npz]
+
+It saves its numbers, which `benchmarks/figures.py features` draws.
 """
 
 import time
@@ -16,11 +18,14 @@ import jax
 import numpy as np
 
 import negmaml as nm
+from negmaml._core import plotting
+from negmaml._core.plotting import INK, number
 
 P, N_T, N_V, N_R, SIGMA, NU = 120, 20, 6, 20, 0.5, 1.0
 TASKS = (4, 10, 16, 30, 60)  # n_v m / p = 0.2, 0.5, 0.8, 1.5, 3
 RATES = (-0.5, -0.2, 0.0, 0.2, 0.5)  # in units of 1/largest eigenvalue of S
 ADAPT = 0.3
+SHOWN = (-0.5, 0.0, 0.5)  # of the rates, in the figure
 RIDGE = 0.3  # in units of the mean eigenvalue; pixels are discrete, and singular without
 TRUTH = 20_000  # features that stand for the population; the theory sees a few p
 
@@ -136,26 +141,35 @@ def compare(report, name, draw, runs, points):
     return rows
 
 
-def draw_figure(results, out):
-    """A panel for each kind of features: curves theory, points simulation."""
-    from matplotlib.figure import Figure
+def draw(results):
+    """A panel for each kind of features: curves theory, points simulation; a Figure."""
+    with plotting.style():
+        figure, axes = plotting.panels(2, 3, 5.6)
+        *axes, last = axes.flat
+        last.set_axis_off()  # the place of the legend
+        for axis, (name, rows) in zip(axes, results.items(), strict=True):
+            _draw_panel(axis, rows)
+            off = np.abs(rows[:, 2] / rows[:, 3] - 1)
+            plotting.set_finding(
+                axis, f"{name}: theory off by\n{np.median(off):.1%}, most {off.max():.1%}"
+            )
+        axes[0].set_ylabel("excess test loss")
+        axes[3].set_ylabel("excess test loss")
+        last.legend(*axes[0].get_legend_handles_labels(), loc="center")
+    return figure
 
-    figure = Figure(figsize=(11, 2.8), dpi=80, layout="constrained")
-    axes = figure.subplots(1, len(results))
-    for axis, (name, rows) in zip(axes, results.items(), strict=True):
-        for rate, color in zip((-0.5, 0.0, 0.5), ("#2a6f97", "#6c757d", "#d1495b"), strict=True):
-            x, _, theory, mean, error = rows[rows[:, 1] == rate].T
-            axis.plot(x, theory, color=color, lw=1.4)
-            label = rf"$\alpha_t$ = {rate:g}/top"
-            axis.errorbar(x, mean, error, fmt="o", ms=3, color=color, label=label)
-        axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$")
-        axis.set_xticks([0.2, 0.5, 1, 3], ["0.2", "0.5", "1", "3"])
-        axis.xaxis.minorticks_off()
-        axis.tick_params(which="both", labelsize=7)
-        axis.set_title(name, loc="left", fontsize=9)
-    axes[0].set_ylabel("excess test loss")
-    axes[0].legend(frameon=False, fontsize=7)
-    figure.savefig(out / "features.png")
+
+def _draw_panel(axis, rows) -> None:
+    for rate, color in zip(SHOWN, plotting.line_colors(SHOWN), strict=True):
+        x, _, theory, mean, error = rows[rows[:, 1] == rate].T
+        axis.plot(x, theory, color=color)
+        label = rf"$\alpha_t$ = {number(rate)}/largest eigenvalue"
+        axis.errorbar(x, mean, error, fmt="o", elinewidth=1, color=color, label=label)
+    axis.plot([], [], color=INK, label="theory from moments")
+    axis.plot([], [], "o", color=INK, label="simulation, ± standard error")
+    axis.set(xscale="log", yscale="log", xlabel=r"$n_v m/p$")
+    axis.set_xticks([0.2, 0.5, 1, 3], ["0.2", "0.5", "1", "3"])
+    axis.xaxis.minorticks_off()
 
 
 def main(options, report):
@@ -169,7 +183,7 @@ def main(options, report):
         name: compare(report, name, draw, options.runs, options.points)
         for name, draw in kinds.items()
     }
-    draw_figure(results, options.out)
+    np.savez_compressed(options.out, **results)
     report.note(f"{time.process_time() - started:.0f} s of CPU time")
 
 
@@ -179,5 +193,5 @@ if __name__ == "__main__":
         __doc__,
         harness.option("--runs", type=int, default=60, help="simulated runs"),
         harness.option("--points", type=int, default=2, help="size of the sample, over p"),
-        harness.option("--out", type=Path, default=harness.HERE, help="folder of the figure"),
+        harness.option("--out", type=Path, default=harness.HERE / "features.npz"),
     )

@@ -1,9 +1,10 @@
 """Draw the figures of README.md and of the guides, and save their numbers.
 
-    python benchmarks/figures.py [reproduction phases gain_map phase_map ...]
+    python benchmarks/figures.py [reproduction phases gain_map phase_map features lazy ...]
 
 Writes NAME.png next to this file, and the numbers of those that commands compute to NAME.npz.
-Tests compare all numbers with current results of the package, so that no figure is out of date.
+`features` and `lazy` are drawn from the numbers that the scripts of these names saved. Tests
+compare all numbers with current results of the package, so that no figure is out of date.
 """
 
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import diagrams
+import features
+import lazy
 import numpy as np
 import xarray as xr
 from PIL import Image
@@ -30,7 +33,8 @@ COMMANDS = {
          "--out", "phase_map/phase_map"],
     ],
 }  # fmt: skip
-NAMES = (*COMMANDS, "negative_rate", "maml")
+SCRIPTS = {"features": features.draw, "lazy": lazy.draw}
+NAMES = (*COMMANDS, *SCRIPTS, "negative_rate", "maml")
 
 
 def draw(name: str, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
@@ -45,6 +49,8 @@ def draw(name: str, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
 
 def figure(name: str):
     """Draw a figure that no command draws; returns it, and its numbers if it computes them."""
+    if name in SCRIPTS:
+        return SCRIPTS[name](np.load(HERE / f"{name}.npz")), {}
     if name == "maml":
         return diagrams.maml(), {}
     found = diagrams.negative_rate_numbers()

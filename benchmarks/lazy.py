@@ -1,9 +1,10 @@
 """Lazy and learning networks: agreement with their kernels, and the effect of the training rate.
 
-    python benchmarks/lazy.py widths    networks of growing width and their kernels: a figure
+    python benchmarks/lazy.py widths    networks of growing width and their kernels, to lazy.npz
     python benchmarks/lazy.py rates     the best training rates of kernels and networks: a table
 
-Both save results in a store (--store), from which they resume. Rates are in units of 1/lambda,
+Both save results in a store (--store), from which they resume. `benchmarks/figures.py lazy` draws
+lazy.npz. Rates are in units of 1/lambda,
 where lambda is the largest eigenvalue of the infinite kernel over inputs. A loss is half the mean
 squared error. Training uses a fixed set of few tasks, so that it converges.
 
@@ -15,7 +16,6 @@ regime (Chizat, Oyallon and Bach, NeurIPS 2019).
 """
 
 import tempfile
-import time
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 import negmaml as nm
+from negmaml._core import plotting
+from negmaml._core.plotting import INK, SERIES, number
 from negmaml.examples import digits, mlp
 from negmaml.kernels.system import systems, task_blocks
 
@@ -36,6 +38,8 @@ BIAS = 0.5  # variance of biases, in networks and in the infinite kernel
 RIDGE = 0.01  # meta-ridge over rows of the query and lambda
 UNITS = np.linspace(-1.2, 1.2, 7)  # training rates times lambda
 TEST_UNIT = 0.4  # the adaptation rate times lambda
+MARKS = {64: ("s", SERIES[1]), 256: ("^", SERIES[4]), 4096: ("o", SERIES[2])}
+SHIFT = 0.06  # between points of different widths, which would hide each other
 STEPS = 200
 LIMIT_SEEDS = 400  # of the exact solution in the infinite kernel
 # Hidden layers, width, output; and seeds for each.
@@ -160,14 +164,14 @@ def _nesterov(rate, momentum):
     return optax.sgd(rate, momentum, nesterov=True)
 
 
-def limits(name, depth):
+def limits(name, depth, seeds=LIMIT_SEEDS):
     """The exact solution in the infinite kernel, (seeds, rates), as in `compare`."""
 
     @jax.jit
     def one(key):
         return exact(infinite(depth), *data(key, name), *rates_and_ridge(name, depth))
 
-    keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(LIMIT_SEEDS)]
+    keys = [jax.random.fold_in(jax.random.key(1), i) for i in range(seeds)]
     return np.stack([one(key) for key in keys])
 
 
@@ -210,80 +214,80 @@ def functions(name, x, rng, count):
 
 
 def widths(report, store, out):
-    """Train networks of every width, and draw the figure."""
+    """Train networks of every width, and save their losses."""
     head = "mean at infinite width", "standard errors", "theory", "median gap"
     report.table("hidden layers, tasks", *head, texts=4)
-    exacts = {}
+    found = {}
     for name in FAMILIES:
         for depth in sorted({depth for depth, *_ in PLAN}):
-            exacts[name, depth] = limits(name, depth), theory(name, depth)
-            limit, predicted = exacts[name, depth]
+            limit, predicted = limits(name, depth), theory(name, depth)
             error = limit.std(0, ddof=1) / LIMIT_SEEDS**0.5
+            # The first two seeds are for the test that compares them with current results.
+            found[f"{name} {depth} exact"] = np.stack([limit.mean(0), error, predicted, *limit[:2]])
             gap = np.abs(predicted / limit.mean(0) - 1)
             rows = (" ".join(f"{x:.3f}" for x in row) for row in (limit.mean(0), error, predicted))
             report.row(f"{depth}, {name}", *rows, f"{np.median(gap):.1%}")
-    head = "network to kernel", "kernel to infinite width", "network to infinite width", "CPU, s"
+    head = "network to kernel", "kernel to infinite width", "network to infinite width"
     report.table("hidden layers, tasks, width, output, seeds", *head)
-    found = {}
     for (depth, width, output), seeds in PLAN.items():
-        began = time.process_time()
-        grid = {"tasks": list(FAMILIES), "depth": depth, "width": width, "output": output}
-        result = nm.sweep(
-            compare, grid, seeds, store / f"widths_{depth}_{width}_{output}.zarr",
-            output_dims={which: ["rate"] for which in ("network", "kernel", "limit")},
-            common_random_numbers=("depth", "width", "output"), block=1,
-        )  # fmt: skip
         for name in FAMILIES:
-            mine = result.sel(tasks=name)
-            net, own, limit = (mine[w].values for w in ("network", "kernel", "limit"))
-            found[name, depth, width, output] = net, own, limit
+            three = losses(name, depth, width, output, seeds, store)
+            found[f"{name} {depth} {width} {output:g}"] = three
+            net, own, limit = three
             gaps = [
                 np.median(np.abs(a / b - 1)) for a, b in ((net, own), (own, limit), (net, limit))
             ]
             name = f"{depth}, {name}, {width}, {output:g}, {seeds}"
-            seconds = f"{time.process_time() - began:.0f}"
-            report.row(name, *(f"{gap:.2%}" for gap in gaps), seconds)
-    draw(found, exacts, out)
+            report.row(name, *(f"{gap:.2%}" for gap in gaps))
+    np.savez_compressed(out, **found)
 
 
-def draw(found, exacts, out):
-    """Draw one panel for each family and depth.
+def losses(name, depth, width, output, seeds, store):
+    """Losses of networks, of their kernels and at infinite width: (3, seeds, rates)."""
+    grid = {"tasks": list(FAMILIES), "depth": depth, "width": width, "output": output}
+    result = nm.sweep(
+        compare, grid, seeds, store / f"widths_{depth}_{width}_{output}.zarr",
+        output_dims={which: ["rate"] for which in ("network", "kernel", "limit")},
+        common_random_numbers=("depth", "width", "output"), block=1,
+    ).sel(tasks=name)  # fmt: skip
+    return np.stack([result[which].values for which in ("network", "kernel", "limit")])
+
+
+def draw(found):
+    """Draw the saved losses of `widths`, one panel for each family and depth; a Figure.
 
     Points are medians and quartiles over seeds of the difference of networks from the limit, added
     to the mean of the limit over many seeds.
     """
-    from matplotlib.figure import Figure
+    depths = sorted({depth for depth, *_ in PLAN})
+    with plotting.style():
+        figure, axes = plotting.panels(len(FAMILIES), len(depths), 6.6)
+        for row, name in zip(axes, FAMILIES, strict=True):
+            for axis, depth in zip(row, depths, strict=True):
+                _draw_panel(axis, found, name, depth)
+            row[0].set_ylabel(f"test loss, {name}")
+        for axis in axes[-1]:
+            axis.set_xlabel(r"training rate $\alpha_t$, times largest eigenvalue")
+        plotting.share_legend(figure, 3)
+    return figure
 
-    figure = Figure(figsize=(4 * len(exacts), 3.4), dpi=90, layout="constrained")
-    axes = figure.subplots(1, len(exacts))
-    for axis, ((name, depth), (limit, predicted)) in zip(axes, exacts.items(), strict=True):
-        mean = limit.mean(0)
-        axis.plot(UNITS, mean, color="black", lw=1.8, label="infinite width, exact")
-        axis.plot(UNITS, predicted, color="black", lw=1.2, ls="--", label="theory, its spectrum")
-        lazy = sorted(w for n, d, w, o in found if (n, d, o) == (name, depth, 1.0))
-        for (n, d, width, output), (net, own, own_limit) in found.items():
-            if (n, d) != (name, depth):
-                continue
-            shade = lazy.index(width) / max(len(lazy) - 1, 1) if output == 1 else 0
-            color = (0.85 - 0.75 * shade, 0.3, 0.3 + 0.5 * shade) if output == 1 else "#e09f3e"
-            label = f"width {width}" + (f", output x {output:g}" if output != 1 else "")
-            gap = net - own_limit
-            low, middle, high = np.quantile(gap, (0.25, 0.5, 0.75), 0)
-            style = "o" if output == 1 else "s"
-            axis.errorbar(
-                UNITS, mean + middle, (middle - low, high - middle), fmt=f"{style}-", ms=3, lw=0.8,
-                color=color, label=label,
-            )  # fmt: skip
-            if output == 1:
-                axis.plot(UNITS, mean + np.median(own - own_limit, 0), ls=":", lw=1.2, color=color)
-        axis.set_ylim(0.85 * mean.min(), 1.12 * mean.max())
-        axis.set_title(f"{name}, {depth + 1} layers", fontsize=10)
-        axis.set_xlabel(r"training rate $\alpha_t \lambda$")
-    axes[0].set_ylabel("test loss")
-    for axis in axes[2:]:
-        axis.plot([], [], ls=":", color="gray", label="exact, tangent kernel")
-        axis.legend(frameon=False, fontsize=6)
-    figure.savefig(out)
+
+def _draw_panel(axis, found, name, depth) -> None:
+    mean, _, predicted = found[f"{name} {depth} exact"][:3]
+    axis.plot(UNITS, mean, color=INK, label="exact, infinite width")
+    axis.plot(UNITS, predicted, color=SERIES[0], ls="--", label="theory, from its spectrum")
+    widths = [width for d, width, output in PLAN if (d, output) == (depth, 1.0)]
+    for i, width in enumerate((widths[0], widths[-1])):
+        net, _, limit = found[f"{name} {depth} {width} 1"]
+        low, middle, high = np.quantile(net - limit, (0.25, 0.5, 0.75), 0)
+        marker, color = MARKS[width]
+        axis.errorbar(
+            UNITS + SHIFT * (i - 0.5), mean + middle, (middle - low, high - middle), fmt=marker,
+            elinewidth=1, color=color, label=f"networks of width {width}",
+        )  # fmt: skip
+    off = f"networks of width {width} off by {np.median(np.abs(net / limit - 1)):.1%}"
+    least = f"{depth + 1} layers: the loss is least at {number(UNITS[np.argmin(mean)])}"
+    plotting.set_finding(axis, f"{least}\n{off}")
 
 
 # Does it matter? The best training rates, with the best adaptation rate and ridge for each.
@@ -464,5 +468,5 @@ if __name__ == "__main__":
         __doc__,
         harness.option("part", choices=("widths", "rates")),
         harness.option("--store", type=Path, default=folder, help="folder of results"),
-        harness.option("--out", type=Path, default=harness.HERE / "lazy.png"),
+        harness.option("--out", type=Path, default=harness.HERE / "lazy.npz"),
     )

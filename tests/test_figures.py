@@ -18,7 +18,10 @@ from tests.pictures import assert_readable
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))  # the scripts import each other
 import diagrams  # noqa: E402
+import features  # noqa: E402
 import figures  # noqa: E402
+import harness  # noqa: E402
+import lazy  # noqa: E402
 
 sys.path.remove(str(FOLDER))
 
@@ -93,6 +96,13 @@ def test_a_negative_rate_lowers_the_excess_loss_at_the_highest_noise_of_every_ma
     assert all((data[f"{gain}_noise"][..., -1] > 0).all() for gain in ("over_zero", "over_same"))
 
 
+def test_theory_of_features_is_near_the_simulation_on_them():
+    for name, rows in stored("features").items():
+        rate, predicted, mean, error = rows[:, 1:].T
+        assert set(rate) == set(features.RATES), name
+        assert np.all(np.abs(predicted - mean) < 4 * error + 0.06 * mean), name
+
+
 def test_numbers_of_the_picture_of_a_negative_rate():
     found = diagrams.negative_rate_numbers()
     for name, values in stored("negative_rate").items():
@@ -110,7 +120,11 @@ def test_a_committed_picture_is_large_enough_and_its_file_small(name):
     assert path.stat().st_size < 200_000
 
 
-@pytest.mark.parametrize("name", ("negative_rate", "maml"))
+def test_every_committed_picture_is_drawn_by_the_script():
+    assert {path.stem for path in FOLDER.glob("*.png")} == set(figures.NAMES)
+
+
+@pytest.mark.parametrize("name", ("features", "lazy", "negative_rate", "maml"))
 def test_pictures_of_scripts_can_be_read(name):
     assert_readable(figures.figure(name)[0])
 
@@ -126,3 +140,26 @@ def test_whole_figures(name, tmp_path):
     for key, values in found.items():
         if not key.endswith("error"):
             np.testing.assert_allclose(data[key], values, rtol=0.02, atol=2e-3, err_msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", lazy.FAMILIES)
+@pytest.mark.parametrize("depth", (1, 2))
+def test_exact_losses_and_the_theory_at_infinite_width(name, depth):
+    _, _, predicted, *first = stored("lazy")[f"{name} {depth} exact"]
+    np.testing.assert_allclose(first, lazy.limits(name, depth, len(first)), rtol=1e-3)
+    np.testing.assert_allclose(predicted, lazy.theory(name, depth), rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_losses_of_a_narrow_network_and_of_its_kernel(tmp_path):
+    found = lazy.losses("sinusoid", 1, 64, 1.0, 2, tmp_path)
+    np.testing.assert_allclose(stored("lazy")["sinusoid 1 64 1"][:, :2], found, rtol=0.02)
+
+
+@pytest.mark.slow
+def test_theory_and_simulation_of_features(x64):
+    rows = features.compare(harness.Report(), "tanh", features.random_features("tanh"), 3, 2)
+    data = stored("features")["tanh"]
+    np.testing.assert_allclose(rows[:, :3], data[:, :3], rtol=1e-6)
+    assert np.all(np.abs(rows[:, 3] - data[:, 3]) < 5 * rows[:, 4] + 5 * data[:, 4])
