@@ -130,6 +130,7 @@ def test_hypergradients_are_those_of_other_methods_and_lower_the_outer_loss():
     assert weights[:50].mean() + 2 < weights[50:].mean()
 
 
+@pytest.mark.slow
 def test_distilled_images_train_a_classifier_better_than_real_ones():
     result = example("distillation").main(steps=60, inner_steps=30)
     assert result.gradient_error < 1e-4  # against the closed form of the inner steps

@@ -273,6 +273,7 @@ def test_options_of_the_compiler_change_nothing(
             np.testing.assert_allclose(one, other, rtol=3 * digits, atol=digits / 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "few", (True, pytest.param(False, marks=pytest.mark.slow)), ids=("light", "heavy")
 )

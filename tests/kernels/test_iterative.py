@@ -73,6 +73,7 @@ def test_a_derivative_that_does_not_converge_warns(few_steps):
         jax.effects_barrier()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_every_output_is_solved_even_if_another_is_larger(monkeypatch):
     monkeypatch.setattr(iterative, "RANK", 2)

@@ -222,6 +222,7 @@ def test_kernels_with_a_cross_covariance_plug_in():
     np.testing.assert_allclose(found(X[0]), expected(X[0]), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_a_matrix_of_all_points_is_a_kernel_of_indices():
     points = jax.random.normal(jax.random.key(0), (20, 3))

@@ -142,6 +142,7 @@ def test_no_batch_of_factorisations_waits_for_another(batch):
     assert_no_call_waits(jax.vmap(both) if batch else both, tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_single_precision_stays_while_double_is_enabled():
     """An identity of the default dtype would promote one side of the system only."""

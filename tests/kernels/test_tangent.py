@@ -118,6 +118,7 @@ def _parts(apply, params):
     return kernel.func, kernel.args[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_blocks_do_not_change_the_kernel(monkeypatch):
     params, x1, x2 = init(jax.random.key(0)), points(11, 5), points(6, 5, key=1)
@@ -171,6 +172,7 @@ def deviation(width, depth, bias, seeds=16):
     return float(jnp.sqrt(jnp.mean((kernels - limit) ** 2)) / jnp.sqrt(jnp.mean(limit**2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "widths"),
     [(1, (32, 512)), pytest.param(3, (32, 128, 512), marks=pytest.mark.slow)],
@@ -182,6 +184,7 @@ def test_finite_networks_approach_the_limit_as_one_over_the_root_of_the_width(de
     assert errors[-1] < 0.15
 
 
+@pytest.mark.slow
 def test_the_covariance_at_initialisation_is_the_process_kernel():
     x = points(4, 3)
     keys = jax.random.split(jax.random.key(0), 4000)

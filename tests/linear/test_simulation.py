@@ -158,6 +158,7 @@ class TestSharedRandomness:
         other = nm.simulate(KEY, problem, train, ADAPT, runs=5, evaluation="sampled")
         np.testing.assert_allclose(one.test_loss, other.test_loss, rtol=1e-10)
 
+    @pytest.mark.slow
     def test_test_tasks_are_not_those_of_training(self, x64, monkeypatch):
         """With the sizes and rule of training, whose tasks the weights fit without an error."""
         monkeypatch.setattr(evaluation, "TEST_TASKS", 8)

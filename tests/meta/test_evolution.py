@@ -93,6 +93,7 @@ def test_fit_gives_each_step_a_key_and_devices_share_it():
     assert compiled._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_module_keeps_its_form_and_its_random_stream_advances():
     nnx = pytest.importorskip("flax.nnx")
 
@@ -201,6 +202,7 @@ def test_each_step_takes_its_own_minibatch():
     np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_fit_trains_a_rule_by_truncations_and_resumes():
     rule = nm.GradientDescent(jnp.asarray(0.1), 4)
     tasks = nm.Tasks(jnp.zeros(2), jnp.zeros(2))

@@ -151,6 +151,7 @@ def test_ridge_without_strength_interpolates(x64):
     np.testing.assert_allclose(outputs, np.eye(WAYS)[support[1]], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_strength_is_differentiated_as_a_leaf_of_the_rule_and_of_the_model(x64):
     rule = nm.RidgeHead(features, strength=jnp.exp(-1.0))
     _, (_, of_rule) = nm.maml_value_and_grad(loss, rule, wrt="both")(PARAMS, TASKS)

@@ -141,6 +141,7 @@ def test_results_do_not_depend_on_blocks_batches_or_memory():
     assert_same(swept(700, GRID | {"sigma": [0.5]}), whole.isel(sigma=[1]), rounding=5e-7)
 
 
+@pytest.mark.slow
 def test_settings_of_jax_do_not_matter():
     """Strict settings of a user are for the user's function."""
 
@@ -266,6 +267,7 @@ def test_stores_of_other_seeds_are_merged(tmp_path):
         nm.sweeps.merge([b, c], tmp_path / "n.zarr")
 
 
+@pytest.mark.slow
 def test_workers_share_a_reduced_sweep(tmp_path, computed):
     path = tmp_path / "x.zarr"
     assert_same(swept(300, store=path, worker=(1, 2), block=100), swept(300))
@@ -341,6 +343,7 @@ adapt_rate = 0.2
 """
 
 
+@pytest.mark.slow
 def test_commands_take_reduce_from_a_spec(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spec.toml").write_text(SPEC)

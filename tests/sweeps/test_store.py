@@ -135,6 +135,7 @@ def test_more_seeds_and_longer_axes_are_added_to_what_is_there(tmp_path, compute
     assert xr.open_zarr(path).attrs["seeds"] == "0 to 7"
 
 
+@pytest.mark.slow
 def test_an_extension_cut_off_is_undone_or_finished(tmp_path, undisturbed, monkeypatch):
     path = str(tmp_path / "x.zarr")
     nm.sweep(function, GRID, SEEDS, store=path, block=4)
@@ -414,6 +415,7 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path, computed):
     assert not computed
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_a_whole_store(tmp_path, undisturbed):
     """A limit on the size of files stands in for a full disk: the write itself fails."""
     path = tmp_path / "x.zarr"

@@ -191,6 +191,7 @@ def test_a_worker_is_told_of_a_sweep_that_has_the_store_to_itself(url):
         work(url)
 
 
+@pytest.mark.slow
 def test_workers_extend_a_store_that_nobody_uses(path):
     work(path)
     longer = GRID | {"scale": [-1.0, 0.25, 0.0, 0.5, 2.0]}

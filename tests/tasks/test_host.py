@@ -79,6 +79,7 @@ def test_fit_streams_and_resumes_from_a_checkpoint(host, tmp_path):
         nm.fit(*run.args[:3], other, optax.sgd(0.1), 6, checkpoint=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_devices_share_a_stream(host):
     """Its arrays, on one device, reach all devices of the mesh, with the keys of the tasks."""
     algorithm = nm.maml_value_and_grad(loss, nm.GradientDescent(0.1))

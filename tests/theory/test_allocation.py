@@ -58,6 +58,7 @@ def test_only_the_search_that_wins_warns(monkeypatch, x64):
     assert len(warned) == 1
 
 
+@pytest.mark.slow
 def test_costs_of_tasks_favour_fewer_of_them(x64):
     problem = dataclasses.replace(PROBLEM, omega0=0.1)
     free, dear = (best_allocation(2000, problem, task_cost=cost) for cost in (0.0, 50.0))

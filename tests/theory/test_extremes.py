@@ -145,6 +145,7 @@ def test_where_a_strength_of_zero_is_a_jump_its_slope_is_a_number(x64):
     assert np.isfinite(jax.grad(value)(0.0))
 
 
+@pytest.mark.slow
 def test_infinite_means_have_no_slope(x64):
     square = dataclasses.replace(SMALL, m=10)
     assert float(jax.grad(lambda rate: weight_error(square, nm.GradientDescent(rate)))(0.1)) == 0
