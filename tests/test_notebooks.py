@@ -13,7 +13,6 @@ from tests.internals import plotting
 from tests.notebooks import FOLDER, NAMES, from_script, problems
 
 pytest.importorskip("matplotlib")
-QUICK = "first_ten_minutes", "pupils_in_schools"
 
 
 def committed(name):
@@ -66,9 +65,8 @@ def test_the_notebooks_are_small():
     assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 1_000_000
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
-)
+@pytest.mark.slow  # `python -m tests.notebooks --check` runs the notebooks themselves
+@pytest.mark.parametrize("name", NAMES)
 def test_a_script_runs_and_its_statements_hold(name, tmp_path, monkeypatch):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.chdir(tmp_path)

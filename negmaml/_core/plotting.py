@@ -11,7 +11,8 @@ All colours are those of Okabe and Ito, which the colour-blind can tell apart.
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,11 +59,21 @@ def panels(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
+    # Notebooks show figures by this method if pyplot has not taught them another way.
+    vars(figure)["_repr_png_"] = partial(_png, figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         # Ticks are made when they are drawn, which may be outside `style`.
         axis.tick_params(which="both", labelsize=SMALL)
     return figure, axes
+
+
+def _png(figure) -> bytes:
+    """Return a figure as a PNG file at half the size, which fits the page of a notebook."""
+    content = BytesIO()
+    with style():
+        figure.savefig(content, dpi=DPI / 2)
+    return content.getvalue()
 
 
 def set_finding(axis, text: str, width: int | None = None) -> None:

@@ -121,7 +121,7 @@ class MixedLinearRegression:
         return modes(self.p, self.input_covariance, self.weight_covariance, self.nu, offset)
 
     @property
-    def offset_squared(self) -> Float[Array, ""]:
+    def offset_squared(self) -> Float[Array, ""] | float:
         """|omega0 - w0|^2, the squared distance meta-training starts from."""
         known = [x for x in (self.omega0, self.w0) if not isinstance(x, Real)]
         xp = namespace(known)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -52,6 +52,7 @@ from negmaml.sweeps.storage import StoreError
 from negmaml.sweeps.store import SweepStore, open_store
 
 
+@runtime_checkable
 class Shard(Protocol):
     """The blocks of one level of a store that a process computes.
 

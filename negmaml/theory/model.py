@@ -7,7 +7,7 @@ anisotropic one takes any covariance, and outer losses on the training points.
 """
 
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from negmaml._core.checks import check_choice
 from negmaml.problem.model import SPLITS, MixedLinearRegression
@@ -23,6 +23,7 @@ from negmaml.theory.isotropic.variance import Covariance
 METHODS = ("proportional", "expansion")
 
 
+@runtime_checkable
 class MeanModel(Protocol):
     """The means of a problem with a ridge: what every method can predict.
 
@@ -45,6 +46,7 @@ class MeanModel(Protocol):
         """Return the test loss as an objective of the rule at test time, and that rule."""
 
 
+@runtime_checkable
 class TheoryModel(MeanModel, Protocol):
     """Means and covariances of a problem with a ridge, by the proportional theory.
 

@@ -7,7 +7,7 @@ other. With covariances it does, and the best gradient step at test time is foun
 
 import math
 from functools import cache
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -239,6 +239,7 @@ def best_meta_ridge(
     return jnp.exp(best)
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A function of a rule to minimise; isotropic and anisotropic problems have theirs.
 

@@ -1,5 +1,6 @@
 """The style of figures: one colour a sign, texts that fit, files that are whole or absent."""
 
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -44,6 +45,14 @@ def test_a_figure_is_wide_enough_and_its_titles_stay_in_their_panels():
     boxes = [axis.get_tightbbox() for axis in axes.flat]
     assert all(a.x1 <= b.x0 for a, b in pairwise(boxes))
     assert figure.bbox.x1 >= boxes[-1].x1
+
+
+def test_notebooks_show_a_figure_without_pyplot():
+    figure, _ = plotting.panels(1, 1, 3.0)
+    content = pickle.loads(pickle.dumps(figure))._repr_png_()
+    assert content.startswith(b"\x89PNG")
+    width = int.from_bytes(content[16:20], "big")
+    assert 600 < width < 900
 
 
 def test_a_users_text_is_no_formula():
