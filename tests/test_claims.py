@@ -113,6 +113,7 @@ def test_lazy_networks_gain_nothing_by_a_negative_rate():
 
 def test_sinusoids_are_those_of_the_guide():
     guide = (ROOT / "negmaml/meta/README.md").read_text()
-    for rate, claim in (("-0.02", "-0.02 ends at {}"), ("0.01", "the test rate 0.01 at {}")):
+    claims = {"-0.02": "test loss {} at rate -0.02", "0.01": "{} at the test rate 0.01"}
+    for rate, claim in claims.items():
         (loss,) = re.findall(rf"^\| {rate} \| (.*?) \|", guide, re.MULTILINE)
         assert claim.format(loss) in TEXT

@@ -1,5 +1,7 @@
 """The code blocks, commands and links of the guides of the folders work as written."""
 
+import re
+
 import pytest
 
 from tests.documents import GUIDES, README, ROOT, blocks, broken_links, command_cases, run_command
@@ -37,6 +39,14 @@ def test_every_guide_is_linked_from_readme_or_the_first_page_of_its_folder():
     for guide in GUIDES:
         first = guide.parent / "README.md"
         assert str(guide.relative_to(ROOT)) in text or f"]({guide.name})" in first.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paragraphs_begin_with_a_capital_and_no_text_is_left_out(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    cut = [part.strip()[:60] for part in text.split("\n\n") if part.lstrip("\n")[:1].islower()]
+    assert not cut
+    assert "@@" not in text
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=name_of)

@@ -13,8 +13,12 @@ def test_it_is_an_introduction():
     assert all(len(block.splitlines()) <= 15 for block in blocks(README, "python"))
 
 
-def test_code_blocks_run_in_order():
+def test_code_blocks_run_in_order(capsys):
     run_python(README, "readme")
+    # The network of the page learns to adapt: the losses after 0 and after 1 step.
+    losses = [float(x) for x in re.findall(r"^ +[01] +([0-9.]+) ±", capsys.readouterr().out, re.M)]
+    assert len(losses) == 2
+    assert losses[1] < 0.3 * losses[0]
 
 
 @pytest.mark.parametrize("commands", list(command_cases(README)))

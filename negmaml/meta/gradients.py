@@ -230,7 +230,14 @@ def of_variables(value_and_grad: Any) -> Callable:
     def of_model(parts, tasks, first, scale, key):
         model = parts.model
         options = {} if scale is None else {"loss_scale": scale}
-        result = value_and_grad(model, tasks, **options)
+        try:
+            result = value_and_grad(model, tasks, **options)
+        except TypeError as error:
+            error.add_note(
+                "value_and_grad gets (params, tasks) with all tasks of a step; for a loss of one "
+                "task pass maml_value_and_grad(loss, rule)"
+            )
+            raise
         check_pair(result)
         value, gradient = result
         gradient, state = parts.form.parts_of_gradient(model, gradient)

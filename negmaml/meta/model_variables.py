@@ -450,6 +450,11 @@ def variables(model: Any, trained: Any = None) -> Variables:
         return _of_pair(model, "both" if trained is None else trained)
     if isinstance(model, OwnVariables):
         return model.own_variables()
+    if hasattr(model, "optimizer_state"):  # of `negmaml.training`, which this module cannot import
+        raise TypeError(
+            f"params must be the parameters, got a {type(model).__name__}, which holds more; pass "
+            "its attribute params, as in result.params"
+        )
     if _holds_module(model):
         return _of_module(model, trained)
     if trained is not None:

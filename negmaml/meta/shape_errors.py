@@ -38,7 +38,10 @@ class WithShapeErrors(NamedTuple):
         try:
             return self.function(params, *data)
         except (TypeError, ValueError) as error:  # the types that JAX raises for shapes
-            blamed = [] if isinstance(error, ShapeMismatchError) else _blamed_leaves(error, params)
+            named = isinstance(error, ShapeMismatchError)
+            # A product with a tuple, say, is no question of shapes.
+            operands = str(error).startswith("unsupported operand type(s)")
+            blamed = [] if named or operands else _blamed_leaves(error, params)
             if not blamed:
                 raise
             raise ShapeMismatchError(

@@ -47,7 +47,7 @@ class MixedLinearRegression:
         n_v: validation (query) points of each task of meta-training.
         n_r: adaptation points of a test task.
         sigma: standard deviation of the label noise, at least 0.
-        nu: standard deviation of the norm of w around w0, at least 0.
+        nu: root mean square of the distance |w - w0|, for Omega of mean eigenvalue one.
         w0: mean of the task weights, shape () or (p,); a scalar stands for every coordinate.
         omega0: the point meta-training starts from, shape () or (p,). It matters when the
             meta-system has fewer than p rows.

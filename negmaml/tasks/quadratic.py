@@ -28,7 +28,7 @@ class Quadratic:
         p: dimension of inputs and weights.
         m, n_t, n_v: number of tasks, of support rows and of query rows in a draw.
         sigma: standard deviation of the label noise, at least 0.
-        nu: standard deviation of the bias, and of the norm of the weights, at least 0.
+        nu: standard deviation of the bias, and root mean square of the norm of the weights.
 
     Raises TypeError or ValueError for a size below 1, and for
     sigma or nu that are negative or not finite.

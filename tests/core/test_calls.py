@@ -17,6 +17,7 @@ SIZES = dict(p=3, m=2, n_t=2, n_v=4, n_r=2)
 PROBLEM = nm.MixedLinearRegression(**SIZES, sigma=0.5, nu=1.0)
 STEP = nm.GradientDescent(0.1)
 SINUSOID = nm.tasks.Sinusoid(m=2, n_t=2, n_v=2)
+RESULT = nm.FitResult(1.0, None, jnp.ones(2), None, None, 2, True, False)
 
 
 def loss(w, data):
@@ -82,6 +83,8 @@ CALLS = [
     (lambda: nm.theory.weight_error(PROBLEM, nm.GradientDescent),
      r"that is a class: write GradientDescent\(\.\.\.\)"),
     (lambda: nm.evaluate(KEY, 0.0, nm.maml(loss, STEP), STEP, SINUSOID), "got a meta-algorithm"),
+    (lambda: nm.evaluate(KEY, RESULT, loss, STEP, SINUSOID), r"pass its attribute params"),
+    (lambda: nm.adapt(loss, RESULT, (), STEP), r"must be the parameters, got a FitResult"),
     (lambda: nm.MetaRegressor(alpha=2), "did you mean 'train_rate'"),
     (lambda: nm.load("x", 3, 4), "keyword-only are step, best"),
 ]  # fmt: skip
@@ -91,6 +94,12 @@ def test_wrong_calls_name_the_right_form():
     for call, said in CALLS:
         with pytest.raises(TypeError, match=said):
             call()
+
+
+def test_a_loss_in_place_of_an_algorithm_is_named():
+    with pytest.raises(TypeError) as raised:
+        nm.fit(KEY, jnp.ones(3), lambda w, data: jnp.mean(w * data[0]), SINUSOID, optax.sgd(0.1), 5)
+    assert "pass maml_value_and_grad(loss, rule)" in raised.value.__notes__[0]
 
 
 NAMES = [
