@@ -107,10 +107,9 @@ class InnerRule:
 
     def update(self, gradient: PyTree, state: PyTree, params: PyTree) -> tuple[Any, Any]:
         """(parameters, state) after one step; all are pytrees like the parameters that adapt."""
-        raise undefined(
-            type(self).__name__, "update(self, gradient, state, params)",
-            "adapting a general model",
-            "it returns (params, state); with theory and simulate a rule acts by its filters",
+        raise _undefined(
+            self, "update(self, gradient, state, params)", "adapting a general model",
+            "define it, it returns (params, state); theory and simulate use the filters of a rule",
         )  # fmt: skip
 
     def solve(self, loss: Callable[..., Any], start: PyTree, *, remat: bool = False) -> Any:
@@ -179,9 +178,9 @@ class InnerRule:
         """The filter on the labels at an eigenvalue x of S, shape batch_shape + x.shape."""
         own = self.spectral()
         if isinstance(own, RuleFilter):  # it would ask this method
-            raise undefined(
-                type(self).__name__, "label_filter(self, x), its filter on an eigenvalue x of S",
-                "theory and simulation", "or set linear = True if its update is linear",
+            raise _undefined(
+                self, "label_filter(self, x), its filter on an eigenvalue x of S",
+                "theory and simulation", "define it, or set linear = True if its update is linear",
             )  # fmt: skip
         return own.label_filter(x)
 
@@ -293,6 +292,13 @@ def _check_own_filters(name: str, rule: InnerRule) -> None:
             f"{short_repr(error)}. Use a rule with weight decay on general models only (adapt, "
             "maml and relatives)"
         )
+
+
+def _undefined(rule: InnerRule, what: str, use: str, remedy: str) -> UndefinedMethodError:
+    """The error for a missing method; nobody can add one to a rule of the package."""
+    if type(rule).__module__.startswith("negmaml."):
+        remedy = "take another rule, such as GradientDescent, Momentum or Proximal"
+    return undefined(type(rule).__name__, what, use, remedy)
 
 
 def _identity_error(name: str, rule: InnerRule, own: Filter) -> Any:

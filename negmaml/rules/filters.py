@@ -138,15 +138,13 @@ class Filter(ABC):
 
 PENCIL = (
     "pencil(self, largest), a form that is linear in S", "the theory for problems with covariances",
-    "in a Filter that spectral() returns, see negmaml.rules.pencil, or use simulate",
+    "define it in a Filter that spectral() returns, see negmaml.rules.pencil, or use simulate",
 )  # fmt: skip
 
 
 def undefined(name: str, what: str, use: str, remedy: str) -> UndefinedMethodError:
     """The error for a rule or filter called `name` that has no method `what`."""
-    return UndefinedMethodError(
-        f"rule {name} has no {what}, required by {use}; define it, {remedy}"
-    )
+    return UndefinedMethodError(f"rule {name} has no {what}, required by {use}; {remedy}")
 
 
 @pytree

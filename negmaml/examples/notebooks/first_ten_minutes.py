@@ -157,8 +157,10 @@ plt.show()
 assert np.allclose(mean, np.interp(points, curve, predicted), rtol=0.02)
 
 # %% [markdown]
-# At test time nothing is fitted to query labels, so that the model should move *towards* the task.
-# The best rate there is positive:
+# The dashed line is the optimum of Theorem 1 of the paper, which is of leading order in the number
+# of query rows over that of weights. `best_rates` has no such limit, and its training rate differs
+# a little. At test time nothing is fitted to query labels, so that the model should move *towards*
+# the task. The best rate there is positive:
 
 # %%
 train_rate, adapt_rate = nm.theory.best_rates(problem)

@@ -227,7 +227,7 @@ print(f"with negative rates {results['Meta-SGD'].mean:.4f}, without {without.mea
 assert without.mean > 1.1 * results["Meta-SGD"].mean
 
 # %% [markdown]
-# They do: without them the loss is larger.
+# They do, for weights that were trained with them: without them the loss is larger.
 #
 # ## The same with Equinox
 #
