@@ -98,7 +98,8 @@ def _mistake(parameters: list[inspect.Parameter], arguments, keywords) -> str:
         if name in given:
             return f"got {name!r} twice, by position and as {name}=..."
     if len(arguments) > len(by_position):
-        text = f"takes at most {len(by_position)} positional arguments, got {len(arguments)}"
+        plural = "" if len(by_position) == 1 else "s"
+        text = f"takes at most {len(by_position)} positional argument{plural}, got {len(arguments)}"
         more = ["..."] if len(named) > NAMES else []
         return text + (f"; keyword-only are {', '.join(named[:NAMES] + more)}" if named else "")
     missing = [

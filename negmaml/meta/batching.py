@@ -52,9 +52,11 @@ def as_tasks(tasks) -> Tasks:
         pair = Tasks(*with_counter_based_keys(tuple(tasks)))
         return pair if isinstance(tasks, Tasks) else _check_pair(pair)
     held = f" with {sorted(map(str, tasks))}" if isinstance(tasks, Mapping) else ""
+    # The type of an array under a trace says nothing to its author.
+    got = tree_text(tasks) if hasattr(tasks, "dtype") else type(tasks).__name__
     raise TypeError(
         "tasks must be Tasks(support, query), a pair of them or a dict with 'support' and 'query', "
-        f"got {type(tasks).__name__}{held}"
+        f"got {got}{held}"
     )
 
 

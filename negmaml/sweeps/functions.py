@@ -252,7 +252,10 @@ def _cell_shapes(
     def cell(key, numbers, vectorized):
         found = function(key, **group, **numbers, **vectorized)
         if not isinstance(found, dict) or not found:
-            raise TypeError(f"function must return a dict of arrays, got {type(found).__name__}")
+            got = "an array" if hasattr(found, "dtype") else type(found).__name__
+            raise TypeError(
+                f"function must return a dict of arrays, got {got}; write return {{'name': ...}}"
+            )
         for name, value in found.items():
             check_output_name(name)
             if isinstance(value, str | bytes | None):

@@ -110,6 +110,7 @@ SAID = [
     (dict(function=dict), TypeError, "function must be callable"),
     (dict(function=lambda: 0), TypeError, "must take a key first"),
     (dict(function=lambda key, size, scale: 0.0), TypeError, "must return a dict of arrays"),
+    (dict(function=lambda key, size, scale: scale + 0 * size), TypeError, "an array; write return"),
     (dict(function=lambda key, size, scale: {}), TypeError, "must return a dict of arrays"),
     (dict(function=lambda key, size, scale: {"size": 1.0}), ValueError, "names that the grid"),
 ]  # fmt: skip

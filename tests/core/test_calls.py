@@ -69,7 +69,7 @@ CALLS = [
     (lambda: nm.maml(loss), "missing rule"),
     (lambda: nm.maml(loss, STEP, first_order=True), "negmaml.fomaml is MAML of first order"),
     (lambda: nm.maml_value_and_grad(loss, inner_lr=0.1), "did you mean 'rule'"),
-    (lambda: nm.meta_sgd(loss, 1, 2), "positional arguments, got 3"),
+    (lambda: nm.meta_sgd(loss, 1, 2), "positional argument, got 3"),
     (lambda: nm.reptile(loss), "missing rule"),
     (lambda: nm.tasks.Sinusoid(m=3, n_t=2), "missing n_v"),
     (lambda: nm.tasks.Sinusoid(batch_size=3, n_t=2, n_v=2), "did you mean 'm'"),
