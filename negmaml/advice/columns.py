@@ -21,6 +21,7 @@ LEVELS = 50  # texts of a column that become 0/1 columns
 MANY_MISSING = 0.02  # of the rows, from which a column of its own says where values are missing
 NEARLY_UNIQUE = 0.95  # of the rows: distinct whole numbers of an identifier
 MINUS = str.maketrans({"\u2212": "-"})  # the minus sign of typography
+UNITS = "%$\u20ac\u00a3\u00a5"  # a column of numbers may have one of these with each
 MARKS = " '\u2019\u00a0\u202f\u2009"  # thousands separators of any locale
 ID_NAME = re.compile(
     r"(^|[\W_])(id|nr|no|idx|index|key|code|number|uuid|row)([\W_]|\d*$)|[a-z]I[Dd]$"
@@ -108,7 +109,7 @@ class FeatureColumn:
                 count = int(np.isin(parsed.values.astype(str), new).sum())
                 note = (
                     f"column {self.name!r} has texts that were not in training, {listed(new)}, in "
-                    f"{count} rows: zeros in all of its columns"
+                    f"{count} rows: zeros in all of its columns, as for {self.first!r}"
                 )
         else:
             columns = [np.where(missing, self.fill, parsed.values)]
@@ -226,7 +227,10 @@ def _useless(name: str, parsed: Parsed, codes: np.ndarray, rows: int) -> str | N
     """The reason to leave out a column that predicts nothing for new groups; None to use it."""
     present = parsed.values[~parsed.missing]
     if len(present) == rows and np.all(present == present[0]):
-        return f"it is {short_repr(_plain(present[0]))} in every row"
+        same = _plain(present[0])
+        # Numbers are read as floats: the year 2024 should not become 2024.0.
+        whole = isinstance(same, float) and same.is_integer() and abs(same) < 1e15
+        return f"it is {short_repr(int(same) if whole else same)} in every row"
     if _names_groups(parsed, codes):
         return "its values name the groups; a new group would have a new one"
     if parsed.kind == "text":
@@ -352,7 +356,7 @@ def _parsed_objects(pandas, series, decimal: str, kind: str | None, start: Any) 
         )
     numbers = np.array([number_of(value, decimal) for value in distinct])
     if np.isnan(numbers).all():  # all of them: next to plain numbers, 5% may be 0.05
-        numbers = np.array([number_of(_without_percent(value), decimal) for value in distinct])
+        numbers = _numbers_with_unit(distinct, decimal)
     bad = np.isnan(numbers)
     rows = np.bincount(codes[codes >= 0], minlength=len(distinct))
     if kind == "number" or not bad.any():
@@ -397,8 +401,16 @@ def _texts(series) -> np.ndarray:
     return np.array([*stripped, None], object)[codes]
 
 
-def _without_percent(value: Any) -> Any:
-    return value.strip().removesuffix("%") if isinstance(value, str) else value
+def _numbers_with_unit(distinct, decimal: str) -> np.ndarray:
+    """Numbers such as 5% or -$1,200 without their sign, NaN for other values."""
+    texts = [value if isinstance(value, str) else "" for value in distinct]
+    units = {unit for text in texts for unit in UNITS if unit in text}
+    # Amounts in two currencies are no numbers of one column.
+    if len(units) != 1:
+        return np.full(len(texts), np.nan)
+    unit = re.escape(units.pop())
+    around = re.compile(rf"^\s*([-+\u2212]?)\s*{unit}\s*|\s*{unit}\s*$")
+    return np.array([number_of(around.sub(r"\1", text), decimal) for text in texts])
 
 
 def number_of(value: Any, decimal: str = ".") -> float:

@@ -15,7 +15,14 @@ from negmaml._core.checks import check_choice, short_repr
 from negmaml._core.extras import require
 from negmaml._core.paths import expanded
 from negmaml.advice import textfile
-from negmaml.advice.columns import FeatureColumn, Wishes, encode_columns, parse, plan_columns
+from negmaml.advice.columns import (
+    FeatureColumn,
+    Wishes,
+    encode_columns,
+    number_of,
+    parse,
+    plan_columns,
+)
 from negmaml.advice.labels import label_text, unique_labels
 
 MISSING = ("fill", "drop")
@@ -54,6 +61,12 @@ class GroupedTable:
     notes: tuple[str, ...]
     plan: tuple[FeatureColumn, ...]
 
+    def __repr__(self) -> str:
+        """Return the sizes and the names of the features."""
+        rows, groups = len(self.y), len(set(self.groups))
+        features = ", ".join(map(str, self.x.columns))
+        return f"GroupedTable({rows} rows in {groups} groups; features: {features})"
+
     def encode(self, frame: Any) -> Any:
         """Return the same features of other rows, a data frame with the columns of the file.
 
@@ -65,7 +78,11 @@ class GroupedTable:
         import warnings
 
         for column in self.plan:
-            _check_column(list(frame.columns), "frame", column.name)
+            if column.name not in frame.columns:
+                raise ValueError(
+                    f"frame must have the column {column.name!r} of the file, got "
+                    f"{', '.join(map(str, frame.columns[:20]))}; add it, empty if it is unknown"
+                )
         x, notes = encode_columns(frame, self.plan)
         for note in notes:
             warnings.warn(note, stacklevel=2)
@@ -329,7 +346,7 @@ def _check_column(names: list[str], option: str, name: str) -> None:
     hint = f"did you mean {lower[near[0]]!r}?" if near else (
         f"it has {', '.join(map(str, names[:20]))}{more}"
     )  # fmt: skip
-    if len(names) == 1 and option != "frame":
+    if len(names) == 1:
         hint += "; if that is a whole line, give --sep"
     raise ValueError(f"{option} must be a column of the data, got {name!r}; {hint}")
 
@@ -381,9 +398,15 @@ def _targets(series, decimal: str) -> np.ndarray:
         ) from error
     if parsed.kind == "text":
         text = next((value for value in parsed.values if value is not None), None)
+        other = "," if decimal == "." else "."
+        other = other if np.isfinite(number_of(text, other)) else ""
         raise ValueError(
             f"--target must be a column of numbers, got {series.name!r} with the text {text!r}; "
-            "encode it first, for example as 0 and 1"
+            + (
+                f"--decimal {other} reads it"
+                if other
+                else "encode it first, for example as 0 and 1"
+            )
         )
     return parsed.values
 

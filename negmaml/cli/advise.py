@@ -151,6 +151,10 @@ def _record(advice, table: GroupedTable, paths: list[Path]) -> dict:
         "recommended": advice.recommended,
         "settings": advice.settings(),
         "rmse": dict(advice.rmse),
+        "rmse_gain": {
+            name: gain._asdict() | {"significant": gain.significant}
+            for name, gain in advice.rmse_gain.items()
+        },
         "explained_variance": dict(advice.explained_variance),
         "train_rate": advice.train_rate,
         "train_rate_interval": list(advice.train_rate_interval),

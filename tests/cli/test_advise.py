@@ -53,6 +53,7 @@ def test_json_is_all_that_is_printed_for_a_script_and_quiet_leaves_notes_out(
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "out" / "advice.json").read_text())
     assert printed["groups"] == 16 and printed["features"] == ["ses", "big"]
+    assert printed["rmse_gain"]["shared rate"]["value"] > 0
     assert printed["gain"]["shared rate"]["low"] < printed["gain"]["shared rate"]["high"]
     assert printed["recommended"] in printed["rmse"]
     assert 0.1 < printed["unit_size"] < 1  # standardised, so no rate is tiny
