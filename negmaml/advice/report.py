@@ -155,11 +155,14 @@ def _settings(advice) -> str:
 def _rates(advice) -> list[str]:
     low, high = advice.train_rate_interval
     unit = f" (rates in units of {advice.unit_size:.4g})" if advice.unit == "scaled" else ""
+    # The rate of least loss is not taken where zero is as good: its interval may leave out zero.
+    why = ", since no other is significantly better" if advice.train_rate == 0 else ""
     lines = [
         _settings(advice),
-        f"Meta-learning is best at training rate {advice.train_rate:.3g}, adaptation rate "
-        f"{advice.adapt_rate:.3g} and ridge {advice.meta_ridge:.3g}{unit}. The best training rate "
-        f"lies between {low:.2g} and {high:.2g} (95%). {_meaning_of_rate(advice.train_rate)}",
+        f"Meta-learning takes training rate {advice.train_rate:.3g}{why}. Its adaptation rate is "
+        f"{advice.adapt_rate:.3g}, and its ridge {advice.meta_ridge:.3g}{unit}. The training rate "
+        f"of least loss lies between {low:.2g} and {high:.2g} (95%). "
+        f"{_meaning_of_rate(advice.train_rate)}",
         " ".join(_against(advice, name) for name in (ZERO, SHARED) if name in advice.loss),
     ]
     rates = advice.grid.rates / advice.unit_size

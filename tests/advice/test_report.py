@@ -46,6 +46,12 @@ def test_a_report_begins_with_the_method_to_use_and_its_gain_in_the_targets_unit
     assert order == sorted(order) and order[0] > start
 
 
+def test_a_rate_of_zero_is_explained(advice):
+    said = words(advice.report())
+    assert advice.train_rate == 0
+    assert "takes training rate 0, since no other is significantly better" in said
+
+
 def test_every_method_has_one_name_and_a_line_in_the_glossary(advice):
     said = words(advice.report())
     assert set(advice.loss) == set(advice.gain) == set(MEANINGS)
