@@ -81,7 +81,7 @@ def _draw_quotient(axis, values) -> None:
     axis.set(yscale="log", xlim=rates[[0, -1]], xlabel=r"training rate $\alpha_t$")
     axis.set_ylabel("in units of those at rate 0")
     plotting.set_finding(
-        axis, f"The error from noise is least at {number(best, '.2f')}, largest at {worst:.2f}"
+        axis, f"The error from noise is least at {number(best, '.2f')},\nlargest at {worst:.2f}"
     )
 
 
@@ -98,7 +98,7 @@ def maml():
         axis.set_position((0, 0, 1, 1))
         axis.set(xlim=(0, 100), ylim=(0, 100))
         axis.set_axis_off()
-        axis.text(2, 95, "Meta-training: m tasks, again and again", va="center", weight="bold")
+        axis.text(2, 95, "Meta-training: mean over m tasks, repeated", va="center", weight="bold")
         _row(
             axis, TOP, r"weights $\omega$", "step of gradient descent\n" + r"at rate $\alpha_t$",
             "mean loss of\nadapted weights", r"$n_t$ support rows of a task",
