@@ -97,6 +97,9 @@ def run(arguments: Sequence[str]) -> int:
     except (ValueError, TypeError, OSError, MissingExtraError) as error:
         # The number of a system error helps nobody.
         text = re.sub(r"^\[Errno \d+\] ", "", str(error))
+        # A note of several lines is that of JAX on its tracebacks.
+        notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
+        text = "; ".join([text.rstrip("."), *notes]) if notes else text
         print(f"negmaml: {printable(text)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

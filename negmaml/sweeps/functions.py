@@ -7,6 +7,7 @@ Any JAX function `function(key, **point) -> dict of arrays` can be swept; it is 
 import inspect
 import json
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from negmaml._core.checks import did_you_mean
+from negmaml._core.checks import did_you_mean, short_repr
 from negmaml._core.deprecation import warn_renamed
 from negmaml._core.fingerprint import Identity, UnidentifiedError, identify
 from negmaml._core.keys import key_of
@@ -250,7 +251,12 @@ def _cell_shapes(
     """Shapes and dtypes of the outputs of one cell of a group of static values."""
 
     def cell(key, numbers, vectorized):
-        found = function(key, **group, **numbers, **vectorized)
+        try:
+            found = function(key, **group, **numbers, **vectorized)
+        except Exception as error:
+            if isinstance(function, Plain):
+                error.add_note(_where(error, function.function, group, [*numbers, *vectorized]))
+            raise
         if not isinstance(found, dict) or not found:
             got = "an array" if hasattr(found, "dtype") else type(found).__name__
             raise TypeError(
@@ -265,6 +271,18 @@ def _cell_shapes(
     # Abstract evaluation: errors of the function are raised before anything compiles.
     shapes = jax.eval_shape(cell, *inputs(grid))
     return {name: shapes[name] for name in sorted(shapes)}
+
+
+def _where(error: Exception, function: Callable, group: Mapping, traced: Sequence[str]) -> str:
+    """The line of the user's file that raised an error, and the point there."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    file = code.co_filename if code else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"line {frame.lineno} of {file}" for frame in frames if frame.filename == file]
+    values = [f"{name}={short_repr(value)}" for name, value in group.items()]
+    hint = f"traced {' and '.join(traced)} (an axis in static has plain values)"
+    parts = [*lines[-1:], *values, *[hint] * bool(traced)]
+    return f"in the function of the sweep, {', '.join(parts)}"
 
 
 def identify_programs(

@@ -136,6 +136,7 @@ def test_best_is_where_the_mean_is_least():
         (["sweep", "spec.toml", "--store", "x", "--worker", "3"], "--worker takes k/n"),
         (["sweep", "spec.toml", "--store", "x", "--worker", "0/3"], "k from 1 to n"),
         (["sweep", "spec.toml", "--store", "x", "--worker", "slurm"], "array job"),
+        (["sweep", "broken.toml", "--store", "x"], "line 2 of "),
         (["status", "none.zarr"], "no store at"),
         (["merge", "none.zarr", "--store", "x"], "no store at"),
         (["merge", "--store", "x"], "merge takes the stores"),
@@ -144,6 +145,9 @@ def test_best_is_where_the_mean_is_least():
 )
 def test_bad_input_is_one_clear_line_and_makes_no_store(arguments, named, folder, capsys):
     (folder / "bad.toml").write_text("seeds = ")
+    (folder / "broken_study.py").write_text("def f(key, a):\n    return {'b': a @ a}\n")
+    spec = 'function = "broken_study:f"\nseeds = 2\n[grid]\na = 2.0\n'
+    (folder / "broken.toml").write_text(spec)
     assert cli.run(arguments) == 2
     error = capsys.readouterr().err
     assert named in error

@@ -26,6 +26,18 @@ def test_a_sweep_belongs_outside_of_transformations():
             transform(lambda x: nm.sweep(function, {"size": 1, "scale": x}, 2))(x)
 
 
+def test_an_error_of_the_function_names_its_line_and_its_point():
+    def broken(key, size, scale):
+        return {"value": scale * jnp.ones(size) @ jnp.ones(3)}
+
+    line = broken.__code__.co_firstlineno + 1
+    for size, point in (2, "size=2, traced scale "), (1.5, "traced scale and size "):
+        with pytest.raises(TypeError) as raised:
+            nm.sweep(broken, {"size": size, "scale": 1.0}, 2)
+        (note,) = (n for n in raised.value.__notes__ if n.startswith("in the function"))
+        assert f"line {line} of {__file__}, {point}" in note
+
+
 def test_right_input_of_many_kinds_is_taken():
     axes = {"a": (0.5, 1), "b": range(3), "c": np.float32(2), "d": [Fraction(1, 4), 2.0],
             "e": jnp.arange(2.0), "f": np.array([1, 2], np.uint8), "g": [True, False]}  # fmt: skip
