@@ -236,13 +236,18 @@ def _more(advice) -> list[str]:
     ]
 
 
+def _standardised(advice) -> bool:
+    return bool(np.any(advice.data.scales[3] != 1))
+
+
 def _theory(advice) -> list[str]:
     """Predicted losses, their difference from the measured ones, and gains at other sizes."""
     theory, best = advice.theory, advice.best
     measured, error = (a[best.rate, best.ridge] for a in (advice.curves.loss, advice.curves.error))
     rates, gap = advice.grid.rates / advice.unit_size, abs(theory.gap)
     lines = [
-        "Theory of meta-learning, from the moments of these groups: loss "
+        "Theory of meta-learning, from the moments of these groups: loss (half the mean squared "
+        f"error{' of the standardised target' * _standardised(advice)}) "
         f"{theory.loss[best.rate]:.4g} at the best rates (measured {measured:.4g} +- "
         f"{error:.2g}), lowest at training rate {rates[np.nanargmin(theory.loss)]:.3g}; "
         f"over all rates its error is {np.nanmedian(gap):.1%} (median) and {np.nanmax(gap):.1%} "
@@ -265,7 +270,7 @@ def _data(advice) -> list[str]:
         f"m = {sizes.m} groups train with n_t = {sizes.n_t} and n_v = {sizes.n_v} rows; held-out "
         f"groups adapt on n_r = {sizes.n_r} rows.",
         "Features and targets were standardised."
-        if np.any(data.scales[3] != 1)
+        if _standardised(advice)
         else "Features and targets were used as they are, not standardised.",
     ]
     return [" ".join(lines), *(note[0].upper() + note[1:] + "." for note in advice.notes)]

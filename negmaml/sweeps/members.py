@@ -238,7 +238,7 @@ def require_exclusive(url: str) -> bool:
         text = f"{record.process}, worker {'/'.join(map(str, record.index))}" if record else ""
         raise StoreError(
             f"store {url!r} is shared by workers ({text or one_line(key)}); wait for them, or "
-            "join them with worker="
+            "join them with worker= (--worker of the command)"
         )
     # All workers are dead: claims and records are litter.
     left = storage.names()
