@@ -5,7 +5,7 @@ with equations, which a generator of this folder turns into markup. MkDocs 1 has
 since 2024, and Material for MkDocs has ended its development of features.
 """
 
-import reference
+import public_names
 from areas import repository, source_url
 
 from negmaml._core.version import __version__
@@ -41,5 +41,5 @@ if repository():
 
 def linkcode_resolve(domain, info):
     """The address of the source of an object of the reference."""
-    found = reference.source_of(f"{info['module']}.{info['fullname']}")
+    found = public_names.source_of(f"{info['module']}.{info['fullname']}")
     return source_url(found[0], found[1:]) if found else None

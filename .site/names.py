@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-import reference
+import public_names
 from areas import AREAS, title_of_page
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -22,7 +22,7 @@ class LinkNames(SphinxPostTransform):
     default_priority = 5  # before Sphinx resolves references
 
     def run(self, **options: Any) -> None:
-        names = reference.aliases() | _local(self.env.docname)
+        names = public_names.aliases() | _local(self.env.docname)
         for literal in list(self.document.findall(nodes.literal)):
             if any(isinstance(above, NO_LINK) for above in _ancestors(literal)):
                 continue
@@ -58,7 +58,7 @@ def _member(text: str, literal: nodes.literal) -> str | None:
         for above in _ancestors(literal)
         if isinstance(above, desc) and above[0]["ids"]
     }
-    classes = (entry for entry in reference.entries() if entry.name in described)
+    classes = (entry for entry in public_names.entries() if entry.name in described)
     return next((f"{entry.name}.{text}" for entry in classes if text in entry.members), None)
 
 
@@ -66,7 +66,7 @@ def _local(docname: str) -> dict[str, str]:
     """Names that a page may use without a prefix: those of its area, in docstrings also `fit`."""
     areas = {area.module for area in AREAS[1:] if docname in (area.page, *area.guide_pages)}
     everywhere = {"negmaml"} if docname.startswith("reference/") else set()
-    return reference.local_aliases(everywhere) | reference.local_aliases(areas)
+    return public_names.local_aliases(everywhere) | public_names.local_aliases(areas)
 
 
 def _name_link(name: str, docname: str) -> nodes.Node:
@@ -81,7 +81,7 @@ def _command_link(name: str, app: Any) -> nodes.Node:
 
 
 def _guide_link(name: str, app: Any) -> nodes.Node:
-    entry = next(entry for entry in reference.entries() if entry.name == name)
+    entry = next(entry for entry in public_names.entries() if entry.name == name)
     page, anchor, title = app.env.guide_sections.get(name, (entry.area.guide, "", ""))
     text = title_of_page(page) + (f", {title}" if title else "")
     link = make_refnode(app.builder, app.env.docname, page, anchor, nodes.Text(text))
@@ -92,8 +92,8 @@ def find_sections(app: Any, env: Any) -> None:
     """Find the first section of its guide that has each public name in its code."""
     env.guide_sections = {}
     for area in AREAS:
-        names = reference.aliases() | reference.local_aliases({area.module})
-        here = {entry.name for entry in reference.entries() if entry.area == area}
+        names = public_names.aliases() | public_names.local_aliases({area.module})
+        here = {entry.name for entry in public_names.entries() if entry.area == area}
         for page in area.guide_pages:
             for code in env.get_doctree(page).findall(_is_code):
                 for word in re.findall(r"[A-Za-z_][\w.]*", code.astext()):
@@ -115,7 +115,7 @@ def _is_code(node: nodes.Node) -> bool:
 
 def resolve_type(app: Any, env: Any, node: pending_xref, content: nodes.Node) -> nodes.Node | None:
     """Resolve names of classes in signatures, which Sphinx knows by their full names only."""
-    home = reference.aliases().get(node.get("reftarget", ""))
+    home = public_names.aliases().get(node.get("reftarget", ""))
     if home is None or node.get("refdomain") != "py":
         return None
     domain = env.domains.python_domain

@@ -12,7 +12,7 @@ from pathlib import Path
 import commands
 import gallery
 import notebooks
-import reference
+import public_names
 import yaml
 from areas import AREAS, PAGES, ROOT, source_url, title_of_page
 
@@ -25,7 +25,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 def stage(folder: Path) -> None:
     """Write all pages and figures into a new folder."""
-    pages = {f"{area.page}.rst": reference.page(area) for area in AREAS}
+    pages = {f"{area.page}.rst": public_names.page(area) for area in AREAS}
     pages["reference/commands.md"] = commands.page()
     pages["reference/index.rst"] = _reference_index()
     pages["gallery.md"] = gallery.page(rewrite)
@@ -164,7 +164,7 @@ def _reference_index() -> str:
     )
     head = f"{title}\n{'=' * len(title)}\n\n{text}"
     contents = f".. toctree::\n   :maxdepth: 1\n   :hidden:\n\n{listed}\n"
-    return f"{head}\n\n{reference.areas_table()}\n\n{contents}"
+    return f"{head}\n\n{public_names.areas_table()}\n\n{contents}"
 
 
 def _all_but_pictures(folder: str, names: list[str]) -> list[str]:

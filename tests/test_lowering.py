@@ -159,10 +159,10 @@ AREAS = {"theory": THEORY, "linear": LINEAR, "kernels": KERNELS, "problem": PROB
 WITHOUT_PRODUCTS = {
     "theory": {"best_allocation", "expected_test_loss", "feature_moments", "shrinkage",
                "stationary_train_rates", "wishart_moment", "wishart_quadrature", "Allocation",
-               "Phase"},
+               "Phase", "RatePair"},
     "linear": {"Data", "Simulation", "MetaSolution", "compile_simulation"},
     "kernels": {"LeftOut"},
-    "problem": {"MixedLinearRegression", "Adapted", "Modes", "normalized_moment", "wishart_moment",
+    "problem": {"MixedLinearRegression", "Modes", "wishart_moment",
                 "wishart_quadrature"},
 }  # fmt: skip
 CASES = [(area, name) for area, table in AREAS.items() for name in table]

@@ -19,7 +19,7 @@ import check  # noqa: E402
 import docstrings  # noqa: E402
 import gallery  # noqa: E402
 import notebooks  # noqa: E402
-import reference  # noqa: E402
+import public_names  # noqa: E402
 import signatures  # noqa: E402
 import stage  # noqa: E402
 
@@ -32,7 +32,7 @@ PACKAGES = sorted(
 
 @pytest.fixture(scope="module")
 def pages():
-    return {area.module: reference.page(area) for area in areas.AREAS}
+    return {area.module: public_names.page(area) for area in areas.AREAS}
 
 
 def test_every_package_is_an_area():
@@ -46,14 +46,14 @@ def test_every_public_name_is_in_the_reference(area, pages):
     for name in module.__all__:
         value = getattr(module, name)
         if not isinstance(value, ModuleType):
-            entry = reference.entry_of()[id(value)]
+            entry = public_names.entry_of()[id(value)]
             assert f":: {entry.short}" in pages[entry.area.module]
-            assert reference.aliases()[f"{area.module}.{name}"] == entry.name
+            assert public_names.aliases()[f"{area.module}.{name}"] == entry.name
             assert f"<{entry.name}>" in pages[area.module]  # the table of the page
 
 
 def test_signatures_name_the_arguments_that_python_knows():
-    for entry in reference.entries():
+    for entry in public_names.entries():
         try:
             known = list(inspect.signature(entry.found).parameters)
         except (TypeError, ValueError):  # neither a class nor a function, or an exception
@@ -66,11 +66,11 @@ def test_signatures_name_the_arguments_that_python_knows():
 def test_signatures_have_types_and_defaults_of_the_source(pages):
     text = "simulate(key: PRNGKeyArray, problem: MixedLinearRegression, train: InnerRule"
     assert text in pages["negmaml.linear"]
-    assert "GradientDescent(rate: Any, steps: int = 1)" in pages["negmaml.rules"]
+    assert "GradientDescent(rate: Rate, steps: int = 1)" in pages["negmaml.rules"]
 
 
 def test_sources_are_found_by_names():
-    path, first, last = reference.source_of("negmaml.fit")
+    path, first, last = public_names.source_of("negmaml.fit")
     lines = (ROOT / path).read_text().splitlines()[first - 1 : last]
     assert path == "negmaml/training/loop.py"
     assert any(line.startswith("def fit(") for line in lines)
