@@ -168,12 +168,12 @@ WITHOUT_PRODUCTS = {
 CASES = [(area, name) for area, table in AREAS.items() for name in table]
 # Traced in less than a second of CPU time; derivatives of the others are traced by the slow tests.
 CHEAP = {name for area in ("linear", "kernels", "problem") for name in AREAS[area]} | {
-    "train_task_error", "best_adapt_rate", "standard_deviation", "general_inputs",
+    "standard_deviation", "general_inputs",
     "test_loss", "best_train_rate, isotropic", "overparameterized", "underparameterized",
     "expansion_parameter",
 }  # fmt: skip
 CHEAP_DERIVATIVES = CHEAP - {
-    "best_adapt_rate", "standard_deviation", "test_loss", "best_train_rate, isotropic",
+    "standard_deviation", "test_loss", "best_train_rate, isotropic",
     "meta_train, iterative",
 }  # fmt: skip
 
@@ -216,9 +216,8 @@ def test_derivatives_suit_every_platform(area, name):
     check(jax.grad(summed(AREAS[area][name])), 0.3)
 
 
-@pytest.mark.parametrize(
-    "name", ["train_task_error", pytest.param("best_rates", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_task_error", "best_rates"])
 def test_derivatives_of_a_program_of_the_users_do_so_too(name):
     assert len(products(check(jax.grad(jax.jit(summed(THEORY[name]))), 0.3))) > 100
 
@@ -307,7 +306,13 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", META)
+SLOW_META = {"maml, preconditioned", "maml, proximal", "maml, Adam"}  # seconds each
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_META else []) for name in META],
+)
 def test_products_of_a_loss_keep_their_precision_and_those_around_it_are_full(name):
     make, rule = META[name]
     full = check(make(loss_with("highest"), rule), WIDE, TASKS)

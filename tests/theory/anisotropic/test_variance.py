@@ -9,6 +9,7 @@ import pytest
 
 import negmaml as nm
 from negmaml.theory import required_runs, standard_deviation
+from tests.helpers import mostly_slow
 from tests.internals import covariances, make_inputs
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -19,7 +20,7 @@ RATES = jnp.array([-0.3, 0.4])
 TRAIN, ADAPT = nm.GradientDescent(RATES), nm.GradientDescent(0.2)
 
 
-@pytest.mark.parametrize("n_v", (4, 20))
+@pytest.mark.parametrize("n_v", mostly_slow((4, 20), 1))
 def test_with_identity_it_is_the_isotropic_one(n_v):
     plain = dataclasses.replace(PROBLEM, n_v=n_v)
     same = dataclasses.replace(plain, input_covariance=np.ones(40))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import negmaml as nm
+from tests.helpers import mostly_slow
 from tests.internals import (
     FOR_BOTH,
     exponent,
@@ -101,7 +102,7 @@ def defined(system):
     return F, weight_error / slope, error / (m * slope)
 
 
-@pytest.mark.parametrize(("sizes", "rate", "ridge"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("sizes", "rate", "ridge"), mostly_slow(CASES.values(), 1, 2))
 def test_the_next_order_is_that_of_its_definition(sizes, rate, ridge):
     problem = nm.MixedLinearRegression(**SIZES, **sizes)
     inputs, (rule,) = isotropic_inputs(problem, (nm.GradientDescent(rate),), ridge, "auto")
